@@ -1,0 +1,1 @@
+"""What a person types: the `coatnet` command, the recipes, the stage chain."""

@@ -1,0 +1,89 @@
+"""Batch normalization whose running statistics move once per optimizer step, by the mean over its micro-batches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over the last dimension of channels-last pictures.
+
+    In training a forward normalizes by the statistics of its own micro-batch and adds them to a record;
+    `recorded_statistics` and `move_running_statistics` turn the records of one step, from all its micro-batches on
+    all ranks, into one movement of the running statistics. That makes them independent of how many micro-batches
+    a rank computes. Statistics are float32 whatever the dtype of the activations.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-3, momentum: float = 0.01) -> None:
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.recorded_mean: Tensor
+        self.recorded_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("recorded_mean", torch.zeros(width), persistent=False)
+        self.register_buffer("recorded_var", torch.zeros(width), persistent=False)
+        self.recording = True
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)
+        weight, bias = self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)
+        if not self.training:
+            y_BCHW = F.batch_norm(x_BCHW, self.running_mean, self.running_var, weight, bias, eps=self.eps)
+            return y_BCHW.permute(0, 2, 3, 1)
+        # With momentum 1 the kernel leaves the batch's own mean and unbiased variance in these two.
+        mean, variance = torch.empty_like(self.running_mean), torch.empty_like(self.running_var)
+        mean.zero_(), variance.zero_()
+        y_BCHW = F.batch_norm(x_BCHW, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        if self.recording:
+            self.recorded_mean += mean
+            self.recorded_var += variance
+        return y_BCHW.permute(0, 2, 3, 1)
+
+
+def batch_norms(model: nn.Module) -> list[BatchNorm]:
+    """The BatchNorm layers of `model`, in module order."""
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
+
+
+@contextmanager
+def recording_paused(model: nn.Module) -> Iterator[None]:
+    """Forwards inside leave no statistics behind, as when activation checkpointing computes a micro-batch again."""
+    norms = batch_norms(model)
+    for norm in norms:
+        norm.recording = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.recording = True
+
+
+def recorded_statistics(model: nn.Module) -> Tensor:
+    """The sums over the micro-batches seen since the last movement: one flat float32 tensor, means then variances."""
+    norms = batch_norms(model)
+    return torch.cat([norm.recorded_mean for norm in norms] + [norm.recorded_var for norm in norms])
+
+
+@torch.no_grad()
+def move_running_statistics(model: nn.Module, statistics: Tensor) -> None:
+    """Move every running mean and variance towards `statistics` by the layer's momentum, and clear the records.
+
+    `statistics` is laid out as `recorded_statistics` returns it, divided by the number of micro-batches.
+    """
+    norms = batch_norms(model)
+    widths = [norm.running_mean.numel() for norm in norms]
+    parts = torch.split(statistics, widths * 2)
+    for norm, mean, variance in zip(norms, parts[: len(norms)], parts[len(norms) :], strict=True):
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance, norm.momentum)
+        norm.recorded_mean.zero_()
+        norm.recorded_var.zero_()

@@ -1,0 +1,42 @@
+"""The learned relative position bias: one scalar per head and displacement, no buckets (paper, section 2.1)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def expand_relative_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The bias of every pair of cells from the table of displacements.
+
+    `table` (heads, 2H-1, 2W-1) holds at [h, H-1+dy, W-1+dx] the bias for a query dy rows below and dx columns right
+    of its key. Returns (heads, H*W, H*W), queries first. The result is block-Toeplitz, so it is a strided view of
+    the table: no index tensor, and its gradient needs no scatter.
+    """
+    height, width = grid
+    windows = table.unfold(1, height, 1).unfold(2, width, 1)
+    return windows.flip(-1, -2).reshape(table.shape[0], height * width, height * width)
+
+
+def resize_relative_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`table` (heads, 2h-1, 2w-1) resized bilinearly (half-pixel centres) to (heads, 2H-1, 2W-1) for `grid` (H, W).
+
+    As the paper does for fine-tuning at a larger size (section 4.1). A constant stays constant and displacement zero
+    stays in the centre. Computed in float32, returned in the table's dtype.
+    """
+    size = (2 * grid[0] - 1, 2 * grid[1] - 1)
+    if tuple(table.shape[1:]) == size:
+        return table
+    resized = F.interpolate(table.float()[None], size=size, mode="bilinear", align_corners=False)
+    return resized[0].to(table.dtype)
+
+
+class RelativeBias(nn.Module):
+    """The table of one attention layer for a grid of (H, W) cells; called, it returns (heads, H*W, H*W)."""
+
+    def __init__(self, heads: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.zeros(heads, 2 * grid[0] - 1, 2 * grid[1] - 1))
+
+    def forward(self) -> Tensor:
+        return expand_relative_bias(self.table, self.grid)

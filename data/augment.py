@@ -1,0 +1,80 @@
+"""Pixels to network input: crops, resize and flip, all uint8 channels-last; normalization happens on the device."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from data.decode import Pixels
+
+# The reader has its own threads: OpenCV's would fight them for the cores.
+cv2.setNumThreads(0)
+
+
+def resize(pixels: Pixels, size: int) -> Pixels:
+    """Square (size, size, 3): area averaging when both sides shrink, bilinear otherwise."""
+    height, width = pixels.shape[:2]
+    if (height, width) == (size, size):
+        return pixels
+    shrinks = height >= size and width >= size
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+
+
+def center_crop(pixels: Pixels, size: int) -> Pixels:
+    """The central square whose side is size / (size + 32) of the shorter side (paper: "center crop")."""
+    height, width = pixels.shape[:2]
+    side = max(1, round(min(height, width) * size / (size + 32)))
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def random_crop(pixels: Pixels, area: tuple[float, float], rng: np.random.Generator) -> Pixels:
+    """A window of `area` (least, greatest) of the picture and an aspect ratio of 3/4 to 4/3 (Szegedy et al., 2014).
+
+    Ten tries to fit one in; then the largest centred window of a permitted ratio.
+    """
+    height, width = pixels.shape[:2]
+    for _ in range(10):
+        target = height * width * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return pixels[top : top + h, left : left + w]
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    top, left = (height - h) // 2, (width - w) // 2
+    return pixels[top : top + h, left : left + w]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTransform:
+    """One training view of a picture; draws from the sample's own generator only.
+
+    `crop` "random" cuts a window of `crop_area` of the picture, "whole" resizes all of it.
+    """
+
+    size: int
+    crop: Literal["random", "whole"] = "random"
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    flip: bool = True
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """(H, W, 3) -> (size, size, 3), both uint8."""
+        if self.crop == "random":
+            pixels = random_crop(pixels, self.crop_area, rng)
+        pixels = resize(pixels, self.size)
+        return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTransform:
+    """The evaluation view: `crop` "center" (side S / (S + 32)) or "whole"."""
+
+    size: int
+    crop: Literal["center", "whole"] = "center"
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """(H, W, 3) -> (size, size, 3), both uint8."""
+        return resize(center_crop(pixels, self.size) if self.crop == "center" else pixels, self.size)

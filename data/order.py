@@ -1,0 +1,139 @@
+"""Which samples form which batch: a pure function of the index, the seed and the step. No input or output.
+
+Epoch e orders the shards by a permutation drawn from (seed, e); concatenated in that order they give N slots. The
+slots are cut into C lanes: lane c owns slots floor(c N / C) .. floor((c+1) N / C) of every epoch and is an endless
+stream, its epoch 0 slots, then its epoch 1 slots, and so on, shuffled inside windows by (seed, e, c, window). Step t
+takes B / C samples from every lane, in lane order. So there is no end of an epoch anywhere, the order does not know
+how many ranks, workers or micro-batches there are, and the state of a reader is the step.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import DataError
+
+Int64 = NDArray[np.int64]
+
+_SHARDS, _WINDOW = 1, 2  # keep the draws for shards and for windows apart
+
+
+class Samples(NamedTuple):
+    """Aligned arrays (n,) of int64."""
+
+    epoch: Int64
+    """Which time the sample is seen, from 0."""
+    shard: Int64
+    """Position of its shard in the index."""
+    place: Int64
+    """Its position in the shard."""
+    id: Int64
+    """Its id in the index: the samples of all earlier shards of the index, plus `place`."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleOrder:
+    """The order of one training run.
+
+    Args:
+        shard_samples: (S,) int64, samples of each shard in index order.
+        seed: of all permutations.
+        batch: B, samples of one step over all ranks.
+        lanes: C; divides B and is at most the number of samples.
+        window: samples shuffled among each other; bounds memory and open shards.
+
+    Raises:
+        DataError: lanes that do not divide the batch or outnumber the samples, or a window below 1.
+    """
+
+    shard_samples: Int64
+    seed: int
+    batch: int
+    lanes: int
+    window: int
+    _starts: Int64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = int(self.shard_samples.sum())
+        if self.lanes < 1 or self.batch % self.lanes:
+            near = [n for n in range(1, self.batch + 1) if self.batch % n == 0 and n <= max(1, self.lanes)][-1]
+            raise DataError(f"{self.lanes} lanes do not divide the global batch of {self.batch}; {near} would")
+        if self.lanes > total:
+            raise DataError(f"{self.lanes} lanes for {total} samples: a lane needs at least one; use fewer lanes")
+        if self.window < 1:
+            raise DataError(f"a shuffle window of {self.window} samples: it must be at least 1")
+        starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]]).astype(np.int64)
+        object.__setattr__(self, "_starts", starts)
+        # Caches per order, so that they go with it.
+        object.__setattr__(self, "_epoch_shards", lru_cache(4)(self._epoch_shards))
+        object.__setattr__(self, "_window_order", lru_cache(4 * self.lanes)(self._window_order))
+
+    @property
+    def samples(self) -> int:
+        return int(self.shard_samples.sum())
+
+    def at(self, step: int, start: int, stop: int) -> Samples:
+        """The samples at positions `start` .. `stop` of the global batch of `step`."""
+        per_lane = self.batch // self.lanes
+        positions = np.arange(start, stop, dtype=np.int64)
+        lane = positions // per_lane
+        position = step * per_lane + positions % per_lane  # in the lane's endless stream
+        epoch = np.empty_like(position)
+        slot = np.empty_like(position)
+        for c in np.unique(lane):
+            mine = lane == c
+            first, last = self._lane_slots(int(c))
+            epoch[mine], offset = np.divmod(position[mine], last - first)
+            slot[mine] = first + self._shuffled(int(c), epoch[mine], offset, last - first)
+        return self._locate(epoch, slot)
+
+    def _lane_slots(self, lane: int) -> tuple[int, int]:
+        return lane * self.samples // self.lanes, (lane + 1) * self.samples // self.lanes
+
+    def _shuffled(self, lane: int, epoch: Int64, offset: Int64, length: int) -> Int64:
+        """Offsets (n,) in the lane-epoch after the shuffle inside each window."""
+        shuffled = np.empty_like(offset)
+        windows = offset // self.window
+        for e, w in {(int(e), int(w)) for e, w in zip(epoch, windows, strict=True)}:
+            inside = (epoch == e) & (windows == w)
+            begin = w * self.window
+            order = self._window_order(e, lane, w, min(self.window, length - begin))
+            shuffled[inside] = begin + order[offset[inside] - begin]
+        return shuffled
+
+    def _window_order(self, epoch: int, lane: int, window: int, size: int) -> Int64:
+        return np.random.default_rng([self.seed, _WINDOW, epoch, lane, window]).permutation(size)
+
+    def _epoch_shards(self, epoch: int) -> tuple[Int64, Int64]:
+        """The shards of an epoch in reading order (S,), and the slot at which each of them ends (S,)."""
+        shards = np.random.default_rng([self.seed, _SHARDS, epoch]).permutation(len(self.shard_samples))
+        return shards, np.cumsum(self.shard_samples[shards])
+
+    def _locate(self, epoch: Int64, slot: Int64) -> Samples:
+        shard = np.empty_like(slot)
+        place = np.empty_like(slot)
+        for e in np.unique(epoch):
+            mine = epoch == e
+            shards, ends = self._epoch_shards(int(e))
+            turn = np.searchsorted(ends, slot[mine], side="right")
+            shard[mine] = shards[turn]
+            place[mine] = slot[mine] - (ends[turn] - self.shard_samples[shards[turn]])
+        return Samples(epoch, shard, place, self._starts[shard] + place)
+
+
+def evaluation_positions(
+    samples: int, rank: int, world_size: int, micro_batch: int
+) -> tuple[Int64, NDArray[np.float32]]:
+    """Sample ids and weights of one rank's share of an evaluation over `samples` samples.
+
+    Both (micro-batches, micro_batch). Every sample has weight 1 on exactly one rank; weight-0 repeats of sample 0 fill
+    up, so that all ranks run the same number of forwards.
+    """
+    per_pass = world_size * micro_batch
+    passes = -(-samples // per_pass)
+    ids = np.arange(passes * per_pass, dtype=np.int64).reshape(passes, world_size, micro_batch)[:, rank]
+    weights = (ids < samples).astype(np.float32)
+    return np.where(ids < samples, ids, 0), weights

@@ -1,0 +1,106 @@
+"""Reading an index and a shard: what is refused, and how it is said."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data.errors import DataError
+from data.index import read_index
+from data.shard import OpenShards, Shard, split_key
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards / "train", tmp_path / "train"))
+
+
+def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
+    index = read_index(copied)
+    opened = OpenShards(index, capacity=1)
+    for number, entry in enumerate(index.shards):
+        with tarfile.open(copied / entry.name) as archive:
+            members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+        for place, key in enumerate(opened[number].keys):
+            sample = opened[number].read(place)
+            assert (sample.image, sample.label) == (members[f"{key}.jpg"], int(members[f"{key}.cls"]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "index.json").unlink(), "no index.json there; build the shards with"),
+        (lambda folder: (folder / "index.json").write_text("{"), "not an index of shards"),
+        (lambda folder: (folder / "train-000001.tar").unlink(), "shard train-000001.tar is missing"),
+        (lambda folder: (folder / "train-000002.tar").write_bytes(b"x"), "train-000002.tar has 1 bytes and"),
+    ],
+)
+def test_a_damaged_folder_is_refused(copied: Path, spoil: object, message: str) -> None:
+    spoil(copied)  # type: ignore[operator]
+    with pytest.raises(DataError, match=message):
+        read_index(copied)
+
+
+def test_an_index_of_another_format_is_refused(copied: Path) -> None:
+    content = json.loads((copied / "index.json").read_text())
+    (copied / "index.json").write_text(json.dumps(content | {"version": 99}))
+    with pytest.raises(DataError, match="version 99, this program reads"):
+        read_index(copied)
+
+
+def test_a_remote_folder_is_refused_in_words() -> None:
+    with pytest.raises(DataError, match="s3://bucket/shards: shards are read from a local folder"):
+        read_index("s3://bucket/shards")
+
+
+def shard_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("members", "samples", "message"),
+    [
+        ({"a.jpg": b"x", "a.cls": b"0"}, 2, "1 samples, 2 in the index"),
+        ({"a.jpg": b"x", "b.jpg": b"x", "b.cls": b"0"}, 2, r"1 of 2 samples have no image or no \.cls \(first: a\)"),
+        ({"a.jpg": b"x", "a.cls": b"cat"}, 1, "sample a has the label b'cat', not a number"),
+    ],
+)
+def test_a_shard_that_does_not_fit_its_index_is_refused(
+    tmp_path: Path, members: dict[str, bytes], samples: int, message: str
+) -> None:
+    path = shard_of(tmp_path / "s.tar", members)
+    with pytest.raises(DataError, match=message):
+        Shard(path, ("jpg",), "cls", samples).read(0)
+
+
+def test_other_members_of_a_tar_are_ignored(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "s.tar", {"a.json": b"{}", "README": b"", "a.jpg": b"x", "a.cls": b"3"})
+    sample = Shard(path, ("jpg",), "cls", 1).read(0)
+    assert (sample.key, sample.image, sample.label) == ("a", b"x", 3)
+
+
+def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "s.tar", {"a.jpg": b"x" * 5000, "a.cls": b"0"})
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"s\.tar"):
+        Shard(path, ("jpg",), "cls", 1)
+
+
+@pytest.mark.parametrize(
+    ("member", "split"),
+    [
+        ("n01/x_1.JPEG", ("n01/x_1", "jpeg")),
+        ("a.b/c.seg.png", ("a.b/c", "seg.png")),
+        ("noextension", None),
+    ],
+)
+def test_keys_are_cut_as_webdataset_cuts_them(member: str, split: tuple[str, str] | None) -> None:
+    assert split_key(member) == split

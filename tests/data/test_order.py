@@ -1,0 +1,102 @@
+"""The sample order: exactly once, independent of the cluster, a function of the step."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import DataError
+from data.order import SampleOrder, evaluation_positions
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> SampleOrder:
+    """Orders of small, awkward datasets: one-sample shards, fewer samples than the batch, lanes that do not divide."""
+    shards = draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    lanes = draw(st.integers(1, min(8, sum(shards))))
+    return SampleOrder(
+        shard_samples=np.array(shards, np.int64),
+        seed=draw(st.integers(0, 5)),
+        batch=lanes * draw(st.integers(1, 4)),
+        lanes=lanes,
+        window=draw(st.sampled_from([1, 2, 3, 8192])),
+    )
+
+
+def lane_stream(order: SampleOrder, lane: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and ids of the first `count` samples or more of one lane."""
+    per_lane = order.batch // order.lanes
+    parts = [order.at(t, lane * per_lane, (lane + 1) * per_lane) for t in range(-(-count // per_lane))]
+    return np.concatenate([p.epoch for p in parts]), np.concatenate([p.id for p in parts])
+
+
+@settings(max_examples=150, deadline=None)
+@given(orders())
+def test_each_lane_epoch_has_each_of_its_samples_once_and_all_lanes_together_all(order: SampleOrder) -> None:
+    for epoch in (0, 1, 2):
+        seen: list[int] = []
+        for lane in range(order.lanes):
+            length = (lane + 1) * order.samples // order.lanes - lane * order.samples // order.lanes
+            epochs, ids = lane_stream(order, lane, 3 * length)
+            mine = ids[epochs == epoch]
+            assert len(mine) == length
+            assert np.array_equal(np.flatnonzero(epochs == epoch), np.arange(epoch * length, (epoch + 1) * length))
+            seen += mine.tolist()
+        assert sorted(seen) == list(range(order.samples))
+
+
+@settings(max_examples=150, deadline=None)
+@given(orders(), st.integers(0, 40), st.data())
+def test_any_cut_of_the_batch_gives_the_same_samples(order: SampleOrder, step: int, data: st.DataObject) -> None:
+    whole = order.at(step, 0, order.batch)
+    cuts = sorted(data.draw(st.sets(st.integers(0, order.batch), max_size=5)) | {0, order.batch})
+    parts = [order.at(step, a, b) for a, b in itertools.pairwise(cuts)]
+    for field in range(4):
+        assert np.array_equal(np.concatenate([part[field] for part in parts]), whole[field])
+
+
+def test_place_in_the_shard_agrees_with_the_id() -> None:
+    sizes = np.array([3, 1, 5, 2], np.int64)
+    order = SampleOrder(shard_samples=sizes, seed=0, batch=4, lanes=2, window=4)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    for step in range(20):
+        samples = order.at(step, 0, 4)
+        assert np.array_equal(starts[samples.shard] + samples.place, samples.id)
+        assert (samples.place < sizes[samples.shard]).all()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def ids(seed: int, step: int) -> list[int]:
+        order = SampleOrder(shard_samples=np.full(20, 10), seed=seed, batch=200, lanes=4, window=50)
+        return order.at(step, 0, 200).id.tolist()
+
+    assert ids(0, 0) == ids(0, 0)
+    assert ids(0, 0) != ids(0, 1)
+    assert ids(0, 0) != ids(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lanes": 3}, "3 lanes do not divide the global batch of 8; 2 would"),
+        ({"lanes": 8, "shard_samples": np.array([5])}, "8 lanes for 5 samples"),
+        ({"window": 0}, "shuffle window of 0"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    arguments = {"shard_samples": np.array([10, 10]), "seed": 0, "batch": 8, "lanes": 4, "window": 16} | change
+    with pytest.raises(DataError, match=message):
+        SampleOrder(**arguments)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 70), st.integers(1, 9), st.integers(1, 8))
+def test_evaluation_sees_every_sample_once_and_all_ranks_work_equally(
+    samples: int, world_size: int, micro_batch: int
+) -> None:
+    shares = [evaluation_positions(samples, rank, world_size, micro_batch) for rank in range(world_size)]
+    assert len({ids.shape for ids, _ in shares}) == 1
+    counted = np.concatenate([ids[weights == 1] for ids, weights in shares])
+    assert sorted(counted.tolist()) == list(range(samples))

@@ -1,0 +1,179 @@
+"""The streams: pixels follow from seed, epoch and sample alone; damage is replaced by rule; evaluation is exact."""
+
+import io
+import itertools
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.augment import EvaluationTransform, TrainTransform, center_crop, random_crop
+from data.build import build_shards
+from data.decode import DecodeError, decode
+from data.errors import DataError
+from data.index import ShardEntry, ShardIndex, read_index
+from data.order import SampleOrder
+from data.stream import MicroBatch, evaluation_stream, training_stream
+
+
+def stream(
+    folder: Path, *, rank: int = 0, world_size: int = 1, micro_batch: int = 3, first_step: int = 0, workers: int = 2
+) -> Iterator[MicroBatch]:
+    index = read_index(folder)
+    sizes = np.array([shard.samples for shard in index.shards], np.int64)
+    order = SampleOrder(shard_samples=sizes, seed=5, batch=12, lanes=4, window=10)
+    return training_stream(
+        index, order, TrainTransform(16), micro_batch=micro_batch, rank=rank, world_size=world_size,
+        first_step=first_step, workers=workers,
+    )  # fmt: skip
+
+
+def pixels_of(batches: list[MicroBatch]) -> np.ndarray:
+    return np.concatenate([batch.images for batch in batches])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("micro_batch", [1, 3, 6])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_has_the_same_pixels_on_any_cluster_shape_and_after_any_restart(
+    shards: Path, workers: int, micro_batch: int, world_size: int
+) -> None:
+    reference = pixels_of(list(itertools.islice(stream(shards / "train"), 24)))  # 6 steps of 12
+    per_rank = 12 // world_size // micro_batch
+    shares = []
+    for rank in range(world_size):
+        batches = stream(
+            shards / "train", rank=rank, world_size=world_size, micro_batch=micro_batch, first_step=4, workers=workers
+        )
+        shares.append(list(itertools.islice(batches, 2 * per_rank)))
+    for step in range(2):
+        parts = [share[step * per_rank : (step + 1) * per_rank] for share in shares]
+        together = pixels_of([batch for part in parts for batch in part])
+        assert np.array_equal(together, reference[(4 + step) * 12 : (5 + step) * 12])
+
+
+def test_labels_belong_to_their_pictures(shards: Path) -> None:
+    # The three kinds of picture differ in brightness and in contrast, whatever the crop.
+    for batch in itertools.islice(stream(shards / "train"), 8):
+        for picture, label in zip(batch.images, batch.labels, strict=True):
+            assert label == (0 if picture.min() > 120 else 2 if picture.max() > 130 else 1)
+
+
+def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
+    """A copy of the training shards with the image of sample `broken` of the second shard cut short."""
+    index = read_index(shards / "train")
+    destination.mkdir()
+    entries = []
+    for number, entry in enumerate(index.shards):
+        source, target = shards / "train" / entry.name, destination / entry.name
+        with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+            images = 0
+            for member in old:
+                data = old.extractfile(member).read()  # type: ignore[union-attr]
+                if member.name.endswith(".jpg"):
+                    data = data[:200] if (number, images) == (1, broken) else data
+                    images += 1
+                member.size = len(data)
+                new.addfile(member, io.BytesIO(data))
+        entries.append(ShardEntry(entry.name, entry.samples, target.stat().st_size, "0" * 64))
+    ShardIndex(destination, index.classes, index.image_fields, index.label_field, tuple(entries)).write()
+    return destination
+
+
+def test_a_sample_that_does_not_decode_is_replaced_by_its_neighbour_and_named(shards: Path, tmp_path: Path) -> None:
+    folder = with_broken_member(shards, tmp_path / "train", broken=6)
+    whole = list(itertools.islice(stream(shards / "train"), 16))
+    damaged = list(itertools.islice(stream(folder), 16))
+    skipped = [sample for batch in damaged for sample in batch.skipped]
+    assert {sample.shard for sample in skipped} == {"train-000001.tar"}
+    assert len({sample.key for sample in skipped}) == 1
+    changed = sum(
+        not np.array_equal(a, b)
+        for x, y in zip(whole, damaged, strict=True)
+        for a, b in zip(x.images, y.images, strict=True)
+    )
+    assert changed == len(skipped) > 0
+    assert np.array_equal(pixels_of(damaged), pixels_of(list(itertools.islice(stream(folder, workers=1), 16))))
+
+
+def test_a_shard_without_any_good_sample_stops_the_stream(tmp_path: Path) -> None:
+    (tmp_path / "source" / "only").mkdir(parents=True)
+    for number in range(12):
+        Image.new("RGB", (8, 8)).save(tmp_path / "source" / "only" / f"{number}.jpg")
+    build_shards(tmp_path / "source", tmp_path / "shards")
+    path = tmp_path / "shards" / read_index(tmp_path / "shards").shards[0].name
+    path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
+    with pytest.raises(DataError, match="12 samples in a row do not decode"):
+        next(stream(tmp_path / "shards"))
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 4), (2, 4), (3, 2)])
+def test_evaluation_reads_every_sample_once(shards: Path, world_size: int, micro_batch: int) -> None:
+    index = read_index(shards / "validation")
+    counted = []
+    for rank in range(world_size):
+        batches = evaluation_stream(
+            index,
+            EvaluationTransform(16, "whole"),
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+            workers=2,
+        )
+        counted += [
+            label for batch in batches for label, weight in zip(batch.labels, batch.weights, strict=True) if weight
+        ]
+    assert sorted(counted) == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_evaluation_gives_a_broken_sample_no_weight_and_names_it(shards: Path, tmp_path: Path) -> None:
+    index = read_index(with_broken_member(shards, tmp_path / "train", broken=2))
+    batches = list(evaluation_stream(index, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1))
+    assert sum(batch.weights.sum() for batch in batches) == index.samples - 1
+    assert len([sample for batch in batches for sample in batch.skipped]) == 1
+
+
+def test_random_crops_stay_inside_and_cover_the_range() -> None:
+    rng = np.random.default_rng(0)
+    picture = np.zeros((40, 60, 3), np.uint8)
+    shares = [
+        crop.shape[0] * crop.shape[1] / 2400 for crop in (random_crop(picture, (0.2, 0.6), rng) for _ in range(300))
+    ]
+    assert 0.15 < min(shares) < 0.25
+    assert 0.55 < max(shares) < 0.65
+
+
+def test_a_picture_too_narrow_for_a_crop_gives_its_largest_centred_window() -> None:
+    crop = random_crop(np.zeros((10, 400, 3), np.uint8), (0.9, 1.0), np.random.default_rng(0))
+    assert crop.shape == (10, 13, 3)
+
+
+def test_centre_crop_is_s_over_s_plus_32() -> None:
+    picture = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
+    crop = center_crop(picture, 224)
+    assert np.array_equal(crop, picture[16:240, 38:262])
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")]
+)
+def test_every_common_kind_of_image_becomes_rgb(mode: str, kind: str) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (5, 4)).save(file, kind)
+    pixels = decode(file.getvalue())
+    assert (pixels.shape, pixels.dtype) == ((4, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"text", b"\xff\xd8\xff\xe0 but no more"])
+def test_bytes_that_are_no_image_are_refused(encoded: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode(encoded)
+
+
+def test_a_jpeg_cut_short_is_refused_and_not_filled_up(pictures: Path) -> None:
+    encoded = (pictures / "dark" / "0000.jpg").read_bytes()
+    with pytest.raises(DecodeError):
+        decode(encoded[: len(encoded) // 2])

@@ -1,0 +1,79 @@
+"""The processes of a run: who I am, which device is mine, and the few collectives that the pipeline uses."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """True on the one rank that speaks and publishes."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Returns when all ranks have come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def from_leader(self, number: int) -> int:
+        """The leader's `number`, on every rank."""
+        if self.world_size == 1:
+            return number
+        value = torch.tensor([number], dtype=torch.int64, device=self.device)
+        dist.broadcast(value, 0)
+        return int(value.item())
+
+
+def join_ranks(threads: int) -> Ranks:
+    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
+
+    `threads` are this rank's compute threads if there is no GPU.
+
+    Raises:
+        ConfigError: one of these variables is not set.
+    """
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"the environment has no {', '.join(missing)}, which a rank needs; "
+            "start ranks with coatnet train or torchrun"
+        )
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        # DeepSpeed would guess the accelerator and warn about it.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(threads)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    return Ranks(rank, world_size, device)
+
+
+def leave_ranks() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

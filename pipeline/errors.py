@@ -1,0 +1,15 @@
+"""How a run ends, as exceptions and as exit codes (sysexits.h)."""
+
+EXIT_DONE = 0
+EXIT_FAILED = 70
+"""EX_SOFTWARE: the run failed and would fail again; do not requeue."""
+EXIT_CONFIG = 78
+"""EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
+
+
+class ConfigError(ValueError):
+    """The recipe or what it points to is wrong; the message names the thing, what is wrong and the mend."""
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on and would fail the same way again."""

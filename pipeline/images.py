@@ -1,0 +1,28 @@
+"""Micro-batches on the device, and pictures for people."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Mean and standard deviation of ImageNet's training pixels, on the scale 0 .. 255.
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+
+
+def normalized(images: NDArray[np.uint8], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(B, H, W, 3) uint8 on the host -> the same shape in `dtype` on the device, normalized channel by channel."""
+    on_device = torch.from_numpy(images).to(device, non_blocking=True)
+    mean, std = torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
+    return ((on_device.float() - mean) / std).to(dtype)
+
+
+def grid(images: NDArray[np.uint8], columns: int = 8, rows: int = 4) -> NDArray[np.uint8]:
+    """Up to rows x columns pictures of (B, H, W, 3) uint8 side by side, two pixels apart, on white."""
+    _, height, width, _ = images.shape
+    rows = min(rows, -(-len(images) // columns))
+    canvas = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, 3), 255, np.uint8)
+    for number, image in enumerate(images[: rows * columns]):
+        top, left = 2 + number // columns * (height + 2), 2 + number % columns * (width + 2)
+        canvas[top : top + height, left : left + width] = image
+    return canvas

@@ -1,0 +1,111 @@
+"""What follows from a stage, its data and the number of ranks, worked out and checked before anything runs."""
+
+import difflib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import DataError
+from data.index import ShardIndex, read_index
+from data.order import SampleOrder
+from models.variants import VARIANTS
+from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe, Stage, TrainStage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage ready to run."""
+
+    name: str
+    seed: int
+    stage: Stage
+    validation: ShardIndex
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.validation.classes
+
+
+@dataclass(frozen=True)
+class TrainPlan(Plan):
+    """A training stage ready to run."""
+
+    stage: TrainStage
+    train: ShardIndex
+    order: SampleOrder
+    steps: int
+    """Optimizer steps of the whole stage."""
+    warmup_steps: int
+
+
+def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan:
+    """The plan of stage `name` on `world_size` ranks, by default those of the recipe.
+
+    Raises:
+        ConfigError: an unknown stage or model, a picture size that the model cannot take, ranks that do not divide
+            the micro-batches, lanes that do not fit, or an earlier stage with another model.
+        DataError: shards that are absent or not whole.
+    """
+    if name not in recipe.stages:
+        raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
+    stage = recipe.stages[name]
+    where = f"stage {name}: "
+    _check_model(recipe, stage, where)
+    world_size = world_size or stage.resources.ranks
+    validation = read_index(stage.data.validation)
+    if not isinstance(stage, TrainStage):
+        return Plan(name, recipe.seed, stage, validation)
+    if stage.batch.micro_batches % world_size:
+        raise ConfigError(
+            f"{where}{world_size} ranks do not divide the {stage.batch.micro_batches} micro-batches of a step "
+            f"(global_size {stage.batch.global_size} / micro_size {stage.batch.micro_size}); "
+            "change resources.ranks or batch"
+        )
+    assert stage.data.train is not None
+    train = read_index(stage.data.train)
+    if train.classes != validation.classes:
+        raise ConfigError(
+            f"{where}the classes of {train.folder} and {validation.folder} differ "
+            f"({len(train.classes)} and {len(validation.classes)}); build both from one source"
+        )
+    try:
+        order = SampleOrder(
+            shard_samples=np.array([shard.samples for shard in train.shards], np.int64),
+            seed=recipe.seed,
+            batch=stage.batch.global_size,
+            lanes=stage.data.lanes,
+            window=stage.data.shuffle_window,
+        )
+    except DataError as error:
+        raise ConfigError(f"{where}data.lanes: {error}") from None
+    steps_per_epoch = train.samples / stage.batch.global_size
+    steps = stage.steps or max(1, math.ceil(stage.epochs * steps_per_epoch)) if stage.epochs else stage.steps
+    assert steps is not None
+    optimizer = stage.optimizer
+    warmup_steps = optimizer.warmup_steps or round((optimizer.warmup_epochs or 0.0) * steps_per_epoch)
+    if warmup_steps >= steps:
+        raise ConfigError(
+            f"{where}optimizer: the warm-up of {warmup_steps} steps fills the stage's {steps}; shorten it"
+        )
+    return TrainPlan(name, recipe.seed, stage, validation, train, order, steps, warmup_steps)
+
+
+def _check_model(recipe: Recipe, stage: Stage, where: str) -> None:
+    name = stage.model.name
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, 1)
+        mend = f"did you mean {near[0]}?" if near else f"known: {', '.join(VARIANTS)}"
+        raise ConfigError(f"{where}model.name: unknown model {name}; {mend}")
+    stride = VARIANTS[name].stride
+    if stage.resolution % stride:
+        lower = max(stride, stage.resolution // stride * stride)
+        raise ConfigError(
+            f"{where}resolution: {stage.resolution} is no multiple of {stride}, as {name} needs; {lower} is"
+        )
+    if stage.start_from is not None and recipe.stages[stage.start_from].model.name != name:
+        other = recipe.stages[stage.start_from].model.name
+        raise ConfigError(
+            f"{where}model.name: {name} cannot start from stage {stage.start_from}, which trains {other}; use one model"
+        )

@@ -1,0 +1,232 @@
+"""What a recipe says: a chain of stages and every setting of each. The file format is in `recipe_file.py`.
+
+The published recipes are in Table 10 of the CoAtNet paper; defaults here are its common choices.
+"""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Area = Annotated[tuple[Annotated[float, Strict()], Annotated[float, Strict()]], Strict(False)]
+Betas = Area
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys and mistyped values are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Section):
+    """Where samples come from and how they are ordered and cut."""
+
+    train: str | None = None
+    """Folder of training shards. Relative paths start at the recipe's folder."""
+    validation: str
+    """Folder of evaluation shards."""
+    lanes: PositiveInt = 64
+    """Streams that a global batch is drawn from; divides the global batch."""
+    shuffle_window: PositiveInt = 8192
+    """Samples shuffled among each other inside a lane."""
+    crop: Literal["random", "whole"] = "random"
+    """Training view: a random window, or the whole picture resized."""
+    crop_area: Area = (0.05, 1.0)
+    """Least and greatest share of the picture that a random window covers."""
+    flip: bool = True
+    """Mirror half of the training pictures."""
+    evaluation_crop: Literal["center", "whole"] = "center"
+    """Evaluation view: the central S / (S + 32), or the whole picture resized."""
+    skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """The run stops when more than this share of the samples read since its start do not decode."""
+    workers: PositiveInt = 4
+    """Reader threads of each rank."""
+
+    @model_validator(mode="after")
+    def _area_is_a_range(self) -> Self:
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ValueError("crop_area: must be two shares of the picture, 0 < least <= greatest <= 1")
+        return self
+
+
+class Model(Section):
+    """Which network."""
+
+    name: str
+    """A variant such as `coatnet_5`."""
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the last block; rises linearly from 0 over the blocks."""
+
+
+class Batch(Section):
+    """How many samples a step takes."""
+
+    global_size: PositiveInt
+    """Samples of one optimizer step over all ranks."""
+    micro_size: PositiveInt
+    """Samples of one forward; BatchNorm's unit, so part of the run's identity. Divides `global_size`."""
+
+    @model_validator(mode="after")
+    def _micro_divides_global(self) -> Self:
+        if self.global_size % self.micro_size:
+            raise ValueError(
+                f"micro_size {self.micro_size} does not divide global_size {self.global_size}; "
+                f"{_nearest_divisor(self.global_size, self.micro_size)} would"
+            )
+        return self
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one step over all ranks."""
+        return self.global_size // self.micro_size
+
+
+class Optimizer(Section):
+    """AdamW and its learning rate over the stage."""
+
+    peak_learning_rate: Annotated[float, Field(gt=0)]
+    minimum_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Where cosine and linear decay end."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear rise from zero; or say `warmup_epochs`."""
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled; biases, norms and relative tables are left alone."""
+    betas: Betas = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Greatest global norm of the gradient; 0 for none."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError("warmup_steps and warmup_epochs are both given; keep one")
+        if self.minimum_learning_rate > self.peak_learning_rate:
+            raise ValueError("minimum_learning_rate is above peak_learning_rate")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas: both must be at least 0 and less than 1")
+        return self
+
+
+class Loss(Section):
+    """What is minimized."""
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Checkpoint(Section):
+    """When state is saved, and how much of it is kept."""
+
+    every_steps: PositiveInt = 1000
+    """Steps between saves; the last step is always saved."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+
+
+class Evaluation(Section):
+    """When a training stage evaluates; it always does at its end."""
+
+    every_steps: PositiveInt | None = None
+
+
+class Log(Section):
+    """What a person watching sees."""
+
+    every_steps: PositiveInt = 10
+    """Steps between log lines and TensorBoard points."""
+
+
+class Resources(Section):
+    """The machines of a stage. Not part of the run's identity: any of it may change between restarts."""
+
+    ranks: PositiveInt = 1
+    """Processes, one for each GPU."""
+    threads_per_rank: PositiveInt = 1
+    """Compute threads of a rank without a GPU."""
+
+
+class Stage(Section):
+    """What training and evaluation stages have in common."""
+
+    start_from: str | None = None
+    """The earlier stage whose final weights this one starts from."""
+    resolution: PositiveInt
+    """Side of the square pictures, in pixels."""
+    data: Data
+    model: Model
+    batch: Batch
+    loss: Loss = Loss()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    log: Log = Log()
+    resources: Resources = Resources()
+
+
+class TrainStage(Stage):
+    """Train, then evaluate."""
+
+    task: Literal["train"] = "train"
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Length of the stage; or say `steps`."""
+    steps: PositiveInt | None = None
+    optimizer: Optimizer
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """What DeepSpeed ZeRO shards: 1 optimizer state, 2 gradients too, 3 parameters too."""
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give the length of the stage either as epochs or as steps")
+        if self.data.train is None:
+            raise ValueError("data.train is missing: the folder of the training shards")
+        if self.zero_stage == 0 and self.precision == "bf16":
+            # DeepSpeed takes a dummy optimizer step at start there (FP16_UnfusedOptimizer).
+            raise ValueError("zero_stage 0 with bf16 trains wrongly in DeepSpeed; use zero_stage 1, also on one rank")
+        return self
+
+
+class EvaluateStage(Stage):
+    """Evaluate the final weights of an earlier stage."""
+
+    task: Literal["evaluate"]
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if self.start_from is None:
+            raise ValueError("start_from is missing: the stage whose weights are evaluated")
+        return self
+
+
+AnyStage = Annotated[TrainStage | EvaluateStage, Field(discriminator="task")]
+
+
+class Recipe(Section):
+    """A chain of stages, run in the order written."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.\-]+$")]
+    """Names the folder below `runs`: letters, digits, dot, dash and underscore."""
+    runs: str = "runs"
+    """Folder of all run folders. A relative path starts at the recipe's folder."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    stages: Annotated[dict[Annotated[str, Field(pattern=r"^[\w.\-]+$")], AnyStage], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _starts_are_earlier_stages(self) -> Self:
+        seen: list[str] = []
+        for name, stage in self.stages.items():
+            if stage.start_from is not None and stage.start_from not in seen:
+                earlier = ", ".join(seen) or "there is none"
+                raise ValueError(f"stages.{name}.start_from: {stage.start_from} is no earlier stage ({earlier})")
+            if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
+                raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
+            seen.append(name)
+        return self
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return min(divisors + [number // n for n in divisors], key=lambda n: abs(n - wanted))

@@ -1,0 +1,160 @@
+"""The folder of one stage of one run: everything that is known of it lies here, and restarts go by it.
+
+runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  diary.jsonl  logs/  result.json
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from pipeline.errors import ConfigError
+from pipeline.plan import Plan, TrainPlan
+from pipeline.recipe import Recipe
+
+# Settings that may change between restarts: they decide where and how fast the run is computed, and not what.
+FREE_SETTINGS = (
+    "data.train", "data.validation", "data.workers", "data.skipped_share",
+    "zero_stage", "checkpoint", "evaluation", "log", "resources",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The run folder at `path`."""
+
+    path: Path
+
+    @property
+    def _recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log_file(self, rank: int) -> Path:
+        """The log of one rank."""
+        return self.logs / f"rank-{rank:05d}.log"
+
+    def check(self, plan: Plan) -> None:
+        """Hold the stage's settings against those of its first start, if there was one.
+
+        Raises:
+            ConfigError: the folder belongs to a run with other settings or other data; names what differs.
+        """
+        if not self._recipe.exists():
+            return
+        before, now = _flat(yaml.safe_load(self._recipe.read_text())), _flat(_settings(plan))
+        changes = [
+            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not _is_free(key)
+        ]
+        if changes:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings: {'; '.join(changes)}. Restore them, give the "
+                "recipe another name, or remove the folder to begin anew"
+            )
+
+    def create(self) -> None:
+        """Make the folder and those in it.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            for folder in (self.checkpoints, self.tensorboard, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run folder {self.path}: {error.strerror}; set runs to a folder you can write") from None
+
+    def freeze(self, plan: Plan) -> None:
+        """Check the stage's settings, and write them down at its first start."""
+        self.check(plan)
+        if not self._recipe.exists():
+            unfinished = self._recipe.with_name(".recipe.yaml.writing")
+            unfinished.write_text(yaml.safe_dump(_settings(plan), sort_keys=False))
+            unfinished.replace(self._recipe)
+
+    def lock(self) -> FileLock:
+        """Hold the folder for this process.
+
+        Raises:
+            ConfigError: another process runs this stage.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=10)
+        except Timeout:
+            raise ConfigError(f"{self.path}: another process is running this stage; wait for it or stop it") from None
+        return lock
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Add a line to the diary."""
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        with open(self.path / "diary.jsonl", "a") as diary:
+            diary.write(json.dumps(entry) + "\n")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Publish `result.json`: the stage is done."""
+        unfinished = self.path / ".result.json.writing"
+        unfinished.write_text(json.dumps(result, indent=1) + "\n")
+        unfinished.replace(self.path / "result.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` published, or None while the stage is not done."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        except FileNotFoundError:
+            return None
+        return content
+
+
+def run_folder(recipe: Recipe, stage: str) -> RunFolder:
+    """The folder of a stage."""
+    return RunFolder(Path(recipe.runs) / recipe.name / stage)
+
+
+def final_checkpoint(recipe: Recipe, stage: str) -> Path:
+    """The checkpoint that a finished training stage ended with.
+
+    Raises:
+        ConfigError: the stage is not done.
+    """
+    folder = run_folder(recipe, stage)
+    result = folder.result()
+    if result is None:
+        raise ConfigError(f"stage {stage} is not done ({folder.path} has no result.json); run it first")
+    return folder.path.parent / str(result["checkpoint"])
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    digests = {"validation": plan.validation.digest}
+    if isinstance(plan, TrainPlan):
+        digests = {"train": plan.train.digest, **digests}
+    stage = plan.stage.model_dump(mode="json")
+    return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_SETTINGS)

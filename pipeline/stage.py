@@ -1,0 +1,72 @@
+"""One stage on one rank, from the recipe to the result: what every process of a run calls."""
+
+import os
+import time
+from pathlib import Path
+
+from pipeline.checkpoint import open_checkpoint
+from pipeline.distributed import Ranks, join_ranks, leave_ranks
+from pipeline.engine import model_dtype
+from pipeline.evaluate import evaluate
+from pipeline.monitor import Monitor, log_to_file
+from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder, final_checkpoint, run_folder
+from pipeline.train import train
+from pipeline.weights import build_model, load_weights, to_precision
+
+
+def run_stage(recipe: Recipe, name: str) -> None:
+    """Run stage `name` as one rank of the process group that the environment describes; see `join_ranks`.
+
+    Raises:
+        ConfigError, DataError: the recipe, the run folder or the data are wrong.
+        RunFailed: the run cannot go on.
+    """
+    folder = run_folder(recipe, name)
+    plan = plan_stage(recipe, name, int(os.environ["WORLD_SIZE"]))
+    start = plan.stage.start_from
+    start_from = final_checkpoint(recipe, start) if start else None
+    folder.create()
+    log_to_file(folder, int(os.environ["RANK"]))
+    ranks = join_ranks(plan.stage.resources.threads_per_rank)
+    lock = folder.lock() if ranks.leads else None
+    if ranks.leads:
+        folder.freeze(plan)
+    ranks.barrier()
+    if isinstance(plan, TrainPlan):
+        train(plan, folder, start_from, ranks)
+    else:
+        assert start_from is not None
+        _evaluate_stage(plan, folder, start_from, ranks)
+    ranks.barrier()
+    if lock:
+        lock.release()
+    leave_ranks()
+
+
+def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks) -> None:
+    """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
+    dtype = model_dtype(plan.stage.precision)
+    checkpoint = open_checkpoint(start_from)
+    model = build_model(plan)
+    load_weights(model, checkpoint)
+    to_precision(model, dtype)
+    model.to(ranks.device).eval()
+    monitor = Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, leads=ranks.leads)
+    monitor.begin(None, [], ranks.world_size)
+    began = time.monotonic()
+    accuracy = evaluate(model, plan.validation, plan.stage, ranks, dtype)
+    seconds = time.monotonic() - began
+    monitor.evaluation(checkpoint.step, accuracy)
+    monitor.close()
+    if ranks.leads:
+        folder.finish(
+            {
+                "stage": plan.name,
+                "steps": checkpoint.step,
+                "images_per_second": round(accuracy.samples / seconds, 1),
+                "checkpoint": f"{plan.stage.start_from}/checkpoints/{checkpoint.path.name}",
+                "validation": accuracy.as_dict(),
+            }
+        )

@@ -1,0 +1,150 @@
+"""One training stage on one rank, read top to bottom: build, resume, loop, publish."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.stream import MicroBatch
+from models.norm import move_running_statistics, recorded_statistics
+from pipeline.checkpoint import keep_last, newest_whole, open_checkpoint, step_name
+from pipeline.distributed import Ranks
+from pipeline.engine import build_engine, model_dtype, optimizer_step, set_learning_rate
+from pipeline.errors import RunFailed
+from pipeline.evaluate import Accuracy, evaluate
+from pipeline.images import grid, normalized
+from pipeline.loss import classification_loss
+from pipeline.monitor import Monitor
+from pipeline.plan import TrainPlan
+from pipeline.reader import read_micro_batches
+from pipeline.run_folder import RunFolder
+from pipeline.schedule import learning_rate
+from pipeline.state import TrainingState
+from pipeline.weights import build_model, fitted_weights
+
+_STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
+
+
+def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ranks) -> None:
+    """Train the stage from where `folder` has it to its end, evaluate, and publish the result.
+
+    A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
+
+    Raises:
+        ConfigError: a checkpoint of another model.
+        DataError: shards that cannot be read, or too many samples that do not decode.
+        RunFailed: a loss that is not finite.
+    """
+    stage = plan.stage
+    dtype = model_dtype(stage.precision)
+
+    # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
+    checkpoint, damaged = newest_whole(folder.checkpoints, ranks)
+    model = build_model(plan)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    weights = fitted_weights(model, open_checkpoint(start_from)) if start_from and not checkpoint else None
+    engine = build_engine(model, stage, ranks)
+    state = TrainingState(engine, shapes, ranks)
+    if checkpoint is not None:
+        state.load(checkpoint)
+    elif weights is not None:
+        state.set_weights(weights)
+    first_step = checkpoint.step if checkpoint else 0
+
+    monitor = Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, leads=ranks.leads)
+    monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)
+    reader = read_micro_batches(plan, folder, ranks, first_step)
+    facts = {"stage": plan.name, "precision": stage.precision, "index_digest": plan.train.digest}
+    began = time.monotonic()
+    for step in range(first_step, plan.steps):
+        rate = learning_rate(
+            step,
+            steps=plan.steps,
+            warmup_steps=plan.warmup_steps,
+            peak=stage.optimizer.peak_learning_rate,
+            minimum=stage.optimizer.minimum_learning_rate,
+            schedule=stage.optimizer.schedule,
+        )
+        set_learning_rate(engine, rate)
+        loss, norm = _step(engine, plan, reader, step, ranks, monitor, dtype)
+        done = step + 1
+        if done % stage.log.every_steps == 0 or done in (1, plan.steps):
+            monitor.step(done, {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm})
+        if done % stage.checkpoint.every_steps == 0 or done == plan.steps:
+            with monitor.aside():
+                name = state.save(folder, {**facts, "step": done, "samples": done * stage.batch.global_size})
+                if ranks.leads:
+                    keep_last(folder.checkpoints, stage.checkpoint.keep_last)
+                monitor.saved(done, name)
+        if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and done < plan.steps:
+            with monitor.aside():
+                monitor.evaluation(done, _evaluate(engine, plan, ranks, dtype))
+    seconds = time.monotonic() - began
+    reader.close()
+
+    accuracy = _evaluate(engine, plan, ranks, dtype)
+    monitor.evaluation(plan.steps, accuracy)
+    monitor.close()
+    if ranks.leads:
+        images = (plan.steps - first_step) * stage.batch.global_size
+        folder.finish(
+            {
+                "stage": plan.name,
+                "steps": plan.steps,
+                "samples": plan.steps * stage.batch.global_size,
+                "images_per_second": round(images / seconds, 1) if images else None,
+                "checkpoint": f"{plan.name}/checkpoints/{step_name(plan.steps)}",
+                "validation": accuracy.as_dict(),
+            }
+        )
+
+
+def _step(
+    engine: Any,
+    plan: TrainPlan,
+    reader: Iterator[MicroBatch],
+    step: int,
+    ranks: Ranks,
+    monitor: Monitor,
+    dtype: torch.dtype,
+) -> tuple[float, float]:
+    """One optimizer step: its loss, the mean over the global batch, and its gradient norm before clipping."""
+    stage = plan.stage
+    rounds = stage.batch.micro_batches // ranks.world_size
+    loss_sum = torch.zeros(1, device=ranks.device)
+    for number in range(ranks.rank * rounds, (ranks.rank + 1) * rounds):
+        batch = next(reader)
+        if step == 0 and number == 0:
+            monitor.pictures(grid(batch.images))
+        # What is dropped follows from the micro-batch's place in the run, not from where it is computed.
+        seed = np.random.SeedSequence([plan.seed, _STOCHASTIC_DEPTH, step, number]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]))
+        logits = engine(normalized(batch.images, ranks.device, dtype))
+        labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
+        loss = classification_loss(
+            logits, labels, kind=stage.loss.kind, label_smoothing=stage.loss.label_smoothing
+        ).mean()
+        engine.backward(loss)
+        loss_sum += loss.detach()
+        if number + 1 < (ranks.rank + 1) * rounds:
+            engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
+
+    means = ranks.sum(torch.cat([loss_sum, recorded_statistics(engine.module)])) / stage.batch.micro_batches
+    loss_mean = float(means[0])
+    if not np.isfinite(loss_mean):
+        raise RunFailed(
+            f"the loss of step {step + 1} is {loss_mean}; the last checkpoint is from before it. "
+            "Lower optimizer.peak_learning_rate or lengthen the warm-up"
+        )
+    move_running_statistics(engine.module, means[1:])
+    return loss_mean, optimizer_step(engine)
+
+
+def _evaluate(engine: Any, plan: TrainPlan, ranks: Ranks, dtype: torch.dtype) -> Accuracy:
+    engine.eval()
+    accuracy = evaluate(engine, plan.validation, plan.stage, ranks, dtype)
+    engine.train()
+    return accuracy

@@ -1,0 +1,54 @@
+"""One rank of the ZeRO tests: `python zero_worker.py RECIPE FOLDER CASE...`, a case being STAGE-PRECISION[-from-CASE].
+
+For each case, six steps into FOLDER/CASE-whole, and again into FOLDER/CASE from the checkpoint of step 3 of that run or
+of the case named. FOLDER/CASE-again has that checkpoint loaded and saved again without a step between.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from pipeline.checkpoint import open_checkpoint
+from pipeline.distributed import Ranks, join_ranks
+from pipeline.engine import build_engine
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe_file import load_recipe
+from pipeline.run_folder import RunFolder
+from pipeline.state import TrainingState
+from pipeline.train import train
+from pipeline.weights import build_model
+
+
+def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
+    stage, precision = case.split("-")[:2]
+    changes = [f"zero_stage={stage}", f"precision={precision}", "pretrain.steps=6", "pretrain.checkpoint.every_steps=3"]
+    planned = plan_stage(load_recipe(Path(recipe), changes), "pretrain", ranks.world_size)
+    assert isinstance(planned, TrainPlan)
+    return planned
+
+
+def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -> None:
+    model = build_model(planned)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    state = TrainingState(build_engine(model, planned.stage, ranks), shapes, ranks)
+    state.load(open_checkpoint(checkpoint))
+    state.save(RunFolder(path), {"step": 3})
+
+
+def main(recipe: str, folder: Path, cases: list[str]) -> None:
+    ranks = join_ranks(1)
+    for case in cases:
+        before = folder / f"{case.partition('-from-')[2] or case}-whole"
+        if not before.exists():
+            train(plan(recipe, case, ranks), RunFolder(before), None, ranks)
+        if ranks.leads:
+            (folder / case / "checkpoints").mkdir(parents=True)
+            shutil.copytree(before / "checkpoints/step-00000003", folder / case / "checkpoints/step-00000003")
+        ranks.barrier()
+        planned = plan(recipe, case, ranks)
+        save_again(planned, before / "checkpoints/step-00000003", folder / f"{case}-again", ranks)
+        train(planned, RunFolder(folder / case), None, ranks)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

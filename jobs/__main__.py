@@ -1,0 +1,5 @@
+"""`python -m jobs` is `coatnet`."""
+
+from jobs.cli import main
+
+main()

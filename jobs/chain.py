@@ -1,0 +1,68 @@
+"""All stages of a recipe on this machine, in order, continuing where an earlier call stopped."""
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.launch import launch_ranks
+from pipeline.plan import plan_stage
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import load_recipe
+from pipeline.run_folder import final_checkpoint, run_folder
+
+
+def run_chain(path: Path, overrides: list[str], console: Console) -> None:
+    """Run every stage of the recipe at `path` that is not done, and print what came of each.
+
+    Raises:
+        ConfigError, DataError: found before the first stage starts.
+        StageFailed: a stage ended otherwise than well.
+    """
+    recipe = load_recipe(path, overrides)
+    for name in recipe.stages:
+        run_folder(recipe, name).check(plan_stage(recipe, name))
+    for name in recipe.stages:
+        run_one(recipe, name, path, overrides, console)
+    console.print(result_table(recipe))
+
+
+def run_one(recipe: Recipe, name: str, path: Path, overrides: list[str], console: Console) -> None:
+    """Run stage `name` of the recipe at `path` as its own set of rank processes, unless it is done.
+
+    Raises:
+        ConfigError, DataError: the stage cannot start.
+        StageFailed: it ended otherwise than well.
+    """
+    plan, folder = plan_stage(recipe, name), run_folder(recipe, name)
+    folder.check(plan)
+    if folder.result() is not None:
+        console.print(f"[bold]{name}[/]  done before")
+        return
+    if plan.stage.start_from:
+        final_checkpoint(recipe, plan.stage.start_from)
+    folder.create()
+    launch_ranks(["train", str(path), name, *overrides], plan.stage, folder)
+
+
+def result_table(recipe: Recipe) -> Table:
+    """Stage, steps, images/s, top-1 and checkpoint of the stages that are done."""
+    runs = os.path.relpath(Path(recipe.runs) / recipe.name)
+    table = Table(title=f"{recipe.name}, in {runs}", title_justify="left", title_style="bold")
+    table.add_column("stage")
+    for heading in ("steps", "images/s", "top-1"):
+        table.add_column(heading, justify="right")
+    table.add_column("checkpoint", overflow="fold")
+    for name in recipe.stages:
+        result = run_folder(recipe, name).result()
+        if result is not None:
+            speed = result["images_per_second"]
+            table.add_row(
+                name,
+                f"{result['steps']:,}",
+                f"{speed:,.0f}" if speed else "-",
+                f"{result['validation']['top1']:.2%}",
+                result["checkpoint"],
+            )
+    return table

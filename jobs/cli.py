@@ -1,0 +1,69 @@
+"""The `coatnet` command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.launch import die_with_launcher, is_rank
+from jobs.outcome import reported
+from jobs.shards import shards
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pretrain and fine-tune CoAtNet.",
+)
+app.add_typer(shards, name="shards")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe.")
+]
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run all stages of a recipe on this machine; called again, continue where it stopped."""
+    from jobs.chain import run_chain
+
+    with reported():
+        run_chain(recipe, overrides or [], Console(highlight=False))
+
+
+@app.command()
+def train(recipe: RecipePath, stage: str, overrides: Overrides = None) -> None:
+    """Run one stage: as its ranks on this machine, or as one rank where RANK and WORLD_SIZE are set."""
+    with reported():
+        if is_rank():
+            die_with_launcher()
+            from pipeline.recipe_file import load_recipe
+            from pipeline.stage import run_stage
+
+            run_stage(load_recipe(recipe, overrides), stage)
+        else:
+            from jobs.chain import result_table, run_one
+            from pipeline.recipe_file import load_recipe
+
+            loaded, console = load_recipe(recipe, overrides), Console(highlight=False)
+            run_one(loaded, stage, recipe, overrides or [], console)
+            console.print(result_table(loaded))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder for images, shards and runs.")] = Path("demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Pretrain, fine-tune and evaluate a small CoAtNet on 10,000 real product photos; minutes on two CPU cores."""
+    from jobs.demo import run_demo
+
+    with reported():
+        run_demo(folder, overrides or [], Console(highlight=False))
+
+
+def main() -> None:
+    """Entry point of the `coatnet` command."""
+    app()

@@ -1,0 +1,70 @@
+"""How a process ends: an exit code and one message, for a person or for the process that started this one."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from data.errors import DataError
+from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, RunFailed
+
+OUTCOME_FILE = "COATNET_OUTCOME_FILE"
+"""Environment variable with the file into which a rank writes its outcome; without it, it prints to stderr."""
+
+EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An exit code and what to tell a person."""
+
+    code: int
+    message: str
+
+
+class StageFailed(Exception):
+    """A stage that ended with `outcome`."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what goes wrong inside into one message and an exit code; tracebacks go to the log."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        _end(Outcome(EXIT_CONFIG, str(error)))
+    except RunFailed as error:
+        _end(Outcome(EXIT_FAILED, str(error)))
+    except StageFailed as failed:
+        _end(failed.outcome)
+    except KeyboardInterrupt:
+        _end(Outcome(EXIT_INTERRUPTED, "stopped; the same command continues from the last checkpoint"))
+    except Exception as error:
+        if OUTCOME_FILE not in os.environ:
+            raise
+        logging.getLogger(__name__).exception("unexpected")
+        first_line = str(error).strip().partition("\n")[0]
+        _end(Outcome(1, f"{type(error).__name__}: {first_line}"))
+
+
+def _end(outcome: Outcome) -> None:
+    if OUTCOME_FILE in os.environ:
+        logging.getLogger(__name__).error("exit %d: %s", outcome.code, outcome.message)
+        Path(os.environ[OUTCOME_FILE]).write_text(json.dumps(asdict(outcome)))
+        # Not sys.exit: a rank must not wait for peers and threads on its way out.
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(outcome.code)
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), outcome.message), soft_wrap=True)
+    sys.exit(outcome.code)

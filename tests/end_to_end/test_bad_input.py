@@ -1,0 +1,162 @@
+"""What a user gets wrong: one message that names it and the mend, exit 78, no traceback, nothing overwritten."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.command import coatnet, start, wait_until
+from tests.conftest import write_pictures
+from tests.recipes import write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, with its contents."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_refused(folder: Path, message: str, *arguments: str | Path) -> None:
+    before = tree(folder)
+    done = coatnet(*arguments, folder=folder)
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.strip().count("\n") == 0, done.stderr
+    assert tree(folder) == before
+
+
+def test_shards_from_a_source_that_is_not_there(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "error: absent: no such file or folder", "shards", "build", "absent", "out")
+
+
+def test_shards_from_a_source_with_a_broken_image(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "source", per_class=2)
+    (source / "dark" / "0001.jpg").write_text("no image")
+    message = "1 of 6 images cannot be decoded: dark/0001.jpg (not an image). Replace or remove"
+    assert_refused(tmp_path, message, "shards", "build", "source", "out")
+    done = coatnet("shards", "build", "source", "out", "--skip-broken", folder=tmp_path)
+    assert done.returncode == 0
+    assert "left out dark/0001.jpg: not an image" in done.stdout
+
+
+def test_a_recipe_with_an_unknown_key(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    recipe.write_text(recipe.read_text().replace("steps: 6", "stpes: 6"))
+    line = recipe.read_text()[: recipe.read_text().index("stpes")].count("\n") + 1
+    message = f"recipe.yaml:{line}: unknown key stages.finetune.stpes; did you mean steps?"
+    assert_refused(tmp_path, message, "run", "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("resources.ranks=3", "stage pretrain: 3 ranks do not divide the 4 micro-batches of a step"),
+        ("data.lanes=5", "stage pretrain: data.lanes: 5 lanes do not divide the global batch of 12; 4 would"),
+        ("data.train=nowhere", "nowhere: no index.json there; build the shards with"),
+        ("model.name=coatnet_8", "stage pretrain: model.name: unknown model coatnet_8; did you mean coatnet_"),
+        ("finetune.resolution=50", "stage finetune: resolution: 50 is no multiple of 16"),
+        ("finetune.model.name=coatnet_nano", "cannot start from stage pretrain, which trains coatnet_debug"),
+        ("pretrain.optimizer.warmup_steps=40", "the warm-up of 40 steps fills the stage's 40"),
+        ("runs=/proc/nowhere", "run folder /proc/nowhere/test/pretrain: "),
+    ],
+)
+def test_settings_that_cannot_be(shards: Path, tmp_path: Path, override: str, message: str) -> None:
+    write_recipe(tmp_path, shards)
+    assert_refused(tmp_path, message, "run", "recipe.yaml", override)
+
+
+def test_a_stage_whose_start_is_not_done(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    assert_refused(tmp_path, "stage pretrain is not done", "train", "recipe.yaml", "finetune")
+
+
+def test_a_run_folder_of_another_recipe_and_of_other_data(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_refused(
+        tmp_path, "holds a run with other settings: steps was 5 and is 6. Restore them",
+        "train", "recipe.yaml", "pretrain", "pretrain.steps=6",
+    )  # fmt: skip
+    shutil.copytree(shards, tmp_path / "other")
+    index = json.loads((tmp_path / "other/train/index.json").read_text())
+    index["shards"][0]["sha256"] = "0" * 64
+    (tmp_path / "other/train/index.json").write_text(json.dumps(index))
+    assert_refused(
+        tmp_path, "index_digests.train was",
+        "train", "recipe.yaml", "pretrain", "pretrain.steps=5", "data.train=other/train",
+    )  # fmt: skip
+
+
+def test_a_checkpoint_of_another_model(shards: Path, tmp_path: Path) -> None:
+    """Found by the ranks, long after the recipe was checked: still one message and nothing overwritten."""
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "runs/test/pretrain/checkpoints/step-00000005"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["parameters"]["stem.conv1.weight"] = [9, 3, 3, 3]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    before = tree(checkpoint)
+
+    (tmp_path / "runs/test/pretrain/result.json").unlink()
+    resumed = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
+    assert resumed.returncode == 78
+    assert "a checkpoint of another model: stem.conv1.weight is (9, 3, 3, 3) there" in resumed.stderr
+    assert "Traceback" not in resumed.stderr
+    assert tree(checkpoint) == before
+
+
+def test_buffers_of_another_model(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    buffers = tmp_path / "runs/test/pretrain/checkpoints/step-00000005/buffers.safetensors"
+    save_file(
+        load_file(buffers) | {"stem.norm.running_mean": load_file(buffers)["stem.norm.running_mean"][:3]}, buffers
+    )
+    refused = coatnet("train", "recipe.yaml", "finetune", "pretrain.steps=5", folder=tmp_path)
+    assert refused.returncode == 78
+    assert "the buffers are another model's; start from a stage that trained the same model" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_two_processes_on_one_stage(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    first = start("train", tmp_path / "recipe.yaml", "pretrain", "pretrain.steps=3000")
+    log = tmp_path / "runs/test/pretrain/logs/rank-00000.log"
+    wait_until(lambda: log.exists() and "step 1/3000" in log.read_text(), first)
+    second = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=3000", folder=tmp_path)
+    assert second.returncode == 78
+    assert "another process is running this stage" in second.stderr
+    assert first.poll() is None
+    first.terminate()
+    first.wait(60)
+
+
+def test_too_many_samples_that_do_not_decode(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "damaged")
+    for shard in sorted((tmp_path / "damaged/train").glob("*.tar"))[:3]:
+        data = shard.read_bytes()
+        # Every other picture loses its first bytes.
+        parts = data.split(b"\xff\xd8\xff")
+        shard.write_bytes(
+            b"".join(part + (b"\xff\xd8\xff", b"\0\0\0")[i % 2] for i, part in enumerate(parts[:-1])) + parts[-1]
+        )
+    write_recipe(tmp_path, tmp_path / "damaged")
+    done = coatnet("train", "recipe.yaml", "pretrain", folder=tmp_path)
+    assert done.returncode == 78
+    assert "samples do not decode (last: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_70(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", "optimizer.peak_learning_rate=1e30", folder=tmp_path)
+    assert done.returncode == 70
+    assert "the loss of step" in done.stderr
+    assert "Traceback" not in done.stderr

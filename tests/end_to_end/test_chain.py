@@ -1,0 +1,178 @@
+"""The whole chain of a recipe as a user runs it: pretrain, fine-tune at a larger size, evaluate, look."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.augment import EvaluationTransform
+from data.decode import decode
+from data.index import read_index
+from data.shard import OpenShards
+from pipeline.checkpoint import open_checkpoint
+from pipeline.images import normalized
+from pipeline.plan import plan_stage
+from pipeline.recipe_file import load_recipe
+from pipeline.weights import build_model, load_weights
+from tests.command import ENVIRONMENT, coatnet, wait_until
+from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def chain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The recipe of a finished chain, and what the command printed."""
+    recipe = write_recipe(tmp_path_factory.mktemp("chain"), shards)
+    done = coatnet("run", recipe)
+    assert done.returncode == 0, done.stderr
+    return recipe, done.stdout
+
+
+def stage_folder(recipe: Path, stage: str) -> Path:
+    return recipe.parent / "runs" / "test" / stage
+
+
+def test_the_output_shows_progress_and_ends_with_the_table(chain: tuple[Path, str]) -> None:
+    lines = chain[1].splitlines()
+    assert any("pretrain  step 40/40  loss " in line and " images/s  ETA 0:00:00" in line for line in lines)
+    assert any("evaluate  " in line and "top-1" in line and "on 15 images" in line for line in lines)
+    table = "\n".join(lines[-8:])
+    for stage, steps in (("pretrain", "40"), ("finetune", "6"), ("evaluate", "6")):
+        row = next(line for line in table.splitlines() if stage in line and "│" in line)
+        assert f" {steps} │" in row
+    assert "pretrain/checkpoints/step-00000040" in table
+
+
+def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> None:
+    folder = stage_folder(chain[0], "pretrain")
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+        "recipe.yaml", "checkpoints", "tensorboard", "diary.jsonl", "logs", "result.json",
+    }  # fmt: skip
+    assert "step 40/40  loss" in (folder / "logs" / "rank-00000.log").read_text()
+    assert (folder / "logs" / "rank-00001.log").exists()
+    frozen = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert (frozen["resolution"], frozen["optimizer"]["peak_learning_rate"]) == (32, 3e-3)
+    events = [entry["event"] for entry in diary(folder)]
+    assert events[0] == "start"
+    assert events.count("save") == 8
+    assert events[-1] == "evaluation"
+    # Two are kept by default.
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-00000035", "step-00000040"]
+
+
+def test_tensorboard_serves_the_curves_and_the_pictures(chain: tuple[Path, str]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", str(chain[0].parent / "runs"), "--host", "127.0.0.1",
+         "--port", str(port), "--load_fast=false"],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+    def fetch(path: str) -> dict[str, dict[str, object]]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/{path}", timeout=5) as answer:
+                return json.load(answer)  # type: ignore[no-any-return]
+        except OSError:
+            return {}
+
+    try:
+        wait_until(lambda: len(fetch("scalars/tags")) == 3, server)
+        curves, pictures = fetch("scalars/tags"), fetch("images/tags")
+    finally:
+        server.terminate()
+        server.wait(30)
+    train = {f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "images_per_second")}
+    validation = {f"validation/{name}" for name in ("top1", "top5", "loss")}
+    assert set(curves["test/pretrain/tensorboard"]) == set(curves["test/finetune/tensorboard"]) == train | validation
+    assert set(curves["test/evaluate/tensorboard"]) == validation
+    assert list(pictures["test/pretrain/tensorboard"]) == ["train/images"]
+
+
+def test_the_pictures_are_one_grid_of_the_first_micro_batch(chain: tuple[Path, str]) -> None:
+    events = EventAccumulator(str(stage_folder(chain[0], "finetune") / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("train/images")
+    pixels = decode(image.encoded_image_string)
+    assert pixels.shape == (48 + 4, 8 * 50 + 2, 3)
+    assert (pixels[0] == 255).all()
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights_with_resized_tables(
+    chain: tuple[Path, str], shards: Path, tmp_path: Path
+) -> None:
+    """With a learning rate of next to nothing, fine-tuning must leave the pretrained weights where they were."""
+    recipe = chain[0]
+    copy = tmp_path / "chain"
+    shutil.copytree(recipe.parent, copy)
+    shutil.rmtree(copy / "runs/test/finetune")
+    done = coatnet("train", copy / "recipe.yaml", "finetune", "optimizer.peak_learning_rate=1e-12", "finetune.steps=1")
+    # The settings of `pretrain` are not those of its run any more, but this stage is not it.
+    assert done.returncode == 0, done.stderr
+    before = open_checkpoint(stage_folder(recipe, "pretrain") / "checkpoints/step-00000040").parameters()
+    after = open_checkpoint(copy / "runs/test/finetune/checkpoints/step-00000001").parameters()
+    for name, tensor in after.items():
+        if name.endswith("relative_bias.table"):
+            assert (before[name].shape, tensor.shape) == ((2, 3, 3), (2, 5, 5))
+            torch.testing.assert_close(tensor[:, 2, 2], before[name][:, 1, 1])
+        else:
+            torch.testing.assert_close(tensor, before[name])
+
+
+def test_the_accuracy_is_that_of_the_final_weights(chain: tuple[Path, str]) -> None:
+    """The evaluation stage against a plain loop over the images, one by one, without ranks or DeepSpeed."""
+    recipe = load_recipe(chain[0])
+    plan = plan_stage(recipe, "evaluate")
+    model = build_model(plan)
+    load_weights(model, open_checkpoint(stage_folder(chain[0], "finetune") / "checkpoints/step-00000006"))
+    model.eval()
+    index = read_index(plan.stage.data.validation)
+    shards, transform, right = OpenShards(index), EvaluationTransform(48, "whole"), 0
+    for number, entry in enumerate(index.shards):
+        for place in range(entry.samples):
+            sample = shards[number].read(place)
+            pixels = transform(decode(sample.image))[None]
+            with torch.no_grad():
+                right += model(normalized(pixels, torch.device("cpu"), torch.float32)).argmax().item() == sample.label
+    result = json.loads((stage_folder(chain[0], "evaluate") / "result.json").read_text())
+    assert result["validation"]["top1"] == right / 15
+    assert result["validation"]["samples"] == 15
+    fine_tuned = json.loads((stage_folder(chain[0], "finetune") / "result.json").read_text())
+    assert result["validation"] == fine_tuned["validation"]
+    assert fine_tuned["samples"] == 6 * 12
+    assert fine_tuned["validation"]["top1"] > 0.6  # three classes that pixels tell apart
+
+
+def test_a_finished_chain_is_recognised_and_left_alone(chain: tuple[Path, str]) -> None:
+    recipe = chain[0]
+    final = stage_folder(recipe, "finetune") / "checkpoints/step-00000006"
+    before = checkpoint_bytes(final)
+    again = coatnet("run", recipe)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 3
+    assert "finetune/checkpoints/step-00000006" in again.stdout
+    assert checkpoint_bytes(final) == before
+
+
+def test_logging_and_ranks_may_change_between_starts_but_not_the_learning_rate(chain: tuple[Path, str]) -> None:
+    recipe = chain[0]
+    free = coatnet("run", recipe, "log.every_steps=7", "resources.ranks=1", "checkpoint.every_steps=3")
+    assert free.returncode == 0, free.stderr
+    refused = coatnet("run", recipe, "pretrain.optimizer.peak_learning_rate=4e-3")
+    assert refused.returncode == 78
+    assert "optimizer.peak_learning_rate was 0.003 and is 0.004" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_curves_of_a_finished_chain_have_every_step(chain: tuple[Path, str]) -> None:
+    assert list(scalars(stage_folder(chain[0], "pretrain"), "train/loss")) == list(range(1, 41))

@@ -1,0 +1,85 @@
+"""A run of two ranks that is killed continues bit for bit with the same command."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.command import coatnet, kill, start, wait_until
+from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
+
+pytestmark = pytest.mark.slow
+FINAL = "step-00000040"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a pretraining that nobody disturbed."""
+    recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
+    done = coatnet("train", recipe, "pretrain")
+    assert done.returncode == 0, done.stderr
+    return recipe.parent / "runs" / "test" / "pretrain"
+
+
+@pytest.mark.parametrize(
+    ("who", "moments"),
+    [("everyone", ["step 1/40", "step 12/40", "step 38/40"]), ("launcher", ["save"]), ("rank 1", ["step 17/40"])],
+    ids=["everyone", "launcher-during-a-save", "one-rank"],
+)
+def test_the_same_command_continues_to_the_same_losses_and_weights(
+    who: str, moments: list[str], undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = tmp_path / "runs" / "test" / "pretrain"
+    log = run / "logs" / "rank-00000.log"
+
+    def reached(moment: str, seen: int) -> bool:
+        if moment == "save":
+            return any((run / "checkpoints").glob(".step-0000002*.writing"))
+        return log.exists() and moment in log.read_text()[seen:]
+
+    for moment in moments:
+        seen = len(log.read_text()) if log.exists() else 0
+        process = start("train", recipe, "pretrain")
+        wait_until(lambda moment=moment, seen=seen: reached(moment, seen), process)
+        kill(process, who)
+        assert not (run / "result.json").exists()
+    done = coatnet("train", recipe, "pretrain")
+    assert done.returncode == 0, done.stderr
+
+    resumes = [entry for entry in diary(run) if entry["event"] == "resume"]
+    assert resumes
+    assert resumes[-1]["step"] > 0
+    for tag in ("train/loss", "train/gradient_norm", "train/learning_rate", "validation/top1"):
+        assert scalars(run, tag) == scalars(undisturbed, tag)
+    assert checkpoint_bytes(run / "checkpoints" / FINAL) == checkpoint_bytes(undisturbed / "checkpoints" / FINAL)
+
+
+def test_a_killed_rank_is_named_and_the_others_end(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    log = tmp_path / "runs" / "test" / "pretrain" / "logs" / "rank-00000.log"
+    process = start("train", recipe, "pretrain")
+    wait_until(lambda: log.exists() and "step 2/40" in log.read_text(), process)
+    kill(process, "rank 1")
+    message = process.stderr.read().decode()  # type: ignore[union-attr]
+    assert process.returncode not in (0, 70, 78)
+    assert "rank 1 was killed by SIGKILL; the same command continues" in message
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
+    undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = tmp_path / "runs" / "test" / "pretrain"
+    process = start("train", recipe, "pretrain")
+    wait_until(lambda: (run / "checkpoints" / "step-00000020").exists(), process)
+    kill(process, "everyone")
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    file = newest / "rank-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    done = coatnet("train", recipe, "pretrain")
+    assert done.returncode == 0, done.stderr
+    assert f"passed over a damaged checkpoint: {newest.name}: rank-00001.safetensors" in done.stdout
+    assert scalars(run, "train/loss") == scalars(undisturbed, "train/loss")
+    assert checkpoint_bytes(run / "checkpoints" / FINAL) == checkpoint_bytes(undisturbed / "checkpoints" / FINAL)

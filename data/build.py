@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _UNSAFE = re.compile(r"[^\w\-+@=,() ]")  # in keys: a dot would end the key
 class Broken:
     """An image that does not decode, and the decoder's words."""
 
+    class_name: str
     name: str
     reason: str
 
@@ -69,7 +71,6 @@ def build_shards(
     unfinished = destination.with_name(f".{destination.name}.building")
     shutil.rmtree(unfinished, ignore_errors=True)
     broken: list[Broken] = []
-    good_classes: set[str] = set()
     done = 0
     indexes: dict[Path, ShardIndex] = {}
     with ThreadPoolExecutor(threads) as executor:
@@ -81,8 +82,7 @@ def build_shards(
             for first in range(0, len(part_images), samples_per_shard):
                 chunk = part_images[first : first + samples_per_shard]
                 name = f"{part or 'shard'}-{len(shards):06d}.tar"
-                good = list(_checked(executor, chunk, keys[first : first + samples_per_shard], broken))
-                good_classes |= {image.class_name for _, image, _ in good}
+                good = _checked(executor, chunk, keys[first : first + samples_per_shard], broken)
                 shards += _write_shard(folder / name, good, classes)
                 done += len(chunk)
                 progress(done, len(images))
@@ -97,7 +97,8 @@ def build_shards(
             f"{source}: {len(broken):,} of {len(images):,} images cannot be decoded: {listing}"
             f"{' ...' if len(broken) > 5 else ''}. Replace or remove them, or leave them out with --skip-broken"
         )
-    emptied = sorted(set(classes) - good_classes)
+    left = Counter(image.class_name for image in images) - Counter(image.class_name for image in broken)
+    emptied = [name for name in classes if name not in left]
     if emptied:
         shutil.rmtree(unfinished)
         raise DataError(f"{source}: no image of class {emptied[0]} can be decoded; replace them or remove the class")
@@ -153,7 +154,7 @@ def _checked(
             decode(encoded)
             return encoded
         except (DecodeError, OSError) as error:
-            return Broken(image.name, str(error))
+            return Broken(image.class_name, image.name, str(error))
 
     for key, image, encoded in zip(keys, images, executor.map(read, images), strict=True):
         if isinstance(encoded, Broken):
@@ -187,16 +188,19 @@ class _Hashing(io.RawIOBase):
 
 
 def _write_shard(
-    path: Path, samples: list[tuple[str, SourceImage, bytes]], classes: tuple[str, ...]
+    path: Path, samples: Iterator[tuple[str, SourceImage, bytes]], classes: tuple[str, ...]
 ) -> list[ShardEntry]:
     """The tar at `path`; an empty list, and no file, when no sample of it is left."""
-    if not samples:
-        return []
     labels = {name: number for number, name in enumerate(classes)}
+    count = 0
     with _Hashing(path) as file:
         # Fixed owner, mode and time: the same samples give the same bytes.
         writer = webdataset.TarWriter(file, mtime=0.0)
         for key, image, encoded in samples:
             writer.write({"__key__": key, image.extension: encoded, "cls": labels[image.class_name]})
+            count += 1
         writer.close()
-        return [ShardEntry(path.name, len(samples), file.bytes, file.sha256.hexdigest())]
+    if count == 0:
+        path.unlink()
+        return []
+    return [ShardEntry(path.name, count, file.bytes, file.sha256.hexdigest())]

@@ -54,6 +54,8 @@ class SampleOrder:
     batch: int
     lanes: int
     window: int
+    samples: int = field(init=False)
+    """N, samples of one epoch."""
     _starts: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,14 +68,11 @@ class SampleOrder:
         if self.window < 1:
             raise DataError(f"a shuffle window of {self.window} samples: it must be at least 1")
         starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]]).astype(np.int64)
+        object.__setattr__(self, "samples", total)
         object.__setattr__(self, "_starts", starts)
         # Caches per order, so that they go with it.
         object.__setattr__(self, "_epoch_shards", lru_cache(4)(self._epoch_shards))
         object.__setattr__(self, "_window_order", lru_cache(4 * self.lanes)(self._window_order))
-
-    @property
-    def samples(self) -> int:
-        return int(self.shard_samples.sum())
 
     def at(self, step: int, start: int, stop: int) -> Samples:
         """The samples at positions `start` .. `stop` of the global batch of `step`."""

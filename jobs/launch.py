@@ -55,7 +55,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder) -> None:
                     )
                 )
         try:
-            failed = _wait(processes)
+            codes = _wait(processes)
         except KeyboardInterrupt:
             # The terminal has sent the signal to the ranks, too.
             _end_all(processes, None)
@@ -63,10 +63,9 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder) -> None:
         except BaseException:
             _end_all(processes, signal.SIGTERM)
             raise
-        if failed is not None:
-            time.sleep(_POLL_SECONDS)
+        if any(codes):
             _end_all(processes, signal.SIGTERM)
-            raise StageFailed(_outcome(processes, failed, Path(outcomes), folder))
+            raise StageFailed(_outcome(codes, Path(outcomes), folder))
 
 
 def die_with_launcher() -> None:
@@ -91,15 +90,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
-    """Until all are done, or one fails: the number of that one."""
+def _wait(processes: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """The exit codes when all are done, or when one has failed; None for those that still run."""
     while True:
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code not in (None, 0):
-                return rank
-        if all(code == 0 for code in codes):
-            return None
+        if any(codes) or None not in codes:
+            return codes
         time.sleep(_POLL_SECONDS)
 
 
@@ -117,10 +113,10 @@ def _end_all(processes: list[subprocess.Popen[bytes]], first_signal: signal.Sign
             process.wait()
 
 
-def _outcome(processes: list[subprocess.Popen[bytes]], failed: int, outcomes: Path, folder: RunFolder) -> Outcome:
+def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outcome:
     """The most telling outcome: when one rank fails for a reason, others fail because it is gone."""
     written = {}
-    for rank in range(len(processes)):
+    for rank in range(len(codes)):
         try:
             written[rank] = Outcome(**json.loads((outcomes / f"{rank}.json").read_text()))
         except (OSError, ValueError):
@@ -129,13 +125,11 @@ def _outcome(processes: list[subprocess.Popen[bytes]], failed: int, outcomes: Pa
         for outcome in written.values():
             if outcome.code == code:
                 return outcome
-    log = folder.log_file(failed)
-    code = processes[failed].returncode
-    if failed in written:
-        return Outcome(code, f"rank {failed} failed: {written[failed].message} (log: {log})")
-    if code < 0:
-        name = signal.Signals(-code).name
-        return Outcome(
-            128 - code, f"rank {failed} was killed by {name}; the same command continues from the last checkpoint"
-        )
-    return Outcome(code, f"rank {failed} exited with {code} (log: {log})")
+    for rank, ended in enumerate(codes):
+        if ended is not None and ended < 0:
+            name = signal.Signals(-ended).name
+            message = f"rank {rank} was killed by {name}; the same command continues from the last checkpoint"
+            return Outcome(128 - ended, message)
+    rank, ended = next((rank, code) for rank, code in enumerate(codes) if code)
+    reason = f"failed: {written[rank].message}" if rank in written else f"exited with {ended}"
+    return Outcome(ended, f"rank {rank} {reason} (log: {folder.log_file(rank)})")

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from data.build import build_shards
 from jobs.outcome import reported
 
 shards = typer.Typer(no_args_is_help=True, help="Build datasets as WebDataset shards.")
@@ -44,6 +43,8 @@ def build_and_report(
     threads: int,
 ) -> None:
     """Build with a progress bar, then say what was written."""
+    from data.build import build_shards
+
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("checking and writing images")
         report = build_shards(

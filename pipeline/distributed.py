@@ -52,7 +52,7 @@ def join_ranks(threads: int) -> Ranks:
     `threads` are this rank's compute threads if there is no GPU.
 
     Raises:
-        ConfigError: one of these variables is not set.
+        ConfigError: one of these variables is not set, or there are more ranks than GPUs.
     """
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing:
@@ -62,7 +62,10 @@ def join_ranks(threads: int) -> Ranks:
         )
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local_rank, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= devices:
+            raise ConfigError(f"resources.ranks asks for GPU number {local_rank} of a machine that has {devices}")
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,8 +121,15 @@ class Monitor:
         if self._leads:
             self._writer.add_image("train/images", canvas, 1, dataformats="HWC")
 
-    def close(self) -> None:
-        """End the progress bar and write out what TensorBoard has not seen."""
+    def flush(self) -> None:
+        """Write to the disk what TensorBoard is to see: before a save, or a kill after it would leave a gap."""
+        if self._leads:
+            self._writer.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         if self._leads:
             self._progress.stop()
             self._writer.close()

@@ -12,6 +12,7 @@ from data.order import SampleOrder
 from models.variants import VARIANTS
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe, Stage, TrainStage
+from pipeline.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class TrainPlan(Plan):
     steps: int
     """Optimizer steps of the whole stage."""
     warmup_steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step `step`, from 0."""
+        settings = self.stage.optimizer
+        return learning_rate(
+            step,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            peak=settings.peak_learning_rate,
+            minimum=settings.minimum_learning_rate,
+            schedule=settings.schedule,
+        )
 
 
 def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan:
@@ -81,8 +94,7 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
     except DataError as error:
         raise ConfigError(f"{where}data.lanes: {error}") from None
     steps_per_epoch = train.samples / stage.batch.global_size
-    steps = stage.steps or max(1, math.ceil(stage.epochs * steps_per_epoch)) if stage.epochs else stage.steps
-    assert steps is not None
+    steps = stage.steps or math.ceil((stage.epochs or 0.0) * steps_per_epoch)
     optimizer = stage.optimizer
     warmup_steps = optimizer.warmup_steps or round((optimizer.warmup_epochs or 0.0) * steps_per_epoch)
     if warmup_steps >= steps:

@@ -52,7 +52,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         ConfigError: no such file, not YAML, an unknown or mistyped key, or settings that contradict each other.
     """
     document = _read(path)
-    _merge_defaults(document, str(path))
+    _merge_defaults(document)
     for override in overrides or []:
         _override(document, override)
     _refuse_unknown_keys(document)
@@ -68,6 +68,8 @@ def _read(path: Path) -> _Document:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {path}: not a text file") from None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -98,17 +100,16 @@ def _note_places(node: yaml.Node, path: KeyPath, places: dict[KeyPath, str], fil
         raise ConfigError(f"{file}:{node.start_mark.line + 1}: an alias that contains itself")
     above = above | {id(node)}
     if isinstance(node, yaml.MappingNode):
+        own: dict[str, str] = {}
         for key, value in node.value:
-            line = f"{file}:{key.start_mark.line + 1}"
-            below = (*path, key.value)
             if key.tag == "tag:yaml.org,2002:merge":
                 _note_places(value, path, places, file, above)
                 continue
-            if places.get(below, "").startswith(f"{file}:") and any(
-                k is not key and k.value == key.value for k, _ in node.value
-            ):
-                raise ConfigError(f"{line}: {'.'.join(map(str, below))} is given twice (first at {places[below]})")
-            places[below] = line
+            below, place = (*path, key.value), f"{file}:{key.start_mark.line + 1}"
+            if key.value in own:
+                dotted = ".".join(map(str, below))
+                raise ConfigError(f"{place}: {dotted} is given twice (first at {own[key.value]})")
+            own[key.value] = places[below] = place
             _note_places(value, below, places, file, above)
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -116,7 +117,7 @@ def _note_places(node: yaml.Node, path: KeyPath, places: dict[KeyPath, str], fil
             _note_places(item, (*path, number), places, file, above)
 
 
-def _merge_defaults(document: _Document, file: str) -> None:
+def _merge_defaults(document: _Document) -> None:
     """Move `defaults` under each stage; a stage's own keys win."""
     defaults = document.values.pop("defaults", None)
     stages = document.values.get("stages")
@@ -126,19 +127,16 @@ def _merge_defaults(document: _Document, file: str) -> None:
         return
     for name, stage in stages.items():
         if isinstance(stage, dict):
-            own = document.places
-            if defaults:
-                task = stage.get("task", defaults.get("task", "train"))
-                known = EvaluateStage.model_fields if task == "evaluate" else TrainStage.model_fields
-                # What only training stages have is no mistake in the defaults of a recipe that also evaluates.
-                shared = {k: v for k, v in defaults.items() if k in known or k not in TrainStage.model_fields}
-                stages[name] = _merged(shared, stage, ("defaults",), ("stages", name), own)
-            stages[name].setdefault("task", "train")
+            known = _stage_class(stage).model_fields
+            # What only training stages have is no mistake in the defaults of a recipe that also evaluates.
+            shared = {k: v for k, v in (defaults or {}).items() if k in known or k not in TrainStage.model_fields}
+            stages[name] = {"task": "train"} | _merged(shared, stage, ("defaults",), ("stages", name), document.places)
 
 
 def _merged(
     under: dict[str, Any], over: dict[str, Any], source: KeyPath, target: KeyPath, places: dict[KeyPath, str]
-) -> Any:
+) -> dict[str, Any]:
+    """`over` with what only `under` has; the places of what is taken over come along."""
     merged = dict(over)
     for key, value in under.items():
         here, there = (*source, key), (*target, key)

@@ -53,13 +53,12 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
     load_weights(model, checkpoint)
     to_precision(model, dtype)
     model.to(ranks.device).eval()
-    monitor = Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, leads=ranks.leads)
-    monitor.begin(None, [], ranks.world_size)
-    began = time.monotonic()
-    accuracy = evaluate(model, plan.validation, plan.stage, ranks, dtype)
-    seconds = time.monotonic() - began
-    monitor.evaluation(checkpoint.step, accuracy)
-    monitor.close()
+    with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, leads=ranks.leads) as monitor:
+        monitor.begin(None, [], ranks.world_size)
+        began = time.monotonic()
+        accuracy = evaluate(model, plan.validation, plan.stage, ranks, dtype)
+        seconds = time.monotonic() - began
+        monitor.evaluation(checkpoint.step, accuracy)
     if ranks.leads:
         folder.finish(
             {

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from pipeline.monitor import Monitor
 from pipeline.plan import TrainPlan
 from pipeline.reader import read_micro_batches
 from pipeline.run_folder import RunFolder
-from pipeline.schedule import learning_rate
 from pipeline.state import TrainingState
 from pipeline.weights import build_model, fitted_weights
 
@@ -54,40 +54,33 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         state.set_weights(weights)
     first_step = checkpoint.step if checkpoint else 0
 
-    monitor = Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, leads=ranks.leads)
-    monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)
-    reader = read_micro_batches(plan, folder, ranks, first_step)
     facts = {"stage": plan.name, "precision": stage.precision, "index_digest": plan.train.digest}
-    began = time.monotonic()
-    for step in range(first_step, plan.steps):
-        rate = learning_rate(
-            step,
-            steps=plan.steps,
-            warmup_steps=plan.warmup_steps,
-            peak=stage.optimizer.peak_learning_rate,
-            minimum=stage.optimizer.minimum_learning_rate,
-            schedule=stage.optimizer.schedule,
-        )
-        set_learning_rate(engine, rate)
-        loss, norm = _step(engine, plan, reader, step, ranks, monitor, dtype)
-        done = step + 1
-        if done % stage.log.every_steps == 0 or done in (1, plan.steps):
-            monitor.step(done, {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm})
-        if done % stage.checkpoint.every_steps == 0 or done == plan.steps:
-            with monitor.aside():
-                name = state.save(folder, {**facts, "step": done, "samples": done * stage.batch.global_size})
-                if ranks.leads:
-                    keep_last(folder.checkpoints, stage.checkpoint.keep_last)
-                monitor.saved(done, name)
-        if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and done < plan.steps:
-            with monitor.aside():
-                monitor.evaluation(done, _evaluate(engine, plan, ranks, dtype))
-    seconds = time.monotonic() - began
-    reader.close()
-
-    accuracy = _evaluate(engine, plan, ranks, dtype)
-    monitor.evaluation(plan.steps, accuracy)
-    monitor.close()
+    with (
+        Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, leads=ranks.leads) as monitor,
+        closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,
+    ):
+        monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)
+        began = time.monotonic()
+        for step in range(first_step, plan.steps):
+            rate = plan.learning_rate(step)
+            set_learning_rate(engine, rate)
+            loss, norm = _step(engine, plan, reader, step, ranks, monitor, dtype)
+            done, last = step + 1, step + 1 == plan.steps
+            if done % stage.log.every_steps == 0 or done == 1 or last:
+                monitor.step(done, {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm})
+            if done % stage.checkpoint.every_steps == 0 or last:
+                with monitor.aside():
+                    monitor.flush()
+                    name = state.save(folder, {**facts, "step": done, "samples": done * stage.batch.global_size})
+                    if ranks.leads:
+                        keep_last(folder.checkpoints, stage.checkpoint.keep_last)
+                    monitor.saved(done, name)
+            if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
+                with monitor.aside():
+                    monitor.evaluation(done, _evaluate(engine, plan, ranks, dtype))
+        seconds = time.monotonic() - began
+        accuracy = _evaluate(engine, plan, ranks, dtype)
+        monitor.evaluation(plan.steps, accuracy)
     if ranks.leads:
         images = (plan.steps - first_step) * stage.batch.global_size
         folder.finish(

@@ -50,13 +50,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
 def kill(process: subprocess.Popen[bytes], who: str) -> None:
     """SIGKILL to `everyone`, the `launcher` alone or `rank 1` alone; returns when all of them are gone."""
     ranks = psutil.Process(process.pid).children()
-    by_rank = {rank.environ()["RANK"]: rank for rank in ranks}
     if who == "everyone":
         os.killpg(process.pid, signal.SIGKILL)
     elif who == "launcher":
         process.kill()
     else:
-        by_rank["1"].kill()
+        next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
     process.wait(60)
     _, alive = psutil.wait_procs(ranks, 60)
     assert not alive, "ranks outlived their launcher"

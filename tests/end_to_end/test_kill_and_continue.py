@@ -1,5 +1,7 @@
 """A run of two ranks that is killed continues bit for bit with the same command."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,21 +10,23 @@ from tests.command import coatnet, kill, start, wait_until
 from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
-FINAL = "step-00000040"
+# Enough steps that none of the moments below is near the end, however slow the killer.
+LENGTH = ["pretrain.steps=120", "pretrain.checkpoint.every_steps=10"]
+FINAL = "step-00000120"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a pretraining that nobody disturbed."""
     recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
-    done = coatnet("train", recipe, "pretrain")
+    done = coatnet("train", recipe, "pretrain", *LENGTH)
     assert done.returncode == 0, done.stderr
     return recipe.parent / "runs" / "test" / "pretrain"
 
 
 @pytest.mark.parametrize(
     ("who", "moments"),
-    [("everyone", ["step 1/40", "step 12/40", "step 38/40"]), ("launcher", ["save"]), ("rank 1", ["step 17/40"])],
+    [("everyone", ["step 1/120", "step 34/120", "step 72/120"]), ("launcher", ["save"]), ("rank 1", ["step 47/120"])],
     ids=["everyone", "launcher-during-a-save", "one-rank"],
 )
 def test_the_same_command_continues_to_the_same_losses_and_weights(
@@ -34,16 +38,16 @@ def test_the_same_command_continues_to_the_same_losses_and_weights(
 
     def reached(moment: str, seen: int) -> bool:
         if moment == "save":
-            return any((run / "checkpoints").glob(".step-0000002*.writing"))
+            return any((run / "checkpoints").glob(".step-000000[2-9]*.writing"))
         return log.exists() and moment in log.read_text()[seen:]
 
     for moment in moments:
         seen = len(log.read_text()) if log.exists() else 0
-        process = start("train", recipe, "pretrain")
+        process = start("train", recipe, "pretrain", *LENGTH)
         wait_until(lambda moment=moment, seen=seen: reached(moment, seen), process)
         kill(process, who)
         assert not (run / "result.json").exists()
-    done = coatnet("train", recipe, "pretrain")
+    done = coatnet("train", recipe, "pretrain", *LENGTH)
     assert done.returncode == 0, done.stderr
 
     resumes = [entry for entry in diary(run) if entry["event"] == "resume"]
@@ -57,12 +61,23 @@ def test_the_same_command_continues_to_the_same_losses_and_weights(
 def test_a_killed_rank_is_named_and_the_others_end(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
     log = tmp_path / "runs" / "test" / "pretrain" / "logs" / "rank-00000.log"
-    process = start("train", recipe, "pretrain")
-    wait_until(lambda: log.exists() and "step 2/40" in log.read_text(), process)
+    process = start("train", recipe, "pretrain", *LENGTH)
+    wait_until(lambda: log.exists() and "step 2/120" in log.read_text(), process)
     kill(process, "rank 1")
     message = process.stderr.read().decode()  # type: ignore[union-attr]
     assert process.returncode not in (0, 70, 78)
     assert "rank 1 was killed by SIGKILL; the same command continues" in message
+
+
+def test_a_run_killed_after_its_last_save_only_evaluates_again(undisturbed: Path, shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = tmp_path / "runs" / "test" / "pretrain"
+    shutil.copytree(undisturbed, run)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").unlink()
+    done = coatnet("train", recipe, "pretrain", *LENGTH)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "result.json").read_text()) == result | {"images_per_second": None}
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
@@ -70,7 +85,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
 ) -> None:
     recipe = write_recipe(tmp_path, shards)
     run = tmp_path / "runs" / "test" / "pretrain"
-    process = start("train", recipe, "pretrain")
+    process = start("train", recipe, "pretrain", *LENGTH)
     wait_until(lambda: (run / "checkpoints" / "step-00000020").exists(), process)
     kill(process, "everyone")
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
@@ -78,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    done = coatnet("train", recipe, "pretrain")
+    done = coatnet("train", recipe, "pretrain", *LENGTH)
     assert done.returncode == 0, done.stderr
     assert f"passed over a damaged checkpoint: {newest.name}: rank-00001.safetensors" in done.stdout
     assert scalars(run, "train/loss") == scalars(undisturbed, "train/loss")

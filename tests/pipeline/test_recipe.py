@@ -131,3 +131,14 @@ def test_a_missing_or_empty_recipe_is_refused(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, ""))
     with pytest.raises(ConfigError, match="Is a directory"):
         load_recipe(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ConfigError, match="binary.yaml: not a text file"):
+        load_recipe(tmp_path / "binary.yaml")
+
+
+def test_yaml_aliases_are_copies(tmp_path: Path) -> None:
+    text = RECIPE.replace("    resolution: 32\n", "    resolution: 32\n    data: &data {validation: v, train: t}\n")
+    text = text.replace("    resolution: 48\n    steps", "    resolution: 48\n    data: *data\n    steps")
+    recipe = load_recipe(write(tmp_path, text), ["finetune.data.lanes=4"])
+    assert recipe.stages["pretrain"].data.lanes == 64
+    assert recipe.stages["finetune"].data.lanes == 4

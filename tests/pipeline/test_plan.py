@@ -1,0 +1,64 @@
+"""What a stage amounts to: steps, warm-up, learning rate, and the checks against its data."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe_file import load_recipe
+from tests.recipes import write_recipe
+
+
+def plan(folder: Path, shards: Path, *overrides: str, world_size: int | None = None) -> TrainPlan:
+    recipe = load_recipe(write_recipe(folder, shards), list(overrides))
+    planned = plan_stage(recipe, "pretrain", world_size)
+    assert isinstance(planned, TrainPlan)
+    return planned
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 4), (2, 8), (0.1, 1), (10, 38)])
+def test_epochs_become_steps_rounded_up(shards: Path, tmp_path: Path, epochs: float, steps: int) -> None:
+    # 45 samples in batches of 12: 3.75 steps an epoch.
+    assert (
+        plan(
+            tmp_path, shards, "pretrain.steps=null", f"pretrain.epochs={epochs}", "pretrain.optimizer.warmup_steps=0"
+        ).steps
+        == steps
+    )
+
+
+def test_warm_up_epochs_become_steps_and_the_rate_follows(shards: Path, tmp_path: Path) -> None:
+    planned = plan(
+        tmp_path, shards, "pretrain.optimizer.warmup_steps=null", "pretrain.optimizer.warmup_epochs=2",
+        "pretrain.optimizer.peak_learning_rate=0.8", "pretrain.optimizer.schedule=constant",
+    )  # fmt: skip
+    assert planned.warmup_steps == 8
+    assert [planned.learning_rate(step) for step in (0, 3, 7, 39)] == pytest.approx([0.1, 0.4, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_that_divide_the_micro_batches_are_accepted(shards: Path, tmp_path: Path, world_size: int) -> None:
+    assert plan(tmp_path, shards, world_size=world_size).stage.batch.micro_batches == 4
+
+
+def test_other_ranks_are_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="8 ranks do not divide the 4 micro-batches"):
+        plan(tmp_path, shards, world_size=8)
+
+
+def test_an_unknown_stage_is_named(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no stage pretran; its stages are pretrain, finetune, evaluate"):
+        plan_stage(load_recipe(write_recipe(tmp_path, shards)), "pretran")
+
+
+def test_training_and_validation_classes_must_agree(pictures: Path, shards: Path, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    from data.build import build_shards
+
+    copytree(pictures, tmp_path / "source")
+    (tmp_path / "source" / "dark").rename(tmp_path / "source" / "dim")
+    build_shards(tmp_path / "source", tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"the classes of .*train and .*other differ \(3 and 3\)"):
+        plan(tmp_path, shards, f"data.validation={tmp_path / 'other'}")

@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := python3-venv
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint format setup clean
 
@@ -42,8 +43,9 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	  fi; fi
 	@echo "Installing Python packages into $(VENV), which takes a minute or two"
 	@$(BASE_PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[development]'
+	@$(INSTALL) --upgrade pip
+	@$(INSTALL) torch
+	@$(INSTALL) -e '.[development]'
 	@touch $@
 
 clean:

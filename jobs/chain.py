@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.launch import launch_ranks
 from pipeline.plan import plan_stage
@@ -49,7 +50,7 @@ def run_one(recipe: Recipe, name: str, path: Path, overrides: list[str], console
 def result_table(recipe: Recipe) -> Table:
     """Stage, steps, images/s, top-1 and checkpoint of the stages that are done."""
     runs = os.path.relpath(Path(recipe.runs) / recipe.name)
-    table = Table(title=f"{recipe.name}, in {runs}", title_justify="left", title_style="bold")
+    table = Table(title=Text(f"{recipe.name}, in {runs}", "bold"), title_justify="left")
     table.add_column("stage")
     for heading in ("steps", "images/s", "top-1"):
         table.add_column(heading, justify="right")

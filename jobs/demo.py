@@ -29,17 +29,20 @@ def run_demo(folder: Path, overrides: list[str], console: Console) -> None:
     if not images.is_dir():
         write_images(images)
     if not shards.is_dir():
-        console.print(
-            f"[dim]$ coatnet shards build {images} {shards} --validation-per-class {VALIDATION_PER_CLASS}[/]",
-            soft_wrap=True,
-        )
+        _show(console, f"coatnet shards build {images} {shards} --validation-per-class {VALIDATION_PER_CLASS}")
         build_and_report(console, images, shards, 0, 1000, VALIDATION_PER_CLASS, False, 2)
     if not recipe.exists():
         shutil.copyfile(str(files("jobs") / "recipes" / "demo.yaml"), recipe)
-    console.print(f"[dim]$ coatnet run {' '.join([str(recipe), *overrides])}[/]", soft_wrap=True)
+    _show(console, " ".join(["coatnet run", str(recipe), *overrides]))
     run_chain(recipe, overrides, console)
     tensorboard = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
-    console.print(f"\nTo see the curves and pictures:\n  {tensorboard} --logdir {folder / 'runs'}", soft_wrap=True)
+    console.print(
+        f"\nTo see the curves and pictures:\n  {tensorboard} --logdir {folder / 'runs'}", soft_wrap=True, markup=False
+    )
+
+
+def _show(console: Console, command: str) -> None:
+    console.print(f"$ {command}", style="dim", soft_wrap=True, markup=False)
 
 
 def write_images(folder: Path) -> None:

@@ -52,6 +52,8 @@ def reported() -> Iterator[None]:
         _end(Outcome(EXIT_INTERRUPTED, "stopped; the same command continues from the last checkpoint"))
     except Exception as error:
         if OUTCOME_FILE not in os.environ:
+            if isinstance(error, OSError) and error.filename is not None:
+                _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))
             raise
         logging.getLogger(__name__).exception("unexpected")
         first_line = str(error).strip().partition("\n")[0]

@@ -58,11 +58,12 @@ def build_and_report(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for broken in report.left_out:
-        console.print(f"left out {broken.name}: {broken.reason}", soft_wrap=True)
+        console.print(f"left out {broken.name}: {broken.reason}", soft_wrap=True, markup=False)
     for folder, index in report.indexes.items():
         megabytes = sum(shard.bytes for shard in index.shards) / 1e6
         console.print(
             f"{folder}: {index.samples:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
             f"{megabytes:,.1f} MB",
             soft_wrap=True,
+            markup=False,
         )

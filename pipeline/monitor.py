@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.evaluate import Accuracy
@@ -138,4 +139,4 @@ class Monitor:
         """A line in the log and, unless told otherwise, above the progress bar."""
         log.info("%s  %s", self._stage, message)
         if show:
-            self._console.print(f"[bold]{self._stage}[/]  {message}", soft_wrap=True)
+            self._console.print(Text.assemble((self._stage, "bold"), f"  {message}"), soft_wrap=True)

@@ -179,3 +179,16 @@ def test_logging_and_ranks_may_change_between_starts_but_not_the_learning_rate(c
 
 def test_the_curves_of_a_finished_chain_have_every_step(chain: tuple[Path, str]) -> None:
     assert list(scalars(stage_folder(chain[0], "pretrain"), "train/loss")) == list(range(1, 41))
+
+
+def test_a_chain_in_bf16_evaluates_what_it_trained(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    changes = ["precision=bf16", "zero_stage=2", "resources.ranks=1", "pretrain.steps=6", "finetune.steps=2"]
+    done = coatnet("run", recipe, *changes)
+    assert done.returncode == 0, done.stderr
+    trained, evaluated = (
+        json.loads((stage_folder(recipe, stage) / "result.json").read_text()) for stage in ("finetune", "evaluate")
+    )
+    assert evaluated["validation"] == trained["validation"]
+    buffers = open_checkpoint(stage_folder(recipe, "finetune") / "checkpoints/step-00000002").buffers()
+    assert all(buffer.dtype == torch.float32 for buffer in buffers.values())

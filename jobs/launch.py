@@ -128,7 +128,10 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
     for rank, ended in enumerate(codes):
         if ended is not None and ended < 0:
             name = signal.Signals(-ended).name
-            message = f"rank {rank} was killed by {name}; the same command continues from the last checkpoint"
+            message = (
+                f"rank {rank} was killed by {name}, by someone or by the system for want of memory; "
+                "the same command continues from the last checkpoint"
+            )
             return Outcome(128 - ended, message)
     rank, ended = next((rank, code) for rank, code in enumerate(codes) if code)
     reason = f"failed: {written[rank].message}" if rank in written else f"exited with {ended}"

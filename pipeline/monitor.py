@@ -1,6 +1,7 @@
 """What a person watching sees: a progress bar or plain lines, a log file, TensorBoard."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,18 @@ from pipeline.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-def log_to_file(folder: RunFolder, rank: int) -> None:
-    """Send this process's log messages to the log of its rank."""
+def divert_output(folder: RunFolder, rank: int) -> Console:
+    """Send log messages, and what libraries print, to the log of this rank; returns the standard output as it was."""
+    people = Console(file=os.fdopen(os.dup(1), "w"), highlight=False)
+    with open(folder.log_file(rank), "ab") as log_file:
+        os.dup2(log_file.fileno(), 1)
     logging.basicConfig(
         filename=folder.log_file(rank),
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )
+    return people
 
 
 class Monitor:
@@ -40,23 +45,23 @@ class Monitor:
             that a curve never goes back in time.
         steps: of the whole stage.
         images_per_step: the global batch.
-        leads: whether this rank shows anything.
+        console: where a person looks; None on ranks that show nothing.
     """
 
     def __init__(
-        self, folder: RunFolder, stage: str, first_step: int, steps: int, images_per_step: int, *, leads: bool
+        self, folder: RunFolder, stage: str, first_step: int, steps: int, images_per_step: int, console: Console | None
     ) -> None:
         self._folder = folder
         self._stage = stage
         self._first_step = first_step
         self._steps = steps
         self._images_per_step = images_per_step
-        self._leads = leads
+        self._leads = console is not None
         self._counted = (time.monotonic(), first_step)
-        if not leads:
+        if console is None:
             return
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
-        self._console = Console(highlight=False)
+        self._console = console
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),

@@ -4,11 +4,13 @@ import os
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 from pipeline.checkpoint import open_checkpoint
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.engine import model_dtype
 from pipeline.evaluate import evaluate
-from pipeline.monitor import Monitor, log_to_file
+from pipeline.monitor import Monitor, divert_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, final_checkpoint, run_folder
@@ -28,24 +30,24 @@ def run_stage(recipe: Recipe, name: str) -> None:
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
-    log_to_file(folder, int(os.environ["RANK"]))
+    console = divert_output(folder, int(os.environ["RANK"]))
     ranks = join_ranks(plan.stage.resources.threads_per_rank)
     lock = folder.lock() if ranks.leads else None
     if ranks.leads:
         folder.freeze(plan)
     ranks.barrier()
     if isinstance(plan, TrainPlan):
-        train(plan, folder, start_from, ranks)
+        train(plan, folder, start_from, ranks, console)
     else:
         assert start_from is not None
-        _evaluate_stage(plan, folder, start_from, ranks)
+        _evaluate_stage(plan, folder, start_from, ranks, console)
     ranks.barrier()
     if lock:
         lock.release()
     leave_ranks()
 
 
-def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks) -> None:
+def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks, console: Console) -> None:
     """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
     dtype = model_dtype(plan.stage.precision)
     checkpoint = open_checkpoint(start_from)
@@ -53,7 +55,7 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
     load_weights(model, checkpoint)
     to_precision(model, dtype)
     model.to(ranks.device).eval()
-    with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, leads=ranks.leads) as monitor:
+    with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console if ranks.leads else None) as monitor:
         monitor.begin(None, [], ranks.world_size)
         began = time.monotonic()
         accuracy = evaluate(model, plan.validation, plan.stage, ranks, dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
@@ -28,8 +29,8 @@ from pipeline.weights import build_model, fitted_weights
 _STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
 
 
-def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ranks) -> None:
-    """Train the stage from where `folder` has it to its end, evaluate, and publish the result.
+def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ranks, console: Console) -> None:
+    """Train the stage from where `folder` has it to its end, evaluate, publish the result; show it on `console`.
 
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
 
@@ -56,7 +57,9 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
 
     facts = {"stage": plan.name, "precision": stage.precision, "index_digest": plan.train.digest}
     with (
-        Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, leads=ranks.leads) as monitor,
+        Monitor(
+            folder, plan.name, first_step, plan.steps, stage.batch.global_size, console if ranks.leads else None
+        ) as monitor,
         closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,
     ):
         monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)

@@ -15,7 +15,7 @@ LOST = Outcome(1, "RuntimeError: connection reset by peer")
 @pytest.mark.parametrize(
     ("codes", "written", "code", "message"),
     [
-        ([1, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL; the same command continues"),
+        ([1, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by someone or by the system for want of memory; the same"),
         ([1, 78], {0: LOST, 1: Outcome(78, "shard x is damaged")}, 78, "shard x is damaged"),
         ([None, 1, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
         ([130, 130], {0: Outcome(130, "stopped"), 1: Outcome(130, "stopped")}, 130, "stopped"),

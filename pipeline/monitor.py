@@ -94,8 +94,9 @@ class Monitor:
         speed = (step - since_step) * self._images_per_step / max(1e-9, now - since)
         for tag, value in {**scalars, "train/images_per_second": speed}.items():
             self._writer.add_scalar(tag, value, step)
+        # The first steps of a start also warm everything up and say little about the others.
         seconds = (self._steps - step) * self._images_per_step / max(1e-9, speed)
-        eta = str(timedelta(seconds=round(seconds)))
+        eta = str(timedelta(seconds=round(seconds))) if since_step > self._first_step else "-"
         state = f"loss {scalars['train/loss']:.4f}  {speed:,.0f} images/s  ETA {eta}"
         self._progress.update(self._task, completed=step, state=state)
         self._say(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)

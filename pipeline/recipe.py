@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Area = Annotated[tuple[Annotated[float, Strict()], Annotated[float, Strict()]], Strict(False)]
-Betas = Area
+# YAML has lists and no tuples.
+Pair = Annotated[tuple[Annotated[float, Strict()], Annotated[float, Strict()]], Strict(False)]
 
 
 class Section(BaseModel):
@@ -32,7 +32,7 @@ class Data(Section):
     """Samples shuffled among each other inside a lane."""
     crop: Literal["random", "whole"] = "random"
     """Training view: a random window, or the whole picture resized."""
-    crop_area: Area = (0.05, 1.0)
+    crop_area: Pair = (0.05, 1.0)
     """Least and greatest share of the picture that a random window covers."""
     flip: bool = True
     """Mirror half of the training pictures."""
@@ -94,7 +94,7 @@ class Optimizer(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled; biases, norms and relative tables are left alone."""
-    betas: Betas = (0.9, 0.999)
+    betas: Pair = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
     """Greatest global norm of the gradient; 0 for none."""

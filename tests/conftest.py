@@ -1,6 +1,8 @@
 """What tests of several folders share."""
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.build import build_shards
+from data.index import ShardEntry, ShardIndex, read_index
 
 # Before DeepSpeed is imported anywhere.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -40,4 +43,25 @@ def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures as shards of 7, `train` (45) and `validation` (15); read only."""
     destination = tmp_path_factory.mktemp("shards") / "shards"
     build_shards(pictures, destination, samples_per_shard=7, validation_per_class=5)
+    return destination
+
+
+def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
+    """A copy of the training shards with the image of sample `broken` of the second shard cut short."""
+    index = read_index(shards / "train")
+    destination.mkdir()
+    entries = []
+    for number, entry in enumerate(index.shards):
+        source, target = shards / "train" / entry.name, destination / entry.name
+        with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+            images = 0
+            for member in old:
+                data = old.extractfile(member).read()  # type: ignore[union-attr]
+                if member.name.endswith(".jpg"):
+                    data = data[:200] if (number, images) == (1, broken) else data
+                    images += 1
+                member.size = len(data)
+                new.addfile(member, io.BytesIO(data))
+        entries.append(ShardEntry(entry.name, entry.samples, target.stat().st_size, "0" * 64))
+    ShardIndex(destination, index.classes, index.image_fields, index.label_field, tuple(entries)).write()
     return destination

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from data.augment import EvaluationTransform, TrainTransform, center_crop, rando
 from data.build import build_shards
 from data.decode import DecodeError, decode
 from data.errors import DataError
-from data.index import ShardEntry, ShardIndex, read_index
+from data.index import read_index
 from data.order import SampleOrder
 from data.stream import MicroBatch, evaluation_stream, training_stream
+from tests.conftest import with_broken_member
 
 
 def stream(
@@ -60,27 +60,6 @@ def test_labels_belong_to_their_pictures(shards: Path) -> None:
     for batch in itertools.islice(stream(shards / "train"), 8):
         for picture, label in zip(batch.images, batch.labels, strict=True):
             assert label == (0 if picture.min() > 120 else 2 if picture.max() > 130 else 1)
-
-
-def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
-    """A copy of the training shards with the image of sample `broken` of the second shard cut short."""
-    index = read_index(shards / "train")
-    destination.mkdir()
-    entries = []
-    for number, entry in enumerate(index.shards):
-        source, target = shards / "train" / entry.name, destination / entry.name
-        with tarfile.open(source) as old, tarfile.open(target, "w") as new:
-            images = 0
-            for member in old:
-                data = old.extractfile(member).read()  # type: ignore[union-attr]
-                if member.name.endswith(".jpg"):
-                    data = data[:200] if (number, images) == (1, broken) else data
-                    images += 1
-                member.size = len(data)
-                new.addfile(member, io.BytesIO(data))
-        entries.append(ShardEntry(entry.name, entry.samples, target.stat().st_size, "0" * 64))
-    ShardIndex(destination, index.classes, index.image_fields, index.label_field, tuple(entries)).write()
-    return destination
 
 
 def test_a_sample_that_does_not_decode_is_replaced_by_its_neighbour_and_named(shards: Path, tmp_path: Path) -> None:

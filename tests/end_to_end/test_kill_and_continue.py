@@ -53,7 +53,7 @@ def test_the_same_command_continues_to_the_same_losses_and_weights(
     resumes = [entry for entry in diary(run) if entry["event"] == "resume"]
     assert resumes
     assert resumes[-1]["step"] > 0
-    for tag in ("train/loss", "train/gradient_norm", "train/learning_rate", "validation/top1"):
+    for tag in ("train/loss", "train/gradient_norm", "train/learning_rate", "validation/top1", "validation/loss"):
         assert scalars(run, tag) == scalars(undisturbed, tag)
     assert checkpoint_bytes(run / "checkpoints" / FINAL) == checkpoint_bytes(undisturbed / "checkpoints" / FINAL)
 

@@ -1,0 +1,48 @@
+"""The training loop's reader: what it says of broken samples, and when it gives up."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.errors import DataError
+from pipeline.distributed import Ranks
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.reader import read_micro_batches
+from pipeline.recipe_file import load_recipe
+from pipeline.run_folder import RunFolder
+from tests.conftest import with_broken_member
+from tests.recipes import diary, write_recipe
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def damaged(shards: Path, tmp_path: Path) -> TrainPlan:
+    """A plan on training shards with one broken sample."""
+    with_broken_member(shards, tmp_path / "damaged", broken=2)
+    recipe = write_recipe(tmp_path, shards)
+    plan = plan_stage(load_recipe(recipe, [f"data.train={tmp_path / 'damaged'}"]), "pretrain", 1)
+    assert isinstance(plan, TrainPlan)
+    return plan
+
+
+def test_a_broken_sample_goes_into_the_diary_and_the_run_goes_on(damaged: TrainPlan, tmp_path: Path) -> None:
+    reader = read_micro_batches(damaged, RunFolder(tmp_path), ALONE, 0)
+    batches = list(itertools.islice(reader, 15))  # 45 samples: each lane's first epoch
+    reader.close()
+    assert sum(len(batch.skipped) for batch in batches) == 1
+    (entry,) = diary(tmp_path)
+    assert (entry["event"], entry["shard"], entry["rank"]) == ("sample_skipped", "train-000001.tar", 0)
+    assert entry["key"].split("/")[0] in ("bright", "dark", "striped")
+
+
+def test_broken_samples_beyond_the_tolerated_share_end_the_run(damaged: TrainPlan, tmp_path: Path) -> None:
+    reader = read_micro_batches(damaged, RunFolder(tmp_path), ALONE, 0)
+    # The one sample comes once an epoch: 11 times in 495 samples.
+    with pytest.raises(
+        DataError, match=r"11 of the first 4\d\d samples do not decode \(last: .*raise data.skipped_share"
+    ):
+        list(itertools.islice(reader, 15 * 12))
+    assert len(diary(tmp_path)) == 11

@@ -11,7 +11,7 @@ from jobs.launch import launch_ranks
 from pipeline.plan import plan_stage
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.run_folder import final_checkpoint, run_folder
+from pipeline.run_folder import final_checkpoint, run_folder, start_digest
 
 
 def run_chain(path: Path, overrides: list[str], console: Console) -> None:
@@ -23,7 +23,7 @@ def run_chain(path: Path, overrides: list[str], console: Console) -> None:
     """
     recipe = load_recipe(path, overrides)
     for name in recipe.stages:
-        run_folder(recipe, name).check(plan_stage(recipe, name))
+        run_folder(recipe, name).check(plan_stage(recipe, name), start_digest(recipe, name))
     for name in recipe.stages:
         run_one(recipe, name, path, overrides, console)
     console.print(result_table(recipe))
@@ -37,12 +37,12 @@ def run_one(recipe: Recipe, name: str, path: Path, overrides: list[str], console
         StageFailed: it ended otherwise than well.
     """
     plan, folder = plan_stage(recipe, name), run_folder(recipe, name)
-    folder.check(plan)
+    folder.check(plan, start_digest(recipe, name))
     if folder.result() is not None:
         console.print(f"[bold]{name}[/]  done before")
         return
     if plan.stage.start_from:
-        final_checkpoint(recipe, plan.stage.start_from)
+        final_checkpoint(recipe, plan.stage.start_from)  # refused here rather than by every rank
     folder.create()
     launch_ranks(["train", str(path), name, *overrides], plan.stage, folder)
 

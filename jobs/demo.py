@@ -18,6 +18,7 @@ CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
 VALIDATION_PER_CLASS = 100
+SAMPLES_PER_SHARD = 1000
 
 
 def run_demo(folder: Path, overrides: list[str], console: Console) -> None:
@@ -29,8 +30,15 @@ def run_demo(folder: Path, overrides: list[str], console: Console) -> None:
     if not images.is_dir():
         write_images(images)
     if not shards.is_dir():
-        _show(console, f"coatnet shards build {images} {shards} --validation-per-class {VALIDATION_PER_CLASS}")
-        build_and_report(console, images, shards, 0, 1000, VALIDATION_PER_CLASS, False, 2)
+        options = f"--validation-per-class {VALIDATION_PER_CLASS} --samples-per-shard {SAMPLES_PER_SHARD}"
+        _show(console, f"coatnet shards build {images} {shards} {options}")
+        build_and_report(
+            console,
+            images,
+            shards,
+            samples_per_shard=SAMPLES_PER_SHARD,
+            validation_per_class=VALIDATION_PER_CLASS,
+        )
     if not recipe.exists():
         shutil.copyfile(str(files("jobs") / "recipes" / "demo.yaml"), recipe)
     _show(console, " ".join(["coatnet run", str(recipe), *overrides]))

@@ -1,7 +1,7 @@
 """`coatnet shards`: datasets as WebDataset shards."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,27 +27,7 @@ def build(
     """Write images as shuffled, checked shards with an index."""
     with reported():
         build_and_report(
-            Console(highlight=False), source, destination, seed, samples_per_shard, validation_per_class, skip_broken,
-            threads,
-        )  # fmt: skip
-
-
-def build_and_report(
-    console: Console,
-    source: Path,
-    destination: Path,
-    seed: int,
-    samples_per_shard: int,
-    validation_per_class: int,
-    skip_broken: bool,
-    threads: int,
-) -> None:
-    """Build with a progress bar, then say what was written."""
-    from data.build import build_shards
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("checking and writing images")
-        report = build_shards(
+            Console(highlight=False),
             source,
             destination,
             seed=seed,
@@ -55,6 +35,19 @@ def build_and_report(
             validation_per_class=validation_per_class,
             skip_broken=skip_broken,
             threads=threads,
+        )
+
+
+def build_and_report(console: Console, source: Path, destination: Path, **options: Any) -> None:
+    """Build shards with the `options` of `build_shards` and a progress bar, then say what was written."""
+    from data.build import build_shards
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("checking and writing images")
+        report = build_shards(
+            source,
+            destination,
+            **options,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for broken in report.left_out:

@@ -3,6 +3,7 @@
 runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  diary.jsonl  logs/  result.json
 """
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -49,15 +50,15 @@ class RunFolder:
         """The log of one rank."""
         return self.logs / f"rank-{rank:05d}.log"
 
-    def check(self, plan: Plan) -> None:
-        """Hold the stage's settings against those of its first start, if there was one.
+    def check(self, plan: Plan, start_digest: str | None) -> None:
+        """Hold the stage's settings, data and starting weights against those of its first start, if there was one.
 
         Raises:
-            ConfigError: the folder belongs to a run with other settings or other data; names what differs.
+            ConfigError: the folder belongs to another run; names what differs.
         """
         if not self._recipe.exists():
             return
-        before, now = _flat(yaml.safe_load(self._recipe.read_text())), _flat(_settings(plan))
+        before, now = _flat(yaml.safe_load(self._recipe.read_text())), _flat(_settings(plan, start_digest))
         changes = [
             f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
@@ -81,12 +82,12 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run folder {self.path}: {error.strerror}; set runs to a folder you can write") from None
 
-    def freeze(self, plan: Plan) -> None:
-        """Check the stage's settings, and write them down at its first start."""
-        self.check(plan)
+    def freeze(self, plan: Plan, start_digest: str | None) -> None:
+        """Check the stage, and write down at its first start what `check` compares."""
+        self.check(plan, start_digest)
         if not self._recipe.exists():
             unfinished = self._recipe.with_name(".recipe.yaml.writing")
-            unfinished.write_text(yaml.safe_dump(_settings(plan), sort_keys=False))
+            unfinished.write_text(yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
             unfinished.replace(self._recipe)
 
     def lock(self) -> FileLock:
@@ -141,12 +142,23 @@ def final_checkpoint(recipe: Recipe, stage: str) -> Path:
     return folder.path.parent / str(result["checkpoint"])
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def start_digest(recipe: Recipe, stage: str) -> str | None:
+    """What tells the weights that a stage starts from from others: the sha256 of their checkpoint's manifest.
+
+    None if it starts from none, or from a stage that is not done.
+    """
+    start = recipe.stages[stage].start_from
+    if start is None or run_folder(recipe, start).result() is None:
+        return None
+    return hashlib.sha256((final_checkpoint(recipe, start) / "manifest.json").read_bytes()).hexdigest()
+
+
+def _settings(plan: Plan, start_digest: str | None) -> dict[str, Any]:
     digests = {"validation": plan.validation.digest}
     if isinstance(plan, TrainPlan):
         digests = {"train": plan.train.digest, **digests}
     stage = plan.stage.model_dump(mode="json")
-    return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests}
+    return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests, "start_digest": start_digest}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipeline.evaluate import evaluate
 from pipeline.monitor import Monitor, divert_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe import Recipe
-from pipeline.run_folder import RunFolder, final_checkpoint, run_folder
+from pipeline.run_folder import RunFolder, final_checkpoint, run_folder, start_digest
 from pipeline.train import train
 from pipeline.weights import build_model, load_weights, to_precision
 
@@ -34,20 +34,21 @@ def run_stage(recipe: Recipe, name: str) -> None:
     ranks = join_ranks(plan.stage.resources.threads_per_rank)
     lock = folder.lock() if ranks.leads else None
     if ranks.leads:
-        folder.freeze(plan)
+        folder.freeze(plan, start_digest(recipe, name))
     ranks.barrier()
+    shown = console if ranks.leads else None
     if isinstance(plan, TrainPlan):
-        train(plan, folder, start_from, ranks, console)
+        train(plan, folder, start_from, ranks, shown)
     else:
         assert start_from is not None
-        _evaluate_stage(plan, folder, start_from, ranks, console)
+        _evaluate_stage(plan, folder, start_from, ranks, shown)
     ranks.barrier()
     if lock:
         lock.release()
     leave_ranks()
 
 
-def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks, console: Console) -> None:
+def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks, console: Console | None) -> None:
     """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
     dtype = model_dtype(plan.stage.precision)
     checkpoint = open_checkpoint(start_from)
@@ -55,7 +56,7 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
     load_weights(model, checkpoint)
     to_precision(model, dtype)
     model.to(ranks.device).eval()
-    with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console if ranks.leads else None) as monitor:
+    with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console) as monitor:
         monitor.begin(None, [], ranks.world_size)
         began = time.monotonic()
         accuracy = evaluate(model, plan.validation, plan.stage, ranks, dtype)

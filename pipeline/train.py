@@ -29,8 +29,8 @@ from pipeline.weights import build_model, fitted_weights
 _STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
 
 
-def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ranks, console: Console) -> None:
-    """Train the stage from where `folder` has it to its end, evaluate, publish the result; show it on `console`.
+def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ranks, console: Console | None) -> None:
+    """Train the stage from where `folder` has it to its end, evaluate, publish the result; the leader has a `console`.
 
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
 
@@ -40,7 +40,6 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         RunFailed: a loss that is not finite.
     """
     stage = plan.stage
-    dtype = model_dtype(stage.precision)
 
     # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
     checkpoint, damaged = newest_whole(folder.checkpoints, ranks)
@@ -57,9 +56,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
 
     facts = {"stage": plan.name, "precision": stage.precision, "index_digest": plan.train.digest}
     with (
-        Monitor(
-            folder, plan.name, first_step, plan.steps, stage.batch.global_size, console if ranks.leads else None
-        ) as monitor,
+        Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, console) as monitor,
         closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,
     ):
         monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)
@@ -67,7 +64,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         for step in range(first_step, plan.steps):
             rate = plan.learning_rate(step)
             set_learning_rate(engine, rate)
-            loss, norm = _step(engine, plan, reader, step, ranks, monitor, dtype)
+            loss, norm = _step(engine, plan, reader, step, ranks, monitor)
             done, last = step + 1, step + 1 == plan.steps
             if done % stage.log.every_steps == 0 or done == 1 or last:
                 monitor.step(done, {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm})
@@ -80,9 +77,9 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
                     monitor.saved(done, name)
             if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
                 with monitor.aside():
-                    monitor.evaluation(done, _evaluate(engine, plan, ranks, dtype))
+                    monitor.evaluation(done, _evaluate(engine, plan, ranks))
         seconds = time.monotonic() - began
-        accuracy = _evaluate(engine, plan, ranks, dtype)
+        accuracy = _evaluate(engine, plan, ranks)
         monitor.evaluation(plan.steps, accuracy)
     if ranks.leads:
         images = (plan.steps - first_step) * stage.batch.global_size
@@ -105,7 +102,6 @@ def _step(
     step: int,
     ranks: Ranks,
     monitor: Monitor,
-    dtype: torch.dtype,
 ) -> tuple[float, float]:
     """One optimizer step: its loss, the mean over the global batch, and its gradient norm before clipping."""
     stage = plan.stage
@@ -118,7 +114,7 @@ def _step(
         # What is dropped follows from the micro-batch's place in the run, not from where it is computed.
         seed = np.random.SeedSequence([plan.seed, _STOCHASTIC_DEPTH, step, number]).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]))
-        logits = engine(normalized(batch.images, ranks.device, dtype))
+        logits = engine(normalized(batch.images, ranks.device, model_dtype(stage.precision)))
         labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
         loss = classification_loss(
             logits, labels, kind=stage.loss.kind, label_smoothing=stage.loss.label_smoothing
@@ -130,17 +126,23 @@ def _step(
 
     means = ranks.sum(torch.cat([loss_sum, recorded_statistics(engine.module)])) / stage.batch.micro_batches
     loss_mean = float(means[0])
-    if not np.isfinite(loss_mean):
+    _refuse_not_finite(loss_mean, "loss", step)
+    move_running_statistics(engine.module, means[1:])
+    norm = optimizer_step(engine)
+    _refuse_not_finite(norm, "gradient norm", step)
+    return loss_mean, norm
+
+
+def _refuse_not_finite(value: float, name: str, step: int) -> None:
+    if not np.isfinite(value):
         raise RunFailed(
-            f"the loss of step {step + 1} is {loss_mean}; the last checkpoint is from before it. "
+            f"the {name} of step {step + 1} is {value}; the last checkpoint is from before it. "
             "Lower optimizer.peak_learning_rate or lengthen the warm-up"
         )
-    move_running_statistics(engine.module, means[1:])
-    return loss_mean, optimizer_step(engine)
 
 
-def _evaluate(engine: Any, plan: TrainPlan, ranks: Ranks, dtype: torch.dtype) -> Accuracy:
+def _evaluate(engine: Any, plan: TrainPlan, ranks: Ranks) -> Accuracy:
     engine.eval()
-    accuracy = evaluate(engine, plan.validation, plan.stage, ranks, dtype)
+    accuracy = evaluate(engine, plan.validation, plan.stage, ranks, model_dtype(plan.stage.precision))
     engine.train()
     return accuracy

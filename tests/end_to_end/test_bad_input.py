@@ -1,5 +1,6 @@
 """What a user gets wrong: one message that names it and the mend, exit 78, no traceback, nothing overwritten."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -99,6 +100,17 @@ def test_a_run_folder_of_another_recipe_and_of_other_data(shards: Path, tmp_path
     )  # fmt: skip
 
 
+def test_a_stage_that_started_from_weights_that_are_gone(shards: Path, tmp_path: Path) -> None:
+    """Pretraining anew must not leave a fine-tuning of the old weights standing as its result."""
+    short = ["pretrain.steps=5", "finetune.steps=2", "resources.ranks=1"]
+    write_recipe(tmp_path, shards)
+    assert coatnet("run", "recipe.yaml", *short, folder=tmp_path).returncode == 0
+    shutil.rmtree(tmp_path / "runs/test/pretrain")
+    assert_refused(
+        tmp_path, "runs/test/finetune holds a run with other settings: start_digest was", "run", "recipe.yaml", *short
+    )
+
+
 def test_a_checkpoint_of_another_model(shards: Path, tmp_path: Path) -> None:
     """Found by the ranks, long after the recipe was checked: still one message and nothing overwritten."""
     write_recipe(tmp_path, shards)
@@ -165,5 +177,34 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_70(shards: Path, tmp_path: 
     write_recipe(tmp_path, shards)
     done = coatnet("train", "recipe.yaml", "pretrain", "optimizer.peak_learning_rate=1e30", folder=tmp_path)
     assert done.returncode == 70
-    assert "the loss of step" in done.stderr
+    assert "of step 2 is" in done.stderr
+    assert "Lower optimizer.peak_learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(shards: Path, tmp_path: Path) -> None:
+    """Weights made so that the loss is finite and the gradient is not."""
+    write_recipe(tmp_path, shards)
+    train = ["train", "recipe.yaml", "pretrain", "resources.ranks=1", "pretrain.steps=6", "checkpoint.every_steps=1"]
+    assert coatnet(*train, folder=tmp_path).returncode == 0
+    run = tmp_path / "runs/test/pretrain"
+    shutil.rmtree(run / "checkpoints/step-00000006")
+    (run / "result.json").unlink()
+    path = run / "checkpoints/step-00000005/rank-00000.safetensors"
+    tensors = load_file(path)
+    tensors["master.head.norm.weight"].fill_(1e30)
+    tensors["master.head.norm.bias"].fill_(1e30)
+    tensors["master.head.hidden.weight"].zero_()
+    tensors["master.head.hidden.bias"].zero_()
+    save_file(tensors, path)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"][path.name] = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+
+    done = coatnet(*train, folder=tmp_path)
+    assert done.returncode == 70, done.stdout + done.stderr
+    assert "the gradient norm of step 6 is inf; the last checkpoint is from before it" in done.stderr
+    assert not (run / "checkpoints/step-00000006").exists()

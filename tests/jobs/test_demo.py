@@ -17,7 +17,10 @@ def test_the_demo_builds_shards_and_runs_its_recipe_and_continues_when_called_ag
     short = ["pretrain.epochs=2", "finetune.epochs=0.2", "finetune.optimizer.warmup_epochs=0"]
     done = coatnet("demo", "demo", *short, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "$ coatnet shards build demo/images demo/shards --validation-per-class 100" in done.stdout
+    assert (
+        "$ coatnet shards build demo/images demo/shards --validation-per-class 100 --samples-per-shard 1000"
+        in done.stdout
+    )
     assert "demo/shards/validation: 1,000 images of 10 classes" in done.stdout
     assert "$ coatnet run demo/recipe.yaml" in done.stdout
     assert "tensorboard --logdir demo/runs" in done.stdout

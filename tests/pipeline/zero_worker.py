@@ -42,14 +42,14 @@ def main(recipe: str, folder: Path, cases: list[str]) -> None:
     for case in cases:
         before = folder / f"{case.partition('-from-')[2] or case}-whole"
         if not before.exists():
-            train(plan(recipe, case, ranks), RunFolder(before), None, ranks, Console())
+            train(plan(recipe, case, ranks), RunFolder(before), None, ranks, Console() if ranks.leads else None)
         if ranks.leads:
             (folder / case / "checkpoints").mkdir(parents=True)
             shutil.copytree(before / "checkpoints/step-00000003", folder / case / "checkpoints/step-00000003")
         ranks.barrier()
         planned = plan(recipe, case, ranks)
         save_again(planned, before / "checkpoints/step-00000003", folder / f"{case}-again", ranks)
-        train(planned, RunFolder(folder / case), None, ranks, Console())
+        train(planned, RunFolder(folder / case), None, ranks, Console() if ranks.leads else None)
 
 
 if __name__ == "__main__":

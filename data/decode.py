@@ -1,7 +1,6 @@
 """Encoded images to pixels."""
 
 import io
-import warnings
 
 import numpy as np
 import simplejpeg
@@ -31,10 +30,8 @@ def decode(encoded: bytes) -> Pixels:
         except ValueError as error:
             raise DecodeError(str(error)) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as image:
-                return np.asarray(image.convert("RGB"))
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise DecodeError("not an image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

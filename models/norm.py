@@ -1,8 +1,5 @@
 """Batch normalization whose running statistics move once per optimizer step, by the mean over its micro-batches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +28,6 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
         self.register_buffer("recorded_mean", torch.zeros(width), persistent=False)
         self.register_buffer("recorded_var", torch.zeros(width), persistent=False)
-        self.recording = True
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = x_BHWC.permute(0, 3, 1, 2)
@@ -40,31 +36,16 @@ class BatchNorm(nn.Module):
             y_BCHW = F.batch_norm(x_BCHW, self.running_mean, self.running_var, weight, bias, eps=self.eps)
             return y_BCHW.permute(0, 2, 3, 1)
         # With momentum 1 the kernel leaves the batch's own mean and unbiased variance in these two.
-        mean, variance = torch.empty_like(self.running_mean), torch.empty_like(self.running_var)
-        mean.zero_(), variance.zero_()
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         y_BCHW = F.batch_norm(x_BCHW, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
-        if self.recording:
-            self.recorded_mean += mean
-            self.recorded_var += variance
+        self.recorded_mean += mean
+        self.recorded_var += variance
         return y_BCHW.permute(0, 2, 3, 1)
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:
     """The BatchNorm layers of `model`, in module order."""
     return [module for module in model.modules() if isinstance(module, BatchNorm)]
-
-
-@contextmanager
-def recording_paused(model: nn.Module) -> Iterator[None]:
-    """Forwards inside leave no statistics behind, as when activation checkpointing computes a micro-batch again."""
-    norms = batch_norms(model)
-    for norm in norms:
-        norm.recording = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.recording = True
 
 
 def recorded_statistics(model: nn.Module) -> Tensor:

@@ -98,16 +98,44 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the folder `path`.
+    """The checkpoint in the folder `path`; its manifest is checked against its own checksum, other files are not.
 
     Raises:
-        ConfigError: not a checkpoint.
+        ConfigError: not a checkpoint, or a damaged manifest.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if signed(manifest) != manifest:
+            raise ConfigError(f"{path}: {MANIFEST} does not have its own checksum")
         return Checkpoint(path, manifest)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not a checkpoint ({error})") from None
+
+
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """`manifest` with the sha256 of its other content, as JSON with sorted keys, under `sha256`."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def open_whole(path: Path, ranks: Ranks) -> Checkpoint:
+    """The checkpoint in the folder `path` with every file's checksum verified, each rank hashing a share.
+
+    Raises:
+        ConfigError: damaged, as found by any rank.
+    """
+    damage = None
+    try:
+        checkpoint = open_checkpoint(path)
+        damage = checkpoint.damage(ranks.rank, ranks.world_size)
+    except (ConfigError, OSError) as error:
+        damage = str(error)
+    damaged = ranks.sum(torch.tensor([damage is not None], dtype=torch.int64, device=ranks.device))
+    if damaged.item():
+        raise ConfigError(f"{path}: damaged: {damage or 'as another rank found'}; restore it from a copy")
+    return checkpoint
 
 
 def checkpoints_newest_first(folder: Path) -> list[Path]:
@@ -118,22 +146,39 @@ def checkpoints_newest_first(folder: Path) -> list[Path]:
 
 
 def newest_whole(folder: Path, ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose every file has its checksum, agreed by all ranks, and why newer ones were skipped."""
-    skipped: list[str] = []
+    """The newest checkpoint whose every file has its checksum, and why newer ones were passed over.
+
+    None if there is none at all. Those passed over are renamed to `damaged-...`: they must not stand in the way of new
+    ones, nor count as kept.
+
+    Raises:
+        ConfigError: there are checkpoints, and none is whole.
+    """
     paths = checkpoints_newest_first(folder)
+    damaged: list[Path] = []
+    reasons: list[str] = []
     # One listing for all: a network file system may show ranks different ones.
     for number in range(ranks.from_leader(len(paths))):
         path = folder / step_name(ranks.from_leader(_step_of(paths[number]) if number < len(paths) else 0))
         try:
-            checkpoint = open_checkpoint(path)
-            damage = checkpoint.damage(ranks.rank, ranks.world_size)
-        except (ConfigError, OSError) as error:
-            damage = str(error)
-        damaged = ranks.sum(torch.tensor([damage is not None], dtype=torch.int64, device=ranks.device))
-        if damaged.item() == 0:
-            return checkpoint, skipped
-        skipped.append(f"{path.name}: {damage or 'damaged, as another rank found'}")
-    return None, skipped
+            checkpoint = open_whole(path, ranks)
+        except ConfigError as error:
+            damaged.append(path)
+            reasons.append(str(error))
+            continue
+        ranks.barrier()
+        if ranks.leads:
+            for bad in damaged:
+                aside = folder / f"damaged-{bad.name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
+        return checkpoint, reasons
+    if damaged:
+        raise ConfigError(
+            f"{folder}: none of its {len(damaged)} checkpoints is whole ({reasons[0]}); "
+            "restore one, or remove the folder to begin anew"
+        )
+    return None, []
 
 
 def save_checkpoint(
@@ -164,8 +209,6 @@ def save_checkpoint(
         manifest = _manifest(unfinished, facts, shapes, ranks.world_size)
         _write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1))
         _sync_folder(unfinished)
-        if final.exists():  # a damaged one, which the run has passed again
-            shutil.rmtree(final)
         unfinished.rename(final)
         _sync_folder(folder)
     ranks.barrier()
@@ -241,10 +284,11 @@ def _manifest(
             assert start == end, f"{name}: elements {end} to {start} are missing or written twice"
             end = stop
         assert end == torch.Size(shape).numel(), f"{name}: elements from {end} are missing"
-    return {
+    content = {
         "format": "coatnet-checkpoint", "version": 1, **facts,
         "parameters": {name: list(shape) for name, shape in shapes.items()}, "fragments": places, "files": files,
     }  # fmt: skip
+    return signed(content)
 
 
 def _sha256(path: Path) -> str:

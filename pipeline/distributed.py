@@ -46,6 +46,21 @@ class Ranks:
         return int(value.item())
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """What RANK and WORLD_SIZE say.
+
+    Raises:
+        ConfigError: one of the variables that a rank needs is not set.
+    """
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"the environment has no {', '.join(missing)}, which a rank needs; "
+            "start ranks with coatnet train or torchrun"
+        )
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def join_ranks(threads: int) -> Ranks:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
@@ -54,13 +69,7 @@ def join_ranks(threads: int) -> Ranks:
     Raises:
         ConfigError: one of these variables is not set, or there are more ranks than GPUs.
     """
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"the environment has no {', '.join(missing)}, which a rank needs; "
-            "start ranks with coatnet train or torchrun"
-        )
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world_size = rank_and_world_size()
     if torch.cuda.is_available():
         local_rank, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= devices:

@@ -79,7 +79,7 @@ class Monitor:
             return
         for reason in damaged:
             self._folder.note("checkpoint_damaged", reason=reason)
-            self._say(f"passed over a damaged checkpoint: {reason}")
+            self._say(f"passed over a checkpoint: {reason}")
         self._folder.note("resume" if checkpoint else "start", step=self._first_step, ranks=ranks)
         if checkpoint:
             self._say(f"continues from checkpoint {checkpoint}")

@@ -153,6 +153,13 @@ def start_digest(recipe: Recipe, stage: str) -> str | None:
     return hashlib.sha256((final_checkpoint(recipe, start) / "manifest.json").read_bytes()).hexdigest()
 
 
+def digests(plan: TrainPlan) -> dict[str, str]:
+    """What tells a run from others in its checkpoints: of the settings that make it what it is, and of its data."""
+    settings = {key: value for key, value in _flat(_settings(plan, None)).items() if not _is_free(key)}
+    recipe = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {"recipe_digest": recipe, "index_digest": plan.train.digest}
+
+
 def _settings(plan: Plan, start_digest: str | None) -> dict[str, Any]:
     digests = {"validation": plan.validation.digest}
     if isinstance(plan, TrainPlan):

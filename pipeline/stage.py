@@ -1,13 +1,12 @@
 """One stage on one rank, from the recipe to the result: what every process of a run calls."""
 
-import os
 import time
 from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.checkpoint import open_checkpoint
-from pipeline.distributed import Ranks, join_ranks, leave_ranks
+from pipeline.checkpoint import open_whole
+from pipeline.distributed import Ranks, join_ranks, leave_ranks, rank_and_world_size
 from pipeline.engine import model_dtype
 from pipeline.evaluate import evaluate
 from pipeline.monitor import Monitor, divert_output
@@ -25,12 +24,13 @@ def run_stage(recipe: Recipe, name: str) -> None:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
         RunFailed: the run cannot go on.
     """
+    rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
-    plan = plan_stage(recipe, name, int(os.environ["WORLD_SIZE"]))
+    plan = plan_stage(recipe, name, world_size)
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
-    console = divert_output(folder, int(os.environ["RANK"]))
+    console = divert_output(folder, rank)
     ranks = join_ranks(plan.stage.resources.threads_per_rank)
     lock = folder.lock() if ranks.leads else None
     if ranks.leads:
@@ -51,7 +51,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
 def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks, console: Console | None) -> None:
     """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
     dtype = model_dtype(plan.stage.precision)
-    checkpoint = open_checkpoint(start_from)
+    checkpoint = open_whole(start_from, ranks)
     model = build_model(plan)
     load_weights(model, checkpoint)
     to_precision(model, dtype)

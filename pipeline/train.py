@@ -12,17 +12,17 @@ from rich.console import Console
 
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
-from pipeline.checkpoint import keep_last, newest_whole, open_checkpoint, step_name
+from pipeline.checkpoint import keep_last, newest_whole, open_whole, step_name
 from pipeline.distributed import Ranks
 from pipeline.engine import build_engine, model_dtype, optimizer_step, set_learning_rate
-from pipeline.errors import RunFailed
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.evaluate import Accuracy, evaluate
 from pipeline.images import grid, normalized
 from pipeline.loss import classification_loss
 from pipeline.monitor import Monitor
 from pipeline.plan import TrainPlan
 from pipeline.reader import read_micro_batches
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, digests
 from pipeline.state import TrainingState
 from pipeline.weights import build_model, fitted_weights
 
@@ -35,7 +35,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
 
     Raises:
-        ConfigError: a checkpoint of another model.
+        ConfigError: a checkpoint of another model or recipe, or none that is whole.
         DataError: shards that cannot be read, or too many samples that do not decode.
         RunFailed: a loss that is not finite.
     """
@@ -43,9 +43,11 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
 
     # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
     checkpoint, damaged = newest_whole(folder.checkpoints, ranks)
+    if checkpoint and any(checkpoint.manifest[key] != value for key, value in digests(plan).items()):
+        raise ConfigError(f"{checkpoint.path}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    weights = fitted_weights(model, open_checkpoint(start_from)) if start_from and not checkpoint else None
+    weights = fitted_weights(model, open_whole(start_from, ranks)) if start_from and not checkpoint else None
     engine = build_engine(model, stage, ranks)
     state = TrainingState(engine, shapes, ranks)
     if checkpoint is not None:
@@ -54,7 +56,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         state.set_weights(weights)
     first_step = checkpoint.step if checkpoint else 0
 
-    facts = {"stage": plan.name, "precision": stage.precision, "index_digest": plan.train.digest}
+    facts = {"stage": plan.name, "precision": stage.precision, **digests(plan)}
     with (
         Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, console) as monitor,
         closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,

@@ -30,9 +30,9 @@ def fitted_weights(model: CoAtNet, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """
     try:
         weights = adapt_parameters(checkpoint.parameters(), model)
-        _copy(checkpoint.buffers(), persistent_buffers(model))
     except ValueError as error:
         raise ConfigError(f"{checkpoint.path}: {error}; start from a stage that trained the same model") from None
+    load_buffers(model, checkpoint)
     return weights
 
 
@@ -53,8 +53,15 @@ def load_weights(model: CoAtNet, checkpoint: Checkpoint) -> None:
 
 
 def load_buffers(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy the checkpoint's buffers into `model`."""
-    _copy(checkpoint.buffers(), persistent_buffers(model))
+    """Copy the checkpoint's buffers into `model`.
+
+    Raises:
+        ConfigError: they are another model's.
+    """
+    try:
+        _copy(checkpoint.buffers(), persistent_buffers(model))
+    except ValueError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}; it holds another model's state") from None
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -71,7 +78,7 @@ def to_precision(model: nn.Module, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    if source.keys() - target.keys() or any(source[name].shape != target[name].shape for name in source):
-        raise ValueError("the buffers are another model's")
+    if source.keys() != target.keys() or any(source[name].shape != target[name].shape for name in source):
+        raise ValueError("names or shapes differ from this model's")
     for name, tensor in source.items():
         target[name].copy_(tensor)

@@ -15,12 +15,12 @@ ENVIRONMENT = {
 } | {"COLUMNS": "120", "TERM": "dumb"}
 
 
-def coatnet(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run to the end; output and errors as text."""
+def coatnet(*arguments: str | Path, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end, with `environment` variables set; output and errors as text."""
     return subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, arguments)],
         cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment,
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,11 +1,14 @@
 """Small recipes for tests, and what their runs leave behind."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.checkpoint import signed
 
 
 def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
@@ -61,6 +64,15 @@ def scalars(run_folder: Path, tag: str) -> dict[int, float]:
 def diary(run_folder: Path) -> list[dict[str, Any]]:
     """The entries of the diary."""
     return [json.loads(line) for line in (run_folder / "diary.jsonl").read_text().splitlines()]
+
+
+def sign_again(checkpoint: Path, **changes: Any) -> None:
+    """Give a checkpoint whose files a test has edited a manifest that fits them, with `changes` in it."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text()) | changes
+    for name in manifest["files"]:
+        data = (checkpoint / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(signed(manifest)))
 
 
 def checkpoint_bytes(path: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """What a user gets wrong: one message that names it and the mend, exit 78, no traceback, nothing overwritten."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.command import coatnet, start, wait_until
 from tests.conftest import write_pictures
-from tests.recipes import write_recipe
+from tests.recipes import sign_again, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -117,9 +116,8 @@ def test_a_checkpoint_of_another_model(shards: Path, tmp_path: Path) -> None:
     done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     checkpoint = tmp_path / "runs/test/pretrain/checkpoints/step-00000005"
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["parameters"]["stem.conv1.weight"] = [9, 3, 3, 3]
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    parameters = json.loads((checkpoint / "manifest.json").read_text())["parameters"]
+    sign_again(checkpoint, parameters=parameters | {"stem.conv1.weight": [9, 3, 3, 3]})
     before = tree(checkpoint)
 
     (tmp_path / "runs/test/pretrain/result.json").unlink()
@@ -138,10 +136,43 @@ def test_buffers_of_another_model(shards: Path, tmp_path: Path) -> None:
     save_file(
         load_file(buffers) | {"stem.norm.running_mean": load_file(buffers)["stem.norm.running_mean"][:3]}, buffers
     )
+    sign_again(buffers.parent)
     refused = coatnet("train", "recipe.yaml", "finetune", "pretrain.steps=5", folder=tmp_path)
     assert refused.returncode == 78
-    assert "the buffers are another model's; start from a stage that trained the same model" in refused.stderr
+    assert "names or shapes differ from this model's; it holds another model's state" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_damaged_start_is_refused_before_it_is_trained_on(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "runs/test/pretrain/checkpoints/step-00000005/rank-00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    refused = coatnet("train", "recipe.yaml", "finetune", "pretrain.steps=5", folder=tmp_path)
+    assert refused.returncode == 78
+    assert "step-00000005: damaged: " in refused.stderr
+    assert not (tmp_path / "runs/test/finetune/result.json").exists()
+
+
+def test_a_checkpoint_of_another_recipe(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "runs/test/pretrain/checkpoints", tmp_path / "runs/other/pretrain/checkpoints")
+    refused = coatnet("train", "recipe.yaml", "pretrain", "name=other", "pretrain.steps=9", folder=tmp_path)
+    assert refused.returncode == 78
+    assert "a checkpoint of another recipe or of other data" in refused.stderr
+
+
+def test_a_rank_without_its_environment(shards: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, shards)
+    done = coatnet("train", "recipe.yaml", "pretrain", folder=tmp_path, RANK="0")
+    assert done.returncode == 78
+    assert "the environment has no WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_two_processes_on_one_stage(shards: Path, tmp_path: Path) -> None:
@@ -197,12 +228,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(shards: P
     tensors["master.head.hidden.weight"].zero_()
     tensors["master.head.hidden.bias"].zero_()
     save_file(tensors, path)
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["files"][path.name] = {
-        "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    sign_again(path.parent)
 
     done = coatnet(*train, folder=tmp_path)
     assert done.returncode == 70, done.stdout + done.stderr

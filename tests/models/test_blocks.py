@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from models.attention import TransformerBlock
 from models.drop import add_branch_of_kept_samples, drop_samples
 from models.mbconv import MBConv
-from models.norm import BatchNorm, move_running_statistics, recorded_statistics, recording_paused
+from models.norm import BatchNorm, move_running_statistics, recorded_statistics
 
 
 def test_batch_norm_equals_torchs_in_training_and_evaluation() -> None:
@@ -32,16 +32,6 @@ def test_running_statistics_move_once_by_the_mean_over_micro_batches() -> None:
     mean = (first.mean(dim=(0, 1, 2)) + second.mean(dim=(0, 1, 2))) / 2
     torch.testing.assert_close(norm.running_mean, mean / 2)
     assert torch.equal(recorded_statistics(norm), torch.zeros(6))
-
-
-def test_a_repeated_forward_with_recording_paused_counts_once() -> None:
-    norm = BatchNorm(3)
-    x = torch.randn(8, 2, 2, 3)
-    norm(x)
-    recorded = recorded_statistics(norm)
-    with recording_paused(norm):
-        norm(x)
-    assert torch.equal(recorded_statistics(norm), recorded)
 
 
 def test_batch_norm_statistics_stay_float32_with_bfloat16_activations() -> None:

@@ -17,6 +17,7 @@ from pipeline.checkpoint import (
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from pipeline.fragments import Fragment
+from tests.recipes import sign_again
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -48,12 +49,14 @@ def split_over_two_ranks(folder: Path) -> Path:
     from safetensors.torch import save_file
 
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["fragments"] = []
+    manifest |= {"fragments": [], "files": {"buffers.safetensors": {}, "rank-00000.safetensors": {}}}
     for rank, ranges in enumerate(({"a": (0, 7)}, {"a": (7, 12), "b": (0, 5)})):
         file = f"rank-{rank:05d}.safetensors"
         save_file({f"{k}.{f.parameter}": t for f in cut(ranges) for k, t in f.tensors.items()}, path / file)
         manifest["fragments"] += [{"parameter": n, "start": a, "stop": b, "file": file} for n, (a, b) in ranges.items()]
+        manifest["files"][file] = {}
     (path / "manifest.json").write_text(json.dumps(manifest))
+    sign_again(path)
     return path
 
 
@@ -102,11 +105,10 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_reason_for_passing_others_
         path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     checkpoint, skipped = newest_whole(tmp_path, ALONE)
     assert checkpoint is not None
-    if file == "manifest.json" and damage == "flipped":
-        return  # a flipped bit in the manifest shows only where it breaks JSON or a checksum
     assert checkpoint.step == 2
     assert len(skipped) == 1
-    assert skipped[0].startswith("step-00000003: ")
+    assert "step-00000003: damaged: " in skipped[0]
+    assert (tmp_path / "damaged-step-00000003").is_dir()
 
 
 def test_an_unfinished_save_is_invisible_and_swept_away_by_the_next(tmp_path: Path) -> None:
@@ -122,6 +124,28 @@ def test_retention_keeps_the_newest(tmp_path: Path) -> None:
         save(tmp_path, step)
     keep_last(tmp_path, 2)
     assert [p.name for p in checkpoints_newest_first(tmp_path)] == ["step-00000010", "step-00000009"]
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    """They would push out the only whole ones as soon as a new one is saved between."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    for step in (20, 30):
+        (tmp_path / f"step-000000{step}" / "buffers.safetensors").unlink()
+    checkpoint, _ = newest_whole(tmp_path, ALONE)
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    save(tmp_path, 15)
+    keep_last(tmp_path, 2)
+    assert [p.name for p in checkpoints_newest_first(tmp_path)] == ["step-00000015", "step-00000010"]
+
+
+def test_checkpoints_none_of_which_is_whole_stop_the_run_and_stay_where_they_are(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (save(tmp_path, step) / "buffers.safetensors").unlink()
+    with pytest.raises(ConfigError, match="none of its 2 checkpoints is whole .*step-00000002: damaged: buffers"):
+        newest_whole(tmp_path, ALONE)
+    assert len(checkpoints_newest_first(tmp_path)) == 2
 
 
 def test_state_that_leaves_out_elements_is_never_published(tmp_path: Path) -> None:

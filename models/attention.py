@@ -7,37 +7,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.drop import add_branch_of_kept_samples
+from models.drop import Kept
+from models.pool import pool_by_two
 from models.relative_bias import RelativeBias
+from models.variants import Variant
 
-# Flash attention takes no bias. cuDNN's takes none that needs a gradient and has returned wrong numbers with masks,
-# so it is left out of evaluation as well: training and evaluation run the same kernel.
-ATTENTION_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def max_pool(x_BHWC: Tensor) -> Tensor:
-    """2x2 max pooling of stride 2, (B, H, W, C) -> (B, H/2, W/2, C)."""
-    return F.max_pool2d(x_BHWC.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+# A bias that needs a gradient leaves the memory-efficient kernel on GPUs: flash attention takes no bias there, and
+# cuDNN's takes none that needs a gradient. cuDNN's has returned wrong numbers with masks (pytorch PR 191612, issue
+# 196678), so it is left out of evaluation as well. On CPUs flash attention takes a bias without a gradient and
+# evaluates four times as fast as the plain formula, which trains.
+ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class RelativeAttention(nn.Module):
-    """softmax(q k / sqrt(D) + w[i-j]) v: relative attention, pre-normalization (paper, equation 3)."""
+    """Multi-head attention with a learned bias w[i-j] of the displacement between query and key.
 
-    def __init__(self, in_width: int, width: int, head_size: int, grid: tuple[int, int]) -> None:
+    Pre-normalization: `softmax(q k / sqrt(D) + w) v` (paper, equation 3). Post-normalization:
+    `(softmax(q k / sqrt(D)) + w) v`, the form that the paper discusses and rejects. None: no bias.
+    """
+
+    def __init__(self, in_width: int, width: int, *, grid: tuple[int, int], variant: Variant) -> None:
         super().__init__()
-        self.head_size = head_size
-        self.heads = width // head_size
+        self.head_size = variant.head_size
+        self.heads = width // variant.head_size
+        self.form = variant.relative_attention
         self.qkv = nn.Linear(in_width, 3 * width)
-        self.relative_bias = RelativeBias(self.heads, grid)
+        if self.form != "none":
+            self.relative_bias = RelativeBias(self.heads, grid)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, _ = x_BHWC.shape
         qkv_BN3AD = self.qkv(x_BHWC).reshape(B, H * W, 3, self.heads, self.head_size)
         q_BAND, k_BAND, v_BAND = qkv_BN3AD.permute(2, 0, 3, 1, 4).unbind(0)
-        bias_ANN = self.relative_bias().to(q_BAND.dtype)
+        # One copy for the batch: the kernel pads a mask to eight columns, and would pad every sample's.
+        bias_1ANN = None if self.form == "none" else self.relative_bias((H, W), q_BAND.dtype)[None]
+        mask = bias_1ANN if self.form == "pre_normalization" else None
         with sdpa_kernel(ATTENTION_BACKENDS):
-            y_BAND = F.scaled_dot_product_attention(q_BAND, k_BAND, v_BAND, attn_mask=bias_ANN.expand(B, -1, -1, -1))
+            y_BAND = F.scaled_dot_product_attention(q_BAND, k_BAND, v_BAND, attn_mask=mask)
+        if self.form == "post_normalization":
+            y_BAND = y_BAND + bias_1ANN @ v_BAND
         y_BHWC: Tensor = self.out(y_BAND.transpose(1, 2).reshape(B, H, W, -1))
         return y_BHWC
 
@@ -58,44 +67,46 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Relative attention and feed-forward, each pre-normalized and residual (paper, appendix A.1).
 
-    The first block of a stage pools the normalized input and the shortcut by 2x2 maxima (stride 2) and changes the
-    width in q, k, v and in a projected shortcut.
+    The first block of a stage pools the normalized input and the shortcut 2x2 (stride 2) and changes the width in
+    q, k, v and in a projected shortcut.
 
     Args:
         in_width, width: channels in and out.
-        head_size: channels of one head; divides `width`.
-        grid: cells (H, W) after pooling.
         stride: 1 or 2.
-        drop_rate: probability that a sample skips a branch in training, drawn separately for the two branches.
+        grid: cells (H, W) after pooling that the relative bias is made for.
+        variant: for its options.
     """
 
-    def __init__(
-        self, in_width: int, width: int, *, head_size: int, grid: tuple[int, int], stride: int, drop_rate: float
-    ) -> None:
+    branches = 2
+    """Residual branches that stochastic depth can drop: attention and feed-forward."""
+
+    def __init__(self, in_width: int, width: int, *, stride: int, grid: tuple[int, int], variant: Variant) -> None:
         super().__init__()
         self.stride = stride
-        self.drop_rate = drop_rate
+        self.pool = variant.pool
         self.attention_norm = nn.LayerNorm(in_width, eps=1e-5)
-        self.attention = RelativeAttention(in_width, width, head_size, grid)
+        self.attention = RelativeAttention(in_width, width, grid=grid, variant=variant)
         self.shortcut = nn.Linear(in_width, width) if in_width != width else nn.Identity()
         self.feed_forward_norm = nn.LayerNorm(width, eps=1e-5)
         self.feed_forward = FeedForward(width)
 
     def _pool(self, x_BHWC: Tensor) -> Tensor:
-        return max_pool(x_BHWC) if self.stride == 2 else x_BHWC
+        return pool_by_two(x_BHWC, self.pool) if self.stride == 2 else x_BHWC
 
-    def _attention_branch(self, x_BHWC: Tensor) -> Tensor:
+    def _attend(self, x_BHWC: Tensor) -> Tensor:
         y_BHWC: Tensor = self.attention(self._pool(self.attention_norm(x_BHWC)))
         return y_BHWC
 
-    def _feed_forward_branch(self, x_BHWC: Tensor) -> Tensor:
+    def _feed_forward(self, x_BHWC: Tensor) -> Tensor:
         y_BHWC: Tensor = self.feed_forward(self.feed_forward_norm(x_BHWC))
         return y_BHWC
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor, kept: tuple[Kept, ...] | None = None) -> Tensor:
+        """(B, H, W, in_width) -> (B, H/stride, W/stride, width); dropped samples of `kept` are not computed."""
         shortcut: Tensor = self.shortcut(self._pool(x_BHWC))
-        if not (self.training and self.drop_rate > 0.0):
-            y_BHWC = shortcut + self._attention_branch(x_BHWC)
-            return y_BHWC + self._feed_forward_branch(y_BHWC)
-        y_BHWC = add_branch_of_kept_samples(shortcut, x_BHWC, self._attention_branch, self.drop_rate)
-        return add_branch_of_kept_samples(y_BHWC, y_BHWC, self._feed_forward_branch, self.drop_rate)
+        if kept is None:
+            y_BHWC = shortcut + self._attend(x_BHWC)
+            return y_BHWC + self._feed_forward(y_BHWC)
+        attention, feed_forward = kept
+        y_BHWC = attention.add(shortcut, self._attend(attention.of(x_BHWC)))
+        return feed_forward.add(y_BHWC, self._feed_forward(feed_forward.of(y_BHWC)))

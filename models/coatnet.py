@@ -3,24 +3,33 @@
 Activations are channels-last from stem to head, written (B, H, W, C).
 """
 
+from collections.abc import Container, Sequence
+from itertools import islice
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.activation_checkpointing import recompute_in_backward, recomputed_blocks
 from models.attention import TransformerBlock
+from models.drop import Kept, draw_kept
+from models.initialization import initialize_parameters
 from models.mbconv import MBConv
-from models.norm import BatchNorm
-from models.relative_bias import RelativeBias, resize_relative_bias
-from models.variants import Variant
+from models.norm import BatchNorm, convolution_norm
+from models.options import CheckpointingPolicy
+from models.relative_bias import RelativeBias
+from models.variants import BlockStage, Variant
 
 
 class Stem(nn.Module):
-    """Two 3x3 convolutions, the first strided, with BatchNorm and GELU between them (stage S0)."""
+    """Two 3x3 convolutions, the first strided, with a norm and GELU between them (stage S0)."""
 
-    def __init__(self, width: int, *, stride: int, momentum: float) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, stride=stride, padding=1)
-        self.norm = BatchNorm(width, momentum=momentum)
+        width = variant.stem_width
+        self.conv1 = nn.Conv2d(3, width, 3, stride=variant.stem_stride, padding=1)
+        self.norm = convolution_norm(variant.convolution_norm, width, variant.batch_norm_momentum)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
@@ -30,31 +39,48 @@ class Stem(nn.Module):
         return y_BCHW.permute(0, 2, 3, 1)
 
 
+class PatchStem(nn.Module):
+    """One convolution of square patches that do not overlap: ViT's stem (paper, section 2.2)."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, variant.stem_width, variant.stem_stride, stride=variant.stem_stride)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        y_BCHW: Tensor = self.conv(x_BHWC.permute(0, 3, 1, 2))
+        return y_BCHW.permute(0, 2, 3, 1)
+
+
 class Head(nn.Module):
     """Global average pool - LayerNorm - Linear(D, D) - tanh - Linear(D, classes).
 
-    The hidden layer is not in the paper's text; the published parameter counts need it, and MaxViT has it.
+    The hidden layer is not in the paper's text; the published parameter counts need it, and MaxViT has it. It is the
+    identity where the variant has none, as is the classifier for 0 classes.
     """
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, *, hidden_layer: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.hidden = nn.Linear(width, width)
-        self.classifier = nn.Linear(width, num_classes)
+        self.hidden = nn.Linear(width, width) if hidden_layer else nn.Identity()
+        self.classifier = nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BD = self.norm(x_BHWC.mean(dim=(1, 2)))
-        logits: Tensor = self.classifier(torch.tanh(self.hidden(x_BD)))
-        return logits
+    def forward(self, x_BHWC: Tensor, pre_logits: bool = False) -> Tensor:
+        x_BD: Tensor = self.norm(x_BHWC.mean(dim=(1, 2)))
+        if isinstance(self.hidden, nn.Linear):
+            x_BD = torch.tanh(self.hidden(x_BD))
+        return x_BD if pre_logits else self.classifier(x_BD)
 
 
 class CoAtNet(nn.Module):
-    """The network of one `Variant` for pictures of one size.
+    """The network of one `Variant`; `models.registry.create_model` makes one by name.
+
+    The interface is timm's, but for pictures and features that are channels-last.
 
     Args:
-        variant: stem, stages and head size.
-        num_classes: outputs of the classifier.
-        image_size: pixels (height, width); each a multiple of the variant's stride.
+        variant: stem, stages and options.
+        num_classes: outputs of the classifier; 0 for none.
+        image_size: pixels (height, width) that the relative tables are made for; each a multiple of the variant's
+            stride. Pictures of other such sizes are taken as well, with the tables resized bilinearly on the way.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
 
     Raises:
@@ -65,61 +91,114 @@ class CoAtNet(nn.Module):
         self, variant: Variant, *, num_classes: int, image_size: tuple[int, int], drop_path_rate: float = 0.0
     ) -> None:
         super().__init__()
-        if any(side % variant.stride for side in image_size) or min(image_size) <= 0:
-            raise ValueError(
-                f"image size {image_size[0]} x {image_size[1]}: each side must be a multiple of {variant.stride}"
-            )
+        _check_image_size(image_size, variant)
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate {drop_path_rate}: must be at least 0 and less than 1")
         self.variant = variant
         self.num_classes = num_classes
         self.image_size = image_size
-        self.stem = Stem(variant.stem_width, stride=variant.stem_stride, momentum=variant.batch_norm_momentum)
-        depth = sum(stage.depth for stage in variant.stages)
-        width, stride, blocks = variant.stem_width, variant.stem_stride, list[nn.Module]()
+        self.stem = Stem(variant) if variant.stem == "convolutions" else PatchStem(variant)
+        self.feature_info: list[dict[str, Any]] = []
+        """What `forward_intermediates` returns, stem first: `num_chs`, `reduction` (pixels per cell), `module`."""
+        blocks: list[MBConv | TransformerBlock] = []
+        width, stride = variant.stem_width, variant.stem_stride
+        self._note_feature(width, stride, "stem")
         for stage in variant.stages:
             stride *= stage.stride
             grid = (image_size[0] // stride, image_size[1] // stride)
             for position in range(stage.depth):
-                block_stride = stage.stride if position == 0 else 1
-                drop_rate = drop_path_rate * len(blocks) / max(1, depth - 1)
-                if stage.kind == "mbconv":
-                    block: nn.Module = MBConv(
-                        width, stage.width, stride=block_stride, drop_rate=drop_rate,
-                        momentum=variant.batch_norm_momentum,
-                    )  # fmt: skip
-                else:
-                    block = TransformerBlock(
-                        width, stage.width, head_size=variant.head_size, grid=grid, stride=block_stride,
-                        drop_rate=drop_rate,
-                    )  # fmt: skip
-                blocks.append(block)
+                blocks.append(_block(stage, width, stage.stride if position == 0 else 1, grid, variant))
                 width = stage.width
+            self._note_feature(width, stride, f"blocks.{len(blocks) - 1}")
         self.blocks = nn.ModuleList(blocks)
-        self.head = Head(width, num_classes)
+        self.num_features = width
+        self.head = Head(width, num_classes, hidden_layer=variant.head_hidden_layer)
+        last = max(1, len(blocks) - 1)
+        rates = [drop_path_rate * number / last for number in range(len(blocks))]
+        self.drop_rates = [(r,) * block.branches if r > 0.0 else () for r, block in zip(rates, blocks, strict=True)]
+        """Of each block, the rates of the branches that stochastic depth drops."""
+        self.compiled = False
+        self.set_grad_checkpointing(False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Logits (B, classes) of normalized pictures (B, H, W, 3)."""
-        x = self.stem(x_BHWC)
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.head(x)
+        return self.forward_head(self.forward_features(x_BHWC))
+
+    def forward_features(self, x_BHWC: Tensor) -> Tensor:
+        """The last block's output (B, H/stride, W/stride, D) for normalized pictures (B, H, W, 3).
+
+        Raises:
+            ValueError: pictures of another shape, or of a size that the strides do not divide.
+        """
+        return self._run(x_BHWC)[0]
+
+    def forward_head(self, x_BHWC: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, classes) of features (B, H, W, D), or with `pre_logits` what the classifier sees (B, D)."""
+        logits: Tensor = self.head(x_BHWC, pre_logits)
         return logits
 
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Weights N(0, variant's std), relative tables N(0, 0.02), biases 0, norms the identity: as MaxViT does."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                std = self.variant.weight_std or module.weight[0].numel() ** -0.5
-                module.weight.normal_(0.0, std, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, RelativeBias):
-                module.table.normal_(0.0, 0.02, generator=generator)
-            elif isinstance(module, nn.LayerNorm | BatchNorm):
-                module.weight.fill_(1.0)
-                module.bias.zero_()
+    def forward_intermediates(
+        self,
+        x_BHWC: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        stop_early: bool = False,
+        output_fmt: str = "NHWC",
+        intermediates_only: bool = False,
+    ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
+        """Features after the stem and after each stage, as `feature_info` lists them.
+
+        Args:
+            x_BHWC: normalized pictures (B, H, W, 3).
+            indices: positions in `feature_info`, negative ones from the end; or how many last ones; None for all.
+            stop_early: compute no block after the last one asked for.
+            output_fmt: `NHWC`, or `NCHW` for views of that order.
+            intermediates_only: without the final features.
+
+        Returns:
+            The final features (B, h, w, D), which `forward_head` takes, and the list of intermediate ones.
+
+        Raises:
+            ValueError: an unknown format, a position that does not exist, or what `forward_features` refuses.
+        """
+        if output_fmt not in ("NHWC", "NCHW"):
+            raise ValueError(f"output_fmt {output_fmt}: must be NHWC or NCHW")
+        count = len(self.feature_info)
+        if indices is None or isinstance(indices, int):
+            indices = range(count)[-indices:] if indices else range(count)
+        if any(not -count <= index < count for index in indices):
+            raise ValueError(f"indices {list(indices)}: this model has features 0 to {count - 1}")
+        steps = [self._steps()[index % count] for index in indices]
+        final, outputs = self._run(x_BHWC, steps, last=max(steps) if stop_early else None)
+        features = [outputs[step] for step in steps]
+        if output_fmt == "NCHW":
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return features if intermediates_only else (final, features)
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer: Linear(D, classes), or the identity."""
+        return self.head.classifier
+
+    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+        """A new, initialized classifier for `num_classes`, on the device and in the dtype of the head; 0 for none."""
+        place = self.head.norm.weight
+        self.num_classes = num_classes
+        self.head.classifier = (
+            nn.Linear(self.num_features, num_classes, device=place.device, dtype=place.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        if not place.is_meta:
+            self.initialize(seed, only={"head.classifier.weight", "head.classifier.bias"})
+
+    def set_grad_checkpointing(self, enable: bool = True, policy: CheckpointingPolicy = "every_block") -> None:
+        """Recompute in the backward the blocks that `policy` names, or none.
+
+        Raises:
+            ValueError: an unknown policy.
+        """
+        convolves = [isinstance(self.stem, Stem), *(isinstance(block, MBConv) for block in self.blocks)]
+        self.recomputed = recomputed_blocks(policy if enable else "none", convolves)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: biases, norms and relative tables."""
@@ -131,33 +210,84 @@ class CoAtNet(nn.Module):
                     names.add(name)
         return names
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into layers from input to output, for layer-wise learning rates.
 
-def adapt_parameters(parameters: dict[str, Tensor], model: CoAtNet) -> dict[str, Tensor]:
-    """Trained parameters made to fit `model`: relative tables resized, another classifier dropped.
+        As timm's `group_parameters` reads it: one layer for each block, or `coarse`, for each stage.
+        """
+        stages = []
+        first = 0
+        for number, stage in enumerate(self.variant.stages):
+            numbers = "|".join(map(str, range(first, first + stage.depth)))
+            stages.append((rf"^blocks\.(?:{numbers})\.", (number,)))
+            first += stage.depth
+        blocks = stages if coarse else [(r"^blocks\.(\d+)\.", None)]
+        return {"stem": r"^stem\.", "blocks": [*blocks, (r"^head\.", (99999,))]}
 
-    Returns a dictionary of the model's names; a classifier trained for another number of classes is left out of it,
-    so that it keeps its initialization.
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile stem and blocks in place, each as one graph; parameter names stay what they are.
 
-    Raises:
-        ValueError: the parameters are another architecture's; names the first that differ.
-    """
-    wanted = dict(model.named_parameters())
-    missing, unknown = sorted(wanted.keys() - parameters.keys()), sorted(parameters.keys() - wanted.keys())
-    if missing or unknown:
-        parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-        parts += [f"has {unknown[0]} and {len(unknown) - 1} more that this model does not"] if unknown else []
-        raise ValueError("the parameters are another model's: the checkpoint " + ", and ".join(parts))
-    grids = {f"{name}.table": m.grid for name, m in model.named_modules() if isinstance(m, RelativeBias)}
-    fitted = {}
-    for name, tensor in parameters.items():
-        if name in grids and tensor.shape[0] == wanted[name].shape[0]:
-            tensor = resize_relative_bias(tensor, grids[name])
-        if tensor.shape != wanted[name].shape:
-            if name.startswith("head.classifier."):
-                continue
-            raise ValueError(
-                f"the parameters are another model's: {name} is {tuple(tensor.shape)} in the checkpoint "
-                f"and {tuple(wanted[name].shape)} in this model"
-            )
-        fitted[name] = tensor
-    return fitted
+        Blocks of one kind and shape share their code. `options` go to `torch.compile`. Raises dynamo's limit of
+        compilations for one function to 64: the largest variants have 14 kinds of blocks, for training and evaluation.
+        """
+        self.compiled = True
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for module in (self.stem, *self.blocks):
+            module.compile(fullgraph=True, **options)
+
+    def initialize(self, seed: int = 0, only: Container[str] | None = None) -> None:
+        """Initial weights by seed and parameter name, on any device; see `initialize_parameters`."""
+        initialize_parameters(self, seed, weight_std=self.variant.weight_std, only=only)
+
+    def _note_feature(self, width: int, stride: int, module: str) -> None:
+        self.feature_info.append({"num_chs": width, "reduction": stride, "module": module})
+
+    def _steps(self) -> list[int]:
+        """Position of each entry of `feature_info` in stem and blocks."""
+        return [0, *(int(info["module"].partition(".")[2]) + 1 for info in self.feature_info[1:])]
+
+    def _run(self, x: Tensor, wanted: Container[int] = (), last: int | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+        """The output of the last module run, and those at the `wanted` positions; position 0 is the stem."""
+        if x.dim() != 4 or x.shape[-1] != 3:
+            raise ValueError(f"pictures of shape {tuple(x.shape)}: must be (batch, height, width, 3), channels last")
+        _check_image_size((x.shape[1], x.shape[2]), self.variant)
+        kept = self._draw_kept(x)
+        outputs = {}
+        for step, module in enumerate([self.stem, *self.blocks]):
+            arguments = () if step == 0 else (kept[step - 1],)
+            if self.recomputed[step] and torch.is_grad_enabled():
+                x = recompute_in_backward(module, x, *arguments)
+            else:
+                x = module(x, *arguments)
+            if step in wanted:
+                outputs[step] = x
+            if step == last:
+                break
+        return x, outputs
+
+    def _draw_kept(self, x: Tensor) -> list[tuple[Kept, ...] | None]:
+        """What stochastic depth keeps in each block; None where it drops nothing."""
+        if not self.training:
+            return [None] * len(self.blocks)
+        kept = draw_kept([rate for rates in self.drop_rates for rate in rates], x.shape[0], x.device)
+        if self.compiled:
+            for samples, _ in kept:
+                # Else every count of kept samples would be compiled anew.
+                torch._dynamo.maybe_mark_dynamic(samples, 0)
+        drawn = iter(kept)
+        return [tuple(islice(drawn, len(rates))) or None for rates in self.drop_rates]
+
+
+def _block(
+    stage: BlockStage, in_width: int, stride: int, grid: tuple[int, int], variant: Variant
+) -> MBConv | TransformerBlock:
+    if stage.kind == "mbconv":
+        return MBConv(in_width, stage.width, stride=stride, variant=variant)
+    return TransformerBlock(in_width, stage.width, stride=stride, grid=grid, variant=variant)
+
+
+def _check_image_size(image_size: tuple[int, int], variant: Variant) -> None:
+    if any(side % variant.stride for side in image_size) or min(image_size) <= 0:
+        raise ValueError(
+            f"image size {image_size[0]} x {image_size[1]}: each side must be a multiple of {variant.stride}"
+        )

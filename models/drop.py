@@ -1,29 +1,49 @@
-"""Stochastic depth: in training, a sample skips a residual branch with a given probability."""
+"""Stochastic depth: in training, a sample skips a residual branch with a given probability.
 
-from collections.abc import Callable
+The decisions are drawn on the host before the forward and handed to the blocks. So a block is a pure function of its
+inputs: recomputing it for activation checkpointing repeats the decisions, a compiled block holds no random numbers,
+and the sizes of the work are known without waiting for the device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def add_branch_of_kept_samples(shortcut: Tensor, x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
-    """`shortcut + branch(x)` with the branch computed for the kept samples only and scaled by `1 / (1 - rate)`.
+class Kept(NamedTuple):
+    """The samples that take part in one residual branch."""
 
-    Each sample is kept with probability `1 - rate`. The decision is drawn on the host, so that the shape of the work
-    is known without waiting for the device. Only for branches that treat samples independently.
+    samples: Tensor
+    """(b,) int64 positions in the micro-batch, at least one."""
+    scale: Tensor
+    """() float32, what the branch is multiplied by."""
 
-    Shapes: `shortcut` (B, ...), `x` (B, ...); `branch` maps (b, ...) to (b, ...) of the shortcut's trailing shape.
+    def of(self, x: Tensor) -> Tensor:
+        """The kept samples of `x` (B, ...) -> (b, ...)."""
+        return x.index_select(0, self.samples)
+
+    def add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """`shortcut` (B, ...) plus the scaled `branch` (b, ...) at the kept samples."""
+        return shortcut.index_add(0, self.samples, (branch * self.scale).to(shortcut.dtype))
+
+
+def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[Kept]:
+    """One draw for each branch: every sample is kept with probability `1 - rate`, and scaled by `1 / (1 - rate)`.
+
+    From torch's default generator of the CPU, whatever the `device` that receives them.
     """
-    kept = (torch.rand(x.shape[0]) >= rate).nonzero().squeeze(1)
-    scale = 1.0 / (1.0 - rate)
-    if kept.numel() == 0:
+    kept, scales = [], []
+    for rate in rates:
+        samples = (torch.rand(batch) >= rate).nonzero().squeeze(1)
+        scales.append(1.0 / (1.0 - rate) if samples.numel() else 0.0)
         # A branch that one rank skips altogether would leave the collectives of sharded parameters unmatched.
-        kept, scale = torch.zeros(1, dtype=torch.long), 0.0
-    kept = kept.to(x.device, non_blocking=True)
-    return shortcut.index_add(0, kept, branch(x.index_select(0, kept)).to(shortcut.dtype), alpha=scale)
-
-
-def drop_samples(branch: Tensor, rate: float) -> Tensor:
-    """Zero the branch of each sample with probability `rate` and scale the others by `1 / (1 - rate)`; (B, ...)."""
-    keep = (torch.rand(branch.shape[0]) >= rate).to(branch.dtype) / (1.0 - rate)
-    return branch * keep.to(branch.device, non_blocking=True).reshape(-1, *[1] * (branch.dim() - 1))
+        kept.append(samples if samples.numel() else torch.zeros(1, dtype=torch.long))
+    if not kept:
+        return []
+    # One copy to the device for all blocks.
+    samples_on_device = torch.cat(kept).to(device, non_blocking=True)
+    scales_on_device = torch.tensor(scales).to(device, non_blocking=True)
+    parts = torch.split(samples_on_device, [samples.numel() for samples in kept])
+    return [Kept(*pair) for pair in zip(parts, scales_on_device.unbind(), strict=True)]

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import max_pool
-from models.drop import drop_samples
-from models.norm import BatchNorm
+from models.drop import Kept
+from models.norm import convolution_norm
+from models.pool import pool_by_two
+from models.variants import Variant
 
 EXPANSION = 4
 SQUEEZE = 0.25
@@ -27,37 +28,45 @@ class SqueezeExcitation(nn.Module):
 class MBConv(nn.Module):
     """`Proj(Pool(x)) + Shrink(SE(DepthConv(Expand(Norm(x), stride))))` (paper, equation 5).
 
-    The stride sits in the 1x1 expansion, which therefore reads a quarter of the pixels. Expansion and squeeze are
-    relative to the OUTPUT width: only so the published sizes and multiply-adds are met.
+    Where the stride sits in the 1x1 expansion, that reads a quarter of the pixels. Expansion and squeeze are relative
+    to the OUTPUT width: only so the published sizes and multiply-adds are met.
 
     Args:
         in_width, width: channels in and out.
         stride: 1 or 2.
-        drop_rate: probability that a sample skips the branch in training.
-        momentum: of the BatchNorm statistics, torch's sense.
+        variant: for its options.
     """
 
-    def __init__(self, in_width: int, width: int, *, stride: int, drop_rate: float, momentum: float) -> None:
+    branches = 1
+    """Residual branches that stochastic depth can drop."""
+
+    def __init__(self, in_width: int, width: int, *, stride: int, variant: Variant) -> None:
         super().__init__()
+
+        def norm(width: int) -> nn.Module:
+            return convolution_norm(variant.convolution_norm, width, variant.batch_norm_momentum)
+
         hidden = EXPANSION * width
         self.stride = stride
-        self.drop_rate = drop_rate
+        self.pool = variant.pool
+        self.expansion_stride = stride if variant.stride_in == "expansion" else 1
+        depthwise_stride = stride // self.expansion_stride
         self.shortcut = nn.Linear(in_width, width) if in_width != width else nn.Identity()
-        self.norm = BatchNorm(in_width, momentum=momentum)
+        self.norm = norm(in_width)
         self.expand = nn.Linear(in_width, hidden, bias=False)
-        self.expand_norm = BatchNorm(hidden, momentum=momentum)
-        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
-        self.depthwise_norm = BatchNorm(hidden, momentum=momentum)
-        self.squeeze_excitation = SqueezeExcitation(hidden, int(SQUEEZE * width))
+        self.expand_norm = norm(hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, depthwise_stride, padding=1, groups=hidden, bias=False)
+        self.depthwise_norm = norm(hidden)
+        self.squeeze_excitation = SqueezeExcitation(hidden, max(1, int(SQUEEZE * width)))
         self.shrink = nn.Linear(hidden, width)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        shortcut: Tensor = self.shortcut(max_pool(x_BHWC) if self.stride == 2 else x_BHWC)
-        y: Tensor = self.norm(x_BHWC)[:, :: self.stride, :: self.stride]
+    def forward(self, x_BHWC: Tensor, kept: tuple[Kept, ...] | None = None) -> Tensor:
+        """(B, H, W, in_width) -> (B, H/stride, W/stride, width); `kept` has one entry."""
+        shortcut: Tensor = self.shortcut(pool_by_two(x_BHWC, self.pool) if self.stride == 2 else x_BHWC)
+        y: Tensor = self.norm(x_BHWC)[:, :: self.expansion_stride, :: self.expansion_stride]
         y = F.gelu(self.expand_norm(self.expand(y)), approximate="tanh")
         y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = F.gelu(self.depthwise_norm(y), approximate="tanh")
         y = self.shrink(self.squeeze_excitation(y))
-        if self.training and self.drop_rate > 0.0:
-            y = drop_samples(y, self.drop_rate)
-        return shortcut + y
+        # All samples are computed, for BatchNorm's statistics.
+        return shortcut + y if kept is None else kept[0].add(shortcut, kept[0].of(y))

@@ -1,8 +1,13 @@
 """Batch normalization whose running statistics move once per optimizer step, by the mean over its micro-batches."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.options import ConvolutionNorm
 
 
 class BatchNorm(nn.Module):
@@ -18,6 +23,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.momentum = momentum
+        self.recording = True
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.running_mean: Tensor
@@ -38,9 +44,22 @@ class BatchNorm(nn.Module):
         # With momentum 1 the kernel leaves the batch's own mean and unbiased variance in these two.
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         y_BCHW = F.batch_norm(x_BCHW, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
-        self.recorded_mean += mean
-        self.recorded_var += variance
+        if self.recording:
+            self.recorded_mean += mean
+            self.recorded_var += variance
         return y_BCHW.permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def reset_statistics(self) -> None:
+        """Running statistics of normalized activations, and nothing recorded."""
+        for buffer in (self.running_mean, self.recorded_mean, self.recorded_var):
+            buffer.zero_()
+        self.running_var.fill_(1.0)
+
+
+def convolution_norm(kind: ConvolutionNorm, width: int, momentum: float) -> nn.Module:
+    """The norm of a convolutional part: BatchNorm, or LayerNorm over the channels."""
+    return BatchNorm(width, momentum=momentum) if kind == "batch" else nn.LayerNorm(width, eps=1e-5)
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:
@@ -48,10 +67,24 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
+@contextmanager
+def recording_paused(model: nn.Module) -> Iterator[None]:
+    """Forwards inside are repetitions, whose statistics have been recorded before."""
+    norms = batch_norms(model)
+    for norm in norms:
+        norm.recording = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.recording = True
+
+
 def recorded_statistics(model: nn.Module) -> Tensor:
     """The sums over the micro-batches seen since the last movement: one flat float32 tensor, means then variances."""
     norms = batch_norms(model)
-    return torch.cat([norm.recorded_mean for norm in norms] + [norm.recorded_var for norm in norms])
+    records = [norm.recorded_mean for norm in norms] + [norm.recorded_var for norm in norms]
+    return torch.cat(records) if records else torch.zeros(0, device=next(model.parameters()).device)
 
 
 @torch.no_grad()

@@ -1,34 +1,43 @@
 """Models by name."""
 
-import difflib
+from typing import Any
 
 import torch
 
 from models.coatnet import CoAtNet
-from models.variants import VARIANTS
+from models.variants import find_variant
 
 
 def create_model(
-    name: str, *, num_classes: int, image_size: int | tuple[int, int] = 224, drop_path_rate: float = 0.0, seed: int = 0
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    drop_path_rate: float = 0.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    **options: Any,
 ) -> CoAtNet:
-    """A CoAtNet on the current default device, initialized unless that is the meta device.
+    """A CoAtNet, initialized.
 
     Args:
         name: a key of `models.variants.VARIANTS`, such as `coatnet_5`.
-        num_classes: outputs of the classifier.
-        image_size: pixels of a square picture, or (height, width).
+        num_classes: outputs of the classifier; 0 for none.
+        image_size: pixels of a square picture, or (height, width); see `CoAtNet`.
         drop_path_rate: stochastic depth of the last block.
-        seed: of the initialization.
+        seed: of the initialization. It gives the same weights on all devices of one kind.
+        device: where the model is made, directly; by default torch's default device. On `meta` it has no values.
+        options: replace the variant's own; see `find_variant`.
 
     Raises:
-        ValueError: an unknown name, or what `CoAtNet` refuses.
+        ValueError: an unknown name or option, or what `Variant` and `CoAtNet` refuse.
     """
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, 1)
-        raise ValueError(f"unknown model {name}; " + (f"did you mean {near[0]}?" if near else "see models/variants.py"))
+    variant = find_variant(name, **options)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    model = CoAtNet(VARIANTS[name], num_classes=num_classes, image_size=size, drop_path_rate=drop_path_rate)
-    device = model.head.classifier.weight.device
+    device = torch.get_default_device() if device is None else torch.device(device)
+    # Torch's own initialization would take several times as long as ours, for nothing.
+    with torch.device("meta"):
+        model = CoAtNet(variant, num_classes=num_classes, image_size=size, drop_path_rate=drop_path_rate)
     if device.type != "meta":
-        model.initialize(torch.Generator(device).manual_seed(seed))
+        model.to_empty(device=device).initialize(seed)
     return model

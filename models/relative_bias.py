@@ -21,22 +21,41 @@ def resize_relative_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """`table` (heads, 2h-1, 2w-1) resized bilinearly (half-pixel centres) to (heads, 2H-1, 2W-1) for `grid` (H, W).
 
     As the paper does for fine-tuning at a larger size (section 4.1). A constant stays constant and displacement zero
-    stays in the centre. Computed in float32, returned in the table's dtype.
+    stays in the centre. Computed in float32 or wider, returned in the table's dtype.
     """
     size = (2 * grid[0] - 1, 2 * grid[1] - 1)
     if tuple(table.shape[1:]) == size:
         return table
-    resized = F.interpolate(table.float()[None], size=size, mode="bilinear", align_corners=False)
+    wide = table if table.dtype == torch.float64 else table.float()
+    resized = F.interpolate(wide[None], size=size, mode="bilinear", align_corners=False)
     return resized[0].to(table.dtype)
 
 
 class RelativeBias(nn.Module):
-    """The table of one attention layer for a grid of (H, W) cells; called, it returns (heads, H*W, H*W)."""
+    """The table of one attention layer, trained for a grid of (H, W) cells.
+
+    Called with a grid and a dtype it returns (heads, H*W, H*W); for another grid than the trained one the table is
+    resized on the way. In evaluation without gradients the result is kept for the next call with the same arguments.
+    """
 
     def __init__(self, heads: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
         self.table = nn.Parameter(torch.zeros(heads, 2 * grid[0] - 1, 2 * grid[1] - 1))
+        self._expanded: tuple[object, Tensor] | None = None
 
-    def forward(self) -> Tensor:
-        return expand_relative_bias(self.table, self.grid)
+    def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        # A compiled block expands the table as a part of its graph.
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return expand_relative_bias(resize_relative_bias(self.table, grid), grid).to(dtype)
+        # What changes the table in place counts up its version; what replaces its storage changes the pointer.
+        key = (grid, dtype, self.table.device, self.table.data_ptr(), self.table._version)
+        if self._expanded is None or self._expanded[0] != key:
+            expanded = expand_relative_bias(resize_relative_bias(self.table, grid), grid).to(dtype)
+            self._expanded = (key, expanded)
+        return self._expanded[1]
+
+    def train(self, mode: bool = True) -> "RelativeBias":
+        """Switch the mode and forget what was kept: optimizers write through views that count no version."""
+        self._expanded = None
+        return super().train(mode)

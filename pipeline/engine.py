@@ -12,7 +12,10 @@ from pipeline.recipe import TrainStage
 
 
 def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> Any:
-    """A DeepSpeed engine over `model` with AdamW; weight decay only where the model wants it."""
+    """A DeepSpeed engine over `model` with AdamW; weight decay only where the model wants it.
+
+    The stage's activation checkpointing and compilation are applied to the model.
+    """
     import deepspeed
 
     deepspeed.utils.logger.handlers.clear()
@@ -22,12 +25,17 @@ def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> Any:
         # It would compile a shared-memory all-reduce for a minute or two at first use, and fail without a compiler.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+    model.set_grad_checkpointing(policy=stage.activation_checkpointing)
     buffers = [buffer.dtype for buffer in model.buffers()]
     engine, *_ = deepspeed.initialize(
         model=model.to(ranks.device), optimizer=_adamw(model, stage), config=_configuration(stage, ranks)
     )
     # BatchNorm's statistics lose small movements in bf16; DeepSpeed before 0.19.2 would cast them.
     assert [buffer.dtype for buffer in engine.module.buffers()] == buffers
+    if stage.compile:
+        # Last: what is compiled are the parameters that DeepSpeed has put into its flat buffers. Checkpointing lies
+        # outside, so that it recomputes compiled blocks.
+        model.compile_blocks(dynamic=False)
     return engine
 
 

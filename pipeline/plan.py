@@ -1,7 +1,8 @@
 """What follows from a stage, its data and the number of ranks, worked out and checked before anything runs."""
 
-import difflib
 import math
+import os
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,8 @@ import numpy as np
 from data.errors import DataError
 from data.index import ShardIndex, read_index
 from data.order import SampleOrder
-from models.variants import VARIANTS
 from pipeline.errors import ConfigError
-from pipeline.recipe import Recipe, Stage, TrainStage
+from pipeline.recipe import Model, Recipe, Stage, TrainStage
 from pipeline.schedule import learning_rate
 
 
@@ -57,8 +57,9 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
     """The plan of stage `name` on `world_size` ranks, by default those of the recipe.
 
     Raises:
-        ConfigError: an unknown stage or model, a picture size that the model cannot take, ranks that do not divide
-            the micro-batches, lanes that do not fit, or an earlier stage with another model.
+        ConfigError: an unknown stage, model or option, a missing compiler, a picture size that the model
+            cannot take, ranks that do not divide the micro-batches, lanes that do not fit, or an earlier stage with
+            another model.
         DataError: shards that are absent or not whole.
     """
     if name not in recipe.stages:
@@ -66,6 +67,8 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
     stage = recipe.stages[name]
     where = f"stage {name}: "
     _check_model(recipe, stage, where)
+    if isinstance(stage, TrainStage) and stage.compile:
+        _check_compiler(where)
     world_size = world_size or stage.resources.ranks
     validation = read_index(stage.data.validation)
     if not isinstance(stage, TrainStage):
@@ -105,19 +108,34 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
 
 
 def _check_model(recipe: Recipe, stage: Stage, where: str) -> None:
-    name = stage.model.name
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, 1)
-        mend = f"did you mean {near[0]}?" if near else f"known: {', '.join(VARIANTS)}"
-        raise ConfigError(f"{where}model.name: unknown model {name}; {mend}")
-    stride = VARIANTS[name].stride
-    if stage.resolution % stride:
-        lower = max(stride, stage.resolution // stride * stride)
+    try:
+        variant = stage.model.variant
+    except ValueError as error:
+        raise ConfigError(f"{where}model: {error}") from None
+    if stage.resolution % variant.stride:
+        lower = max(variant.stride, stage.resolution // variant.stride * variant.stride)
         raise ConfigError(
-            f"{where}resolution: {stage.resolution} is no multiple of {stride}, as {name} needs; {lower} is"
+            f"{where}resolution: {stage.resolution} is no multiple of {variant.stride}, as {stage.model.name} needs; "
+            f"{lower} is"
         )
-    if stage.start_from is not None and recipe.stages[stage.start_from].model.name != name:
-        other = recipe.stages[stage.start_from].model.name
+    if stage.start_from is not None and recipe.stages[stage.start_from].model.variant != variant:
+        other = recipe.stages[stage.start_from].model
         raise ConfigError(
-            f"{where}model.name: {name} cannot start from stage {stage.start_from}, which trains {other}; use one model"
+            f"{where}model: {_described(stage.model)} cannot start from stage {stage.start_from}, which trains "
+            f"{_described(other)}; use one model"
         )
+
+
+def _check_compiler(where: str) -> None:
+    # Torch writes C++ for CPUs, and C for the launchers of its GPU kernels.
+    names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc"]
+    if not any(name and shutil.which(name) for name in names):
+        raise ConfigError(
+            f"{where}compile: torch.compile needs a C++ compiler and there is none on PATH; "
+            "install one (on Debian: apt-get install g++) or leave compile out"
+        )
+
+
+def _described(model: Model) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in model.options.items())
+    return f"{model.name} ({options})" if options else model.name

@@ -4,12 +4,16 @@ The published recipes are in Table 10 of the CoAtNet paper; defaults here are it
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+
+from models.options import BiasPlace, CheckpointingPolicy, ConvolutionNorm, Pooling, StridePlace
+from models.variants import Variant, find_variant
 
 PositiveInt = Annotated[int, Field(gt=0)]
 # YAML has lists and no tuples.
+Numbers = Annotated[tuple[PositiveInt, ...], Strict(False)]
 Pair = Annotated[tuple[Annotated[float, Strict()], Annotated[float, Strict()]], Strict(False)]
 
 
@@ -51,12 +55,42 @@ class Data(Section):
 
 
 class Model(Section):
-    """Which network."""
+    """Which network; options that are not given are the variant's own."""
 
     name: str
     """A variant such as `coatnet_5`."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the last block; rises linearly from 0 over the blocks."""
+    head_size: PositiveInt | None = None
+    """Channels of one attention head."""
+    relative_attention: BiasPlace | None = None
+    """Where the relative bias is added: before the softmax, after it, or nowhere."""
+    convolution_norm: ConvolutionNorm | None = None
+    """BatchNorm or LayerNorm in the stem and in MBConv."""
+    pool: Pooling | None = None
+    """2x2 pooling where a stage strides."""
+    stride_in: StridePlace | None = None
+    """Where MBConv strides: in the 1x1 expansion or in the depthwise convolution."""
+    head_hidden_layer: bool | None = None
+    """A hidden layer before the classifier."""
+    depths: Numbers | None = None
+    """Blocks of each stage."""
+    widths: Numbers | None = None
+    """Channels of the stem and of each stage."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are given."""
+        return self.model_dump(exclude={"name", "drop_path_rate"}, exclude_none=True)
+
+    @property
+    def variant(self) -> Variant:
+        """The variant with the options.
+
+        Raises:
+            ValueError: an unknown name, or options that it does not take.
+        """
+        return find_variant(self.name, **self.options)
 
 
 class Batch(Section):
@@ -174,8 +208,20 @@ class TrainStage(Stage):
     optimizer: Optimizer
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What DeepSpeed ZeRO shards: 1 optimizer state, 2 gradients too, 3 parameters too."""
+    activation_checkpointing: CheckpointingPolicy = "none"
+    """Blocks whose activations are computed again in the backward: all, those that convolve, or every k-th."""
+    compile: bool = False
+    """Whether torch.compile makes one kernel graph of each block."""
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _is_a_policy(cls, value: Any) -> Any:
+        names = [name for kind in get_args(CheckpointingPolicy) for name in get_args(kind)]
+        if value not in names and not (type(value) is int and value > 0):
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}, or a number k for every k-th block")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -186,6 +232,9 @@ class TrainStage(Stage):
         if self.zero_stage == 0 and self.precision == "bf16":
             # DeepSpeed takes a dummy optimizer step at start there (FP16_UnfusedOptimizer).
             raise ValueError("zero_stage 0 with bf16 trains wrongly in DeepSpeed; use zero_stage 1, also on one rank")
+        if self.zero_stage == 3 and self.compile:
+            # Its hooks gather parameters inside the blocks, which breaks their graphs.
+            raise ValueError("compile does not work with zero_stage 3; use zero_stage 2, or leave compile out")
         return self
 
 

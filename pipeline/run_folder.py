@@ -20,7 +20,7 @@ from pipeline.recipe import Recipe
 # Settings that may change between restarts: they decide where and how fast the run is computed, and not what.
 FREE_SETTINGS = (
     "data.train", "data.validation", "data.workers", "data.skipped_share",
-    "zero_stage", "checkpoint", "evaluation", "log", "resources",
+    "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "log", "resources",
 )  # fmt: skip
 
 

@@ -52,10 +52,10 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
     """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
     dtype = model_dtype(plan.stage.precision)
     checkpoint = open_whole(start_from, ranks)
-    model = build_model(plan)
+    model = build_model(plan, ranks.device)
     load_weights(model, checkpoint)
     to_precision(model, dtype)
-    model.to(ranks.device).eval()
+    model.eval()
     with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console) as monitor:
         monitor.begin(None, [], ranks.world_size)
         began = time.monotonic()

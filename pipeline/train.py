@@ -45,7 +45,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
     checkpoint, damaged = newest_whole(folder.checkpoints, ranks)
     if checkpoint and any(checkpoint.manifest[key] != value for key, value in digests(plan).items()):
         raise ConfigError(f"{checkpoint.path}: a checkpoint of another recipe or of other data; remove it")
-    model = build_model(plan)
+    model = build_model(plan, ranks.device)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     weights = fitted_weights(model, open_whole(start_from, ranks)) if start_from and not checkpoint else None
     engine = build_engine(model, stage, ranks)

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from models.coatnet import CoAtNet, adapt_parameters
+from models.adaptation import adapt_parameters
+from models.coatnet import CoAtNet
 from models.registry import create_model
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
 
 
-def build_model(plan: Plan) -> CoAtNet:
-    """The stage's model with its initial weights, float32 on the CPU: the same on every rank."""
+def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:
+    """The stage's model with its initial weights, float32 on `device`, by default the CPU: the same on every rank."""
     model, stage = plan.stage.model, plan.stage
     return create_model(
         model.name,
@@ -19,6 +20,8 @@ def build_model(plan: Plan) -> CoAtNet:
         image_size=stage.resolution,
         drop_path_rate=model.drop_path_rate,
         seed=plan.seed,
+        device=device,
+        **model.options,
     )
 
 

@@ -167,9 +167,18 @@ def test_a_finished_chain_is_recognised_and_left_alone(chain: tuple[Path, str]) 
     assert checkpoint_bytes(final) == before
 
 
-def test_logging_and_ranks_may_change_between_starts_but_not_the_learning_rate(chain: tuple[Path, str]) -> None:
+def test_logging_ranks_and_checkpointing_may_change_between_starts_but_not_the_learning_rate(
+    chain: tuple[Path, str],
+) -> None:
     recipe = chain[0]
-    free = coatnet("run", recipe, "log.every_steps=7", "resources.ranks=1", "checkpoint.every_steps=3")
+    free = coatnet(
+        "run",
+        recipe,
+        "log.every_steps=7",
+        "resources.ranks=1",
+        "checkpoint.every_steps=3",
+        "activation_checkpointing=2",
+    )
     assert free.returncode == 0, free.stderr
     refused = coatnet("run", recipe, "pretrain.optimizer.peak_learning_rate=4e-3")
     assert refused.returncode == 78

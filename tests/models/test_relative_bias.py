@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import RelativeAttention
 from models.relative_bias import RelativeBias, expand_relative_bias, resize_relative_bias
 
 GRIDS = [(1, 1), (2, 2), (3, 5), (7, 7)]
@@ -43,36 +42,67 @@ def test_resize_keeps_a_constant_and_the_centre(before: tuple[int, int], after: 
     torch.testing.assert_close(resized, -resized.flip(1, 2))
 
 
-def test_attention_equals_the_formula_with_its_gradients() -> None:
-    torch.manual_seed(0)
-    grid = (3, 4)
-    attention = RelativeAttention(12, 16, 8, grid).double()
-    torch.nn.init.normal_(attention.relative_bias.table)
-    x = torch.randn(2, *grid, 12, dtype=torch.float64, requires_grad=True)
-
-    q, k, v = (t.reshape(2, 12, 2, 8).transpose(1, 2) for t in attention.qkv(x).reshape(2, 12, 48).chunk(3, dim=-1))
-    scores = q @ k.transpose(-1, -2) * 8**-0.5 + gathered(attention.relative_bias.table, grid)
-    plain = attention.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, *grid, 16))
-    ours = attention(x)
-
-    torch.testing.assert_close(ours, plain)
-    inputs = (x, attention.relative_bias.table)
-    weights = torch.randn_like(ours)
-    for got, expected in zip(
-        torch.autograd.grad((ours * weights).sum(), inputs),
-        torch.autograd.grad((plain * weights).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, expected)
-
-
-def test_gradients_pass_the_numeric_check() -> None:
+@pytest.mark.parametrize("grid", [(2, 3), (4, 2), (3, 3)])
+def test_expansion_and_resize_pass_the_numeric_gradient_check(grid: tuple[int, int]) -> None:
     table = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: expand_relative_bias(t, (2, 3)), table)
+    assert torch.autograd.gradcheck(lambda t: expand_relative_bias(resize_relative_bias(t, grid), grid), table)
+
+
+def test_resize_from_224_to_384_to_512_follows_linear_interpolation() -> None:
+    """A table that is linear in the displacement stays linear, but at the rim, where half-pixel centres clamp."""
+    ramp = torch.arange(-13.0, 14.0).expand(1, 27, 27) / 13.5
+    for side in (24, 32):
+        ramp = resize_relative_bias(ramp, (side, side))
+        expected = torch.arange(-(side - 1.0), side) / (side - 0.5)
+        torch.testing.assert_close(ramp[0, 0, 3:-3], expected[3:-3], rtol=0, atol=1e-6)
+        assert ramp[0, 5, side - 1].abs() < 1e-6
+
+
+def filled(heads: int, grid: tuple[int, int]) -> RelativeBias:
+    bias = RelativeBias(heads, grid)
+    torch.nn.init.normal_(bias.table)
+    return bias
 
 
 def test_module_returns_queries_first() -> None:
     bias = RelativeBias(1, (2, 1))
     with torch.no_grad():
         bias.table.copy_(torch.tensor([[[1.0], [2.0], [3.0]]]))  # displacements -1, 0, +1 of the query from the key
-    assert torch.equal(bias()[0], torch.tensor([[2.0, 1.0], [3.0, 2.0]]))
+    assert torch.equal(bias((2, 1), torch.float32)[0], torch.tensor([[2.0, 1.0], [3.0, 2.0]]))
+
+
+def test_another_grid_takes_the_resized_table() -> None:
+    bias = filled(2, (3, 4))
+    expected = expand_relative_bias(resize_relative_bias(bias.table, (6, 2)), (6, 2))
+    assert torch.equal(bias((6, 2), torch.float32), expected)
+    assert bias((6, 2), torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_evaluation_keeps_the_expanded_table_and_training_does_not() -> None:
+    bias = filled(2, (3, 4)).eval()
+    with torch.no_grad():
+        kept = bias((3, 4), torch.float32)
+        assert bias((3, 4), torch.float32) is kept
+        assert bias((4, 4), torch.float32).shape == (2, 16, 16)
+        assert bias((3, 4), torch.bfloat16).dtype == torch.bfloat16
+    assert bias((3, 4), torch.float32).requires_grad
+    with torch.no_grad():
+        assert bias.train()((3, 4), torch.float32) is not bias((3, 4), torch.float32)
+
+
+@pytest.mark.parametrize("change", ["in place", "loaded", "other storage", "an optimizer's view, then eval again"])
+def test_a_changed_table_is_expanded_anew(change: str) -> None:
+    bias = filled(1, (2, 2)).eval()
+    with torch.no_grad():
+        bias((2, 2), torch.float32)
+        if change == "in place":
+            bias.table.add_(1.0)
+        elif change == "loaded":
+            bias.load_state_dict(filled(1, (2, 2)).state_dict())
+        elif change == "other storage":
+            bias.table.data = torch.randn(1, 3, 3)
+        else:
+            bias.train()
+            bias.table.data.add_(1.0)
+            bias.eval()
+        assert torch.equal(bias((2, 2), torch.float32), expand_relative_bias(bias.table, (2, 2)))

@@ -47,6 +47,16 @@ def test_other_ranks_are_refused(shards: Path, tmp_path: Path) -> None:
         plan(tmp_path, shards, world_size=8)
 
 
+def test_compilation_needs_a_compiler(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler and there is none on PATH; install one"):
+        plan(tmp_path, shards, "compile=true")
+    (tmp_path / "clang").touch(mode=0o755)
+    assert plan(tmp_path, shards, "compile=true").stage.compile
+
+
 def test_an_unknown_stage_is_named(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no stage pretran; its stages are pretrain, finetune, evaluate"):
         plan_stage(load_recipe(write_recipe(tmp_path, shards)), "pretran")

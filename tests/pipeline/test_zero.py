@@ -23,6 +23,14 @@ from tests.recipes import checkpoint_bytes, scalars, write_recipe
 pytestmark = pytest.mark.slow
 
 CASES = ["0-fp32", "1-fp32", "2-fp32", "3-fp32", "1-bf16", "2-bf16", "3-bf16"]
+ALTERED = [
+    "1-fp32-recomputed",
+    "2-fp32-recomputed",
+    "3-fp32-recomputed",
+    "2-bf16-recomputed",
+    "2-fp32-compiled",
+    "1-fp32-recomputed-compiled",
+]
 RESHAPED = ["3-fp32-from-1-fp32", "1-fp32-from-3-fp32", "2-bf16-from-1-bf16", "0-fp32-from-2-fp32"]
 
 
@@ -55,7 +63,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all cases, run on two ranks, and those that change the ZeRO stage again on one."""
     folder = tmp_path_factory.mktemp("zero")
     recipe = write_recipe(folder, shards)
-    run_ranks(2, recipe, folder, *CASES, *RESHAPED)
+    run_ranks(2, recipe, folder, *CASES, *ALTERED, *RESHAPED)
     alone = folder / "alone"
     alone.mkdir()
     for case in CASES:
@@ -64,12 +72,20 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *ALTERED])
 def test_a_resumed_run_equals_the_whole_one_to_the_bit(runs: Path, case: str) -> None:
     whole = scalars(runs / f"{case}-whole", "train/loss")
     assert scalars(runs / case, "train/loss") == {step: loss for step, loss in whole.items() if step > 3}
     final = Path("checkpoints/step-00000006")
     assert checkpoint_bytes(runs / case / final) == checkpoint_bytes(runs / f"{case}-whole" / final)
+
+
+@pytest.mark.parametrize("case", ALTERED)
+def test_activation_checkpointing_and_compilation_change_no_bit(runs: Path, case: str) -> None:
+    plain = "-".join(case.split("-")[:2])
+    final = Path("checkpoints/step-00000006")
+    assert scalars(runs / f"{case}-whole", "train/loss") == scalars(runs / f"{plain}-whole", "train/loss")
+    assert checkpoint_bytes(runs / f"{case}-whole" / final) == checkpoint_bytes(runs / f"{plain}-whole" / final)
 
 
 @pytest.mark.parametrize("case", RESHAPED)

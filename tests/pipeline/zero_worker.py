@@ -1,4 +1,6 @@
-"""One rank of the ZeRO tests: `python zero_worker.py RECIPE FOLDER CASE...`, a case being STAGE-PRECISION[-from-CASE].
+"""One rank of the ZeRO tests: `python zero_worker.py RECIPE FOLDER CASE...`.
+
+A case is STAGE-PRECISION, then -recomputed for activation checkpointing or -compiled, then -from-CASE.
 
 For each case, six steps into FOLDER/CASE-whole, and again into FOLDER/CASE from the checkpoint of step 3 of that run or
 of the case named. FOLDER/CASE-again has that checkpoint loaded and saved again without a step between.
@@ -6,10 +8,12 @@ of the case named. FOLDER/CASE-again has that checkpoint loaded and saved again 
 
 import shutil
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 from rich.console import Console
 
+from models.coatnet import CoAtNet
 from pipeline.checkpoint import open_checkpoint
 from pipeline.distributed import Ranks, join_ranks
 from pipeline.engine import build_engine
@@ -20,10 +24,18 @@ from pipeline.state import TrainingState
 from pipeline.train import train
 from pipeline.weights import build_model
 
+COMPILE_BLOCKS = CoAtNet.compile_blocks
+
 
 def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
     stage, precision = case.split("-")[:2]
     changes = [f"zero_stage={stage}", f"precision={precision}", "pretrain.steps=6", "pretrain.checkpoint.every_steps=3"]
+    if "recomputed" in case:
+        changes.append("activation_checkpointing=every_block")
+    if "compiled" in case:
+        # Traced and differentiated ahead of time as for real; writing and compiling C++ would take minutes on a CPU.
+        CoAtNet.compile_blocks = partialmethod(COMPILE_BLOCKS, backend="aot_eager")  # type: ignore[method-assign]
+        changes.append("compile=true")
     planned = plan_stage(load_recipe(Path(recipe), changes), "pretrain", ranks.world_size)
     assert isinstance(planned, TrainPlan)
     return planned

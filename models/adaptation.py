@@ -1,0 +1,38 @@
+"""Trained parameters made to fit a model for another picture size or other classes."""
+
+from torch import Tensor
+
+from models.coatnet import CoAtNet
+from models.relative_bias import RelativeBias, resize_relative_bias
+
+
+def adapt_parameters(parameters: dict[str, Tensor], model: CoAtNet) -> dict[str, Tensor]:
+    """Trained parameters made to fit `model`: relative tables resized, another classifier dropped.
+
+    Returns a dictionary of the model's names; a classifier trained for another number of classes is left out of it,
+    so that it keeps its initialization.
+
+    Raises:
+        ValueError: the parameters are another architecture's; names the first that differ, with both shapes.
+    """
+    wanted = dict(model.named_parameters())
+    grids = {f"{name}.table": m.grid for name, m in model.named_modules() if isinstance(m, RelativeBias)}
+    fitted = {}
+    for name, tensor in parameters.items():
+        if name not in wanted:
+            continue
+        if name in grids and tensor.shape[0] == wanted[name].shape[0]:
+            tensor = resize_relative_bias(tensor, grids[name])
+        if tensor.shape == wanted[name].shape:
+            fitted[name] = tensor
+        elif not name.startswith("head.classifier."):
+            raise ValueError(
+                f"the parameters are another model's: {name} is {tuple(tensor.shape)} in the checkpoint "
+                f"and {tuple(wanted[name].shape)} in this model"
+            )
+    missing, unknown = sorted(wanted.keys() - parameters.keys()), sorted(parameters.keys() - wanted.keys())
+    if missing or unknown:
+        parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+        parts += [f"has {unknown[0]} and {len(unknown) - 1} more that this model does not"] if unknown else []
+        raise ValueError("the parameters are another model's: the checkpoint " + ", and ".join(parts))
+    return fitted

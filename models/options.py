@@ -1,0 +1,19 @@
+"""The words by which a recipe or a caller chooses among forms of the model."""
+
+from typing import Literal
+
+BiasPlace = Literal["pre_normalization", "post_normalization", "none"]
+"""Where attention adds its relative bias: before the softmax, after it, or nowhere."""
+
+ConvolutionNorm = Literal["batch", "layer"]
+"""The norm of stem and MBConv: BatchNorm, or LayerNorm over channels."""
+
+Pooling = Literal["max", "average"]
+"""The 2x2 pooling where a stage strides."""
+
+StridePlace = Literal["expansion", "depthwise"]
+"""Where MBConv strides: in its first 1x1 convolution or in the depthwise one."""
+
+CheckpointingPolicy = Literal["none", "every_block", "mbconv"] | int
+"""Which blocks are computed again in the backward: none, all, those that convolve (stem and MBConv, which have the
+largest activations), or every k-th one. The stem counts as a block."""

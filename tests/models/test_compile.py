@@ -1,0 +1,74 @@
+"""torch.compile: each block one graph, the same numbers, code shared between like blocks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from models.coatnet import CoAtNet
+from models.norm import recorded_statistics
+from models.registry import create_model
+
+pytestmark = pytest.mark.slow
+
+OTHER = {
+    "convolution_norm": "layer", "relative_attention": "post_normalization", "pool": "average", "stride_in": "depthwise",
+}  # fmt: skip
+# Stem, MBConv striding, MBConv, Transformer striding, Transformer; the debug model's stages differ in width.
+KINDS = 1 + 2 * 2 + 2 + 1
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def pair(policy: str = "none", **options: Any) -> tuple[CoAtNet, CoAtNet, CompileCounterWithBackend]:
+    """Two equal models, the second compiled; aot_eager traces forward and backward and needs no C compiler."""
+    models = [
+        create_model("coatnet_debug", num_classes=3, image_size=32, drop_path_rate=0.3, depths=(2, 2, 3, 2), **options)
+        for _ in range(2)
+    ]
+    for model in models:
+        model.set_grad_checkpointing(policy=policy)
+    counter = CompileCounterWithBackend("aot_eager")
+    models[1].compile_blocks(backend=counter, dynamic=False)
+    return *models, counter
+
+
+def outcome(model: CoAtNet, seed: int) -> list[torch.Tensor]:
+    torch.manual_seed(seed)
+    y = model(torch.randn(8, 32, 32, 3))
+    return [y, *torch.autograd.grad(y.square().sum(), list(model.parameters())), recorded_statistics(model)]
+
+
+@pytest.mark.parametrize("options", [{}, OTHER], ids=["paper", "other-options"])
+@pytest.mark.parametrize("policy", ["none", "every_block"])
+def test_compiled_blocks_train_and_evaluate_as_eager_ones(policy: str, options: dict[str, Any]) -> None:
+    eager, compiled, counter = pair(policy, **options)
+    graphs = []
+    for seed in range(3):
+        for ours, plain in zip(outcome(compiled, seed), outcome(eager, seed), strict=True):
+            assert torch.equal(ours, plain)
+        graphs.append(counter.frame_count)
+    # Other numbers of kept samples compile nothing new, and blocks of one kind share their code; recomputation adds
+    # that of BatchNorm which records nothing.
+    assert graphs[0] == graphs[-1] <= 2 * KINDS
+    x = torch.randn(8, 32, 32, 3)
+    with torch.no_grad():
+        assert torch.equal(compiled.eval()(x), eager.eval()(x))
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_compiled_alone_is_one_graph(training: bool) -> None:
+    model = create_model("coatnet_debug", num_classes=3, image_size=32).train(training)
+    x = torch.randn(2, 32, 32, 3)
+    for module in (model.stem, *model.blocks):
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)
+        x = module(x).detach()

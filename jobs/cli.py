@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from jobs.launch import die_with_launcher, is_rank
+from jobs.models import models
 from jobs.outcome import reported
 from jobs.shards import shards
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     help="Pretrain and fine-tune CoAtNet.",
 )
 app.add_typer(shards, name="shards")
+app.command()(models)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[

@@ -44,6 +44,6 @@ def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[
         return []
     # One copy to the device for all blocks.
     samples_on_device = torch.cat(kept).to(device, non_blocking=True)
-    scales_on_device = torch.tensor(scales).to(device, non_blocking=True)
+    scales_on_device = torch.tensor(scales, dtype=torch.float32).to(device, non_blocking=True)
     parts = torch.split(samples_on_device, [samples.numel() for samples in kept])
     return [Kept(*pair) for pair in zip(parts, scales_on_device.unbind(), strict=True)]

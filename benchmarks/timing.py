@@ -1,0 +1,95 @@
+"""Interleaved timing, peak memory, and tables of the results."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one contestant, round by round."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def speed_against(self, other: "Timing") -> float:
+        """How many times as fast as `other`: the median over the rounds, in which both ran one after the other."""
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device
+) -> dict[str, Timing]:
+    """Time the contestants in turn, so that what else the machine does falls on all of them alike.
+
+    Each runs twice beforehand: for allocators, compilation and kernel selection.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-2, rounds):
+        for name, run in contestants.items():
+            _wait(device)
+            began = time.perf_counter()
+            run()
+            _wait(device)
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: Timing(values) for name, values in seconds.items()}
+
+
+def peak_mebibytes(run: Callable[[], object], device: torch.device) -> float:
+    """Memory that `run` adds at its peak: of the GPU's allocator, or the growth of this process's greatest size.
+
+    On a CPU meaningful once in a process, before anything else has used much memory.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the greatest size is the present one from here on
+    before = _greatest_size()
+    run()
+    return (_greatest_size() - before) / 2**10
+
+
+def machine(device: torch.device) -> str:
+    """The machine in a few words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Print the rows as a table, and write them as JSON to `path`."""
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=150).print(table)
+    if path is not None:
+        path.write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
+
+
+def _greatest_size() -> int:
+    """KiB of resident memory at the most, as the kernel counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,39 @@
+"""The benchmarks run; what they measure is for people to read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(path: Path, *arguments: str) -> list[dict[str, object]]:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments, "--rounds", "1", "--device", "cpu", "--json", str(path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, object]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def test_whole_models(tmp_path: Path) -> None:
+    small = ["--variants", "coatnet_debug", "--image-size", "32", "--batch", "2"]
+    rows = run(tmp_path / "rows.json", "benchmarks.model", *small, "--policy", "none", "mbconv")
+    assert [(row["model"], row["mode"]) for row in rows if "timm" not in str(row["model"])] == [
+        ("ours", "forward"), ("ours, mbconv", "forward"), ("ours", "training step"), ("ours, mbconv", "training step"),
+    ]  # fmt: skip
+    rows = run(tmp_path / "rows.json", "benchmarks.model", *small, "--where")
+    assert [row["part"] for row in rows] == [
+        "S0 stem", "S1 mbconv first", "S2 mbconv first", "S3 transformer first", "S4 transformer first", "head",
+    ]  # fmt: skip
+
+
+def test_choices(tmp_path: Path) -> None:
+    rows = run(tmp_path / "rows.json", "benchmarks.choices", "--variant", "coatnet_debug", "--batch", "2")
+    assert len(rows) == 10

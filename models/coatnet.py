@@ -179,7 +179,7 @@ class CoAtNet(nn.Module):
         """The last layer: Linear(D, classes), or the identity."""
         return self.head.classifier
 
-    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+    def reset_classifier(self, num_classes: int, *, seed: int = 0) -> None:
         """A new, initialized classifier for `num_classes`, on the device and in the dtype of the head; 0 for none."""
         place = self.head.norm.weight
         self.num_classes = num_classes

@@ -20,13 +20,13 @@ def initialize_parameters(
 
     Weights are N(0, `weight_std`), or N(0, 1 / fan-in) for None; relative tables N(0, 0.02); biases 0. What a
     parameter gets follows from the seed and its name alone, and from the kind of device; so several processes can each
-    fill the parameters that they own, named by `only`.
+    fill the parameters that they own, named by `only`, as are BatchNorm's statistics by their `running_mean`.
     """
     tasks = []
     # Torch draws normal numbers in one thread; CoAtNet-7 has 2.4 billion of them.
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for prefix, module in model.named_modules():
-            if isinstance(module, BatchNorm):
+            if isinstance(module, BatchNorm) and (only is None or f"{prefix}.running_mean" in only):
                 module.reset_statistics()
             for name, parameter in module.named_parameters(prefix, recurse=False):
                 if only is None or name in only:

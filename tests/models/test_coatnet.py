@@ -99,6 +99,16 @@ def test_the_classifier_can_be_replaced_and_removed(hidden: bool) -> None:
     assert create_model("coatnet_debug", num_classes=0, image_size=32)(x).shape == (2, 32)
 
 
+def test_a_new_classifier_leaves_the_rest_as_it_was_trained() -> None:
+    model = debug()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.add_(torch.rand_like(tensor))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.reset_classifier(5)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.classifier.weight", "head.classifier.bias"}
+
+
 @pytest.mark.parametrize("coarse", [False, True])
 def test_group_matcher_puts_every_parameter_into_one_layer_in_order(coarse: bool) -> None:
     """As timm reads it: a group is a regular expression, or several with an ordinal that stands in for the match."""

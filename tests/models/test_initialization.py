@@ -1,7 +1,5 @@
 """Initial weights: all of them, by seed and name."""
 
-import time
-
 import pytest
 import torch
 
@@ -63,11 +61,8 @@ def test_each_process_can_fill_its_share() -> None:
 
 
 def test_a_model_is_made_where_it_is_asked_for() -> None:
-    began = time.process_time()
     model = create_model("coatnet_7", device="meta")
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    # Nothing is computed there: filling CoAtNet-7's 2.4 billion parameters takes several times as long.
-    assert time.process_time() - began < 5
     with torch.device("meta"):
         assert create_model("coatnet_debug").head.classifier.weight.is_meta
     assert create_model("coatnet_debug").head.classifier.weight.device.type == "cpu"

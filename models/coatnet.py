@@ -100,16 +100,18 @@ class CoAtNet(nn.Module):
         self.stem = Stem(variant) if variant.stem == "convolutions" else PatchStem(variant)
         self.feature_info: list[dict[str, Any]] = []
         """What `forward_intermediates` returns, stem first: `num_chs`, `reduction` (pixels per cell), `module`."""
+        self._feature_steps: list[int] = []
+        """Of each of these, its place in stem and blocks."""
         blocks: list[MBConv | TransformerBlock] = []
         width, stride = variant.stem_width, variant.stem_stride
-        self._note_feature(width, stride, "stem")
+        self._note_feature(0, width, stride)
         for stage in variant.stages:
             stride *= stage.stride
             grid = (image_size[0] // stride, image_size[1] // stride)
             for position in range(stage.depth):
                 blocks.append(_block(stage, width, stage.stride if position == 0 else 1, grid, variant))
                 width = stage.width
-            self._note_feature(width, stride, f"blocks.{len(blocks) - 1}")
+            self._note_feature(len(blocks), width, stride)
         self.blocks = nn.ModuleList(blocks)
         self.num_features = width
         self.head = Head(width, num_classes, hidden_layer=variant.head_hidden_layer)
@@ -164,11 +166,12 @@ class CoAtNet(nn.Module):
         if output_fmt not in ("NHWC", "NCHW"):
             raise ValueError(f"output_fmt {output_fmt}: must be NHWC or NCHW")
         count = len(self.feature_info)
-        if indices is None or isinstance(indices, int):
-            indices = range(count)[-indices:] if indices else range(count)
-        if any(not -count <= index < count for index in indices):
-            raise ValueError(f"indices {list(indices)}: this model has features 0 to {count - 1}")
-        steps = [self._steps()[index % count] for index in indices]
+        if indices is None:
+            indices = count
+        places = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+        if not places or any(not -count <= place < count for place in places):
+            raise ValueError(f"indices {indices}: this model has features 0 to {count - 1}")
+        steps = [self._feature_steps[place] for place in places]
         final, outputs = self._run(x_BHWC, steps, last=max(steps) if stop_early else None)
         features = [outputs[step] for step in steps]
         if output_fmt == "NCHW":
@@ -239,12 +242,10 @@ class CoAtNet(nn.Module):
         """Initial weights by seed and parameter name, on any device; see `initialize_parameters`."""
         initialize_parameters(self, seed, weight_std=self.variant.weight_std, only=only)
 
-    def _note_feature(self, width: int, stride: int, module: str) -> None:
+    def _note_feature(self, step: int, width: int, stride: int) -> None:
+        module = f"blocks.{step - 1}" if step else "stem"
         self.feature_info.append({"num_chs": width, "reduction": stride, "module": module})
-
-    def _steps(self) -> list[int]:
-        """Position of each entry of `feature_info` in stem and blocks."""
-        return [0, *(int(info["module"].partition(".")[2]) + 1 for info in self.feature_info[1:])]
+        self._feature_steps.append(step)
 
     def _run(self, x: Tensor, wanted: Container[int] = (), last: int | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         """The output of the last module run, and those at the `wanted` positions; position 0 is the stem."""

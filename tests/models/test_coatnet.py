@@ -78,7 +78,7 @@ def test_intermediates_can_be_chosen_reordered_and_cut_short() -> None:
     model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("computed a block that nobody asked for"))
     final, (feature,) = model.forward_intermediates(x, [2], stop_early=True)
     assert torch.equal(final, feature)
-    for bad in ([5], [-6]):
+    for bad in ([5], [-6], [], 0, 6, -1):
         with pytest.raises(ValueError, match="this model has features 0 to 4"):
             model.forward_intermediates(x, bad)
     with pytest.raises(ValueError, match="must be NHWC or NCHW"):

@@ -1,13 +1,26 @@
 """`coatnet models`: the table for people and the figures for programs."""
 
+import io
 import json
+from pathlib import Path
+from typing import Any
 
+import pytest
+from rich.console import Console
+
+from jobs.models import table
 from models.variants import VARIANTS
 from tests.command import coatnet
 
 
-def test_json_has_the_documented_keys_for_every_variant() -> None:
-    facts = json.loads(coatnet("models", "--json").stdout)
+@pytest.fixture(scope="module")
+def facts() -> dict[str, dict[str, Any]]:
+    """What `--json` prints."""
+    loaded: dict[str, dict[str, Any]] = json.loads(coatnet("models", "--json").stdout)
+    return loaded
+
+
+def test_json_has_the_documented_keys_for_every_variant(facts: dict[str, dict[str, Any]]) -> None:
     assert list(facts) == list(VARIANTS)
     assert facts["coatnet_7"]["parameters"] == 2_441_973_112
     assert facts["coatnet_7"]["parameters_without_dense_head"] == 2_432_532_856
@@ -19,6 +32,16 @@ def test_json_has_the_documented_keys_for_every_variant() -> None:
             "activation_bytes", "published",
         }  # fmt: skip
         assert list(fact["activation_bytes"]) == ["224", "384", "512"]
+
+
+def test_the_document_has_the_table_and_the_keys(facts: dict[str, dict[str, Any]]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    console = Console(width=170, file=io.StringIO())
+    console.print(table(facts, narrow=False))
+    printed = "".join(f"    {line.rstrip()}\n" for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    assert printed in document
+    keys = {key for fact in facts.values() for key in fact}
+    assert all(f"`{key}`" in document for key in keys)
 
 
 def test_the_table_shows_ours_beside_the_papers() -> None:

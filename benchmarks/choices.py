@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.timing import interleaved, machine, report
 from models.attention import RelativeAttention, TransformerBlock
 from models.drop import draw_kept
-from models.mbconv import MBConv
+from models.mbconv import GatedLinear, MBConv
 from models.relative_bias import RelativeBias, expand_relative_bias
 from models.variants import VARIANTS, Variant
 
@@ -56,6 +57,7 @@ def _choices(variant: Variant, batch: int) -> Iterator[Choice]:
     yield _one_by_one("S1 1x1 expansion", torch.randn(batch, 56, 56, s1.width), s1.width)
     yield _one_by_one("S2 1x1 expansion", torch.randn(batch, 28, 28, s2.width), s2.width)
     yield _strided("S1 strided 1x1", torch.randn(batch, 112, 112, variant.stem_width), s1.width)
+    yield _gated("S1 gate and 1x1 projection", torch.randn(batch, 56, 56, 4 * s1.width), s1.width)
     for name, side, width in (("S1 MBConv block", 56, s1.width), ("S2 MBConv block", 28, s2.width)):
         x = torch.randn(batch, side, side, width)
         block = MBConv(width, width, stride=1, variant=variant)
@@ -82,6 +84,19 @@ def _strided(name: str, x: Tensor, width: int) -> Choice:
         return y
 
     return name, "slice, then Linear", _step(sliced, x, linear), "strided Conv2d, (B, C, H, W)", _step(conv, nchw)
+
+
+def _gated(name: str, x: Tensor, width: int) -> Choice:
+    layer, gate = GatedLinear(x.shape[-1], width), torch.rand(x.shape[0], x.shape[-1], requires_grad=True)
+
+    def ours(x: Tensor) -> Tensor:
+        y: Tensor = layer(x, gate)
+        return y
+
+    def plain(x: Tensor) -> Tensor:
+        return F.linear(x * gate[:, None, None, :], layer.weight, layer.bias)
+
+    return name, "gates the weights", _step(ours, x, layer), "gates the cells", _step(plain, x, layer)
 
 
 def _attention(variant: Variant, width: int, batch: int) -> Iterator[Choice]:

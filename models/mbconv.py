@@ -1,5 +1,6 @@
 """The MBConv block: inverted bottleneck with a depthwise convolution and squeeze-and-excitation, pre-activation."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ SQUEEZE = 0.25
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate computed from the picture's channel means (Hu et al., arXiv 1709.01507)."""
+    """A gate for each channel from its mean, (B, H, W, C) -> (B, C) (Hu et al., arXiv 1709.01507)."""
 
     def __init__(self, width: int, squeezed_width: int) -> None:
         super().__init__()
@@ -22,7 +23,22 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         gate_BC: Tensor = self.excite(F.silu(self.squeeze(x_BHWC.mean(dim=(1, 2)))))
-        return x_BHWC * gate_BC.sigmoid()[:, None, None, :]
+        return gate_BC.sigmoid()
+
+
+class GatedLinear(nn.Linear):
+    """`Linear(x * gate)` for channels-last pictures and a gate for each of their channels.
+
+    A picture with more cells than the layer has outputs gates the weights and not the cells: that saves several passes
+    over the widest activations of the model, forward and backward, and keeping one of them.
+    """
+
+    def forward(self, x_BHWC: Tensor, gate_BC: Tensor) -> Tensor:  # type: ignore[override]
+        B, H, W, _ = x_BHWC.shape
+        if self.out_features >= H * W:
+            return super().forward(x_BHWC * gate_BC[:, None, None, :])
+        weight_BCD = gate_BC[:, :, None] * self.weight.t()
+        return torch.baddbmm(self.bias, x_BHWC.flatten(1, 2), weight_BCD).reshape(B, H, W, -1)
 
 
 class MBConv(nn.Module):
@@ -58,7 +74,7 @@ class MBConv(nn.Module):
         self.depthwise = nn.Conv2d(hidden, hidden, 3, depthwise_stride, padding=1, groups=hidden, bias=False)
         self.depthwise_norm = norm(hidden)
         self.squeeze_excitation = SqueezeExcitation(hidden, max(1, int(SQUEEZE * width)))
-        self.shrink = nn.Linear(hidden, width)
+        self.shrink = GatedLinear(hidden, width)
 
     def forward(self, x_BHWC: Tensor, kept: tuple[Kept, ...] | None = None) -> Tensor:
         """(B, H, W, in_width) -> (B, H/stride, W/stride, width); `kept` has one entry."""
@@ -67,6 +83,6 @@ class MBConv(nn.Module):
         y = F.gelu(self.expand_norm(self.expand(y)), approximate="tanh")
         y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = F.gelu(self.depthwise_norm(y), approximate="tanh")
-        y = self.shrink(self.squeeze_excitation(y))
+        y = self.shrink(y, self.squeeze_excitation(y))
         # All samples are computed, for BatchNorm's statistics.
         return shortcut + y if kept is None else kept[0].add(shortcut, kept[0].of(y))

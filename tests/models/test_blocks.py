@@ -65,14 +65,15 @@ def test_paused_recording_leaves_the_record_alone() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"stride_in": "depthwise"}, {"pool": "average"}, {"convolution_norm": "layer"}], ids=str
 )
+@pytest.mark.parametrize("side", [2, 8])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_mbconv_equals_plain_convolutions(stride: int, options: dict[str, Any]) -> None:
-    """The block as the paper writes it, with 1x1 convolutions on (B, C, H, W)."""
+def test_mbconv_equals_plain_convolutions(stride: int, side: int, options: dict[str, Any]) -> None:
+    """The block as the paper writes it, with 1x1 convolutions on (B, C, H, W); fewer cells than channels, and more."""
     torch.manual_seed(0)
     block = MBConv(6, 8, stride=stride, variant=replace(DEBUG, **options)).double().eval()
     for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
         torch.nn.init.normal_(tensor) if "var" not in name else torch.nn.init.uniform_(tensor, 0.5, 1.5)
-    x = torch.randn(2, 8, 8, 6, dtype=torch.float64)
+    x = torch.randn(2, side, side, 6, dtype=torch.float64)
 
     def norm(layer: Any, t: torch.Tensor) -> torch.Tensor:
         if options.get("convolution_norm") == "layer":

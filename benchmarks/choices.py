@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import sdpa_kernel
 
 from benchmarks.timing import interleaved, machine, report
-from models.attention import RelativeAttention, TransformerBlock
+from models.attention import ATTENTION_BACKENDS, RelativeAttention, TransformerBlock
 from models.drop import draw_kept
 from models.mbconv import GatedLinear, MBConv
 from models.relative_bias import RelativeBias, expand_relative_bias
@@ -110,6 +111,19 @@ def _attention(variant: Variant, width: int, batch: int) -> Iterator[Choice]:
     yield (
         "S3 attention, evaluation", ours, _evaluation(evaluated, x), plain, _evaluation(_formula(evaluated), x),
     )  # fmt: skip
+
+    q, k, v = torch.randn(3, batch, heads, 196, variant.head_size)
+    mask = torch.randn(1, heads, 196, 196)
+
+    def fused(q: Tensor) -> Tensor:
+        with sdpa_kernel(ATTENTION_BACKENDS):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def written_out(q: Tensor) -> Tensor:
+        y: Tensor = ((q * variant.head_size**-0.5) @ k.transpose(-1, -2) + mask).softmax(-1) @ v
+        return y
+
+    yield "S3 attention core, evaluation", ours, _evaluation(fused, q), plain, _evaluation(written_out, q)
 
     table = torch.randn(heads, 27, 27, requires_grad=True)
     rows, columns = torch.arange(14).repeat_interleave(14), torch.arange(14).repeat(14)

@@ -25,7 +25,7 @@ from models.variants import Variant
 class Published:
     """Figures that the paper prints, as it prints them (Tables 3, 5, 9, 11, 12)."""
 
-    parameters: str
+    parameters: str | None
     multiply_adds: dict[int, float]
     """By side of the picture, in billions; the paper calls them FLOPs."""
 
@@ -39,9 +39,9 @@ PUBLISHED: dict[str, Published] = {
     "coatnet_5": Published("688M", {512: 812.0}),
     "coatnet_6": Published("1.47B", {512: 1521.0}),
     "coatnet_7": Published("2.44B", {512: 2586.0}),
-    "coatnet_0_dw": Published("25M", {224: 4.6}),
-    "coatnet_1_dw": Published("42M", {224: 8.8}),
-    "coatnet_2_dw": Published("75M", {224: 16.6}),
+    "coatnet_0_dw": Published(None, {224: 4.6}),
+    "coatnet_1_dw": Published(None, {224: 8.8}),
+    "coatnet_2_dw": Published(None, {224: 16.6}),
     "coatnet_3_dw": Published("168M", {384: 114.0, 512: 214.0}),
 }
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,19 @@ def initialize_parameters(
     fill the parameters that they own, named by `only`, as are BatchNorm's statistics by their `running_mean`.
     """
     tasks = []
-    # Torch draws normal numbers in one thread; CoAtNet-7 has 2.4 billion of them.
+    # A CPU draws normal numbers in one thread; CoAtNet-7 has 2.4 billion of them.
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for prefix, module in model.named_modules():
             if isinstance(module, BatchNorm) and (only is None or f"{prefix}.running_mean" in only):
                 module.reset_statistics()
             for name, parameter in module.named_parameters(prefix, recurse=False):
-                if only is None or name in only:
-                    tasks.append(threads.submit(_fill, module, name, parameter, seed, weight_std))
+                if only is not None and name not in only:
+                    continue
+                fill = partial(_fill, module, name, parameter, seed, weight_std)
+                if parameter.device.type == "cpu":
+                    tasks.append(threads.submit(fill))
+                else:
+                    fill()
     for task in tasks:
         task.result()
 

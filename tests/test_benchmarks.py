@@ -36,4 +36,4 @@ def test_whole_models(tmp_path: Path) -> None:
 
 def test_choices(tmp_path: Path) -> None:
     rows = run(tmp_path / "rows.json", "benchmarks.choices", "--variant", "coatnet_debug", "--batch", "2")
-    assert len(rows) == 11
+    assert len(rows) == 12

@@ -67,8 +67,9 @@ def test_multiply_adds_equal_the_tables(name: str, billions: tuple[float, float,
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_paper_prints_the_same(name: str) -> None:
     published = PUBLISHED[name]
-    number, unit = float(published.parameters[:-1]), {"M": 1e6, "B": 1e9}[published.parameters[-1]]
-    assert count_parameters(VARIANTS[name]) == pytest.approx(number * unit, rel=0.01)
+    if published.parameters is not None:
+        number, unit = float(published.parameters[:-1]), {"M": 1e6, "B": 1e9}[published.parameters[-1]]
+        assert count_parameters(VARIANTS[name]) == pytest.approx(number * unit, rel=0.01)
     for size, billions in published.multiply_adds.items():
         # The paper counts norms, softmax and look-ups as well.
         assert 0.96 * billions * 1e9 <= multiply_adds(name, size) <= billions * 1e9

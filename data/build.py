@@ -15,7 +15,7 @@ import webdataset
 
 from data.decode import DecodeError, decode
 from data.errors import DataError
-from data.index import ShardEntry, ShardIndex
+from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.source import SourceImage, list_images
 
 _UNSAFE = re.compile(r"[^\w\-+@=,() ]")  # in keys: a dot would end the key
@@ -87,7 +87,7 @@ def build_shards(
                 done += len(chunk)
                 progress(done, len(images))
             fields = tuple(sorted({image.extension for image in part_images}))
-            index = ShardIndex(folder, classes, fields, "cls", tuple(shards))
+            index = ShardIndex(str(folder), classes, fields, LabelFormat(), tuple(shards))
             index.write()
             indexes[destination / part] = index
     if broken and not skip_broken:

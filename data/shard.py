@@ -101,7 +101,7 @@ class OpenShards:
             if shard is None:
                 entry = self.index.shards[number]
                 shard = Shard(
-                    self.index.folder / entry.name, self.index.image_fields, self.index.label_field, entry.samples
+                    Path(self.index.location(number)), self.index.image_fields, self.index.label.field, entry.samples
                 )
                 self._open[number] = shard
             self._open.move_to_end(number)

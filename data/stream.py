@@ -125,7 +125,7 @@ def _read_decodable(shards: OpenShards, number: int, place: int, skipped: list[S
         except DecodeError as error:
             skipped.append(Skipped(entry.name, sample.key, str(error)))
     raise DataError(
-        f"shard {shards.index.folder / entry.name}: {min(entry.samples, _TRIES)} samples in a row do not decode "
+        f"shard {shards.index.location(number)}: {min(entry.samples, _TRIES)} samples in a row do not decode "
         f"(last: {skipped[-1].key}, {skipped[-1].reason}); copy it again or rebuild it"
     )
 

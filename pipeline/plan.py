@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.errors import DataError
-from data.index import ShardIndex, read_index
+from data.index import ShardIndex, check_shards, read_index
 from data.order import SampleOrder
 from pipeline.errors import ConfigError
 from pipeline.recipe import Model, Recipe, Stage, TrainStage
@@ -71,6 +71,7 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
         _check_compiler(where)
     world_size = world_size or stage.resources.ranks
     validation = read_index(stage.data.validation)
+    check_shards(validation)
     if not isinstance(stage, TrainStage):
         return Plan(name, recipe.seed, stage, validation)
     if stage.batch.micro_batches % world_size:
@@ -81,6 +82,7 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
         )
     assert stage.data.train is not None
     train = read_index(stage.data.train)
+    check_shards(train)
     if train.classes != validation.classes:
         raise ConfigError(
             f"{where}the classes of {train.folder} and {validation.folder} differ "

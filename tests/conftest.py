@@ -63,5 +63,5 @@ def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
                 member.size = len(data)
                 new.addfile(member, io.BytesIO(data))
         entries.append(ShardEntry(entry.name, entry.samples, target.stat().st_size, "0" * 64))
-    ShardIndex(destination, index.classes, index.image_fields, index.label_field, tuple(entries)).write()
+    ShardIndex(str(destination), index.classes, index.image_fields, index.label, tuple(entries)).write()
     return destination

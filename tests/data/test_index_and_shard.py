@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from data.index import read_index
+from data.index import check_shards, read_index
 from data.shard import OpenShards, Shard, split_key
 
 
@@ -32,8 +32,9 @@ def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "index.json").unlink(), "no index.json there; build the shards with"),
+        (lambda folder: (folder / "index.json").unlink(), "no index.json there; build shards with"),
         (lambda folder: (folder / "index.json").write_text("{"), "not an index of shards"),
+        (lambda folder: _replace_in_index(folder, '"samples": 7', '"samples": 8'), "does not fit its own digest"),
         (lambda folder: (folder / "train-000001.tar").unlink(), "shard train-000001.tar is missing"),
         (lambda folder: (folder / "train-000002.tar").write_bytes(b"x"), "train-000002.tar has 1 bytes and"),
     ],
@@ -41,7 +42,12 @@ def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
 def test_a_damaged_folder_is_refused(copied: Path, spoil: object, message: str) -> None:
     spoil(copied)  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
-        read_index(copied)
+        check_shards(read_index(copied))
+
+
+def _replace_in_index(folder: Path, old: str, new: str) -> None:
+    path = folder / "index.json"
+    path.write_text(path.read_text().replace(old, new, 1))
 
 
 def test_an_index_of_another_format_is_refused(copied: Path) -> None:
@@ -51,9 +57,12 @@ def test_an_index_of_another_format_is_refused(copied: Path) -> None:
         read_index(copied)
 
 
-def test_a_remote_folder_is_refused_in_words() -> None:
-    with pytest.raises(DataError, match="s3://bucket/shards: shards are read from a local folder"):
-        read_index("s3://bucket/shards")
+@pytest.mark.parametrize(
+    "url", ["pipe:cat /etc/passwd", "pipe://x", "simplecache::s3://bucket/x", "reference://x", "hdfs://x/y"]
+)
+def test_urls_that_run_commands_or_nest_others_are_refused(url: str) -> None:
+    with pytest.raises(DataError, match="not a place that data is read from"):
+        read_index(url)
 
 
 def shard_of(path: Path, members: dict[str, bytes]) -> Path:

@@ -63,7 +63,7 @@ def test_a_recipe_with_an_unknown_key(shards: Path, tmp_path: Path) -> None:
     [
         ("resources.ranks=3", "stage pretrain: 3 ranks do not divide the 4 micro-batches of a step"),
         ("data.lanes=5", "stage pretrain: data.lanes: 5 lanes do not divide the global batch of 12; 4 would"),
-        ("data.train=nowhere", "nowhere: no index.json there; build the shards with"),
+        ("data.train=nowhere", "nowhere: no index.json there; build shards with"),
         ("model.name=coatnet_8", "stage pretrain: model: unknown model coatnet_8; did you mean coatnet_"),
         ("finetune.resolution=50", "stage finetune: resolution: 50 is no multiple of 16"),
         (

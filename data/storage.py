@@ -1,0 +1,340 @@
+"""Places where shards and images lie: local paths, S3, and what else fsspec reads. Refuses URLs that run commands."""
+
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
+
+from data.errors import DataError, StorageError
+
+Answer = TypeVar("Answer")
+
+PIECE = 16 * 2**20
+"""Bytes of one request for a part of a file."""
+
+# Object stores and plain file servers. Not here: whatever runs a command (`pipe:`, hdfs's `hadoop`), wraps another
+# URL (`reference:`, `simplecache:`), or unpacks an archive.
+_SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http", "https", "ftp", "sftp", "webhdfs"}
+
+# What waiting does not mend, by the names that botocore gives it.
+_REFUSALS = {
+    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigNotFound", "InvalidConfigError",
+    "CredentialRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError",
+    "ParamValidationError", "InvalidRegionError",
+}  # fmt: skip
+_FIRST_DELAY = 0.2  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How remote places are reached. What is not given comes from the usual AWS variables and files.
+
+    A request that fails is made again after a random part of a delay that doubles up to `greatest_delay`, until
+    `give_up_after` seconds have gone by without one that succeeds. Both in seconds. (The full jitter of Brooker,
+    "Exponential Backoff And Jitter", AWS 2015.)
+    """
+
+    endpoint: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    give_up_after: float = 600.0
+    greatest_delay: float = 10.0
+    read_timeout: float = 20.0
+    """Seconds without a byte after which a request counts as failed."""
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether `location` is a URL of something else than a local file."""
+    return "://" in str(location) and not str(location).startswith("file://")
+
+
+def checked(location: str | Path) -> str:
+    """The location, a `file://` one as the path.
+
+    Raises:
+        DataError: a URL that runs a command, nests another one, or has an unknown scheme.
+    """
+    text = str(location)
+    scheme = text.partition("://")[0] if "://" in text else "pipe" if text.startswith("pipe:") else "file"
+    if scheme not in _SCHEMES:
+        raise DataError(
+            f"{text}: not a place that data is read from; use a path or a URL of {', '.join(sorted(_SCHEMES))} "
+            "(URLs that run commands or nest others are refused)"
+        )
+    return text.removeprefix("file://")
+
+
+def join(folder: str | Path, name: str) -> str:
+    """`name` inside `folder`."""
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def parent(location: str) -> str:
+    """The folder that `location` lies in."""
+    return location.rstrip("/").rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
+
+
+def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int | None = None) -> bytes:
+    """The file at `location`, or its bytes `start` .. `stop`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        StorageError: access refused, or no answer in time.
+        DataError: see `checked`.
+    """
+    location = checked(location)
+    if not is_remote(location):
+        with open(location, "rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(stop - start)
+    if stop is not None and stop <= start:
+        return b""
+    files, path = _open(location, storage)
+
+    def get() -> bytes:
+        data = bytes(files.cat_file(path, start=start or None if stop is None else start, end=stop))
+        if stop is not None and len(data) != stop - start:
+            raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes came")
+        return data
+
+    return _persistently(get, location, storage)
+
+
+def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
+    """Publish `data` at `location` whole or not at all.
+
+    Raises:
+        StorageError, DataError: as for `read_bytes`.
+    """
+    location = checked(location)
+    if not is_remote(location):
+        path = Path(location)
+        unfinished = path.with_name(f".{path.name}.writing")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+        return
+    files, path_there = _open(location, storage)
+    _persistently(lambda: files.pipe_file(path_there, data), location, storage)
+
+
+def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> dict[str, int]:
+    """Name -> size in bytes of the files in `folder`, and with `below` in the folders below it ("a/b.jpg"), sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        StorageError, DataError: as for `read_bytes`.
+    """
+    folder = checked(folder)
+    if not is_remote(folder):
+        root = Path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(folder)
+        found = sorted(p for p in (root.rglob("*") if below else root.iterdir()) if p.is_file())
+        return {path.relative_to(root).as_posix(): path.stat().st_size for path in found}
+    files, path = _open(folder, storage)
+    path = path.rstrip("/")
+
+    def get() -> dict[str, int]:
+        entries = files.find(path, detail=True).values() if below else files.ls(path, detail=True)
+        # The server's own marker of a folder is an empty file of the folder's name.
+        return {
+            entry["name"][len(path) + 1 :]: entry["size"] or 0
+            for entry in entries
+            if entry["type"] == "file" and len(entry["name"]) > len(path) + 1
+        }
+
+    return dict(sorted(_persistently(get, folder, storage).items()))
+
+
+def file_size(location: str | Path, storage: Storage) -> int:
+    """Size in bytes of the file at `location`.
+
+    Raises:
+        FileNotFoundError, StorageError, DataError: as for `read_bytes`.
+    """
+    location = checked(location)
+    if not is_remote(location):
+        return Path(location).stat().st_size
+    files, path = _open(location, storage)
+    return _persistently(lambda: int(files.info(path)["size"]), location, storage)
+
+
+def pieces(location: str, size: int, storage: Storage) -> Iterator[bytes]:
+    """The `size` bytes of a remote file, in order, each piece asked for again by itself when it fails."""
+    for start in range(0, size, PIECE):
+        yield read_bytes(location, storage, start, min(start + PIECE, size))
+
+
+def open_file(location: str | Path, storage: Storage) -> BinaryIO:
+    """The file at `location` for reading and seeking; a remote one is read ahead of the reader.
+
+    Raises:
+        FileNotFoundError, StorageError, DataError: as for `read_bytes`; also from reads.
+    """
+    location = checked(location)
+    if not is_remote(location):
+        return open(location, "rb")
+    return io.BufferedReader(cast(io.RawIOBase, _RemoteFile(location, storage)), 2**16)
+
+
+class _RemoteFile(io.RawIOBase):
+    """Ranges of a remote file. Requests grow while reading goes straight on, so that a seek costs little."""
+
+    def __init__(self, location: str, storage: Storage) -> None:
+        self._location, self._storage = location, storage
+        self._size = file_size(location, storage)
+        self._position = 0
+        self._piece, self._piece_start = b"", 0
+        self._next_length = 2**16
+        self._ahead: tuple[int, Future[bytes]] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        if self._position >= self._size:
+            return 0
+        inside = self._position - self._piece_start
+        if not 0 <= inside < len(self._piece):
+            self._turn()
+            inside = 0
+        count = min(len(view), len(self._piece) - inside)
+        view[:count] = self._piece[inside : inside + count]
+        self._position += count
+        return count
+
+    def _turn(self) -> None:
+        """Make the piece that begins at the position the current one, and ask for the one behind it."""
+        straight_on = self._position == self._piece_start + len(self._piece) and self._piece
+        if self._ahead and self._ahead[0] == self._position:
+            self._piece = self._ahead[1].result()
+        else:
+            self._next_length = self._next_length if straight_on else 2**16
+            stop = min(self._position + self._next_length, self._size)
+            self._piece = read_bytes(self._location, self._storage, self._position, stop)
+        self._piece_start = self._position
+        self._ahead = None
+        if straight_on:
+            self._next_length = min(4 * self._next_length, PIECE)
+            start = self._position + len(self._piece)
+            if start < self._size:
+                stop = min(start + self._next_length, self._size)
+                self._ahead = (
+                    start,
+                    self._reader.submit(read_bytes, self._location, self._storage, start, stop),
+                )
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        super().close()
+
+
+def _open(location: str, storage: Storage) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it."""
+    scheme = location.partition("://")[0]
+    with _OPENING:
+        files = _filesystem(scheme, storage)
+    return files, files._strip_protocol(location)
+
+
+_OPENING = threading.Lock()
+
+
+@lru_cache(maxsize=8)
+def _filesystem(scheme: str, storage: Storage) -> Any:
+    import fsspec
+
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if scheme in ("s3", "s3a"):
+        options |= {
+            "anon": storage.anonymous,
+            "profile": storage.profile,
+            "endpoint_url": storage.endpoint,
+            "config_kwargs": {
+                "connect_timeout": 10,
+                "read_timeout": storage.read_timeout,
+                "retries": {"max_attempts": 1, "mode": "standard"},
+                # The whole file is checked against the index.
+                "response_checksum_validation": "when_required",
+                "request_checksum_calculation": "when_required",
+                "max_pool_connections": 64,
+            },
+        }
+    try:
+        files = fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise DataError(f"{scheme}:// needs another package: {error}") from error
+    files.retries = 1  # s3fs's own, which give up after 2 seconds
+    return files
+
+
+def _persistently(request: Callable[[], Answer], location: str, storage: Storage) -> Answer:
+    """The answer to `request`, made again while it fails for a passing reason."""
+    deadline = time.monotonic() + storage.give_up_after
+    delay = _FIRST_DELAY
+    while True:
+        try:
+            return request()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise
+        except Exception as error:
+            if _is_refusal(error):
+                raise StorageError(
+                    f"{location}: access refused ({_described(error)}); {_credentials(location, storage)}"
+                ) from error
+            if not _is_passing(error):
+                raise
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{location}: no answer in {storage.give_up_after:.0f} s (last: {_described(error)}); "
+                    "the storage or the way to it is down"
+                ) from error
+        time.sleep(random.uniform(0, delay))
+        delay = min(2 * delay, storage.greatest_delay)
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, PermissionError) or type(error).__name__ in _REFUSALS
+
+
+def _is_passing(error: Exception) -> bool:
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | TimeoutError) or library in ("botocore", "aiobotocore", "aiohttp")
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:300]
+
+
+def _credentials(location: str, storage: Storage) -> str:
+    if not location.startswith("s3"):
+        return "check the credentials"
+    who = (
+        "without credentials, as storage.anonymous asks"
+        if storage.anonymous
+        else f"with the profile {storage.profile}"
+        if storage.profile
+        else "with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the default profile"
+    )
+    where = storage.endpoint or "the default endpoint or AWS_ENDPOINT_URL"
+    return f"asked {urlsplit(where).netloc or where} {who}; check them and the bucket's policy"

@@ -117,7 +117,7 @@ def read_labels(index: ShardIndex, storage: Storage) -> NDArray[np.int32]:
 
     Raises:
         DataError: the index has no such file, or another one lies there.
-        StorageError: no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     place = join(index.home or index.folder, LABELS_NAME)
     if index.labels_sha256 is None:
@@ -137,7 +137,7 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
 
     Raises:
         DataError: no index, or one that cannot be read or was changed.
-        StorageError: access refused, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     home = checked(folder)
     path = join(home, FILE_NAME)
@@ -185,7 +185,7 @@ def check_shards(index: ShardIndex, storage: Storage = Storage()) -> None:  # no
 
     Raises:
         DataError: one is missing or of another size.
-        StorageError: no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     below = any("/" in shard.name for shard in index.shards)
     try:

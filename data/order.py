@@ -57,6 +57,7 @@ class SampleOrder:
     samples: int = field(init=False)
     """N, samples of one epoch."""
     _starts: Int64 = field(init=False)
+    _narrow: NDArray[np.int32] = field(init=False)
 
     def __post_init__(self) -> None:
         total = int(self.shard_samples.sum())
@@ -70,6 +71,7 @@ class SampleOrder:
         starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]]).astype(np.int64)
         object.__setattr__(self, "samples", total)
         object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_narrow", self.shard_samples.astype(np.int32))
         # Caches per order, so that they go with it.
         object.__setattr__(self, "_epoch_shards", lru_cache(4)(self._epoch_shards))
         object.__setattr__(self, "_window_order", lru_cache(4 * self.lanes)(self._window_order))
@@ -88,6 +90,59 @@ class SampleOrder:
             epoch[mine], offset = np.divmod(position[mine], last - first)
             slot[mine] = first + self._shuffled(int(c), epoch[mine], offset, last - first)
         return self._locate(epoch, slot)
+
+    def shards_ahead(self, step: int, start: int, stop: int, steps: int) -> tuple[list[int], list[int]]:
+        """The shards that positions `start` .. `stop` of the batch read in `steps` steps from `step` on.
+
+        First those of the windows that these steps draw from, then those of the window behind, lane by lane.
+        """
+        per_lane = self.batch // self.lanes
+        now: dict[int, None] = {}
+        behind: dict[int, None] = {}
+        for lane in range(start // per_lane, -(-stop // per_lane)):
+            first, last = self._lane_slots(lane)
+            length = last - first
+            position, end = step * per_lane, (step + steps) * per_lane
+            shards = now
+            while True:
+                epoch, offset = divmod(position, length)
+                begin = offset // self.window * self.window
+                stretch = min(self.window, length - begin)
+                shards |= dict.fromkeys(self._shards_between(epoch, first + begin, first + begin + stretch))
+                if shards is behind:
+                    break
+                position += begin + stretch - offset
+                shards = now if position < end else behind
+        return list(now), [number for number in behind if number not in now]
+
+    def _shards_between(self, epoch: int, first_slot: int, end_slot: int) -> list[int]:
+        shards, ends = self._epoch_shards(epoch)
+        begin = int(np.searchsorted(ends, first_slot, side="right"))
+        end = int(np.searchsorted(ends, end_slot - 1, side="right"))
+        # A shard without samples lies between others and is never read.
+        return [int(number) for number in shards[begin : end + 1] if self.shard_samples[number]]
+
+    def greatest_need(self, shard_bytes: Int64, ranks: int, ranks_of_node: int, steps: int) -> int:
+        """Bytes that surely hold what `shards_ahead` names at any time for the neighbouring ranks of one node.
+
+        Args:
+            shard_bytes: (S,) int64.
+            ranks: of the whole run.
+            ranks_of_node: of one node.
+            steps: as for `shards_ahead`.
+        """
+        per_lane, positions = self.batch // self.lanes, self.batch // ranks * min(ranks, ranks_of_node)
+        lanes = max(
+            -(-min(start + positions, self.batch) // per_lane) - start // per_lane
+            for start in range(0, self.batch, positions)
+        )
+        windows = -(-steps * per_lane // self.window) + 2
+        shortest = self.samples // self.lanes
+        span = min(windows * self.window, (windows // max(1, shortest // self.window) + 2) * (shortest + 1))
+        # n neighbouring slots touch at most two shards besides those that lie inside; a new epoch begins elsewhere.
+        inside = int(np.searchsorted(np.cumsum(np.sort(self.shard_samples)), span, side="right"))
+        touched = lanes * (inside + 2 * (2 + span // max(1, shortest)))
+        return int(np.sort(shard_bytes)[::-1][:touched].sum())
 
     def _lane_slots(self, lane: int) -> tuple[int, int]:
         return lane * self.samples // self.lanes, (lane + 1) * self.samples // self.lanes
@@ -109,7 +164,8 @@ class SampleOrder:
     def _epoch_shards(self, epoch: int) -> tuple[Int64, Int64]:
         """The shards of an epoch in reading order (S,), and the slot at which each of them ends (S,)."""
         shards = np.random.default_rng([self.seed, _SHARDS, epoch]).permutation(len(self.shard_samples))
-        return shards, np.cumsum(self.shard_samples[shards])
+        # Half the width, half the cache misses: most of the time of a first look into an epoch.
+        return shards, np.cumsum(self._narrow[shards], dtype=np.int64)
 
     def _locate(self, epoch: Int64, slot: Int64) -> Samples:
         shard = np.empty_like(slot)

@@ -2,9 +2,10 @@
 
 import os
 import re
-import tarfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.index import ShardIndex
+from data.tar import Member, members
 
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
+
+# Why a sample cannot be used, before its bytes are read.
+_PROBLEMS = ("", "it has no image", "it has no label", "its key stands twice in the shard", "the shard ends before it")
+_WHOLE, _NO_IMAGE, _NO_LABEL, _TWICE, _CUT_OFF = range(5)
 
 
 def split_key(member: str) -> tuple[str, str] | None:
@@ -23,63 +28,111 @@ def split_key(member: str) -> tuple[str, str] | None:
     return (match.group(1), match.group(2).lower()) if match else None
 
 
+class BrokenSample(ValueError):
+    """A sample that cannot be used; the message says why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One sample as stored: key, encoded image, class label."""
+    """One sample as stored: key, encoded image, content of the label member."""
 
     key: str
     image: bytes
-    label: int
+    label: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The members of one sample: those of one key that follow each other, as WebDataset groups them."""
+
+    key: str
+    image: Member | None
+    label: Member | None
+
+
+def groups(found: list[Member], image_fields: tuple[str, ...], label_field: str) -> list[Group]:
+    """The samples among the members of a tar, in their order; members with other extensions are passed over.
+
+    A key that comes a second time, or a second image or label of a key, begins another sample.
+    """
+    samples: list[Group] = []
+    key, image, label = "", None, None
+    for member in found:
+        split = split_key(member.name)
+        if split is None or split[1] not in (*image_fields, label_field):
+            continue
+        is_label = split[1] == label_field
+        if split[0] != key or (label if is_label else image) is not None:
+            if image or label:
+                samples.append(Group(key, image, label))
+            key, image, label = split[0], None, None
+        image, label = (image, member) if is_label else (member, label)
+    if image or label:
+        samples.append(Group(key, image, label))
+    return samples
 
 
 class Shard:
-    """One open tar. Reads are positional, so threads may share it; it closes with its last reference.
+    """One open tar of `samples` samples. Reads are positional, so threads may share it; it closes with its last
+    reference.
+
+    A damaged or cut off tar keeps its places: those behind the damage hold samples that cannot be used.
 
     Raises:
-        DataError: not a tar, or other samples than the index says.
+        DataError: it holds more samples than it should, so it is another shard.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, image_fields: tuple[str, ...], label_field: str, samples: int) -> None:
         self.path = path
         self._file = open(path, "rb")  # noqa: SIM115 (lives as long as the object)
-        keys: dict[str, int] = {}
-        images, labels = np.zeros((samples, 2), np.int64), np.zeros((samples, 2), np.int64)
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:") as archive:
-                for member in archive:
-                    split = split_key(member.name) if member.isfile() else None
-                    if split is None or split[1] not in (*image_fields, label_field):
-                        continue
-                    number = keys.setdefault(split[0], len(keys))
-                    if number >= samples:
-                        continue
-                    (labels if split[1] == label_field else images)[number] = (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise DataError(f"shard {path}: not a readable tar ({error}); copy it again or rebuild it") from error
-        if len(keys) != samples:
-            raise DataError(f"shard {path}: {len(keys):,} samples, {samples:,} in the index; rebuild the index")
-        incomplete = np.flatnonzero((images[:, 0] == 0) | (labels[:, 0] == 0))
-        if incomplete.size:
+        found, self.damage = members(self._file.fileno())
+        sample_groups = groups(found, image_fields, label_field)
+        if len(sample_groups) > samples or (len(sample_groups) < samples and not self.damage):
             raise DataError(
-                f"shard {path}: {incomplete.size:,} of {samples:,} samples have no image or no .{label_field} "
-                f"(first: {list(keys)[incomplete[0]]}); rebuild it"
+                f"shard {path}: {len(sample_groups):,} samples, {samples:,} in the index; index it again with: "
+                "coatnet shards index"
             )
-        self.keys = list(keys)
-        self._images: NDArray[np.int64] = images
-        self._labels: NDArray[np.int64] = labels
+        self._extents: NDArray[np.int64] = np.zeros((samples, 4), np.int64)  # offset, size of image and of label
+        self._problems: NDArray[np.uint8] = np.full(samples, _CUT_OFF, np.uint8)
+        keys = [group.key.encode("utf-8", "surrogateescape") for group in sample_groups]
+        self._keys = np.array(keys, np.bytes_)  # a fifth of the memory of a list of strings
+        seen: set[str] = set()
+        for place, (key, image, label) in enumerate((g.key, g.image, g.label) for g in sample_groups):
+            self._problems[place] = (
+                _TWICE if key in seen else _NO_IMAGE if image is None else _NO_LABEL if label is None else _WHOLE
+            )
+            seen.add(key)
+            if image and label:
+                self._extents[place] = (image.offset, image.size, label.offset, label.size)
+
+    def key(self, place: int) -> str:
+        """The key of the sample at `place`; of one that the tar no longer holds, its place."""
+        if place >= len(self._keys):
+            return f"#{place}"
+        return bytes(self._keys[place]).decode("utf-8", "replace")
 
     def read(self, place: int) -> EncodedSample:
-        """The sample at position `place` of the tar."""
-        label = self._read(self._labels[place])
-        try:
-            return EncodedSample(self.keys[place], self._read(self._images[place]), int(label))
-        except ValueError:
-            raise DataError(
-                f"shard {self.path}: sample {self.keys[place]} has the label {label[:40]!r}, not a number; rebuild it"
-            ) from None
+        """The sample at position `place` of the tar.
 
-    def _read(self, extent: NDArray[np.int64]) -> bytes:
-        return os.pread(self._file.fileno(), int(extent[1]), int(extent[0]))
+        Raises:
+            BrokenSample: it has no image or label, or the tar is damaged there.
+        """
+        key, problem = self.key(place), self._problems[place]
+        if problem != _WHOLE:
+            why = f" ({self.damage})" if problem == _CUT_OFF else ""
+            raise BrokenSample(key, _PROBLEMS[problem] + why)
+        image_offset, image_size, label_offset, label_size = self._extents[place].tolist()
+        descriptor = self._file.fileno()
+        image = os.pread(descriptor, image_size, image_offset)
+        label = os.pread(descriptor, label_size, label_offset)
+        if len(image) != image_size or len(label) != label_size:
+            raise BrokenSample(key, "the shard ends inside it")
+        return EncodedSample(key, image, label)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -87,24 +140,29 @@ class Shard:
 
 
 class OpenShards:
-    """The shards of an index, opened when first read; the least recently used close beyond `capacity`."""
+    """Shards opened by `open_shard` when first read; the least recently used close beyond `capacity`.
 
-    def __init__(self, index: ShardIndex, capacity: int = 256) -> None:
-        self.index = index
+    Threads that ask for different shards do not wait for each other.
+    """
+
+    def __init__(self, open_shard: Callable[[int], Shard], capacity: int = 256) -> None:
+        self._open_shard = open_shard
         self._capacity = capacity
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._open: OrderedDict[int, Future[Shard]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getitem__(self, number: int) -> Shard:
         with self._lock:
-            shard = self._open.get(number)
-            if shard is None:
-                entry = self.index.shards[number]
-                shard = Shard(
-                    Path(self.index.location(number)), self.index.image_fields, self.index.label.field, entry.samples
-                )
-                self._open[number] = shard
+            future = self._open.get(number)
+            mine = future is None
+            if future is None:
+                future = self._open[number] = Future()
             self._open.move_to_end(number)
             while len(self._open) > self._capacity:
                 self._open.popitem(last=False)
-            return shard
+        if mine:
+            try:
+                future.set_result(self._open_shard(number))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()

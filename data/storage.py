@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
-from data.errors import DataError, StorageError
+from data.errors import DataError, StorageDown, StorageRefused
 
 Answer = TypeVar("Answer")
 
@@ -86,7 +86,8 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
 
     Raises:
         FileNotFoundError: nothing there.
-        StorageError: access refused, or no answer in time.
+        StorageRefused: access refused.
+        StorageDown: no answer in time.
         DataError: see `checked`.
     """
     location = checked(location)
@@ -111,7 +112,7 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
     """Publish `data` at `location` whole or not at all.
 
     Raises:
-        StorageError, DataError: as for `read_bytes`.
+        StorageRefused, StorageDown, DataError: as for `read_bytes`.
     """
     location = checked(location)
     if not is_remote(location):
@@ -129,7 +130,7 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
 
     Raises:
         FileNotFoundError: no such folder.
-        StorageError, DataError: as for `read_bytes`.
+        StorageRefused, StorageDown, DataError: as for `read_bytes`.
     """
     folder = checked(folder)
     if not is_remote(folder):
@@ -157,7 +158,7 @@ def file_size(location: str | Path, storage: Storage) -> int:
     """Size in bytes of the file at `location`.
 
     Raises:
-        FileNotFoundError, StorageError, DataError: as for `read_bytes`.
+        FileNotFoundError, StorageRefused, StorageDown, DataError: as for `read_bytes`.
     """
     location = checked(location)
     if not is_remote(location):
@@ -176,7 +177,7 @@ def open_file(location: str | Path, storage: Storage) -> BinaryIO:
     """The file at `location` for reading and seeking; a remote one is read ahead of the reader.
 
     Raises:
-        FileNotFoundError, StorageError, DataError: as for `read_bytes`; also from reads.
+        FileNotFoundError, StorageRefused, StorageDown, DataError: as for `read_bytes`; also from reads.
     """
     location = checked(location)
     if not is_remote(location):
@@ -299,15 +300,15 @@ def _persistently(request: Callable[[], Answer], location: str, storage: Storage
             raise
         except Exception as error:
             if _is_refusal(error):
-                raise StorageError(
+                raise StorageRefused(
                     f"{location}: access refused ({_described(error)}); {_credentials(location, storage)}"
                 ) from error
             if not _is_passing(error):
                 raise
             if time.monotonic() > deadline:
-                raise StorageError(
+                raise StorageDown(
                     f"{location}: no answer in {storage.give_up_after:.0f} s (last: {_described(error)}); "
-                    "the storage or the way to it is down"
+                    "the server or the way to it is down"
                 ) from error
         time.sleep(random.uniform(0, delay))
         delay = min(2 * delay, storage.greatest_delay)

@@ -3,26 +3,30 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.augment import EvaluationTransform, TrainTransform
+from data.cache import Cache
+from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
-from data.index import ShardIndex
 from data.order import SampleOrder, Samples, evaluation_positions
-from data.shard import OpenShards
+from data.reading import SampleReader
+from data.shard import BrokenSample
 
 _AUGMENTATION = 3  # keeps these draws apart from those of data/order.py
-_TRIES = 100  # neighbours tried for a sample that does not decode
+_TRIES = 100  # neighbours tried for a sample that cannot be used
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that could not be decoded: its shard, key and the decoder's words."""
+    """A sample that could not be used: its place in the micro-batch, its shard, its key, and why."""
 
+    position: int
     shard: str
     key: str
     reason: str
@@ -30,16 +34,19 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """m samples: images (m, S, S, 3) uint8, labels (m,) int64, weights (m,) float32, and what was skipped."""
+    """m samples of up to k classes each, and what was skipped."""
 
     images: Pixels
+    """(m, S, S, 3) uint8."""
     labels: NDArray[np.int64]
+    """(m, k), ascending, filled up with -1."""
     weights: NDArray[np.float32]
+    """(m,)"""
     skipped: list[Skipped]
 
 
 def training_stream(
-    index: ShardIndex,
+    dataset: Dataset,
     order: SampleOrder,
     transform: TrainTransform,
     *,
@@ -48,89 +55,148 @@ def training_stream(
     world_size: int,
     first_step: int,
     workers: int,
+    cache: Cache | None = None,
 ) -> Iterator[MicroBatch]:
     """One rank's micro-batches of step `first_step`, then of the next step, without end.
 
-    A sample's pixels depend on (seed, epoch, sample id) alone. One that does not decode is replaced by the next of
-    its shard that does, and reported in the micro-batch.
+    A sample's pixels depend on (seed, epoch, sample id) alone. One that cannot be used is replaced by the next of
+    its shard that can, and reported in the micro-batch.
+
+    Raises:
+        DataError: shards that are missing or damaged, or no usable sample among `_TRIES` neighbours.
+        StorageDown: remote shards that cannot be had.
     """
-    shards = OpenShards(index)
     share = order.batch // world_size
+    positions = range(rank * share, (rank + 1) * share, micro_batch)
+    behind = steps_read_ahead(len(positions), workers)
 
-    def load(step: int, start: int) -> MicroBatch:
-        samples = order.at(step, start, start + micro_batch)
-        return _load_training(shards, samples, transform, order.seed)
+    with closing(SampleReader(dataset, cache)) as reader:
 
-    def tasks() -> Iterator[Callable[[], MicroBatch]]:
-        step = first_step
-        while True:
-            for start in range(rank * share, (rank + 1) * share, micro_batch):
-                yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
-            step += 1
+        def load(step: int, start: int) -> MicroBatch:
+            return _load_training(reader, order.at(step, start, start + micro_batch), transform, order.seed)
 
-    return _in_order(tasks(), workers)
+        def tasks() -> Iterator[Callable[[], MicroBatch]]:
+            step = first_step
+            while True:
+                if reader.cached:
+                    oldest = max(first_step, step - behind)
+                    now, ahead = order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest)
+                    reader.cached.want(now, ahead)
+                for start in positions:
+                    yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
+                step += 1
+
+        yield from _in_order(tasks(), workers, reader)
+
+
+def steps_read_ahead(micro_batches: int, workers: int) -> int:
+    """Steps between that of the micro-batch asked for and that of the last one being read."""
+    return -(-2 * workers // micro_batches)
 
 
 def evaluation_stream(
-    index: ShardIndex, transform: EvaluationTransform, *, micro_batch: int, rank: int, world_size: int, workers: int
+    dataset: Dataset,
+    transform: EvaluationTransform,
+    *,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    cache: Cache | None = None,
 ) -> Iterator[MicroBatch]:
     """One rank's share of all samples, each with weight 1 on one rank, filled up with weight 0.
 
-    A sample that does not decode gets weight 0 and is reported.
+    A sample that cannot be used gets weight 0 and is reported.
+
+    Raises:
+        DataError: shards that are missing or damaged.
+        StorageDown: remote shards that cannot be had.
     """
-    shards = OpenShards(index)
-    sizes = np.array([shard.samples for shard in index.shards], np.int64)
-    ends = np.cumsum(sizes)
-    ids, weights = evaluation_positions(index.samples, rank, world_size, micro_batch)
+    ends = np.cumsum(dataset.shard_samples)
+    ids, weights = evaluation_positions(dataset.samples, rank, world_size, micro_batch)
 
-    def load(row: int) -> MicroBatch:
-        images, labels, skipped = [], [], list[Skipped]()
-        weight = weights[row].copy()
-        for column, sample in enumerate(ids[row]):
-            number = int(np.searchsorted(ends, sample, side="right"))
-            encoded = shards[number].read(int(sample - (ends[number] - sizes[number])))
-            try:
-                images.append(transform(decode(encoded.image)))
-            except DecodeError as error:
-                images.append(np.zeros((transform.size, transform.size, 3), np.uint8))
-                skipped += [Skipped(index.shards[number].name, encoded.key, str(error))] if weight[column] else []
-                weight[column] = 0.0
-            labels.append(encoded.label)
-        return MicroBatch(np.stack(images), np.array(labels, np.int64), weight, skipped)
+    with closing(SampleReader(dataset, cache)) as reader:
 
-    return _in_order((lambda row=row: load(row) for row in range(len(ids))), workers)  # type: ignore[misc]
+        def load(row: int) -> MicroBatch:
+            images = np.zeros((micro_batch, transform.size, transform.size, 3), np.uint8)
+            labels = np.full((micro_batch, dataset.index.labels_per_sample), -1, np.int64)
+            weight, skipped = weights[row].copy(), list[Skipped]()
+            for position, sample in enumerate(ids[row]):
+                shard = int(np.searchsorted(ends, sample, side="right"))
+                try:
+                    number = int(sample - (ends[shard] - dataset.shard_samples[shard]))
+                    pixels, classes = _decoded(reader, shard, number)
+                    images[position] = transform(pixels)
+                    labels[position, : len(classes)] = classes
+                except BrokenSample as error:
+                    if weight[position]:
+                        skipped.append(Skipped(position, dataset.index.shards[shard].name, error.key, str(error)))
+                    weight[position] = 0.0
+            return MicroBatch(images, labels, weight, skipped)
+
+        def tasks() -> Iterator[Callable[[], MicroBatch]]:
+            for row in range(len(ids)):
+                if reader.cached:
+                    reader.cached.want(*evaluation_shards(dataset, row, micro_batch * world_size, workers))
+                yield lambda row=row: load(row)  # type: ignore[misc]
+
+        yield from _in_order(tasks(), workers, reader)
 
 
-def _load_training(shards: OpenShards, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:
+def evaluation_shards(dataset: Dataset, row: int, per_pass: int, workers: int) -> tuple[list[int], list[int]]:
+    """The shards of the passes being read when pass `row` begins, and the two behind them."""
+    ends = np.cumsum(dataset.shard_samples)
+    first = int(np.searchsorted(ends, max(0, row - 2 * workers) * per_pass, side="right"))
+    last = int(np.searchsorted(ends, min((row + 1) * per_pass, dataset.samples) - 1, side="right"))
+    return list(range(first, last + 1)), list(range(last + 1, min(last + 3, len(ends))))
+
+
+def evaluation_need(dataset: Dataset, per_pass: int, workers: int) -> int:
+    """Bytes that surely hold what `evaluation_shards` names at any time."""
+    samples = np.sort(dataset.shard_samples)
+    touched = 4 + int(np.searchsorted(np.cumsum(samples), (2 * workers + 1) * per_pass, side="right"))
+    return sum(sorted((shard.bytes for shard in dataset.index.shards), reverse=True)[:touched])
+
+
+def _load_training(reader: SampleReader, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:
     size = len(samples.id)
     images = np.empty((size, transform.size, transform.size, 3), np.uint8)
-    labels = np.empty(size, np.int64)
+    labels = np.full((size, reader.dataset.index.labels_per_sample), -1, np.int64)
     skipped: list[Skipped] = []
     for position in range(size):
-        pixels, labels[position] = _read_decodable(
-            shards, int(samples.shard[position]), int(samples.place[position]), skipped
-        )
+        shard, number = int(samples.shard[position]), int(samples.place[position])
+        pixels, classes = _usable(reader, shard, number, position, skipped)
+        labels[position, : len(classes)] = classes
         rng = np.random.default_rng([seed, _AUGMENTATION, int(samples.epoch[position]), int(samples.id[position])])
         images[position] = transform(pixels, rng)
     return MicroBatch(images, labels, np.ones(size, np.float32), skipped)
 
 
-def _read_decodable(shards: OpenShards, number: int, place: int, skipped: list[Skipped]) -> tuple[Pixels, int]:
-    entry = shards.index.shards[number]
-    shard = shards[number]
-    for attempt in range(min(entry.samples, _TRIES)):
-        sample = shard.read((place + attempt) % entry.samples)
+def _usable(
+    reader: SampleReader, shard: int, number: int, position: int, skipped: list[Skipped]
+) -> tuple[Pixels, tuple[int, ...]]:
+    """Sample `number` of `shard`, or the next of it that can be used."""
+    size = int(reader.dataset.shard_samples[shard])
+    for attempt in range(min(size, _TRIES)):
         try:
-            return decode(sample.image), sample.label
-        except DecodeError as error:
-            skipped.append(Skipped(entry.name, sample.key, str(error)))
+            return _decoded(reader, shard, (number + attempt) % size)
+        except BrokenSample as error:
+            skipped.append(Skipped(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
     raise DataError(
-        f"shard {shards.index.location(number)}: {min(entry.samples, _TRIES)} samples in a row do not decode "
+        f"shard {reader.dataset.index.location(shard)}: {min(size, _TRIES)} samples in a row cannot be used "
         f"(last: {skipped[-1].key}, {skipped[-1].reason}); copy it again or rebuild it"
     )
 
 
-def _in_order(tasks: Iterator[Callable[[], MicroBatch]], workers: int) -> Iterator[MicroBatch]:
+def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[Pixels, tuple[int, ...]]:
+    sample = reader.read(shard, number)
+    try:
+        return decode(sample.image), sample.labels
+    except DecodeError as error:
+        raise BrokenSample(sample.key, str(error)) from None
+
+
+def _in_order(tasks: Iterator[Callable[[], MicroBatch]], workers: int, reader: SampleReader) -> Iterator[MicroBatch]:
     """Run `tasks` in threads, a few ahead of the reader, and yield their results in order."""
     executor = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     pending: deque[Future[MicroBatch]] = deque()
@@ -142,4 +208,5 @@ def _in_order(tasks: Iterator[Callable[[], MicroBatch]], workers: int) -> Iterat
         while pending:
             yield pending.popleft().result()
     finally:
+        reader.stop()
         executor.shutdown(wait=True, cancel_futures=True)

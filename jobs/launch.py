@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from jobs.outcome import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED
+from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
 from pipeline.recipe import Stage
 from pipeline.run_folder import RunFolder
 
@@ -121,7 +121,7 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
             written[rank] = Outcome(**json.loads((outcomes / f"{rank}.json").read_text()))
         except (OSError, ValueError):
             continue
-    for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED):
+    for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_INTERRUPTED):
         for outcome in written.values():
             if outcome.code == code:
                 return outcome

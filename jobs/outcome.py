@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from data.errors import DataError
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, RunFailed
+from data.errors import DataError, StorageDown
+from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError, RunFailed
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file into which a rank writes its outcome; without it, it prints to stderr."""
@@ -44,6 +44,8 @@ def reported() -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         _end(Outcome(EXIT_CONFIG, str(error)))
+    except StorageDown as error:
+        _end(Outcome(EXIT_TRY_AGAIN, f"{error}; the same command continues from the last checkpoint"))
     except RunFailed as error:
         _end(Outcome(EXIT_FAILED, str(error)))
     except StageFailed as failed:

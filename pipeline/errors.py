@@ -3,6 +3,8 @@
 EXIT_DONE = 0
 EXIT_FAILED = 70
 """EX_SOFTWARE: the run failed and would fail again; do not requeue."""
+EXIT_TRY_AGAIN = 75
+"""EX_TEMPFAIL: the run ended for a reason that passes; the same command continues it, so requeue."""
 EXIT_CONFIG = 78
 """EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from data.augment import EvaluationTransform
-from data.index import ShardIndex
+from data.cache import Cache
+from data.dataset import Dataset
 from data.stream import evaluation_stream
 from pipeline.distributed import Ranks
 from pipeline.images import normalized
@@ -37,24 +38,30 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(
-    network: Callable[[Tensor], Tensor], index: ShardIndex, stage: Stage, ranks: Ranks, dtype: torch.dtype
+    network: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    cache: Cache,
+    stage: Stage,
+    ranks: Ranks,
+    dtype: torch.dtype,
 ) -> Accuracy:
     """Evaluate `network`, which maps pictures (B, S, S, 3) to logits and is in evaluation mode, on all ranks together.
 
     Counts are sums of whole numbers, so the accuracies do not depend on the number of ranks.
     """
     stream = evaluation_stream(
-        index,
+        dataset,
         EvaluationTransform(stage.resolution, stage.data.evaluation_crop),
         micro_batch=stage.batch.micro_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         workers=stage.data.workers,
+        cache=cache,
     )
     # Right in the first place, right in the first five, summed loss, samples.
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
     for batch in stream:
-        labels = torch.from_numpy(batch.labels).to(ranks.device)
+        labels = torch.from_numpy(batch.labels[:, 0]).to(ranks.device)
         weights = torch.from_numpy(batch.weights).to(ranks.device)
         logits = network(normalized(batch.images, ranks.device, dtype)).float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
@@ -68,5 +75,5 @@ def evaluate(
         top5=right_in_five / counted,
         loss=loss_sum / counted,
         samples=int(samples),
-        skipped=index.samples - int(samples),
+        skipped=dataset.samples - int(samples),
     )

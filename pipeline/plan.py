@@ -4,12 +4,17 @@ import math
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from data.cache import Cache
+from data.dataset import Dataset, open_dataset
 from data.errors import DataError
-from data.index import ShardIndex, check_shards, read_index
+from data.index import check_shards
 from data.order import SampleOrder
+from data.storage import Storage, is_remote
+from data.stream import evaluation_need, steps_read_ahead
 from pipeline.errors import ConfigError
 from pipeline.recipe import Model, Recipe, Stage, TrainStage
 from pipeline.schedule import learning_rate
@@ -22,7 +27,8 @@ class Plan:
     name: str
     seed: int
     stage: Stage
-    validation: ShardIndex
+    validation: Dataset
+    cache: Cache
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -34,7 +40,7 @@ class TrainPlan(Plan):
     """A training stage ready to run."""
 
     stage: TrainStage
-    train: ShardIndex
+    train: Dataset
     order: SampleOrder
     steps: int
     """Optimizer steps of the whole stage."""
@@ -53,14 +59,17 @@ class TrainPlan(Plan):
         )
 
 
-def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan:
+def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look_at_shards: bool = True) -> Plan:
     """The plan of stage `name` on `world_size` ranks, by default those of the recipe.
+
+    With `look_at_shards` every shard is looked for, which one rank does for all.
 
     Raises:
         ConfigError: an unknown stage, model or option, a missing compiler, a picture size that the model
             cannot take, ranks that do not divide the micro-batches, lanes that do not fit, or an earlier stage with
             another model.
         DataError: shards that are absent or not whole.
+        StorageDown: remote shards that cannot be reached for now.
     """
     if name not in recipe.stages:
         raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
@@ -70,10 +79,14 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
     if isinstance(stage, TrainStage) and stage.compile:
         _check_compiler(where)
     world_size = world_size or stage.resources.ranks
-    validation = read_index(stage.data.validation)
-    check_shards(validation)
+    storage = Storage(**stage.data.storage.model_dump())
+    settings = stage.data.cache
+    cache = Cache(Path(settings.folder), int(settings.gigabytes * 1e9), settings.downloads)
+    validation = _dataset(stage, stage.data.validation, stage.data.validation_label_map, storage, where, look_at_shards)
+    evaluation = evaluation_need(validation, stage.batch.micro_size * world_size, stage.data.workers)
     if not isinstance(stage, TrainStage):
-        return Plan(name, recipe.seed, stage, validation)
+        _check_cache(cache, evaluation if is_remote(validation.index.folder) else 0, where)
+        return Plan(name, recipe.seed, stage, validation, cache)
     if stage.batch.micro_batches % world_size:
         raise ConfigError(
             f"{where}{world_size} ranks do not divide the {stage.batch.micro_batches} micro-batches of a step "
@@ -81,16 +94,16 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
             "change resources.ranks or batch"
         )
     assert stage.data.train is not None
-    train = read_index(stage.data.train)
-    check_shards(train)
+    train = _dataset(stage, stage.data.train, stage.data.label_map, storage, where, look_at_shards)
     if train.classes != validation.classes:
         raise ConfigError(
-            f"{where}the classes of {train.folder} and {validation.folder} differ "
-            f"({len(train.classes)} and {len(validation.classes)}); build both from one source"
+            f"{where}the classes of {stage.data.train} and {stage.data.validation} differ "
+            f"({len(train.classes):,} and {len(validation.classes):,}{_first_difference(train, validation)}); build "
+            "both with one class list, or map one to the other with data.label_map or data.validation_label_map"
         )
     try:
         order = SampleOrder(
-            shard_samples=np.array([shard.samples for shard in train.shards], np.int64),
+            shard_samples=train.shard_samples,
             seed=recipe.seed,
             batch=stage.batch.global_size,
             lanes=stage.data.lanes,
@@ -106,7 +119,54 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None) -> Plan
         raise ConfigError(
             f"{where}optimizer: the warm-up of {warmup_steps} steps fills the stage's {steps}; shorten it"
         )
-    return TrainPlan(name, recipe.seed, stage, validation, train, order, steps, warmup_steps)
+    need = evaluation if is_remote(validation.index.folder) else 0
+    if is_remote(train.index.folder):
+        need += order.greatest_need(
+            np.array([shard.bytes for shard in train.index.shards], np.int64),
+            world_size,
+            int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            1 + steps_read_ahead(stage.batch.micro_batches // world_size, stage.data.workers),
+        )
+    _check_cache(cache, need, where)
+    return TrainPlan(name, recipe.seed, stage, validation, cache, train, order, steps, warmup_steps)
+
+
+def _dataset(
+    stage: Stage, folder: str, label_map: str | None, storage: Storage, where: str, look_at_shards: bool
+) -> Dataset:
+    dataset = open_dataset(folder, storage, label_map)
+    if look_at_shards:
+        check_shards(dataset.index, storage)
+    if dataset.index.labels_per_sample > 1 and stage.loss.kind == "softmax":
+        raise ConfigError(
+            f"{where}loss.kind: samples of {folder} have up to {dataset.index.labels_per_sample} classes, and softmax "
+            "takes one; use sigmoid"
+        )
+    return dataset
+
+
+def _first_difference(train: Dataset, validation: Dataset) -> str:
+    for number, (one, other) in enumerate(zip(train.classes, validation.classes, strict=False)):
+        if one != other:
+            return f"; class {number} is {one} in one and {other} in the other"
+    return ""
+
+
+def _check_cache(cache: Cache, need: int, where: str) -> None:
+    if need > cache.bytes:
+        raise ConfigError(
+            f"{where}data.cache.gigabytes: {cache.bytes / 1e9:g} is too little for the shards that a node reads at a "
+            f"time; {math.ceil(need / 1e8) / 10:g} would do, or make data.shuffle_window smaller"
+        )
+    if need:
+        cache.make()
+        held = sum(path.stat().st_size for path in (cache.folder / "shards").glob("*"))
+        free = shutil.disk_usage(cache.folder).free + held
+        if free < need:
+            raise ConfigError(
+                f"{where}data.cache.folder: {cache.folder} has room for {free / 1e9:.1f} GB of shards and needs "
+                f"{need / 1e9:.1f}; use another disk, or make data.shuffle_window smaller"
+            )
 
 
 def _check_model(recipe: Recipe, stage: Stage, where: str) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Generator
 
 from data.augment import TrainTransform
 from data.errors import DataError
-from data.stream import MicroBatch, training_stream
+from data.stream import MicroBatch, Skipped, training_stream
 from pipeline.distributed import Ranks
 from pipeline.plan import TrainPlan
+from pipeline.recipe import Data
 from pipeline.run_folder import RunFolder
 
 _TOLERATED = 10  # samples that may be broken whatever their share, so that one early one does not end a run
@@ -16,7 +17,8 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
     """This rank's micro-batches from `first_step` on, without end; samples that were skipped go into the diary.
 
     Raises:
-        DataError: too many samples do not decode.
+        DataError: too many samples cannot be used, or too many one after the other.
+        StorageDown: remote shards that cannot be had.
     """
     data = plan.stage.data
     stream = training_stream(
@@ -28,17 +30,46 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
         world_size=ranks.world_size,
         first_step=first_step,
         workers=data.workers,
+        cache=plan.cache,
     )
-    seen = skipped = 0
+    limits = SkippedLimits(data, data.train or "")
     for batch in stream:
-        seen += len(batch.labels)
         for sample in batch.skipped:
-            skipped += 1
-            folder.note("sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank)
-        if skipped > max(_TOLERATED, data.skipped_share * seen):
-            last = batch.skipped[-1]
-            raise DataError(
-                f"{plan.train.folder}: {skipped:,} of the first {seen:,} samples do not decode (last: {last.key} in "
-                f"{last.shard}: {last.reason}); repair the shards, or raise data.skipped_share"
-            )
+            note_skipped(folder, sample, ranks)
+        limits.count(batch)
         yield batch
+
+
+def note_skipped(folder: RunFolder, sample: Skipped, ranks: Ranks) -> None:
+    """A line in the diary."""
+    folder.note("sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank)
+
+
+class SkippedLimits:
+    """Counts the samples of one rank that cannot be used, and ends the run when there are too many."""
+
+    def __init__(self, data: Data, place: str) -> None:
+        self._data, self._place = data, place
+        self._seen = self._skipped = self._in_a_row = 0
+
+    def count(self, batch: MicroBatch) -> None:
+        """Add a micro-batch.
+
+        Raises:
+            DataError: more than `skipped_share` of all samples, or more than `skipped_run` one after the other.
+        """
+        self._seen += len(batch.labels)
+        self._skipped += len(batch.skipped)
+        broken = {sample.position for sample in batch.skipped}
+        for position in range(len(batch.labels)):
+            self._in_a_row = self._in_a_row + 1 if position in broken else 0
+            if self._in_a_row > self._data.skipped_run:
+                self._stop(batch.skipped[-1], f"raise data.skipped_run ({self._data.skipped_run})")
+        if self._skipped > max(_TOLERATED, self._data.skipped_share * self._seen):
+            self._stop(batch.skipped[-1], f"raise data.skipped_share ({self._data.skipped_share:g})")
+
+    def _stop(self, last: Skipped, mend: str) -> None:
+        raise DataError(
+            f"{self._place}: {self._skipped:,} of the first {self._seen:,} samples cannot be used (last: {last.key} in "
+            f"{last.shard}: {last.reason}); repair the shards, or {mend}"
+        )

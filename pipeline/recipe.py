@@ -4,6 +4,7 @@ The published recipes are in Table 10 of the CoAtNet paper; defaults here are it
 """
 
 import math
+import tempfile
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
@@ -23,13 +24,43 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class RemoteStorage(Section):
+    """How remote shards are reached; what is not given comes from the usual AWS variables and files."""
+
+    endpoint: str | None = None
+    """URL of an S3 server other than Amazon's."""
+    profile: str | None = None
+    """Profile in the AWS credentials file."""
+    anonymous: bool = False
+    """Ask without credentials."""
+    give_up_after: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without an answer after which the run stops, to be continued later."""
+
+
+class ShardCache(Section):
+    """Where each node keeps remote shards; all its ranks share the folder."""
+
+    folder: str = f"{tempfile.gettempdir()}/coatnet-shards"
+    """On a disk of the node itself."""
+    gigabytes: Annotated[float, Field(gt=0)] = 100.0
+    """Most that it holds."""
+    downloads: Annotated[int, Field(gt=0, le=64)] = 8
+    """Shards fetched at a time."""
+
+
 class Data(Section):
     """Where samples come from and how they are ordered and cut."""
 
     train: str | None = None
-    """Folder of training shards. Relative paths start at the recipe's folder."""
+    """Folder of training shards, a path or a URL. Relative paths start at the recipe's folder."""
     validation: str
-    """Folder of evaluation shards."""
+    """Folder of evaluation shards, a path or a URL."""
+    label_map: str | None = None
+    """File that renames, merges or drops classes of the training shards."""
+    validation_label_map: str | None = None
+    """The same for the evaluation shards."""
+    storage: RemoteStorage = RemoteStorage()
+    cache: ShardCache = ShardCache()
     lanes: PositiveInt = 64
     """Streams that a global batch is drawn from; divides the global batch."""
     shuffle_window: PositiveInt = 8192
@@ -43,7 +74,9 @@ class Data(Section):
     evaluation_crop: Literal["center", "whole"] = "center"
     """Evaluation view: the central S / (S + 32), or the whole picture resized."""
     skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """The run stops when more than this share of the samples read since its start do not decode."""
+    """The run stops when more than this share of the samples read since its start cannot be used."""
+    skipped_run: PositiveInt = 32
+    """The run stops when so many samples that a rank reads one after the other cannot be used."""
     workers: PositiveInt = 4
     """Reader threads of each rank."""
 

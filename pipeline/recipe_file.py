@@ -246,6 +246,10 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 
     stages = {}
     for name, stage in recipe.stages.items():
-        places = {"train": absolute(stage.data.train), "validation": absolute(stage.data.validation)}
+        places: dict[str, Any] = {
+            key: absolute(getattr(stage.data, key))
+            for key in ("train", "validation", "label_map", "validation_label_map")
+        }
+        places["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
         stages[name] = stage.model_copy(update={"data": stage.data.model_copy(update=places)})
     return recipe.model_copy(update={"runs": absolute(recipe.runs), "stages": stages})

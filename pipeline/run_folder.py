@@ -19,7 +19,8 @@ from pipeline.recipe import Recipe
 
 # Settings that may change between restarts: they decide where and how fast the run is computed, and not what.
 FREE_SETTINGS = (
-    "data.train", "data.validation", "data.workers", "data.skipped_share",
+    "data.train", "data.validation", "data.label_map", "data.validation_label_map",  # their digests count
+    "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
     "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "log", "resources",
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
     """
     rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
-    plan = plan_stage(recipe, name, world_size)
+    plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
@@ -59,7 +59,7 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
     with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console) as monitor:
         monitor.begin(None, [], ranks.world_size)
         began = time.monotonic()
-        accuracy = evaluate(model, plan.validation, plan.stage, ranks, dtype)
+        accuracy = evaluate(model, plan.validation, plan.cache, plan.stage, ranks, dtype)
         seconds = time.monotonic() - began
         monitor.evaluation(checkpoint.step, accuracy)
     if ranks.leads:

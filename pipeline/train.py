@@ -117,7 +117,7 @@ def _step(
         seed = np.random.SeedSequence([plan.seed, _STOCHASTIC_DEPTH, step, number]).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]))
         logits = engine(normalized(batch.images, ranks.device, model_dtype(stage.precision)))
-        labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
+        labels = torch.from_numpy(batch.labels[:, 0]).to(ranks.device, non_blocking=True)
         loss = classification_loss(
             logits, labels, kind=stage.loss.kind, label_smoothing=stage.loss.label_smoothing
         ).mean()
@@ -145,6 +145,6 @@ def _refuse_not_finite(value: float, name: str, step: int) -> None:
 
 def _evaluate(engine: Any, plan: TrainPlan, ranks: Ranks) -> Accuracy:
     engine.eval()
-    accuracy = evaluate(engine, plan.validation, plan.stage, ranks, model_dtype(plan.stage.precision))
+    accuracy = evaluate(engine, plan.validation, plan.cache, plan.stage, ranks, model_dtype(plan.stage.precision))
     engine.train()
     return accuracy

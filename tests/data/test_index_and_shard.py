@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import DataError
 from data.index import check_shards, read_index
-from data.shard import OpenShards, Shard, split_key
+from data.shard import BrokenSample, EncodedSample, Shard, split_key
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def copied(shards: Path, tmp_path: Path) -> Path:
 
 def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
     index = read_index(copied)
-    opened = OpenShards(index, capacity=1)
     for number, entry in enumerate(index.shards):
         with tarfile.open(copied / entry.name) as archive:
             members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
-        for place, key in enumerate(opened[number].keys):
-            sample = opened[number].read(place)
-            assert (sample.image, sample.label) == (members[f"{key}.jpg"], int(members[f"{key}.cls"]))
+        shard = Shard(Path(index.location(number)), ("jpg",), "cls", entry.samples)
+        for place in range(entry.samples):
+            sample = shard.read(place)
+            assert (sample.image, sample.label) == (members[f"{sample.key}.jpg"], members[f"{sample.key}.cls"])
 
 
 @pytest.mark.parametrize(
@@ -65,42 +65,64 @@ def test_urls_that_run_commands_or_nest_others_are_refused(url: str) -> None:
         read_index(url)
 
 
-def shard_of(path: Path, members: dict[str, bytes]) -> Path:
+def shard_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
     with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
+        for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
 
 
+@pytest.mark.parametrize(("count", "message"), [(1, "2 samples, 1 in the index"), (3, "2 samples, 3 in the index")])
+def test_a_shard_of_another_count_than_its_index_says_is_refused(tmp_path: Path, count: int, message: str) -> None:
+    path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"1")])
+    with pytest.raises(DataError, match=message):
+        Shard(path, ("jpg",), "cls", count)
+
+
 @pytest.mark.parametrize(
-    ("members", "samples", "message"),
+    ("members", "broken"),
     [
-        ({"a.jpg": b"x", "a.cls": b"0"}, 2, "1 samples, 2 in the index"),
-        ({"a.jpg": b"x", "b.jpg": b"x", "b.cls": b"0"}, 2, r"1 of 2 samples have no image or no \.cls \(first: a\)"),
-        ({"a.jpg": b"x", "a.cls": b"cat"}, 1, "sample a has the label b'cat', not a number"),
+        ([("a.jpg", b"x"), ("b.jpg", b"x"), ("b.cls", b"0")], {0: "it has no label"}),
+        ([("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0")], {0: "it has no image"}),
+        ([("a.tiff", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0")], {0: "it has no image"}),
+        (
+            [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0"), ("a.jpg", b"y"), ("a.cls", b"0")],
+            {2: "its key stands twice in the shard"},
+        ),
+        (
+            [("a.jpg", b"x"), ("a.cls", b"0"), ("a.jpg", b"y"), ("a.cls", b"0")],
+            {1: "its key stands twice in the shard"},
+        ),
     ],
 )
-def test_a_shard_that_does_not_fit_its_index_is_refused(
-    tmp_path: Path, members: dict[str, bytes], samples: int, message: str
+def test_a_sample_that_is_not_whole_keeps_its_place_and_says_what_it_lacks(
+    tmp_path: Path, members: list[tuple[str, bytes]], broken: dict[int, str]
 ) -> None:
-    path = shard_of(tmp_path / "s.tar", members)
-    with pytest.raises(DataError, match=message):
-        Shard(path, ("jpg",), "cls", samples).read(0)
+    count = len(broken) + 1 if len(members) < 6 else 3
+    shard = Shard(shard_of(tmp_path / "s.tar", members), ("jpg",), "cls", count)
+    found = {}
+    for place in range(count):
+        try:
+            shard.read(place)
+        except BrokenSample as error:
+            found[place] = str(error)
+    assert found == broken
 
 
 def test_other_members_of_a_tar_are_ignored(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "s.tar", {"a.json": b"{}", "README": b"", "a.jpg": b"x", "a.cls": b"3"})
-    sample = Shard(path, ("jpg",), "cls", 1).read(0)
-    assert (sample.key, sample.image, sample.label) == ("a", b"x", 3)
+    path = shard_of(tmp_path / "s.tar", [("a.json", b"{}"), ("README", b""), ("a.jpg", b"x"), ("a.cls", b"3")])
+    assert Shard(path, ("jpg",), "cls", 1).read(0) == EncodedSample("a", b"x", b"3")
 
 
-def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
-    path = shard_of(tmp_path / "s.tar", {"a.jpg": b"x" * 5000, "a.cls": b"0"})
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"s\.tar"):
-        Shard(path, ("jpg",), "cls", 1)
+def test_samples_behind_the_end_of_a_truncated_tar_are_broken_and_those_before_are_not(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x" * 5000), ("b.cls", b"0")])
+    path.write_bytes(path.read_bytes()[:4000])
+    shard = Shard(path, ("jpg",), "cls", 2)
+    assert shard.read(0).key == "a"
+    with pytest.raises(BrokenSample, match=r"the shard ends before it \(ends after 4,000 bytes, inside a member"):
+        shard.read(1)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,62 @@ def test_any_cut_of_the_batch_gives_the_same_samples(order: SampleOrder, step: i
         assert np.array_equal(np.concatenate([part[field] for part in parts]), whole[field])
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 50), st.data())
+def test_ranks_of_any_world_size_share_a_step_out_among_them(
+    micro_batch: int, shards: list[int], step: int, data: st.DataObject
+) -> None:
+    micro_batches = data.draw(st.integers(1, 64))
+    batch = micro_batch * micro_batches
+    lanes = data.draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0 and n <= sum(shards)]))
+    order = SampleOrder(np.array(shards, np.int64), seed=1, batch=batch, lanes=lanes, window=16)
+    whole = order.at(step, 0, batch).id.tolist()
+    for world_size in [n for n in range(1, 65) if micro_batches % n == 0]:
+        share = batch // world_size
+        ranks = [
+            [
+                order.at(step, start, start + micro_batch).id.tolist()
+                for start in range(r * share, (r + 1) * share, micro_batch)
+            ]
+            for r in range(world_size)
+        ]
+        assert [sample for rank in ranks for atom in rank for sample in atom] == whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(orders(), st.integers(0, 40), st.integers(1, 5), st.data())
+def test_shards_ahead_are_those_that_the_next_steps_read_and_fit_the_greatest_need(
+    order: SampleOrder, step: int, steps: int, data: st.DataObject
+) -> None:
+    ranks = data.draw(st.sampled_from([n for n in range(1, order.batch + 1) if order.batch % n == 0]))
+    ranks_of_node = data.draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == 0]))
+    share = order.batch // ranks
+    shard_bytes = np.array(
+        data.draw(st.lists(st.integers(1, 99), min_size=len(order.shard_samples), max_size=len(order.shard_samples))),
+        np.int64,
+    )
+    for node in range(0, ranks, ranks_of_node):
+        wanted: set[int] = set()
+        for rank in range(node, node + ranks_of_node):
+            start, stop = rank * share, (rank + 1) * share
+            now, ahead = order.shards_ahead(step, start, stop, steps)
+            read = {int(n) for t in range(step, step + steps) for n in order.at(t, start, stop).shard}
+            assert read <= set(now)
+            assert not set(now) & set(ahead)
+            wanted |= {*now, *ahead}
+        need = order.greatest_need(shard_bytes, ranks, ranks_of_node, steps)
+        assert shard_bytes[list(wanted)].sum() <= need <= shard_bytes.sum()
+
+
+def test_the_window_behind_the_one_being_read_is_fetched_ahead() -> None:
+    order = SampleOrder(np.full(100, 10), seed=0, batch=20, lanes=2, window=50)
+    for step in range(0, 48, 5):
+        now, ahead = order.shards_ahead(step, 0, 10, 1)
+        following = {int(n) for t in range(step + 5, step + 10) for n in order.at(t, 0, 10).shard}
+        assert following <= {*now, *ahead}
+        assert len({*now, *ahead}) <= 12
+
+
 def test_place_in_the_shard_agrees_with_the_id() -> None:
     sizes = np.array([3, 1, 5, 2], np.int64)
     order = SampleOrder(shard_samples=sizes, seed=0, batch=4, lanes=2, window=4)

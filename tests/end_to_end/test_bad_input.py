@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from data.index import read_index
 from tests.command import coatnet, start, wait_until
 from tests.conftest import write_pictures
 from tests.recipes import sign_again, write_recipe
@@ -106,9 +108,8 @@ def test_a_run_folder_of_another_recipe_and_of_other_data(shards: Path, tmp_path
         "train", "recipe.yaml", "pretrain", "pretrain.steps=6",
     )  # fmt: skip
     shutil.copytree(shards, tmp_path / "other")
-    index = json.loads((tmp_path / "other/train/index.json").read_text())
-    index["shards"][0]["sha256"] = "0" * 64
-    (tmp_path / "other/train/index.json").write_text(json.dumps(index))
+    index = read_index(tmp_path / "other/train")
+    replace(index, shards=(replace(index.shards[0], sha256="0" * 64), *index.shards[1:])).write()
     assert_refused(
         tmp_path, "index_digests.train was",
         "train", "recipe.yaml", "pretrain", "pretrain.steps=5", "data.train=other/train",

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.augment import EvaluationTransform
 from data.decode import decode
 from data.index import read_index
-from data.shard import OpenShards
+from data.shard import Shard
 from pipeline.checkpoint import open_checkpoint
 from pipeline.images import normalized
 from pipeline.plan import plan_stage
@@ -140,13 +140,16 @@ def test_the_accuracy_is_that_of_the_final_weights(chain: tuple[Path, str]) -> N
     load_weights(model, open_checkpoint(stage_folder(chain[0], "finetune") / "checkpoints/step-00000006"))
     model.eval()
     index = read_index(plan.stage.data.validation)
-    shards, transform, right = OpenShards(index), EvaluationTransform(48, "whole"), 0
+    transform, right = EvaluationTransform(48, "whole"), 0
     for number, entry in enumerate(index.shards):
+        shard = Shard(Path(index.location(number)), index.image_fields, index.label.field, entry.samples)
         for place in range(entry.samples):
-            sample = shards[number].read(place)
+            sample = shard.read(place)
             pixels = transform(decode(sample.image))[None]
             with torch.no_grad():
-                right += model(normalized(pixels, torch.device("cpu"), torch.float32)).argmax().item() == sample.label
+                right += model(normalized(pixels, torch.device("cpu"), torch.float32)).argmax().item() == int(
+                    sample.label
+                )
     result = json.loads((stage_folder(chain[0], "evaluate") / "result.json").read_text())
     assert result["validation"]["top1"] == right / 15
     assert result["validation"]["samples"] == 15

@@ -70,5 +70,8 @@ def test_training_and_validation_classes_must_agree(pictures: Path, shards: Path
     copytree(pictures, tmp_path / "source")
     (tmp_path / "source" / "dark").rename(tmp_path / "source" / "dim")
     build_shards(tmp_path / "source", tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"the classes of .*train and .*other differ \(3 and 3\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the classes of .*train and .*other differ \(3 and 3; class 1 is dark in one and dim in the other\)",
+    ):
         plan(tmp_path, shards, f"data.validation={tmp_path / 'other'}")

@@ -42,7 +42,7 @@ def test_broken_samples_beyond_the_tolerated_share_end_the_run(damaged: TrainPla
     reader = read_micro_batches(damaged, RunFolder(tmp_path), ALONE, 0)
     # The one sample comes once an epoch: 11 times in 495 samples.
     with pytest.raises(
-        DataError, match=r"11 of the first 4\d\d samples do not decode \(last: .*raise data.skipped_share"
+        DataError, match=r"11 of the first 4\d\d samples cannot be used \(last: .*raise data.skipped_share"
     ):
         list(itertools.islice(reader, 15 * 12))
     assert len(diary(tmp_path)) == 11

@@ -1,0 +1,110 @@
+"""A dataset as a run sees it: the samples of an index, through a label map if there is one."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import DataError
+from data.index import ShardIndex, read_index, read_labels
+from data.labels import LabelMap, LabelReader, read_label_map
+from data.storage import Storage
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The samples of `index` that `label_map` keeps; their ids count those alone.
+
+    Args:
+        index: of the shards.
+        storage: how they are reached.
+        label_map: to other classes; None for those of the index.
+        kept: (samples of the index,) bool, which samples the map keeps; None for all.
+    """
+
+    index: ShardIndex
+    storage: Storage = field(default_factory=Storage)
+    label_map: LabelMap | None = None
+    kept: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.index.shard_samples
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        if self.kept is not None:
+            before = np.concatenate([[0], np.cumsum(self.kept)]).astype(np.int64)
+            sizes = before[starts[1:]] - before[starts[:-1]]
+        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_sizes", sizes)
+        object.__setattr__(self, "_read_label", LabelReader(self.index.label, self.index.classes))
+
+    _starts: NDArray[np.int64] = field(init=False)
+    _sizes: NDArray[np.int64] = field(init=False)
+    _read_label: LabelReader = field(init=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; a label is a position in this list."""
+        return self.label_map.classes if self.label_map else self.index.classes
+
+    @property
+    def samples(self) -> int:
+        return int(self._sizes.sum())
+
+    @property
+    def shard_samples(self) -> NDArray[np.int64]:
+        """(S,) samples of each shard."""
+        return self._sizes
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything but the place."""
+        if self.label_map is None:
+            return self.index.digest
+        return hashlib.sha256((self.index.digest + self.label_map.digest).encode()).hexdigest()
+
+    def place(self, shard: int, number: int) -> int:
+        """Where in the tar of `shard` its sample `number` lies."""
+        if self.kept is None:
+            return number
+        return int(np.flatnonzero(self.kept[self._starts[shard] : self._starts[shard + 1]])[number])
+
+    def labels(self, content: bytes) -> tuple[int, ...]:
+        """The classes that a label member names, ascending.
+
+        Raises:
+            ValueError: it names none of the dataset's.
+        """
+        labels = self._read_label(content)
+        if len(labels) > self.index.labels_per_sample:
+            raise ValueError(f"{len(labels)} labels, and the index says {self.index.labels_per_sample} at most")
+        if self.label_map is None:
+            return labels
+        mapped = self.label_map(labels)
+        if not mapped:
+            raise ValueError(f"the label {self.index.classes[labels[0]]} is dropped by the label map")
+        return mapped
+
+
+def open_dataset(folder: str, storage: Storage, label_map: str | Path | None = None) -> Dataset:
+    """The dataset whose index lies in `folder`, a path or URL, seen through the label map in a file.
+
+    Raises:
+        DataError: an index or a label map that cannot be read or do not fit; a map that leaves nothing.
+        StorageRefused, StorageDown: access refused, or no answer.
+    """
+    index = read_index(folder, storage)
+    if label_map is None:
+        return Dataset(index, storage)
+    mapping = read_label_map(label_map, index.classes)
+    if not mapping.drops:
+        return Dataset(index, storage, mapping)
+    labels = read_labels(index, storage)
+    # One more class at the end, dropped: where a sample has fewer labels than others, -1 points at it.
+    targets = np.append(mapping.targets, np.int32(-1))
+    kept: NDArray[np.bool_] = np.asarray((targets[labels] >= 0).any(axis=1))
+    dataset = Dataset(index, storage, mapping, kept)
+    if dataset.samples == 0:
+        raise DataError(f"{label_map}: no sample of {folder} is left")
+    return dataset

@@ -1,0 +1,71 @@
+"""Samples of a dataset from wherever its shards lie: in place on a local disk, or through the node's cache."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from data.cache import Cache, CachedShards
+from data.dataset import Dataset
+from data.errors import DataError
+from data.shard import BrokenSample, EncodedSample, OpenShards, Shard
+from data.storage import is_remote
+
+
+class LabelledSample(NamedTuple):
+    """One sample as stored, with its classes."""
+
+    key: str
+    image: bytes
+    labels: tuple[int, ...]
+
+
+class SampleReader:
+    """Random access to the samples of `dataset`; threads may share it.
+
+    Raises:
+        DataError: a remote dataset without a cache, or a cache that cannot be made.
+    """
+
+    def __init__(self, dataset: Dataset, cache: Cache | None) -> None:
+        self.dataset = dataset
+        self.cached: CachedShards | None = None
+        if is_remote(dataset.index.folder):
+            if cache is None:
+                raise DataError(f"{dataset.index.folder}: remote shards are read through a cache; set data.cache")
+            self.cached = CachedShards(cache, dataset)
+        self._shards = OpenShards(self._open)
+
+    def read(self, shard: int, number: int) -> LabelledSample:
+        """Sample `number` of those of `shard` that the dataset keeps.
+
+        Raises:
+            BrokenSample: it cannot be used.
+            DataError: the shard is missing or another one.
+            StorageDown: it cannot be had for now.
+        """
+        sample = self._encoded(shard, number)
+        try:
+            return LabelledSample(sample.key, sample.image, self.dataset.labels(sample.label))
+        except ValueError as error:
+            raise BrokenSample(sample.key, str(error)) from None
+
+    def stop(self) -> None:
+        """End all waiting for shards, with an error."""
+        if self.cached:
+            self.cached.stop()
+
+    def close(self) -> None:
+        """Leave the cache to others."""
+        if self.cached:
+            self.cached.close()
+
+    def _encoded(self, shard: int, number: int) -> EncodedSample:
+        return self._shards[shard].read(self.dataset.place(shard, number))
+
+    def _open(self, number: int) -> Shard:
+        index = self.dataset.index
+        entry = index.shards[number]
+        path = self.cached.path(number) if self.cached else Path(index.location(number))
+        try:
+            return Shard(path, index.image_fields, index.label.field, entry.samples)
+        except FileNotFoundError:
+            raise DataError(f"shard {path}: it was there when the run started and is missing; copy it back") from None

@@ -1,0 +1,292 @@
+"""Remote shards through the node's cache, from a real S3 server, through a proxy that spoils what it can."""
+
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from data.augment import EvaluationTransform, TrainTransform
+from data.build import build_shards
+from data.cache import Cache, CachedShards
+from data.dataset import Dataset, open_dataset
+from data.errors import DataError, StorageDown, StorageRefused
+from data.index import read_index
+from data.order import SampleOrder
+from data.storage import Storage
+from data.stream import MicroBatch, evaluation_stream, training_stream
+from tests.conftest import write_pictures
+from tests.servers.fault_proxy import Fault, FaultProxy
+from tests.servers.s3 import S3Server
+
+STEPS = 16
+
+
+@pytest.fixture(scope="session")
+def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """URL and local folder of 96 pictures in 12 shards of about 50 KB."""
+    folder = tmp_path_factory.mktemp("remote")
+    write_pictures(folder / "pictures", per_class=32, size=96)
+    build_shards(folder / "pictures", folder / "shards", samples_per_shard=8)
+    return s3_server.put(folder / "shards", "cached"), folder / "shards"
+
+
+@pytest.fixture
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(s3.port) as proxy:
+        yield proxy
+
+
+def impatient(proxy: FaultProxy, give_up_after: float = 60) -> Storage:
+    return Storage(endpoint=proxy.url, give_up_after=give_up_after, greatest_delay=0.03, read_timeout=1)
+
+
+def batches(dataset: Dataset, cache: Cache | None, first_step: int = 0) -> Iterator[MicroBatch]:
+    order = SampleOrder(dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
+    return training_stream(
+        dataset, order, TrainTransform(16), micro_batch=6, rank=0, world_size=1, first_step=first_step, workers=2,
+        cache=cache,
+    )  # fmt: skip
+
+
+def pixels(found: Iterator[MicroBatch], steps: int = STEPS) -> np.ndarray:
+    images = np.concatenate([batch.images for batch in itertools.islice(found, 2 * steps)])
+    found.close()  # type: ignore[attr-defined]
+    return images
+
+
+def shard_requests(proxy: FaultProxy) -> Counter[str]:
+    return Counter(path.rpartition("/")[2] for method, path in proxy.requests if method == "GET" and ".tar" in path)
+
+
+def test_remote_shards_give_the_samples_of_local_ones_and_are_fetched_once(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+    dataset, cache = open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9)
+    assert np.array_equal(pixels(batches(dataset, cache)), pixels(batches(Dataset(read_index(folder)), None)))
+    again = pixels(batches(dataset, cache))
+    assert np.array_equal(again, pixels(batches(Dataset(read_index(folder)), None)))
+    assert set(shard_requests(proxy).values()) == {1}
+    assert {path.stem for path in (tmp_path / "shards").iterdir()} == {s.sha256 for s in dataset.index.shards}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault("status", times=12), id="a burst of 503"),
+        pytest.param(Fault("status", share=0.1), id="10 % of requests fail"),
+        pytest.param(Fault("status", share=0.5, status=500, code="InternalError"), id="50 % of requests fail"),
+        pytest.param(Fault("status", share=0.9), id="90 % of requests fail"),
+        pytest.param(Fault("status", share=0.5, status=429, code="TooManyRequests"), id="too many requests"),
+        pytest.param(Fault("reset", share=0.5), id="reset in the middle"),
+        pytest.param(Fault("truncate", share=0.5), id="truncated"),
+        pytest.param(Fault("flip", times=3, after=20_000), id="a flipped byte"),
+        pytest.param(Fault("stall", times=3), id="stalled"),
+        pytest.param(Fault("status", path="index.json", times=4), id="the index fails first"),
+    ],
+)
+def test_training_sees_exactly_the_same_samples_through_a_bad_connection(
+    fault: Fault, proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+    proxy.faults = [fault]
+    found = pixels(batches(open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9, downloads=12)))
+    assert fault.fired > 0
+    assert np.array_equal(found, pixels(batches(Dataset(read_index(folder)), None)))
+
+
+def test_training_survives_a_restart_of_the_server(s3: S3Server, remote: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = remote
+    # Room for what a window needs, so that shards are fetched all along.
+    dataset = open_dataset(url, Storage(greatest_delay=0.2))
+    stream = batches(dataset, Cache(tmp_path, 400_000))
+    found = [next(stream).images for _ in range(4)]
+    s3.stop()
+    s3.start()
+    found += [batch.images for batch in itertools.islice(stream, 2 * STEPS - 4)]
+    stream.close()  # type: ignore[attr-defined]
+    assert np.array_equal(np.concatenate(found), pixels(batches(Dataset(read_index(folder)), None)))
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "anonymous"),
+    [("testkey", "wrong", False), ("unknown", "testsecret", False), (None, None, False), ("testkey", "x", True)],
+)
+def test_refused_credentials_are_told_at_once(
+    key: str | None, secret: str, anonymous: bool, proxy: FaultProxy, remote: tuple[str, Path],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))  # no credentials file
+    for name, value in (("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    with pytest.raises(StorageRefused, match=r"cached/index.json: access refused .*127.0.0.1:\d+ with"):
+        open_dataset(remote[0], Storage(endpoint=proxy.url, anonymous=anonymous))
+    assert len(proxy.requests) <= 2
+
+
+def test_credentials_refused_in_the_middle_of_a_run_end_it_at_once(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset = open_dataset(remote[0], impatient(proxy))
+    proxy.faults = [Fault("status", status=403, code="AccessDenied")]
+    with pytest.raises(DataError, match=r"shard-0000\d\d.tar: access refused \(PermissionError"):
+        next(batches(dataset, Cache(tmp_path, 10**9)))
+    assert max(shard_requests(proxy).values()) == 1
+
+
+def test_a_server_that_stays_away_ends_the_run_as_one_to_be_continued(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset = open_dataset(remote[0], impatient(proxy, give_up_after=1))
+    proxy.faults = [Fault("status")]
+    with pytest.raises(StorageDown, match=r"no answer in 1 s \(last: .*the server or the way to it is down"):
+        next(batches(dataset, Cache(tmp_path, 10**9)))
+
+
+def test_a_shard_whose_hash_is_wrong_is_fetched_again_and_then_refused(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset = open_dataset(remote[0], impatient(proxy))
+    name = dataset.index.shards[3].name
+    proxy.faults = [Fault("flip", path=name)]
+    with pytest.raises(DataError, match=f"cached/{name}: fetched twice, and its sha256 is not"):
+        pixels(batches(dataset, Cache(tmp_path, 10**9)))
+    assert shard_requests(proxy)[name] == 2
+
+
+def test_the_cache_stays_below_its_cap_and_evicts_only_what_nobody_wants(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+    dataset = open_dataset(url, impatient(proxy))
+    sizes = [shard.bytes for shard in dataset.index.shards]
+    order = SampleOrder(dataset.shard_samples, seed=5, batch=12, lanes=1, window=10)
+    cap = order.greatest_need(np.array(sizes), ranks=1, ranks_of_node=1, steps=3)
+    assert cap < sum(sizes)
+    streams = [
+        training_stream(
+            data, order, TrainTransform(16), micro_batch=6, rank=0, world_size=1, first_step=0, workers=2, cache=cache
+        )
+        for data, cache in ((dataset, Cache(tmp_path, cap)), (Dataset(read_index(folder)), None))
+    ]
+    greatest = 0
+    for remote_batch, local_batch in itertools.islice(zip(*streams, strict=True), 60):
+        greatest = max(greatest, held_bytes(tmp_path / "shards"))
+        assert np.array_equal(remote_batch.images, local_batch.images)
+    assert cap / 2 < greatest <= cap
+    assert max(shard_requests(proxy).values()) > 1  # evicted and fetched again
+    assert [shard.bytes for shard in read_index(folder).shards] == sizes
+
+
+def test_readers_share_one_downloader_and_each_shard_is_fetched_once(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
+    readers = [CachedShards(cache, dataset) for _ in range(4)]
+    for reader in readers:
+        reader.want(range(12), [])
+    for reader, number in itertools.product(readers, range(12)):
+        assert reader.path(number).stat().st_size == dataset.index.shards[number].bytes
+    assert len(downloaders(tmp_path)) == 1
+    assert shard_requests(proxy) == {shard.name: 1 for shard in dataset.index.shards}
+    for reader in readers:
+        reader.close()
+    assert downloaders(tmp_path) == []
+    assert list((tmp_path / "wishes").iterdir()) == []
+
+
+def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+    dataset, cache = open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9, downloads=2)
+    first, second = CachedShards(cache, dataset), CachedShards(cache, dataset)
+    proxy.faults = [Fault("stall")]
+    first.want(range(12), [])
+    second.want(range(12), [])
+    wait_until(lambda: len(list((tmp_path / "shards").glob("*.part"))) == 2)
+    (downloader,) = downloaders(tmp_path)
+    downloader.send_signal(signal.SIGKILL)
+    proxy.faults = []
+    # Whoever waits first starts the next one, which begins by removing the halves.
+    for number in range(12):
+        assert second.path(number).read_bytes() == (folder / dataset.index.shards[number].name).read_bytes()
+    assert list((tmp_path / "shards").glob("*.part")) == []
+    first.close()
+    second.close()
+
+
+def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path) -> None:
+    dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
+    child = os.fork()
+    if child == 0:  # a reader that is killed while it wants something
+        reader = CachedShards(cache, dataset)
+        reader._see_to_a_downloader = lambda: None  # type: ignore[method-assign]
+        reader.want(range(12), [])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list((tmp_path / "wishes").glob("*.json"))) == 1
+    reader = CachedShards(cache, dataset)
+    reader.want([0], [])
+    reader.path(0)
+    wait_until(lambda: len(list((tmp_path / "wishes").glob("*.json"))) == 1)
+    reader.close()
+    assert [path.stem for path in (tmp_path / "shards").iterdir()] == [dataset.index.shards[0].sha256]
+
+
+def test_a_cached_shard_that_a_crash_of_the_node_cut_short_is_fetched_again(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+    dataset, cache = open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9)
+    cache.make()
+    cache.shard(dataset.index.shards[2].sha256).write_bytes(b"half of it")
+    assert np.array_equal(pixels(batches(dataset, cache)), pixels(batches(Dataset(read_index(folder)), None)))
+
+
+def test_evaluation_reads_remote_shards_through_a_small_cache(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+
+    def labels(dataset: Dataset, cache: Cache | None) -> list[np.ndarray]:
+        stream = evaluation_stream(
+            dataset, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1, cache=cache
+        )
+        return [array for batch in stream for array in (batch.labels, batch.images)]
+
+    found = labels(open_dataset(url, impatient(proxy)), Cache(tmp_path, 300_000))
+    expected = labels(Dataset(read_index(folder)), None)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def held_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # evicted or renamed a moment ago
+            total += path.stat().st_size
+    return total
+
+
+def downloaders(folder: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and (process.info["cmdline"] or [])[-2:] == ["data.downloader", str(folder)]
+    ]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

@@ -1,0 +1,142 @@
+"""What samples say of their classes, and maps to other classes."""
+
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+
+from data.dataset import Dataset, open_dataset
+from data.errors import DataError
+from data.index import LabelFormat, labels_file, read_index
+from data.labels import LabelReader, read_label_map
+from data.reading import SampleReader
+from data.shard import Shard
+from data.storage import Storage
+
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("label", "content", "expected"),
+    [
+        (LabelFormat(), b"2", (2,)),
+        (LabelFormat(), b" 1\n", (1,)),
+        (LabelFormat("txt", by="name"), b"bee\n", (1,)),
+        (LabelFormat("json"), b"2", (2,)),
+        (LabelFormat("json"), b"[2, 0, 2]", (0, 2)),
+        (LabelFormat("json", "label"), b'{"label": "1", "x": 3}', (1,)),
+        (LabelFormat("json", "labels"), b'{"labels": [0, 1]}', (0, 1)),
+        (LabelFormat("json", "wnid", "name"), b'{"wnid": "cat"}', (2,)),
+    ],
+)
+def test_labels_are_read_as_the_index_says(label: LabelFormat, content: bytes, expected: tuple[int, ...]) -> None:
+    assert LabelReader(label, NAMES)(content) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "content", "message"),
+    [
+        (LabelFormat(), b"", "no label in b''"),
+        (LabelFormat(), b"cat", "the label 'cat' is not a number"),
+        (LabelFormat(), b"3", "the label 3 is not one of 3 classes"),
+        (LabelFormat(), b"-1", "the label -1 is not one of 3 classes"),
+        (LabelFormat(), b"\xff", "the label is no text"),
+        (LabelFormat("txt", by="name"), b"dog", "the label 'dog' is not in the class list"),
+        (LabelFormat("json", "label"), b'{"other": 1}', "the label is no JSON with 'label'"),
+        (LabelFormat("json", "label"), b"[1]", "the label is no JSON with 'label'"),
+        (LabelFormat("json"), b"[]", "no label in"),
+        (LabelFormat("json"), b"true", "the label 'True' is not a number"),
+        (LabelFormat("json"), b"1.5", "no label in"),
+        (LabelFormat("json"), b"[" * 100_000, "the label is no JSON"),
+    ],
+)
+def test_what_is_no_label_is_told(label: LabelFormat, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelReader(label, NAMES)(content)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "targets"),
+    [
+        ("rename: {cat: pet}", ("ant", "bee", "pet"), [0, 1, 2]),
+        ("rename: {ant: insect, bee: insect}", ("cat", "insect"), [1, 1, 0]),
+        ("rename: {ant: ant, cat: cat}\nothers: drop", ("ant", "cat"), [0, -1, 1]),
+        ("rename: {ant: insect, bee: insect}\nclasses: [insect, cat]", ("insect", "cat"), [0, 0, 1]),
+    ],
+)
+def test_a_label_map_renames_merges_and_drops(
+    tmp_path: Path, text: str, classes: tuple[str, ...], targets: list[int]
+) -> None:
+    found = read_label_map(write(tmp_path / "map.yaml", text), NAMES)
+    assert (found.classes, found.targets.tolist()) == (classes, targets)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "not YAML"),
+        ("drop: [ant]", "has the keys rename, others and classes, and no more"),
+        ("others: forget", "others keep or drop"),
+        ("rename: {dog: pet}", r"dog is no class of the shards \(1 of 1 are not\)"),
+        ("classes: [ant, bee]", r"cat is not under classes \(1 names are not\)"),
+        ("classes: [ant, bee, cat, cat]", "a name stands twice"),
+        ("others: drop", "no class is kept"),
+    ],
+)
+def test_a_label_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_label_map(write(tmp_path / "map.yaml", text), NAMES)
+
+
+def test_a_label_map_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"map\.yaml: no such label map"):
+        read_label_map(tmp_path / "map.yaml", NAMES)
+
+
+@pytest.fixture
+def labelled(shards: Path, tmp_path: Path) -> Path:
+    """The training shards with `labels.npy`."""
+
+    folder = Path(copytree(shards / "train", tmp_path / "labelled"))
+    index = read_index(folder)
+    dataset = Dataset(index)
+
+    labels = []
+    for number, entry in enumerate(index.shards):
+        shard = Shard(Path(index.location(number)), index.image_fields, index.label.field, entry.samples)
+        labels += [dataset.labels(shard.read(place).label) for place in range(entry.samples)]
+    content, sha256 = labels_file(np.array(labels, np.int32))
+    (folder / "labels.npy").write_bytes(content)
+    replace(index, labels_sha256=sha256).write()
+    return folder
+
+
+def test_dropped_classes_are_no_part_of_an_epoch(labelled: Path, tmp_path: Path) -> None:
+    label_map = write(tmp_path / "map.yaml", "rename: {bright: light, striped: pattern}\nothers: drop")
+    dataset = open_dataset(str(labelled), Storage(), label_map)
+    whole = open_dataset(str(labelled), Storage())
+    assert (dataset.classes, dataset.samples, whole.samples) == (("light", "pattern"), 30, 45)
+    assert dataset.digest != whole.digest
+
+    reader = SampleReader(dataset, None)
+    found = [reader.read(shard, number) for shard, size in enumerate(dataset.shard_samples) for number in range(size)]
+    assert len({sample.key for sample in found}) == 30
+    for sample in found:
+        assert sample.labels == ({"bright": 0, "striped": 1}[sample.key.split("/")[0]],)
+
+
+def test_a_map_that_drops_needs_the_labels_of_all_samples(labelled: Path, tmp_path: Path) -> None:
+    label_map = write(tmp_path / "map.yaml", "rename: {bright: light}\nothers: drop")
+    (labelled / "labels.npy").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"labels\.npy: not the file that the index was written with"):
+        open_dataset(str(labelled), Storage(), label_map)
+    (labelled / "labels.npy").unlink()
+    with pytest.raises(DataError, match=r"labels\.npy is missing; copy it there or run"):
+        open_dataset(str(labelled), Storage(), label_map)

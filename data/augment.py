@@ -6,20 +6,28 @@ from typing import Literal
 
 import cv2
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from data.decode import Pixels
+from data.random_augment import RandomAugment
 
-# The reader has its own threads: OpenCV's would fight them for the cores.
+# The reader has its own threads: OpenCV's would fight them for the cores. (torch takes none to resize one picture.)
 cv2.setNumThreads(0)
 
 
 def resize(pixels: Pixels, size: int) -> Pixels:
-    """Square (size, size, 3): area averaging when both sides shrink, bilinear otherwise."""
-    height, width = pixels.shape[:2]
-    if (height, width) == (size, size):
+    """Square (size, size, 3) by the antialiased triangle filter, which is Pillow's BILINEAR to a level.
+
+    torch's version for uint8 channels-last takes a third of the time of OpenCV's area averaging and a fifth of that of
+    Pillow (docs/benchmarks.md).
+    """
+    if pixels.shape[:2] == (size, size):
         return pixels
-    shrinks = height >= size and width >= size
-    return np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+    # Only contiguous pixels get torch's fast kernel.
+    images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def center_crop(pixels: Pixels, size: int) -> Pixels:
@@ -52,20 +60,24 @@ def random_crop(pixels: Pixels, area: tuple[float, float], rng: np.random.Genera
 class TrainTransform:
     """One training view of a picture; draws from the sample's own generator only.
 
-    `crop` "random" cuts a window of `crop_area` of the picture, "whole" resizes all of it.
+    `crop` "random" cuts a window of `crop_area` of the picture, "whole" resizes all of it. Resized and flipped pictures
+    go through `random_augment`.
     """
 
     size: int
     crop: Literal["random", "whole"] = "random"
     crop_area: tuple[float, float] = (0.05, 1.0)
     flip: bool = True
+    random_augment: RandomAugment | None = None
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """(H, W, 3) -> (size, size, 3), both uint8."""
         if self.crop == "random":
             pixels = random_crop(pixels, self.crop_area, rng)
         pixels = resize(pixels, self.size)
-        return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
+        if self.flip and rng.random() < 0.5:
+            pixels = np.asarray(cv2.flip(pixels, 1), np.uint8)  # many times as fast as copying out of a mirrored view
+        return self.random_augment(pixels, rng) if self.random_augment else pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """The streams: pixels follow from seed, epoch and sample alone; damage is replaced by rule; evaluation is exact."""
 
-import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.augment import EvaluationTransform, TrainTransform, center_crop, random_crop
+from data.augment import EvaluationTransform, TrainTransform
 from data.build import build_shards
 from data.dataset import Dataset
-from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.index import read_index
 from data.order import SampleOrder
@@ -115,46 +113,3 @@ def test_evaluation_gives_a_broken_sample_no_weight_and_names_it(shards: Path, t
     batches = list(evaluation_stream(dataset, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1))
     assert sum(batch.weights.sum() for batch in batches) == dataset.samples - 1
     assert len([sample for batch in batches for sample in batch.skipped]) == 1
-
-
-def test_random_crops_stay_inside_and_cover_the_range() -> None:
-    rng = np.random.default_rng(0)
-    picture = np.zeros((40, 60, 3), np.uint8)
-    shares = [
-        crop.shape[0] * crop.shape[1] / 2400 for crop in (random_crop(picture, (0.2, 0.6), rng) for _ in range(300))
-    ]
-    assert 0.15 < min(shares) < 0.25
-    assert 0.55 < max(shares) < 0.65
-
-
-def test_a_picture_too_narrow_for_a_crop_gives_its_largest_centred_window() -> None:
-    crop = random_crop(np.zeros((10, 400, 3), np.uint8), (0.9, 1.0), np.random.default_rng(0))
-    assert crop.shape == (10, 13, 3)
-
-
-def test_centre_crop_is_s_over_s_plus_32() -> None:
-    picture = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
-    crop = center_crop(picture, 224)
-    assert np.array_equal(crop, picture[16:240, 38:262])
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")]
-)
-def test_every_common_kind_of_image_becomes_rgb(mode: str, kind: str) -> None:
-    file = io.BytesIO()
-    Image.new(mode, (5, 4)).save(file, kind)
-    pixels = decode(file.getvalue())
-    assert (pixels.shape, pixels.dtype) == ((4, 5, 3), np.uint8)
-
-
-@pytest.mark.parametrize("encoded", [b"", b"text", b"\xff\xd8\xff\xe0 but no more"])
-def test_bytes_that_are_no_image_are_refused(encoded: bytes) -> None:
-    with pytest.raises(DecodeError):
-        decode(encoded)
-
-
-def test_a_jpeg_cut_short_is_refused_and_not_filled_up(pictures: Path) -> None:
-    encoded = (pictures / "dark" / "0000.jpg").read_bytes()
-    with pytest.raises(DecodeError):
-        decode(encoded[: len(encoded) // 2])

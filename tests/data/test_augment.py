@@ -1,0 +1,47 @@
+"""Crops, resizing and flips."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.augment import TrainTransform, center_crop, random_crop, resize
+
+
+def test_random_crops_stay_inside_and_cover_the_range() -> None:
+    rng = np.random.default_rng(0)
+    picture = np.zeros((40, 60, 3), np.uint8)
+    shares = [
+        crop.shape[0] * crop.shape[1] / 2400 for crop in (random_crop(picture, (0.2, 0.6), rng) for _ in range(300))
+    ]
+    assert 0.15 < min(shares) < 0.25
+    assert 0.55 < max(shares) < 0.65
+
+
+def test_a_picture_too_narrow_for_a_crop_gives_its_largest_centred_window() -> None:
+    crop = random_crop(np.zeros((10, 400, 3), np.uint8), (0.9, 1.0), np.random.default_rng(0))
+    assert crop.shape == (10, 13, 3)
+
+
+def test_centre_crop_is_s_over_s_plus_32() -> None:
+    picture = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
+    crop = center_crop(picture, 224)
+    assert np.array_equal(crop, picture[16:240, 38:262])
+
+
+@pytest.mark.parametrize("size", [(400, 470), (224, 900), (90, 70), (300, 100), (1500, 1200)])
+def test_resizing_equals_pillows_own_to_a_level(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BILINEAR))
+    assert np.abs(resize(pixels, 224).astype(int) - theirs).max() <= 1
+
+
+def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(resize(pixels, 32), pixels)
+
+
+def test_half_of_the_training_views_are_mirrored() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    transform = TrainTransform(16, crop="whole")
+    mirrored = [np.array_equal(transform(pixels, np.random.default_rng(n)), pixels[:, ::-1]) for n in range(200)]
+    assert 70 < sum(mirrored) < 130

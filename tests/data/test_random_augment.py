@@ -1,0 +1,145 @@
+"""RandAugment: each operation against Pillow's own, and what is drawn."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from data.random_augment import OPERATIONS, RandomAugment
+
+Picture = Image.Image
+GREY = (128, 128, 128)
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Soft shapes with texture, noise and a cast of colour; no channel reaches 0 and 255, as is usual."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(40, 190, (7, 9, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    noise = rng.normal(0, 12, (height, width, 3))
+    return np.clip(np.asarray(coarse) * [1.0, 0.9, 0.7] + noise + 20, 3, 251).astype(np.uint8)
+
+
+def affine(picture: Picture, *matrix: float) -> Picture:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=GREY)
+
+
+def either_way(amount: float, rng: np.random.Generator) -> float:
+    return amount if rng.random() < 0.5 else -amount
+
+
+def rotated(picture: Picture, degrees: float, dx: float, dy: float) -> Picture:
+    return picture.rotate(degrees, Image.Resampling.NEAREST, translate=(dx, dy), fillcolor=GREY)  # type: ignore[arg-type]
+
+
+def cutout(picture: Picture, reach: int, rng: np.random.Generator) -> Picture:
+    x, y = int(rng.integers(picture.width)), int(rng.integers(picture.height))
+    picture.paste(GREY, (x - reach, y - reach, x + reach, y + reach))
+    return picture
+
+
+PILLOW: dict[str, Callable[[Picture, float, np.random.Generator], Picture]] = {
+    "auto_contrast": lambda p, m, rng: ImageOps.autocontrast(p),
+    "equalize": lambda p, m, rng: ImageOps.equalize(p),
+    "invert": lambda p, m, rng: ImageOps.invert(p),
+    "posterize": lambda p, m, rng: ImageOps.posterize(p, min(8, max(1, int(m / 10 * 4)))),
+    "solarize": lambda p, m, rng: ImageOps.solarize(p, int(m / 10 * 256)),
+    "solarize_add": lambda p, m, rng: p.point(lambda v: v + int(m / 10 * 110) if v < 128 else v),
+    "color": lambda p, m, rng: ImageEnhance.Color(p).enhance(m / 10 * 1.8 + 0.1),
+    "contrast": lambda p, m, rng: ImageEnhance.Contrast(p).enhance(m / 10 * 1.8 + 0.1),
+    "brightness": lambda p, m, rng: ImageEnhance.Brightness(p).enhance(m / 10 * 1.8 + 0.1),
+    "sharpness": lambda p, m, rng: ImageEnhance.Sharpness(p).enhance(m / 10 * 1.8 + 0.1),
+    "translate_x": lambda p, m, rng: affine(p, 1, 0, either_way(int(m / 10 * 100), rng), 0, 1, 0),
+    "translate_y": lambda p, m, rng: affine(p, 1, 0, 0, 0, 1, either_way(int(m / 10 * 100), rng)),
+    "cutout": lambda p, m, rng: cutout(p, int(m / 10 * 40), rng),
+}
+# These look between pixels; (dx, dy) moves where.
+WARPS: dict[str, Callable[[Picture, float, np.random.Generator, float, float], Picture]] = {
+    "rotate": lambda p, m, rng, dx, dy: rotated(p, either_way(m / 10 * 30, rng), dx, dy),
+    "shear_x": lambda p, m, rng, dx, dy: affine(p, 1, either_way(m / 10 * 0.3, rng), dx, 0, 1, dy),
+    "shear_y": lambda p, m, rng, dx, dy: affine(p, 1, 0, dx, either_way(m / 10 * 0.3, rng), 1, dy),
+}
+
+
+def test_there_are_the_sixteen_operations_of_the_efficientnet_code() -> None:
+    assert set(OPERATIONS) == PILLOW.keys() | WARPS.keys()
+    assert len(OPERATIONS) == 16
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0])
+@pytest.mark.parametrize("name", PILLOW)
+def test_each_operation_equals_pillows_to_the_level(name: str, magnitude: float) -> None:
+    for seed in range(4):
+        pixels = photograph(224, 224 + 32 * (seed % 2), seed)
+        before = pixels.copy()
+        ours = OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(seed))
+        theirs = PILLOW[name](Image.fromarray(pixels), magnitude, np.random.default_rng(seed))
+        assert np.array_equal(ours, np.asarray(theirs))
+        assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0])
+@pytest.mark.parametrize("name", WARPS)
+def test_each_warp_equals_pillows_except_where_two_pixels_are_equally_near(name: str, magnitude: float) -> None:
+    # Each takes another one then. Which pixels those are shows when Pillow looks 1/256 of a pixel beside the place.
+    for seed in range(4):
+        pixels = photograph(224, 224 + 32 * (seed % 2), seed)
+        ours = OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(seed))
+        equal = np.zeros(ours.shape[:2], bool)
+        for dx, dy in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            picture = WARPS[name](Image.fromarray(pixels), magnitude, np.random.default_rng(seed), dx / 256, dy / 256)
+            equal |= (ours == np.asarray(picture)).all(axis=2)
+        assert equal.all()
+
+
+@pytest.mark.parametrize("magnitude", [0.3, 4.44, 12.345])
+@pytest.mark.parametrize("name", ["color", "sharpness"])
+def test_between_whole_magnitudes_blends_are_a_level_off_at_most(name: str, magnitude: float) -> None:
+    pixels = photograph(224, 224)
+    ours = OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(0))
+    theirs = np.asarray(PILLOW[name](Image.fromarray(pixels), magnitude, np.random.default_rng(0)))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_pictures_of_one_colour_and_of_one_pixel_are_taken(name: str) -> None:
+    for pixels in (np.full((32, 32, 3), 77, np.uint8), np.zeros((1, 1, 3), np.uint8)):
+        out = OPERATIONS[name](pixels, 1.5, np.random.default_rng(0))
+        assert (out.shape, out.dtype) == (pixels.shape, np.uint8)
+    if name in ("auto_contrast", "equalize", "sharpness"):
+        assert np.array_equal(out, pixels)
+
+
+@pytest.mark.parametrize(("size", "shift", "side"), [(112, 75, 60), (224, 150, 120), (448, 150, 120)])
+def test_lengths_in_pixels_shrink_with_pictures_below_224_alone(size: int, shift: int, side: int) -> None:
+    white = np.full((size, size, 3), 255, np.uint8)
+    moved = OPERATIONS["translate_x"](white, 1.5, np.random.default_rng(0))
+    assert (moved[0, :, 0] == 128).sum() == shift
+    squares = [(OPERATIONS["cutout"](white, 1.5, np.random.default_rng(n)) == 128).sum() for n in range(50)]
+    assert max(squares) == 3 * side * side
+
+
+def test_each_layer_draws_from_all_operations_alike_and_always_applies_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[str] = []
+    recorders = tuple(
+        lambda pixels, strength, rng, name=name: applied.append(f"{name} {strength}") or pixels for name in OPERATIONS
+    )
+    monkeypatch.setattr("data.random_augment._OPERATIONS", recorders)
+    for seed in range(1600):
+        RandomAugment(2, 15.0)(np.zeros((4, 4, 3), np.uint8), np.random.default_rng(seed))
+    assert len(applied) == 3200
+    counts = Counter(applied)
+    assert set(counts) == {f"{name} 1.5" for name in OPERATIONS}
+    assert all(abs(count - 200) < 5 * math.sqrt(200) for count in counts.values())
+
+
+def test_pixels_follow_from_the_generator_alone() -> None:
+    pixels = photograph(64, 64)
+    augment = RandomAugment(3, 9.0)
+    first, again, other = (augment(pixels, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)

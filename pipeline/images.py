@@ -17,6 +17,13 @@ def normalized(images: NDArray[np.uint8], device: torch.device, dtype: torch.dty
     return ((on_device.float() - mean) / std).to(dtype)
 
 
+def viewable(images: Tensor) -> NDArray[np.uint8]:
+    """What `normalized` was made of: (B, H, W, 3) on any device -> uint8 on the host."""
+    mean, std = torch.tensor(_MEAN, device=images.device), torch.tensor(_STD, device=images.device)
+    pixels: NDArray[np.uint8] = (images.float() * std + mean).round().clamp(0, 255).byte().cpu().numpy()
+    return pixels
+
+
 def grid(images: NDArray[np.uint8], columns: int = 8, rows: int = 4) -> NDArray[np.uint8]:
     """Up to rows x columns pictures of (B, H, W, 3) uint8 side by side, two pixels apart, on white."""
     _, height, width, _ = images.shape

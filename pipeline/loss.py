@@ -6,17 +6,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LossKind = Literal["softmax", "sigmoid"]
 
-def classification_loss(
-    logits: Tensor, labels: Tensor, *, kind: Literal["softmax", "sigmoid"], label_smoothing: float
-) -> Tensor:
-    """Loss of each sample (B,) from logits (B, classes) and labels (B,) int64.
 
-    "softmax" is the cross entropy. "sigmoid" is the sum over the classes of binary cross entropies, for which
-    smoothing s moves the targets from {0, 1} to {s/2, 1 - s/2}.
+def class_targets(labels: Tensor, classes: int, *, kind: LossKind, label_smoothing: float) -> Tensor:
+    """Targets (B, classes) float32 of labels (B, k) int64, of which -1 is none; k is 1 where samples have one label.
+
+    Smoothing s gives "softmax" the distribution (1 - s) * one-hot + s / classes, and moves the targets of "sigmoid"
+    from {0, 1} to {s/2, 1 - s/2}.
+    """
+    # -1 falls into a column that is cut off again.
+    hot = torch.zeros(len(labels), classes + 1, device=labels.device)
+    hot = hot.scatter_(1, torch.where(labels < 0, classes, labels), 1.0)[:, :classes]
+    return hot * (1 - label_smoothing) + label_smoothing / (classes if kind == "softmax" else 2)
+
+
+def classification_loss(logits: Tensor, targets: Tensor, kind: LossKind) -> Tensor:
+    """Loss of each sample (B,) float32 from logits and targets (B, classes).
+
+    "softmax" is the cross entropy, "sigmoid" the sum over the classes of binary cross entropies.
     """
     logits = logits.float()
     if kind == "softmax":
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
-    targets = torch.full_like(logits, label_smoothing / 2).scatter_(1, labels[:, None], 1.0 - label_smoothing / 2)
+        return F.cross_entropy(logits, targets, reduction="none")
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)

@@ -4,6 +4,7 @@ from collections.abc import Generator
 
 from data.augment import TrainTransform
 from data.errors import DataError
+from data.random_augment import RandomAugment
 from data.stream import MicroBatch, Skipped, training_stream
 from pipeline.distributed import Ranks
 from pipeline.plan import TrainPlan
@@ -21,10 +22,12 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
         StorageDown: remote shards that cannot be had.
     """
     data = plan.stage.data
+    settings = data.random_augment
+    augment = RandomAugment(settings.layers, settings.magnitude) if settings else None
     stream = training_stream(
         plan.train,
         plan.order,
-        TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip),
+        TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment),
         micro_batch=plan.stage.batch.micro_size,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -48,6 +48,15 @@ class ShardCache(Section):
     """Shards fetched at a time."""
 
 
+class RandomAugment(Section):
+    """RandAugment at the scale of the EfficientNet code, in which the paper states it."""
+
+    layers: PositiveInt
+    """Operations in a row on each training picture."""
+    magnitude: Annotated[float, Field(ge=0, le=30)]
+    """Their strength: 15 rotates by 45 degrees."""
+
+
 class Data(Section):
     """Where samples come from and how they are ordered and cut."""
 
@@ -71,6 +80,8 @@ class Data(Section):
     """Least and greatest share of the picture that a random window covers."""
     flip: bool = True
     """Mirror half of the training pictures."""
+    random_augment: RandomAugment | None = None
+    """RandAugment after crop and flip."""
     evaluation_crop: Literal["center", "whole"] = "center"
     """Evaluation view: the central S / (S + 32), or the whole picture resized."""
     skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
@@ -239,6 +250,8 @@ class TrainStage(Stage):
     """Length of the stage; or say `steps`."""
     steps: PositiveInt | None = None
     optimizer: Optimizer
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """MixUp inside each micro-batch, its weight from Beta(alpha, alpha); 0 for none."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What DeepSpeed ZeRO shards: 1 optimizer state, 2 gradients too, 3 parameters too."""
     activation_checkpointing: CheckpointingPolicy = "none"

@@ -17,8 +17,9 @@ from pipeline.distributed import Ranks
 from pipeline.engine import build_engine, model_dtype, optimizer_step, set_learning_rate
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.evaluate import Accuracy, evaluate
-from pipeline.images import grid, normalized
-from pipeline.loss import classification_loss
+from pipeline.images import grid, normalized, viewable
+from pipeline.loss import class_targets, classification_loss
+from pipeline.mixup import mixed, mixing_weight
 from pipeline.monitor import Monitor
 from pipeline.plan import TrainPlan
 from pipeline.reader import read_micro_batches
@@ -36,7 +37,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
 
     Raises:
         ConfigError: a checkpoint of another model or recipe, or none that is whole.
-        DataError: shards that cannot be read, or too many samples that do not decode.
+        DataError: shards that cannot be read, or too many samples that cannot be used.
         RunFailed: a loss that is not finite.
     """
     stage = plan.stage
@@ -111,16 +112,20 @@ def _step(
     loss_sum = torch.zeros(1, device=ranks.device)
     for number in range(ranks.rank * rounds, (ranks.rank + 1) * rounds):
         batch = next(reader)
+        images = normalized(batch.images, ranks.device, torch.float32)
+        labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
+        kind, smoothing = stage.loss.kind, stage.loss.label_smoothing
+        targets = class_targets(labels, len(plan.classes), kind=kind, label_smoothing=smoothing)
+        if stage.mixup_alpha:
+            weight = mixing_weight(stage.mixup_alpha, seed=plan.seed, step=step, number=number)
+            images, targets = mixed(images, weight), mixed(targets, weight)
         if step == 0 and number == 0:
-            monitor.pictures(grid(batch.images))
+            monitor.pictures(grid(viewable(images)))
         # What is dropped follows from the micro-batch's place in the run, not from where it is computed.
         seed = np.random.SeedSequence([plan.seed, _STOCHASTIC_DEPTH, step, number]).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]))
-        logits = engine(normalized(batch.images, ranks.device, model_dtype(stage.precision)))
-        labels = torch.from_numpy(batch.labels[:, 0]).to(ranks.device, non_blocking=True)
-        loss = classification_loss(
-            logits, labels, kind=stage.loss.kind, label_smoothing=stage.loss.label_smoothing
-        ).mean()
+        logits = engine(images.to(model_dtype(stage.precision)))
+        loss = classification_loss(logits, targets, kind).mean()
         engine.backward(loss)
         loss_sum += loss.detach()
         if number + 1 < (ranks.rank + 1) * rounds:

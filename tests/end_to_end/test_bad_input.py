@@ -217,7 +217,7 @@ def test_too_many_samples_that_do_not_decode(shards: Path, tmp_path: Path) -> No
     write_recipe(tmp_path, tmp_path / "damaged")
     done = coatnet("train", "recipe.yaml", "pretrain", folder=tmp_path)
     assert done.returncode == 78
-    assert "samples do not decode (last: " in done.stderr
+    assert "samples cannot be used (last: " in done.stderr
     assert "Traceback" not in done.stderr
 
 

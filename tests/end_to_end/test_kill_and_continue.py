@@ -10,8 +10,12 @@ from tests.command import coatnet, kill, start, wait_until
 from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
-# Enough steps that none of the moments below is near the end, however slow the killer.
-LENGTH = ["pretrain.steps=120", "pretrain.checkpoint.every_steps=10"]
+SETTINGS = [
+    # Enough steps that none of the moments below is near the end, however slow the killer.
+    "pretrain.steps=120", "pretrain.checkpoint.every_steps=10",
+    # All that is random.
+    "pretrain.data.random_augment={layers: 2, magnitude: 15}", "pretrain.mixup_alpha=0.8",
+]  # fmt: skip
 FINAL = "step-00000120"
 
 
@@ -19,7 +23,7 @@ FINAL = "step-00000120"
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a pretraining that nobody disturbed."""
     recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
-    done = coatnet("train", recipe, "pretrain", *LENGTH)
+    done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
     return recipe.parent / "runs" / "test" / "pretrain"
 
@@ -43,11 +47,11 @@ def test_the_same_command_continues_to_the_same_losses_and_weights(
 
     for moment in moments:
         seen = len(log.read_text()) if log.exists() else 0
-        process = start("train", recipe, "pretrain", *LENGTH)
+        process = start("train", recipe, "pretrain", *SETTINGS)
         wait_until(lambda moment=moment, seen=seen: reached(moment, seen), process)
         kill(process, who)
         assert not (run / "result.json").exists()
-    done = coatnet("train", recipe, "pretrain", *LENGTH)
+    done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
 
     resumes = [entry for entry in diary(run) if entry["event"] == "resume"]
@@ -61,7 +65,7 @@ def test_the_same_command_continues_to_the_same_losses_and_weights(
 def test_a_killed_rank_is_named_and_the_others_end(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
     log = tmp_path / "runs" / "test" / "pretrain" / "logs" / "rank-00000.log"
-    process = start("train", recipe, "pretrain", *LENGTH)
+    process = start("train", recipe, "pretrain", *SETTINGS)
     wait_until(lambda: log.exists() and "step 2/120" in log.read_text(), process)
     kill(process, "rank 1")
     message = process.stderr.read().decode()  # type: ignore[union-attr]
@@ -75,7 +79,7 @@ def test_a_run_killed_after_its_last_save_only_evaluates_again(undisturbed: Path
     shutil.copytree(undisturbed, run)
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").unlink()
-    done = coatnet("train", recipe, "pretrain", *LENGTH)
+    done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "result.json").read_text()) == result | {"images_per_second": None}
 
@@ -85,7 +89,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
 ) -> None:
     recipe = write_recipe(tmp_path, shards)
     run = tmp_path / "runs" / "test" / "pretrain"
-    process = start("train", recipe, "pretrain", *LENGTH)
+    process = start("train", recipe, "pretrain", *SETTINGS)
     wait_until(lambda: (run / "checkpoints" / "step-00000020").exists(), process)
     kill(process, "everyone")
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
@@ -93,7 +97,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    done = coatnet("train", recipe, "pretrain", *LENGTH)
+    done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}: damaged: rank-00001.safetensors does not have the checksum" in done.stdout
     assert scalars(run, "train/loss") == scalars(undisturbed, "train/loss")

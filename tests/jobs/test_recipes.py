@@ -1,6 +1,7 @@
 """The recipes that ship, and the document that describes their settings."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -25,11 +26,9 @@ def test_every_recipe_that_ships_is_valid(path: Path) -> None:
 def settings(section: type[BaseModel], prefix: str = "") -> set[str]:
     names = set()
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names |= settings(kind, f"{prefix}{name}.")
-        else:
-            names.add(prefix + name)
+        kinds = (field.annotation, *get_args(field.annotation))
+        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        names |= settings(below[0], f"{prefix}{name}.") if below else {prefix + name}
     return names
 
 

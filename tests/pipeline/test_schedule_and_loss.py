@@ -1,4 +1,4 @@
-"""Learning rate by step, and the two losses."""
+"""Learning rate by step, targets, and the two losses."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.loss import classification_loss
+from pipeline.loss import class_targets, classification_loss
 from pipeline.schedule import learning_rate
 
 
@@ -35,19 +35,27 @@ def test_no_warm_up_begins_at_the_peak() -> None:
 
 def test_softmax_is_the_smoothed_cross_entropy() -> None:
     logits, labels = torch.randn(4, 5), torch.tensor([0, 4, 2, 2])
-    ours = classification_loss(logits, labels, kind="softmax", label_smoothing=0.1)
-    targets = torch.full((4, 5), 0.02) + 0.9 * F.one_hot(labels, 5)
-    torch.testing.assert_close(ours, -(targets * logits.log_softmax(1)).sum(1))
+    targets = class_targets(labels[:, None], 5, kind="softmax", label_smoothing=0.1)
+    assert torch.equal(targets, F.one_hot(labels, 5) * (1 - 0.1) + 0.1 / 5)
+    ours = classification_loss(logits, targets, "softmax")
+    torch.testing.assert_close(ours, F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none"))
 
 
 def test_sigmoid_sums_binary_cross_entropies_over_the_classes() -> None:
     logits, labels = torch.randn(3, 4), torch.tensor([1, 0, 3])
-    ours = classification_loss(logits, labels, kind="sigmoid", label_smoothing=0.2)
+    smoothed = class_targets(labels[:, None], 4, kind="sigmoid", label_smoothing=0.2)
+    ours = classification_loss(logits, smoothed, "sigmoid")
     targets = torch.where(F.one_hot(labels, 4) == 1, 0.9, 0.1)
     p = logits.sigmoid()
     torch.testing.assert_close(ours, -(targets * p.log() + (1 - targets) * (1 - p).log()).sum(1))
 
 
+def test_a_sample_may_have_several_labels_padded_with_minus_one() -> None:
+    labels = torch.tensor([[1, 3, 0], [2, -1, -1], [-1, -1, -1]])
+    targets = class_targets(labels, 4, kind="sigmoid", label_smoothing=0.0)
+    assert targets.tolist() == [[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
 def test_loss_of_bfloat16_logits_is_float32() -> None:
-    loss = classification_loss(torch.randn(2, 3).bfloat16(), torch.tensor([0, 1]), kind="softmax", label_smoothing=0.0)
-    assert loss.dtype == torch.float32
+    targets = class_targets(torch.tensor([[0], [1]]), 3, kind="softmax", label_smoothing=0.0)
+    assert classification_loss(torch.randn(2, 3).bfloat16(), targets, "softmax").dtype == torch.float32

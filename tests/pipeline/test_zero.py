@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from data.augment import TrainTransform
 from data.stream import training_stream
@@ -62,7 +63,7 @@ def run_ranks(count: int, *arguments: str | Path) -> None:
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all cases, run on two ranks, and those that change the ZeRO stage again on one."""
     folder = tmp_path_factory.mktemp("zero")
-    recipe = write_recipe(folder, shards)
+    recipe = write_recipe(folder, shards, mixup_alpha=0.8)
     run_ranks(2, recipe, folder, *CASES, *ALTERED, *RESHAPED)
     alone = folder / "alone"
     alone.mkdir()
@@ -138,8 +139,12 @@ def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path)
         for number, batch in zip(range(4), stream, strict=False):
             seed = np.random.SeedSequence([planned.seed, 4, step, number]).generate_state(1, np.uint64)
             torch.manual_seed(int(seed[0]))
-            logits = model(normalized(batch.images, torch.device("cpu"), torch.float32))
-            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels))
+            share = np.random.default_rng([planned.seed, 5, step, number]).beta(0.8, 0.8)
+            images = normalized(batch.images, torch.device("cpu"), torch.float32)
+            logits = model(share * images + (1 - share) * images.flip(0))
+            labels = torch.from_numpy(batch.labels[:, 0])
+            own, partners = (F.cross_entropy(logits, wanted) for wanted in (labels, labels.flip(0)))
+            loss = share * own + (1 - share) * partners
             (loss / 4).backward()
             loss_sum += loss.item() / 4
             statistics.append(recorded_statistics(model))

@@ -1,6 +1,7 @@
 """Places where shards and images lie: local paths, S3, and what else fsspec reads. Refuses URLs that run commands."""
 
 import io
+import os
 import random
 import threading
 import time
@@ -337,5 +338,5 @@ def _credentials(location: str, storage: Storage) -> str:
         if storage.profile
         else "with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the default profile"
     )
-    where = storage.endpoint or "the default endpoint or AWS_ENDPOINT_URL"
+    where = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
     return f"asked {urlsplit(where).netloc or where} {who}; check them and the bucket's policy"

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from data.augment import EvaluationTransform
-from data.cache import Cache
-from data.dataset import Dataset
 from data.stream import evaluation_stream
 from pipeline.distributed import Ranks
 from pipeline.images import normalized
 from pipeline.loss import class_targets, classification_loss
-from pipeline.recipe import Stage
+from pipeline.plan import Plan
+from pipeline.reader import SkippedLimits, note_skipped
+from pipeline.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +51,33 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    network: Callable[[Tensor], Tensor],
-    dataset: Dataset,
-    cache: Cache,
-    stage: Stage,
-    ranks: Ranks,
-    dtype: torch.dtype,
+    network: Callable[[Tensor], Tensor], plan: Plan, folder: RunFolder, ranks: Ranks, dtype: torch.dtype
 ) -> Accuracy:
     """Evaluate `network`, which maps pictures (B, S, S, 3) to logits and is in evaluation mode, on all ranks together.
 
-    Counts are sums of whole numbers, so the accuracies do not depend on the number of ranks.
+    Counts are sums of whole numbers, so the accuracies do not depend on the number of ranks. Samples that cannot be
+    used go into the diary.
+
+    Raises:
+        DataError: too many samples cannot be used, or too many one after the other.
+        StorageDown: remote shards that cannot be had.
     """
+    stage = plan.stage
+    limits = SkippedLimits(stage.data, stage.data.validation)
     stream = evaluation_stream(
-        dataset,
+        plan.validation,
         EvaluationTransform(stage.resolution, stage.data.evaluation_crop),
         micro_batch=stage.batch.micro_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         workers=stage.data.workers,
-        cache=cache,
+        cache=plan.cache,
     )
     # Right in the first place, right in the first five, summed loss, samples.
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
     for batch in stream:
+        note_skipped(batch, folder, ranks)
+        limits.count(batch)
         labels = torch.from_numpy(batch.labels).to(ranks.device)
         weights = torch.from_numpy(batch.weights).to(ranks.device)
         logits = network(normalized(batch.images, ranks.device, dtype)).float()
@@ -88,5 +92,5 @@ def evaluate(
         top5=right_in_five / counted,
         loss=loss_sum / counted,
         samples=int(samples),
-        skipped=dataset.samples - int(samples),
+        skipped=plan.validation.samples - int(samples),
     )

@@ -37,15 +37,15 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
     )
     limits = SkippedLimits(data, data.train or "")
     for batch in stream:
-        for sample in batch.skipped:
-            note_skipped(folder, sample, ranks)
+        note_skipped(batch, folder, ranks)
         limits.count(batch)
         yield batch
 
 
-def note_skipped(folder: RunFolder, sample: Skipped, ranks: Ranks) -> None:
-    """A line in the diary."""
-    folder.note("sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank)
+def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:
+    """A line in the diary for each sample that could not be used."""
+    for sample in batch.skipped:
+        folder.note("sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank)
 
 
 class SkippedLimits:

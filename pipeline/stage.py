@@ -59,7 +59,7 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
     with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console) as monitor:
         monitor.begin(None, [], ranks.world_size)
         began = time.monotonic()
-        accuracy = evaluate(model, plan.validation, plan.cache, plan.stage, ranks, dtype)
+        accuracy = evaluate(model, plan, folder, ranks, dtype)
         seconds = time.monotonic() - began
         monitor.evaluation(checkpoint.step, accuracy)
     if ranks.leads:

@@ -56,6 +56,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
     elif weights is not None:
         state.set_weights(weights)
     first_step = checkpoint.step if checkpoint else 0
+    skipped = checkpoint.manifest["skipped_samples"] if checkpoint else 0
 
     facts = {"stage": plan.name, "precision": stage.precision, **digests(plan)}
     with (
@@ -67,22 +68,25 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         for step in range(first_step, plan.steps):
             rate = plan.learning_rate(step)
             set_learning_rate(engine, rate)
-            loss, norm = _step(engine, plan, reader, step, ranks, monitor)
+            loss, norm, skipped_now = _step(engine, plan, reader, step, ranks, monitor)
+            skipped += skipped_now
             done, last = step + 1, step + 1 == plan.steps
             if done % stage.log.every_steps == 0 or done == 1 or last:
-                monitor.step(done, {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm})
+                scalars = {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm}
+                monitor.step(done, {**scalars, "data/skipped_samples": skipped})
             if done % stage.checkpoint.every_steps == 0 or last:
                 with monitor.aside():
                     monitor.flush()
-                    name = state.save(folder, {**facts, "step": done, "samples": done * stage.batch.global_size})
+                    samples = done * stage.batch.global_size
+                    name = state.save(folder, {**facts, "step": done, "samples": samples, "skipped_samples": skipped})
                     if ranks.leads:
                         keep_last(folder.checkpoints, stage.checkpoint.keep_last)
                     monitor.saved(done, name)
             if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
                 with monitor.aside():
-                    monitor.evaluation(done, _evaluate(engine, plan, ranks))
+                    monitor.evaluation(done, _evaluate(engine, plan, folder, ranks))
         seconds = time.monotonic() - began
-        accuracy = _evaluate(engine, plan, ranks)
+        accuracy = _evaluate(engine, plan, folder, ranks)
         monitor.evaluation(plan.steps, accuracy)
     if ranks.leads:
         images = (plan.steps - first_step) * stage.batch.global_size
@@ -105,13 +109,16 @@ def _step(
     step: int,
     ranks: Ranks,
     monitor: Monitor,
-) -> tuple[float, float]:
-    """One optimizer step: its loss, the mean over the global batch, and its gradient norm before clipping."""
+) -> tuple[float, float, int]:
+    """One optimizer step: its loss, the mean over the global batch, its gradient norm before clipping, and how many
+    samples had to be replaced.
+    """
     stage = plan.stage
     rounds = stage.batch.micro_batches // ranks.world_size
-    loss_sum = torch.zeros(1, device=ranks.device)
+    loss_sum, skipped = torch.zeros(1, device=ranks.device), 0
     for number in range(ranks.rank * rounds, (ranks.rank + 1) * rounds):
         batch = next(reader)
+        skipped += len(batch.skipped)
         images = normalized(batch.images, ranks.device, torch.float32)
         labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
         kind, smoothing = stage.loss.kind, stage.loss.label_smoothing
@@ -131,13 +138,15 @@ def _step(
         if number + 1 < (ranks.rank + 1) * rounds:
             engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
 
-    means = ranks.sum(torch.cat([loss_sum, recorded_statistics(engine.module)])) / stage.batch.micro_batches
+    # One exchange for all that is summed over the ranks.
+    sums = ranks.sum(torch.cat([loss_sum, loss_sum.new_tensor([skipped]), recorded_statistics(engine.module)]))
+    means = sums / stage.batch.micro_batches
     loss_mean = float(means[0])
     _refuse_not_finite(loss_mean, "loss", step)
-    move_running_statistics(engine.module, means[1:])
+    move_running_statistics(engine.module, means[2:])
     norm = optimizer_step(engine)
     _refuse_not_finite(norm, "gradient norm", step)
-    return loss_mean, norm
+    return loss_mean, norm, round(float(sums[1]))
 
 
 def _refuse_not_finite(value: float, name: str, step: int) -> None:
@@ -148,8 +157,8 @@ def _refuse_not_finite(value: float, name: str, step: int) -> None:
         )
 
 
-def _evaluate(engine: Any, plan: TrainPlan, ranks: Ranks) -> Accuracy:
+def _evaluate(engine: Any, plan: TrainPlan, folder: RunFolder, ranks: Ranks) -> Accuracy:
     engine.eval()
-    accuracy = evaluate(engine, plan.validation, plan.cache, plan.stage, ranks, model_dtype(plan.stage.precision))
+    accuracy = evaluate(engine, plan, folder, ranks, model_dtype(plan.stage.precision))
     engine.train()
     return accuracy

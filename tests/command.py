@@ -10,17 +10,19 @@ from pathlib import Path
 
 import psutil
 
-ENVIRONMENT = {
-    key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "COATNET_OUTCOME_FILE")
-} | {"COLUMNS": "120", "TERM": "dumb"}
+
+def environment() -> dict[str, str]:
+    """The present variables, without those that make a process a rank."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "COATNET_OUTCOME_FILE")}
+    return kept | {"COLUMNS": "120", "TERM": "dumb", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-def coatnet(*arguments: str | Path, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run to the end, with `environment` variables set; output and errors as text."""
+def coatnet(*arguments: str | Path, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end, with `variables` set; output and errors as text."""
     return subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, arguments)],
         cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment,
+        env=environment() | variables,
         capture_output=True,
         text=True,
         timeout=600,
@@ -31,7 +33,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     """Start in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *map(str, arguments)],
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,

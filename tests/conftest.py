@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import hashlib
 import io
 import os
 import tarfile
@@ -85,6 +86,7 @@ def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
                     images += 1
                 member.size = len(data)
                 new.addfile(member, io.BytesIO(data))
-        entries.append(ShardEntry(entry.name, entry.samples, target.stat().st_size, "0" * 64))
+        content = target.read_bytes()
+        entries.append(ShardEntry(entry.name, entry.samples, len(content), hashlib.sha256(content).hexdigest()))
     ShardIndex(str(destination), index.classes, index.image_fields, index.label, tuple(entries)).write()
     return destination

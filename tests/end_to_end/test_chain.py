@@ -22,7 +22,7 @@ from pipeline.images import normalized
 from pipeline.plan import plan_stage
 from pipeline.recipe_file import load_recipe
 from pipeline.weights import build_model, load_weights
-from tests.command import ENVIRONMENT, coatnet, wait_until
+from tests.command import coatnet, environment, wait_until
 from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_tensorboard_serves_the_curves_and_the_pictures(chain: tuple[Path, str])
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", str(chain[0].parent / "runs"), "--host", "127.0.0.1",
          "--port", str(port), "--load_fast=false"],
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
     def fetch(path: str) -> dict[str, dict[str, object]]:

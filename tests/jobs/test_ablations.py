@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe_file import load_recipe
-from tests.command import ENVIRONMENT
+from tests.command import environment
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         processes[recipe.stem] = subprocess.Popen(
             [sys.executable, "-m", "jobs", "run", recipe.name, *SMALL, *widths],
             cwd=folder,
-            env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=environment() | {"PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

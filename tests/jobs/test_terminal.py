@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ENVIRONMENT, coatnet, wait_until
+from tests.command import coatnet, environment, wait_until
 from tests.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ def test_a_terminal_shows_a_progress_bar_and_control_c_stops_with_one_line(shard
     terminal, inside = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs", "train", str(recipe), "pretrain", "pretrain.steps=3000"],
-        env=ENVIRONMENT | {"TERM": "xterm-256color"}, stdin=inside, stdout=inside, stderr=subprocess.PIPE,
+        env=environment() | {"TERM": "xterm-256color"}, stdin=inside, stdout=inside, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
     os.close(inside)

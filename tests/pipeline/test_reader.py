@@ -3,13 +3,15 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data.errors import DataError
+from data.stream import MicroBatch, Skipped
 from pipeline.distributed import Ranks
 from pipeline.plan import TrainPlan, plan_stage
-from pipeline.reader import read_micro_batches
+from pipeline.reader import SkippedLimits, read_micro_batches
 from pipeline.recipe_file import load_recipe
 from pipeline.run_folder import RunFolder
 from tests.conftest import with_broken_member
@@ -46,3 +48,21 @@ def test_broken_samples_beyond_the_tolerated_share_end_the_run(damaged: TrainPla
     ):
         list(itertools.islice(reader, 15 * 12))
     assert len(diary(tmp_path)) == 11
+
+
+def test_a_run_of_broken_samples_ends_the_run(damaged: TrainPlan) -> None:
+    data = damaged.stage.data.model_copy(update={"skipped_run": 4, "skipped_share": 1.0})
+    limits = SkippedLimits(data, "shards")
+
+    def batch(*broken: int) -> MicroBatch:
+        skipped = [Skipped(position, "s.tar", f"key{position}", "broken") for position in broken]
+        return MicroBatch(np.zeros((3, 1, 1, 3), np.uint8), np.zeros((3, 1), np.int64), np.ones(3, np.float32), skipped)
+
+    for positions in ([0, 1, 2], [0, 2], [0, 1], [0, 0, 0]):
+        limits.count(batch(*positions))
+    limits.count(batch(2))
+    limits.count(batch(0, 1, 2))
+    with pytest.raises(
+        DataError, match=r"shards: .* cannot be used \(last: key0 in s\.tar: broken\).*data\.skipped_run \(4\)"
+    ):
+        limits.count(batch(0))

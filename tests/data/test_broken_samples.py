@@ -1,0 +1,132 @@
+"""Each kind of sample that cannot be used: skipped, named, replaced by the next of its shard, and nothing else moves."""
+
+import io
+import itertools
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.augment import EvaluationTransform, TrainTransform
+from data.dataset import Dataset
+from data.errors import DataError
+from data.index import LabelFormat, ShardEntry, ShardIndex
+from data.order import SampleOrder
+from data.stream import MicroBatch, evaluation_stream, training_stream
+
+PER_SHARD = 8
+Members = list[tuple[str, bytes]]
+
+
+def write_shards(
+    pictures: Path, folder: Path, spoil: Callable[[Members], Members] = lambda members: members
+) -> Dataset:
+    """Three shards of eight pictures; `spoil` changes the members of the second."""
+    folder.mkdir()
+    encoded = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))[::2][: 3 * PER_SHARD]]
+    entries = []
+    for shard in range(3):
+        members = []
+        for number in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+            members += [(f"key{number}.jpg", encoded[number]), (f"key{number}.cls", str(number % 3).encode())]
+        path = folder / f"s-{shard}.tar"
+        with tarfile.open(path, "w") as archive:
+            for name, content in spoil(members) if shard == 1 else members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        entries.append(ShardEntry(path.name, PER_SHARD, path.stat().st_size, ""))
+    return Dataset(ShardIndex(str(folder), ("a", "b", "c"), ("jpg",), LabelFormat(), tuple(entries)))
+
+
+def one_epoch(dataset: Dataset, workers: int = 2) -> list[MicroBatch]:
+    order = SampleOrder(dataset.shard_samples, seed=0, batch=6, lanes=2, window=100)
+    stream = training_stream(
+        dataset, order, TrainTransform(16, crop="whole", flip=False), micro_batch=3, rank=0, world_size=1, first_step=0,
+        workers=workers,
+    )  # fmt: skip
+    return list(itertools.islice(stream, 8))
+
+
+def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Members], Members]:
+    return lambda members: [(n, change(content) if n == name else content) for n, content in members]
+
+
+def renamed(name: str, new: str) -> Callable[[Members], Members]:
+    return lambda members: [(new if n == name else n, content) for n, content in members]
+
+
+def without(name: str) -> Callable[[Members], Members]:
+    return lambda members: [(n, content) for n, content in members if n != name]
+
+
+def of_size(side: int) -> Callable[[bytes], bytes]:
+    """The JPEG with another height and width in its frame header."""
+
+    def change(jpeg: bytes) -> bytes:
+        frame = jpeg.index(b"\xff\xc0")
+        return jpeg[: frame + 5] + 2 * side.to_bytes(2, "big") + jpeg[frame + 9 :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(changed("key11.jpg", lambda jpeg: jpeg[:400]), "", id="broken JPEG"),
+        pytest.param(changed("key11.jpg", lambda jpeg: b""), "empty file", id="zero-byte file"),
+        pytest.param(changed("key11.jpg", lambda jpeg: b"a text"), "neither JPEG, PNG nor WebP", id="text behind an image's name"),
+        pytest.param(changed("key11.jpg", of_size(30_000)), "30,000 x 30,000 pixels", id="a 30,000-pixel bomb"),
+        pytest.param(renamed("key11.jpg", "key11.tiff"), "it has no image", id="wrong extension"),
+        pytest.param(without("key11.cls"), "it has no label", id="missing label"),
+        pytest.param(changed("key11.cls", lambda label: b"3"), "the label 3 is not one of 3 classes", id="label out of range"),
+        pytest.param(changed("key11.cls", lambda label: b"cat"), "the label 'cat' is not a number", id="label that is no number"),
+        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key stands twice in the shard", id="duplicated key"),
+    ],
+)  # fmt: skip
+def test_a_sample_that_cannot_be_used_is_replaced_and_named(
+    spoil: Callable[[Members], Members], reason: str, pictures: Path, tmp_path: Path
+) -> None:
+    whole, spoiled = write_shards(pictures, tmp_path / "whole"), write_shards(pictures, tmp_path / "spoiled", spoil)
+    before, after = one_epoch(whole), one_epoch(spoiled)
+    (skipped,) = [sample for batch in after for sample in batch.skipped]
+    assert (skipped.shard, reason in skipped.reason) == ("s-1.tar", True), skipped
+    assert skipped.key in ("key11", "key9")
+
+    pictures_before, pictures_after = (np.concatenate([b.images for b in batches]) for batches in (before, after))
+    different = [n for n in range(24) if not np.array_equal(pictures_before[n], pictures_after[n])]
+    labels = np.concatenate([batch.labels for batch in after])
+    assert len(different) == 1
+    # Its place is taken by the next of the shard, number 12, with that one's label.
+    twelve = [n for n in range(24) if np.array_equal(pictures_after[n], pictures_after[different[0]])]
+    assert len(twelve) == 2
+    assert labels[twelve].tolist() == [[0], [0]]
+    assert np.array_equal(pictures_after, np.concatenate([b.images for b in one_epoch(spoiled, workers=1)]))
+
+    evaluated = evaluation_stream(spoiled, EvaluationTransform(16), micro_batch=5, rank=0, world_size=1, workers=1)
+    weights, named = zip(*[(batch.weights.sum(), batch.skipped) for batch in evaluated], strict=True)
+    assert sum(weights) == 23
+    assert [sample.key for batch in named for sample in batch] == [skipped.key]
+
+
+def test_a_tar_cut_off_during_the_run_loses_only_what_lay_behind_the_cut(pictures: Path, tmp_path: Path) -> None:
+    whole, spoiled = write_shards(pictures, tmp_path / "whole"), write_shards(pictures, tmp_path / "spoiled")
+    path = tmp_path / "spoiled" / "s-1.tar"
+    with tarfile.open(path) as archive:
+        cut = archive.getmember("key13.jpg").offset_data + 100
+    path.write_bytes(path.read_bytes()[:cut])
+    before, after = one_epoch(whole), one_epoch(spoiled)
+    skipped = [sample for batch in after for sample in batch.skipped]
+    assert {sample.key for sample in skipped} == {"#5", "#6", "#7"}
+    assert all("the shard ends before it (ends after" in sample.reason for sample in skipped)
+    pictures_before, pictures_after = (np.concatenate([b.images for b in batches]) for batches in (before, after))
+    assert sum(not np.array_equal(a, b) for a, b in zip(pictures_before, pictures_after, strict=True)) == 3
+
+
+def test_a_shard_that_disappears_during_the_run_is_named(pictures: Path, tmp_path: Path) -> None:
+    dataset = write_shards(pictures, tmp_path / "shards")
+    (tmp_path / "shards" / "s-1.tar").unlink()
+    with pytest.raises(DataError, match=r"s-1\.tar: it was there when the run started and is missing"):
+        one_epoch(dataset)

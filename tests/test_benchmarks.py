@@ -37,3 +37,19 @@ def test_whole_models(tmp_path: Path) -> None:
 def test_choices(tmp_path: Path) -> None:
     rows = run(tmp_path / "rows.json", "benchmarks.choices", "--variant", "coatnet_debug", "--batch", "2")
     assert len(rows) == 12
+
+
+def test_decoders(tmp_path: Path) -> None:
+    rows = run(tmp_path / "rows.json", "benchmarks.decode", "--limit", "20")
+    assert "Pillow" in [row["what"] for row in rows]
+    rows = run(tmp_path / "rows.json", "benchmarks.decode", "--limit", "2", "--operations")
+    assert len(rows) == 16
+
+
+def test_loaders(tmp_path: Path) -> None:
+    rows = run(
+        tmp_path / "rows.json", "benchmarks.loader", "--limit", "8", "--copies", "8", "--batches", "2", "--workers", "1"
+    )
+    assert [row["loader"] for row in rows] == [
+        "ours", "webdataset, our transform", "webdataset, Pillow", "DataLoader over a folder, Pillow",
+    ]  # fmt: skip

@@ -4,22 +4,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.augment import TrainTransform, center_crop, random_crop, resize
+from data.augment import TrainTransform, center_crop, random_window, resize
 
 
-def test_random_crops_stay_inside_and_cover_the_range() -> None:
+def test_random_windows_stay_inside_and_cover_the_range() -> None:
     rng = np.random.default_rng(0)
-    picture = np.zeros((40, 60, 3), np.uint8)
-    shares = [
-        crop.shape[0] * crop.shape[1] / 2400 for crop in (random_crop(picture, (0.2, 0.6), rng) for _ in range(300))
-    ]
+    shares = []
+    for _ in range(300):
+        rows, columns = random_window(40, 60, (0.2, 0.6), rng)
+        assert 0 <= rows.start < rows.stop <= 40
+        assert 0 <= columns.start < columns.stop <= 60
+        shares.append((rows.stop - rows.start) * (columns.stop - columns.start) / 2400)
     assert 0.15 < min(shares) < 0.25
     assert 0.55 < max(shares) < 0.65
 
 
-def test_a_picture_too_narrow_for_a_crop_gives_its_largest_centred_window() -> None:
-    crop = random_crop(np.zeros((10, 400, 3), np.uint8), (0.9, 1.0), np.random.default_rng(0))
-    assert crop.shape == (10, 13, 3)
+def test_a_picture_too_narrow_for_a_window_gives_its_largest_centred_one() -> None:
+    assert random_window(10, 400, (0.9, 1.0), np.random.default_rng(0)) == (slice(0, 10), slice(193, 206))
 
 
 def test_centre_crop_is_s_over_s_plus_32() -> None:

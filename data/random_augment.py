@@ -2,7 +2,7 @@
 
 A strength is the magnitude divided by 10, so that the paper's 15 rotates by 45 degrees. (torchvision's RandAugment
 means something else and weaker by the same number.) Each operation equals Pillow's of the same name to the level, apart
-from ties where it says so; OpenCV computes them several times as fast.
+from ties where it says so. OpenCV computes them on arrays in less than half the time, releasing the interpreter's lock.
 """
 
 import math
@@ -209,5 +209,7 @@ def _warped(pixels: Pixels, matrix: list[list[float]]) -> Pixels:
     places[:, 2] += places[:, :2].sum(axis=1) / 2 - 0.5
     height, width = pixels.shape[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(pixels, places, (width, height), flags=flags, borderValue=(GREY, GREY, GREY))
-    return np.asarray(warped, np.uint8)
+    # A fourth channel makes it more than twice as fast: pixels are then moved whole.
+    padded = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    warped = cv2.warpAffine(padded, places, (width, height), flags=flags, borderValue=(GREY, GREY, GREY, GREY))
+    return np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), np.uint8)

@@ -48,6 +48,14 @@ class SampleReader:
         except ValueError as error:
             raise BrokenSample(sample.key, str(error)) from None
 
+    def key(self, shard: int, number: int) -> str:
+        """The key of sample `number` of those of `shard` that the dataset keeps.
+
+        Raises:
+            DataError, StorageDown: as for `read`.
+        """
+        return self._shards[shard].key(self.dataset.place(shard, number))
+
     def stop(self) -> None:
         """End all waiting for shards, with an error."""
         if self.cached:

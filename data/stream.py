@@ -1,7 +1,7 @@
 """Micro-batches from shards: read, decode and augment in threads, delivered in the order of the steps."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def training_stream(
     first_step: int,
     workers: int,
     cache: Cache | None = None,
-) -> Iterator[MicroBatch]:
+) -> Generator[MicroBatch]:
     """One rank's micro-batches of step `first_step`, then of the next step, without end.
 
     A sample's pixels depend on (seed, epoch, sample id) alone. One that cannot be used is replaced by the next of
@@ -103,7 +103,7 @@ def evaluation_stream(
     world_size: int,
     workers: int,
     cache: Cache | None = None,
-) -> Iterator[MicroBatch]:
+) -> Generator[MicroBatch]:
     """One rank's share of all samples, each with weight 1 on one rank, filled up with weight 0.
 
     A sample that cannot be used gets weight 0 and is reported.

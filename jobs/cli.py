@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs.bench import bench
 from jobs.launch import die_with_launcher, is_rank
 from jobs.models import models
+from jobs.order import order
 from jobs.outcome import reported
 from jobs.shards import shards
 
@@ -18,7 +20,9 @@ app = typer.Typer(
     help="Pretrain and fine-tune CoAtNet.",
 )
 app.add_typer(shards, name="shards")
+app.add_typer(bench, name="bench")
 app.command()(models)
+app.command()(order)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[

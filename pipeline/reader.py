@@ -22,24 +22,33 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
         StorageDown: remote shards that cannot be had.
     """
     data = plan.stage.data
-    settings = data.random_augment
-    augment = RandomAugment(settings.layers, settings.magnitude) if settings else None
-    stream = training_stream(
-        plan.train,
-        plan.order,
-        TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment),
-        micro_batch=plan.stage.batch.micro_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        first_step=first_step,
-        workers=data.workers,
-        cache=plan.cache,
-    )
     limits = SkippedLimits(data, data.train or "")
-    for batch in stream:
+    for batch in open_stream(plan, ranks.rank, ranks.world_size, first_step):
         note_skipped(batch, folder, ranks)
         limits.count(batch)
         yield batch
+
+
+def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) -> Generator[MicroBatch]:
+    """The micro-batches of one rank as the plan has them, from `first_step` on, without end."""
+    return training_stream(
+        plan.train,
+        plan.order,
+        train_transform(plan),
+        micro_batch=plan.stage.batch.micro_size,
+        rank=rank,
+        world_size=world_size,
+        first_step=first_step,
+        workers=plan.stage.data.workers,
+        cache=plan.cache,
+    )
+
+
+def train_transform(plan: TrainPlan) -> TrainTransform:
+    """What the plan makes of a picture."""
+    data, settings = plan.stage.data, plan.stage.data.random_augment
+    augment = RandomAugment(settings.layers, settings.magnitude) if settings else None
+    return TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment)
 
 
 def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:

@@ -53,3 +53,10 @@ def test_loaders(tmp_path: Path) -> None:
     assert [row["loader"] for row in rows] == [
         "ours", "webdataset, our transform", "webdataset, Pillow", "DataLoader over a folder, Pillow",
     ]  # fmt: skip
+
+
+def test_reading(tmp_path: Path) -> None:
+    rows = run(tmp_path / "rows.json", "benchmarks.reading", "--samples", "1000000")
+    assert [row["shards"] for row in rows] == [100, 303]
+    rows = run(tmp_path / "rows.json", "benchmarks.reading", "--stream", "1280")
+    assert rows[-1]["samples"] == "1,280"

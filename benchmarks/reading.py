@@ -1,0 +1,194 @@
+"""Shards and their order, apart from decoding.
+
+python -m benchmarks.reading                                    tar headers; the order of three billion samples
+python -m benchmarks.reading --stream 100000                    memory and order over so many samples
+python -m benchmarks.reading --local FOLDER --remote URL        throughput of S3 against the local disk
+"""
+
+import argparse
+import hashlib
+import itertools
+import os
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from webdataset import TarWriter
+
+from benchmarks.pictures import jpegs
+from benchmarks.timing import interleaved, machine, report
+from data.augment import TrainTransform
+from data.build import build_shards
+from data.cache import Cache
+from data.dataset import Dataset, open_dataset
+from data.order import SampleOrder
+from data.random_augment import RandomAugment
+from data.storage import Storage
+from data.stream import MicroBatch, training_stream
+from data.tar import members
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=3_000_000_000, help="of the order")
+    parser.add_argument("--stream", type=int, metavar="SAMPLES", help="stream so many instead")
+    parser.add_argument("--images", type=Path, help="folder of JPEGs for --stream; generated ones if it is not given")
+    parser.add_argument("--local", help="folder of shards")
+    parser.add_argument("--remote", help="URL of the same shards")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each turn of --remote")
+    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine(CPU))
+    if arguments.stream:
+        report("A stream", _stream(arguments.stream, arguments.images), arguments.json)
+    elif arguments.remote:
+        rows = _remote(arguments.local, arguments.remote, arguments.rounds, arguments.seconds)
+        report("Remote shards against local ones, after the first shard", rows, arguments.json)
+    else:
+        report("Headers of a tar of 4,000 samples", _headers(arguments.rounds), None)
+        report(f"Positions among {arguments.samples:,} samples", _positions(arguments.samples), arguments.json)
+
+
+def _headers(rounds: int) -> list[dict[str, Any]]:
+    """Finding the samples of a shard: ours and `tarfile`, on tars as we write them and as webdataset does."""
+    rows = []
+    for kind, mtime in (("whole seconds", 0), ("fractions: a pax header for each member", None)):
+        with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+            with TarWriter(file.name, mtime=mtime) as writer:
+                for number in range(4000):
+                    writer.write({"__key__": f"n01440764/n01440764_{number}", "jpg": b"x" * 20_000, "cls": number})
+            timings = interleaved(
+                {"ours": partial(_our_members, file.name), "tarfile": partial(_tarfile_members, file.name)},
+                rounds=rounds,
+                device=CPU,
+                clock=time.process_time,
+            )
+        rows += [
+            {
+                "times in the headers": kind,
+                "reader": name,
+                "microseconds a sample": timing.median / 4000 * 1e6,
+                "speed": timing.speed_against(timings["tarfile"]),
+            }
+            for name, timing in timings.items()
+        ]
+    return rows
+
+
+def _our_members(path: str) -> int:
+    with open(path, "rb") as file:
+        return len(members(file.fileno())[0])
+
+
+def _tarfile_members(path: str) -> int:
+    with tarfile.open(path) as archive:
+        return sum(member.isfile() for member in archive)
+
+
+def _positions(samples: int) -> list[dict[str, Any]]:
+    """Milliseconds and memory to find any position, for the two usual sizes of shards."""
+    rows = []
+    for per_shard in (10_000, 3_300):
+        shards = max(1, samples // per_shard)
+        sizes = np.random.default_rng(0).integers(per_shard * 9 // 10, per_shard * 11 // 10, shards)
+        before = psutil.Process().memory_info().rss
+        lanes, batch = min(64, samples), 4096
+        order = SampleOrder(sizes, seed=0, batch=batch, lanes=lanes, window=8192)
+        steps = np.random.default_rng(1).integers(0, 30 * samples // batch, 20).tolist()
+        cold: list[float] = []
+        again: list[float] = []
+        for step in steps:
+            start = int(np.random.default_rng(step).integers(batch // 64)) * 64
+            for times in (cold, again):
+                began = time.perf_counter()
+                order.at(step, start, start + 64)
+                times.append(1e3 * (time.perf_counter() - began))
+        rows.append(
+            {
+                "samples of a shard": per_shard,
+                "shards": shards,
+                "first look into an epoch, ms": statistics.median(cold),
+                "at most, ms": max(cold),
+                "then, ms": statistics.median(again),
+                "memory, MB": (psutil.Process().memory_info().rss - before) / 1e6,
+            }
+        )
+    return rows
+
+
+def _training(dataset: Dataset, cache: Cache | None, micro_batch: int, workers: int) -> Generator[MicroBatch]:
+    order = SampleOrder(dataset.shard_samples, seed=0, batch=1024, lanes=16, window=512)
+    return training_stream(
+        dataset, order, TrainTransform(224, random_augment=RandomAugment(2, 15.0)), micro_batch=micro_batch, rank=0,
+        world_size=1, first_step=0, workers=workers, cache=cache,
+    )  # fmt: skip
+
+
+def _stream(samples: int, images: Path | None) -> list[dict[str, Any]]:
+    """Resident memory along the way, and a digest of the labels' and pictures' order."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "images"
+        files = jpegs(images, 200)
+        for number, file in enumerate(files * 20):
+            (folder / str(number % 20)).mkdir(parents=True, exist_ok=True)
+            (folder / str(number % 20) / f"{number}.jpg").write_bytes(file)
+        build_shards(folder, Path(name) / "shards", samples_per_shard=250)
+        dataset = open_dataset(f"{name}/shards", Storage())
+        rows, seen, digest = [], 0, hashlib.sha256()
+        began = time.monotonic()
+        for batch in itertools.islice(_training(dataset, None, micro_batch=64, workers=2), -(-samples // 64)):
+            seen += len(batch.labels)
+            digest.update(batch.labels.tobytes())
+            digest.update(batch.images.tobytes())
+            if seen // 64 % max(1, samples // 640) == 0 or seen >= samples:
+                rows.append(
+                    {
+                        "samples": f"{seen:,}",
+                        "memory, MB": psutil.Process().memory_info().rss / 1e6,
+                        "images per second": seen / (time.monotonic() - began),
+                        "sha256 of labels and pixels": digest.hexdigest()[:16],
+                    }
+                )
+    return rows
+
+
+def _remote(local: str, remote: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Images per second, in turns; the remote shards come through an empty cache in every round."""
+    rates: dict[str, list[float]] = {"local": [], "remote": []}
+    datasets = {"local": open_dataset(local, Storage()), "remote": open_dataset(remote, Storage())}
+    for _ in range(rounds):
+        for kind, dataset in datasets.items():
+            with tempfile.TemporaryDirectory() as folder:
+                cache = Cache(Path(folder), 10**12, downloads=8) if kind == "remote" else None
+                with closing(_training(dataset, cache, micro_batch=64, workers=os.cpu_count() or 1)) as stream:
+                    next(stream)
+                    began, images = time.monotonic(), 0
+                    while time.monotonic() < began + seconds:
+                        images += len(next(stream).labels)
+                    rates[kind].append(images / (time.monotonic() - began))
+    return [
+        {
+            "shards": kind,
+            "images per second": statistics.median(found),
+            "speed": statistics.median(a / b for a, b in zip(found, rates["local"], strict=True)),
+        }
+        for kind, found in rates.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Whether a node can feed its ranks: what its readers deliver, where their time goes, and what training asks for."""
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.decode import DecodeError, decode
+from data.errors import DataError
+from data.reading import SampleReader
+from data.shard import BrokenSample
+from models.complexity import count_costs
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.reader import open_stream, train_transform
+from pipeline.recipe_file import load_recipe
+
+# Dense bf16 peaks in FLOP/s of the makers' data sheets, by a part of the name that torch gives the device.
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "MI300X": 1307e12, "A100": 312e12, "L40S": 362e12}
+
+_WARM_UP = 2  # micro-batches: opening shards, filling queues
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the readers of all ranks of a node deliver together."""
+
+    images_per_second: float
+    images_per_cpu_second: float
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Milliseconds of one core for one image."""
+
+    reading: float
+    decoding: float
+    cropping: float
+    random_augment: float
+
+    @property
+    def total(self) -> float:
+        return self.reading + self.decoding + self.cropping + self.random_augment
+
+
+def present_device() -> str | None:
+    """The key in `PEAKS` of the GPU of this machine; None without one that is there."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((key for key in PEAKS if key in name), None)
+
+
+def demand(plan: TrainPlan, device: str, utilization: float) -> float:
+    """Images per second that one `device` trains on at a share `utilization` of its peak.
+
+    A backward costs two forwards, and recomputing all blocks one more; a multiply-add is two operations.
+    """
+    stage = plan.stage
+    forward = sum(cost.multiply_adds for cost in count_costs(stage.model.variant, stage.resolution))
+    passes = 4 if stage.activation_checkpointing == "every_block" else 3
+    return PEAKS[device] * utilization / (2 * passes * forward)
+
+
+def time_parts(plan: TrainPlan, samples: int) -> Parts:
+    """Where one thread's time goes, mean over the first `samples` samples of the run that can be used."""
+    transform, spent, done = train_transform(plan), [0.0, 0.0, 0.0, 0.0], 0
+    plain, augment = replace(transform, random_augment=None), transform.random_augment
+    order = plan.order
+    with closing(SampleReader(plan.train, plan.cache)) as reader:
+        for step in range(-(-2 * samples // order.batch)):
+            found = order.at(step, 0, order.batch)
+            if reader.cached:
+                reader.cached.want(sorted(set(found.shard.tolist())), [])
+            for shard, place in zip(found.shard.tolist(), found.place.tolist(), strict=True):
+                rng = np.random.default_rng(done)
+                marks = [time.thread_time()]
+                try:
+                    sample = reader.read(shard, place)
+                    marks.append(time.thread_time())
+                    pixels = decode(sample.image)
+                except (BrokenSample, DecodeError):
+                    continue
+                marks.append(time.thread_time())
+                pixels = plain(pixels, rng)
+                marks.append(time.thread_time())
+                if augment:
+                    augment(pixels, rng)
+                marks.append(time.thread_time())
+                spent = [a + b for a, b in zip(spent, np.diff(marks), strict=True)]
+                done += 1
+                if done == samples:
+                    return Parts(*(1e3 * seconds / samples for seconds in spent))
+    return Parts(*(1e3 * seconds / max(1, done) for seconds in spent))
+
+
+def measure(recipe: Path, overrides: list[str], stage: str, ranks: int, world_size: int, seconds: float) -> Delivery:
+    """Run the readers of `ranks` ranks of this node beside each other, each in a process of its own as in training.
+
+    Raises:
+        DataError: one of them failed; it has said why.
+    """
+    arguments = [str(recipe), stage, str(world_size), str(seconds), *overrides]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline.throughput", str(rank), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(ranks)
+    ]
+    for reader in readers:
+        assert reader.stdout is not None
+        reader.stdout.readline()  # it is warm; they begin together
+    answers = []
+    for reader in readers:
+        assert reader.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            reader.stdin.write("go\n")
+            reader.stdin.flush()
+    for reader in readers:
+        answers.append(reader.communicate()[0])
+        if reader.returncode:
+            raise DataError(f"a reader ended with exit code {reader.returncode}; what it said is above")
+    counts = [json.loads(answer) for answer in answers]
+    return Delivery(
+        images_per_second=sum(count["images"] / count["seconds"] for count in counts),
+        images_per_cpu_second=sum(c["images"] for c in counts) / max(1e-9, sum(c["cpu_seconds"] for c in counts)),
+        skipped=sum(count["skipped"] for count in counts),
+    )
+
+
+def _read(rank: int, recipe: Path, stage: str, world_size: int, seconds: float, overrides: list[str]) -> dict[str, Any]:
+    """One rank's reader for `seconds`, after a warm-up and a word on standard input."""
+    torch.set_num_threads(1)
+    plan = plan_stage(load_recipe(recipe, overrides), stage, world_size, look_at_shards=False)
+    assert isinstance(plan, TrainPlan)
+    images = skipped = 0
+    with closing(open_stream(plan, rank, world_size, 0)) as stream:
+        for _ in itertools.islice(stream, _WARM_UP):
+            pass
+        print("warm", flush=True)
+        sys.stdin.readline()
+        began, cpu_began = time.monotonic(), time.process_time()
+        while time.monotonic() < began + seconds:
+            batch = next(stream)
+            images += len(batch.labels)
+            skipped += len(batch.skipped)
+        taken, cpu = time.monotonic() - began, time.process_time() - cpu_began
+    return {"images": images, "skipped": skipped, "seconds": taken, "cpu_seconds": cpu}
+
+
+if __name__ == "__main__":
+    _, rank_text, recipe_path, stage_name, world_text, seconds_text, *changes = sys.argv
+    print(
+        json.dumps(_read(int(rank_text), Path(recipe_path), stage_name, int(world_text), float(seconds_text), changes))
+    )

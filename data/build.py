@@ -1,206 +1,226 @@
-"""Images to WebDataset shards: shuffled globally, each image checked by decoding it, published by one rename."""
+"""Images to WebDataset shards: checked, shuffled globally, resumable, published by one rename.
 
-import hashlib
-import io
-import re
+First every batch of the source becomes a run (`data.runs`), then the shards are merged from the runs (`data.merge`).
+Both are work for several processes, and neither the shuffle nor the bytes of a shard depend on how many there are, on
+parts, or on when a build was killed and called again: an image's place follows from the seed and its name.
+"""
+
+import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import webdataset
-
-from data.decode import DecodeError, decode
+from data.arrangement import read_images, shuffled
+from data.building import BuildingFolder, Part, Plan, Reading, Writing
+from data.conversion import Conversion
 from data.errors import DataError
-from data.index import LabelFormat, ShardEntry, ShardIndex
-from data.source import SourceImage, list_images
+from data.label_files import read_label_file
+from data.layouts import open_source
+from data.merge import BuildProgress, BuildReport, merge_runs, refuse_broken, report
+from data.runs import RunTable, RunTask, make_run, read_table, table_file
+from data.source import Source, batches
+from data.storage import Storage, is_remote
+from data.workers import Workers
 
-_UNSAFE = re.compile(r"[^\w\-+@=,() ]")  # in keys: a dot would end the key
+MEMORY = 512 * 2**20
+"""Bytes of images that a process sorts at a time. More means fewer and larger reads when shards are merged."""
 
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """An image that does not decode, and the decoder's words."""
-
-    class_name: str
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What a build wrote."""
-
-    indexes: dict[Path, ShardIndex]
-    """By final folder."""
-    left_out: list[Broken]
+Progress = Callable[[BuildProgress], None]
 
 
 def build_shards(
-    source: Path,
+    source: str | Path,
     destination: Path,
     *,
     seed: int = 0,
-    samples_per_shard: int = 4096,
+    samples_per_shard: int | None = 4096,
+    shard_bytes: int | None = None,
     validation_per_class: int = 0,
+    validation_fraction: float = 0.0,
+    labels: str | Path | None = None,
+    classes: str | Path | None = None,
+    within: str | None = None,
+    convert: bool = False,
+    short_side: int | None = None,
+    quality: int = 95,
     skip_broken: bool = False,
-    threads: int = 2,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    part: tuple[int, int] | None = None,
+    processes: int = 1,
+    memory: int = MEMORY,
+    storage: Storage = Storage(),  # noqa: B008 (immutable)
+    progress: Progress = lambda progress: None,
 ) -> BuildReport:
-    """Write the images of `source` as shards and `index.json` into `destination`.
+    """Write the images of `source` as shards, `labels.npy` and `index.json` into `destination`.
 
-    The same source, seed and options give the same bytes. With `validation_per_class` the shards lie in
-    `destination/train` and `destination/validation`, the latter with that many images of each class. `progress` is
-    called with images done and images in all. Nothing is visible under `destination` before everything is.
+    The same source, seed and options give the same bytes. Nothing is visible under `destination` before everything is;
+    until then the work lies in `.NAME.building` beside it, where the next call continues. That takes as much room as
+    the shards.
+
+    Args:
+        source: path or URL; see `data.layouts.open_source`.
+        destination: a folder that does not exist or is empty.
+        seed: of the shuffle, and so of the validation split.
+        samples_per_shard: most samples of a shard.
+        shard_bytes: most bytes of a shard, unless one sample is larger.
+        validation_per_class, validation_fraction: with one of them the shards lie in `destination/train` and
+            `destination/validation`, the latter with so many images, or such a share, of each class.
+        labels: file with the labels of images that lie in no class folders; see `read_label_file`.
+        classes: place of the class list, when it is not that of the images; see `read_classes`.
+        within: the folder of a tar to take.
+        convert, short_side, quality: see `Conversion`.
+        skip_broken: leave out images that do not decode, and what is lost in damaged tars.
+        part: (number, parts): read this part of the source, from 1, and stop; `merge_parts` does the rest.
+        processes: that read, check and write; 1 is the calling one.
+        memory: bytes of images that each process sorts at a time.
+        storage: how a remote source is reached.
+        progress: called now and then.
 
     Raises:
-        DataError: a source that `list_images` refuses, a destination that exists, images that do not decode (unless
-            `skip_broken`), or a class too small for the validation split.
+        DataError: a source, label file or class list that cannot be used, a destination that exists, images that do not
+            decode (unless `skip_broken`), a class too small for the validation split, a full disk, or an unfinished
+            build with other options.
+        StorageError: a remote source refuses access or does not answer.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise DataError(f"{destination}: already exists; choose another destination or remove it")
-    images = list_images(source)
-    classes = tuple(sorted({image.class_name for image in images}))
-    images = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
-    parts = {"": images} if not validation_per_class else _split(images, classes, validation_per_class)
+    if validation_per_class and validation_fraction:
+        raise DataError("a validation set by count and by fraction: give one of them")
+    if not 0 <= validation_fraction < 1:
+        raise DataError(f"a validation fraction of {validation_fraction}: it must be at least 0 and below 1")
+    mine = Part(*part) if part else None
+    if mine and not 1 <= mine.number <= mine.parts:
+        raise DataError(f"part {mine}: parts are numbered from 1, as in 1/8 .. 8/8")
+    reading = Reading(seed, Conversion(convert, short_side, quality), within, memory)
+    writing = Writing(
+        samples_per_shard,
+        shard_bytes,
+        validation_per_class,
+        validation_fraction,
+        _absolute(classes) if classes is not None else None,
+        skip_broken,
+    )
+    building = BuildingFolder(destination)
+    _refuse_existing(destination, building)
+    label_file = read_label_file(str(labels), storage) if labels is not None else None
+    images = open_source(str(source), storage, label_file, within)
+    if mine and not images.divisible:
+        raise DataError(f"{source}: can only be read from beginning to end, so not in parts; build it without --part")
+    building.begin(Plan(_absolute(source), images.bytes, reading, writing), mine)
+    if mine:
+        with Workers(processes) as workers:
+            runs = _make_runs(images, building, reading, writing, mine, storage, workers, progress)
+        building.finish_part(mine, runs)
+        read = read_images([building.runs / name for name in runs])
+        return report(read, shuffled(read)[0], read.broken, {})
+    with building.alone(), _kept_if_large(building), Workers(processes) as workers:
+        runs = _make_runs(images, building, reading, writing, Part(1, 1), storage, workers, progress)
+        building.finish_part(Part(1, 1), runs)
+        return merge_runs(building, destination, runs, writing, memory, storage, workers, progress)
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = destination.with_name(f".{destination.name}.building")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    broken: list[Broken] = []
-    done = 0
-    indexes: dict[Path, ShardIndex] = {}
-    with ThreadPoolExecutor(threads) as executor:
-        for part, part_images in parts.items():
-            folder = unfinished / part
-            folder.mkdir(parents=True)
-            keys = _keys(part_images)
-            shards: list[ShardEntry] = []
-            for first in range(0, len(part_images), samples_per_shard):
-                chunk = part_images[first : first + samples_per_shard]
-                name = f"{part or 'shard'}-{len(shards):06d}.tar"
-                good = _checked(executor, chunk, keys[first : first + samples_per_shard], broken)
-                shards += _write_shard(folder / name, good, classes)
-                done += len(chunk)
-                progress(done, len(images))
-            fields = tuple(sorted({image.extension for image in part_images}))
-            index = ShardIndex(str(folder), classes, fields, LabelFormat(), tuple(shards))
-            index.write()
-            indexes[destination / part] = index
-    if broken and not skip_broken:
-        shutil.rmtree(unfinished)
-        listing = "; ".join(f"{b.name} ({b.reason})" for b in broken[:5])
+
+def merge_parts(
+    destination: Path,
+    *,
+    processes: int = 1,
+    storage: Storage = Storage(),  # noqa: B008 (immutable)
+    progress: Progress = lambda progress: None,
+) -> BuildReport:
+    """Write the shards of a build whose parts are all read, with the options of the parts.
+
+    Raises:
+        DataError: there is no such build, parts are missing, or as for `build_shards`.
+    """
+    building = BuildingFolder(destination)
+    _refuse_existing(destination, building)
+    try:
+        plan = building.plan()
+    except FileNotFoundError:
         raise DataError(
-            f"{source}: {len(broken):,} of {len(images):,} images cannot be decoded: {listing}"
-            f"{' ...' if len(broken) > 5 else ''}. Replace or remove them, or leave them out with --skip-broken"
-        )
-    left = Counter(image.class_name for image in images) - Counter(image.class_name for image in broken)
-    emptied = [name for name in classes if name not in left]
-    if emptied:
-        shutil.rmtree(unfinished)
-        raise DataError(f"{source}: no image of class {emptied[0]} can be decoded; replace them or remove the class")
-    if destination.exists():
-        destination.rmdir()
-    unfinished.rename(destination)
-    return BuildReport(indexes, broken)
+            f"{destination}: no build to merge; begin one with: coatnet shards build SOURCE {destination} --part 1/N"
+        ) from None
+    with building.alone(), Workers(processes) as workers:
+        memory = plan.reading.memory
+        return merge_runs(building, destination, building.all_runs(), plan.writing, memory, storage, workers, progress)
 
 
-def _split(images: list[SourceImage], classes: tuple[str, ...], per_class: int) -> dict[str, list[SourceImage]]:
-    """The first `per_class` images of each class in the shuffled order for validation, the rest for training."""
-    taken = dict.fromkeys(classes, 0)
-    train: list[SourceImage] = []
-    validation: list[SourceImage] = []
-    for image in images:
-        if taken[image.class_name] < per_class:
-            taken[image.class_name] += 1
-            validation.append(image)
-        else:
-            train.append(image)
-    short = sorted(set(classes) - {image.class_name for image in train})
-    if short:
+def _make_runs(
+    source: Source,
+    building: BuildingFolder,
+    reading: Reading,
+    writing: Writing,
+    part: Part,
+    storage: Storage,
+    workers: Workers,
+    progress: Progress,
+) -> list[str]:
+    """The names of the part's runs; those that an earlier call made are not made again, unless images were broken."""
+    _refuse_full_disk(source, building, reading)
+    names: list[str] = []
+    shares: dict[str, float] = {}
+    images = bytes_ = 0
+    share = 0.0
+    broken = []
+
+    def count(name: str, table: RunTable) -> None:
+        nonlocal images, bytes_, share
+        images, bytes_, share = images + table.images, bytes_ + table.bytes, share + shares[name]
+        broken.extend(table.broken)
+        progress(BuildProgress("reading images", images, bytes_, min(1.0, share * part.parts)))
+
+    def tasks() -> Iterator[RunTask]:
+        # A source that is read to its end has its images in the batches, and several batches are under way.
+        most = reading.memory if source.divisible else reading.memory // 4
+        for number, batch in enumerate(batches(source.items(), most)):
+            if number % part.parts != part.number - 1:
+                continue
+            name = f"run-{number:06d}-{batch.digest()}"
+            path = building.runs / name
+            names.append(name)
+            shares[name] = batch.share
+            if table_file(path).exists() and not (table := read_table(path)).broken:
+                count(name, table)
+            else:
+                yield RunTask(path, batch, reading.seed, reading.conversion, reading.memory, storage)
+
+    for name, table in workers.results(make_run, tasks()):
+        count(name, table)
+    if not writing.skip_broken or not images:
+        refuse_broken(broken, images + len(broken), writing.skip_broken)
+    return sorted(names)
+
+
+@contextmanager
+def _kept_if_large(building: BuildingFolder) -> Iterator[None]:
+    """What a refused build has read stays for the next call, unless it is next to nothing."""
+    try:
+        yield
+    except DataError as error:
+        if building.is_small():
+            building.remove()
+            raise
+        kept = f"what was read so far is kept in {building.path}, where the next call continues"
+        raise type(error)(f"{error} ({kept})") from error
+
+
+def _refuse_existing(destination: Path, building: BuildingFolder) -> None:
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if building.path.exists() and not building.shards.exists():
+        building.remove()  # killed between the last rename and the clean-up
+    raise DataError(f"{destination}: already exists; choose another destination or remove it")
+
+
+def _refuse_full_disk(source: Source, building: BuildingFolder, reading: Reading) -> None:
+    if source.bytes is None or reading.conversion != Conversion(quality=reading.conversion.quality):
+        return
+    present = sum(path.stat().st_size for path in building.path.rglob("*") if path.is_file())
+    needed = 2 * source.bytes - present
+    free = shutil.disk_usage(building.path).free
+    if free < needed:
         raise DataError(
-            f"class {short[0]} has no more than {per_class} images, all of which would go to the validation set; "
-            "add images or take fewer for validation"
+            f"{building.path}: building needs about {needed / 1e9:,.1f} GB, twice the images, and {free / 1e9:,.1f} GB "
+            "are free; make room, or shrink the images with --short-side"
         )
-    return {"train": train, "validation": validation}
 
 
-def _keys(images: list[SourceImage]) -> list[str]:
-    """A WebDataset key per image: class/stem without further dots, unique, short enough for a tar header."""
-    seen: dict[str, int] = {}
-    keys = []
-    for image in images:
-        class_name, _, file_name = image.name.rpartition("/")
-        stem = file_name.rpartition(".")[0]
-        key = "/".join(_UNSAFE.sub("_", part) for part in (class_name, stem))
-        if len(key.encode()) > 80:
-            key = f"{hashlib.sha256(image.name.encode()).hexdigest()[:32]}"
-        seen[key] = seen.get(key, 0) + 1
-        keys.append(key if seen[key] == 1 else f"{key}~{seen[key]}")
-    return keys
-
-
-def _checked(
-    executor: ThreadPoolExecutor, images: list[SourceImage], keys: list[str], broken: list[Broken]
-) -> Iterator[tuple[str, SourceImage, bytes]]:
-    """Key, image and bytes of those that decode; the others join `broken`."""
-
-    def read(image: SourceImage) -> bytes | Broken:
-        try:
-            encoded = image.read()
-            decode(encoded)
-            return encoded
-        except (DecodeError, OSError) as error:
-            return Broken(image.class_name, image.name, str(error))
-
-    for key, image, encoded in zip(keys, images, executor.map(read, images), strict=True):
-        if isinstance(encoded, Broken):
-            broken.append(encoded)
-        else:
-            yield key, image, encoded
-
-
-class _Hashing(io.RawIOBase):
-    """Passes what is written on to a file, counting and hashing it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 (closed in close)
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, block: bytes) -> int:  # type: ignore[override]
-        self.sha256.update(block)
-        self.bytes += len(block)
-        return self._file.write(block)
-
-    def tell(self) -> int:
-        return self.bytes
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _write_shard(
-    path: Path, samples: Iterator[tuple[str, SourceImage, bytes]], classes: tuple[str, ...]
-) -> list[ShardEntry]:
-    """The tar at `path`; an empty list, and no file, when no sample of it is left."""
-    labels = {name: number for number, name in enumerate(classes)}
-    count = 0
-    with _Hashing(path) as file:
-        # Fixed owner, mode and time: the same samples give the same bytes.
-        writer = webdataset.TarWriter(file, mtime=0.0)
-        for key, image, encoded in samples:
-            writer.write({"__key__": key, image.extension: encoded, "cls": labels[image.class_name]})
-            count += 1
-        writer.close()
-    if count == 0:
-        path.unlink()
-        return []
-    return [ShardEntry(path.name, count, file.bytes, file.sha256.hexdigest())]
+def _absolute(location: str | Path) -> str:
+    return str(location) if is_remote(location) else os.path.abspath(str(location).removeprefix("file://"))

@@ -1,100 +1,110 @@
-"""Where images come from: a folder of class folders, or a tar of one tar per class as ImageNet-21K ships."""
+"""Images that are to become shards: what a source yields, and batches of it for workers."""
 
-import os
-import tarfile
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
-from data.errors import DataError
-
-# Extension of the file as found -> extension of the member in a shard.
-IMAGE_EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+UNKNOWN_SIZE = 2**17
+"""Bytes that a file counts with where its size is not known without asking for each."""
 
 
 @dataclass(frozen=True, slots=True)
-class SourceImage:
-    """One image: its class, its name for people, and the bytes of a file that hold it."""
+class Broken:
+    """An image that cannot be read, or the part of a tar that is lost, and why."""
+
+    name: str
+    reason: str
+    is_tar: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that is still to be read: a file, or the bytes `start` .. `stop` of one."""
+
+    name: str
+    classes: tuple[str, ...]
+    location: str
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTar:
+    """A tar with the images of one class, still to be read: a file, or the bytes `start` .. `stop` of one."""
 
     class_name: str
+    location: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as read."""
+
     name: str
-    path: Path
-    offset: int
-    size: int
-
-    @property
-    def extension(self) -> str:
-        return IMAGE_EXTENSIONS[PurePosixPath(self.name).suffix.lower()]
-
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
-            return os.pread(file.fileno(), self.size, self.offset)
+    classes: tuple[str, ...]
+    encoded: bytes
 
 
-def list_images(source: Path) -> list[SourceImage]:
-    """All images of `source`, sorted by class and name.
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a source yields: something with images, its bytes, and its share of the source."""
 
-    Raises:
-        DataError: nothing there, no classes, or a class without images.
-    """
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
-    images = _list_folder(source) if source.is_dir() else _list_tar(source)
-    return sorted(images, key=lambda image: (image.class_name, image.name))
+    content: ImageFile | ClassTar | Image | Broken
+    bytes: int
+    share: float
 
 
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+@dataclass(frozen=True)
+class Source:
+    """Images in an order that is the same on every listing."""
+
+    location: str
+    items: Callable[[], Iterator[Item]]
+    bytes: int | None = None
+    """Of all images, about; None where that is not known."""
+    divisible: bool = True
+    """Whether several processes can each read a part without reading the rest."""
 
 
-def _refuse_empty(source: Path, counts: dict[str, int], kind: str) -> None:
-    if not counts:
-        raise DataError(f"{source}: no class {kind}s in it; it should hold one {kind} per class, each with images")
-    empty = sorted(name for name, count in counts.items() if count == 0)
-    if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise DataError(
-            f"{source}: class {kind} {empty[0]}{more} has no image ({', '.join(IMAGE_EXTENSIONS)}); "
-            "add images or remove it"
-        )
+@dataclass
+class Batch:
+    """Neighbours in a source, as much as one worker takes at a time."""
+
+    contents: list[ImageFile | ClassTar | Image | Broken] = field(default_factory=list)
+    bytes: int = 0
+    share: float = 0.0
+
+    def digest(self) -> str:
+        """Of what the batch consists of: equal as long as the source does not change."""
+        digest = hashlib.blake2b(digest_size=8)
+        for content in self.contents:
+            if isinstance(content, Image):
+                known = repr((content.name, content.classes, len(content.encoded)))
+            else:
+                known = repr(content if isinstance(content, Broken) else replace(content, location=""))
+            digest.update(known.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
 
-def _list_folder(source: Path) -> list[SourceImage]:
-    images: list[SourceImage] = []
-    counts: dict[str, int] = {}
-    for folder in sorted(entry for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        found = [file for file in folder.iterdir() if file.is_file() and _is_image(file.name)]
-        counts[folder.name] = len(found)
-        images += [SourceImage(folder.name, f"{folder.name}/{f.name}", f, 0, f.stat().st_size) for f in found]
-    _refuse_empty(source, counts, "folder")
-    return images
+def batches(items: Iterable[Item], most: int) -> Iterator[Batch]:
+    """Batches of `most` bytes; the first ones are smaller, so that a small source, too, occupies several processes."""
+    batch, number = Batch(), 0
+    for item in items:
+        batch.contents.append(item.content)
+        batch.bytes += item.bytes
+        batch.share += item.share
+        if batch.bytes >= min(most, (most // 16) << min(number // 8, 10)):
+            yield batch
+            batch, number = Batch(), number + 1
+    if batch.contents:
+        yield batch
 
 
-def _list_tar(source: Path) -> list[SourceImage]:
-    """Images inside the inner tars by their place in the outer file: nothing is unpacked."""
-    images: list[SourceImage] = []
-    counts: dict[str, int] = {}
-    try:
-        with open(source, "rb") as file, tarfile.open(fileobj=file, mode="r:") as outer:
-            for member in outer:
-                if not (member.isfile() and member.name.endswith(".tar")):
-                    continue
-                class_name = PurePosixPath(member.name).stem
-                inner_file = outer.extractfile(member)
-                assert inner_file is not None
-                with tarfile.open(fileobj=inner_file, mode="r:") as inner:
-                    found = [
-                        SourceImage(
-                            class_name, f"{class_name}/{PurePosixPath(image.name).name}", source,
-                            member.offset_data + image.offset_data, image.size,
-                        )
-                        for image in inner
-                        if image.isfile() and _is_image(image.name)
-                    ]  # fmt: skip
-                counts[class_name] = len(found)
-                images += found
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{source}: not a folder and not a readable uncompressed tar of class tars ({error})"
-        ) from error
-    _refuse_empty(source, counts, "tar")
-    return images
+def is_image(name: str) -> bool:
+    """Whether a file of this name should be an image."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")

@@ -1,0 +1,151 @@
+"""How images may lie: folders of class folders or of class tars, flat folders with labels, lists, tars. Or remote."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from data.archive import open_tar
+from data.errors import DataError
+from data.label_files import LabelFile, split_line
+from data.naming import readable
+from data.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
+from data.storage import Storage, file_size, is_remote, join, list_files, open_file, parent
+
+_LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
+
+
+def open_source(location: str, storage: Storage, labels: LabelFile | None = None, within: str | None = None) -> Source:
+    """The images at `location`: a folder, a tar, or a list file.
+
+    Args:
+        location: path or URL.
+        storage: how to reach it.
+        labels: of the images where they lie in no class folders.
+        within: the folder of a tar to take images from.
+
+    Raises:
+        DataError: nothing there, no images, a class without images, or labels that do not fit.
+        StorageError: access refused, or no answer.
+    """
+    name = location.lower().rstrip("/")
+    is_file = os.path.isfile(location) if not is_remote(location) else PurePosixPath(name).suffix != ""
+    if within is not None and not (is_file and ".tar" in name):
+        raise DataError(f"{location}: --within names a folder of a tar, and this is none; give the folder as source")
+    try:
+        if is_file and name.endswith(_LIST_EXTENSIONS):
+            if labels is not None:
+                raise DataError(f"{location}: a list has its labels in it; leave the label file away")
+            return _list_file(location, storage)
+        if is_file:
+            return open_tar(location, storage, labels, within)
+        if not is_remote(location) and not os.path.isdir(location):
+            raise FileNotFoundError(location)
+        return _flat_folder(location, storage, labels) if labels is not None else _folder(location, storage)
+    except FileNotFoundError:
+        raise DataError(f"{location}: no such file or folder") from None
+
+
+def _folder(location: str, storage: Storage) -> Source:
+    classes = _remote_classes(location, storage) if is_remote(location) else _local_classes(location)
+    if not classes:
+        return _folder_of_tars(location, storage)
+    for class_name, names in classes.items():
+        if next(iter(names()), None) is None:
+            raise DataError(
+                f"{location}: class folder {readable(class_name)} has no image ({', '.join(IMAGE_EXTENSIONS)}); add "
+                "images or remove it, or give the folder that the class folders lie in"
+            )
+
+    def items() -> Iterator[Item]:
+        for class_name, names in classes.items():
+            files = sorted(names())
+            for file in files:
+                name = f"{class_name}/{file}"
+                image = ImageFile(name, (class_name,), join(location, name))
+                yield Item(image, UNKNOWN_SIZE, 1 / len(files) / len(classes))
+
+    return Source(location, items)
+
+
+def _local_classes(location: str) -> dict[str, Callable[[], Iterator[str]]]:
+    """Class -> its images, listed when asked for: a folder of millions is not held in memory."""
+
+    def listing(folder: str) -> Callable[[], Iterator[str]]:
+        def names() -> Iterator[str]:
+            with os.scandir(folder) as entries:
+                yield from (entry.name for entry in entries if is_image(entry.name) and entry.is_file())
+
+        return names
+
+    with os.scandir(location) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return {name: listing(os.path.join(location, name)) for name in folders}
+
+
+def _remote_classes(location: str, storage: Storage) -> dict[str, Callable[[], Iterator[str]]]:
+    found: dict[str, list[str]] = {}
+    for path in list_files(location, storage, below=True):
+        class_name, _, file = path.partition("/")
+        if file and not class_name.startswith("."):
+            images = found.setdefault(class_name, [])
+            images += [file] if "/" not in file and is_image(file) else []
+    return {name: lambda files=files: iter(files) for name, files in sorted(found.items())}  # type: ignore[misc]
+
+
+def _folder_of_tars(location: str, storage: Storage) -> Source:
+    files = list_files(location, storage)
+    tars = {name: size for name, size in files.items() if name.endswith(".tar") and not name.startswith(".")}
+    if not tars:
+        flat = any(is_image(name) for name in files)
+        mend = "say their labels with --labels FILE" if flat else "it should hold one folder per class"
+        raise DataError(f"{location}: no class folders in it{', only images' if flat else ''}; {mend}")
+    total = sum(tars.values())
+    return Source(
+        location,
+        lambda: (
+            Item(ClassTar(name.removesuffix(".tar"), join(location, name), 0, size), size, size / max(total, 1))
+            for name, size in tars.items()
+        ),
+        bytes=total,
+    )
+
+
+def _flat_folder(location: str, storage: Storage, labels: LabelFile) -> Source:
+    files = {name: size for name, size in list_files(location, storage).items() if is_image(name)}
+    if not files:
+        raise DataError(
+            f"{location}: no images in it ({', '.join(IMAGE_EXTENSIONS)}); a label file is for images that lie in no "
+            "class folders"
+        )
+    classes = labels.assign(files)
+    total = sum(files.values())
+    return Source(
+        location,
+        lambda: (
+            Item(ImageFile(name, classes[name], join(location, name)), size, size / max(total, 1))
+            for name, size in files.items()
+        ),
+        bytes=total,
+    )
+
+
+def _list_file(location: str, storage: Storage) -> Source:
+    """Lines of PATH<TAB>LABEL [LABEL ...], paths from the list's folder; read as it is used, however long."""
+    size = file_size(location, storage)
+    home = parent(location)
+
+    def items() -> Iterator[Item]:
+        with open_file(location, storage) as file:
+            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape"), 1):
+                if not line.strip():
+                    continue
+                path, labels = split_line(line)
+                if not labels:
+                    raise DataError(f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL")
+                place = path if "://" in path or Path(path).is_absolute() else join(home, path)
+                yield Item(ImageFile(path, labels, place), UNKNOWN_SIZE, len(line) / size)
+
+    if next(items(), None) is None:
+        raise DataError(f"{location}: no lines in it; it should have lines of PATH<TAB>LABEL")
+    return Source(location, items)

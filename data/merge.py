@@ -1,0 +1,272 @@
+"""From runs to the finished dataset: shards written by several processes, labels, index, and the rename."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.arrangement import (
+    Images,
+    Int32,
+    Int64,
+    cuts,
+    numbered,
+    read_images,
+    relabelled,
+    repetitions,
+    shuffled,
+    tar_bytes,
+    validation_mask,
+)
+from data.building import BuildingFolder, Writing
+from data.conversion import DIFFERENCES, Kind
+from data.errors import DataError
+from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
+from data.label_files import read_classes
+from data.naming import readable
+from data.shard_writer import ShardTask, finished_shard, write_shard
+from data.source import Broken
+from data.storage import Storage
+from data.workers import Workers
+
+
+class BuildProgress(NamedTuple):
+    """How far a build is."""
+
+    phase: str
+    images: int
+    """Read or written in this phase, those of earlier calls with them."""
+    bytes: int
+    share: float
+    """Of this phase that is done, 0 .. 1, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class KindCount:
+    """Images that are no upright RGB JPEG, and what became of them."""
+
+    kind: str
+    images: int
+    encoded_again: int
+    """How many of them are upright RGB JPEGs in the shards; the others are stored unchanged."""
+    first: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build wrote."""
+
+    indexes: dict[Path, ShardIndex]
+    """By final folder; empty after one part of a build."""
+    images: int
+    left_out: list[Broken]
+    kinds: list[KindCount]
+    shrunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """The training or validation set, or all: its images in shuffled order, their labels, and the cuts into shards."""
+
+    name: str
+    images: Int64
+    labels: Int32
+    cuts: list[tuple[int, int]]
+
+    def paths(self, building: BuildingFolder) -> list[Path]:
+        """Of the shards."""
+        prefix = self.name or "shard"
+        return [building.shards / self.name / f"{prefix}-{number:06d}.tar" for number in range(len(self.cuts))]
+
+
+def merge_runs(
+    building: BuildingFolder,
+    destination: Path,
+    runs: list[str],
+    writing: Writing,
+    memory: int,
+    storage: Storage,
+    workers: Workers,
+    progress: Callable[[BuildProgress], None],
+) -> BuildReport:
+    """Write the shards of all runs, then labels and index, and rename all to `destination`.
+
+    Raises:
+        DataError: broken images, labels that are not in the class list, a class too small for the validation split, or
+            a disk that is too full.
+    """
+    paths = [building.runs / name for name in runs]
+    images = read_images(paths)
+    order, again = shuffled(images)
+    names = [readable(images.name(image)) for image in again]
+    left_out = [*images.broken, *(Broken(name, "another image has the same name") for name in names)]
+    refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
+    classes, labels = _labels(images, writing.classes, storage)
+    sets = _split(images, order, labels[order], classes, writing)
+    as_json = bool((labels < 0).any() or labels.shape[1] > 1)
+
+    repeated = repetitions(images.key_hash[order])
+    repetition = {int(order[position]): count for position, count in repeated.items()}
+    for part in sets:
+        (building.shards / part.name).mkdir(exist_ok=True)
+    _remove_strangers(building, {path for part in sets for path in part.paths(building)})
+    _refuse_full_disk(building, sum(int(tar_bytes(images.size[part.images]).sum()) for part in sets))
+    tasks = (task for part in sets for task in _tasks(building, paths, images, part, repetition, as_json, memory))
+    entries = _write(tasks, len(order), workers, progress)
+
+    indexes: dict[Path, ShardIndex] = {}
+    for part in sets:
+        folder = building.shards / part.name
+        most = int((part.labels >= 0).sum(axis=1).max(initial=1))
+        content, sha256 = labels_file(np.ascontiguousarray(part.labels[:, :most]))
+        (folder / LABELS_NAME).write_bytes(content)
+        index = ShardIndex(
+            folder=str(folder),
+            classes=classes,
+            image_fields=tuple(sorted({images.extensions[e] for e in np.unique(images.extension[part.images])})),
+            label=LabelFormat("json", "labels") if as_json else LabelFormat(),
+            shards=tuple(entries[path] for path in part.paths(building)),
+            labels_per_sample=most,
+            labels_sha256=sha256,
+        )
+        index.write()
+        final = destination / part.name
+        indexes[final] = replace(index, folder=str(final), home=str(final))
+    if destination.exists():
+        destination.rmdir()
+    building.shards.rename(destination)
+    building.remove()
+    return report(images, order, left_out, indexes)
+
+
+def report(images: Images, order: Int64, left_out: list[Broken], indexes: dict[Path, ShardIndex]) -> BuildReport:
+    """What there is to say about the images in `order`."""
+    kind = images.kind[order]
+    again = (kind & Kind.ENCODED_AGAIN) > 0
+    kinds = []
+    for bit, words in DIFFERENCES.items():
+        found = np.flatnonzero(kind & bit)
+        if found.size:
+            first = [readable(images.name(int(order[position]))) for position in found[:3]]
+            kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
+    shrunk = int(np.count_nonzero(kind & Kind.SHRUNK))
+    return BuildReport(indexes, len(order), left_out, kinds, shrunk)
+
+
+def refuse_broken(broken: list[Broken], images: int, skip_broken: bool) -> None:
+    """
+    Raises:
+        DataError: images are broken and not to be skipped, or all are.
+    """
+    if broken and not skip_broken:
+        tars = [b for b in broken if b.is_tar]
+        shown = tars or broken
+        listing = "; ".join(f"{readable(b.name)} ({b.reason})" for b in shown[:5]) + (" ..." if len(shown) > 5 else "")
+        if tars:
+            raise DataError(f"{listing}. Copy the tar again, or keep the images that can be read with --skip-broken")
+        raise DataError(
+            f"{len(broken):,} of {images:,} images cannot be decoded: {listing}. Replace or remove them, or leave them "
+            "out with --skip-broken"
+        )
+    if images == len(broken):
+        raise DataError("no image can be decoded; see whether these are images")
+
+
+def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tuple[str, ...], Int32]:
+    """The class list, and the labels (N, k) of all images as positions in it."""
+    if classes is not None:
+        given = read_classes(classes, storage)
+        return given, relabelled(images, given, classes)
+    ordered = numbered(images.classes)
+    return ordered, relabelled(images, ordered, "the images")
+
+
+def _split(images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: Writing) -> list[_Set]:
+    def cut(name: str, chosen: NDArray[np.bool_]) -> _Set:
+        mine = order[chosen]
+        bounds = cuts(tar_bytes(images.size[mine]), writing.samples_per_shard, writing.shard_bytes)
+        return _Set(name, mine, labels[chosen], list(bounds))
+
+    if not writing.validation_per_class and not writing.validation_fraction:
+        return [cut("", np.ones(len(order), np.bool_))]
+    mask = validation_mask(labels, classes, writing.validation_per_class, writing.validation_fraction)
+    if not mask.any():
+        raise DataError(
+            f"a validation fraction of {writing.validation_fraction} takes no image of any class; take a larger one"
+        )
+    return [cut("train", ~mask), cut("validation", mask)]
+
+
+def _tasks(
+    building: BuildingFolder,
+    runs: list[Path],
+    images: Images,
+    part: _Set,
+    repetition: dict[int, int],
+    as_json: bool,
+    memory: int,
+) -> Iterator[ShardTask]:
+    for path, (begin, end) in zip(part.paths(building), part.cuts, strict=True):
+        rows = part.images[begin:end]
+        yield ShardTask(
+            path=path,
+            entry=building.entries / f"{path.name}.json",
+            runs=runs,
+            run=images.run[rows],
+            offset=images.offset[rows],
+            size=images.size[rows],
+            names=[images.encoded_name(image) for image in rows.tolist()],
+            repetition=[repetition.get(image, 1) for image in rows.tolist()],
+            extensions=[images.extensions[e] for e in images.extension[rows].tolist()],
+            labels=part.labels[begin:end],
+            as_json=as_json,
+            memory=memory,
+        )
+
+
+def _write(
+    tasks: Iterator[ShardTask], images: int, workers: Workers, progress: Callable[[BuildProgress], None]
+) -> dict[Path, ShardEntry]:
+    """The entries of all shards by path; those that an earlier call finished are not written again."""
+    entries: dict[Path, ShardEntry] = {}
+    samples = written = 0
+
+    def count(path: Path, entry: ShardEntry) -> None:
+        nonlocal samples, written
+        entries[path] = entry
+        samples, written = samples + entry.samples, written + entry.bytes
+        progress(BuildProgress("writing shards", samples, written, samples / images))
+
+    def unfinished() -> Iterator[ShardTask]:
+        for task in tasks:
+            entry = finished_shard(task)
+            if entry is None:
+                yield task
+            else:
+                count(task.path, entry)
+
+    for path, entry in workers.results(write_shard, unfinished()):
+        count(path, entry)
+    return entries
+
+
+def _remove_strangers(building: BuildingFolder, expected: set[Path]) -> None:
+    """Shards of an earlier call that had other options."""
+    for path in building.shards.rglob("*"):
+        if path.is_file() and path not in expected:
+            path.unlink()
+    for folder in building.shards.iterdir():
+        if folder.is_dir() and not any(path.parent == folder for path in expected):
+            folder.rmdir()
+
+
+def _refuse_full_disk(building: BuildingFolder, needed: int) -> None:
+    written = sum(path.stat().st_size for path in building.shards.rglob("*.tar"))
+    free = shutil.disk_usage(building.path).free
+    if free < needed - written:
+        missing = f"{(needed - written) / 1e9:,.1f} GB more and {free / 1e9:,.1f} GB are free"
+        raise DataError(f"{building.path}: the shards need {missing}; make room")

@@ -14,6 +14,7 @@ from data.storage import Storage, file_size, is_remote, open_file, read_bytes
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = 2**20  # bytes that tarfile asks for at a time
+_INNER_BLOCK = 2**14  # in a tar inside another; where that is cut short, at most so much before the cut is lost
 
 
 class _Damage(Exception):
@@ -111,7 +112,7 @@ def class_tar_images(tar: ClassTar, storage: Storage) -> Iterator[Image | Broken
 def _images_of(file: BinaryIO, class_name: str, location: str) -> Iterator[Image | Broken]:
     name, last, count = f"{location}: {class_name}.tar", "", 0
     try:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK, tarinfo=_CheckedMember) as archive:
+        with tarfile.open(fileobj=file, mode="r|", bufsize=_INNER_BLOCK, tarinfo=_CheckedMember) as archive:
             for member in _members(archive):
                 if is_image(member.name):
                     last = member.name

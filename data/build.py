@@ -109,12 +109,14 @@ def build_shards(
         with Workers(processes) as workers:
             runs = _make_runs(images, building, reading, writing, mine, storage, workers, progress)
         building.finish_part(mine, runs)
+        if not runs:  # more parts than batches
+            return BuildReport({}, 0, [], [], 0, None)
         read = read_images([building.runs / name for name in runs])
-        return report(read, shuffled(read)[0], read.broken, {})
+        return report(read, shuffled(read)[0], read.broken, reading, {})
     with building.alone(), _kept_if_large(building), Workers(processes) as workers:
         runs = _make_runs(images, building, reading, writing, Part(1, 1), storage, workers, progress)
         building.finish_part(Part(1, 1), runs)
-        return merge_runs(building, destination, runs, writing, memory, storage, workers, progress)
+        return merge_runs(building, destination, runs, reading, writing, storage, workers, progress)
 
 
 def merge_parts(
@@ -138,8 +140,8 @@ def merge_parts(
             f"{destination}: no build to merge; begin one with: coatnet shards build SOURCE {destination} --part 1/N"
         ) from None
     with building.alone(), Workers(processes) as workers:
-        memory = plan.reading.memory
-        return merge_runs(building, destination, building.all_runs(), plan.writing, memory, storage, workers, progress)
+        runs = building.all_runs()
+        return merge_runs(building, destination, runs, plan.reading, plan.writing, storage, workers, progress)
 
 
 def _make_runs(
@@ -183,8 +185,9 @@ def _make_runs(
 
     for name, table in workers.results(make_run, tasks()):
         count(name, table)
-    if not writing.skip_broken or not images:
-        refuse_broken(broken, images + len(broken), writing.skip_broken)
+    refuse_broken(broken, images + len(broken), writing.skip_broken)
+    if not images and part.parts == 1:
+        raise DataError(f"{source.location}: no image in it that can be decoded; see whether it has images")
     return sorted(names)
 
 

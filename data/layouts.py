@@ -3,16 +3,17 @@
 import io
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data.archive import open_tar
 from data.errors import DataError
 from data.label_files import LabelFile, split_line
 from data.naming import readable
 from data.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
-from data.storage import Storage, file_size, is_remote, join, list_files, open_file, parent
+from data.storage import Storage, checked, file_size, is_remote, join, list_files, open_file, parent
 
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
+_TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def open_source(location: str, storage: Storage, labels: LabelFile | None = None, within: str | None = None) -> Source:
@@ -28,12 +29,15 @@ def open_source(location: str, storage: Storage, labels: LabelFile | None = None
         DataError: nothing there, no images, a class without images, or labels that do not fit.
         StorageError: access refused, or no answer.
     """
-    name = location.lower().rstrip("/")
-    is_file = os.path.isfile(location) if not is_remote(location) else PurePosixPath(name).suffix != ""
-    if within is not None and not (is_file and ".tar" in name):
+    location = checked(location)
+    name = location.lower()
+    is_list = name.endswith(_LIST_EXTENSIONS)
+    # Asking a store what lies there would not do: a folder exists in it only as a beginning of names.
+    is_file = is_list or name.endswith(_TAR_EXTENSIONS) if is_remote(location) else os.path.isfile(location)
+    if within is not None and (is_list or not is_file):
         raise DataError(f"{location}: --within names a folder of a tar, and this is none; give the folder as source")
     try:
-        if is_file and name.endswith(_LIST_EXTENSIONS):
+        if is_file and is_list:
             if labels is not None:
                 raise DataError(f"{location}: a list has its labels in it; leave the label file away")
             return _list_file(location, storage)

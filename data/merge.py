@@ -22,7 +22,7 @@ from data.arrangement import (
     tar_bytes,
     validation_mask,
 )
-from data.building import BuildingFolder, Writing
+from data.building import BuildingFolder, Reading, Writing
 from data.conversion import DIFFERENCES, Kind
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
@@ -66,6 +66,8 @@ class BuildReport:
     left_out: list[Broken]
     kinds: list[KindCount]
     shrunk: int
+    short_side: int | None
+    """To which images were shrunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,8 @@ def merge_runs(
     building: BuildingFolder,
     destination: Path,
     runs: list[str],
+    reading: Reading,
     writing: Writing,
-    memory: int,
     storage: Storage,
     workers: Workers,
     progress: Callable[[BuildProgress], None],
@@ -115,7 +117,9 @@ def merge_runs(
         (building.shards / part.name).mkdir(exist_ok=True)
     _remove_strangers(building, {path for part in sets for path in part.paths(building)})
     _refuse_full_disk(building, sum(int(tar_bytes(images.size[part.images]).sum()) for part in sets))
-    tasks = (task for part in sets for task in _tasks(building, paths, images, part, repetition, as_json, memory))
+    tasks = (
+        task for part in sets for task in _tasks(building, paths, images, part, repetition, as_json, reading.memory)
+    )
     entries = _write(tasks, len(order), workers, progress)
 
     indexes: dict[Path, ShardIndex] = {}
@@ -140,10 +144,12 @@ def merge_runs(
         destination.rmdir()
     building.shards.rename(destination)
     building.remove()
-    return report(images, order, left_out, indexes)
+    return report(images, order, left_out, reading, indexes)
 
 
-def report(images: Images, order: Int64, left_out: list[Broken], indexes: dict[Path, ShardIndex]) -> BuildReport:
+def report(
+    images: Images, order: Int64, left_out: list[Broken], reading: Reading, indexes: dict[Path, ShardIndex]
+) -> BuildReport:
     """What there is to say about the images in `order`."""
     kind = images.kind[order]
     again = (kind & Kind.ENCODED_AGAIN) > 0
@@ -154,13 +160,13 @@ def report(images: Images, order: Int64, left_out: list[Broken], indexes: dict[P
             first = [readable(images.name(int(order[position]))) for position in found[:3]]
             kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
     shrunk = int(np.count_nonzero(kind & Kind.SHRUNK))
-    return BuildReport(indexes, len(order), left_out, kinds, shrunk)
+    return BuildReport(indexes, len(order), left_out, kinds, shrunk, reading.conversion.short_side)
 
 
 def refuse_broken(broken: list[Broken], images: int, skip_broken: bool) -> None:
     """
     Raises:
-        DataError: images are broken and not to be skipped, or all are.
+        DataError: images are broken and not to be skipped.
     """
     if broken and not skip_broken:
         tars = [b for b in broken if b.is_tar]
@@ -172,8 +178,6 @@ def refuse_broken(broken: list[Broken], images: int, skip_broken: bool) -> None:
             f"{len(broken):,} of {images:,} images cannot be decoded: {listing}. Replace or remove them, or leave them "
             "out with --skip-broken"
         )
-    if images == len(broken):
-        raise DataError("no image can be decoded; see whether these are images")
 
 
 def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tuple[str, ...], Int32]:

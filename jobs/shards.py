@@ -172,7 +172,7 @@ def _say(console: Console, report: "BuildReport") -> None:
     for kind in report.kinds:
         _line(console, _described(kind))
     if report.shrunk:
-        _line(console, f"{report.shrunk:,} images shrunk")
+        _line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
     for folder, index in report.indexes.items():
         _line(
             console,

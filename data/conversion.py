@@ -10,7 +10,6 @@ from PIL import Image
 
 from data.decode import Pixels, decode
 
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's format -> extension, where not the same word
 _ORIENTATION = 0x0112  # the EXIF tag
 
 # EXIF's orientation -> what turns the picture upright.
@@ -30,18 +29,16 @@ class Kind(IntFlag):
 
     PNG = 1
     WEBP = 2
-    OTHER_FORMAT = 4
-    GREY = 8
-    CMYK = 16
-    EXIF_ROTATED = 32
-    SHRUNK = 64
-    ENCODED_AGAIN = 128
+    GREY = 4
+    CMYK = 8
+    EXIF_ROTATED = 16
+    SHRUNK = 32
+    ENCODED_AGAIN = 64
 
 
 DIFFERENCES = {
     Kind.PNG: "PNG",
     Kind.WEBP: "WebP",
-    Kind.OTHER_FORMAT: "of another format",
     Kind.GREY: "grey",
     Kind.CMYK: "CMYK",
     Kind.EXIF_ROTATED: "EXIF-rotated",
@@ -113,11 +110,10 @@ def _inspect(encoded: bytes) -> tuple[str, Kind, int]:
         extension = "jpg"
     else:
         with Image.open(io.BytesIO(encoded)) as image:
-            format_name, mode = image.format or "", image.mode
-        kind = {"PNG": Kind.PNG, "WEBP": Kind.WEBP}.get(format_name, Kind.OTHER_FORMAT)
-        kind |= Kind.GREY if mode[0] in "1LIF" else Kind.CMYK if mode == "CMYK" else Kind(0)
+            extension, mode = str(image.format).lower(), image.mode
+        kind = Kind.PNG if extension == "png" else Kind.WEBP
+        kind |= Kind.GREY if mode[0] in "1LIF" else Kind(0)
         orientation = _orientation(encoded)
-        extension = _EXTENSIONS.get(format_name, format_name.lower())
     return extension, kind | (Kind.EXIF_ROTATED if orientation in _UPRIGHT else Kind(0)), orientation
 
 

@@ -27,7 +27,7 @@ def open_source(location: str, storage: Storage, labels: LabelFile | None = None
 
     Raises:
         DataError: nothing there, no images, a class without images, or labels that do not fit.
-        StorageError: access refused, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     location = checked(location)
     name = location.lower()

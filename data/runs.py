@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.archive import class_tar_images
 from data.conversion import CheckedImage, Conversion, check_image
 from data.decode import DecodeError
-from data.errors import StorageError
+from data.errors import StorageRefused
 from data.naming import encoded_name, key_hash, shuffle_rank
 from data.source import Batch, Broken, Image, ImageFile
 from data.storage import Storage, is_remote, read_bytes
@@ -83,7 +83,7 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        StorageError: the source refuses access or does not answer.
+        StorageRefused, StorageDown: the source refuses access or does not answer.
     """
     rows: list[_Row] = []
     broken: list[Broken] = []
@@ -180,7 +180,7 @@ def _read_file(file: ImageFile, storage: Storage) -> Image | Broken:
         encoded = read_bytes(file.location, storage, file.start, file.stop)
     except FileNotFoundError:
         return Broken(file.name, "no such file")
-    except StorageError:
+    except StorageRefused:
         raise
     except (OSError, ValueError) as error:
         return Broken(file.name, getattr(error, "strerror", None) or str(error))

@@ -110,6 +110,11 @@ class Shard:
             if image and label:
                 self._extents[place] = (image.offset, image.size, label.offset, label.size)
 
+    @property
+    def readable(self) -> int:
+        """Samples before the damage, if there is any; of the last one members may be missing."""
+        return len(self._keys)
+
     def key(self, place: int) -> str:
         """The key of the sample at `place`; of one that the tar no longer holds, its place."""
         if place >= len(self._keys):

@@ -1,10 +1,12 @@
 """Places where shards and images lie: local paths, S3, and what else fsspec reads. Refuses URLs that run commands."""
 
+import contextlib
 import io
 import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +74,12 @@ def checked(location: str | Path) -> str:
     return text.removeprefix("file://")
 
 
+def absolute(location: str | Path) -> str:
+    """The location, `checked`, that means the same from any working directory; without a slash at its end."""
+    text = checked(location)
+    return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
+
+
 def join(folder: str | Path, name: str) -> str:
     """`name` inside `folder`."""
     return f"{str(folder).rstrip('/')}/{name}"
@@ -124,6 +132,25 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
         return
     files, path_there = _open(location, storage)
     _persistently(lambda: files.pipe_file(path_there, data), location, storage)
+
+
+def check_writable(folder: str | Path, storage: Storage) -> None:
+    """Write an empty file into `folder`, made if need be, and remove it.
+
+    Raises:
+        OSError, NotImplementedError: it cannot be written.
+        StorageRefused, StorageDown, DataError: as for `read_bytes`.
+    """
+    probe = join(checked(folder), f".writable-{uuid.uuid4().hex}")
+    if not is_remote(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_bytes(probe, b"", storage)
+        Path(probe).unlink()
+        return
+    write_bytes(probe, b"", storage)
+    files, path = _open(probe, storage)
+    with contextlib.suppress(PermissionError):  # one may be allowed to write and not to remove
+        files.rm_file(path)
 
 
 def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> dict[str, int]:

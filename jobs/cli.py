@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from jobs.bench import bench
+from jobs.inspect_shards import index, show, verify
 from jobs.launch import die_with_launcher, is_rank
 from jobs.models import models
 from jobs.order import order
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pretrain and fine-tune CoAtNet.",
 )
+for command in (index, verify, show):
+    shards.command()(command)
 app.add_typer(shards, name="shards")
 app.add_typer(bench, name="bench")
 app.command()(models)

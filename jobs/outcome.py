@@ -38,20 +38,24 @@ class StageFailed(Exception):
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn what goes wrong inside into one message and an exit code; tracebacks go to the log."""
+def reported(again: str = "the same command continues from the last checkpoint") -> Iterator[None]:
+    """Turn what goes wrong inside into one message and an exit code; tracebacks go to the log.
+
+    Args:
+        again: what comes of giving the command again after it was stopped.
+    """
     try:
         yield
     except (ConfigError, DataError) as error:
         _end(Outcome(EXIT_CONFIG, str(error)))
     except StorageDown as error:
-        _end(Outcome(EXIT_TRY_AGAIN, f"{error}; the same command continues from the last checkpoint"))
+        _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}"))
     except RunFailed as error:
         _end(Outcome(EXIT_FAILED, str(error)))
     except StageFailed as failed:
         _end(failed.outcome)
     except KeyboardInterrupt:
-        _end(Outcome(EXIT_INTERRUPTED, "stopped; the same command continues from the last checkpoint"))
+        _end(Outcome(EXIT_INTERRUPTED, f"stopped; {again}"))
     except Exception as error:
         if OUTCOME_FILE not in os.environ:
             if isinstance(error, OSError) and error.filename is not None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 SHOWN_LEFT_OUT = 50
 
-shards = typer.Typer(no_args_is_help=True, help="Build datasets as WebDataset shards.")
+shards = typer.Typer(
+    no_args_is_help=True, help="Build datasets as WebDataset shards, adopt those of others, verify and show them."
+)
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Processes that read, check and write.", show_default="all processors")
 ]

@@ -26,6 +26,8 @@ from tests.conftest import write_pictures
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
 
+pytestmark = pytest.mark.slow
+
 STEPS = 16
 
 

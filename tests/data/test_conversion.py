@@ -44,7 +44,6 @@ KINDS = {
     "grey png": (encoded(picture().convert("L"), "PNG"), "png", Kind.PNG | Kind.GREY),
     "palette png": (encoded(picture().convert("P"), "PNG"), "png", Kind.PNG),
     "webp": (encoded(picture(), "WEBP"), "webp", Kind.WEBP),
-    "bmp": (encoded(picture(), "BMP"), "bmp", Kind.OTHER_FORMAT),
     "rotated": (rotated(6), "jpg", Kind.EXIF_ROTATED),
     "upright by EXIF": (rotated(1), "jpg", Kind(0)),
     "rotated png": (rotated(3, "PNG"), "png", Kind.PNG | Kind.EXIF_ROTATED),

@@ -1,9 +1,11 @@
 """What a stage amounts to: steps, warm-up, learning rate, and the checks against its data."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
+from data.build import build_shards
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe
@@ -63,10 +65,6 @@ def test_an_unknown_stage_is_named(shards: Path, tmp_path: Path) -> None:
 
 
 def test_training_and_validation_classes_must_agree(pictures: Path, shards: Path, tmp_path: Path) -> None:
-    from shutil import copytree
-
-    from data.build import build_shards
-
     copytree(pictures, tmp_path / "source")
     (tmp_path / "source" / "dark").rename(tmp_path / "source" / "dim")
     build_shards(tmp_path / "source", tmp_path / "other")
@@ -75,3 +73,31 @@ def test_training_and_validation_classes_must_agree(pictures: Path, shards: Path
         match=r"the classes of .*train and .*other differ \(3 and 3; class 1 is dark in one and dim in the other\)",
     ):
         plan(tmp_path, shards, f"data.validation={tmp_path / 'other'}")
+
+
+def test_label_maps_bring_training_and_validation_to_one_class_list(
+    pictures: Path, shards: Path, tmp_path: Path
+) -> None:
+    """As from ImageNet-21K to 1K: two of three classes stay, under other names."""
+    copytree(pictures, tmp_path / "source")
+    for old, new in (("bright", "light"), ("striped", "pattern")):
+        (tmp_path / "source" / old).rename(tmp_path / "source" / new)
+    (tmp_path / "source" / "dark").rename(tmp_path / "elsewhere")
+    build_shards(tmp_path / "source", tmp_path / "two")
+    (tmp_path / "map.yaml").write_text("rename: {bright: light, striped: pattern}\nothers: drop\n")
+    planned = plan(tmp_path, shards, "data.label_map=map.yaml", f"data.validation={tmp_path / 'two'}")
+    assert planned.classes == ("light", "pattern")
+    assert (planned.train.samples, planned.order.samples, planned.train.index.samples) == (30, 30, 45)
+
+
+def test_softmax_is_refused_for_samples_with_several_labels(pictures: Path, shards: Path, tmp_path: Path) -> None:
+    files = sorted(pictures.rglob("*.jpg"))
+    lines = [f"{file}\t{file.parent.name}{' striped' if number % 7 == 0 else ''}" for number, file in enumerate(files)]
+    (tmp_path / "list.tsv").write_text("\n".join(lines) + "\n")
+    build_shards(tmp_path / "list.tsv", tmp_path / "several")
+    several = [f"data.train={tmp_path / 'several'}", f"data.validation={tmp_path / 'several'}"]
+    with pytest.raises(
+        ConfigError, match=r"loss.kind: samples of .*several have up to 2 classes, and softmax takes one"
+    ):
+        plan(tmp_path, shards, *several)
+    assert plan(tmp_path, shards, *several, "loss.kind=sigmoid").train.index.labels_per_sample == 2

@@ -206,5 +206,6 @@ def _is_number(value: object) -> bool:
 
 
 def _seen(counts: Counter[str]) -> str:
-    listing = ", ".join(f"{name} {count}" for name, count in counts.most_common(8))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listing = ", ".join(f"{name} {count}" for name, count in ordered[:8])
     return f"of {max(counts.values(), default=0)} samples these have: {listing}" if counts else "it has no samples"

@@ -1,0 +1,49 @@
+"""WebDatasets as others build them: with the webdataset library's own writer, or member by member."""
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
+
+
+def picture(number: int, image_format: str = "JPEG", size: tuple[int, int] = (20, 12)) -> bytes:
+    """An encoded picture of one colour, PNG and WebP without loss."""
+    file = io.BytesIO()
+    color = tuple(np.add(COLORS[number % 3], number % 40))
+    Image.new("RGB", size, color).save(file, image_format, **({"lossless": True} if image_format == "WEBP" else {}))
+    return file.getvalue()
+
+
+def samples(count: int, label: Any, extension: str = "jpg", image_format: str = "JPEG") -> list[dict[str, Any]]:
+    """Samples for the writer; `label` makes of a number the label members."""
+    return [
+        {"__key__": f"picture_{number:04d}", extension: picture(number, image_format), **label(number)}
+        for number in range(count)
+    ]
+
+
+def write_shards(folder: Path, content: Sequence[dict[str, Any]], per_shard: int = 4, name: str = "in") -> Path:
+    """The samples as the shards `<name>-0000.tar` ... in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with webdataset.ShardWriter(str(folder / f"{name}-%04d.tar"), maxcount=per_shard, verbose=0, mtime=0) as writer:
+        for sample in content:
+            writer.write(sample)
+    return folder
+
+
+def write_members(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    """A tar of just these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path

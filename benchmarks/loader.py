@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 import webdataset
 from PIL import Image
@@ -25,7 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from benchmarks.pictures import jpegs
 from benchmarks.pillow_transform import pillow_transform
-from benchmarks.timing import machine, report
+from benchmarks.timing import cpu_seconds, machine, report
 from data.augment import TrainTransform
 from data.build import build_shards
 from data.dataset import Dataset
@@ -107,17 +106,11 @@ def _measure(batches: Iterator[object], count: int, warm_up: int) -> dict[str, f
     torch.set_num_threads(1)
     for _ in range(warm_up):
         next(batches)
-    began, cpu_began = time.perf_counter(), _cpu_seconds()
+    began, cpu_began = time.perf_counter(), cpu_seconds()
     for _ in range(count):
         next(batches)
-    cpu, wall = _cpu_seconds() - cpu_began, time.perf_counter() - began
+    cpu, wall = cpu_seconds() - cpu_began, time.perf_counter() - began
     return {"images_per_cpu_second": count * BATCH / cpu, "images_per_second": count * BATCH / wall}
-
-
-def _cpu_seconds() -> float:
-    """User and system time of this process and of all below it."""
-    own = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
 
 
 def _ours(folder: Path, workers: int) -> Iterator[object]:

@@ -8,7 +8,6 @@ python -m benchmarks.reading --local FOLDER --remote URL        throughput of S3
 import argparse
 import hashlib
 import itertools
-import os
 import statistics
 import tarfile
 import tempfile
@@ -25,7 +24,7 @@ import torch
 from webdataset import TarWriter
 
 from benchmarks.pictures import jpegs
-from benchmarks.timing import interleaved, machine, report
+from benchmarks.timing import cpu_seconds, interleaved, machine, report
 from data.augment import TrainTransform
 from data.build import build_shards
 from data.cache import Cache
@@ -48,15 +47,16 @@ def main() -> None:
     parser.add_argument("--local", help="folder of shards")
     parser.add_argument("--remote", help="URL of the same shards")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each turn of --remote")
+    parser.add_argument("--workers", type=int, default=2, help="reader threads of --stream and --remote")
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(machine(CPU))
     if arguments.stream:
-        report("A stream", _stream(arguments.stream, arguments.images), arguments.json)
+        report("A stream", _stream(arguments.stream, arguments.images, arguments.workers), arguments.json)
     elif arguments.remote:
-        rows = _remote(arguments.local, arguments.remote, arguments.rounds, arguments.seconds)
+        rows = _remote(arguments.local, arguments.remote, arguments.rounds, arguments.seconds, arguments.workers)
         report("Remote shards against local ones, after the first shard", rows, arguments.json)
     else:
         report("Headers of a tar of 4,000 samples", _headers(arguments.rounds), None)
@@ -138,7 +138,7 @@ def _training(dataset: Dataset, cache: Cache | None, micro_batch: int, workers: 
     )  # fmt: skip
 
 
-def _stream(samples: int, images: Path | None) -> list[dict[str, Any]]:
+def _stream(samples: int, images: Path | None, workers: int) -> list[dict[str, Any]]:
     """Resident memory along the way, and a digest of the labels' and pictures' order."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
@@ -150,7 +150,7 @@ def _stream(samples: int, images: Path | None) -> list[dict[str, Any]]:
         dataset = open_dataset(f"{name}/shards", Storage())
         rows, seen, digest = [], 0, hashlib.sha256()
         began = time.monotonic()
-        for batch in itertools.islice(_training(dataset, None, micro_batch=64, workers=2), -(-samples // 64)):
+        for batch in itertools.islice(_training(dataset, None, micro_batch=64, workers=workers), -(-samples // 64)):
             seen += len(batch.labels)
             digest.update(batch.labels.tobytes())
             digest.update(batch.images.tobytes())
@@ -166,28 +166,39 @@ def _stream(samples: int, images: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _remote(local: str, remote: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Images per second, in turns; the remote shards come through an empty cache in every round."""
-    rates: dict[str, list[float]] = {"local": [], "remote": []}
+def _remote(local: str, remote: str, rounds: int, seconds: float, workers: int) -> list[dict[str, Any]]:
+    """Images per second, in turns; the remote shards come through an empty cache in every round.
+
+    Processor time is that of the reader and its downloader, not of the server, which a cluster has elsewhere.
+    """
+    wall: dict[str, list[float]] = {"local": [], "remote": []}
+    processor: dict[str, list[float]] = {"local": [], "remote": []}
     datasets = {"local": open_dataset(local, Storage()), "remote": open_dataset(remote, Storage())}
     for _ in range(rounds):
         for kind, dataset in datasets.items():
             with tempfile.TemporaryDirectory() as folder:
                 cache = Cache(Path(folder), 10**12, downloads=8) if kind == "remote" else None
-                with closing(_training(dataset, cache, micro_batch=64, workers=os.cpu_count() or 1)) as stream:
+                with closing(_training(dataset, cache, 64, workers)) as stream:
                     next(stream)
-                    began, images = time.monotonic(), 0
+                    began, cpu_began, images = time.monotonic(), cpu_seconds(), 0
                     while time.monotonic() < began + seconds:
                         images += len(next(stream).labels)
-                    rates[kind].append(images / (time.monotonic() - began))
+                    wall[kind].append(images / (time.monotonic() - began))
+                    processor[kind].append(images / (cpu_seconds() - cpu_began))
     return [
         {
             "shards": kind,
-            "images per second": statistics.median(found),
-            "speed": statistics.median(a / b for a, b in zip(found, rates["local"], strict=True)),
+            "images per second": statistics.median(wall[kind]),
+            "speed": _ratio(wall[kind], wall["local"]),
+            "images per CPU second": statistics.median(processor[kind]),
+            "speed by CPU": _ratio(processor[kind], processor["local"]),
         }
-        for kind, found in rates.items()
+        for kind in datasets
     ]
+
+
+def _ratio(found: list[float], reference: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(found, reference, strict=True))
 
 
 if __name__ == "__main__":

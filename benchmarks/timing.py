@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -66,6 +67,12 @@ def peak_mebibytes(run: Callable[[], object], device: torch.device) -> float:
     before = _greatest_size()
     run()
     return (_greatest_size() - before) / 2**10
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of all below it that live."""
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
 
 
 def machine(device: torch.device) -> str:

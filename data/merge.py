@@ -109,7 +109,7 @@ def merge_runs(
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
     classes, labels = _labels(images, writing.classes, storage)
     sets = _split(images, order, labels[order], classes, writing)
-    as_json = bool((labels < 0).any() or labels.shape[1] > 1)
+    as_json = labels.shape[1] > 1
 
     repeated = repetitions(images.key_hash[order])
     repetition = {int(order[position]): count for position, count in repeated.items()}

@@ -10,7 +10,7 @@ from data.errors import DataError
 from data.label_files import LabelFile, split_line
 from data.naming import readable
 from data.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
-from data.storage import Storage, checked, file_size, is_remote, join, list_files, open_file, parent
+from data.storage import Storage, checked, file_size, is_remote, join, list_files, list_folders, open_file, parent
 
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
 _TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -51,7 +51,7 @@ def open_source(location: str, storage: Storage, labels: LabelFile | None = None
 
 
 def _folder(location: str, storage: Storage) -> Source:
-    classes = _remote_classes(location, storage) if is_remote(location) else _local_classes(location)
+    classes = _classes(location, storage)
     if not classes:
         return _folder_of_tars(location, storage)
     for class_name, names in classes.items():
@@ -72,29 +72,21 @@ def _folder(location: str, storage: Storage) -> Source:
     return Source(location, items)
 
 
-def _local_classes(location: str) -> dict[str, Callable[[], Iterator[str]]]:
+def _classes(location: str, storage: Storage) -> dict[str, Callable[[], Iterator[str]]]:
     """Class -> its images, listed when asked for: a folder of millions is not held in memory."""
 
     def listing(folder: str) -> Callable[[], Iterator[str]]:
         def names() -> Iterator[str]:
+            if is_remote(folder):
+                yield from (name for name in list_files(folder, storage) if is_image(name))
+                return
             with os.scandir(folder) as entries:
                 yield from (entry.name for entry in entries if is_image(entry.name) and entry.is_file())
 
         return names
 
-    with os.scandir(location) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return {name: listing(os.path.join(location, name)) for name in folders}
-
-
-def _remote_classes(location: str, storage: Storage) -> dict[str, Callable[[], Iterator[str]]]:
-    found: dict[str, list[str]] = {}
-    for path in list_files(location, storage, below=True):
-        class_name, _, file = path.partition("/")
-        if file and not class_name.startswith("."):
-            images = found.setdefault(class_name, [])
-            images += [file] if "/" not in file and is_image(file) else []
-    return {name: lambda files=files: iter(files) for name, files in sorted(found.items())}  # type: ignore[misc]
+    folders = [name for name in list_folders(location, storage) if not name.startswith(".")]
+    return {name: listing(join(location, name)) for name in folders}
 
 
 def _folder_of_tars(location: str, storage: Storage) -> Source:

@@ -182,6 +182,25 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
     return dict(sorted(_persistently(get, folder, storage).items()))
 
 
+def list_folders(folder: str | Path, storage: Storage) -> list[str]:
+    """Names of the folders in `folder`, sorted.
+
+    Raises:
+        FileNotFoundError, StorageRefused, StorageDown, DataError: as for `list_files`.
+    """
+    folder = checked(folder)
+    if not is_remote(folder):
+        with os.scandir(folder) as local_entries:
+            return sorted(entry.name for entry in local_entries if entry.is_dir())
+    files, path = _open(folder, storage)
+
+    def get() -> list[str]:
+        entries = files.ls(path.rstrip("/"), detail=True)
+        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+
+    return sorted(_persistently(get, folder, storage))
+
+
 def file_size(location: str | Path, storage: Storage) -> int:
     """Size in bytes of the file at `location`.
 

@@ -44,7 +44,7 @@ def find_shards(patterns: Sequence[str], storage: Storage) -> ShardFiles:
         for place in _expanded(pattern):
             if _is_one_tar(place):
                 single.setdefault(parent(place), []).append(place.rpartition("/")[2])
-            elif any(wildcard in place for wildcard in _WILDCARDS):
+            elif any(wildcard in place for wildcard in _WILDCARDS) and not Path(place).is_dir():
                 found |= _globbed(place, storage)
             else:
                 found |= _in_folder(place, storage)

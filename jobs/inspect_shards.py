@@ -35,6 +35,8 @@ _BAR = 30  # characters
 Endpoint = Annotated[str | None, typer.Option(help="URL of the S3 server; by default AWS_ENDPOINT_URL or Amazon.")]
 Profile = Annotated[str | None, typer.Option(help="Profile in the AWS credentials file.")]
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Ask without credentials.")]
+# Less than a run's: someone may be waiting for the answer to a slip in a URL.
+GiveUpAfter = Annotated[float, typer.Option(min=0, help="Seconds without an answer after which to stop.")]
 Threads = Annotated[int, typer.Option(min=1, help="Shards that are read at a time.")]
 
 
@@ -60,10 +62,11 @@ def index(
         bool, typer.Option("--skip-broken-shards", help="Leave out shards that are no whole tars.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
-    threads: Threads = 4,
+    threads: Threads = 8,
     endpoint: Endpoint = None,
     profile: Profile = None,
     anonymous: Anonymous = False,
+    give_up_after: GiveUpAfter = 60,
 ) -> None:
     """Make the index for WebDatasets that others built, and say what is wrong with them."""
     with reported(AGAIN):
@@ -85,7 +88,7 @@ def index(
                 output=output,
                 overwrite=overwrite,
                 skip_broken_shards=skip_broken_shards,
-                storage=Storage(endpoint, profile, anonymous),
+                storage=Storage(endpoint, profile, anonymous, give_up_after),
                 threads=threads,
                 begin=begin,
                 progress=advance,
@@ -102,7 +105,7 @@ def adoption_lines(adoption: "Adoption") -> Iterator[str]:
     for name, why in adoption.left_out.items():
         yield f"left out {name}: {why}"
     for problem, count in problems.counts.items():
-        yield f"{count:,} samples have {problem}"
+        yield f"{problem}: {count:,} of {index.samples:,} samples"
         for shard, key, detail in problems.first[problem]:
             yield f"  {shard}: {key}{f': {detail}' if detail else ''}"
         if count > len(problems.first[problem]):
@@ -131,17 +134,18 @@ def adoption_lines(adoption: "Adoption") -> Iterator[str]:
 def verify(
     url: Annotated[str, typer.Argument(metavar="URL", help="Folder or URL with an index.")],
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image, and tell what cannot be used.")] = False,
-    threads: Threads = 4,
+    threads: Threads = 8,
     endpoint: Endpoint = None,
     profile: Profile = None,
     anonymous: Anonymous = False,
+    give_up_after: GiveUpAfter = 60,
 ) -> None:
     """Read shards again and hold them against their index."""
     with reported(AGAIN):
         from data.index import read_index
         from data.verify import verify_shards
 
-        storage, console = Storage(endpoint, profile, anonymous), _console()
+        storage, console = Storage(endpoint, profile, anonymous, give_up_after), _console()
         index = read_index(url, storage)
         wrong = 0
         with _progress(console) as (begin, advance):
@@ -172,6 +176,7 @@ def show(
     endpoint: Endpoint = None,
     profile: Profile = None,
     anonymous: Anonymous = False,
+    give_up_after: GiveUpAfter = 60,
 ) -> None:
     """Summarize a dataset, and draw samples of it with their labels as a contact sheet."""
     with reported(AGAIN):
@@ -182,7 +187,7 @@ def show(
             raise ConfigError(f"--output {output}: the contact sheet is a PNG; give it a name that ends with .png")
         if not output.absolute().parent.is_dir():
             raise ConfigError(f"--output {output}: no folder {output.parent}; make it first")
-        dataset = open_dataset(url, Storage(endpoint, profile, anonymous), label_map)
+        dataset = open_dataset(url, Storage(endpoint, profile, anonymous, give_up_after), label_map)
         drawn = list(draw_samples(dataset, max(samples, DRAWN), seed))
         facts = describe(dataset, drawn)
         draw_sheet(drawn, samples, seed).save(output)
@@ -253,9 +258,9 @@ def histogram_lines(histogram: dict[str, Any], ends: int = 8) -> Iterator[str]:
         yield f"{name[:40]:{width}} {count:>9,} {'█' * max(1, round(_BAR * count / present[0][1]))}"
     absent = [name for name, count in ordered if not count]
     if absent:
-        yield f"{len(absent):,} classes have no sample: {', '.join(absent[:20])}{' ...' if len(absent) > 20 else ''}"
+        yield f"classes without a sample: {len(absent):,}: {', '.join(absent[:20])}{' ...' if len(absent) > 20 else ''}"
     if histogram["without_label"]:
-        yield f"{histogram['without_label']:,} samples have no label"
+        yield f"samples without a label: {histogram['without_label']:,}"
 
 
 def _line(spread: dict[str, int], written: Callable[[int], str]) -> str:

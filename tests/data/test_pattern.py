@@ -51,6 +51,12 @@ def test_a_pattern_names_the_same_shards_on_s3(tree: Path, s3: S3Server) -> None
         assert there == (f"{url}/{folder}".rstrip("/"), here.sizes)
 
 
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "set[1]").mkdir()
+    (tmp_path / "set[1]/x.tar").write_bytes(b"x")
+    assert find_shards([f"{tmp_path}/set[1]"], Storage()).sizes == {"x.tar": 1}
+
+
 def test_patterns_that_overlap_name_each_shard_once(tree: Path) -> None:
     assert find_shards([f"{tree}/a", f"{tree}/a/*0.tar"], Storage()).sizes == {"x-0000.tar": 0, "x-0001.tar": 1}
 

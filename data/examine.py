@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import threading
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -138,20 +137,11 @@ def examined_in_parallel(
 ) -> Iterator[Result]:
     """`function` of each item and a folder for remote shards, in the order of the items; the first error ends all."""
     with TemporaryDirectory(prefix="coatnet-shards-") as temporary, ThreadPoolExecutor(threads) as executor:
-        stopped = threading.Event()
-
-        def run(item: Item) -> Result | None:
-            return None if stopped.is_set() else function(item, Path(temporary))
-
-        futures = [executor.submit(run, item) for item in items]
+        futures = deque(executor.submit(function, item, Path(temporary)) for item in items)
         try:
-            for number, future in enumerate(futures):
-                result = future.result()
-                assert result is not None
-                futures[number] = None  # type: ignore[call-overload]  # results need not be kept twice
-                yield result
+            while futures:
+                yield futures.popleft().result()
         finally:
-            stopped.set()
             executor.shutdown(cancel_futures=True)
 
 

@@ -125,7 +125,7 @@ def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
 
 
 def describe(dataset: Dataset, drawn: list[DrawnSample]) -> dict[str, Any]:
-    """The facts that `--json` prints; docs/shards.md has the keys."""
+    """The facts that `--json` prints; docs/adopting.md has the keys."""
     index = dataset.index
     usable = [sample for sample in drawn if not sample.problem]
     try:

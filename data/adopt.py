@@ -146,27 +146,6 @@ def adopt_shards(
     return Adoption(index, fields.guesses, problems, broken, formats, *_repeated_keys(examined))
 
 
-def read_classes(path: str | Path) -> tuple[str, ...]:
-    """The class list in a text file, one name a line in the order of the labels.
-
-    Raises:
-        DataError: no such file, no text, an empty line, or a name twice.
-    """
-    try:
-        names = tuple(line.strip() for line in Path(path).read_text().rstrip().splitlines())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such class list") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise DataError(f"{path}: not a text file ({error})") from error
-    if not names or "" in names:
-        line = names.index("") + 1 if names else 1
-        raise DataError(f"{path}: line {line} is empty; a class list has one name a line")
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"{path}: {name!r} stands in {count} lines; each class needs a name of its own")
-    return names
-
-
 def _refuse_existing(home: str, storage: Storage) -> None:
     path = join(home, FILE_NAME)
     try:

@@ -57,7 +57,9 @@ def index(
     label_by: Annotated[
         Literal["number", "name"] | None, typer.Option(help="Labels are a class's number or its name.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="Names of the classes in their order, one a line.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes in their order: a file with one a line, or indexed shards.")
+    ] = None,
     skip_broken_shards: Annotated[
         bool, typer.Option("--skip-broken-shards", help="Leave out shards that are no whole tars.")
     ] = False,
@@ -70,8 +72,9 @@ def index(
 ) -> None:
     """Make the index for WebDatasets that others built, and say what is wrong with them."""
     with reported(AGAIN):
-        from data.adopt import adopt_shards, read_classes
+        from data.adopt import adopt_shards
         from data.guess import Said
+        from data.label_files import read_classes
 
         said = Said(
             image_fields=tuple(map(_extension, image_field)) if image_field else None,
@@ -79,16 +82,16 @@ def index(
             label_key=label_key,
             label_by=label_by,
         )
-        console = _console()
+        console, storage = _console(), Storage(endpoint, profile, anonymous, give_up_after)
         with _progress(console) as (begin, advance):
             adoption = adopt_shards(
                 patterns,
                 said=said,
-                classes=read_classes(classes) if classes else None,
+                classes=read_classes(classes, storage) if classes else None,
                 output=output,
                 overwrite=overwrite,
                 skip_broken_shards=skip_broken_shards,
-                storage=Storage(endpoint, profile, anonymous, give_up_after),
+                storage=storage,
                 threads=threads,
                 begin=begin,
                 progress=advance,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.adopt import Adoption, adopt_shards, read_classes
+from data.adopt import Adoption, adopt_shards
 from data.cache import Cache
 from data.dataset import open_dataset
 from data.decode import decode
@@ -106,27 +106,10 @@ def test_several_labels_per_sample_are_kept(tmp_path: Path) -> None:
 def test_a_class_list_gives_names_and_order(tmp_path: Path) -> None:
     write_shards(tmp_path / "numbers", samples(3, lambda n: {"cls": n}))
     write_shards(tmp_path / "names", samples(3, lambda n: {"cls": NAMES[n]}))
-    (tmp_path / "classes.txt").write_text("cat\nbee\nant\nyak\n")
-    classes = read_classes(tmp_path / "classes.txt")
+    classes = ("cat", "bee", "ant", "yak")
     assert adopt_shards([str(tmp_path / "numbers")], classes=classes).index.classes == ("cat", "bee", "ant", "yak")
     adopt_shards([str(tmp_path / "names")], classes=classes)
     assert [labels for _, labels in read_back(str(tmp_path / "names")).values()] == [(2,), (1,), (0,)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "line 1 is empty"),
-        ("a\n\nb\n", "line 2 is empty"),
-        ("a\nb\na\n", "'a' stands in 2 lines"),
-        (None, "no such"),
-    ],
-)
-def test_a_class_list_that_is_none_is_told(tmp_path: Path, text: str | None, message: str) -> None:
-    if text is not None:
-        (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_classes(tmp_path / "classes.txt")
 
 
 def test_a_mask_beside_the_image_is_passed_over(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from benchmarks.pictures import jpegs
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import cpu_seconds, machine, report
 from data.augment import TrainTransform
-from data.build import build_shards
+from data.building.build import build_shards
 from data.dataset import Dataset
 from data.decode import decode
 from data.index import read_index

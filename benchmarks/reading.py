@@ -26,7 +26,7 @@ from webdataset import TarWriter
 from benchmarks.pictures import jpegs
 from benchmarks.timing import cpu_seconds, interleaved, machine, report
 from data.augment import TrainTransform
-from data.build import build_shards
+from data.building.build import build_shards
 from data.cache import Cache
 from data.dataset import Dataset, open_dataset
 from data.order import SampleOrder

@@ -22,8 +22,8 @@ from pipeline.errors import EXIT_CONFIG, ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from data.adopt import Adoption
-    from data.summary import DrawnSample
+    from data.adoption.adopt import Adoption
+    from data.adoption.summary import DrawnSample
 
 AGAIN = "the same command begins anew"
 WORTH_A_WARNING = 0.001
@@ -72,8 +72,8 @@ def index(
 ) -> None:
     """Make the index for WebDatasets that others built, and say what is wrong with them."""
     with reported(AGAIN):
-        from data.adopt import adopt_shards
-        from data.guess import Said
+        from data.adoption.adopt import adopt_shards
+        from data.adoption.guess import Said
         from data.label_files import read_classes
 
         said = Said(
@@ -145,8 +145,8 @@ def verify(
 ) -> None:
     """Read shards again and hold them against their index."""
     with reported(AGAIN):
+        from data.adoption.verify import verify_shards
         from data.index import read_index
-        from data.verify import verify_shards
 
         storage, console = Storage(endpoint, profile, anonymous, give_up_after), _console()
         index = read_index(url, storage)
@@ -183,8 +183,8 @@ def show(
 ) -> None:
     """Summarize a dataset, and draw samples of it with their labels as a contact sheet."""
     with reported(AGAIN):
+        from data.adoption.summary import describe, draw_samples
         from data.dataset import open_dataset
-        from data.summary import describe, draw_samples
 
         if output.suffix.lower() != ".png":
             raise ConfigError(f"--output {output}: the contact sheet is a PNG; give it a name that ends with .png")
@@ -206,7 +206,7 @@ def show(
 
 def draw_sheet(drawn: "list[DrawnSample]", count: int, seed: int) -> "Image.Image":
     """A contact sheet of `count` of the drawn samples."""
-    from data.contact_sheet import Picture, contact_sheet
+    from data.adoption.contact_sheet import Picture, contact_sheet
 
     chosen = sorted(random.Random(seed).sample(range(len(drawn)), min(count, len(drawn))))
     return contact_sheet(

@@ -12,7 +12,7 @@ from jobs.outcome import reported
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from data.merge import BuildProgress, BuildReport, KindCount
+    from data.building.merge import BuildProgress, BuildReport, KindCount
 
 SHOWN_LEFT_OUT = 50
 
@@ -102,7 +102,7 @@ def merge(
     processes: Processes = None,
 ) -> None:
     """Write the shards of a build whose parts (`shards build --part`) are all read."""
-    from data.build import merge_parts
+    from data.building.build import merge_parts
 
     with reported():
         console = Console(highlight=False)
@@ -113,7 +113,7 @@ def merge(
 
 def build_and_report(console: Console, source: str | Path, destination: Path, **options: Any) -> None:
     """Build shards with the `options` of `build_shards` and a progress bar, then say what was written."""
-    from data.build import build_shards
+    from data.building.build import build_shards
 
     with _Bar(console) as bar:
         report = build_shards(source, destination, **options, progress=bar.show)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.build import build_shards
+from data.building.build import build_shards
 from data.index import ShardEntry, ShardIndex, read_index
 from tests.servers.s3 import S3Server
 from tests.servers.s3 import program as s3_program

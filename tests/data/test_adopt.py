@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.adopt import Adoption, adopt_shards
+from data.adoption.adopt import Adoption, adopt_shards
+from data.adoption.examine import Problem
+from data.adoption.guess import Said
 from data.cache import Cache
 from data.dataset import open_dataset
 from data.decode import decode
 from data.errors import DataError, StorageRefused
-from data.examine import Problem
-from data.guess import Said
 from data.index import LabelFormat, read_index, read_labels
 from data.reading import SampleReader
 from data.shard import BrokenSample

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.arrangement import Images, cuts, numbered, repetitions, shuffled, tar_bytes, validation_mask
-from data.build import build_shards
-from data.naming import sample_key, shuffle_rank
+from data.building.arrangement import Images, cuts, numbered, repetitions, shuffled, tar_bytes, validation_mask
+from data.building.build import build_shards
+from data.building.naming import sample_key, shuffle_rank
 
 
 def images(ranks: list[int], names: list[bytes]) -> Images:

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data.build import build_shards
+from data.building.build import build_shards
 from data.errors import DataError
 from data.index import read_index
 from tests.conftest import CLASSES, write_pictures

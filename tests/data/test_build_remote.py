@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.build import build_shards, merge_parts
+from data.building.build import build_shards, merge_parts
 from data.errors import DataError, StorageRefused
 from data.storage import Storage
 from tests.conftest import CLASSES

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data.build import build_shards, merge_parts
+from data.building.build import build_shards, merge_parts
+from data.building.merge import BuildProgress
 from data.errors import DataError
 from data.index import read_index
-from data.merge import BuildProgress
 from tests.conftest import write_pictures
 
 OPTIONS = {"seed": 3, "samples_per_shard": 7, "validation_per_class": 4, "memory": 2**21}
@@ -20,7 +20,7 @@ OPTIONS = {"seed": 3, "samples_per_shard": 7, "validation_per_class": 4, "memory
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from data.build import build_shards
+from data.building.build import build_shards
 
 def kill(progress):
     if progress.phase == sys.argv[4] and progress.share >= 0.5:

@@ -12,7 +12,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data.build import build_shards, merge_parts
+from data.building.build import build_shards, merge_parts
 from data.errors import DataError
 from data.index import LabelFormat, ShardIndex, read_index, read_labels
 from data.storage import Storage

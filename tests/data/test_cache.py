@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from data.augment import EvaluationTransform, TrainTransform
-from data.build import build_shards
+from data.building.build import build_shards
 from data.cache import Cache, CachedShards
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, StorageDown, StorageRefused

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.conversion import Conversion, Kind, check_image
+from data.building.conversion import Conversion, Kind, check_image
 from data.decode import DecodeError, decode
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from data.adoption.pattern import find_shards
 from data.errors import DataError
-from data.pattern import find_shards
 from data.storage import Storage
 from tests.servers.s3 import S3Server
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.augment import EvaluationTransform, TrainTransform
-from data.build import build_shards
+from data.building.build import build_shards
 from data.dataset import Dataset
 from data.errors import DataError
 from data.index import read_index

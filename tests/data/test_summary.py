@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.adopt import adopt_shards
-from data.contact_sheet import CELL, Picture, contact_sheet, sheet_size
+from data.adoption.adopt import adopt_shards
+from data.adoption.contact_sheet import CELL, Picture, contact_sheet, sheet_size
+from data.adoption.summary import class_counts, describe, draw_samples
 from data.dataset import open_dataset
 from data.decode import decode
 from data.index import read_index
 from data.storage import Storage
-from data.summary import class_counts, describe, draw_samples
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3 import S3Server
 from tests.third_party import picture, samples, write_members, write_shards
@@ -97,8 +97,8 @@ def test_few_bytes_of_few_remote_shards_are_fetched(
     write_shards(tmp_path, samples(120, lambda n: {"cls": n % 3}), per_shard=6)
     adopt_shards([str(tmp_path)])
     url = s3.put(tmp_path, "summary")
-    monkeypatch.setattr("data.summary._BEGINNING", 4 * 2560)
-    monkeypatch.setattr("data.summary._REMOTE_SHARDS", 5)
+    monkeypatch.setattr("data.adoption.summary._BEGINNING", 4 * 2560)
+    monkeypatch.setattr("data.adoption.summary._REMOTE_SHARDS", 5)
     with FaultProxy(s3.port) as proxy:
         drawn = list(draw_samples(open_dataset(url, Storage(endpoint=proxy.url)), 10, seed=3))
         fetched = [path for method, path in proxy.requests if method == "GET" and ".tar" in path]
@@ -113,7 +113,7 @@ def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
     write_shards(tmp_path, samples(2, lambda n: {"cls": n % 3}))
     adopt_shards([str(tmp_path)])
     url = s3.put(tmp_path, "whole")
-    monkeypatch.setattr("data.summary._BEGINNING", 600)
+    monkeypatch.setattr("data.adoption.summary._BEGINNING", 600)
     drawn = list(draw_samples(open_dataset(url, Storage()), 2, seed=3))
     assert [sample.problem for sample in drawn] == ["", ""]
 

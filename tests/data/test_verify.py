@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.adopt import adopt_shards
+from data.adoption.adopt import adopt_shards
+from data.adoption.verify import Difference, verify_shards
 from data.index import labels_file, read_index
 from data.storage import Storage
-from data.verify import Difference, verify_shards
 from tests.servers.s3 import S3Server
 from tests.third_party import picture, samples, write_members, write_shards
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.contact_sheet import sheet_size
+from data.adoption.contact_sheet import sheet_size
 from tests.command import coatnet
 from tests.servers.s3 import S3Server
 from tests.third_party import picture, samples, write_members, write_shards

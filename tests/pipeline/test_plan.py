@@ -5,7 +5,7 @@ from shutil import copytree
 
 import pytest
 
-from data.build import build_shards
+from data.building.build import build_shards
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.building.naming import decoded_name, readable
+from data.building.runs import RunTable, read_table
+from data.building.source import Broken
 from data.errors import DataError
-from data.naming import decoded_name, readable
-from data.runs import RunTable, read_table
-from data.source import Broken
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

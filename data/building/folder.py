@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from data.conversion import Conversion
+from data.building.conversion import Conversion
+from data.building.runs import published
 from data.errors import DataError
-from data.runs import published
 
 _VERSION = 1
 
@@ -66,7 +66,7 @@ class BuildingFolder:
     """`.NAME.building` beside a destination NAME.
 
     plan.json   what is being built
-    runs/       checked images; see `data.runs`
+    runs/       checked images; see `data.building.runs`
     parts/      for each finished part the names of its runs
     shards/     what becomes the destination
     entries/    for each finished shard what it holds

@@ -1,6 +1,6 @@
 """Images to WebDataset shards: checked, shuffled globally, resumable, published by one rename.
 
-First every batch of the source becomes a run (`data.runs`), then the shards are merged from the runs (`data.merge`).
+First every batch of the source becomes a run (`runs.py`), then the shards are merged from the runs (`merge.py`).
 Both are work for several processes, and neither the shuffle nor the bytes of a shard depend on how many there are, on
 parts, or on when a build was killed and called again: an image's place follows from the seed and its name.
 """
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.arrangement import read_images, shuffled
-from data.building import BuildingFolder, Part, Plan, Reading, Writing
-from data.conversion import Conversion
+from data.building.arrangement import read_images, shuffled
+from data.building.conversion import Conversion
+from data.building.folder import BuildingFolder, Part, Plan, Reading, Writing
+from data.building.layouts import open_source
+from data.building.merge import BuildProgress, BuildReport, merge_runs, refuse_broken, report
+from data.building.runs import RunTable, RunTask, make_run, read_table, table_file
+from data.building.source import Source, batches
+from data.building.workers import Workers
 from data.errors import DataError
 from data.label_files import read_label_file
-from data.layouts import open_source
-from data.merge import BuildProgress, BuildReport, merge_runs, refuse_broken, report
-from data.runs import RunTable, RunTask, make_run, read_table, table_file
-from data.source import Source, batches
 from data.storage import Storage, is_remote
-from data.workers import Workers
 
 MEMORY = 512 * 2**20
 """Bytes of images that a process sorts at a time. More means fewer and larger reads when shards are merged."""
@@ -58,7 +58,7 @@ def build_shards(
     the shards.
 
     Args:
-        source: path or URL; see `data.layouts.open_source`.
+        source: path or URL; see `data.building.layouts.open_source`.
         destination: a folder that does not exist or is empty.
         seed: of the shuffle, and so of the validation split.
         samples_per_shard: most samples of a shard.

@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.archive import open_tar
+from data.building.archive import open_tar
+from data.building.naming import readable
+from data.building.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
 from data.errors import DataError
 from data.label_files import LabelFile, split_line
-from data.naming import readable
-from data.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
 from data.storage import Storage, checked, file_size, is_remote, join, list_files, list_folders, open_file, parent
 
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.adoption.examine import Examination, Found, Problem, class_numbers, examine, examined_in_parallel
+from data.adoption.guess import Beginning, Fields, Said, guess_fields, read_beginning
+from data.adoption.pattern import ShardFiles, find_shards
 from data.errors import DataError, StorageRefused
-from data.examine import Examination, Found, Problem, class_numbers, examine, examined_in_parallel
-from data.guess import Beginning, Fields, Said, guess_fields, read_beginning
 from data.index import FILE_NAME, FORMAT, LABELS_NAME, VERSION, LabelFormat, ShardIndex, labels_file
-from data.pattern import ShardFiles, find_shards
 from data.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes
 
 MOST_CLASSES = 1_000_000

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.contact_sheet import thumbnail
+from data.adoption.contact_sheet import thumbnail
 from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError

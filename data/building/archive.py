@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, Self, cast
 
+from data.building.source import Broken, ClassTar, Image, ImageFile, Item, Source, is_image
 from data.errors import DataError
 from data.label_files import LabelFile
-from data.source import Broken, ClassTar, Image, ImageFile, Item, Source, is_image
 from data.storage import Storage, file_size, is_remote, open_file, read_bytes
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")

@@ -16,12 +16,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data.archive import class_tar_images
-from data.conversion import CheckedImage, Conversion, check_image
+from data.building.archive import class_tar_images
+from data.building.conversion import CheckedImage, Conversion, check_image
+from data.building.naming import encoded_name, key_hash, shuffle_rank
+from data.building.source import Batch, Broken, Image, ImageFile
 from data.decode import DecodeError
 from data.errors import StorageRefused
-from data.naming import encoded_name, key_hash, shuffle_rank
-from data.source import Batch, Broken, Image, ImageFile
 from data.storage import Storage, is_remote, read_bytes
 
 _REQUESTS = 16  # files of a remote source that one worker asks for at the same time

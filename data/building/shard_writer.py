@@ -13,9 +13,9 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
+from data.building.naming import decoded_name, sample_key
+from data.building.runs import images_file, published
 from data.index import ShardEntry
-from data.naming import decoded_name, sample_key
-from data.runs import images_file, published
 
 _NEAR = 2**16  # bytes between two wanted images that are quicker read than jumped over
 

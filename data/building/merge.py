@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.arrangement import (
+from data.building.arrangement import (
     Images,
     Int32,
     Int64,
@@ -22,16 +22,16 @@ from data.arrangement import (
     tar_bytes,
     validation_mask,
 )
-from data.building import BuildingFolder, Reading, Writing
-from data.conversion import DIFFERENCES, Kind
+from data.building.conversion import DIFFERENCES, Kind
+from data.building.folder import BuildingFolder, Reading, Writing
+from data.building.naming import readable
+from data.building.shard_writer import ShardTask, finished_shard, write_shard
+from data.building.source import Broken
+from data.building.workers import Workers
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
 from data.label_files import read_classes
-from data.naming import readable
-from data.shard_writer import ShardTask, finished_shard, write_shard
-from data.source import Broken
 from data.storage import Storage
-from data.workers import Workers
 
 
 class BuildProgress(NamedTuple):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.adoption.examine import Examination, Problem, class_numbers, examine, examined_in_parallel
 from data.errors import DataError
-from data.examine import Examination, Problem, class_numbers, examine, examined_in_parallel
 from data.index import LABELS_NAME, ShardEntry, ShardIndex, read_labels
 from data.storage import Storage, list_files
 

@@ -1,0 +1,1 @@
+"""Shards that others built: index, verify and show them as they are."""

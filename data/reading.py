@@ -1,5 +1,6 @@
 """Samples of a dataset from wherever its shards lie: in place on a local disk, or through the node's cache."""
 
+import resource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from data.dataset import Dataset
 from data.errors import DataError
 from data.shard import BrokenSample, EncodedSample, OpenShards, Shard
 from data.storage import is_remote
+
+_OTHER_FILES = 512  # libraries, logs, sockets
 
 
 class LabelledSample(NamedTuple):
@@ -21,18 +24,24 @@ class LabelledSample(NamedTuple):
 class SampleReader:
     """Random access to the samples of `dataset`; threads may share it.
 
+    Args:
+        dataset: whose samples.
+        cache: for remote shards.
+        open_shards: how many stay open at a time; should hold those that are read in turns.
+
     Raises:
         DataError: a remote dataset without a cache, or a cache that cannot be made.
     """
 
-    def __init__(self, dataset: Dataset, cache: Cache | None) -> None:
+    def __init__(self, dataset: Dataset, cache: Cache | None, open_shards: int = 64) -> None:
         self.dataset = dataset
         self.cached: CachedShards | None = None
         if is_remote(dataset.index.folder):
             if cache is None:
                 raise DataError(f"{dataset.index.folder}: remote shards are read through a cache; set data.cache")
             self.cached = CachedShards(cache, dataset)
-        self._shards = OpenShards(self._open)
+        allow_open_files(open_shards)
+        self._shards = OpenShards(self._open, open_shards)
 
     def read(self, shard: int, number: int) -> LabelledSample:
         """Sample `number` of those of `shard` that the dataset keeps.
@@ -77,3 +86,12 @@ class SampleReader:
             return Shard(path, index.image_fields, index.label.field, entry.samples)
         except FileNotFoundError:
             raise DataError(f"shard {path}: it was there when the run started and is missing; copy it back") from None
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, usually 1,024, where `count` more could reach it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

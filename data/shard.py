@@ -150,7 +150,7 @@ class OpenShards:
     Threads that ask for different shards do not wait for each other.
     """
 
-    def __init__(self, open_shard: Callable[[int], Shard], capacity: int = 256) -> None:
+    def __init__(self, open_shard: Callable[[int], Shard], capacity: int) -> None:
         self._open_shard = open_shard
         self._capacity = capacity
         self._open: OrderedDict[int, Future[Shard]] = OrderedDict()

@@ -70,7 +70,10 @@ def training_stream(
     positions = range(rank * share, (rank + 1) * share, micro_batch)
     behind = steps_read_ahead(len(positions), workers)
 
-    with closing(SampleReader(dataset, cache)) as reader:
+    at_a_time = order.shards_ahead(first_step, positions.start, positions.stop, behind + 1)[0]
+
+    # Twice, since lanes do not come to their next windows together.
+    with closing(SampleReader(dataset, cache, 16 + 2 * len(at_a_time))) as reader:
 
         def load(step: int, start: int) -> MicroBatch:
             return _load_training(reader, order.at(step, start, start + micro_batch), transform, order.seed)

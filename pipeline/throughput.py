@@ -77,7 +77,7 @@ def time_parts(plan: TrainPlan, samples: int) -> Parts:
     transform, spent, done = train_transform(plan), [0.0, 0.0, 0.0, 0.0], 0
     plain, augment = replace(transform, random_augment=None), transform.random_augment
     order = plan.order
-    with closing(SampleReader(plan.train, plan.cache)) as reader:
+    with closing(SampleReader(plan.train, plan.cache, open_shards=samples)) as reader:
         for step in range(-(-2 * samples // order.batch)):
             found = order.at(step, 0, order.batch)
             if reader.cached:

@@ -134,6 +134,22 @@ def test_refused_credentials_are_told_at_once(
     assert len(proxy.requests) <= 2
 
 
+def test_credentials_may_come_from_a_profile_or_not_be_needed(
+    s3: S3Server, remote: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text("[reader]\naws_access_key_id = readonly\naws_secret_access_key = readonly\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    local = pixels(batches(Dataset(read_index(remote[1])), None))
+    by_profile = open_dataset(remote[0], Storage(endpoint=s3.url, profile="reader"))
+    assert np.array_equal(pixels(batches(by_profile, Cache(tmp_path / "a", 10**9))), local)
+
+    url = s3.put(remote[1], "cached", bucket="public")
+    without = open_dataset(url, Storage(endpoint=s3.url, anonymous=True))
+    assert np.array_equal(pixels(batches(without, Cache(tmp_path / "b", 10**9))), local)
+
+
 def test_credentials_refused_in_the_middle_of_a_run_end_it_at_once(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -1,8 +1,11 @@
 """The streams: pixels follow from seed, epoch and sample alone; damage is replaced by rule; evaluation is exact."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from data.errors import DataError
 from data.index import read_index
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
+from data.shard import Shard
 from data.stream import MicroBatch, evaluation_stream, training_stream
 from tests.conftest import with_broken_member
 
@@ -125,3 +129,29 @@ def test_evaluation_gives_a_broken_sample_no_weight_and_names_it(shards: Path, t
     batches = list(evaluation_stream(dataset, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1))
     assert sum(batch.weights.sum() for batch in batches) == dataset.samples - 1
     assert len([sample for batch in batches for sample in batch.skipped]) == 1
+
+
+def test_shards_that_lanes_read_in_turns_stay_open(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_shards(pictures, tmp_path / "small", samples_per_shard=1)
+    opened: list[Path] = []
+
+    class Counted(Shard):
+        def __init__(self, path: Path, *arguments: Any) -> None:
+            opened.append(path)
+            super().__init__(path, *arguments)
+
+    monkeypatch.setattr("data.reading.Shard", Counted)
+    list(itertools.islice(stream(tmp_path / "small"), 60))  # three epochs
+    assert len(opened) == 60
+
+
+def test_the_limit_of_open_files_is_raised_where_it_could_be_reached() -> None:
+    command = (
+        "import resource; from data.reading import allow_open_files; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 4000));"
+        "allow_open_files(100); a = resource.getrlimit(resource.RLIMIT_NOFILE);"
+        "allow_open_files(90_000); print(a, resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(612, 4000) (4000, 4000)"

@@ -21,7 +21,7 @@ def program() -> str | None:
 
 
 class S3Server:
-    """SeaweedFS with one bucket, `test`, that the key above may write and `readonly` may read."""
+    """SeaweedFS with the bucket `test`, which the key above may write and `readonly` may read, and `public` for all."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,6 +37,7 @@ class S3Server:
                 "credentials": [{"accessKey": "readonly", "secretKey": "readonly"}],
                 "actions": ["Read", "List"],
             },
+            {"name": "anonymous", "actions": ["Read:public", "List:public"]},
         ]
         (folder / "identities.json").write_text(json.dumps({"identities": identities}))
         self._ports = free_ports(10)
@@ -61,13 +62,13 @@ class S3Server:
             key=KEY, secret=SECRET, endpoint_url=self.url, skip_instance_cache=True, use_listings_cache=False
         )
 
-    def put(self, folder: Path, name: str) -> str:
-        """Copy the files of `folder` to `test/<name>`; returns the URL."""
+    def put(self, folder: Path, name: str, bucket: str = "test") -> str:
+        """Copy the files of `folder` to `<bucket>/<name>`; returns the URL."""
         files = self.files()
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                files.put_file(str(file), f"test/{name}/{file.relative_to(folder)}")
-        return f"s3://test/{name}"
+                files.put_file(str(file), f"{bucket}/{name}/{file.relative_to(folder)}")
+        return f"s3://{bucket}/{name}"
 
     def start(self) -> None:
         """Start, or start again with the same data."""
@@ -91,8 +92,9 @@ class S3Server:
         while True:
             try:
                 files = self.files()
-                if not files.exists("test"):
-                    files.mkdir("test")
+                for bucket in ("test", "public"):
+                    if not files.exists(bucket):
+                        files.mkdir(bucket)
                 files.pipe_file("test/ready", b"yes")  # through all its parts
                 return
             except Exception:

@@ -45,11 +45,11 @@ def test_shards_from_a_source_with_a_broken_image(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "source", per_class=2)
     (source / "dark" / "0001.jpg").rename(source / "dark" / "[red].jpg")
     (source / "dark" / "[red].jpg").write_text("no image")
-    message = "1 of 6 images cannot be decoded: dark/[red].jpg (not an image). Replace or remove"
+    message = "1 of 6 images cannot be decoded: dark/[red].jpg (neither JPEG, PNG nor WebP). Replace or remove"
     assert_refused(tmp_path, message, "shards", "build", "source", "out")
     done = coatnet("shards", "build", "source", "out", "--skip-broken", folder=tmp_path)
     assert done.returncode == 0
-    assert "left out dark/[red].jpg: not an image" in done.stdout
+    assert "left out dark/[red].jpg: neither JPEG, PNG nor WebP" in done.stdout
 
 
 def test_a_recipe_with_an_unknown_key(shards: Path, tmp_path: Path) -> None:

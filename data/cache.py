@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -46,9 +47,11 @@ class Cache:
         try:
             for name in ("shards", "wishes", "failed"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder / name):
+                    pass  # another user's folder shows itself only now
         except OSError as error:
             raise DataError(
-                f"{error.filename}: {error.strerror}; the cache of remote shards needs a folder on a disk of this "
+                f"{self.folder}: {error.strerror}; the cache of remote shards needs a folder on a disk of this "
                 "node: set data.cache.folder"
             ) from error
 

@@ -3,6 +3,7 @@
 The published recipes are in Table 10 of the CoAtNet paper; defaults here are its common choices.
 """
 
+import getpass
 import math
 import tempfile
 from typing import Annotated, Any, Literal, Self, get_args
@@ -40,7 +41,7 @@ class RemoteStorage(Section):
 class ShardCache(Section):
     """Where each node keeps remote shards; all its ranks share the folder."""
 
-    folder: str = f"{tempfile.gettempdir()}/coatnet-shards"
+    folder: str = f"{tempfile.gettempdir()}/coatnet-shards-{getpass.getuser()}"
     """On a disk of the node itself."""
     gigabytes: Annotated[float, Field(gt=0)] = 100.0
     """Most that it holds."""

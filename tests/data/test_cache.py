@@ -308,3 +308,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        DataError, match=r"file/cache: Not a directory; the cache of remote shards needs .*data\.cache\.folder"
+    ):
+        Cache(tmp_path / "file" / "cache", 10).make()

@@ -1,5 +1,6 @@
 """Text files that say which image has which labels, and which classes there are."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
     """
     by_name: dict[str, tuple[str, ...]] = {}
     bare: list[str] = []
-    for number, line in enumerate(_lines(location, storage), 1):
+    for number, line in enumerate(_text(location, storage).splitlines(), 1):
+        if not line.strip():
+            continue
         name, labels = split_line(line)
         if not labels:
             bare.append(name)
@@ -97,23 +100,28 @@ def read_classes(location: str, storage: Storage) -> tuple[str, ...]:
     """The class list of a text file with one name per line, or of the index in a folder.
 
     Raises:
-        DataError: neither is there, or a name stands in it twice.
+        DataError: neither is there, an empty line, or a name that stands in it twice.
     """
     if location.endswith(FILE_NAME):
         return read_index(parent(location), storage).classes
     if location.endswith("/") or not (Path(location).is_file() or (is_remote(location) and location.endswith(".txt"))):
         return read_index(location, storage).classes
-    names = [line.strip() for line in _lines(location, storage)]
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated or not names:
-        what = f"class {repeated[0]} stands in it twice" if repeated else "no class in it"
+    names = [line.strip() for line in _text(location, storage).rstrip().splitlines()]
+    # A class counts by its line: an empty one would move all that follow.
+    what = (
+        "no class in it"
+        if not names
+        else f"line {names.index('') + 1} is empty"
+        if "" in names
+        else next((f"class {name} stands in it twice" for name, count in Counter(names).items() if count > 1), "")
+    )
+    if what:
         raise DataError(f"{location}: {what}; it needs one class per line, each once")
     return tuple(names)
 
 
-def _lines(location: str, storage: Storage) -> list[str]:
+def _text(location: str, storage: Storage) -> str:
     try:
-        text = read_bytes(location, storage).decode("utf-8-sig", "surrogateescape")
+        return read_bytes(location, storage).decode("utf-8-sig", "surrogateescape")
     except FileNotFoundError:
         raise DataError(f"{location}: no such file") from None
-    return [line for line in text.splitlines() if line.strip()]

@@ -9,6 +9,7 @@
 Locks are those of the kernel, which go with the process however it ends.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -58,6 +59,14 @@ class Cache:
     def shard(self, sha256: str) -> Path:
         """Where the shard with this hash lies when it is there."""
         return self.folder / "shards" / f"{sha256}.tar"
+
+    def held(self) -> int:
+        """Bytes of all shards in it, and of those that are on their way."""
+        total = 0
+        for path in (self.folder / "shards").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # evicted or renamed a moment ago
+                total += path.stat().st_size
+        return total
 
     def failure(self, sha256: str) -> Path:
         """Where the reason lies when it cannot be had."""

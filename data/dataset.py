@@ -22,12 +22,14 @@ class Dataset:
         storage: how they are reached.
         label_map: to other classes; None for those of the index.
         kept: (samples of the index,) bool, which samples the map keeps; None for all.
+        most_labels: of one sample; None for what the index says.
     """
 
     index: ShardIndex
     storage: Storage = field(default_factory=Storage)
     label_map: LabelMap | None = None
     kept: NDArray[np.bool_] | None = None
+    most_labels: int | None = None
 
     def __post_init__(self) -> None:
         sizes = self.index.shard_samples
@@ -58,6 +60,11 @@ class Dataset:
         return self._sizes
 
     @property
+    def labels_per_sample(self) -> int:
+        """Most labels of one sample."""
+        return self.most_labels or self.index.labels_per_sample
+
+    @property
     def digest(self) -> str:
         """sha256 over everything but the place."""
         if self.label_map is None:
@@ -77,13 +84,11 @@ class Dataset:
             ValueError: it names none of the dataset's.
         """
         labels = self._read_label(content)
-        if len(labels) > self.index.labels_per_sample:
-            raise ValueError(f"{len(labels)} labels, and the index says {self.index.labels_per_sample} at most")
-        if self.label_map is None:
-            return labels
-        mapped = self.label_map(labels)
+        mapped = self.label_map(labels) if self.label_map else labels
         if not mapped:
             raise ValueError(f"the label {self.index.classes[labels[0]]} is dropped by the label map")
+        if len(mapped) > self.labels_per_sample:
+            raise ValueError(f"{len(mapped)} labels, and the index says {self.labels_per_sample} at most")
         return mapped
 
 
@@ -103,8 +108,10 @@ def open_dataset(folder: str, storage: Storage, label_map: str | Path | None = N
     labels = read_labels(index, storage)
     # One more class at the end, dropped: where a sample has fewer labels than others, -1 points at it.
     targets = np.append(mapping.targets, np.int32(-1))
-    kept: NDArray[np.bool_] = np.asarray((targets[labels] >= 0).any(axis=1))
-    dataset = Dataset(index, storage, mapping, kept)
+    mapped = np.sort(targets[labels], axis=1)
+    # Classes that were merged count once for a sample.
+    counts = (mapped[:, :1] >= 0).sum(axis=1) + ((mapped[:, 1:] >= 0) & (mapped[:, 1:] != mapped[:, :-1])).sum(axis=1)
+    dataset = Dataset(index, storage, mapping, counts > 0, int(counts.max(initial=1)))
     if dataset.samples == 0:
         raise DataError(f"{label_map}: no sample of {folder} is left")
     return dataset

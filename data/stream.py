@@ -122,7 +122,7 @@ def evaluation_stream(
 
         def load(row: int) -> MicroBatch:
             images = np.zeros((micro_batch, transform.size, transform.size, 3), np.uint8)
-            labels = np.full((micro_batch, dataset.index.labels_per_sample), -1, np.int64)
+            labels = np.full((micro_batch, dataset.labels_per_sample), -1, np.int64)
             weight, skipped = weights[row].copy(), list[Skipped]()
             for position, sample in enumerate(ids[row]):
                 shard = int(np.searchsorted(ends, sample, side="right"))
@@ -164,7 +164,7 @@ def evaluation_need(dataset: Dataset, per_pass: int, workers: int) -> int:
 def _load_training(reader: SampleReader, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:
     size = len(samples.id)
     images = np.empty((size, transform.size, transform.size, 3), np.uint8)
-    labels = np.full((size, reader.dataset.index.labels_per_sample), -1, np.int64)
+    labels = np.full((size, reader.dataset.labels_per_sample), -1, np.int64)
     skipped: list[Skipped] = []
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])

@@ -137,9 +137,9 @@ def _dataset(
     dataset = open_dataset(folder, storage, label_map)
     if look_at_shards:
         check_shards(dataset.index, storage)
-    if dataset.index.labels_per_sample > 1 and stage.loss.kind == "softmax":
+    if dataset.labels_per_sample > 1 and stage.loss.kind == "softmax":
         raise ConfigError(
-            f"{where}loss.kind: samples of {folder} have up to {dataset.index.labels_per_sample} classes, and softmax "
+            f"{where}loss.kind: samples of {folder} have up to {dataset.labels_per_sample} classes, and softmax "
             "takes one; use sigmoid"
         )
     return dataset
@@ -160,8 +160,7 @@ def _check_cache(cache: Cache, need: int, where: str) -> None:
         )
     if need:
         cache.make()
-        held = sum(path.stat().st_size for path in (cache.folder / "shards").glob("*"))
-        free = shutil.disk_usage(cache.folder).free + held
+        free = shutil.disk_usage(cache.folder).free + cache.held()
         if free < need:
             raise ConfigError(
                 f"{where}data.cache.folder: {cache.folder} has room for {free / 1e9:.1f} GB of shards and needs "

@@ -1,6 +1,5 @@
 """Remote shards through the node's cache, from a real S3 server, through a proxy that spoils what it can."""
 
-import contextlib
 import itertools
 import os
 import signal
@@ -197,7 +196,7 @@ def test_the_cache_stays_below_its_cap_and_evicts_only_what_nobody_wants(
     ]
     greatest = 0
     for remote_batch, local_batch in itertools.islice(zip(*streams, strict=True), 60):
-        greatest = max(greatest, held_bytes(tmp_path / "shards"))
+        greatest = max(greatest, Cache(tmp_path, cap).held())
         assert np.array_equal(remote_batch.images, local_batch.images)
     assert cap / 2 < greatest <= cap
     assert max(shard_requests(proxy).values()) > 1  # evicted and fetched again
@@ -284,14 +283,6 @@ def test_evaluation_reads_remote_shards_through_a_small_cache(
     found = labels(open_dataset(url, impatient(proxy)), Cache(tmp_path, 300_000))
     expected = labels(Dataset(read_index(folder)), None)
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def held_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # evicted or renamed a moment ago
-            total += path.stat().st_size
-    return total
 
 
 def downloaders(folder: Path) -> list[psutil.Process]:

@@ -100,4 +100,8 @@ def test_softmax_is_refused_for_samples_with_several_labels(pictures: Path, shar
         ConfigError, match=r"loss.kind: samples of .*several have up to 2 classes, and softmax takes one"
     ):
         plan(tmp_path, shards, *several)
-    assert plan(tmp_path, shards, *several, "loss.kind=sigmoid").train.index.labels_per_sample == 2
+    assert plan(tmp_path, shards, *several, "loss.kind=sigmoid").train.labels_per_sample == 2
+    # Where a label map leaves each sample one class, softmax is right again.
+    (tmp_path / "map.yaml").write_text("rename: {bright: plain, dark: plain}\nothers: drop\n")
+    maps = ["data.label_map=map.yaml", "data.validation_label_map=map.yaml"]
+    assert plan(tmp_path, shards, *several, *maps).train.labels_per_sample == 1

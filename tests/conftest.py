@@ -70,6 +70,21 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     return s3_server
 
 
+def write_tar_of_tars(pictures: Path, path: Path) -> Path:
+    """The class folders of `pictures` as a tar of one tar per class, as ImageNet ships."""
+    with tarfile.open(path, "w") as outer:
+        for folder in sorted(pictures.iterdir()):
+            content = io.BytesIO()
+            with tarfile.open(fileobj=content, mode="w") as inner:
+                for file in sorted(folder.iterdir()):
+                    inner.add(file, arcname=file.name)
+            member = tarfile.TarInfo(f"{folder.name}.tar")
+            member.size = content.tell()
+            content.seek(0)
+            outer.addfile(member, content)
+    return path
+
+
 def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
     """A copy of the training shards with the image of sample `broken` of the second shard cut short."""
     index = read_index(shards / "train")

@@ -1,7 +1,6 @@
 """Building shards: what is written, that others can read it, and what is refused."""
 
 import hashlib
-import io
 import tarfile
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 from data.building.build import build_shards
 from data.errors import DataError
 from data.index import read_index
-from tests.conftest import CLASSES, write_pictures
+from tests.conftest import CLASSES, write_pictures, write_tar_of_tars
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -61,16 +60,7 @@ def test_same_source_and_seed_give_the_same_bytes_and_another_seed_does_not(pict
 
 
 def test_a_tar_of_class_tars_gives_the_same_shards_as_the_folder(pictures: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "whole.tar", "w") as outer:
-        for name in CLASSES:
-            inner_file = io.BytesIO()
-            with tarfile.open(fileobj=inner_file, mode="w") as inner:
-                for path in sorted((pictures / name).iterdir()):
-                    inner.add(path, arcname=path.name)
-            member = tarfile.TarInfo(f"{name}.tar")
-            member.size = inner_file.tell()
-            inner_file.seek(0)
-            outer.addfile(member, inner_file)
+    write_tar_of_tars(pictures, tmp_path / "whole.tar")
     from_tar = build_shards(tmp_path / "whole.tar", tmp_path / "from_tar")
     from_folder = build_shards(pictures, tmp_path / "from_folder")
     assert from_tar.indexes[tmp_path / "from_tar"].digest == from_folder.indexes[tmp_path / "from_folder"].digest

@@ -1,7 +1,5 @@
 """Building from S3: the shards are those that the same images give from the local disk."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from data.building.build import build_shards, merge_parts
 from data.errors import DataError, StorageRefused
 from data.storage import Storage
-from tests.conftest import CLASSES
+from tests.conftest import write_tar_of_tars
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
 
@@ -24,18 +22,7 @@ def digest(source: str | Path, destination: Path, storage: Storage = Storage(), 
 @pytest.fixture(scope="module")
 def whole_tar(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tar of class tars."""
-    path = tmp_path_factory.mktemp("whole") / "whole.tar"
-    with tarfile.open(path, "w") as outer:
-        for name in CLASSES:
-            content = io.BytesIO()
-            with tarfile.open(fileobj=content, mode="w") as inner:
-                for file in sorted((pictures / name).iterdir()):
-                    inner.add(file, arcname=file.name)
-            member = tarfile.TarInfo(f"{name}.tar")
-            member.size = content.tell()
-            content.seek(0)
-            outer.addfile(member, content)
-    return path.parent
+    return write_tar_of_tars(pictures, tmp_path_factory.mktemp("whole") / "whole.tar").parent
 
 
 def test_a_folder_of_class_folders(s3: S3Server, pictures: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def _stream(samples: int, images: Path | None, workers: int) -> list[dict[str, A
     """Resident memory along the way, and a digest of the labels' and pictures' order."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
-        files = jpegs(images, 200)
+        files = jpegs(images, min(200, samples // 20))
         for number, file in enumerate(files * 20):
             (folder / str(number % 20)).mkdir(parents=True, exist_ok=True)
             (folder / str(number % 20) / f"{number}.jpg").write_bytes(file)

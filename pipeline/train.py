@@ -73,7 +73,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
             done, last = step + 1, step + 1 == plan.steps
             if done % stage.log.every_steps == 0 or done == 1 or last:
                 scalars = {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm}
-                monitor.step(done, {**scalars, "data/skipped_samples": skipped})
+                monitor.step(done, {**scalars, "train/skipped_samples": skipped})
             if done % stage.checkpoint.every_steps == 0 or last:
                 with monitor.aside():
                     monitor.flush()

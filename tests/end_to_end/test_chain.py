@@ -70,8 +70,9 @@ def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> 
 
 
 def test_tensorboard_serves_the_curves_and_the_pictures(chain: tuple[Path, str]) -> None:
-    train = {f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "images_per_second")}
-    train.add("data/skipped_samples")
+    train = {
+        f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "images_per_second", "skipped_samples")
+    }
     validation = {f"validation/{name}" for name in ("top1", "top5", "loss")}
     expected = {
         "test/pretrain/tensorboard": train | validation,

@@ -41,7 +41,7 @@ def remote_recipe(local: Path, folder: Path, s3: S3Server, name: str) -> Path:
 
 
 def assert_equal_runs(run: Path, other: Path) -> None:
-    for tag in ("train/loss", "train/gradient_norm", "data/skipped_samples"):
+    for tag in ("train/loss", "train/gradient_norm", "train/skipped_samples"):
         assert scalars(run, tag) == scalars(other, tag)
     last = f"checkpoints/step-{STEPS:08d}"
     mine, others = checkpoint_bytes(run / last), checkpoint_bytes(other / last)
@@ -54,7 +54,7 @@ def test_skipped_samples_are_counted_in_tensorboard_and_named_in_the_diary(local
     run = local / "runs/test/pretrain"
     named = [entry for entry in diary(run) if entry["event"] == "sample_skipped"]
     assert {(entry["shard"], entry["key"]) for entry in named} == {("train-000001.tar", named[0]["key"])}
-    counts = scalars(run, "data/skipped_samples")
+    counts = scalars(run, "train/skipped_samples")
     assert counts[STEPS] == len(named) >= 3
     assert list(counts.values()) == sorted(counts.values())
 

@@ -135,6 +135,7 @@ class Downloader:
             )
         except Exception as error:
             log.exception("%s", shard.location)
+            part.unlink(missing_ok=True)  # on a full disk it takes the room that the reason needs
             known = isinstance(error, DataError | StorageDown)
             reason = str(error) if known else f"shard {shard.location}: {type(error).__name__}: {error}"
             self._fail(shard, {"down": isinstance(error, StorageDown), "reason": reason})

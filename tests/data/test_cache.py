@@ -16,6 +16,7 @@ from data.augment import EvaluationTransform, TrainTransform
 from data.building.build import build_shards
 from data.cache import Cache, CachedShards
 from data.dataset import Dataset, open_dataset
+from data.downloader import Downloader, Wanted
 from data.errors import DataError, StorageDown, StorageRefused
 from data.index import read_index
 from data.order import SampleOrder
@@ -257,6 +258,26 @@ def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tupl
     wait_until(lambda: len(list((tmp_path / "wishes").glob("*.json"))) == 1)
     reader.close()
     assert [path.stem for path in (tmp_path / "shards").iterdir()] == [dataset.index.shards[0].sha256]
+
+
+def test_a_full_disk_is_told_and_the_half_shard_makes_room_for_the_telling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk cannot be filled here without harm: the error is raised where writing would meet it."""
+    Cache(tmp_path, 1).make()
+    told: list[tuple[bool, str]] = []
+
+    def full(shard: Wanted, part: Path) -> bool:
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    def fail(self: Downloader, shard: Wanted, failed: dict[str, str]) -> None:
+        told.append((any((tmp_path / "shards").iterdir()), failed["reason"]))
+
+    monkeypatch.setattr("data.downloader.download", full)
+    monkeypatch.setattr(Downloader, "_fail", fail)
+    Downloader(tmp_path)._fetch(Wanted("s3://test/x.tar", 8, "0" * 64, Storage(), True))
+    assert told == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
 
 
 def test_a_cached_shard_that_a_crash_of_the_node_cut_short_is_fetched_again(

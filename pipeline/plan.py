@@ -16,7 +16,8 @@ from data.order import SampleOrder
 from data.storage import Storage, is_remote
 from data.stream import evaluation_need, steps_read_ahead
 from pipeline.errors import ConfigError
-from pipeline.recipe import Model, Recipe, Stage, TrainStage
+from pipeline.recipe import Recipe, Stage, TrainStage
+from pipeline.recipe_sections import Model
 from pipeline.schedule import learning_rate
 
 

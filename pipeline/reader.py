@@ -8,7 +8,7 @@ from data.random_augment import RandomAugment
 from data.stream import MicroBatch, Skipped, training_stream
 from pipeline.distributed import Ranks
 from pipeline.plan import TrainPlan
-from pipeline.recipe import Data
+from pipeline.recipe_sections import Data
 from pipeline.run_folder import RunFolder
 
 _TOLERATED = 10  # samples that may be broken whatever their share, so that one early one does not end a run

@@ -251,5 +251,9 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             for key in ("train", "validation", "label_map", "validation_label_map")
         }
         places["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
-        stages[name] = stage.model_copy(update={"data": stage.data.model_copy(update=places)})
+        changes: dict[str, Any] = {"data": stage.data.model_copy(update=places)}
+        if isinstance(stage, TrainStage):
+            folder_of_checkpoints = {"folder": absolute(stage.checkpoint.folder)}
+            changes["checkpoint"] = stage.checkpoint.model_copy(update=folder_of_checkpoints)
+        stages[name] = stage.model_copy(update=changes)
     return recipe.model_copy(update={"runs": absolute(recipe.runs), "stages": stages})

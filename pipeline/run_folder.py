@@ -21,7 +21,8 @@ from pipeline.recipe import Recipe
 FREE_SETTINGS = (
     "data.train", "data.validation", "data.label_map", "data.validation_label_map",  # their digests count
     "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
-    "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "log", "resources",
+    "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
+    "resources",
 )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def test_an_override_of_one_stage_leaves_the_shared_defaults_alone(tmp_path: Pat
         ("    epochs: 2", "    epochs: 2\n    epochs: 3", r"recipe.yaml:18: .*epochs is given twice \(first at .*:17\)"),
         ("    epochs: 2", "    epochs: 2\n   bad: [", r"recipe.yaml:\d+: not YAML"),
         ("    peak_learning_rate: 1e-3", "    peak_learning_rate: 1e-3\n    warmup_steps: 2\n    warmup_epochs: 1", "keep one"),
-        ("    epochs: 2", "    epochs: 2\n    zero_stage: 0", r"zero_stage 0 with bf16"),
+        ("    epochs: 2", "    epochs: 2\n    zero_stage: 0", r"zero_stage 0 with bf16_autocast"),
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 3\n    compile: true", r"compile does not work with zero_stage 3"),
         ("stages:\n", "stages: 5\nmore:\n", r"unknown key more"),
     ],

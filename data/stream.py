@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,17 @@ class Skipped:
     reason: str
 
 
+class Origin(NamedTuple):
+    """Where a sample of a training micro-batch comes from."""
+
+    epoch: int
+    id: int
+    """The sample that the order names, by its id in the index."""
+    shard: str
+    key: str
+    """The one that was used for it: the same, unless that is broken."""
+
+
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """m samples of up to k classes each, and what was skipped."""
@@ -43,6 +55,8 @@ class MicroBatch:
     weights: NDArray[np.float32]
     """(m,)"""
     skipped: list[Skipped]
+    origins: list[Origin]
+    """(m,) in training; empty in an evaluation, which reads in the order of the index."""
 
 
 def training_stream(
@@ -128,14 +142,14 @@ def evaluation_stream(
                 shard = int(np.searchsorted(ends, sample, side="right"))
                 try:
                     number = int(sample - (ends[shard] - dataset.shard_samples[shard]))
-                    pixels, classes = _decoded(reader, shard, number)
+                    _, pixels, classes = _decoded(reader, shard, number)
                     images[position] = transform(pixels)
                     labels[position, : len(classes)] = classes
                 except BrokenSample as error:
                     if weight[position]:
                         skipped.append(Skipped(position, dataset.index.shards[shard].name, error.key, str(error)))
                     weight[position] = 0.0
-            return MicroBatch(images, labels, weight, skipped)
+            return MicroBatch(images, labels, weight, skipped, [])
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):
@@ -166,19 +180,21 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
     images = np.empty((size, transform.size, transform.size, 3), np.uint8)
     labels = np.full((size, reader.dataset.labels_per_sample), -1, np.int64)
     skipped: list[Skipped] = []
+    origins = []
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])
-        pixels, classes = _usable(reader, shard, number, position, skipped)
+        epoch, sample = int(samples.epoch[position]), int(samples.id[position])
+        key, pixels, classes = _usable(reader, shard, number, position, skipped)
         labels[position, : len(classes)] = classes
-        rng = np.random.default_rng([seed, _AUGMENTATION, int(samples.epoch[position]), int(samples.id[position])])
-        images[position] = transform(pixels, rng)
-    return MicroBatch(images, labels, np.ones(size, np.float32), skipped)
+        images[position] = transform(pixels, np.random.default_rng([seed, _AUGMENTATION, epoch, sample]))
+        origins.append(Origin(epoch, sample, reader.dataset.index.shards[shard].name, key))
+    return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins)
 
 
 def _usable(
     reader: SampleReader, shard: int, number: int, position: int, skipped: list[Skipped]
-) -> tuple[Pixels, tuple[int, ...]]:
-    """Sample `number` of `shard`, or the next of it that can be used."""
+) -> tuple[str, Pixels, tuple[int, ...]]:
+    """Sample `number` of `shard`, or the next of it that can be used: its key, pixels and classes."""
     size = int(reader.dataset.shard_samples[shard])
     for attempt in range(min(size, _TRIES)):
         try:
@@ -191,10 +207,10 @@ def _usable(
     )
 
 
-def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[Pixels, tuple[int, ...]]:
+def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[str, Pixels, tuple[int, ...]]:
     sample = reader.read(shard, number)
     try:
-        return decode(sample.image), sample.labels
+        return sample.key, decode(sample.image), sample.labels
     except DecodeError as error:
         raise BrokenSample(sample.key, str(error)) from None
 

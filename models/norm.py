@@ -99,5 +99,12 @@ def move_running_statistics(model: nn.Module, statistics: Tensor) -> None:
     for norm, mean, variance in zip(norms, parts[: len(norms)], parts[len(norms) :], strict=True):
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance, norm.momentum)
+    discard_recorded_statistics(model)
+
+
+@torch.no_grad()
+def discard_recorded_statistics(model: nn.Module) -> None:
+    """Clear the records, as of a step that is not applied."""
+    for norm in batch_norms(model):
         norm.recorded_mean.zero_()
         norm.recorded_var.zero_()

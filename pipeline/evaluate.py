@@ -1,10 +1,12 @@
 """Accuracy over every sample of a dataset once, whatever the number of ranks."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment import EvaluationTransform
@@ -15,6 +17,8 @@ from pipeline.loss import class_targets, classification_loss
 from pipeline.plan import Plan
 from pipeline.reader import SkippedLimits, note_skipped
 from pipeline.run_folder import RunFolder
+
+_PASSES_BETWEEN_LOOKS = 8  # forwards after which all ranks look together whether one was asked to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +34,54 @@ class Accuracy:
     samples: int
     skipped: int
     """Samples of the dataset that cannot be used and count nowhere."""
+    of_classes: NDArray[np.int64]
+    """(classes, 3): samples that have the class, of these those whose best class it is, or is one of the best five."""
 
     def __str__(self) -> str:
         skipped = f" ({self.skipped:,} more cannot be used)" if self.skipped else ""
         return f"top-1 {self.top1:.2%}  top-5 {self.top5:.2%}  on {self.samples:,} images{skipped}"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The figures over all classes."""
+        return {name: getattr(self, name) for name in ("top1", "top5", "loss", "samples", "skipped")}
+
+    def table(self, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+        """Samples, top-1 and top-5 of each class: of the samples that have it, the share in which it is found.
+
+        None where there is no sample.
+        """
+        return {
+            name: {
+                "samples": samples,
+                "top1": round(right / samples, 6) if samples else None,
+                "top5": round(right_in_five / samples, 6) if samples else None,
+            }
+            for name, (samples, right, right_in_five) in zip(classes, self.of_classes.tolist(), strict=True)
+        }
 
 
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the best class, and any of the best five, is one of a sample's labels: (B, 2) float32 of 0 and 1.
+class EvaluationStopped(Exception):
+    """A rank was asked to stop while all of them were evaluating."""
 
-    From logits (B, classes) and labels (B, k) int64, padded with -1.
+
+def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each label of a sample is its best class, and whether it is one of the best five: two (B, k) bool.
+
+    From logits (B, classes) and labels (B, k) int64, padded with -1, which is never right.
     """
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    right = (best[:, :, None] == labels[:, None, :]).any(dim=2)
-    return torch.stack([right[:, 0], right.any(dim=1)], dim=1).float()
+    found = best[:, :, None] == labels[:, None, :]
+    return found[:, 0], found.any(dim=1)
 
 
 @torch.no_grad()
 def evaluate(
-    network: Callable[[Tensor], Tensor], plan: Plan, folder: RunFolder, ranks: Ranks, dtype: torch.dtype
+    network: Callable[[Tensor], Tensor],
+    plan: Plan,
+    folder: RunFolder,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
     """Evaluate `network`, which maps pictures (B, S, S, 3) to logits and is in evaluation mode, on all ranks together.
 
@@ -61,6 +91,7 @@ def evaluate(
     Raises:
         DataError: too many samples cannot be used, or too many one after the other.
         StorageDown: remote shards that cannot be had.
+        EvaluationStopped: `stop_wanted` on any rank; raised on all of them.
     """
     stage = plan.stage
     limits = SkippedLimits(stage.data, stage.data.validation)
@@ -75,7 +106,14 @@ def evaluate(
     )
     # Right in the first place, right in the first five, summed loss, samples.
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    for batch in stream:
+    # The last row takes what counts nowhere: padding, and labels that a sample does not have.
+    of_classes = torch.zeros(len(plan.classes) + 1, 3, dtype=torch.int64, device=ranks.device)
+    for number, batch in enumerate(stream):
+        if number % _PASSES_BETWEEN_LOOKS == 0:
+            wanted = ranks.sum(torch.tensor([stop_wanted()], dtype=torch.int64, device=ranks.device))
+            if wanted.item():
+                stream.close()
+                raise EvaluationStopped
         note_skipped(batch, folder, ranks)
         limits.count(batch)
         labels = torch.from_numpy(batch.labels).to(ranks.device)
@@ -83,8 +121,13 @@ def evaluate(
         logits = network(normalized(batch.images, ranks.device, dtype)).float()
         targets = class_targets(labels, logits.shape[1], kind=stage.loss.kind, label_smoothing=0.0)
         loss = classification_loss(logits, targets, stage.loss.kind)
-        per_sample = torch.cat([hits(logits, labels), loss[:, None], torch.ones_like(loss)[:, None]], dim=1)
+        first, in_five = hits(logits, labels)
+        per_sample = torch.stack([first.any(dim=1), in_five.any(dim=1), loss, torch.ones_like(loss)], dim=1)
         sums += (per_sample * weights[:, None]).double().sum(dim=0)
+        rows = torch.where((labels < 0) | (weights[:, None] == 0), len(plan.classes), labels)
+        counts = torch.stack([torch.ones_like(first), first, in_five], dim=2).long()
+        of_classes.index_add_(0, rows.flatten(), counts.flatten(0, 1))
+    ranks.sum(of_classes)
     right, right_in_five, loss_sum, samples = ranks.sum(sums).tolist()
     counted = max(1.0, samples)
     return Accuracy(
@@ -93,4 +136,5 @@ def evaluate(
         loss=loss_sum / counted,
         samples=int(samples),
         skipped=plan.validation.samples - int(samples),
+        of_classes=of_classes[:-1].cpu().numpy(),
     )

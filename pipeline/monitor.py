@@ -78,9 +78,9 @@ class Monitor:
         if not self._leads:
             return
         for reason in damaged:
-            self._folder.note("checkpoint_damaged", reason=reason)
+            self._folder.diary.note("checkpoint_damaged", reason=reason)
             self._say(f"passed over a checkpoint: {reason}")
-        self._folder.note("resume" if checkpoint else "start", step=self._first_step, ranks=ranks)
+        self._folder.diary.note("resume" if checkpoint else "start", step=self._first_step, ranks=ranks)
         if checkpoint:
             self._say(f"continues from checkpoint {checkpoint}")
 
@@ -112,13 +112,13 @@ class Monitor:
     def saved(self, step: int, checkpoint: str) -> None:
         """Note a checkpoint."""
         if self._leads:
-            self._folder.note("save", step=step, checkpoint=checkpoint)
+            self._folder.diary.note("save", step=step, checkpoint=checkpoint)
 
     def evaluation(self, step: int, accuracy: Accuracy) -> None:
         """Show the accuracy after `step` steps."""
         if not self._leads:
             return
-        self._folder.note("evaluation", step=step, **accuracy.as_dict())
+        self._folder.diary.note("evaluation", step=step, **accuracy.as_dict())
         for name in ("top1", "top5", "loss"):
             self._writer.add_scalar(f"validation/{name}", getattr(accuracy, name), step)
         self._say(f"step {step}/{self._steps}  {accuracy}")

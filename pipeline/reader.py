@@ -54,7 +54,7 @@ def train_transform(plan: TrainPlan) -> TrainTransform:
 def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:
     """A line in the diary for each sample that could not be used."""
     for sample in batch.skipped:
-        folder.note("sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank)
+        folder.diary.note("sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank)
 
 
 class SkippedLimits:

@@ -250,6 +250,8 @@ class Log(Section):
 
     every_steps: PositiveInt = 10
     """Steps between log lines and TensorBoard points."""
+    samples: bool = False
+    """Whether each rank writes down which samples it was trained on."""
     histograms_every_steps: PositiveInt | None = None
     """Steps between histograms of the weights; a file `histograms` in the run folder asks for one."""
 

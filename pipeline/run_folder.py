@@ -5,7 +5,6 @@ runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  diary.jsonl  lo
 
 import hashlib
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from pipeline.diary import Diary
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, TrainPlan
 from pipeline.recipe import Recipe
@@ -48,6 +48,14 @@ class RunFolder:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def diary(self) -> Diary:
+        return Diary(self.path / "diary.jsonl")
+
     def log_file(self, rank: int) -> Path:
         """The log of one rank."""
         return self.logs / f"rank-{rank:05d}.log"
@@ -62,14 +70,15 @@ class RunFolder:
             return
         before, now = _flat(yaml.safe_load(self._recipe.read_text())), _flat(_settings(plan, start_digest))
         changes = [
-            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+            f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key) and not _is_free(key)
         ]
         if changes:
+            changed = "\n".join(changes)
             raise ConfigError(
-                f"{self.path} holds a run with other settings: {'; '.join(changes)}. Restore them, give the "
-                "recipe another name, or remove the folder to begin anew"
+                f"{self.path} holds a run with other settings:\n{changed}\n"
+                "Restore them, give the recipe another name, or remove the folder to begin anew"
             )
 
     def create(self) -> None:
@@ -105,17 +114,12 @@ class RunFolder:
             raise ConfigError(f"{self.path}: another process is running this stage; wait for it or stop it") from None
         return lock
 
-    def note(self, event: str, **facts: Any) -> None:
-        """Add a line to the diary."""
-        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        with open(self.path / "diary.jsonl", "a") as diary:
-            diary.write(json.dumps(entry) + "\n")
-
     def finish(self, result: dict[str, Any]) -> None:
         """Publish `result.json`: the stage is done."""
         unfinished = self.path / ".result.json.writing"
         unfinished.write_text(json.dumps(result, indent=1) + "\n")
         unfinished.replace(self.path / "result.json")
+        self.diary.note("finish")
 
     def result(self) -> dict[str, Any] | None:
         """What `finish` published, or None while the stage is not done."""
@@ -175,6 +179,10 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value)
 
 
 def _is_free(key: str) -> bool:

@@ -35,6 +35,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
     lock = folder.lock() if ranks.leads else None
     if ranks.leads:
         folder.freeze(plan, start_digest(recipe, name))
+        folder.diary.begin(ranks.world_size)
     ranks.barrier()
     shown = console if ranks.leads else None
     if isinstance(plan, TrainPlan):
@@ -70,5 +71,6 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
                 "images_per_second": round(accuracy.samples / seconds, 1),
                 "checkpoint": f"{plan.stage.start_from}/checkpoints/{checkpoint.path.name}",
                 "validation": accuracy.as_dict(),
+                "classes": accuracy.table(plan.classes),
             }
         )

@@ -98,6 +98,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
                 "images_per_second": round(images / seconds, 1) if images else None,
                 "checkpoint": f"{plan.name}/checkpoints/{step_name(plan.steps)}",
                 "validation": accuracy.as_dict(),
+                "classes": accuracy.table(plan.classes),
             }
         )
 

@@ -71,6 +71,23 @@ def test_a_step_has_the_same_pixels_on_any_cluster_shape_and_after_any_restart(
         assert np.array_equal(together, reference[(4 + step) * 12 : (5 + step) * 12])
 
 
+def test_micro_batches_tell_which_samples_the_order_named_and_which_were_used(shards: Path, tmp_path: Path) -> None:
+    damaged = with_broken_member(shards, tmp_path / "damaged", broken=2)
+    names: dict[tuple[int, int], tuple[str, str]] = {}
+    for folder in (shards / "train", damaged):
+        index = read_index(folder)
+        order = SampleOrder(shard_samples=Dataset(index).shard_samples, seed=5, batch=12, lanes=4, window=10)
+        for number, batch in enumerate(itertools.islice(stream(folder, micro_batch=12), 4)):
+            asked = order.at(number, 0, 12)
+            assert [(o.epoch, o.id) for o in batch.origins] == list(zip(asked.epoch, asked.id, strict=True))
+            assert [o.shard for o in batch.origins] == [index.shards[shard].name for shard in asked.shard]
+            broken = {skipped.position for skipped in batch.skipped}
+            for position, origin in enumerate(batch.origins):
+                name = (origin.shard, origin.key)
+                usual = names.setdefault((origin.epoch, origin.id), name)
+                assert (usual == name) == (position not in broken)
+
+
 def test_labels_belong_to_their_pictures(shards: Path) -> None:
     # The three kinds of picture differ in brightness and in contrast, whatever the crop.
     for batch in itertools.islice(stream(shards / "train"), 8):

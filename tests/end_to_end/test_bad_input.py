@@ -104,14 +104,14 @@ def test_a_run_folder_of_another_recipe_and_of_other_data(shards: Path, tmp_path
     done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_refused(
-        tmp_path, "holds a run with other settings: steps was 5 and is 6. Restore them",
+        tmp_path, "holds a run with other settings:\n  steps: 5 -> 6\nRestore them",
         "train", "recipe.yaml", "pretrain", "pretrain.steps=6",
     )  # fmt: skip
     shutil.copytree(shards, tmp_path / "other")
     index = read_index(tmp_path / "other/train")
     replace(index, shards=(replace(index.shards[0], sha256="0" * 64), *index.shards[1:])).write()
     assert_refused(
-        tmp_path, "index_digests.train was",
+        tmp_path, "  index_digests.train: ",
         "train", "recipe.yaml", "pretrain", "pretrain.steps=5", "data.train=other/train",
     )  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_a_stage_that_started_from_weights_that_are_gone(shards: Path, tmp_path:
     assert coatnet("run", "recipe.yaml", *short, folder=tmp_path).returncode == 0
     shutil.rmtree(tmp_path / "runs/test/pretrain")
     assert_refused(
-        tmp_path, "runs/test/finetune holds a run with other settings: start_digest was", "run", "recipe.yaml", *short
+        tmp_path, "runs/test/finetune holds a run with other settings:\n  start_digest: ", "run", "recipe.yaml", *short
     )
 
 

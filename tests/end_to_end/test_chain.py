@@ -59,12 +59,14 @@ def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> 
     }  # fmt: skip
     assert "step 40/40  loss" in (folder / "logs" / "rank-00000.log").read_text()
     assert (folder / "logs" / "rank-00001.log").exists()
+    classes = json.loads((folder / "result.json").read_text())["classes"]
+    assert {name: figures["samples"] for name, figures in classes.items()} == {"bright": 5, "dark": 5, "striped": 5}
     frozen = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert (frozen["resolution"], frozen["optimizer"]["peak_learning_rate"]) == (32, 3e-3)
     events = [entry["event"] for entry in diary(folder)]
-    assert events[0] == "start"
+    assert events[:2] == ["begin", "start"]
     assert events.count("save") == 8
-    assert events[-1] == "evaluation"
+    assert events[-2:] == ["evaluation", "finish"]
     # Two are kept by default.
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-00000035", "step-00000040"]
 
@@ -187,7 +189,7 @@ def test_logging_ranks_and_checkpointing_may_change_between_starts_but_not_the_l
     assert free.returncode == 0, free.stderr
     refused = coatnet("run", recipe, "pretrain.optimizer.peak_learning_rate=4e-3")
     assert refused.returncode == 78
-    assert "optimizer.peak_learning_rate was 0.003 and is 0.004" in refused.stderr
+    assert "optimizer.peak_learning_rate: 0.003 -> 0.004" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

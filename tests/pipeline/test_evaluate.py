@@ -1,9 +1,10 @@
 """What counts as right."""
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate import hits
+from pipeline.evaluate import Accuracy, hits
 
 
 @pytest.mark.parametrize(
@@ -12,8 +13,19 @@ from pipeline.evaluate import hits
 )
 def test_the_best_classes_may_be_any_of_a_samples_labels(labels: list[int], first: int, in_five: int) -> None:
     logits = torch.tensor([[0.2, 0.3, 0.9, 0.4, 0.5, 0.1]])
-    assert hits(logits, torch.tensor([labels])).tolist() == [[first, in_five]]
+    best, among_five = hits(logits, torch.tensor([labels]))
+    assert best.any(dim=1).tolist() == [bool(first)]
+    assert among_five.any(dim=1).tolist() == [bool(in_five)]
 
 
 def test_with_fewer_than_five_classes_all_are_among_the_best_five() -> None:
-    assert hits(torch.randn(3, 2), torch.tensor([[0], [1], [0]]))[:, 1].tolist() == [1, 1, 1]
+    assert hits(torch.randn(3, 2), torch.tensor([[0], [1], [0]]))[1].all()
+
+
+def test_the_table_of_classes_has_shares_of_their_own_samples_and_no_figure_without_one() -> None:
+    accuracy = Accuracy(0.5, 1.0, 0.1, 4, 0, np.array([[3, 1, 2], [0, 0, 0], [1, 1, 1]]))
+    assert accuracy.table(["cat", "dog", "eel"]) == {
+        "cat": {"samples": 3, "top1": 0.333333, "top5": 0.666667},
+        "dog": {"samples": 0, "top1": None, "top5": None},
+        "eel": {"samples": 1, "top1": 1.0, "top5": 1.0},
+    }

@@ -56,7 +56,9 @@ def test_a_run_of_broken_samples_ends_the_run(damaged: TrainPlan) -> None:
 
     def batch(*broken: int) -> MicroBatch:
         skipped = [Skipped(position, "s.tar", f"key{position}", "broken") for position in broken]
-        return MicroBatch(np.zeros((3, 1, 1, 3), np.uint8), np.zeros((3, 1), np.int64), np.ones(3, np.float32), skipped)
+        return MicroBatch(
+            np.zeros((3, 1, 1, 3), np.uint8), np.zeros((3, 1), np.int64), np.ones(3, np.float32), skipped, []
+        )
 
     for positions in ([0, 1, 2], [0, 2], [0, 1], [0, 0, 0]):
         limits.count(batch(*positions))

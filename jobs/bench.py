@@ -79,7 +79,7 @@ def _measure(
     device = device or present_device() or "H100"
     if device not in PEAKS:
         raise ConfigError(f"--device {device}: not one of {', '.join(PEAKS)}; say --images-per-second instead")
-    asked = images_per_second or demand(plan, device, utilization)
+    asked = images_per_second or demand(plan.stage, device, utilization)
     parts = time_parts(plan, samples=200)
     delivery = measure(recipe, overrides, name, ranks, world_size, seconds)
     return {

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.activation_checkpointing import recomputed_blocks
 from models.coatnet import CoAtNet
+from models.options import CheckpointingPolicy
 from models.variants import Variant
 
 
@@ -83,6 +85,35 @@ def count_costs(variant: Variant, image_size: int, num_classes: int = 1000) -> l
     stem = _count_cost("stem", replace(variant, stages=variant.stages[:1]), image_size, num_classes)
     head = _count_cost("head", replace(variant, stages=(replace(variant.stages[-1], depth=1),)), side, num_classes)
     return [stem, *blocks, head]
+
+
+def count_training_cost(
+    variant: Variant, image_size: int, num_classes: int = 1000, policy: CheckpointingPolicy = "none"
+) -> Cost:
+    """What one picture costs in training, with activation checkpointing by `policy`.
+
+    Its multiply-adds are those of the forward, of a backward that costs two, and of what is computed again. Kept are
+    the inputs of recomputed blocks, and the activations of the largest of these, which are there once more during its
+    backward.
+    """
+    costs = count_costs(variant, image_size, num_classes)
+    convolves, input_bytes = [variant.stem == "convolutions"], [3 * image_size**2 * 2]
+    side, width = image_size // variant.stem_stride, variant.stem_width
+    for stage in variant.stages:
+        for position in range(stage.depth):
+            convolves.append(stage.kind == "mbconv")
+            input_bytes.append(width * side**2 * 2)
+            side, width = side // (stage.stride if position == 0 else 1), stage.width
+    again = recomputed_blocks(policy, convolves)
+    recomputed = [cost for cost, is_again in zip(costs[:-1], again, strict=True) if is_again]
+    kept = [
+        size if is_again else cost.activation_bytes
+        for cost, is_again, size in zip(costs[:-1], again, input_bytes, strict=True)
+    ]
+    return Cost(
+        3 * sum(cost.multiply_adds for cost in costs) + sum(cost.multiply_adds for cost in recomputed),
+        sum(kept) + costs[-1].activation_bytes + max((cost.activation_bytes for cost in recomputed), default=0),
+    )
 
 
 @cache

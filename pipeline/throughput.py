@@ -19,9 +19,10 @@ from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.reading import SampleReader
 from data.shard import BrokenSample
-from models.complexity import count_costs
+from models.complexity import count_training_cost
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.reader import open_stream, train_transform
+from pipeline.recipe import TrainStage
 from pipeline.recipe_file import load_recipe
 
 # Dense bf16 peaks in FLOP/s of the makers' data sheets, by a part of the name that torch gives the device.
@@ -61,15 +62,14 @@ def present_device() -> str | None:
     return next((key for key in PEAKS if key in name), None)
 
 
-def demand(plan: TrainPlan, device: str, utilization: float) -> float:
+def demand(stage: TrainStage, device: str, utilization: float) -> float:
     """Images per second that one `device` trains on at a share `utilization` of its peak.
 
-    A backward costs two forwards, and recomputing all blocks one more; a multiply-add is two operations.
+    What activation checkpointing computes again is work, too; a multiply-add is two operations.
     """
-    stage = plan.stage
-    forward = sum(cost.multiply_adds for cost in count_costs(stage.model.variant, stage.resolution))
-    passes = 4 if stage.activation_checkpointing == "every_block" else 3
-    return PEAKS[device] * utilization / (2 * passes * forward)
+    policy = stage.activation_checkpointing
+    cost = count_training_cost(stage.model.variant, stage.resolution, policy=policy)
+    return PEAKS[device] * utilization / (2 * cost.multiply_adds)
 
 
 def time_parts(plan: TrainPlan, samples: int) -> Parts:

@@ -11,6 +11,7 @@ from models.complexity import (
     count_costs,
     count_parameters,
     count_parameters_without_dense_head,
+    count_training_cost,
 )
 from models.registry import create_model
 from models.variants import VARIANTS, find_variant
@@ -127,3 +128,24 @@ def test_costs_of_parts_are_those_of_the_whole_model() -> None:
     # Of the convolutional blocks, whose kernels keep the same on every device.
     measured = [two - one for one, two in zip(kept(1), kept(2), strict=True)]
     assert measured == [cost.activation_bytes for cost in costs[:6]]
+
+
+def test_training_costs_three_forwards_and_what_is_computed_again() -> None:
+    variant = VARIANTS["coatnet_debug"]
+    stem, *blocks, head = count_costs(variant, 64)
+    plain = count_training_cost(variant, 64)
+    assert plain.multiply_adds == 3 * multiply_adds("coatnet_debug", 64)
+    assert plain.activation_bytes == sum(cost.activation_bytes for cost in (stem, *blocks, head))
+
+    # Inputs of the stem and of the four blocks: cells times channels, of 2 bytes.
+    inputs = [2 * cells * width for cells, width in ((64**2, 3), (32**2, 8), (16**2, 8), (8**2, 16), (4**2, 32))]
+    whole = count_training_cost(variant, 64, policy="every_block")
+    assert whole.multiply_adds == 4 * multiply_adds("coatnet_debug", 64) - head.multiply_adds
+    largest = max(cost.activation_bytes for cost in (stem, *blocks))
+    assert whole.activation_bytes == sum(inputs) + head.activation_bytes + largest
+
+    convolutions = count_training_cost(variant, 64, policy="mbconv")
+    again = (stem, *blocks[:2])
+    assert convolutions.multiply_adds - plain.multiply_adds == sum(cost.multiply_adds for cost in again)
+    rest = sum(cost.activation_bytes for cost in (*blocks[2:], head))
+    assert convolutions.activation_bytes == sum(inputs[:3]) + rest + max(cost.activation_bytes for cost in again)

@@ -1,0 +1,157 @@
+"""What the recipes of the paper ask for: GPUs, memory, time.
+
+    python -m benchmarks.recipes                          # the table of docs/recipes.md
+    python -m benchmarks.recipes --recipe coatnet-5-in21k --device A100 --utilization 0.3
+
+Computed from the recipes and the models; nothing is measured.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.shipped import shipped_recipes
+from models.complexity import count_parameters, count_training_cost
+from pipeline.recipe import TrainStage
+from pipeline.recipe_file import load_recipe
+from pipeline.throughput import PEAKS, demand
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Training samples and classes, for an estimate before there are shards to count them in."""
+
+    samples: int
+    classes: int
+
+
+DATASETS = {
+    "in1k": Dataset(1_281_167, 1000),
+    "in21k": Dataset(12_720_275, 21_843),
+    # What their papers print is rounded: "300M" pictures with 18 thousand classes, "3B" with 30 thousand.
+    "jft": Dataset(300_000_000, 18_000),
+    "jft3b": Dataset(3_000_000_000, 30_000),
+}
+"""By the folder of their shards."""
+
+SLACK = 1.2
+"""For what is not counted: gradients of activations, buckets of collectives, fragmentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One training stage of a recipe on GPUs of one kind."""
+
+    recipe: str
+    name: str
+    stage: TrainStage
+    steps: int
+    memory: float
+    """Gigabytes on each GPU, with slack."""
+    saved: float
+    """Gigabytes of a checkpoint."""
+    seconds: float
+    """Of a step."""
+
+    @property
+    def save_minutes(self) -> float:
+        """Between two saves."""
+        return self.stage.checkpoint.every_steps * self.seconds / 60
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.seconds / 3600
+
+    @property
+    def gpu_days(self) -> float:
+        return self.hours * self.stage.resources.ranks / 24
+
+
+def estimates(recipe: Path, device: str = "H100", utilization: float = 0.4) -> Iterator[Estimate]:
+    """The training stages of `recipe`; none for one whose shards are not those of a dataset in `DATASETS`."""
+    loaded = load_recipe(recipe)
+    for name, stage in loaded.stages.items():
+        dataset = DATASETS.get(Path(stage.data.train or "").parent.name)
+        if dataset is None or not isinstance(stage, TrainStage):
+            continue
+        batch = stage.batch.global_size
+        parameters = count_parameters(stage.model.variant, stage.resolution, dataset.classes)
+        yield Estimate(
+            recipe=loaded.name,
+            name=name,
+            stage=stage,
+            steps=stage.steps or math.ceil((stage.epochs or 0) * dataset.samples / batch),
+            memory=SLACK * memory_bytes(stage, parameters) / 1e9,
+            saved=parameters * _owned_bytes(stage) / 1e9,
+            seconds=batch / (stage.resources.ranks * demand(stage, device, utilization)),
+        )
+
+
+def memory_bytes(stage: TrainStage, parameters: int) -> float:
+    """Bytes of a GPU for weights, gradients, optimizer and the activations of one micro-batch, without slack."""
+    ranks = stage.resources.ranks
+    weight = 2 if stage.precision == "bf16" else 4
+    # A gradient arrives in the dtype of its weight, and is summed in float32.
+    summed = 4 / (ranks if stage.zero_stage >= 2 else 1)
+    owned = _owned_bytes(stage) / (ranks if stage.zero_stage >= 1 else 1)
+    held = weight / (ranks if stage.zero_stage == 3 else 1)
+    cost = count_training_cost(stage.model.variant, stage.resolution, policy=stage.activation_checkpointing)
+    picture = cost.activation_bytes * (2 if stage.precision == "fp32" else 1)  # counted in bf16
+    return parameters * (held + weight + summed + owned) + picture * stage.batch.micro_size
+
+
+def _owned_bytes(stage: TrainStage) -> int:
+    """Bytes of a parameter in a checkpoint: its master weight, AdamW's two moments, the moving average."""
+    return 12 + (4 if stage.ema_decay else 0)
+
+
+def markdown(rows: list[Estimate]) -> str:
+    """The rows as a table of docs/recipes.md; a recipe's name stands at its first stage."""
+    headings = (
+        "recipe", "stage", "nodes x GPUs", "micro-batch", "precision, ZeRO", "recomputed", "GB of a GPU", "steps",
+        "saved every", "GB of a save", "hours", "GPU-days",
+    )  # fmt: skip
+    lines = [headings, ("---",) * 6 + ("---:",) * 6]
+    before = ""
+    for row in rows:
+        stage, resources = row.stage, row.stage.resources
+        lines.append(
+            (
+                f"`{row.recipe}`" if row.recipe != before else "",
+                f"`{row.name}`",
+                f"{resources.nodes} x {resources.ranks // resources.nodes}",
+                str(stage.batch.micro_size),
+                f"{stage.precision}, {stage.zero_stage}",
+                str(stage.activation_checkpointing),
+                f"{row.memory:.0f}",
+                f"{row.steps:,}",
+                f"{stage.checkpoint.every_steps:,} = {row.save_minutes:.0f} min",
+                f"{row.saved:.1f}",
+                _rounded(row.hours),
+                _rounded(row.gpu_days),
+            )
+        )
+        before = row.recipe
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=shipped_recipes(), metavar="NAME", help="by default all")
+    parser.add_argument("--device", choices=PEAKS, default="H100")
+    parser.add_argument("--utilization", type=float, default=0.4, help="share of its peak that training reaches")
+    arguments = parser.parse_args()
+    shipped = shipped_recipes()
+    paths = [shipped[arguments.recipe]] if arguments.recipe else shipped.values()
+    rows = [row for path in paths for row in estimates(path, arguments.device, arguments.utilization)]
+    print(markdown(rows), end="")
+
+
+if __name__ == "__main__":
+    main()

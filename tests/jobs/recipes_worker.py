@@ -1,0 +1,39 @@
+"""The one rank of the recipes' test: `python recipes_worker.py RECIPE [KEY=VALUE]... [-- RECIPE [KEY=VALUE]...]...`.
+
+Trains all stages of each recipe in order, as `coatnet run` does with processes of their own for each stage.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.distributed import Ranks, join_ranks
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe_file import load_recipe
+from pipeline.run_folder import final_checkpoint, run_folder, start_digest
+from pipeline.train import train
+
+
+def run(path: Path, overrides: list[str], ranks: Ranks) -> None:
+    recipe = load_recipe(path, overrides)
+    for name, stage in recipe.stages.items():
+        folder, plan = run_folder(recipe, name), plan_stage(recipe, name, ranks.world_size)
+        assert isinstance(plan, TrainPlan)
+        folder.create()
+        folder.freeze(plan, start_digest(recipe, name))
+        start_from = final_checkpoint(recipe, stage.start_from) if stage.start_from else None
+        train(plan, folder, start_from, ranks, Console())
+
+
+def main(arguments: list[str]) -> None:
+    ranks = join_ranks(1)
+    for is_end, words in itertools.groupby(arguments, key=lambda word: word == "--"):
+        if not is_end:
+            path, *overrides = words
+            run(Path(path), overrides, ranks)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

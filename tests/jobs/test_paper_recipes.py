@@ -1,0 +1,229 @@
+"""The recipes of the paper: each number as Table 10 prints it, and what is ours as it should be on 8 GPUs of 80 GB."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.recipes import Estimate, estimates, main, markdown
+from jobs.shipped import shipped_recipes
+from pipeline.recipe import TrainStage
+from pipeline.recipe_file import load_recipe
+
+PATHS = {name: path for name, path in shipped_recipes().items() if name.startswith("coatnet-")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What differs between the models of a column; pairs are of pretraining and fine-tuning."""
+
+    model: str
+    column: str
+    stochastic_depth: tuple[float, float]
+    random_augment: tuple[tuple[int, int] | None, tuple[int, int] | None]
+    epochs: float
+    peak_learning_rate: float
+    sizes: tuple[int, ...] = (224, 384, 512)
+
+
+NONE, WEAK, STRONG = None, (2, 5), (2, 15)
+TABLE_10 = {
+    "coatnet-0-in1k": Row("coatnet_0", "1K", (0.2, 0.2), (STRONG, STRONG), 300, 1e-3, (224, 384)),
+    "coatnet-1-in1k": Row("coatnet_1", "1K", (0.3, 0.3), (STRONG, STRONG), 300, 1e-3, (224, 384)),
+    "coatnet-2-in1k": Row("coatnet_2", "1K", (0.5, 0.5), (STRONG, STRONG), 300, 1e-3),
+    "coatnet-3-in1k": Row("coatnet_3", "1K", (0.7, 0.7), (STRONG, (2, 20)), 300, 1e-3),
+    "coatnet-2-in21k": Row("coatnet_2", "21K", (0.3, 0.3), (NONE, NONE), 90, 1e-3),
+    "coatnet-3-in21k": Row("coatnet_3", "21K", (0.5, 0.5), (NONE, NONE), 90, 1e-3),
+    "coatnet-4-in21k": Row("coatnet_4", "21K", (0.7, 0.7), (NONE, NONE), 90, 1e-3),
+    "coatnet-4-in21k-pt-ra": Row("coatnet_4", "21K", (0.7, 0.7), (WEAK, WEAK), 90, 1e-3),
+    "coatnet-4-in21k-pt-ra-e150": Row("coatnet_4", "21K", (0.7, 0.7), (WEAK, WEAK), 150, 1e-3),
+    "coatnet-3-jft": Row("coatnet_3_dw", "JFT", (0.0, 0.1), (WEAK, WEAK), 14, 1e-3),
+    "coatnet-4-jft": Row("coatnet_4", "JFT", (0.1, 0.3), (WEAK, WEAK), 14, 5e-4),
+    "coatnet-5-jft": Row("coatnet_5", "JFT", (0.0, 0.2), (WEAK, WEAK), 14, 5e-4),
+}
+# Ours: CoAtNet-5's JFT column, with the epochs of ImageNet-21K, and with as many pictures of JFT-3B.
+OURS = {
+    **{f"coatnet-{n}-in21k": Row(f"coatnet_{n}", "JFT", (0.0, 0.2), (WEAK, WEAK), 90, 5e-4) for n in (5, 6, 7)},
+    **{f"coatnet-{n}-jft3b": Row(f"coatnet_{n}", "JFT", (0.0, 0.2), (WEAK, WEAK), 1.4, 5e-4) for n in (6, 7)},
+}
+
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "1K": {
+        "mixup": 0.8, "loss": "softmax", "smoothing": 0.1, "batch": 4096, "minimum": 1e-5, "warmup_steps": 10_000,
+        "warmup_epochs": None, "schedule": "cosine", "weight_decay": 0.05, "ema": None,
+    },
+    "21K": {
+        "mixup": 0.0, "loss": "sigmoid", "smoothing": 1e-4, "batch": 4096, "minimum": 1e-5, "warmup_steps": None,
+        "warmup_epochs": 5, "schedule": "linear", "weight_decay": 0.01, "ema": None,
+    },
+    "JFT": {
+        "mixup": 0.0, "loss": "sigmoid", "smoothing": 1e-4, "batch": 4096, "minimum": 1e-5, "warmup_steps": 20_000,
+        "warmup_epochs": None, "schedule": "linear", "weight_decay": 0.01, "ema": None,
+    },
+}  # fmt: skip
+FINE_TUNING: dict[str, dict[str, Any]] = {
+    column: {
+        "mixup": 0.8 if column == "1K" else 0.0, "loss": "softmax", "smoothing": 0.1, "batch": batch, "minimum": 5e-5,
+        "warmup_steps": None, "warmup_epochs": None, "schedule": "constant", "weight_decay": 1e-8, "ema": 0.9999,
+    }
+    for column, batch in (("1K", 512), ("21K", 1024), ("JFT", 512))
+}  # fmt: skip
+
+
+def column_of(stage: TrainStage) -> dict[str, Any]:
+    """The stage's settings as the columns above have them."""
+    optimizer = stage.optimizer
+    return {
+        "mixup": stage.mixup_alpha, "loss": stage.loss.kind, "smoothing": stage.loss.label_smoothing,
+        "batch": stage.batch.global_size, "minimum": optimizer.minimum_learning_rate,
+        "warmup_steps": optimizer.warmup_steps, "warmup_epochs": optimizer.warmup_epochs,
+        "schedule": optimizer.schedule, "weight_decay": optimizer.weight_decay, "ema": stage.ema_decay,
+    }  # fmt: skip
+
+
+def augmentation(stage: TrainStage) -> tuple[int, float] | None:
+    chosen = stage.data.random_augment
+    return (chosen.layers, chosen.magnitude) if chosen else None
+
+
+def stages(path: Path) -> dict[str, TrainStage]:
+    found = load_recipe(path).stages
+    assert all(isinstance(stage, TrainStage) for stage in found.values())
+    return found  # type: ignore[return-value]
+
+
+def test_every_column_and_every_model_that_the_paper_names_has_its_recipe() -> None:
+    assert PATHS.keys() == TABLE_10.keys() | OURS.keys()
+
+
+@pytest.mark.parametrize(("name", "row"), (TABLE_10 | OURS).items())
+def test_pretraining_is_that_of_the_paper(name: str, row: Row) -> None:
+    stage = stages(PATHS[name])["pretrain"]
+    assert column_of(stage) == PRETRAINING[row.column]
+    assert (stage.model.name, stage.model.options, stage.resolution) == (row.model, {}, 224)
+    assert (stage.epochs, stage.optimizer.peak_learning_rate) == (row.epochs, row.peak_learning_rate)
+    assert (stage.model.drop_path_rate, augmentation(stage)) == (row.stochastic_depth[0], row.random_augment[0])
+    assert (stage.data.crop, stage.data.evaluation_crop) == ("random", "center")
+    assert stage.optimizer.gradient_clip == 1.0
+
+
+@pytest.mark.parametrize(("name", "row"), (TABLE_10 | OURS).items())
+def test_fine_tuning_is_that_of_the_paper_at_each_size_and_from_pretraining(name: str, row: Row) -> None:
+    _, *finetunes = stages(PATHS[name]).items()
+    assert [key for key, _ in finetunes] == [f"finetune_{size}" for size in row.sizes]
+    for (_, stage), size in zip(finetunes, row.sizes, strict=True):
+        assert column_of(stage) == FINE_TUNING[row.column]
+        assert (stage.start_from, stage.model.name, stage.resolution) == ("pretrain", row.model, size)
+        assert (stage.epochs, stage.optimizer.peak_learning_rate) == (30, 5e-5)
+        assert (stage.model.drop_path_rate, augmentation(stage)) == (row.stochastic_depth[1], row.random_augment[1])
+        assert (stage.data.crop, stage.data.evaluation_crop) == ("whole", "whole")
+        assert stage.optimizer.gradient_clip == 1.0
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_each_stage_has_the_shards_of_its_data(name: str) -> None:
+    pretraining = name.split("-")[2]
+    for key, stage in stages(PATHS[name]).items():
+        folder = PATHS[name].parent / "shards" / (pretraining if key == "pretrain" else "in1k")
+        assert (stage.data.train, stage.data.validation) == (str(folder / "train"), str(folder / "validation"))
+
+
+@pytest.mark.parametrize("name", [*OURS, "coatnet-0-in1k"])
+def test_a_recipe_says_what_is_not_the_papers(name: str) -> None:
+    text = PATHS[name].read_text()
+    assert ("the choice is ours" in " ".join(text.replace("#", "").split()).lower()) == (name in OURS)
+    ours = [line.split(":")[0].strip() for line in text.splitlines() if "# ours" in line]
+    assert {"workers", "precision", "activation_checkpointing", "micro_size", "checkpoint"} <= set(ours)
+
+
+@pytest.fixture(scope="module")
+def computed() -> dict[str, list[Estimate]]:
+    return {name: list(estimates(path)) for name, path in PATHS.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PATHS)
+def test_nodes_of_eight_gpus_share_the_micro_batches_and_have_the_memory(
+    name: str, computed: dict[str, list[Estimate]]
+) -> None:
+    assert [row.name for row in computed[name]] == list(stages(PATHS[name]))
+    for row in computed[name]:
+        resources = row.stage.resources
+        assert resources.ranks == 8 * resources.nodes
+        assert row.stage.batch.micro_batches % resources.ranks == 0
+        assert row.memory < 80
+        assert resources.time_limit is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PATHS)
+def test_a_save_comes_every_quarter_to_half_of_an_hour_and_ten_of_a_stage_are_kept(
+    name: str, computed: dict[str, list[Estimate]]
+) -> None:
+    for row in computed[name]:
+        checkpoint, evaluation = row.stage.checkpoint, row.stage.evaluation
+        # A stage of less than two hours and a half saves ten times all the same.
+        assert row.save_minutes <= 30
+        assert row.save_minutes >= 15 or 9 <= row.steps / checkpoint.every_steps <= 12
+        assert checkpoint.keep_last == 3
+        assert checkpoint.keep_every is not None
+        assert checkpoint.keep_every % checkpoint.every_steps == 0
+        assert 8 <= row.steps / checkpoint.keep_every <= 12
+        # The best can only be kept where there is a checkpoint at its step.
+        assert evaluation.every_steps == checkpoint.every_steps
+        assert checkpoint.keep_best == (0 if row.name == "pretrain" else 1)
+
+
+@pytest.mark.slow
+def test_the_document_has_the_table_as_computed(computed: dict[str, list[Estimate]]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    assert markdown([row for rows in computed.values() for row in rows]) in document
+
+
+@pytest.mark.slow
+def test_one_recipe_can_be_asked_for(
+    computed: dict[str, list[Estimate]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["recipes", "--recipe", "coatnet-1-in1k"])
+    main()
+    assert capsys.readouterr().out == markdown(computed["coatnet-1-in1k"])
+
+
+@pytest.mark.slow
+def test_steps_are_those_of_the_papers_data(computed: dict[str, list[Estimate]]) -> None:
+    steps = {(row.recipe, row.name): row.steps for rows in computed.values() for row in rows}
+    assert steps["coatnet-0-in1k", "pretrain"] == 93_836
+    assert steps["coatnet-0-in1k", "finetune_224"] == 75_069
+    assert steps["coatnet-2-in21k", "pretrain"] == 279_499
+    assert steps["coatnet-2-in21k", "finetune_384"] == 37_535
+
+
+@pytest.mark.slow
+def test_time_is_that_of_the_arithmetic_at_a_share_of_the_peak(computed: dict[str, list[Estimate]]) -> None:
+    first = computed["coatnet-0-in1k"][0]
+    # Forward and backward are three times the multiply-adds, of two operations each, shared by 8 GPUs.
+    seconds = 4096 * 3 * 2 * 4_141_888_512 / (8 * 0.4 * 989e12)
+    assert first.seconds == pytest.approx(seconds)
+    assert first.gpu_days == pytest.approx(8 * 93_836 * seconds / 86_400)
+    (half, *_) = estimates(PATHS["coatnet-0-in1k"], "H100", 0.2)
+    assert half.seconds == pytest.approx(2 * seconds)
+    # Every second block of CoAtNet-7 is computed again at 512 pixels.
+    seconds = 512 * 2 * 2_538.5e9 / (32 * 0.4 * 989e12)
+    assert 3.4 * seconds < computed["coatnet-7-in21k"][-1].seconds < 3.6 * seconds
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_weights_gradients_optimizer_and_activations(computed: dict[str, list[Estimate]]) -> None:
+    pretrain, *_, largest = computed["coatnet-7-in21k"]
+    # For 21,843 classes instead of 1000: bf16 weights and gradients, and what 128 ranks share: float32 sums, master
+    # weights and two moments. 813 MiB for each picture, as `coatnet models` has it.
+    parameters = 2_441_973_112 + 20_843 * 3073
+    assert pretrain.memory == pytest.approx(1.2e-9 * (parameters * (4 + 16 / 128) + 32 * 813 * 2**20), rel=1e-3)
+    assert pretrain.saved == pytest.approx(parameters * 12e-9)
+    assert largest.saved == pytest.approx(2_441_973_112 * 16e-9, rel=1e-3)  # with the moving average
+
+
+def test_as_many_pictures_of_jft_3b_as_of_jft_300m() -> None:
+    for name in ("coatnet-6-jft3b", "coatnet-7-jft3b"):
+        assert stages(PATHS[name])["pretrain"].epochs == pytest.approx(14 * 300e6 / 3e9)

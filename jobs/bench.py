@@ -61,10 +61,10 @@ def _measure(
     utilization: float,
     images_per_second: float | None,
 ) -> dict[str, Any]:
+    from jobs.shipped import load_recipe
     from pipeline.errors import ConfigError
     from pipeline.plan import TrainPlan, plan_stage
     from pipeline.recipe import TrainStage
-    from pipeline.recipe_file import load_recipe
     from pipeline.throughput import PEAKS, demand, measure, present_device, time_parts
 
     loaded = load_recipe(recipe, overrides)

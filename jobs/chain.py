@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.launch import launch_ranks
+from jobs.shipped import load_recipe
 from pipeline.plan import plan_stage
 from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
 
 

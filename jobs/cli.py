@@ -12,6 +12,7 @@ from jobs.launch import die_with_launcher, is_rank
 from jobs.models import models
 from jobs.order import order
 from jobs.outcome import reported
+from jobs.recipes_command import recipes
 from jobs.shards import shards
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ for command in (index, verify, show):
     shards.command()(command)
 app.add_typer(shards, name="shards")
 app.add_typer(bench, name="bench")
+app.add_typer(recipes, name="recipes")
 app.command()(models)
 app.command()(order)
 
@@ -54,7 +56,7 @@ def train(recipe: RecipePath, stage: str, overrides: Overrides = None) -> None:
             run_stage(load_recipe(recipe, overrides), stage)
         else:
             from jobs.chain import result_table, run_one
-            from pipeline.recipe_file import load_recipe
+            from jobs.shipped import load_recipe
 
             loaded, console = load_recipe(recipe, overrides), Console(highlight=False)
             run_one(loaded, stage, recipe, overrides or [], console)

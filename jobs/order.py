@@ -30,9 +30,9 @@ def order(
     A sample that cannot be used is replaced when it is read; the run's diary names it.
     """
     from data.reading import SampleReader
+    from jobs.shipped import load_recipe
     from pipeline.errors import ConfigError
     from pipeline.plan import TrainPlan, plan_stage
-    from pipeline.recipe_file import load_recipe
 
     with reported():
         plan = plan_stage(load_recipe(recipe, overrides or []), stage, world, look_at_shards=False)

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,9 @@ from data.errors import DataError, StorageDown
 
 _POLL = 0.02  # seconds between looks for a shard
 _LOOK_AFTER = 1.0  # seconds between looks whether there is a downloader
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What Slurm sends to all processes of a job that is to stop. It is for readers: the downloader ends with its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +171,20 @@ class CachedShards:
             probe.close()
             if self._downloader is not None:
                 self._downloader.communicate()
-            with open(self._cache.folder / "downloader.log", "ab") as log:
-                self._downloader = subprocess.Popen(
-                    [sys.executable, "-m", "data.downloader", str(self._cache.folder)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                    start_new_session=True,  # an interrupt from the keyboard is for those who read
-                )
+            # It begins with these held back, as this thread has them, until it comes to ignore them.
+            held_back = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                with open(self._cache.folder / "downloader.log", "ab") as log:
+                    self._downloader = subprocess.Popen(
+                        [sys.executable, "-m", "data.downloader", str(self._cache.folder)],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                        start_new_session=True,  # an interrupt from the keyboard is for those who read
+                    )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
             assert self._downloader.stdout is not None
             if not self._downloader.stdout.readline() and self._downloader.wait():
                 raise DataError(f"the downloader of remote shards does not start; see {log.name}")

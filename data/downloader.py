@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.cache import Cache, try_lock
+from data.cache import STOP_SIGNALS, Cache, try_lock
 from data.errors import DataError, StorageDown
 from data.storage import Storage, pieces
 
@@ -167,7 +167,9 @@ def main(folder: Path) -> None:
     if lock is None:
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     downloader = Downloader(folder)
     os.write(1, b"ready\n")
 

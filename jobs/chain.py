@@ -7,14 +7,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.launch import launch_ranks
+from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shipped import load_recipe
 from pipeline.plan import plan_stage
 from pipeline.recipe import Recipe
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
+from pipeline.stopping import StopSignals
 
 
-def run_chain(path: Path, overrides: list[str], console: Console) -> None:
+def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
     """Run every stage of the recipe at `path` that is not done, and print what came of each.
 
     Raises:
@@ -23,20 +24,24 @@ def run_chain(path: Path, overrides: list[str], console: Console) -> None:
     """
     recipe = load_recipe(path, overrides)
     for name in recipe.stages:
+        refuse_other_machines(name, recipe.stages[name])
         run_folder(recipe, name).check(plan_stage(recipe, name), start_digest(recipe, name))
     for name in recipe.stages:
-        run_one(recipe, name, path, overrides, console)
+        run_one(recipe, name, path, overrides, console, signals)
     console.print(result_table(recipe))
 
 
-def run_one(recipe: Recipe, name: str, path: Path, overrides: list[str], console: Console) -> None:
+def run_one(
+    recipe: Recipe, name: str, path: Path, overrides: list[str], console: Console, signals: StopSignals
+) -> None:
     """Run stage `name` of the recipe at `path` as its own set of rank processes, unless it is done.
 
     Raises:
         ConfigError, DataError: the stage cannot start.
-        StageFailed: it ended otherwise than well.
+        StageFailed: it ended otherwise than well, or was asked to stop.
     """
     plan, folder = plan_stage(recipe, name), run_folder(recipe, name)
+    refuse_other_machines(name, plan.stage)
     folder.check(plan, start_digest(recipe, name))
     if folder.result() is not None:
         console.print(f"[bold]{name}[/]  done before")
@@ -44,7 +49,7 @@ def run_one(recipe: Recipe, name: str, path: Path, overrides: list[str], console
     if plan.stage.start_from:
         final_checkpoint(recipe, plan.stage.start_from)  # refused here rather than by every rank
     folder.create()
-    launch_ranks(["train", str(path), name, *overrides], plan.stage, folder)
+    launch_ranks(["train", str(path), name, *overrides], plan.stage, folder, signals)
 
 
 def result_table(recipe: Recipe) -> Table:

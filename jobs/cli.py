@@ -8,12 +8,12 @@ from rich.console import Console
 
 from jobs.bench import bench
 from jobs.inspect_shards import index, show, verify
-from jobs.launch import die_with_launcher, is_rank
 from jobs.models import models
 from jobs.order import order
-from jobs.outcome import reported
+from jobs.outcome import end_process, reported
 from jobs.recipes_command import recipes
 from jobs.shards import shards
+from pipeline.stopping import StopSignals
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,28 +38,29 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run all stages of a recipe on this machine; called again, continue where it stopped."""
-    from jobs.chain import run_chain
+    with StopSignals(end_process) as signals, reported():
+        from jobs.chain import run_chain
 
-    with reported():
-        run_chain(recipe, overrides or [], Console(highlight=False))
+        run_chain(recipe, overrides or [], Console(highlight=False), signals)
 
 
 @app.command()
 def train(recipe: RecipePath, stage: str, overrides: Overrides = None) -> None:
     """Run one stage: as its ranks on this machine, or as one rank where RANK and WORLD_SIZE are set."""
-    with reported():
+    with StopSignals(end_process) as signals, reported():
+        from jobs.launch import die_with_launcher, is_rank
+        from jobs.shipped import load_recipe
+
         if is_rank():
             die_with_launcher()
-            from pipeline.recipe_file import load_recipe
             from pipeline.stage import run_stage
 
-            run_stage(load_recipe(recipe, overrides), stage)
+            run_stage(load_recipe(recipe, overrides), stage, signals)
         else:
             from jobs.chain import result_table, run_one
-            from jobs.shipped import load_recipe
 
             loaded, console = load_recipe(recipe, overrides), Console(highlight=False)
-            run_one(loaded, stage, recipe, overrides or [], console)
+            run_one(loaded, stage, recipe, overrides or [], console, signals)
             console.print(result_table(loaded))
 
 
@@ -69,10 +70,10 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Pretrain, fine-tune and evaluate a small CoAtNet on 10,000 real product photos; minutes on two CPU cores."""
-    from jobs.demo import run_demo
+    with StopSignals(end_process) as signals, reported():
+        from jobs.demo import run_demo
 
-    with reported():
-        run_demo(folder, overrides or [], Console(highlight=False))
+        run_demo(folder, overrides or [], Console(highlight=False), signals)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from jobs.chain import run_chain
 from jobs.shards import build_and_report
+from pipeline.stopping import StopSignals
 
 CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
@@ -21,7 +22,7 @@ VALIDATION_PER_CLASS = 100
 SAMPLES_PER_SHARD = 1000
 
 
-def run_demo(folder: Path, overrides: list[str], console: Console) -> None:
+def run_demo(folder: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
     """Write the images into `folder`, then do what a user would: build shards, run the recipe.
 
     Called again, it continues where it stopped.
@@ -42,7 +43,7 @@ def run_demo(folder: Path, overrides: list[str], console: Console) -> None:
     if not recipe.exists():
         shutil.copyfile(str(files("jobs") / "recipes" / "demo.yaml"), recipe)
     _show(console, " ".join(["coatnet run", str(recipe), *overrides]))
-    run_chain(recipe, overrides, console)
+    run_chain(recipe, overrides, console, signals)
     tensorboard = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     console.print(
         f"\nTo see the curves and pictures:\n  {tensorboard} --logdir {folder / 'runs'}", soft_wrap=True, markup=False

@@ -1,4 +1,4 @@
-"""The ranks of a stage as processes of this machine: started together, ended together."""
+"""The ranks of a stage as processes of this machine: started together, asked to stop together, ended together."""
 
 import ctypes
 import json
@@ -12,59 +12,75 @@ import time
 from pathlib import Path
 
 from jobs.outcome import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
-from pipeline.recipe import Stage
+from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError
+from pipeline.recipe import Stage, TrainStage
 from pipeline.run_folder import RunFolder
+from pipeline.stopping import STOP_SIGNALS, StopSignals
+from pipeline.time_limit import STARTED
 
 _LAUNCHER = "COATNET_LAUNCHER"
-_GRACE_SECONDS = 10
+_LEAVE_SECONDS = 10
+"""When one rank has failed, the others notice and say what they know; then they are killed."""
+_SLACK_SECONDS = 30
+"""Ranks that are asked to stop end themselves when checkpoint.grace_seconds are over; so long after it, they hang."""
 _POLL_SECONDS = 0.05
+_CONTINUES = "the same command continues from the last checkpoint"
 
 
-def launch_ranks(command: list[str], stage: Stage, folder: RunFolder) -> None:
+def refuse_other_machines(name: str, stage: Stage) -> None:
+    """Refuse a stage for several machines: what starts here would be a part of its ranks.
+
+    Raises:
+        ConfigError: the mend.
+    """
+    nodes, ranks = stage.resources.nodes, stage.resources.ranks
+    if nodes > 1:
+        raise ConfigError(
+            f"stage {name}: resources.nodes is {nodes}, and this command starts ranks on one machine; submit the stage "
+            f"to Slurm, start `coatnet train` on every node with torchrun, or set resources.nodes=1 "
+            f"resources.ranks={ranks // nodes}"
+        )
+
+
+def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals) -> None:
     """Run `coatnet COMMAND` as the ranks of `stage` and wait for them.
 
     Rank 0 speaks on this process's standard output; what else they print goes to their logs. When one fails, the
-    others are ended. If this process dies, whatever the reason, they die with it.
+    others are ended. What asks this process to stop is passed on to them, and they are waited for while they save. If
+    this process dies, whatever the reason, they die with it.
 
     Raises:
         StageFailed: with the outcome of the rank that failed first.
     """
-    count, port = stage.resources.ranks, _free_port()
+    signals.end_if_heard()  # after the stage before could no longer be asked
+    processes: list[subprocess.Popen[bytes]] = []
+    asked: list[tuple[signal.Signals, float]] = []
+
+    def pass_on(received: signal.Signals) -> None:
+        asked.append((received, time.monotonic()))
+        for process in processes:
+            process.send_signal(received)
+
     with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes:
-        processes = []
-        for rank in range(count):
-            environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
-                OUTCOME_FILE: f"{outcomes}/{rank}.json",
-                _LAUNCHER: str(os.getpid()),
-            }
-            with open(folder.log_file(rank), "ab") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "jobs", *command],
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=None if rank == 0 else output,
-                        stderr=output,
-                    )
-                )
+        signals.give_to(pass_on)
         try:
-            codes = _wait(processes)
+            _start(processes, command, stage, folder, Path(outcomes), signals.started)
+            for received, _ in asked:  # those that were not all there to get it
+                for process in processes:
+                    process.send_signal(received)
+            grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
+            codes = _wait(processes, asked, grace + _SLACK_SECONDS)
         except KeyboardInterrupt:
             # The terminal has sent the signal to the ranks, too.
-            _end_all(processes, None)
+            _kill(processes, _LEAVE_SECONDS)
             raise
         except BaseException:
-            _end_all(processes, signal.SIGTERM)
+            _kill(processes, 0)
             raise
-        if any(codes):
-            _end_all(processes, signal.SIGTERM)
+        finally:
+            signals.give_to(None)
+        if any(codes) or None in codes:
+            _kill(processes, 0)
             raise StageFailed(_outcome(codes, Path(outcomes), folder))
 
 
@@ -84,27 +100,69 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def _start(
+    processes: list[subprocess.Popen[bytes]],
+    command: list[str],
+    stage: Stage,
+    folder: RunFolder,
+    outcomes: Path,
+    started: float,
+) -> None:
+    """Add the rank processes to `processes`, one after the other."""
+    count, port = stage.resources.ranks, _free_port()
+    for rank in range(count):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
+            OUTCOME_FILE: f"{outcomes}/{rank}.json",
+            STARTED: str(started),
+            _LAUNCHER: str(os.getpid()),
+        }
+        with open(folder.log_file(rank), "ab") as output:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "jobs", *command],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if rank == 0 else output,
+                    stderr=output,
+                )
+            )
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes when all are done, or when one has failed; None for those that still run."""
+def _wait(
+    processes: list[subprocess.Popen[bytes]], asked: list[tuple[signal.Signals, float]], stop_seconds: float
+) -> list[int | None]:
+    """The exit codes when all have ended, or None for those that are to be killed.
+
+    These are ranks that still run a while after another one has failed, or `stop_seconds` after they were asked to
+    stop.
+    """
+    failed = None
     while True:
         codes = [process.poll() for process in processes]
-        if any(codes) or None not in codes:
+        now = time.monotonic()
+        if failed is None and any(codes):
+            failed = now
+        overdue = failed is not None and now - failed > _LEAVE_SECONDS
+        if None not in codes or overdue or (asked and now - asked[0][1] > stop_seconds):
             return codes
         time.sleep(_POLL_SECONDS)
 
 
-def _end_all(processes: list[subprocess.Popen[bytes]], first_signal: signal.Signals | None) -> None:
-    if first_signal is not None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(first_signal)
-    deadline = time.monotonic() + _GRACE_SECONDS
+def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """End those that have not ended by themselves in so many seconds."""
+    deadline = time.monotonic() + seconds
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
@@ -125,14 +183,19 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
         for outcome in written.values():
             if outcome.code == code:
                 return outcome
-    for rank, ended in enumerate(codes):
-        if ended is not None and ended < 0:
-            name = signal.Signals(-ended).name
-            message = (
-                f"rank {rank} was killed by {name}, by someone or by the system for want of memory; "
-                "the same command continues from the last checkpoint"
+    killed = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code is not None and code < 0}
+    for rank, name in killed.items():
+        if name not in STOP_SIGNALS:
+            return Outcome(
+                128 + name,
+                f"rank {rank} was killed by {name.name}, by someone or by the system for want of memory; {_CONTINUES}",
             )
-            return Outcome(128 - ended, message)
+    if killed:
+        # It was not yet so far that it hears them.
+        return Outcome(EXIT_TRY_AGAIN, f"stopped by {next(iter(killed.values())).name}; {_CONTINUES}")
+    if not any(codes):
+        late = ", ".join(str(rank) for rank, code in enumerate(codes) if code is None)
+        return Outcome(EXIT_TRY_AGAIN, f"asked to stop, and killed since ranks did not (rank {late}); {_CONTINUES}")
     rank, ended = next((rank, code) for rank, code in enumerate(codes) if code)
     reason = f"failed: {written[rank].message}" if rank in written else f"exited with {ended}"
     return Outcome(ended, f"rank {rank} {reason} (log: {folder.log_file(rank)})")

@@ -4,21 +4,26 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 from data.errors import DataError, StorageDown
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError, RunFailed
+from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError, Preempted, RunFailed
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file into which a rank writes its outcome; without it, it prints to stderr."""
 
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
+
+_TELLING_SECONDS = 10.0  # for the message of a process whose log or terminal may hang
+_ending = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ def reported(again: str = "the same command continues from the last checkpoint")
         _end(Outcome(EXIT_CONFIG, str(error)))
     except StorageDown as error:
         _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}"))
+    except Preempted as stopped:
+        _end(Outcome(EXIT_TRY_AGAIN, str(stopped)))
     except RunFailed as error:
         _end(Outcome(EXIT_FAILED, str(error)))
     except StageFailed as failed:
@@ -66,13 +73,32 @@ def reported(again: str = "the same command continues from the last checkpoint")
         _end(Outcome(1, f"{type(error).__name__}: {first_line}"))
 
 
-def _end(outcome: Outcome) -> None:
-    if OUTCOME_FILE in os.environ:
-        logging.getLogger(__name__).error("exit %d: %s", outcome.code, outcome.message)
-        Path(os.environ[OUTCOME_FILE]).write_text(json.dumps(asdict(outcome)))
-        # Not sys.exit: a rank must not wait for peers and threads on its way out.
+def end_process(code: int, message: str) -> NoReturn:
+    """End this process at once with `code` and tell `message`, from any thread and whatever the others are at.
+
+    A rank must not wait for peers and threads on its way out. The first call decides; later ones never return.
+    """
+    with _ending:
+        guard = threading.Timer(_TELLING_SECONDS, os._exit, [code])
+        guard.daemon = True
+        guard.start()
+        outcome_file = os.environ.get(OUTCOME_FILE)
+        if outcome_file is not None:
+            Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message))))
+            logging.getLogger(__name__).error("exit %d: %s", code, message)
+        else:
+            _show(message)
         sys.stdout.flush()
         logging.shutdown()
-        os._exit(outcome.code)
-    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), outcome.message), soft_wrap=True)
+        os._exit(code)
+
+
+def _end(outcome: Outcome) -> None:
+    if OUTCOME_FILE in os.environ:
+        end_process(outcome.code, outcome.message)
+    _show(outcome.message)
     sys.exit(outcome.code)
+
+
+def _show(message: str) -> None:
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)

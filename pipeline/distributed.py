@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 
+_NEVER = timedelta(days=7)
+"""How long a collective may take. The watchdog ends a run that hangs, and says who is late; a timeout of the process
+group would come before it and say only that somebody was."""
+_CONNECT_SECONDS = 5.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -44,6 +49,25 @@ class Ranks:
         value = torch.tensor([number], dtype=torch.int64, device=self.device)
         dist.broadcast(value, 0)
         return int(value.item())
+
+
+class Store(Protocol):
+    """Keys and values that all ranks see; torch has it."""
+
+    def set(self, key: str, value: str) -> None:
+        """Write."""
+
+    def get(self, key: str) -> bytes:
+        """Wait for the key, and read."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all of them are there."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number that begins at 0; returns the sum."""
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        """Write if the key has the expected value, or none where that is empty; returns what it has then."""
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -81,8 +105,28 @@ def join_ranks(threads: int) -> Ranks:
         # DeepSpeed would guess the accelerator and warn about it.
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    # Those that DeepSpeed makes take the defaults.
+    dist.distributed_c10d.default_pg_timeout = _NEVER
+    dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_NEVER)
     return Ranks(rank, world_size, device)
+
+
+def connect_store(name: str) -> Store:
+    """A connection to the store of the process group, for a thread other than the training thread.
+
+    Keys are apart from those of other names, and from those of an earlier start where the store outlives it. Calls
+    block while the process that holds the store, the leader's or torchrun's, is stopped.
+
+    Raises:
+        RuntimeError: there is no store, here and in all calls.
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=_CONNECT_SECONDS)
+    store = dist.TCPStore(address, port, timeout=timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+    named: Store = dist.PrefixStore(f"{name}/{start}", store)  # type: ignore[attr-defined]
+    return named
 
 
 def leave_ranks() -> None:

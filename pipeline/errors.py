@@ -4,7 +4,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 70
 """EX_SOFTWARE: the run failed and would fail again; do not requeue."""
 EXIT_TRY_AGAIN = 75
-"""EX_TEMPFAIL: the run ended for a reason that passes; the same command continues it, so requeue."""
+"""EX_TEMPFAIL: the run was asked to stop, or ended for a reason that passes; the same command continues it: requeue."""
 EXIT_CONFIG = 78
 """EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
 
@@ -15,3 +15,14 @@ class ConfigError(ValueError):
 
 class RunFailed(RuntimeError):
     """The run cannot go on and would fail the same way again."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop and did so after `step` steps, saved as `checkpoint`; the same command continues it.
+
+    `reason` is one of `stopping.REASONS`.
+    """
+
+    def __init__(self, reason: str, step: int, checkpoint: str) -> None:
+        super().__init__(f"stopped by {reason} after step {step:,}, saved as {checkpoint}; the same command continues")
+        self.reason, self.step, self.checkpoint = reason, step, checkpoint

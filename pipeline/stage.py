@@ -1,5 +1,6 @@
 """One stage on one rank, from the recipe to the result: what every process of a run calls."""
 
+import os
 import time
 from pathlib import Path
 
@@ -13,16 +14,20 @@ from pipeline.monitor import Monitor, divert_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, final_checkpoint, run_folder, start_digest
+from pipeline.stopping import StopRequests, StopSignals
+from pipeline.time_limit import time_limit
 from pipeline.train import train
+from pipeline.watchdog import Watchdog
 from pipeline.weights import build_model, load_weights, to_precision
 
 
-def run_stage(recipe: Recipe, name: str) -> None:
+def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
     """Run stage `name` as one rank of the process group that the environment describes; see `join_ranks`.
 
     Raises:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
         RunFailed: the run cannot go on.
+        Preempted: it was asked to stop and is saved.
     """
     rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
@@ -31,21 +36,28 @@ def run_stage(recipe: Recipe, name: str) -> None:
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
     console = divert_output(folder, rank)
-    ranks = join_ranks(plan.stage.resources.threads_per_rank)
-    lock = folder.lock() if ranks.leads else None
-    if ranks.leads:
-        folder.freeze(plan, start_digest(recipe, name))
-        folder.diary.begin(ranks.world_size)
-    ranks.barrier()
-    shown = console if ranks.leads else None
-    if isinstance(plan, TrainPlan):
-        train(plan, folder, start_from, ranks, shown)
-    else:
-        assert start_from is not None
-        _evaluate_stage(plan, folder, start_from, ranks, shown)
-    ranks.barrier()
-    if lock:
-        lock.release()
+    log_file = folder.log_file(rank)
+    with Watchdog(plan.stage.watchdog, rank, world_size, log_file, signals.end) as watchdog:
+        ranks = join_ranks(plan.stage.resources.threads_per_rank)
+        watchdog.joined()
+        lock = folder.lock() if ranks.leads else None
+        if ranks.leads:
+            folder.freeze(plan, start_digest(recipe, name))
+            folder.diary.begin(ranks.world_size)
+        ranks.barrier()
+        shown = console if ranks.leads else None
+        if isinstance(plan, TrainPlan):
+            seconds = plan.stage.resources.time_limit_seconds
+            limit = time_limit(seconds, signals.started, os.environ) if ranks.leads else None
+            requests = StopRequests(signals, plan.stage.checkpoint.grace_seconds, limit)
+            train(plan, folder, start_from, ranks, shown, requests, watchdog)
+        else:
+            assert start_from is not None
+            with watchdog.section("evaluation"):
+                _evaluate_stage(plan, folder, start_from, ranks, shown)
+        ranks.barrier()
+        if lock:
+            lock.release()
     leave_ranks()
 
 

@@ -15,7 +15,7 @@ from models.norm import move_running_statistics, recorded_statistics
 from pipeline.checkpoint import keep_last, newest_whole, open_whole, step_name
 from pipeline.distributed import Ranks
 from pipeline.engine import build_engine, model_dtype, optimizer_step, set_learning_rate
-from pipeline.errors import ConfigError, RunFailed
+from pipeline.errors import ConfigError, Preempted, RunFailed
 from pipeline.evaluate import Accuracy, evaluate
 from pipeline.images import grid, normalized, viewable
 from pipeline.loss import class_targets, classification_loss
@@ -25,12 +25,22 @@ from pipeline.plan import TrainPlan
 from pipeline.reader import read_micro_batches
 from pipeline.run_folder import RunFolder, digests
 from pipeline.state import TrainingState
+from pipeline.stopping import REASONS, StopRequests, agreed_reason
+from pipeline.watchdog import Watchdog
 from pipeline.weights import build_model, fitted_weights
 
 _STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
 
 
-def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ranks, console: Console | None) -> None:
+def train(
+    plan: TrainPlan,
+    folder: RunFolder,
+    start_from: Path | None,
+    ranks: Ranks,
+    console: Console | None,
+    requests: StopRequests,
+    watchdog: Watchdog,
+) -> None:
     """Train the stage from where `folder` has it to its end, evaluate, publish the result; the leader has a `console`.
 
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
@@ -39,6 +49,7 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         ConfigError: a checkpoint of another model or recipe, or none that is whole.
         DataError: shards that cannot be read, or too many samples that cannot be used.
         RunFailed: a loss that is not finite.
+        Preempted: it was asked to stop and is saved.
     """
     stage = plan.stage
 
@@ -64,29 +75,47 @@ def train(plan: TrainPlan, folder: RunFolder, start_from: Path | None, ranks: Ra
         closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,
     ):
         monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)
+        if checkpoint:
+            requests.saved(checkpoint.path.name)
         began = time.monotonic()
-        for step in range(first_step, plan.steps):
-            rate = plan.learning_rate(step)
-            set_learning_rate(engine, rate)
-            loss, norm, skipped_now = _step(engine, plan, reader, step, ranks, monitor)
-            skipped += skipped_now
-            done, last = step + 1, step + 1 == plan.steps
-            if done % stage.log.every_steps == 0 or done == 1 or last:
-                scalars = {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm}
-                monitor.step(done, {**scalars, "train/skipped_samples": skipped})
-            if done % stage.checkpoint.every_steps == 0 or last:
-                with monitor.aside():
-                    monitor.flush()
-                    samples = done * stage.batch.global_size
-                    name = state.save(folder, {**facts, "step": done, "samples": samples, "skipped_samples": skipped})
-                    if ranks.leads:
-                        keep_last(folder.checkpoints, stage.checkpoint.keep_last)
-                    monitor.saved(done, name)
-            if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
-                with monitor.aside():
-                    monitor.evaluation(done, _evaluate(engine, plan, folder, ranks))
+        with requests:
+            for step in range(first_step, plan.steps):
+                with watchdog.section("step"):
+                    step_began = time.monotonic()
+                    rate = plan.learning_rate(step)
+                    set_learning_rate(engine, rate)
+                    loss, norm, skipped_now, stop = _step(
+                        engine, plan, reader, step, ranks, monitor, requests, watchdog
+                    )
+                    skipped += skipped_now
+                    done, last = step + 1, step + 1 == plan.steps
+                    if done % stage.log.every_steps == 0 or done == 1 or last:
+                        scalars = {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm}
+                        monitor.step(done, {**scalars, "train/skipped_samples": skipped})
+                    requests.margin.step_took(time.monotonic() - step_began)
+                if done % stage.checkpoint.every_steps == 0 or last or stop:
+                    save_began = time.monotonic()
+                    with monitor.aside(), watchdog.section("save"):
+                        monitor.flush()
+                        samples = done * stage.batch.global_size
+                        name = state.save(
+                            folder, {**facts, "step": done, "samples": samples, "skipped_samples": skipped}
+                        )
+                        if ranks.leads:
+                            keep_last(folder.checkpoints, stage.checkpoint.keep_last)
+                        monitor.saved(done, name)
+                    requests.saved(name)
+                    requests.margin.save_took(time.monotonic() - save_began)
+                    if stop:
+                        if ranks.leads:
+                            folder.diary.note("stop", reason=stop, step=done, checkpoint=name)
+                        raise Preempted(stop, done, name)
+                if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
+                    with monitor.aside(), watchdog.section("evaluation"):
+                        monitor.evaluation(done, _evaluate(engine, plan, folder, ranks))
         seconds = time.monotonic() - began
-        accuracy = _evaluate(engine, plan, folder, ranks)
+        with watchdog.section("evaluation"):
+            accuracy = _evaluate(engine, plan, folder, ranks)
         monitor.evaluation(plan.steps, accuracy)
     if ranks.leads:
         images = (plan.steps - first_step) * stage.batch.global_size
@@ -110,15 +139,19 @@ def _step(
     step: int,
     ranks: Ranks,
     monitor: Monitor,
-) -> tuple[float, float, int]:
-    """One optimizer step: its loss, the mean over the global batch, its gradient norm before clipping, and how many
-    samples had to be replaced.
+    requests: StopRequests,
+    watchdog: Watchdog,
+) -> tuple[float, float, int, str | None]:
+    """One optimizer step: its loss, the mean over the global batch, its gradient norm before clipping, how many
+    samples had to be replaced, and why the run is to stop after it, if any rank was asked to.
     """
     stage = plan.stage
     rounds = stage.batch.micro_batches // ranks.world_size
     loss_sum, skipped = torch.zeros(1, device=ranks.device), 0
-    for number in range(ranks.rank * rounds, (ranks.rank + 1) * rounds):
+    for turn, number in enumerate(range(ranks.rank * rounds, (ranks.rank + 1) * rounds)):
+        watchdog.at("reading", step, turn)
         batch = next(reader)
+        watchdog.at("computing", step, turn)
         skipped += len(batch.skipped)
         images = normalized(batch.images, ranks.device, torch.float32)
         labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
@@ -140,14 +173,17 @@ def _step(
             engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
 
     # One exchange for all that is summed over the ranks.
-    sums = ranks.sum(torch.cat([loss_sum, loss_sum.new_tensor([skipped]), recorded_statistics(engine.module)]))
+    watchdog.at("exchanging", step, rounds - 1)
+    told = loss_sum.new_tensor([skipped, *requests.flags])
+    sums = ranks.sum(torch.cat([loss_sum, told, recorded_statistics(engine.module)]))
     means = sums / stage.batch.micro_batches
     loss_mean = float(means[0])
     _refuse_not_finite(loss_mean, "loss", step)
-    move_running_statistics(engine.module, means[2:])
+    statistics = 2 + len(REASONS)
+    move_running_statistics(engine.module, means[statistics:])
     norm = optimizer_step(engine)
     _refuse_not_finite(norm, "gradient norm", step)
-    return loss_mean, norm, round(float(sums[1]))
+    return loss_mean, norm, round(float(sums[1])), agreed_reason(sums[2:statistics].tolist())
 
 
 def _refuse_not_finite(value: float, name: str, step: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from jobs.outcome import end_process
 from models.coatnet import CoAtNet
 from pipeline.checkpoint import open_checkpoint
 from pipeline.distributed import Ranks, join_ranks
@@ -21,7 +22,9 @@ from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe
 from pipeline.run_folder import RunFolder
 from pipeline.state import TrainingState
+from pipeline.stopping import StopRequests, StopSignals
 from pipeline.train import train
+from pipeline.watchdog import Watchdog
 from pipeline.weights import build_model
 
 COMPILE_BLOCKS = CoAtNet.compile_blocks
@@ -41,6 +44,13 @@ def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
     return planned
 
 
+def run(planned: TrainPlan, folder: RunFolder, ranks: Ranks) -> None:
+    """Train with nobody to ask for a stop."""
+    watchdog = Watchdog(planned.stage.watchdog, ranks.rank, ranks.world_size, folder.log_file(ranks.rank), end_process)
+    requests = StopRequests(StopSignals(end_process), planned.stage.checkpoint.grace_seconds)
+    train(planned, folder, None, ranks, Console() if ranks.leads else None, requests, watchdog)
+
+
 def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -> None:
     model = build_model(planned)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -54,14 +64,14 @@ def main(recipe: str, folder: Path, cases: list[str]) -> None:
     for case in cases:
         before = folder / f"{case.partition('-from-')[2] or case}-whole"
         if not before.exists():
-            train(plan(recipe, case, ranks), RunFolder(before), None, ranks, Console() if ranks.leads else None)
+            run(plan(recipe, case, ranks), RunFolder(before), ranks)
         if ranks.leads:
             (folder / case / "checkpoints").mkdir(parents=True)
             shutil.copytree(before / "checkpoints/step-00000003", folder / case / "checkpoints/step-00000003")
         ranks.barrier()
         planned = plan(recipe, case, ranks)
         save_again(planned, before / "checkpoints/step-00000003", folder / f"{case}-again", ranks)
-        train(planned, RunFolder(folder / case), None, ranks, Console() if ranks.leads else None)
+        run(planned, RunFolder(folder / case), ranks)
 
 
 if __name__ == "__main__":

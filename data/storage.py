@@ -1,18 +1,17 @@
 """Places where shards and images lie: local paths, S3, and what else fsspec reads. Refuses URLs that run commands."""
 
 import contextlib
-import io
 import os
 import random
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from data.errors import DataError, StorageDown, StorageRefused
@@ -33,6 +32,8 @@ _REFUSALS = {
     "ParamValidationError", "InvalidRegionError",
 }  # fmt: skip
 _FIRST_DELAY = 0.2  # seconds
+_PART = 64 * 2**20  # bytes; S3 takes 10,000 parts
+_PARTS_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,88 +221,73 @@ def pieces(location: str, size: int, storage: Storage) -> Iterator[bytes]:
         yield read_bytes(location, storage, start, min(start + PIECE, size))
 
 
-def open_file(location: str | Path, storage: Storage) -> BinaryIO:
-    """The file at `location` for reading and seeking; a remote one is read ahead of the reader.
+def upload(
+    path: Path, location: str, storage: Storage, moved: Callable[[int], None] = lambda count: None, part: int = _PART
+) -> None:
+    """Publish the local file `path` at the remote `location`, whole or not at all.
+
+    `moved` is told of bytes as they arrive there.
+
+    A large file goes to S3 in parts of `part` bytes, each of which is sent again by itself when it fails.
 
     Raises:
-        FileNotFoundError, StorageRefused, StorageDown, DataError: as for `read_bytes`; also from reads.
+        StorageRefused, StorageDown, DataError: as for `read_bytes`.
+    """
+    files, there = _open(checked(location), storage)
+    size = path.stat().st_size
+    if size <= part or not hasattr(files, "call_s3"):
+        _persistently(lambda: files.put_file(str(path), there), location, storage)
+        moved(size)
+        return
+    bucket, key, _ = files.split_path(there)
+
+    def call(method: str, **arguments: Any) -> Any:
+        return _persistently(lambda: files.call_s3(method, Bucket=bucket, Key=key, **arguments), location, storage)
+
+    upload_id = call("create_multipart_upload")["UploadId"]
+
+    def send(number: int) -> dict[str, Any]:
+        with open(path, "rb") as file:
+            file.seek(number * part)
+            body = file.read(part)
+        tag = call("upload_part", UploadId=upload_id, PartNumber=number + 1, Body=body)["ETag"]
+        moved(len(body))
+        return {"PartNumber": number + 1, "ETag": tag}
+
+    try:
+        with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="upload") as pool:
+            parts = list(pool.map(send, range(-(-size // part))))
+        try:
+            call("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
+        except FileNotFoundError:  # an earlier try may have done it and lost its answer
+            if file_size(location, storage) != size:
+                raise
+    except BaseException:
+        with contextlib.suppress(Exception):  # its parts would be paid for, unseen
+            files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
+        raise
+
+
+def remove(location: str | Path, storage: Storage) -> None:
+    """Remove the file at `location`, if there is one.
+
+    Raises:
+        StorageRefused, StorageDown, DataError: as for `read_bytes`.
     """
     location = checked(location)
     if not is_remote(location):
-        return open(location, "rb")
-    return io.BufferedReader(cast(io.RawIOBase, _RemoteFile(location, storage)), 2**16)
-
-
-class _RemoteFile(io.RawIOBase):
-    """Ranges of a remote file. Requests grow while reading goes straight on, so that a seek costs little."""
-
-    def __init__(self, location: str, storage: Storage) -> None:
-        self._location, self._storage = location, storage
-        self._size = file_size(location, storage)
-        self._position = 0
-        self._piece, self._piece_start = b"", 0
-        self._next_length = 2**16
-        self._ahead: tuple[int, Future[bytes]] | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        if self._position >= self._size:
-            return 0
-        inside = self._position - self._piece_start
-        if not 0 <= inside < len(self._piece):
-            self._turn()
-            inside = 0
-        count = min(len(view), len(self._piece) - inside)
-        view[:count] = self._piece[inside : inside + count]
-        self._position += count
-        return count
-
-    def _turn(self) -> None:
-        """Make the piece that begins at the position the current one, and ask for the one behind it."""
-        straight_on = self._position == self._piece_start + len(self._piece) and self._piece
-        if self._ahead and self._ahead[0] == self._position:
-            self._piece = self._ahead[1].result()
-        else:
-            self._next_length = self._next_length if straight_on else 2**16
-            stop = min(self._position + self._next_length, self._size)
-            self._piece = read_bytes(self._location, self._storage, self._position, stop)
-        self._piece_start = self._position
-        self._ahead = None
-        if straight_on:
-            self._next_length = min(4 * self._next_length, PIECE)
-            start = self._position + len(self._piece)
-            if start < self._size:
-                stop = min(start + self._next_length, self._size)
-                self._ahead = (
-                    start,
-                    self._reader.submit(read_bytes, self._location, self._storage, start, stop),
-                )
-
-    def close(self) -> None:
-        self._reader.shutdown(wait=False, cancel_futures=True)
-        super().close()
+        Path(location).unlink(missing_ok=True)
+        return
+    files, path = _open(location, storage)
+    with contextlib.suppress(FileNotFoundError):
+        _persistently(lambda: files.rm_file(path), location, storage)
 
 
 def _open(location: str, storage: Storage) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it."""
     scheme = location.partition("://")[0]
     with _OPENING:
-        files = _filesystem(scheme, storage)
+        files = _filesystem(scheme, storage, os.getpid())
     return files, files._strip_protocol(location)
 
 
@@ -309,7 +295,8 @@ _OPENING = threading.Lock()
 
 
 @lru_cache(maxsize=8)
-def _filesystem(scheme: str, storage: Storage) -> Any:
+def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
+    """Of one process: its event loop does not live on in a fork."""
     import fsspec
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from jobs.bench import bench
+from jobs.checkpoints import checkpoints
 from jobs.inspect_shards import index, show, verify
 from jobs.models import models
 from jobs.order import order
@@ -26,6 +27,7 @@ for command in (index, verify, show):
 app.add_typer(shards, name="shards")
 app.add_typer(bench, name="bench")
 app.add_typer(recipes, name="recipes")
+app.add_typer(checkpoints, name="checkpoints")
 app.command()(models)
 app.command()(order)
 

@@ -50,6 +50,19 @@ class Ranks:
         dist.broadcast(value, 0)
         return int(value.item())
 
+    def text_from_leader(self, text: str) -> str:
+        """The leader's `text`, on every rank."""
+        if self.world_size == 1:
+            return text
+        letters = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        size = self.from_leader(len(letters))
+        if size == 0:
+            return ""
+        if not self.leads:
+            letters = torch.empty(size, dtype=torch.uint8, device=self.device)
+        dist.broadcast(letters, 0)
+        return bytes(letters.tolist()).decode()
+
 
 class Store(Protocol):
     """Keys and values that all ranks see; torch has it."""

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.checkpoints.saver import SaveReport
 from pipeline.evaluate import Accuracy
 from pipeline.run_folder import RunFolder
 
@@ -109,10 +110,15 @@ class Monitor:
         since, step = self._counted
         self._counted = (since + time.monotonic() - before, step)
 
-    def saved(self, step: int, checkpoint: str) -> None:
-        """Note a checkpoint."""
-        if self._leads:
-            self._folder.diary.note("save", step=step, checkpoint=checkpoint)
+    def saved(self, reports: list[SaveReport]) -> None:
+        """Show how saves went."""
+        for report in reports if self._leads else []:
+            self._writer.add_scalar("checkpoint/stall_seconds", report.stall, report.step)
+            if report.failure is None:
+                self._writer.add_scalar("checkpoint/write_seconds", report.seconds, report.step)
+                self._writer.add_scalar("checkpoint/bytes", report.bytes, report.step)
+            else:
+                self._say(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run goes on")
 
     def evaluation(self, step: int, accuracy: Accuracy) -> None:
         """Show the accuracy after `step` steps."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from data.storage import Storage, is_remote, join, read_bytes
 from pipeline.diary import Diary
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, TrainPlan
@@ -135,8 +136,8 @@ def run_folder(recipe: Recipe, stage: str) -> RunFolder:
     return RunFolder(Path(recipe.runs) / recipe.name / stage)
 
 
-def final_checkpoint(recipe: Recipe, stage: str) -> Path:
-    """The checkpoint that a finished training stage ended with.
+def final_checkpoint(recipe: Recipe, stage: str) -> str:
+    """Path or URL of the checkpoint that a finished training stage ended with.
 
     Raises:
         ConfigError: the stage is not done.
@@ -145,7 +146,17 @@ def final_checkpoint(recipe: Recipe, stage: str) -> Path:
     result = folder.result()
     if result is None:
         raise ConfigError(f"stage {stage} is not done ({folder.path} has no result.json); run it first")
-    return folder.path.parent / str(result["checkpoint"])
+    checkpoint = str(result["checkpoint"])
+    return checkpoint if is_remote(checkpoint) else str(folder.path.parent / checkpoint)
+
+
+def relative_location(checkpoint: str, folder: RunFolder) -> str:
+    """A checkpoint's place as `result.json` has it: from the recipe's folder if it lies below that, so that one can
+    move it, and whole otherwise.
+    """
+    if not is_remote(checkpoint) and Path(checkpoint).is_relative_to(folder.path.parent):
+        return str(Path(checkpoint).relative_to(folder.path.parent))
+    return checkpoint
 
 
 def start_digest(recipe: Recipe, stage: str) -> str | None:
@@ -156,7 +167,9 @@ def start_digest(recipe: Recipe, stage: str) -> str | None:
     start = recipe.stages[stage].start_from
     if start is None or run_folder(recipe, start).result() is None:
         return None
-    return hashlib.sha256((final_checkpoint(recipe, start) / "manifest.json").read_bytes()).hexdigest()
+    manifest = join(final_checkpoint(recipe, start), "manifest.json")
+    storage = Storage(**recipe.stages[stage].data.storage.model_dump())
+    return hashlib.sha256(read_bytes(manifest, storage)).hexdigest()
 
 
 def digests(plan: TrainPlan) -> dict[str, str]:

@@ -2,18 +2,18 @@
 
 import os
 import time
-from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.checkpoint import open_whole
+from data.storage import Storage
+from pipeline.checkpoints.resume import open_whole
 from pipeline.distributed import Ranks, join_ranks, leave_ranks, rank_and_world_size
 from pipeline.engine import model_dtype
 from pipeline.evaluate import evaluate
 from pipeline.monitor import Monitor, divert_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe import Recipe
-from pipeline.run_folder import RunFolder, final_checkpoint, run_folder, start_digest
+from pipeline.run_folder import RunFolder, final_checkpoint, relative_location, run_folder, start_digest
 from pipeline.stopping import StopRequests, StopSignals
 from pipeline.time_limit import time_limit
 from pipeline.train import train
@@ -61,12 +61,14 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
     leave_ranks()
 
 
-def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Ranks, console: Console | None) -> None:
+def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: str, ranks: Ranks, console: Console | None) -> None:
     """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
     dtype = model_dtype(plan.stage.precision)
-    checkpoint = open_whole(start_from, ranks)
+    storage = Storage(**plan.stage.data.storage.model_dump())
+    checkpoint = open_whole(start_from, ranks, storage, folder.checkpoints)
     model = build_model(plan, ranks.device)
     load_weights(model, checkpoint)
+    checkpoint.close()
     to_precision(model, dtype)
     model.eval()
     with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console) as monitor:
@@ -81,7 +83,7 @@ def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: Path, ranks: Rank
                 "stage": plan.name,
                 "steps": checkpoint.step,
                 "images_per_second": round(accuracy.samples / seconds, 1),
-                "checkpoint": f"{plan.stage.start_from}/checkpoints/{checkpoint.path.name}",
+                "checkpoint": relative_location(start_from, folder),
                 "validation": accuracy.as_dict(),
                 "classes": accuracy.table(plan.classes),
             }

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import Checkpoint, load_state, save_checkpoint
+from pipeline.checkpoints.checkpoint import Checkpoint, load_state
+from pipeline.checkpoints.host_copy import LiveState
 from pipeline.distributed import Ranks
 from pipeline.fragments import fragments, optimizer_steps, publish_masters, set_optimizer_steps
-from pipeline.run_folder import RunFolder
 from pipeline.weights import load_buffers, persistent_buffers
 
 
@@ -40,8 +40,7 @@ class TrainingState:
                 fragment.tensors["master"].copy_(whole[fragment.start : fragment.stop])
         publish_masters(self._engine)
 
-    def save(self, folder: RunFolder, facts: dict[str, Any]) -> str:
-        """Publish a checkpoint with `facts` in its manifest; returns its name."""
+    def live(self, facts: dict[str, Any]) -> LiveState:
+        """What this rank gives to a checkpoint with `facts` in its manifest, as views of what is trained."""
         facts = facts | {"optimizer_steps": optimizer_steps(self._engine), "world_size": self._ranks.world_size}
-        buffers = persistent_buffers(self._engine.module)
-        return save_checkpoint(folder.checkpoints, facts, self._fragments, buffers, self._shapes, self._ranks).name
+        return LiveState(facts, self._fragments, persistent_buffers(self._engine.module), self._shapes)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,10 @@ from rich.console import Console
 
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
-from pipeline.checkpoint import keep_last, newest_whole, open_whole, step_name
+from pipeline.checkpoints.manifest import step_name
+from pipeline.checkpoints.place import checkpoint_place, known_places
+from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.saver import Saver
 from pipeline.distributed import Ranks
 from pipeline.engine import build_engine, model_dtype, optimizer_step, set_learning_rate
 from pipeline.errors import ConfigError, Preempted, RunFailed
@@ -23,7 +25,7 @@ from pipeline.mixup import mixed, mixing_weight
 from pipeline.monitor import Monitor
 from pipeline.plan import TrainPlan
 from pipeline.reader import read_micro_batches
-from pipeline.run_folder import RunFolder, digests
+from pipeline.run_folder import RunFolder, digests, relative_location
 from pipeline.state import TrainingState
 from pipeline.stopping import REASONS, StopRequests, agreed_reason
 from pipeline.watchdog import Watchdog
@@ -35,7 +37,7 @@ _STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
 def train(
     plan: TrainPlan,
     folder: RunFolder,
-    start_from: Path | None,
+    start_from: str | None,
     ranks: Ranks,
     console: Console | None,
     requests: StopRequests,
@@ -54,16 +56,22 @@ def train(
     stage = plan.stage
 
     # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
-    checkpoint, damaged = newest_whole(folder.checkpoints, ranks)
+    place = checkpoint_place(folder, stage)
+    checkpoint, damaged = newest_whole(known_places(folder, place), ranks)
     if checkpoint and any(checkpoint.manifest[key] != value for key, value in digests(plan).items()):
-        raise ConfigError(f"{checkpoint.path}: a checkpoint of another recipe or of other data; remove it")
+        raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan, ranks.device)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    weights = fitted_weights(model, open_whole(start_from, ranks)) if start_from and not checkpoint else None
+    weights = None
+    if start_from and not checkpoint:
+        start = open_whole(start_from, ranks, place.storage, place.scratch)
+        weights = fitted_weights(model, start)
+        start.close()
     engine = build_engine(model, stage, ranks)
     state = TrainingState(engine, shapes, ranks)
     if checkpoint is not None:
         state.load(checkpoint)
+        checkpoint.close()
     elif weights is not None:
         state.set_weights(weights)
     first_step = checkpoint.step if checkpoint else 0
@@ -73,10 +81,11 @@ def train(
     with (
         Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, console) as monitor,
         closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,
+        Saver(place, folder, stage.checkpoint, ranks) as saver,
     ):
-        monitor.begin(checkpoint.path.name if checkpoint else None, damaged, ranks.world_size)
+        monitor.begin(checkpoint.name if checkpoint else None, damaged, ranks.world_size)
         if checkpoint:
-            requests.saved(checkpoint.path.name)
+            requests.saved(checkpoint.name)
         began = time.monotonic()
         with requests:
             for step in range(first_step, plan.steps):
@@ -94,25 +103,28 @@ def train(
                         monitor.step(done, {**scalars, "train/skipped_samples": skipped})
                     requests.margin.step_took(time.monotonic() - step_began)
                 if done % stage.checkpoint.every_steps == 0 or last or stop:
-                    save_began = time.monotonic()
                     with monitor.aside(), watchdog.section("save"):
                         monitor.flush()
                         samples = done * stage.batch.global_size
-                        name = state.save(
-                            folder, {**facts, "step": done, "samples": samples, "skipped_samples": skipped}
-                        )
-                        if ranks.leads:
-                            keep_last(folder.checkpoints, stage.checkpoint.keep_last)
-                        monitor.saved(done, name)
-                    requests.saved(name)
-                    requests.margin.save_took(time.monotonic() - save_began)
+                        saver.save(state.live({**facts, "step": done, "samples": samples, "skipped_samples": skipped}))
                     if stop:
+                        with watchdog.section("save"):
+                            saver.finish()
                         if ranks.leads:
-                            folder.diary.note("stop", reason=stop, step=done, checkpoint=name)
-                        raise Preempted(stop, done, name)
+                            folder.diary.note("stop", reason=stop, step=done, checkpoint=step_name(done))
+                        raise Preempted(stop, done, step_name(done))
                 if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
                     with monitor.aside(), watchdog.section("evaluation"):
                         monitor.evaluation(done, _evaluate(engine, plan, folder, ranks))
+                reports = saver.reports()
+                monitor.saved(reports)
+                for report in reports:
+                    if report.failure is None:
+                        requests.saved(report.checkpoint)
+                        requests.margin.save_took(report.seconds)
+        with monitor.aside(), watchdog.section("save"):
+            saver.finish_whole()
+            monitor.saved(saver.reports())
         seconds = time.monotonic() - began
         with watchdog.section("evaluation"):
             accuracy = _evaluate(engine, plan, folder, ranks)
@@ -125,7 +137,7 @@ def train(
                 "steps": plan.steps,
                 "samples": plan.steps * stage.batch.global_size,
                 "images_per_second": round(images / seconds, 1) if images else None,
-                "checkpoint": f"{plan.name}/checkpoints/{step_name(plan.steps)}",
+                "checkpoint": relative_location(place.at(plan.steps), folder),
                 "validation": accuracy.as_dict(),
                 "classes": accuracy.table(plan.classes),
             }

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from models.adaptation import adapt_parameters
 from models.coatnet import CoAtNet
 from models.registry import create_model
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
 
@@ -34,7 +34,7 @@ def fitted_weights(model: CoAtNet, checkpoint: Checkpoint) -> dict[str, Tensor]:
     try:
         weights = adapt_parameters(checkpoint.parameters(), model)
     except ValueError as error:
-        raise ConfigError(f"{checkpoint.path}: {error}; start from a stage that trained the same model") from None
+        raise ConfigError(f"{checkpoint.location}: {error}; start from a stage that trained the same model") from None
     load_buffers(model, checkpoint)
     return weights
 
@@ -49,7 +49,7 @@ def load_weights(model: CoAtNet, checkpoint: Checkpoint) -> None:
     missing = dict(model.named_parameters()).keys() - weights.keys()
     if missing:
         raise ConfigError(
-            f"{checkpoint.path}: trained for another number of classes than the {model.num_classes} of the data "
+            f"{checkpoint.location}: trained for another number of classes than the {model.num_classes} of the data "
             f"({', '.join(sorted(missing))}); evaluate it on data of its own classes"
         )
     _copy(weights, dict(model.named_parameters()))
@@ -64,7 +64,7 @@ def load_buffers(model: nn.Module, checkpoint: Checkpoint) -> None:
     try:
         _copy(checkpoint.buffers(), persistent_buffers(model))
     except ValueError as error:
-        raise ConfigError(f"{checkpoint.path}: {error}; it holds another model's state") from None
+        raise ConfigError(f"{checkpoint.location}: {error}; it holds another model's state") from None
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.checkpoint import signed
+from pipeline.checkpoints.manifest import signed
 
 
 def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 from data.errors import DataError
 from data.index import LabelFormat
 from data.labels import number_of, values
+from data.remote_file import open_file
 from data.shard import split_key
-from data.storage import Storage, open_file
+from data.storage import Storage
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELDS = ("cls", "json", "txt")

@@ -10,7 +10,8 @@ from typing import BinaryIO, Self, cast
 from data.building.source import Broken, ClassTar, Image, ImageFile, Item, Source, is_image
 from data.errors import DataError
 from data.label_files import LabelFile
-from data.storage import Storage, file_size, is_remote, open_file, read_bytes
+from data.remote_file import open_file
+from data.storage import Storage, file_size, is_remote, read_bytes
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BLOCK = 2**20  # bytes that tarfile asks for at a time

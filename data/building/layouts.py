@@ -10,7 +10,8 @@ from data.building.naming import readable
 from data.building.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
 from data.errors import DataError
 from data.label_files import LabelFile, split_line
-from data.storage import Storage, checked, file_size, is_remote, join, list_files, list_folders, open_file, parent
+from data.remote_file import open_file
+from data.storage import Storage, checked, file_size, is_remote, join, list_files, list_folders, parent
 
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
 _TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

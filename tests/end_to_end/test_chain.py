@@ -17,7 +17,7 @@ from data.augment import EvaluationTransform
 from data.decode import decode
 from data.index import read_index
 from data.shard import Shard
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.images import normalized
 from pipeline.plan import plan_stage
 from pipeline.recipe_file import load_recipe

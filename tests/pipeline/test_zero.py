@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from data.augment import TrainTransform
 from data.stream import training_stream
 from models.norm import move_running_statistics, recorded_statistics
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.images import normalized
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe

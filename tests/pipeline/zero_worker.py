@@ -15,7 +15,9 @@ from rich.console import Console
 
 from jobs.outcome import end_process
 from models.coatnet import CoAtNet
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.place import checkpoint_place
+from pipeline.checkpoints.saver import Saver
 from pipeline.distributed import Ranks, join_ranks
 from pipeline.engine import build_engine
 from pipeline.plan import TrainPlan, plan_stage
@@ -56,7 +58,10 @@ def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     state = TrainingState(build_engine(model, planned.stage, ranks), shapes, ranks)
     state.load(open_checkpoint(checkpoint))
-    state.save(RunFolder(path), {"step": 3})
+    run, stage = RunFolder(path), planned.stage
+    with Saver(checkpoint_place(run, stage), run, stage.checkpoint, ranks) as saver:
+        saver.save(state.live({"step": 3}))
+        saver.finish_whole()
 
 
 def main(recipe: str, folder: Path, cases: list[str]) -> None:

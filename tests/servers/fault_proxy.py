@@ -16,18 +16,21 @@ _ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>%s</Code><Messag
 
 @dataclass
 class Fault:
-    """What happens to some GET requests.
+    """What happens to some requests.
 
     status      an error answer with `status` and `code`; the server is not asked
     reset       the connection is reset after `after` bytes of the answer's body
     truncate    the connection is closed after `after` bytes, though more were promised
     stall       nothing more comes after `after` bytes
     flip        byte `after` of the body is inverted
+    cut         the connection is reset after `after` bytes of the request's body, which the server does not see
+    hang        nothing more of the request's body is taken after `after` bytes
     """
 
-    action: Literal["status", "reset", "truncate", "stall", "flip"]
+    action: Literal["status", "reset", "truncate", "stall", "flip", "cut", "hang"]
     path: str = ".tar"
     """Only requests whose path contains this."""
+    method: str = "GET"
     share: float = 1.0
     """Of those, the share that is spoiled, evenly spread."""
     times: int | None = None
@@ -40,7 +43,7 @@ class Fault:
 
     def strikes(self, method: str, path: str) -> bool:
         """Whether this request is spoiled."""
-        if method != "GET" or self.path not in path or (self.times is not None and self.fired >= self.times):
+        if method != self.method or self.path not in path or (self.times is not None and self.fired >= self.times):
             return False
         self._seen += 1
         strikes = int(self._seen * self.share) > int((self._seen - 1) * self.share)
@@ -92,6 +95,10 @@ class FaultProxy:
                     await _send(answer, b"HTTP/1.1 100 Continue\r\n\r\n")
                     fields = [(name, value) for name, value in fields if name.lower() != "expect"]
                 fault = next((f for f in self.faults if f.strikes(method, path)), None)
+                if fault and fault.action in ("cut", "hang"):
+                    await client.readexactly(fault.after)
+                    await _end(answer, fault)
+                    return
                 if fault and fault.action == "status":
                     await _read_body(client, fields)
                     await _send(answer, _refusal(fault))
@@ -140,9 +147,9 @@ async def _spoiled(body: AsyncIterator[bytes], fault: Fault | None) -> AsyncIter
 
 async def _end(answer: asyncio.StreamWriter, fault: Fault | None) -> None:
     assert fault is not None
-    if fault.action == "stall":
+    if fault.action in ("stall", "hang"):
         await asyncio.sleep(3600)
-    if fault.action == "reset":
+    if fault.action in ("reset", "cut"):
         await asyncio.sleep(0.05)
         # Closing without lingering sends a reset.
         answer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

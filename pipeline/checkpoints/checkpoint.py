@@ -1,0 +1,170 @@
+"""A published checkpoint, open for reading at any world size and ZeRO stage, without DeepSpeed or a process group."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data.storage import Storage, is_remote, join, list_files, pieces
+from pipeline.checkpoints.manifest import BUFFERS, missing_or_cut, read_manifest, writer_of
+from pipeline.errors import ConfigError
+from pipeline.fragments import Fragment
+
+
+class Checkpoint:
+    """Files of a remote one are downloaded as they are needed, checked, and kept until `close`.
+
+    Args:
+        location: folder or URL of a published checkpoint.
+        manifest: its manifest.
+        storage: how a URL is reached.
+        scratch: folder for what is downloaded, emptied first; by default a temporary one.
+    """
+
+    def __init__(
+        self, location: str, manifest: dict[str, Any], storage: Storage | None = None, scratch: Path | None = None
+    ) -> None:
+        self.location = location
+        self.manifest = manifest
+        self._storage = storage or Storage()
+        self._folder = Path(location)
+        self._remote = is_remote(location)
+        if self._remote:
+            self._temporary = tempfile.TemporaryDirectory(prefix="coatnet-checkpoint-") if scratch is None else None
+            self._folder = scratch or Path(self._temporary.name)  # type: ignore[union-attr]
+            self.close()
+        self._ranges: dict[str, list[tuple[int, int, str]]] = {}
+        for entry in manifest["fragments"]:
+            self._ranges.setdefault(entry["parameter"], []).append((entry["start"], entry["stop"], entry["file"]))
+
+    @property
+    def name(self) -> str:
+        """`step-...`."""
+        return self.location.rpartition("/")[2]
+
+    @property
+    def step(self) -> int:
+        """Steps taken when it was saved."""
+        return int(self.manifest["step"])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter names and shapes."""
+        return {name: tuple(shape) for name, shape in self.manifest["parameters"].items()}
+
+    def read(self, parameter: str, kind: str, start: int, stop: int) -> Tensor:
+        """Elements `start` .. `stop` of one flattened tensor of state; (stop - start,) float32 on the CPU."""
+        parts = []
+        for first, last, file in sorted(self._ranges[parameter]):
+            if first < stop and last > start:
+                with safe_open(self._local(file), framework="pt") as tensors:
+                    piece = tensors.get_slice(f"{kind}.{parameter}")
+                    parts.append(piece[max(start, first) - first : min(stop, last) - first])
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def parameters(self, kind: str = "master") -> dict[str, Tensor]:
+        """State of one kind, by default the weights, of all parameters, whole, float32 on the CPU."""
+        whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
+        for file in sorted({entry["file"] for entry in self.manifest["fragments"]}):
+            with safe_open(self._local(file), framework="pt") as tensors:
+                for entry in self.manifest["fragments"]:
+                    if entry["file"] == file:
+                        name = entry["parameter"]
+                        whole[name].view(-1)[entry["start"] : entry["stop"]] = tensors.get_tensor(f"{kind}.{name}")
+        return whole
+
+    def buffers(self) -> dict[str, Tensor]:
+        """All buffers by name, on the CPU."""
+        with safe_open(self._local(BUFFERS), framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+
+    def damage(self, share: int = 0, shares: int = 1) -> str | None:
+        """What is wrong with the files, or None. Rank `share` of `shares` hashes its part of them.
+
+        A rank's part has the file that the same rank wrote, which is the one that it will read.
+        """
+        problem = missing_or_cut(self.manifest, list_files(self.location, self._storage))
+        if problem is not None:
+            return problem
+        for name, expected in sorted(self.manifest["files"].items()):
+            if writer_of(name) % shares != share:
+                continue
+            if self._remote:
+                try:
+                    self._local(name)
+                except ConfigError as error:
+                    return str(error)
+            elif _sha256(self._folder / name) != expected["sha256"]:
+                return _DIFFERS.format(name)
+        return None
+
+    def close(self) -> None:
+        """Remove what was downloaded."""
+        if self._remote:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _local(self, name: str) -> Path:
+        """Where the file `name` lies on this machine; downloaded and checked if it did not.
+
+        Raises:
+            ConfigError: what was downloaded does not have its checksum.
+        """
+        path = self._folder / name
+        if self._remote and not path.exists():
+            entry, digest = self.manifest["files"][name], hashlib.sha256()
+            unfinished = path.with_name(f".{name}.part")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(unfinished, "wb") as file:
+                for piece in pieces(join(self.location, name), entry["bytes"], self._storage):
+                    file.write(piece)
+                    digest.update(piece)
+            if digest.hexdigest() != entry["sha256"]:
+                raise ConfigError(_DIFFERS.format(name))
+            unfinished.replace(path)
+        return path
+
+
+_DIFFERS = "{} does not have the checksum of the manifest"
+
+
+def open_checkpoint(location: str | Path, storage: Storage | None = None, scratch: Path | None = None) -> Checkpoint:
+    """The checkpoint in the folder or at the URL `location`; its manifest is checked, other files are not.
+
+    Raises:
+        ConfigError: not a checkpoint, or a damaged manifest.
+        StorageDown, StorageRefused: a remote place that cannot be read.
+    """
+    location = str(location).rstrip("/")
+    return Checkpoint(location, read_manifest(location, storage or Storage()), storage, scratch)
+
+
+def load_state(checkpoint: Checkpoint, state: Iterable[Fragment], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Copy the ranges that this rank holds into the live state.
+
+    Raises:
+        ConfigError: the checkpoint is another model's.
+    """
+    if checkpoint.shapes != shapes:
+        differing = sorted(
+            name for name in checkpoint.shapes.keys() | shapes.keys() if checkpoint.shapes.get(name) != shapes.get(name)
+        )
+        name = differing[0]
+        raise ConfigError(
+            f"{checkpoint.location}: a checkpoint of another model: {name} is {checkpoint.shapes.get(name, 'absent')} "
+            f"there and {shapes.get(name, 'absent')} in this model ({len(differing)} parameters differ); "
+            "use another recipe name or remove the run folder"
+        )
+    for fragment in state:
+        for kind, live in fragment.tensors.items():
+            live.copy_(checkpoint.read(fragment.parameter, kind, fragment.start, fragment.stop))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,126 @@
+"""A rank's state copied out of the device, laid out in memory as the files will be.
+
+The memory is taken once and used by every save. With a GPU it is pinned, so that copies run at the speed of the bus.
+"""
+
+import json
+import logging
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoints.manifest import BUFFERS, rank_name
+from pipeline.distributed import Ranks
+from pipeline.fragments import Fragment
+
+log = logging.getLogger(__name__)
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """What one rank gives to a checkpoint; the tensors are views of what is being trained.
+
+    Args:
+        facts: of the manifest, equal on all ranks; `step` is among them.
+        fragments: the ranges that this rank holds, one of a parameter at the most, of any kinds.
+        buffers: by name, equal on all ranks.
+        shapes: of all parameters, by name.
+    """
+
+    facts: dict[str, Any]
+    fragments: Sequence[Fragment]
+    buffers: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+class HostFile:
+    """The content of one safetensors file in memory of this machine: `header`, then `memory`, (bytes,) uint8.
+
+    Args:
+        tensors: what the file is for; values come with `fill`. Greater element sizes first and then by name, as the
+            library orders them, so that each is aligned.
+        pinned: lock the memory for the GPU that is current.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool) -> None:
+        self._layout = _layout(tensors)
+        entries, places, end = {}, {}, 0
+        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+            tensor = tensors[name]
+            start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
+            places[name] = (start, end)
+            offsets = {"data_offsets": [start, end]}
+            entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)} | offsets
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self.header = len(text).to_bytes(8, "little") + text
+        self.memory = torch.empty(end, dtype=torch.uint8)
+        if pinned and end:
+            _pin(self.memory)
+        self._views = {
+            name: self.memory[start:stop].view(tensors[name].dtype).view(tensors[name].shape)
+            for name, (start, stop) in places.items()
+        }
+
+    @property
+    def blocks(self) -> list[memoryview]:
+        """The bytes of the file."""
+        return [memoryview(self.header), self.memory.numpy().data]
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether `tensors` have the names, shapes and dtypes that this was made for."""
+        return self._layout == _layout(tensors)
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the values; from a GPU they are there only after it is synchronized."""
+        for name, view in self._views.items():
+            view.copy_(tensors[name], non_blocking=True)
+
+
+class HostCopy:
+    """Memory for the files of one rank; `files` by name after the first `fill`."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.files: dict[str, HostFile] = {}
+
+    def fill(self, state: LiveState) -> None:
+        """Copy the fragments that this rank saves, and on the leader the buffers; returns when they are all there."""
+        saved = [fragment for fragment in state.fragments if fragment.saved_here]
+        own = {f"{kind}.{f.parameter}": tensor for f in saved for kind, tensor in f.tensors.items()}
+        contents: dict[str, Mapping[str, Tensor]] = {f"{rank_name(self._ranks.rank)}.safetensors": own}
+        if self._ranks.leads:
+            contents = {BUFFERS: state.buffers, **contents}
+        cuda = self._ranks.device.type == "cuda"
+        for name, tensors in contents.items():
+            if name not in self.files or not self.files[name].fits(tensors):
+                self.files[name] = HostFile(tensors, pinned=cuda)
+            self.files[name].fill(tensors)
+        if cuda:
+            torch.cuda.synchronize(self._ranks.device)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
+def _pin(memory: Tensor) -> None:
+    """Lock memory for the GPU in place: torch's own pinned memory is rounded up to a power of two."""
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    portable = 1  # cudaHostRegisterPortable
+    failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), portable))
+    if failed:
+        log.warning("memory for checkpoints cannot be pinned (CUDA error %d); saves take longer", failed)
+    else:
+        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())

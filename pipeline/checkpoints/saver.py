@@ -1,0 +1,208 @@
+"""Saves behind the training: it waits for the copy out of the device, and a thread does the rest."""
+
+import contextlib
+import logging
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
+
+import torch
+
+from pipeline.checkpoints.attempt import Attempt
+from pipeline.checkpoints.host_copy import HostCopy, LiveState
+from pipeline.checkpoints.manifest import step_name
+from pipeline.checkpoints.place import Place, remember
+from pipeline.checkpoints.retention import accuracies, prune
+from pipeline.distributed import Ranks
+from pipeline.errors import RunFailed
+from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+_GIVE_UP_AFTER = 120.0  # seconds without an answer of a remote place, for one request
+_LAST_PATIENCE = 30.0  # when the run ends by an error
+PATIENCE = 180.0
+"""Seconds without a byte written after which a write is taken to hang. Uploads give up before."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport:
+    """How a save went, as the leader sees it."""
+
+    step: int
+    checkpoint: str
+    """`step-...`."""
+    stall: float
+    """Seconds that training waited."""
+    seconds: float
+    """From the call until it was published or given up."""
+    bytes: int
+    """Of all files; 0 if it was given up."""
+    failure: str | None
+    """Why it was given up."""
+
+
+class Saver:
+    """The checkpoints of one start of a run; all ranks call its methods in the same order.
+
+    At most one save is in flight. One that fails is written into the diary, its unfinished files are removed, and the
+    next save tries again; checkpoints are removed only after a newer one is published.
+
+    Args:
+        place: where they lie.
+        folder: of the run, for the diary.
+        settings: which are kept.
+        ranks: of the run.
+        patience: seconds without a byte written after which a write is taken to hang.
+
+    Raises:
+        StorageDown, StorageRefused: the leader cannot read the remote place.
+    """
+
+    def __init__(
+        self, place: Place, folder: RunFolder, settings: Settings, ranks: Ranks, *, patience: float = PATIENCE
+    ) -> None:
+        # A save that fails is tried again, and the data may be worth a longer wait than that.
+        hasty = replace(place.storage, give_up_after=min(place.storage.give_up_after, _GIVE_UP_AFTER))
+        self._place, self._folder, self._settings, self._ranks = replace(place, storage=hasty), folder, settings, ranks
+        self._patience = patience
+        self._copy = HostCopy(ranks)
+        self._latest: LiveState | None = None
+        self._attempt: Attempt | None = None
+        self._published: bool | None = None
+        """Whether the last attempt was, once all ranks have agreed on it."""
+        self._reason = ""
+        self._reports: deque[SaveReport] = deque()
+        place.scratch.mkdir(parents=True, exist_ok=True)
+        if ranks.leads:
+            place.check()
+            remember(folder, place, settings)
+            place.sweep()
+        elif place.remote:
+            place.sweep_scratch()
+
+    def save(self, state: LiveState) -> float:
+        """Begin to save `state`; returns the seconds that training waited.
+
+        They go by until the save before has ended, and for the copy of `state` into memory of this machine. A second
+        call for one step does nothing.
+        """
+        same = self._attempt is not None and self._attempt.step == state.facts["step"]
+        return 0.0 if same and self._published is not False else self._begin(state)
+
+    def finish(self) -> bool:
+        """Wait for the save in flight; whether the last one is published, and True if there was none."""
+        if self._latest is not None and not self._published:
+            self._agree()
+        return self._latest is None or bool(self._published)
+
+    def finish_whole(self, tries: int = 3, pause: float = 10.0) -> None:
+        """Wait until the last save is published; try again, after so many seconds, if it is not.
+
+        For the end of a stage: the state must still be what it was at that save.
+
+        Raises:
+            RunFailed: not after so many tries.
+        """
+        for number in range(tries):
+            if number > 0 and self._latest is not None:
+                time.sleep(pause)
+                self._begin(self._latest)
+            if self.finish():
+                return
+        reason = self._ranks.text_from_leader(self._reason)
+        raise RunFailed(
+            f"{self._place.location}: the last checkpoint cannot be saved, in {tries} tries ({reason}); mend that, and "
+            "give the command again: it continues from the checkpoint before"
+        )
+
+    def reports(self) -> list[SaveReport]:
+        """How saves went that ended since the last call; on the leader, in order."""
+        return [self._reports.popleft() for _ in range(len(self._reports))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Let the save in flight end, unless a person or a signal wants this process to; without the other ranks."""
+        if self._attempt is not None and (kind is None or issubclass(kind, Exception)):
+            self._attempt.wait_published(min(self._patience, _LAST_PATIENCE))
+
+    def _begin(self, state: LiveState) -> float:
+        began, step = time.monotonic(), state.facts["step"]
+        self._latest = state
+        number = self._agree()
+        if number == 0:
+            # Its memory is still being read. A late success of that write is nobody's loss.
+            stall = time.monotonic() - began
+            self._failed(step, began, stall, "a rank still hangs in the write of an earlier one")
+            return stall
+        leftover = self._attempt if self._published is False else None
+        self._copy.fill(state)
+        stall = time.monotonic() - began
+        self._published = None
+        self._attempt = Attempt(
+            self._place,
+            number,
+            state,
+            self._copy.files,
+            self._ranks,
+            ended=partial(self._ended, began=began, stall=stall),
+            leftover=leftover,
+        )
+        return stall
+
+    def _agree(self) -> int:
+        """Wait for the attempt in flight, and agree with all ranks on what became of it.
+
+        Returns the number of the next attempt, or 0 when a rank's thread has not ended.
+        """
+        attempt = self._attempt
+        if attempt is not None and self._published is None:
+            # Which ranks have failed is asked here, too: one whose disk is gone cannot put down a part that says so.
+            (failed,) = self._sum(not attempt.wait_written(self._patience))
+            if failed:
+                attempt.give_up()
+            attempt.wait_published(self._patience)
+        number = secrets.randbits(47) + 1 if self._ranks.leads else 0
+        published, hanging, number = self._sum(
+            attempt is not None and attempt.published, attempt is not None and attempt.alive, number
+        )
+        if attempt is not None:
+            self._published = bool(published)
+        return 0 if hanging else number
+
+    def _sum(self, *numbers: int) -> list[int]:
+        """Their sums over all ranks."""
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=self._ranks.device)
+        return [int(number) for number in self._ranks.sum(tensor).tolist()]
+
+    def _ended(self, attempt: Attempt, began: float, stall: float) -> None:
+        """In the leader's thread: write down how it went, and make room."""
+        if not attempt.published:
+            self._failed(attempt.step, began, stall, attempt.failure or "")
+            return
+        name, seconds = step_name(attempt.step), time.monotonic() - began
+        self._reports.append(SaveReport(attempt.step, name, stall, seconds, attempt.bytes, None))
+        self._note("save", step=attempt.step, checkpoint=name, seconds=round(seconds, 3), bytes=attempt.bytes)
+        try:
+            top1 = accuracies(self._folder.diary.entries()) if self._settings.keep_best else {}
+            prune(self._place, self._settings, top1, attempt.move)
+        except Exception as error:
+            log.warning("old checkpoints", exc_info=error)
+            self._note("removal_failed", reason=str(error))
+
+    def _failed(self, step: int, began: float, stall: float, reason: str) -> None:
+        self._reason = reason
+        if self._ranks.leads:
+            seconds = time.monotonic() - began
+            self._reports.append(SaveReport(step, step_name(step), stall, seconds, 0, reason))
+            self._note("save_failed", step=step, reason=reason)
+
+    def _note(self, event: str, **facts: Any) -> None:
+        with contextlib.suppress(OSError):  # the disk of the run folder may be the one that is full
+            self._folder.diary.note(event, **facts)

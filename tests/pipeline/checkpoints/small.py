@@ -1,0 +1,133 @@
+"""A small state to save, and ranks as threads of this process: their exchanges are real, and start at once."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from data.storage import Storage
+from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.place import Place
+from pipeline.checkpoints.saver import Saver
+from pipeline.distributed import Ranks
+from pipeline.fragments import Fragment
+from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.run_folder import RunFolder
+
+Answer = TypeVar("Answer")
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+SHAPES = {"a": (30, 40), "b": (50,), "c": (2, 3)}
+KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
+
+
+class _Table:
+    """Where so many threads lay down something each, and see what all have laid down."""
+
+    def __init__(self, count: int) -> None:
+        self._barrier = threading.Barrier(count, timeout=60)
+        self._values: list[Any] = [None] * count
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self._values[rank] = value
+        self._barrier.wait()
+        values = list(self._values)
+        self._barrier.wait()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRanks(Ranks):
+    """One of several ranks that are threads."""
+
+    table: _Table
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor.copy_(torch.stack(self.table.exchange(self.rank, tensor.clone())).sum(dim=0))
+
+    def barrier(self) -> None:
+        self.table.exchange(self.rank, None)
+
+    def from_leader(self, number: int) -> int:
+        return int(self.table.exchange(self.rank, number)[0])
+
+    def text_from_leader(self, text: str) -> str:
+        return str(self.table.exchange(self.rank, text)[0])
+
+
+def together(count: int, work: Callable[[Ranks], Answer]) -> list[Answer]:
+    """What `work` returns on each of `count` ranks."""
+    table = _Table(count)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda rank: work(ThreadRanks(rank, count, torch.device("cpu"), table)), range(count)))
+
+
+def whole(kind: str, name: str, step: int) -> Tensor:
+    """The state of one kind of parameter `name` after `step` steps."""
+    seed = 1000 * step + 10 * KINDS.index(kind) + list(SHAPES).index(name)
+    return torch.randn(SHAPES[name], generator=torch.Generator().manual_seed(seed))
+
+
+def live(step: int, ranks: Ranks = ALONE) -> LiveState:
+    """The state after `step` steps, cut into equal parts in the order of parameters, as ZeRO does."""
+    total = sum(torch.Size(shape).numel() for shape in SHAPES.values())
+    first, last = (total * (ranks.rank + n) // ranks.world_size for n in (0, 1))
+    fragments, begin = [], 0
+    for name, shape in SHAPES.items():
+        size = torch.Size(shape).numel()
+        start, stop = max(0, first - begin), min(size, last - begin)
+        if start < stop:
+            tensors = {kind: whole(kind, name, step).view(-1)[start:stop].clone() for kind in KINDS}
+            fragments.append(Fragment(name, start, stop, tensors, True))
+        begin += size
+    buffers = {"mean": torch.full((3,), float(step)), "batches": torch.tensor(step)}
+    facts = {"step": step, "samples": 12 * step, "world_size": ranks.world_size}
+    return LiveState(facts, fragments, buffers, SHAPES)
+
+
+def local(folder: Path) -> Place:
+    """The place of the run in `folder`."""
+    return Place(str(folder / "checkpoints"), Storage(), folder / "checkpoints")
+
+
+def saver(folder: Path, ranks: Ranks = ALONE, place: Place | None = None, patience: float = 30.0, **kept: Any) -> Saver:
+    """A saver of the run in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Saver(place or local(folder), RunFolder(folder), Settings(**kept), ranks, patience=patience)
+
+
+def save(folder: Path, *steps: int, count: int = 1, place: Place | None = None, **kept: Any) -> None:
+    """Save the state after each of `steps` by `count` ranks, each save published before the next begins."""
+
+    def work(ranks: Ranks) -> None:
+        with saver(folder, ranks, place, **kept) as one:
+            for step in steps:
+                one.save(live(step, ranks))
+                assert one.finish()
+
+    together(count, work)
+
+
+def holds(checkpoint: Checkpoint, step: int) -> bool:
+    """Whether it is what the state was after `step` steps, to the bit."""
+    return checkpoint.step == step and all(
+        torch.equal(tensor, whole(kind, name, step))
+        for kind in KINDS
+        for name, tensor in checkpoint.parameters(kind).items()
+    )
+
+
+def opened(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of `step` of the run in `folder`."""
+    return open_checkpoint(local(folder).at(step))
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,131 @@
+"""Damage is found, passed over and told; what is unfinished is not seen."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoints.manifest import step_name
+from pipeline.checkpoints.place import checkpoint_place, known_places
+from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.distributed import Ranks
+from pipeline.errors import ConfigError
+from pipeline.recipe import TrainStage
+from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.run_folder import RunFolder
+from tests.pipeline.checkpoints.small import ALONE, holds, local, names, save, together
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (Path.unlink, "{} is missing"),
+    "cut": (cut, "{} has "),
+    "flipped": (flipped, "{} does not have "),
+    "empty": (lambda path: path.write_bytes(b"") and None, "{} has 0 bytes"),
+}
+FILES = ["rank-00000.safetensors", "rank-00001.safetensors", "buffers.safetensors", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_newest_whole_checkpoint_is_taken_and_the_reason_for_passing_others_given(
+    tmp_path: Path, file: str, damage: str
+) -> None:
+    save(tmp_path, 1, 2, 3, count=2, keep_last=9)
+    do, message = DAMAGE[damage]
+    do(tmp_path / "checkpoints/step-00000003" / file)
+
+    def work(ranks: Ranks) -> tuple[int, list[str]]:
+        checkpoint, skipped = newest_whole([local(tmp_path)], ranks)
+        assert checkpoint is not None
+        assert holds(checkpoint, 2)
+        return checkpoint.step, skipped
+
+    found = together(2, work)
+    reasons = [reason for _, skipped in found for reason in skipped]
+    assert len(reasons) == 2
+    assert all("step-00000003: damaged: " in reason for reason in reasons)
+    # Who did not hash the file that is flipped only knows that another rank did.
+    assert any(message.format(file) in reason or file == "manifest.json" for reason in reasons)
+    assert names(tmp_path / "checkpoints") == ["damaged-step-00000003", "step-00000001", "step-00000002"]
+
+
+def test_every_file_is_hashed_by_some_rank_whatever_their_number(tmp_path: Path) -> None:
+    save(tmp_path, 3, count=3)
+    path = tmp_path / "checkpoints/step-00000003"
+    for file in ["buffers.safetensors", *(f"rank-0000{rank}.safetensors" for rank in range(3))]:
+        shutil.copytree(path, tmp_path / file)
+        flipped(tmp_path / file / file)
+        for count in (1, 2, 3, 5):
+            with pytest.raises(ConfigError, match="damaged"):
+                together(count, lambda ranks, file=file: open_whole(tmp_path / file, ranks))  # type: ignore[misc]
+
+
+def test_an_unfinished_save_is_no_checkpoint_however_much_of_it_is_there(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000002", folder / ".step-00000003.0000000000ab.writing")
+    checkpoint, skipped = newest_whole([local(tmp_path)], ALONE)
+    assert checkpoint is not None
+    assert (checkpoint.step, skipped) == (2, [])
+
+
+def test_a_file_too_many_is_no_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints/step-00000001/rank-00001.0000000000ab.json").write_text("{}")
+    checkpoint, skipped = newest_whole([local(tmp_path)], ALONE)
+    assert checkpoint is not None
+    assert skipped == []
+
+
+def test_checkpoints_none_of_which_is_whole_stop_the_run_and_stay_where_they_are(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / step_name(step) / "buffers.safetensors").unlink()
+    with pytest.raises(ConfigError, match="none of its 2 checkpoints is whole .*step-00000002: damaged: buffers"):
+        newest_whole([local(tmp_path)], ALONE)
+    assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000002"]
+
+
+def test_no_checkpoint_at_all_is_a_start(tmp_path: Path) -> None:
+    assert newest_whole([local(tmp_path)], ALONE) == (None, [])
+
+
+def test_checkpoints_are_found_where_earlier_starts_kept_them(tmp_path: Path) -> None:
+    """Another `checkpoint.folder` must not begin the run anew."""
+    run = RunFolder(tmp_path / "runs/recipe/stage")
+    stage = TrainStage.model_validate(
+        {
+            "resolution": 32, "steps": 9, "data": {"train": "t", "validation": "v"}, "model": {"name": "coatnet_0"},
+            "batch": {"global_size": 8, "micro_size": 8}, "optimizer": {"peak_learning_rate": 1e-3},
+        }
+    )  # fmt: skip
+    elsewhere = [
+        stage.model_copy(update={"checkpoint": Settings(folder=str(tmp_path / name))}) for name in ("one", "two")
+    ]
+    save(run.path, 4, place=checkpoint_place(run, elsewhere[0]))
+    assert (tmp_path / "one/recipe/stage/step-00000004/manifest.json").exists()
+    for now in (stage, *elsewhere):
+        checkpoint, _ = newest_whole(known_places(run, checkpoint_place(run, now)), ALONE)
+        assert checkpoint is not None
+        assert holds(checkpoint, 4)
+    save(run.path, 6)
+    for now in (stage, *elsewhere):
+        checkpoint, _ = newest_whole(known_places(run, checkpoint_place(run, now)), ALONE)
+        assert checkpoint is not None
+        assert holds(checkpoint, 6)
+    flipped(run.checkpoints / "step-00000006/buffers.safetensors")
+    checkpoint, _ = newest_whole(known_places(run, checkpoint_place(run, elsewhere[1])), ALONE)
+    assert checkpoint is not None
+    assert checkpoint.step == 4
+    assert names(run.checkpoints) == ["damaged-step-00000006"]

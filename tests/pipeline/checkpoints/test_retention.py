@@ -1,0 +1,107 @@
+"""Which checkpoints are kept, and why."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoints.manifest import step_name
+from pipeline.checkpoints.resume import newest_whole
+from pipeline.checkpoints.retention import reasons_to_keep
+from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.run_folder import RunFolder
+from tests.pipeline.checkpoints.small import ALONE, live, local, names, save, saver
+
+TOP1 = {10: 0.2, 20: 0.7, 30: 0.5, 40: 0.7, 45: 0.1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"keep_last": 1}, {50: ["newest"]}),
+        ({"keep_last": 2}, {50: ["newest"], 45: ["last 2"]}),
+        ({"keep_last": 1, "keep_every": 20}, {50: ["newest"], 40: ["every 20"], 20: ["every 20"]}),
+        ({"keep_last": 1, "keep_every": 50}, {50: ["newest", "every 50"]}),
+        ({"keep_last": 1, "keep_best": 1}, {50: ["newest"], 40: ["best"]}),
+        ({"keep_last": 1, "keep_best": 3}, {50: ["newest"], 40: ["best 3"], 30: ["best 3"], 20: ["best 3"]}),
+        ({"keep_last": 9}, {50: ["newest"], **{step: ["last 9"] for step in (45, 40, 30, 20, 10)}}),
+    ],
+)
+def test_last_ones_multiples_and_best_ones_are_kept(settings: dict[str, Any], kept: dict[int, list[str]]) -> None:
+    reasons = reasons_to_keep([10, 20, 30, 40, 45, 50], Settings(**settings), TOP1)
+    assert list(reasons) == [50, 45, 40, 30, 20, 10]
+    assert {step: why for step, why in reasons.items() if why} == kept
+
+
+def test_old_ones_go_after_each_save(tmp_path: Path) -> None:
+    with saver(tmp_path, keep_last=2, keep_every=20, keep_best=1) as one:
+        for step in (5, 10, 15, 20, 25, 30, 35):
+            one.save(live(step))
+            RunFolder(tmp_path).note("evaluation", step=step, top1=1 / step)
+        assert one.finish()
+    assert names(tmp_path / "checkpoints") == [step_name(step) for step in (5, 20, 30, 35)]
+
+
+def test_none_goes_before_a_newer_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, keep_last=1)
+    seen: list[list[str]] = []
+    place = local(tmp_path)
+    real = type(place).remove
+
+    def noted(self: Any, step: int, *arguments: Any) -> None:
+        seen.append([name for name in names(tmp_path / "checkpoints") if name[0] != "."])
+        real(self, step, *arguments)
+
+    monkeypatch.setattr(type(place), "remove", noted)
+    save(tmp_path, 2, keep_last=1)
+    assert seen == [["step-00000001", "step-00000002"]]
+
+
+@pytest.mark.parametrize("file", ["buffers.safetensors", "manifest.json"])
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path, file: str) -> None:
+    """They would push out the only whole ones."""
+    save(tmp_path, 10, 20, 30, keep_last=9)
+    for step in (20, 30):
+        (tmp_path / "checkpoints" / step_name(step) / file).unlink()
+    save(tmp_path, 40, keep_last=2)
+    assert names(tmp_path / "checkpoints") == [step_name(step) for step in (10, 20, 30, 40)]
+    save(tmp_path, 50, keep_last=2)
+    assert names(tmp_path / "checkpoints") == [step_name(step) for step in (20, 30, 40, 50)]
+
+
+def test_set_aside_ones_do_not_count_either(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, 30, keep_last=9)
+    for step in (20, 30):
+        (tmp_path / "checkpoints" / step_name(step) / "buffers.safetensors").unlink()
+    checkpoint, _ = newest_whole([local(tmp_path)], ALONE)
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    save(tmp_path, 15, keep_last=2)
+    assert names(tmp_path / "checkpoints") == [
+        "damaged-step-00000020", "damaged-step-00000030", "step-00000010", "step-00000015",
+    ]  # fmt: skip
+
+
+def test_a_removal_that_fails_is_told_and_the_checkpoint_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that lets one write and not remove, which the one here cannot be made to be."""
+    save(tmp_path, 1, keep_last=1)
+
+    def refused(*arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(local(tmp_path)), "remove", refused)
+    save(tmp_path, 2, keep_last=1)
+    events = [entry for entry in RunFolder(tmp_path).diary.entries() if entry["event"] == "removal_failed"]
+    assert [entry["reason"] for entry in events] == ["[Errno 13] Permission denied"]
+    assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000002"]
+
+
+def test_a_diary_whose_last_line_was_cut_is_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.diary.entries() == []
+    run.note("evaluation", step=3, top1=0.5)
+    with open(tmp_path / "diary.jsonl", "a") as diary:
+        diary.write('{"time": "2026-')
+    assert [entry["step"] for entry in run.diary.entries()] == [3]

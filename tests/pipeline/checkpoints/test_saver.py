@@ -1,0 +1,334 @@
+"""Saving behind the training: what training waits for, what is written, and what becomes of trouble."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save as library_bytes
+
+from pipeline.checkpoints import draft
+from pipeline.checkpoints.host_copy import HostFile
+from pipeline.checkpoints.manifest import whole_manifest
+from pipeline.distributed import Ranks
+from pipeline.errors import ConfigError, RunFailed
+from pipeline.fragments import Fragment
+from tests.pipeline.checkpoints.small import ALONE, holds, live, local, names, opened, save, saver, together
+from tests.recipes import checkpoint_bytes, diary
+
+
+class Gate:
+    """Holds the writing of some files back: in place of a slow or dead disk, which cannot be had at will."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: str = "rank-00000.safetensors") -> None:
+        self.open, self.reached = threading.Event(), threading.Event()
+        real = draft._write_checked
+
+        def held(path: Path, *arguments: Any) -> dict[str, Any]:
+            if path.name == file:
+                self.reached.set()
+                assert self.open.wait(60)
+            return real(path, *arguments)
+
+        monkeypatch.setattr(draft, "_write_checked", held)
+
+
+def test_files_are_byte_for_byte_those_of_the_library() -> None:
+    tensors = {
+        "master.ü": torch.randn(5), "exp_avg.a": torch.randn(3, 2), "count": torch.tensor(7),
+        "half": torch.randn(3).bfloat16(), "flags": torch.tensor([True, False, True]),
+    }  # fmt: skip
+    file = HostFile(tensors, pinned=False)
+    file.fill(tensors)
+    assert b"".join(file.blocks) == library_bytes(tensors)
+    assert b"".join(HostFile({}, pinned=False).blocks) == library_bytes({})
+
+
+def test_a_published_checkpoint_holds_nothing_but_what_its_manifest_names(tmp_path: Path) -> None:
+    save(tmp_path, 3, count=3)
+    path = tmp_path / "checkpoints/step-00000003"
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert set(names(path)) == {*manifest["files"], "manifest.json"}
+    assert names(tmp_path / "checkpoints") == ["step-00000003"]
+
+
+def test_a_checkpoint_is_a_function_of_the_state(tmp_path: Path) -> None:
+    save(tmp_path / "one", 3, 5, count=2)
+    save(tmp_path / "other", 5, count=2)
+    one, other = (checkpoint_bytes(tmp_path / name / "checkpoints/step-00000005") for name in ("one", "other"))
+    assert one == other
+
+
+def test_training_goes_on_and_changes_the_state_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with saver(tmp_path) as one:
+        state = live(3)
+        one.save(state)  # returns although the write does not
+        assert gate.reached.wait(60)
+        for fragment in state.fragments:
+            for tensor in fragment.tensors.values():
+                tensor.zero_()
+        assert one.reports() == []
+        gate.open.set()
+        assert one.finish()
+        assert holds(opened(tmp_path, 3), 3)
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is used again, and at most one save is in flight."""
+    gate = Gate(monkeypatch)
+    with saver(tmp_path) as one:
+        one.save(live(3))
+        assert gate.reached.wait(60)
+        second = threading.Thread(target=lambda: one.save(live(6)))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        gate.open.set()
+        second.join(60)
+        assert one.finish()
+    assert holds(opened(tmp_path, 3), 3)
+    assert holds(opened(tmp_path, 6), 6)
+
+
+def test_reports_and_diary_tell_stall_seconds_and_bytes(tmp_path: Path) -> None:
+    with saver(tmp_path) as one:
+        stalls = [one.save(live(step)) for step in (3, 6)]
+        assert one.save(live(6)) == 0.0  # asked for twice
+        assert one.finish()
+        reports = one.reports()
+        assert one.reports() == []
+    folder = tmp_path / "checkpoints"
+    for report, step, stall in zip(reports, (3, 6), stalls, strict=True):
+        size = sum(len(data) for name, data in checkpoint_bytes(folder / report.checkpoint).items() if name[0] != "m")
+        assert (report.step, report.bytes, report.failure) == (step, size, None)
+        assert 0 < report.stall == stall < report.seconds
+    saves = [entry for entry in diary(tmp_path) if entry["event"] == "save"]
+    assert [(e["step"], e["checkpoint"], e["bytes"]) for e in saves] == [
+        (r.step, r.checkpoint, r.bytes) for r in reports
+    ]
+
+
+def test_nothing_saved_is_finished(tmp_path: Path) -> None:
+    with saver(tmp_path) as one:
+        assert one.finish()
+        one.finish_whole()
+    assert names(tmp_path / "checkpoints") == []
+
+
+def test_memory_is_taken_once(tmp_path: Path) -> None:
+    with saver(tmp_path) as one:
+        one.save(live(3))
+        places = {name: file.memory.data_ptr() for name, file in one._copy.files.items()}
+        one.save(live(6))
+        assert {name: file.memory.data_ptr() for name, file in one._copy.files.items()} == places
+
+
+def test_state_that_leaves_out_elements_is_never_published(tmp_path: Path) -> None:
+    with saver(tmp_path) as one:
+        state = live(1)
+        cut = Fragment("b", 0, 49, {kind: t[:49] for kind, t in state.fragments[1].tensors.items()}, True)
+        one.save(type(state)(state.facts, [state.fragments[0], cut, state.fragments[2]], state.buffers, state.shapes))
+        assert not one.finish()
+        assert [report.failure for report in one.reports()] == ["b: elements from 49 are missing"]
+    assert names(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ([(0, 5), (5, 9)], "b: elements from 9 are missing"),
+        ([(0, 5), (6, 10)], "b: elements 5 to 6 are missing or written twice"),
+        ([(0, 6), (5, 10)], "b: elements 6 to 5 are missing or written twice"),
+        ([(5, 10)], "b: elements 0 to 5 are missing or written twice"),
+        ([], "b: elements from 0 are missing"),
+    ],
+)
+def test_fragments_must_be_every_element_once(ranges: list[tuple[int, int]], message: str) -> None:
+    part = {"files": {}, "fragments": [{"parameter": "b", "start": a, "stop": b, "file": "x"} for a, b in ranges]}
+    with pytest.raises(ValueError, match=message):
+        whole_manifest({"step": 1}, {"b": (2, 5)}, [part])
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    folder = tmp_path / "checkpoints"
+    real, failures = draft._write_checked, [f"rank-{failing:05d}.safetensors"]
+
+    def failed(path: Path, *arguments: Any) -> dict[str, Any]:
+        """A disk that refuses once; a full one is in test_disk_full.py."""
+        if path.name in failures:
+            failures.remove(path.name)
+            raise OSError(5, "Input/output error")
+        return real(path, *arguments)
+
+    save(tmp_path, 1, count=2)
+    monkeypatch.setattr(draft, "_write_checked", failed)
+
+    def work(ranks: Ranks) -> list[bool]:
+        with saver(tmp_path, ranks) as one:
+            published = []
+            for step in (2, 3):
+                one.save(live(step, ranks))
+                published.append(one.finish())
+            return published
+
+    assert together(2, work) == [[False, True], [False, True]]
+    told = next(entry for entry in diary(tmp_path) if entry["event"] == "save_failed")
+    assert told["step"] == 2
+    assert told["reason"] == ("" if failing == 0 else "rank 1: ") + "[Errno 5] Input/output error"
+    assert names(folder) == ["step-00000001", "step-00000003"]
+
+
+def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than_to_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a part that says so: what ranks tell each other in passing is enough."""
+    real_write, real_part = draft._write_checked, draft.Draft.put_part
+
+    def failed(path: Path, *arguments: Any) -> dict[str, Any]:
+        """A mount that is gone on rank 1."""
+        if path.name.startswith("rank-00001") and "00000002" in str(path):
+            raise OSError(116, "Stale file handle")
+        return real_write(path, *arguments)
+
+    def part_failed(self: draft.Draft, part: dict[str, Any]) -> None:
+        if "failed" in part:
+            raise OSError(116, "Stale file handle")
+        real_part(self, part)
+
+    monkeypatch.setattr(draft, "_write_checked", failed)
+    monkeypatch.setattr(draft.Draft, "put_part", part_failed)
+
+    def work(ranks: Ranks) -> bool:
+        with saver(tmp_path, ranks) as one:
+            one.save(live(2, ranks))
+            one.save(live(4, ranks))
+            return one.finish()
+
+    assert together(2, work) == [True, True]
+    told = next(entry for entry in diary(tmp_path) if entry["event"] == "save_failed")
+    assert told["reason"] == "nothing came from rank 1, whose log may say why"
+    assert names(tmp_path / "checkpoints") == ["step-00000004"]
+
+
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: int
+) -> None:
+    gate = Gate(monkeypatch, f"rank-{hanging:05d}.safetensors")
+
+    def work(ranks: Ranks) -> list[bool]:
+        with saver(tmp_path, ranks, patience=0.5) as one:
+            one.save(live(2, ranks))
+            one.save(live(4, ranks))  # given up, as the thread is still in the old one
+            published = [one.finish()]
+            gate.open.set()
+            if one._attempt is not None:
+                one._attempt._thread.join(60)
+            ranks.barrier()
+            one.save(live(6, ranks))
+            return [*published, one.finish()]
+
+    assert together(2, work) == [[False, True], [False, True]]
+    told = [entry for entry in diary(tmp_path) if entry["event"] == "save_failed"]
+    assert told[-1]["reason"] == "a rank still hangs in the write of an earlier one"
+    assert holds(opened(tmp_path, 6), 6)
+
+
+def test_the_last_checkpoint_is_tried_again_and_then_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = draft._write_checked, [2]
+
+    def failed(path: Path, *arguments: Any) -> dict[str, Any]:
+        """A disk that refuses so many times."""
+        if path.name == "rank-00001.safetensors" and left[0] > 0:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(draft, "_write_checked", failed)
+
+    def work(ranks: Ranks) -> None:
+        with saver(tmp_path, ranks) as one:
+            one.save(live(9, ranks))
+            one.finish_whole(tries=3, pause=0.01)
+
+    together(2, work)
+    assert holds(opened(tmp_path, 9), 9)
+    left[0] = 100
+    with pytest.raises(
+        RunFailed, match=r"checkpoints: the last checkpoint cannot be saved, in 3 tries \(rank 1: .*No space"
+    ):
+        together(2, lambda ranks: work(ranks) if local(tmp_path).remove(9) is None else None)
+
+
+def test_leftovers_of_a_killed_save_are_swept_away_and_never_mixed_into_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = tmp_path / "checkpoints/.step-00000009.00000000abcd.writing"
+    leftover.mkdir(parents=True)
+    (leftover / "rank-00001.safetensors").write_bytes(b"old")
+    (leftover / "rank-00001.00000000abcd.json").write_text('{"files": {}, "fragments": []}')
+    save(tmp_path, 9, count=2)
+    assert names(tmp_path / "checkpoints") == ["step-00000009"]
+    assert holds(opened(tmp_path, 9), 9)
+
+
+def test_a_part_of_another_attempt_is_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left in the folder of this very attempt, as a server that wakes up late might."""
+    gate = Gate(monkeypatch, "rank-00001.safetensors")
+
+    def work(ranks: Ranks) -> bool:
+        with saver(tmp_path, ranks) as one:
+            one.save(live(9, ranks))
+            if ranks.leads:
+                assert gate.reached.wait(60)
+                (folder,) = (tmp_path / "checkpoints").glob(".step-*")
+                (folder / "rank-00001.00000000abcd.json").write_text('{"files": {}, "fragments": []}')
+                assert one._attempt is not None
+                assert one._attempt.wait_written(60)
+                one._attempt._thread.join(0.2)
+                assert one._attempt.alive
+                gate.open.set()
+            return one.finish()
+
+    assert together(2, work) == [True, True]
+    assert holds(opened(tmp_path, 9), 9)
+    assert len(names(tmp_path / "checkpoints/step-00000009")) == 4
+
+
+def test_what_reads_back_otherwise_than_written_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = draft.os.fsync
+
+    def spoiled(descriptor: int) -> None:
+        """A disk that changes a byte, which cannot be had at will."""
+        real(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        if path.suffix == ".safetensors":
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+
+    monkeypatch.setattr(draft.os, "fsync", spoiled)
+    with saver(tmp_path) as one:
+        one.save(live(1))
+        assert not one.finish()
+        assert "what was read is not what had been written" in str(one.reports()[0].failure)
+    assert names(tmp_path / "checkpoints") == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    place = type(local(tmp_path))(str(tmp_path / "file/below"), local(tmp_path).storage, tmp_path / "run/checkpoints")
+    with pytest.raises(ConfigError, match="checkpoint.folder: .*file/below cannot be written"):
+        saver(tmp_path / "run", ALONE, place)

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := python3-venv
+# Two files at a time, each as a whole on one worker: fixtures of a file are computed once.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint format setup clean
@@ -13,10 +15,10 @@ demo: setup
 	@$(BIN)/coatnet demo
 
 test: setup
-	@$(BIN)/pytest
+	@$(PYTEST)
 
 check: setup
-	@$(BIN)/pytest -q -m "not slow"
+	@$(PYTEST) -q -m "not slow"
 
 lint: setup
 	@$(BIN)/ruff format --check .

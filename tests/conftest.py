@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from tests.servers.s3 import program as s3_program
 # Before DeepSpeed is imported anywhere.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 CLASSES = ("bright", "dark", "striped")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several workers, the files that take longest come first: none of them is then still busy with one at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        seconds[item.path] += slow.kwargs.get("seconds", 3) if slow else 0
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def write_pictures(folder: Path, per_class: int, size: int = 24, seed: int = 0) -> Path:

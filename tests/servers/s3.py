@@ -40,10 +40,16 @@ class S3Server:
             {"name": "anonymous", "actions": ["Read:public", "List:public"]},
         ]
         (folder / "identities.json").write_text(json.dumps({"identities": identities}))
-        self._ports = free_ports(10)
-        self.port = self._ports[0]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
+        for attempt in range(3):
+            self._ports = free_ports(10)
+            self.port = self._ports[0]
+            self.url = f"http://127.0.0.1:{self.port}"
+            try:
+                self.start()
+                return
+            except ChildProcessError:  # somebody else was quicker to take one of the ports
+                if attempt == 2:
+                    raise
 
     @property
     def environment(self) -> dict[str, str]:
@@ -98,7 +104,8 @@ class S3Server:
                 files.pipe_file("test/ready", b"yes")  # through all its parts
                 return
             except Exception:
-                assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+                if self._process.poll() is not None:
+                    raise ChildProcessError((self._folder / "log").read_text()[-2000:]) from None
                 assert time.monotonic() < deadline, "the S3 server does not answer"
                 time.sleep(0.1)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.shipped import shipped_recipes
-from models.complexity import count_parameters, count_training_cost
+from models.complexity import count_parameters
+from pipeline.memory import memory_by_kind
 from pipeline.recipe import TrainStage
 from pipeline.recipe_file import load_recipe
 from pipeline.throughput import PEAKS, demand
@@ -83,23 +84,10 @@ def estimates(recipe: Path, device: str = "H100", utilization: float = 0.4) -> I
             name=name,
             stage=stage,
             steps=stage.steps or math.ceil((stage.epochs or 0) * dataset.samples / batch),
-            memory=SLACK * memory_bytes(stage, parameters) / 1e9,
+            memory=SLACK * memory_by_kind(stage, dataset.classes, stage.resources.ranks).device / 1e9,
             saved=parameters * _owned_bytes(stage) / 1e9,
             seconds=batch / (stage.resources.ranks * demand(stage, device, utilization)),
         )
-
-
-def memory_bytes(stage: TrainStage, parameters: int) -> float:
-    """Bytes of a GPU for weights, gradients, optimizer and the activations of one micro-batch, without slack."""
-    ranks = stage.resources.ranks
-    weight = 2 if stage.precision == "bf16" else 4
-    # A gradient arrives in the dtype of its weight, and is summed in float32.
-    summed = 4 / (ranks if stage.zero_stage >= 2 else 1)
-    owned = _owned_bytes(stage) / (ranks if stage.zero_stage >= 1 else 1)
-    held = weight / (ranks if stage.zero_stage == 3 else 1)
-    cost = count_training_cost(stage.model.variant, stage.resolution, policy=stage.activation_checkpointing)
-    picture = cost.activation_bytes * (2 if stage.precision == "fp32" else 1)  # counted in bf16
-    return parameters * (held + weight + summed + owned) + picture * stage.batch.micro_size
 
 
 def _owned_bytes(stage: TrainStage) -> int:

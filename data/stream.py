@@ -16,6 +16,7 @@ from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
 from data.order import SampleOrder, Samples, evaluation_positions
+from data.read_ahead import evaluation_shards, steps_read_ahead
 from data.reading import SampleReader
 from data.shard import BrokenSample
 
@@ -106,11 +107,6 @@ def training_stream(
         yield from _in_order(tasks(), workers, reader)
 
 
-def steps_read_ahead(micro_batches: int, workers: int) -> int:
-    """Steps between that of the micro-batch asked for and that of the last one being read."""
-    return -(-2 * workers // micro_batches)
-
-
 def evaluation_stream(
     dataset: Dataset,
     transform: EvaluationTransform,
@@ -158,21 +154,6 @@ def evaluation_stream(
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
         yield from _in_order(tasks(), workers, reader)
-
-
-def evaluation_shards(dataset: Dataset, row: int, per_pass: int, workers: int) -> tuple[list[int], list[int]]:
-    """The shards of the passes being read when pass `row` begins, and the two behind them."""
-    ends = np.cumsum(dataset.shard_samples)
-    first = int(np.searchsorted(ends, max(0, row - 2 * workers) * per_pass, side="right"))
-    last = int(np.searchsorted(ends, min((row + 1) * per_pass, dataset.samples) - 1, side="right"))
-    return list(range(first, last + 1)), list(range(last + 1, min(last + 3, len(ends))))
-
-
-def evaluation_need(dataset: Dataset, per_pass: int, workers: int) -> int:
-    """Bytes that surely hold what `evaluation_shards` names at any time."""
-    samples = np.sort(dataset.shard_samples)
-    touched = 4 + int(np.searchsorted(np.cumsum(samples), (2 * workers + 1) * per_pass, side="right"))
-    return sum(sorted((shard.bytes for shard in dataset.index.shards), reverse=True)[:touched])
 
 
 def _load_training(reader: SampleReader, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jobs.bench import bench
 from jobs.checkpoints import checkpoints
+from jobs.export import export
 from jobs.inspect_shards import index, show, verify
 from jobs.models import models
 from jobs.order import order
@@ -30,6 +31,7 @@ app.add_typer(recipes, name="recipes")
 app.add_typer(checkpoints, name="checkpoints")
 app.command()(models)
 app.command()(order)
+app.command()(export)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[

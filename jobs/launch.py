@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.outcome import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
@@ -61,10 +63,10 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
         for process in processes:
             process.send_signal(received)
 
-    with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes:
+    with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes, reserved_port() as port:
         signals.give_to(pass_on)
         try:
-            _start(processes, command, stage, folder, Path(outcomes), signals.started)
+            _start(processes, command, stage, folder, Path(outcomes), port, signals.started)
             for received, _ in asked:  # those that were not all there to get it
                 for process in processes:
                     process.send_signal(received)
@@ -106,10 +108,11 @@ def _start(
     stage: Stage,
     folder: RunFolder,
     outcomes: Path,
+    port: int,
     started: float,
 ) -> None:
     """Add the rank processes to `processes`, one after the other."""
-    count, port = stage.resources.ranks, _free_port()
+    count = stage.resources.ranks
     for rank in range(count):
         environment = os.environ | {
             "RANK": str(rank),
@@ -134,10 +137,17 @@ def _start(
             )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A free port of this machine that is given to nobody else meanwhile, but to who asks for it by its number.
+
+    Ranks need seconds before the first of them listens. A socket that is bound and does not listen keeps others away;
+    with SO_REUSEADDR, which torch sets, too, a listener may join it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def _wait(

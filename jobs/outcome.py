@@ -85,16 +85,18 @@ def end_process(code: int, message: str) -> NoReturn:
         outcome_file = os.environ.get(OUTCOME_FILE)
         if outcome_file is not None:
             Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message))))
-            logging.getLogger(__name__).error("exit %d: %s", code, message)
         else:
             _show(message)
+        log = logging.getLogger(__name__)
+        if log.hasHandlers():  # the log file of a rank
+            log.error("exit %d: %s", code, message)
         sys.stdout.flush()
         logging.shutdown()
         os._exit(code)
 
 
 def _end(outcome: Outcome) -> None:
-    if OUTCOME_FILE in os.environ:
+    if OUTCOME_FILE in os.environ or "RANK" in os.environ:
         end_process(outcome.code, outcome.message)
     _show(outcome.message)
     sys.exit(outcome.code)

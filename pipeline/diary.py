@@ -53,8 +53,13 @@ class Diary:
         return entries
 
     def evaluated(self, step: int) -> bool:
-        """Whether an evaluation after `step` steps is noted."""
-        return any(entry["event"] == "evaluation" and entry.get("step") == step for entry in self.entries())
+        """Whether an evaluation after `step` steps is noted that no later start from before that step has undone."""
+        for entry in reversed(self.entries()):
+            if entry["event"] == "evaluation" and entry.get("step") == step:
+                return True
+            if entry["event"] in ("start", "resume") and entry["step"] < step:
+                return False
+        return False
 
     def begin(self, ranks: int) -> None:
         """Note a start of the stage on `ranks` ranks.

@@ -50,18 +50,13 @@ class Ranks:
         dist.broadcast(value, 0)
         return int(value.item())
 
-    def text_from_leader(self, text: str) -> str:
-        """The leader's `text`, on every rank."""
-        if self.world_size == 1:
-            return text
-        letters = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
-        size = self.from_leader(len(letters))
-        if size == 0:
-            return ""
-        if not self.leads:
-            letters = torch.empty(size, dtype=torch.uint8, device=self.device)
-        dist.broadcast(letters, 0)
-        return bytes(letters.tolist()).decode()
+    def text_from(self, rank: int, text: str) -> str:
+        """The `text` of `rank`, on every rank."""
+        letters = torch.tensor(list(text.encode()) if self.rank == rank else [], dtype=torch.uint8, device=self.device)
+        size = self.sum(torch.tensor([len(letters)], dtype=torch.int64, device=self.device)).item()
+        if self.rank != rank:
+            letters = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        return bytes(self.sum(letters).tolist()).decode() if size else ""
 
 
 class Store(Protocol):

@@ -20,9 +20,11 @@ class RunFailed(RuntimeError):
 class Preempted(Exception):
     """The run was asked to stop and did so after `step` steps, saved as `checkpoint`; the same command continues it.
 
-    `reason` is one of `stopping.REASONS`.
+    `reason` is one of `stopping.REASONS`; `checkpoint` is None if it could not be saved.
     """
 
-    def __init__(self, reason: str, step: int, checkpoint: str) -> None:
-        super().__init__(f"stopped by {reason} after step {step:,}, saved as {checkpoint}; the same command continues")
+    def __init__(self, reason: str, step: int, checkpoint: str | None) -> None:
+        saved = f"saved as {checkpoint}" if checkpoint else "which could not be saved"
+        where = "" if checkpoint else " from the last checkpoint"
+        super().__init__(f"stopped by {reason} after step {step:,}, {saved}; the same command continues{where}")
         self.reason, self.step, self.checkpoint = reason, step, checkpoint

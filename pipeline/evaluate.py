@@ -13,7 +13,7 @@ from data.augment import EvaluationTransform
 from data.stream import evaluation_stream
 from pipeline.distributed import Ranks
 from pipeline.images import normalized
-from pipeline.loss import class_targets, classification_loss
+from pipeline.loss import LossKind, class_targets, classification_loss
 from pipeline.plan import Plan
 from pipeline.reader import SkippedLimits, note_skipped
 from pipeline.run_folder import RunFolder
@@ -37,9 +37,11 @@ class Accuracy:
     of_classes: NDArray[np.int64]
     """(classes, 3): samples that have the class, of these those whose best class it is, or is one of the best five."""
 
-    def __str__(self) -> str:
+    def text(self, kind: LossKind) -> str:
+        """For a person, in the words that the paper has for stages of that kind of loss."""
+        best = "precision@1" if kind == "sigmoid" else "top-1"
         skipped = f" ({self.skipped:,} more cannot be used)" if self.skipped else ""
-        return f"top-1 {self.top1:.2%}  top-5 {self.top5:.2%}  on {self.samples:,} images{skipped}"
+        return f"{best} {self.top1:.2%}  top-5 {self.top5:.2%}  on {self.samples:,} images{skipped}"
 
     def as_dict(self) -> dict[str, Any]:
         """The figures over all classes."""

@@ -13,8 +13,8 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
 from data.order import SampleOrder
+from data.read_ahead import evaluation_need, steps_read_ahead
 from data.storage import Storage, is_remote
-from data.stream import evaluation_need, steps_read_ahead
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe, Stage, TrainStage
 from pipeline.recipe_sections import Model

@@ -238,7 +238,7 @@ class Watchdog(Section):
     """When a rank that does not get on is taken to hang."""
 
     setup_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    """For the time before the first step."""
+    """For the time before the first step, and at least for the first step, save and evaluation of a start."""
     least_seconds: Annotated[float, Field(gt=0)] = 300.0
     """No step, save or evaluation is taken to hang before."""
     factor: Annotated[float, Field(gt=1)] = 10.0

@@ -146,7 +146,11 @@ def final_checkpoint(recipe: Recipe, stage: str) -> str:
     result = folder.result()
     if result is None:
         raise ConfigError(f"stage {stage} is not done ({folder.path} has no result.json); run it first")
-    checkpoint = str(result["checkpoint"])
+    return absolute_location(str(result["checkpoint"]), folder)
+
+
+def absolute_location(checkpoint: str, folder: RunFolder) -> str:
+    """Path or URL of a checkpoint that a `result.json` in `folder` names."""
     return checkpoint if is_remote(checkpoint) else str(folder.path.parent / checkpoint)
 
 
@@ -163,20 +167,42 @@ def start_digest(recipe: Recipe, stage: str) -> str | None:
     """What tells the weights that a stage starts from from others: the sha256 of their checkpoint's manifest.
 
     None if it starts from none, or from a stage that is not done.
+
+    Raises:
+        ConfigError: the checkpoint is gone.
+        StorageDown, StorageRefused: a remote one that cannot be read.
     """
     start = recipe.stages[stage].start_from
     if start is None or run_folder(recipe, start).result() is None:
         return None
-    manifest = join(final_checkpoint(recipe, start), "manifest.json")
+    checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
-    return hashlib.sha256(read_bytes(manifest, storage)).hexdigest()
+    try:
+        return hashlib.sha256(read_bytes(join(checkpoint, "manifest.json"), storage)).hexdigest()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{checkpoint}: the checkpoint that stage {start} ended with is gone; restore it, or remove "
+            f"{run_folder(recipe, start).path} to train that stage anew"
+        ) from None
 
 
 def digests(plan: TrainPlan) -> dict[str, str]:
     """What tells a run from others in its checkpoints: of the settings that make it what it is, and of its data."""
     settings = {key: value for key, value in _flat(_settings(plan, None)).items() if not _is_free(key)}
-    recipe = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return {"recipe_digest": recipe, "index_digest": plan.train.digest}
+    return {
+        "recipe_digest": _digest(settings),
+        "index_digest": plan.train.digest,
+        "classes_digest": classes_digest(plan),
+    }
+
+
+def classes_digest(plan: Plan) -> str:
+    """What tells the classes, in their order, from others: a classifier fits no others, be they as many."""
+    return _digest(plan.classes)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _settings(plan: Plan, start_digest: str | None) -> dict[str, Any]:

@@ -1,25 +1,33 @@
 """Which samples a run was trained on, written down as it happens: for audits, not for the run itself."""
 
 import json
-from pathlib import Path
 
 from data.stream import MicroBatch
+from pipeline.distributed import Ranks
+from pipeline.plan import TrainPlan
+from pipeline.run_folder import RunFolder
 
 
 class SampleLog:
-    """One rank's file in `folder`: a JSON line for each applied step.
+    """One rank's file in `samples/` of the run folder: a JSON line for each applied step.
 
     `{"step": 12, "start": 64, "epochs": [...], "ids": [...]}`: in step 12 (from 0) the positions of the global batch
     from 64 on held these samples of the index. A step taken again after a restart has a later line, which counts.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"rank-{rank:05d}.jsonl"
+    def __init__(self, folder: RunFolder, plan: TrainPlan, ranks: Ranks) -> None:
+        folder.samples.mkdir(parents=True, exist_ok=True)
+        self._path = folder.samples / f"rank-{ranks.rank:05d}.jsonl"
+        self._start = ranks.rank * plan.stage.batch.global_size // ranks.world_size
 
-    def write(self, step: int, start: int, batches: list[MicroBatch]) -> None:
-        """Add the line of a step whose positions from `start` on were `batches`."""
+    def write(self, step: int, batches: list[MicroBatch]) -> None:
+        """Add the line of a step in which this rank took `batches`."""
         origins = [origin for batch in batches for origin in batch.origins]
-        line = {"step": step, "start": start, "epochs": [o.epoch for o in origins], "ids": [o.id for o in origins]}
+        line = {
+            "step": step,
+            "start": self._start,
+            "epochs": [o.epoch for o in origins],
+            "ids": [o.id for o in origins],
+        }
         with open(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -2,23 +2,27 @@
 
 import os
 import time
+from contextlib import closing
 
-from rich.console import Console
+import torch
 
 from data.storage import Storage
 from pipeline.checkpoints.resume import open_whole
-from pipeline.distributed import Ranks, join_ranks, leave_ranks, rank_and_world_size
-from pipeline.engine import model_dtype
+from pipeline.distributed import join_ranks, leave_ranks, rank_and_world_size
+from pipeline.engine import autocast, model_dtype
 from pipeline.evaluate import evaluate
-from pipeline.monitor import Monitor, divert_output
+from pipeline.memory import out_of_memory
+from pipeline.monitor import Monitor
+from pipeline.output import divert_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe import Recipe
-from pipeline.run_folder import RunFolder, final_checkpoint, relative_location, run_folder, start_digest
+from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
+from pipeline.session import Surroundings
 from pipeline.stopping import StopRequests, StopSignals
 from pipeline.time_limit import time_limit
 from pipeline.train import train
 from pipeline.watchdog import Watchdog
-from pipeline.weights import build_model, load_weights, to_precision
+from pipeline.weights import build_model, chosen_weights, load_weights, to_precision
 
 
 def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
@@ -36,8 +40,7 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
     console = divert_output(folder, rank)
-    log_file = folder.log_file(rank)
-    with Watchdog(plan.stage.watchdog, rank, world_size, log_file, signals.end) as watchdog:
+    with Watchdog(plan.stage.watchdog, rank, world_size, folder.log_file(rank), signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.joined()
         lock = folder.lock() if ranks.leads else None
@@ -45,45 +48,52 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
             folder.freeze(plan, start_digest(recipe, name))
             folder.diary.begin(ranks.world_size)
         ranks.barrier()
-        shown = console if ranks.leads else None
+        seconds = plan.stage.resources.time_limit_seconds
+        limit = time_limit(seconds, signals.started, os.environ) if ranks.leads else None
+        grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
+        requests = StopRequests(signals, grace, limit)
+        around = Surroundings(folder, ranks, console if ranks.leads else None, requests, watchdog)
         if isinstance(plan, TrainPlan):
-            seconds = plan.stage.resources.time_limit_seconds
-            limit = time_limit(seconds, signals.started, os.environ) if ranks.leads else None
-            requests = StopRequests(signals, plan.stage.checkpoint.grace_seconds, limit)
-            train(plan, folder, start_from, ranks, shown, requests, watchdog)
+            try:
+                train(plan, around, start_from)
+            except torch.OutOfMemoryError as error:
+                begun = any(entry["event"] == "save" for entry in folder.diary.entries())
+                raise out_of_memory(error, plan, world_size, begun=begun) from error
         else:
             assert start_from is not None
-            with watchdog.section("evaluation"):
-                _evaluate_stage(plan, folder, start_from, ranks, shown)
+            _evaluate_stage(plan, around, start_from)
         ranks.barrier()
         if lock:
             lock.release()
     leave_ranks()
 
 
-def _evaluate_stage(plan: Plan, folder: RunFolder, start_from: str, ranks: Ranks, console: Console | None) -> None:
-    """Evaluate the checkpoint `start_from`; needs no DeepSpeed."""
-    dtype = model_dtype(plan.stage.precision)
-    storage = Storage(**plan.stage.data.storage.model_dump())
-    checkpoint = open_whole(start_from, ranks, storage, folder.checkpoints)
+def _evaluate_stage(plan: Plan, around: Surroundings, start_from: str) -> None:
+    """Evaluate the checkpoint `start_from`; needs no DeepSpeed. A signal ends it at once: there is nothing to save."""
+    folder, ranks, stage = around.folder, around.ranks, plan.stage
+    dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)
-    load_weights(model, checkpoint)
-    checkpoint.close()
+    storage = Storage(**stage.data.storage.model_dump())
+    with closing(open_whole(start_from, ranks, storage, folder.checkpoints)) as start:
+        load_weights(model, start, stage.start_weights, classes_digest(plan))
+        chosen, step = chosen_weights(start, stage.start_weights), start.step
     to_precision(model, dtype)
     model.eval()
-    with Monitor(folder, plan.name, checkpoint.step, checkpoint.step, 0, console) as monitor:
-        monitor.begin(None, [], ranks.world_size)
+    with Monitor(folder, plan, step, step, ranks, around.console) as monitor:
+        monitor.begin(None, [])
         began = time.monotonic()
-        accuracy = evaluate(model, plan, folder, ranks, dtype)
+        with around.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
+            accuracy = evaluate(model, plan, folder, ranks, dtype)
         seconds = time.monotonic() - began
-        monitor.evaluation(checkpoint.step, accuracy)
+        monitor.evaluation(step, accuracy)
     if ranks.leads:
         folder.finish(
             {
                 "stage": plan.name,
-                "steps": checkpoint.step,
+                "steps": step,
                 "images_per_second": round(accuracy.samples / seconds, 1),
                 "checkpoint": relative_location(start_from, folder),
+                "weights": chosen,
                 "validation": accuracy.as_dict(),
                 "classes": accuracy.table(plan.classes),
             }

@@ -82,4 +82,4 @@ def _slurm_end(environment: Mapping[str, str]) -> float | None:
         )
         return time.mktime(time.strptime(told.stdout.strip(), "%Y-%m-%dT%H:%M:%S"))
     except (OSError, subprocess.SubprocessError, ValueError, OverflowError):
-        return None  # no such command, no answer, or no end: NONE, N/A, UNLIMITED
+        return None  # no such command, no answer, or no end: NONE or N/A

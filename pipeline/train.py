@@ -1,59 +1,46 @@
 """One training stage on one rank, read top to bottom: build, resume, loop, publish."""
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from typing import Any
+from contextlib import ExitStack, closing
 
-import numpy as np
-import torch
-from rich.console import Console
-
-from data.stream import MicroBatch
-from models.norm import move_running_statistics, recorded_statistics
-from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.place import checkpoint_place, known_places
 from pipeline.checkpoints.resume import newest_whole, open_whole
 from pipeline.checkpoints.saver import Saver
-from pipeline.distributed import Ranks
-from pipeline.engine import build_engine, model_dtype, optimizer_step, set_learning_rate
-from pipeline.errors import ConfigError, Preempted, RunFailed
-from pipeline.evaluate import Accuracy, evaluate
-from pipeline.images import grid, normalized, viewable
-from pipeline.loss import class_targets, classification_loss
-from pipeline.mixup import mixed, mixing_weight
+from pipeline.engine import build_engine, set_learning_rate
+from pipeline.errors import ConfigError
+from pipeline.fragments import optimizer_steps
+from pipeline.histograms import weight_histograms
+from pipeline.images import grid, viewable
 from pipeline.monitor import Monitor
+from pipeline.non_finite import NonFiniteSteps
+from pipeline.norms import weight_and_update_norms
+from pipeline.optimizer import layer_numbers, rate_scales
 from pipeline.plan import TrainPlan
 from pipeline.reader import read_micro_batches
-from pipeline.run_folder import RunFolder, digests, relative_location
+from pipeline.run_folder import classes_digest, digests, relative_location
+from pipeline.sample_log import SampleLog
+from pipeline.session import Session, Surroundings
 from pipeline.state import TrainingState
-from pipeline.stopping import REASONS, StopRequests, agreed_reason
-from pipeline.watchdog import Watchdog
-from pipeline.weights import build_model, fitted_weights
-
-_STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
+from pipeline.step import take_step
+from pipeline.stopping import REASONS, agreed_reason
+from pipeline.weights import build_model, fitted_weights, model_arguments
 
 
-def train(
-    plan: TrainPlan,
-    folder: RunFolder,
-    start_from: str | None,
-    ranks: Ranks,
-    console: Console | None,
-    requests: StopRequests,
-    watchdog: Watchdog,
-) -> None:
-    """Train the stage from where `folder` has it to its end, evaluate, publish the result; the leader has a `console`.
+def train(plan: TrainPlan, around: Surroundings, start_from: str | None) -> None:
+    """Train the stage from where its folder has it to its end, evaluate, publish the result.
 
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
 
     Raises:
         ConfigError: a checkpoint of another model or recipe, or none that is whole.
         DataError: shards that cannot be read, or too many samples that cannot be used.
-        RunFailed: a loss that is not finite.
+        RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
         Preempted: it was asked to stop and is saved.
     """
-    stage = plan.stage
+    stage, folder, ranks = plan.stage, around.folder, around.ranks
+    requests, watchdog = around.requests, around.watchdog
+
+    facts = {"stage": plan.name, "precision": stage.precision, "model": model_arguments(plan), **digests(plan)}
 
     # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
     place = checkpoint_place(folder, stage)
@@ -62,73 +49,95 @@ def train(
         raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan, ranks.device)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    undecayed, scales = model.no_weight_decay(), rate_scales(layer_numbers(model), stage.optimizer.layer_decay)
     weights = None
     if start_from and not checkpoint:
-        start = open_whole(start_from, ranks, place.storage, place.scratch)
-        weights = fitted_weights(model, start)
-        start.close()
+        with closing(open_whole(start_from, ranks, place.storage, place.scratch)) as start:
+            weights = fitted_weights(model, start, stage.start_weights, classes_digest(plan))
     engine = build_engine(model, stage, ranks)
-    state = TrainingState(engine, shapes, ranks)
+    state = TrainingState(engine, shapes, ranks, stage.ema_decay)
     if checkpoint is not None:
         state.load(checkpoint)
         checkpoint.close()
+        requests.saved(checkpoint.name)
     elif weights is not None:
         state.set_weights(weights)
-    first_step = checkpoint.step if checkpoint else 0
-    skipped = checkpoint.manifest["skipped_samples"] if checkpoint else 0
+    resumed, skipped = (checkpoint.step, checkpoint.manifest["skipped_samples"]) if checkpoint else (None, 0)
+    first_step = resumed or 0
 
-    facts = {"stage": plan.name, "precision": stage.precision, **digests(plan)}
     with (
-        Monitor(folder, plan.name, first_step, plan.steps, stage.batch.global_size, console) as monitor,
-        closing(read_micro_batches(plan, folder, ranks, first_step)) as reader,
-        Saver(place, folder, stage.checkpoint, ranks) as saver,
+        Monitor(folder, plan, first_step, plan.steps, ranks, around.console) as monitor,
+        Saver(place, folder, stage.checkpoint, ranks, published=requests.saved) as saver,
+        ExitStack() as readers,
+        requests,
     ):
-        monitor.begin(checkpoint.name if checkpoint else None, damaged, ranks.world_size)
-        if checkpoint:
-            requests.saved(checkpoint.name)
+        session = Session(plan, around, engine, state, monitor, saver, facts, first_step, skipped, resumed)
+        monitor.begin(checkpoint.name if checkpoint else None, damaged)
+        session.evaluate_if_missed()
+        reader = readers.enter_context(closing(read_micro_batches(plan, folder, ranks, first_step)))
+        not_finite = NonFiniteSteps(plan, folder, ranks)
+        sample_log = SampleLog(folder, plan, ranks) if stage.log.samples else None
+        save_is_due = False
         began = time.monotonic()
-        with requests:
-            for step in range(first_step, plan.steps):
-                with watchdog.section("step"):
-                    step_began = time.monotonic()
-                    rate = plan.learning_rate(step)
-                    set_learning_rate(engine, rate)
-                    loss, norm, skipped_now, stop = _step(
-                        engine, plan, reader, step, ranks, monitor, requests, watchdog
-                    )
-                    skipped += skipped_now
-                    done, last = step + 1, step + 1 == plan.steps
-                    if done % stage.log.every_steps == 0 or done == 1 or last:
-                        scalars = {"train/loss": loss, "train/learning_rate": rate, "train/gradient_norm": norm}
-                        monitor.step(done, {**scalars, "train/skipped_samples": skipped})
-                    requests.margin.step_took(time.monotonic() - step_began)
-                if done % stage.checkpoint.every_steps == 0 or last or stop:
-                    with monitor.aside(), watchdog.section("save"):
-                        monitor.flush()
-                        samples = done * stage.batch.global_size
-                        saver.save(state.live({**facts, "step": done, "samples": samples, "skipped_samples": skipped}))
-                    if stop:
-                        with watchdog.section("save"):
-                            saver.finish()
-                        if ranks.leads:
-                            folder.diary.note("stop", reason=stop, step=done, checkpoint=step_name(done))
-                        raise Preempted(stop, done, step_name(done))
-                if stage.evaluation.every_steps and done % stage.evaluation.every_steps == 0 and not last:
-                    with monitor.aside(), watchdog.section("evaluation"):
-                        monitor.evaluation(done, _evaluate(engine, plan, folder, ranks))
-                reports = saver.reports()
-                monitor.saved(reports)
-                for report in reports:
-                    if report.failure is None:
-                        requests.saved(report.checkpoint)
-                        requests.margin.save_took(report.seconds)
-        with monitor.aside(), watchdog.section("save"):
-            saver.finish_whole()
-            monitor.saved(saver.reports())
+        while not session.ended:
+            with watchdog.section("step"):
+                step_began = time.monotonic()
+                rate = plan.learning_rate(session.step)
+                set_learning_rate(engine, rate)
+                times = monitor.clock.slots(ranks.rank, ranks.world_size)
+                notes = [*requests.flags, float(monitor.wants_histograms(session.step + 1)), *times]
+                result = take_step(engine, plan, reader, session.step, ranks, notes, monitor.clock, watchdog)
+                stop = agreed_reason(result.notes[: len(REASONS)])
+                histograms_wanted, *times_of_ranks = result.notes[len(REASONS) :]
+                if result.applied:
+                    state.update_average()
+                    if sample_log:
+                        sample_log.write(session.step, result.batches)
+                if session.step == 0:
+                    monitor.pictures(grid(viewable(result.pictures)))
+                first_bad = not_finite.count(session.step, result)
+                session.step += 1
+                session.skipped += result.skipped
+                monitor.clock.step_done()
+                monitor.rank_times(times_of_ranks)
+                requests.margin.step_took(time.monotonic() - step_began)
+
+            if session.due(stage.log.every_steps) or session.step == 1 or session.ended:
+                with monitor.aside():
+                    norms = weight_and_update_norms(
+                        state.fragments, stage.model.variant, stage.optimizer, ranks,
+                        rate=rate, steps=optimizer_steps(engine), undecayed=undecayed, rate_scale=scales,
+                    )  # fmt: skip
+                scalars = {
+                    "train/loss": result.loss,
+                    "train/learning_rate": rate,
+                    "train/gradient_norm": result.gradient_norm,
+                    "train/skipped_samples": session.skipped,
+                    "train/steps_not_applied": not_finite.total,
+                }
+                monitor.step(session.step, {**scalars, **norms})
+            if histograms_wanted:
+                with monitor.aside():
+                    monitor.histograms(session.step, weight_histograms(state.fragments, list(shapes), ranks))
+
+            if first_bad is not None:
+                session.roll_back(first_bad)
+                reader.close()
+                reader = readers.enter_context(closing(read_micro_batches(plan, folder, ranks, session.step)))
+                not_finite.start_again()
+            # A row of steps that are not finite is not saved: weights from before it are what a roll-back needs.
+            save_is_due = save_is_due or session.due(stage.checkpoint.every_steps)
+            if session.ended or (save_is_due and not not_finite.in_a_row):
+                session.save()
+                save_is_due = False
+            if stop:
+                session.stop(stop)
+            if session.due(stage.evaluation.every_steps) and not session.ended:
+                session.evaluate()
+            session.tell_of_saves()
         seconds = time.monotonic() - began
-        with watchdog.section("evaluation"):
-            accuracy = _evaluate(engine, plan, folder, ranks)
-        monitor.evaluation(plan.steps, accuracy)
+        session.save_whole()
+        accuracy = session.evaluate()
     if ranks.leads:
         images = (plan.steps - first_step) * stage.batch.global_size
         folder.finish(
@@ -138,76 +147,8 @@ def train(
                 "samples": plan.steps * stage.batch.global_size,
                 "images_per_second": round(images / seconds, 1) if images else None,
                 "checkpoint": relative_location(place.at(plan.steps), folder),
+                "weights": "ema" if session.evaluates_average else "raw",
                 "validation": accuracy.as_dict(),
                 "classes": accuracy.table(plan.classes),
             }
         )
-
-
-def _step(
-    engine: Any,
-    plan: TrainPlan,
-    reader: Iterator[MicroBatch],
-    step: int,
-    ranks: Ranks,
-    monitor: Monitor,
-    requests: StopRequests,
-    watchdog: Watchdog,
-) -> tuple[float, float, int, str | None]:
-    """One optimizer step: its loss, the mean over the global batch, its gradient norm before clipping, how many
-    samples had to be replaced, and why the run is to stop after it, if any rank was asked to.
-    """
-    stage = plan.stage
-    rounds = stage.batch.micro_batches // ranks.world_size
-    loss_sum, skipped = torch.zeros(1, device=ranks.device), 0
-    for turn, number in enumerate(range(ranks.rank * rounds, (ranks.rank + 1) * rounds)):
-        watchdog.at("reading", step, turn)
-        batch = next(reader)
-        watchdog.at("computing", step, turn)
-        skipped += len(batch.skipped)
-        images = normalized(batch.images, ranks.device, torch.float32)
-        labels = torch.from_numpy(batch.labels).to(ranks.device, non_blocking=True)
-        kind, smoothing = stage.loss.kind, stage.loss.label_smoothing
-        targets = class_targets(labels, len(plan.classes), kind=kind, label_smoothing=smoothing)
-        if stage.mixup_alpha:
-            weight = mixing_weight(stage.mixup_alpha, seed=plan.seed, step=step, number=number)
-            images, targets = mixed(images, weight), mixed(targets, weight)
-        if step == 0 and number == 0:
-            monitor.pictures(grid(viewable(images)))
-        # What is dropped follows from the micro-batch's place in the run, not from where it is computed.
-        seed = np.random.SeedSequence([plan.seed, _STOCHASTIC_DEPTH, step, number]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seed[0]))
-        logits = engine(images.to(model_dtype(stage.precision)))
-        loss = classification_loss(logits, targets, kind).mean()
-        engine.backward(loss)
-        loss_sum += loss.detach()
-        if number + 1 < (ranks.rank + 1) * rounds:
-            engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
-
-    # One exchange for all that is summed over the ranks.
-    watchdog.at("exchanging", step, rounds - 1)
-    told = loss_sum.new_tensor([skipped, *requests.flags])
-    sums = ranks.sum(torch.cat([loss_sum, told, recorded_statistics(engine.module)]))
-    means = sums / stage.batch.micro_batches
-    loss_mean = float(means[0])
-    _refuse_not_finite(loss_mean, "loss", step)
-    statistics = 2 + len(REASONS)
-    move_running_statistics(engine.module, means[statistics:])
-    norm = optimizer_step(engine)
-    _refuse_not_finite(norm, "gradient norm", step)
-    return loss_mean, norm, round(float(sums[1])), agreed_reason(sums[2:statistics].tolist())
-
-
-def _refuse_not_finite(value: float, name: str, step: int) -> None:
-    if not np.isfinite(value):
-        raise RunFailed(
-            f"the {name} of step {step + 1} is {value}; the last checkpoint is from before it. "
-            "Lower optimizer.peak_learning_rate or lengthen the warm-up"
-        )
-
-
-def _evaluate(engine: Any, plan: TrainPlan, folder: RunFolder, ranks: Ranks) -> Accuracy:
-    engine.eval()
-    accuracy = evaluate(engine, plan, folder, ranks, model_dtype(plan.stage.precision))
-    engine.train()
-    return accuracy

@@ -98,7 +98,7 @@ class Watchdog:
         self._at = (phase, step, micro_batch)
 
     def __enter__(self) -> Self:
-        self._log_file = open(self._log_path, "ab")
+        self._log_file = open(self._log_path, "ab", buffering=0)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -134,7 +134,8 @@ class Watchdog:
             seconds = now - section.began - sum(lost for until, lost in suspended if until > section.began)
             limit = self._limit(section.name)
             if alarmed or seconds > limit:
-                self._hang(f"rank {self._rank} is in section {section.name} for {seconds:,.0f} s; limit {limit:,.0f} s")
+                reason = f"rank {self._rank} has been in section {section.name} for {seconds:,.0f} s"
+                self._hang(f"{reason}; the limit is {limit:,.0f} s")
         faulthandler.cancel_dump_traceback_later()
 
     def _listen(self) -> None:
@@ -153,6 +154,7 @@ class Watchdog:
         """Write down and find out what is wrong, and end this process."""
         section, (phase, step, micro_batch) = self._section, self._at
         report = Report(self._node, section.name, section.turn, step, micro_batch, phase)
+        self._log_file.write(f"hang: {reason}; the stacks of all threads of rank {self._rank}:\n".encode())
         faulthandler.dump_traceback(self._log_file)
         found: list[str] = []
 

@@ -1,5 +1,7 @@
 """A stage's model, and weights from an earlier stage's checkpoint made to fit it."""
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,60 +11,82 @@ from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
+from pipeline.recipe_sections import WhichWeights
+
+
+def model_arguments(plan: Plan) -> dict[str, Any]:
+    """What `create_model` takes for the stage's model, but for what only training needs; JSON can hold it."""
+    model = plan.stage.model
+    return {
+        "name": model.name, "num_classes": len(plan.classes), "image_size": plan.stage.resolution, **model.options,
+    }  # fmt: skip
 
 
 def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:
     """The stage's model with its initial weights, float32 on `device`, by default the CPU: the same on every rank."""
-    model, stage = plan.stage.model, plan.stage
-    return create_model(
-        model.name,
-        num_classes=len(plan.classes),
-        image_size=stage.resolution,
-        drop_path_rate=model.drop_path_rate,
-        seed=plan.seed,
-        device=device,
-        **model.options,
-    )
+    rate = plan.stage.model.drop_path_rate
+    return create_model(**model_arguments(plan), drop_path_rate=rate, seed=plan.seed, device=device)
 
 
-def fitted_weights(model: CoAtNet, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The checkpoint's weights resized to `model`; its buffers go into `model` at once.
+def chosen_weights(checkpoint: Checkpoint, which: WhichWeights) -> Literal["raw", "ema"]:
+    """Which of the checkpoint's weights `which` means: `auto` is the moving average where there is one.
 
     Raises:
-        ConfigError: the checkpoint is another model's.
+        ConfigError: the moving average is asked for and there is none.
     """
+    if which == "ema" and not checkpoint.has_average:
+        raise ConfigError(f"{checkpoint.location}: holds no moving average; take the raw weights, or auto")
+    return "ema" if checkpoint.has_average and which != "raw" else "raw"
+
+
+def fitted_weights(
+    model: CoAtNet, checkpoint: Checkpoint, which: WhichWeights = "auto", classes_digest: str | None = None
+) -> dict[str, Tensor]:
+    """The checkpoint's weights resized to `model`; its buffers go into `model` at once.
+
+    The classifier is left out where it is of other classes: another number of them, or another `classes_digest`.
+
+    Raises:
+        ConfigError: the checkpoint is another model's, or holds no moving average and that is asked for.
+    """
+    chosen = chosen_weights(checkpoint, which)
     try:
-        weights = adapt_parameters(checkpoint.parameters(), model)
+        weights = adapt_parameters(checkpoint.parameters(chosen), model)
     except ValueError as error:
         raise ConfigError(f"{checkpoint.location}: {error}; start from a stage that trained the same model") from None
-    load_buffers(model, checkpoint)
+    load_buffers(model, checkpoint, chosen)
+    if classes_digest is not None and checkpoint.manifest.get("classes_digest", classes_digest) != classes_digest:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.classifier.")}
     return weights
 
 
-def load_weights(model: CoAtNet, checkpoint: Checkpoint) -> None:
+def load_weights(
+    model: CoAtNet, checkpoint: Checkpoint, which: WhichWeights = "auto", classes_digest: str | None = None
+) -> None:
     """Fill `model` with the checkpoint's weights and buffers.
 
     Raises:
-        ConfigError: the checkpoint is another model's, or its classifier has other classes.
+        ConfigError: the checkpoint is another model's, its classifier has other classes, or it holds no moving average
+            and that is asked for.
     """
-    weights = fitted_weights(model, checkpoint)
+    weights = fitted_weights(model, checkpoint, which, classes_digest)
     missing = dict(model.named_parameters()).keys() - weights.keys()
     if missing:
         raise ConfigError(
-            f"{checkpoint.location}: trained for another number of classes than the {model.num_classes} of the data "
+            f"{checkpoint.location}: trained for other classes than the {model.num_classes} of the data "
             f"({', '.join(sorted(missing))}); evaluate it on data of its own classes"
         )
-    _copy(weights, dict(model.named_parameters()))
+    copy_tensors(weights, dict(model.named_parameters()))
 
 
-def load_buffers(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy the checkpoint's buffers into `model`.
+def load_buffers(model: nn.Module, checkpoint: Checkpoint, chosen: Literal["raw", "ema"]) -> None:
+    """Copy the checkpoint's buffers, or their moving averages, into `model`.
 
     Raises:
         ConfigError: they are another model's.
     """
     try:
-        _copy(checkpoint.buffers(), persistent_buffers(model))
+        copy_tensors(checkpoint.buffers(chosen), persistent_buffers(model))
     except ValueError as error:
         raise ConfigError(f"{checkpoint.location}: {error}; it holds another model's state") from None
 
@@ -80,7 +104,12 @@ def to_precision(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy by name.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
     if source.keys() != target.keys() or any(source[name].shape != target[name].shape for name in source):
         raise ValueError("names or shapes differ from this model's")
     for name, tensor in source.items():

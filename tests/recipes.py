@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.checkpoints.manifest import signed
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it remarks on every restart of a run
 
 
 def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
@@ -52,13 +55,21 @@ def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
     return path
 
 
-def scalars(run_folder: Path, tag: str) -> dict[int, float]:
-    """Step -> value of a TensorBoard tag, as TensorBoard shows it over all starts of the run."""
+def curves(run_folder: Path) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value of all scalars, as TensorBoard shows them over all starts of the run."""
     events = EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    points = events.Scalars(tag)
-    assert [p.step for p in points] == sorted({p.step for p in points}), f"{tag} goes back in time"
-    return {point.step: point.value for point in points}
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        assert [p.step for p in points] == sorted({p.step for p in points}), f"{tag} goes back in time"
+        found[tag] = {point.step: point.value for point in points}
+    return found
+
+
+def scalars(run_folder: Path, tag: str) -> dict[int, float]:
+    """Step -> value of one of `curves`."""
+    return curves(run_folder)[tag]
 
 
 def diary(run_folder: Path) -> list[dict[str, Any]]:

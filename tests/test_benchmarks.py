@@ -55,6 +55,20 @@ def test_loaders(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_training(tmp_path: Path) -> None:
+    small = ["--variant", "coatnet_debug", "--image-size", "32", "--micro-batch", "2"]
+    rows = run(tmp_path / "rows.json", "benchmarks.training", *small, "--stages", "1", "3")
+    assert [row["loop"] for row in rows] == ["bare PyTorch loop", "ours, ZeRO 1", "ours, ZeRO 3"]
+    rows = run(tmp_path / "rows.json", "benchmarks.training", *small, "--restart")
+    assert [row["what"] for row in rows] == ["import torch and deepspeed", "command to first step"]
+
+
+def test_saving(tmp_path: Path) -> None:
+    rows = run(tmp_path / "rows.json", "benchmarks.saving", "--megabytes", "1", "2", "--folder", str(tmp_path))
+    assert [row["megabytes"] for row in rows] == [1, 2]
+    assert list(tmp_path.iterdir()) == [tmp_path / "rows.json"]
+
+
 def test_reading(tmp_path: Path) -> None:
     rows = run(tmp_path / "rows.json", "benchmarks.reading", "--samples", "1000000")
     assert [row["shards"] for row in rows] == [100, 303]

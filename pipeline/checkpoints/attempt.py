@@ -93,9 +93,9 @@ class Attempt:
     def _run(self) -> None:
         part: Part = {}
         try:
-            if self._leftover is not None:
-                self._leftover.discard_own()
-                self._leftover = None
+            leftover, self._leftover = self._leftover, None
+            if leftover is not None:
+                leftover.discard_own()
             if self._ranks.leads:
                 self._draft.sweep()
             part = self._write()

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -15,6 +15,9 @@ from data.storage import Storage, is_remote, join, list_files, pieces
 from pipeline.checkpoints.manifest import BUFFERS, missing_or_cut, read_manifest, writer_of
 from pipeline.errors import ConfigError
 from pipeline.fragments import Fragment
+
+AVERAGED = "ema."
+"""Before the names of averaged buffers in their file."""
 
 
 class Checkpoint:
@@ -54,6 +57,11 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     @property
+    def has_average(self) -> bool:
+        """Whether it holds a moving average of weights and buffers."""
+        return "ema_updates" in self.manifest
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter names and shapes."""
         return {name: tuple(shape) for name, shape in self.manifest["parameters"].items()}
@@ -68,8 +76,9 @@ class Checkpoint:
                     parts.append(piece[max(start, first) - first : min(stop, last) - first])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
-    def parameters(self, kind: str = "master") -> dict[str, Tensor]:
-        """State of one kind, by default the weights, of all parameters, whole, float32 on the CPU."""
+    def parameters(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
+        """All weights or their moving averages, whole, float32 on the CPU."""
+        kind = "ema" if which == "ema" else "master"
         whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
         for file in sorted({entry["file"] for entry in self.manifest["fragments"]}):
             with safe_open(self._local(file), framework="pt") as tensors:
@@ -79,10 +88,14 @@ class Checkpoint:
                         whole[name].view(-1)[entry["start"] : entry["stop"]] = tensors.get_tensor(f"{kind}.{name}")
         return whole
 
-    def buffers(self) -> dict[str, Tensor]:
-        """All buffers by name, on the CPU."""
+    def buffers(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
+        """All buffers or their moving averages by name, on the CPU."""
         with safe_open(self._local(BUFFERS), framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+            everything = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        averaged = which == "ema"
+        return {
+            name.removeprefix(AVERAGED): t for name, t in everything.items() if name.startswith(AVERAGED) == averaged
+        }
 
     def damage(self, share: int = 0, shares: int = 1) -> str | None:
         """What is wrong with the files, or None. Rank `share` of `shares` hashes its part of them.

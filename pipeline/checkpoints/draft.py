@@ -5,6 +5,7 @@ whole, it puts down its part, `rank-00003.<attempt>.json`. The attempt is a numb
 that what an earlier, killed save has left is never taken for a part of this one.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -133,6 +134,7 @@ def _write_checked(path: Path, blocks: Sequence[memoryview], moved: Callable[[],
     """
     meant, size, unflushed = hashlib.sha256(), 0, 0
     with open(path, "wb", buffering=0) as file:
+        _reserve(file.fileno(), sum(map(len, blocks)))
         for block in blocks:
             for start in range(0, len(block), _PIECE):
                 piece = block[start : start + _PIECE]
@@ -155,6 +157,18 @@ def _write_checked(path: Path, blocks: Sequence[memoryview], moved: Callable[[],
             moved()
     _compare(str(path), found.hexdigest(), meant.hexdigest())
     return {"bytes": size, "sha256": meant.hexdigest()}
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the room of a file beforehand.
+
+    One that does not fit must not fill the disk to the last byte meanwhile, where the run writes its diary, too.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (ctypes.c_int(descriptor), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(size))
+    # Not os.posix_fallocate, which writes the whole file where the file system does not know how.
+    if size and libc.fallocate(*arguments) and (code := ctypes.get_errno()) in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(code, os.strerror(code))
 
 
 def _compare(location: str, found: str, meant: str) -> None:

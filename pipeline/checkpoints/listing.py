@@ -19,6 +19,7 @@ from pipeline.recipe_file import load_recipe
 from pipeline.recipe_sections import Checkpoint as Settings
 from pipeline.run_folder import RunFolder, relative_location, run_folder
 
+_GIVE_UP_AFTER = 60.0  # seconds
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -69,7 +70,9 @@ def find_runs(path: Path) -> list[Run]:
         runs = []
         for name, stage in stages:
             folder = run_folder(recipe, name)
-            runs.append(Run(folder, known_places(folder, checkpoint_place(folder, stage)), stage.checkpoint))
+            place = checkpoint_place(folder, stage)
+            place = replace(place, storage=_impatient(place.storage))
+            runs.append(Run(folder, known_places(folder, place), stage.checkpoint))
         return runs
     found = [below for below in [path, *path.glob("*/")] if (below / "recipe.yaml").is_file()] if path.is_dir() else []
     found.sort(key=lambda below: (below / "recipe.yaml").stat().st_mtime)  # in the order of the chain
@@ -142,10 +145,16 @@ def damage(location: str, storage: Storage) -> str | None:
 
 def _of_folder(folder: RunFolder, frozen: dict[str, Any]) -> Run:
     """From what the run folder itself tells; the settings are those of its last start."""
-    settings = Settings(**frozen["checkpoint"])
-    last = {name: value for name, value in remembered(folder).items() if name in Settings.model_fields}
-    place = place_below(folder, settings.folder, Storage(**frozen["data"]["storage"]))
+    settings, last_start = Settings(**frozen["checkpoint"]), remembered(folder)
+    last = {name: value for name, value in last_start.items() if name in Settings.model_fields}
+    storage = Storage(**last_start.get("storage", frozen["data"]["storage"]))
+    place = place_below(folder, settings.folder, _impatient(storage))
     return Run(folder, known_places(folder, place), settings.model_copy(update=last))
+
+
+def _impatient(storage: Storage) -> Storage:
+    """Someone may be waiting for the answer."""
+    return replace(storage, give_up_after=min(storage.give_up_after, _GIVE_UP_AFTER))
 
 
 def _is_of_training(frozen: object) -> bool:

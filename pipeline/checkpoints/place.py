@@ -10,7 +10,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,16 @@ class Place:
 
     def remove(self, step: int, moved: Callable[[], None] = lambda: None) -> None:
         """Remove the checkpoint of `step`; `moved` is called along the way."""
-        # Without its manifest it is no checkpoint any more, however the removal ends.
-        remove(join(self.at(step), MANIFEST), self.storage)
-        self.empty(step_name(step), moved)
+        if self.remote:
+            # Without its manifest it is no checkpoint any more, however the removal ends.
+            remove(join(self.at(step), MANIFEST), self.storage)
+            self.empty(step_name(step), moved)
+        else:
+            # Killed half way, it leaves what the next save sweeps away, and nothing that looks like a checkpoint.
+            name = f".{step_name(step)}.removed{WRITING}"
+            shutil.rmtree(Path(self.location) / name, ignore_errors=True)
+            Path(self.at(step)).rename(Path(self.location) / name)
+            self.empty(name, moved)
 
     def empty(self, name: str, moved: Callable[[], None] = lambda: None) -> None:
         """Remove the folder `name` and what is in it; `moved` is called along the way."""
@@ -126,15 +133,16 @@ class Place:
 
     def sweep_scratch(self, but: tuple[str, ...] = ()) -> None:
         """Remove what saves that did not end have left on this machine, except what begins like one of `but`."""
-        for folder in self.scratch.glob(f".step-*{WRITING}"):
-            if not folder.name.startswith(but):
-                shutil.rmtree(folder, ignore_errors=True)
+        for home in {self.scratch} if self.remote else {self.scratch, Path(self.location)}:
+            for folder in home.glob(f".step-*{WRITING}"):
+                if not folder.name.startswith(but):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, but: tuple[int, str] | None = None) -> None:
         """Remove what saves that did not end have left, except that of a step and attempt that goes on."""
         spared = (writing_name(*but), step_name(but[0])) if but else ()
         self.sweep_scratch(spared)
-        for name in self.contents().unfinished:
+        for name in self.contents().unfinished if self.remote else ():
             if not name.startswith(spared):
                 self.empty(name)
 
@@ -162,11 +170,11 @@ def known_places(folder: RunFolder, place: Place) -> list[Place]:
 
 
 def remember(folder: RunFolder, place: Place, settings: Settings) -> None:
-    """Write into the run folder where its checkpoints lie, and the present settings of what is kept."""
+    """Write into the run folder where its checkpoints lie, how that is reached, and which of them are kept."""
     places = dict.fromkeys([*remembered(folder).get("places", []), place.location])
     kept = {name: getattr(settings, name) for name in ("keep_last", "keep_every", "keep_best")}
     unfinished = folder.path / f"{_REMEMBERED}.writing"
-    unfinished.write_text(json.dumps({"places": list(places), **kept}))
+    unfinished.write_text(json.dumps({"places": list(places), "storage": asdict(place.storage), **kept}))
     unfinished.replace(folder.path / _REMEMBERED)
 
 

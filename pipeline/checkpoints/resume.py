@@ -24,7 +24,7 @@ def open_whole(
     A remote one is downloaded to `scratch`, by default a temporary folder, as far as it is needed; `close` removes it.
 
     Raises:
-        ConfigError: damaged, as found by any rank.
+        ConfigError: damaged, as found by any rank; the same on all.
         StorageDown, StorageRefused: a remote place that cannot be read.
     """
     damage = None
@@ -34,14 +34,21 @@ def open_whole(
         damage = checkpoint.damage(ranks.rank, ranks.world_size)
     except (ConfigError, OSError) as error:
         damage = str(error)
-    damaged = ranks.sum(torch.tensor([damage is not None], dtype=torch.int64, device=ranks.device))
-    if damaged.item():
-        raise ConfigError(f"{location}: damaged: {damage or 'as another rank found'}; restore it from a copy")
+    found = torch.zeros(ranks.world_size, dtype=torch.int64, device=ranks.device)
+    found[ranks.rank] = damage is not None
+    ranks_with_damage = ranks.sum(found).nonzero().flatten().tolist()
+    if ranks_with_damage:
+        reason = ranks.text_from(ranks_with_damage[0], damage or "")
+        raise ConfigError(f"{location}: damaged: {reason}; restore it from a copy")
     return checkpoint
 
 
-def newest_whole(places: Sequence[Place], ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:
+def newest_whole(
+    places: Sequence[Place], ranks: Ranks, *, before: int | None = None
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose every file has its checksum, and why newer ones were passed over.
+
+    With `before`, of those of fewer steps.
 
     None if there is none at all. Those passed over are set aside: they must not stand in the way of new ones, nor count
     as kept. Of `places`, the first is that of the recipe, and others may be known to the leader alone.
@@ -53,13 +60,13 @@ def newest_whole(places: Sequence[Place], ranks: Ranks) -> tuple[Checkpoint | No
     found: list[tuple[int, Place]] = []
     if ranks.leads:
         shutil.rmtree(places[0].scratch / _DOWNLOADS, ignore_errors=True)  # of a start that was killed
-        found = [(step, place) for place in places for step in place.contents().steps]
+        found = [(step, place) for place in places for step in place.contents().steps if not before or step < before]
         found.sort(key=lambda candidate: candidate[0], reverse=True)
     damaged: list[tuple[int, Place]] = []
     reasons: list[str] = []
     # One listing for all: a network file system may show ranks different ones.
     for number in range(ranks.from_leader(len(found))):
-        location = ranks.text_from_leader(found[number][1].at(found[number][0]) if ranks.leads else "")
+        location = ranks.text_from(0, found[number][1].at(found[number][0]) if ranks.leads else "")
         try:
             checkpoint = open_whole(location, ranks, places[0].storage, places[0].scratch)
         except ConfigError as error:

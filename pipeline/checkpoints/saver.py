@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -58,18 +59,26 @@ class Saver:
         settings: which are kept.
         ranks: of the run.
         patience: seconds without a byte written after which a write is taken to hang.
+        published: called with the name of each that is, in the leader's thread.
 
     Raises:
         StorageDown, StorageRefused: the leader cannot read the remote place.
     """
 
     def __init__(
-        self, place: Place, folder: RunFolder, settings: Settings, ranks: Ranks, *, patience: float = PATIENCE
+        self,
+        place: Place,
+        folder: RunFolder,
+        settings: Settings,
+        ranks: Ranks,
+        *,
+        patience: float = PATIENCE,
+        published: Callable[[str], None] = lambda name: None,
     ) -> None:
         # A save that fails is tried again, and the data may be worth a longer wait than that.
         hasty = replace(place.storage, give_up_after=min(place.storage.give_up_after, _GIVE_UP_AFTER))
         self._place, self._folder, self._settings, self._ranks = replace(place, storage=hasty), folder, settings, ranks
-        self._patience = patience
+        self._patience, self._tell = patience, published
         self._copy = HostCopy(ranks)
         self._latest: LiveState | None = None
         self._attempt: Attempt | None = None
@@ -96,9 +105,9 @@ class Saver:
 
     def finish(self) -> bool:
         """Wait for the save in flight; whether the last one is published, and True if there was none."""
-        if self._latest is not None and not self._published:
+        if not self._is_saved:
             self._agree()
-        return self._latest is None or bool(self._published)
+        return self._is_saved
 
     def finish_whole(self, tries: int = 3, pause: float = 10.0) -> None:
         """Wait until the last save is published; try again, after so many seconds, if it is not.
@@ -114,7 +123,7 @@ class Saver:
                 self._begin(self._latest)
             if self.finish():
                 return
-        reason = self._ranks.text_from_leader(self._reason)
+        reason = self._ranks.text_from(0, self._reason)
         raise RunFailed(
             f"{self._place.location}: the last checkpoint cannot be saved, in {tries} tries ({reason}); mend that, and "
             "give the command again: it continues from the checkpoint before"
@@ -131,6 +140,12 @@ class Saver:
         """Let the save in flight end, unless a person or a signal wants this process to; without the other ranks."""
         if self._attempt is not None and (kind is None or issubclass(kind, Exception)):
             self._attempt.wait_published(min(self._patience, _LAST_PATIENCE))
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether the latest state is published, as far as all ranks have agreed."""
+        latest = self._latest.facts["step"] if self._latest is not None else None
+        return latest is None or (bool(self._published) and self._attempt is not None and self._attempt.step == latest)
 
     def _begin(self, state: LiveState) -> float:
         began, step = time.monotonic(), state.facts["step"]
@@ -187,6 +202,7 @@ class Saver:
             self._failed(attempt.step, began, stall, attempt.failure or "")
             return
         name, seconds = step_name(attempt.step), time.monotonic() - began
+        self._tell(name)
         self._reports.append(SaveReport(attempt.step, name, stall, seconds, attempt.bytes, None))
         self._note("save", step=attempt.step, checkpoint=name, seconds=round(seconds, 3), bytes=attempt.bytes)
         try:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -240,6 +241,29 @@ def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
     assert list((tmp_path / "shards").glob("*.part")) == []
     first.close()
     second.close()
+
+
+def test_signals_that_ask_a_job_to_stop_do_not_disturb_the_downloader_from_its_first_moment_on(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
+    reader = CachedShards(cache, dataset)
+    held_back = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    starting = threading.Thread(target=reader.want, args=[range(12), []])
+    starting.start()
+    wait_until(lambda: len(downloaders(tmp_path)) == 1)  # long before it has imported what it needs
+    (downloader,) = downloaders(tmp_path)
+    for moment in range(2):
+        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            downloader.send_signal(number)
+        starting.join(60)
+        assert reader.path(11 * moment).exists()
+    assert downloaders(tmp_path) == [downloader]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == held_back
+    status = Path(f"/proc/{downloader.pid}/status").read_text()
+    assert "SigBlk:\t0000000000000000" in status
+    reader.close()
+    assert downloaders(tmp_path) == []
 
 
 def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path) -> None:

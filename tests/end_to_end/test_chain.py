@@ -1,12 +1,15 @@
 """The whole chain of a recipe as a user runs it: pretrain, fine-tune at a larger size, evaluate, look."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,8 @@ from pipeline.plan import plan_stage
 from pipeline.recipe_file import load_recipe
 from pipeline.weights import build_model, load_weights
 from tests.command import coatnet, environment, wait_until
+from tests.event_files import steps
+from tests.exported import load_exported
 from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -32,7 +37,9 @@ pytestmark = pytest.mark.slow
 def chain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The recipe of a finished chain, and what the command printed."""
     recipe = write_recipe(tmp_path_factory.mktemp("chain"), shards)
-    done = coatnet("run", recipe)
+    stage_folder(recipe, "pretrain").mkdir(parents=True)
+    (stage_folder(recipe, "pretrain") / "histograms").touch()  # asks for them
+    done = coatnet("run", recipe, fresh=True)
     assert done.returncode == 0, done.stderr
     return recipe, done.stdout
 
@@ -46,9 +53,9 @@ def test_the_output_shows_progress_and_ends_with_the_table(chain: tuple[Path, st
     assert any("pretrain  step 40/40  loss " in line and " images/s  ETA 0:00:00" in line for line in lines)
     assert any("evaluate  " in line and "top-1" in line and "on 15 images" in line for line in lines)
     table = "\n".join(lines[-8:])
-    for stage, steps in (("pretrain", "40"), ("finetune", "6"), ("evaluate", "6")):
+    for stage, count in (("pretrain", "40"), ("finetune", "6"), ("evaluate", "6")):
         row = next(line for line in table.splitlines() if stage in line and "│" in line)
-        assert f" {steps} │" in row
+        assert f" {count} │" in row
     assert "pretrain/checkpoints/step-00000040" in table
 
 
@@ -71,39 +78,106 @@ def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> 
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-00000035", "step-00000040"]
 
 
-def test_tensorboard_serves_the_curves_and_the_pictures(chain: tuple[Path, str]) -> None:
-    train = {
-        f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "images_per_second", "skipped_samples")
-    }
-    validation = {f"validation/{name}" for name in ("top1", "top5", "loss")}
-    expected = {
-        "test/pretrain/tensorboard": train | validation,
-        "test/finetune/tensorboard": train | validation,
-        "test/evaluate/tensorboard": validation,
-    }
+def fetch(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What TensorBoard's server answers; nothing while it is not up."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/data/plugin/{path}",
+        data=json.dumps(body).encode() if body else None,
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+    except OSError:
+        return {}
+
+
+@pytest.fixture(scope="module")
+def tensorboard(chain: tuple[Path, str]) -> Iterator[int]:
+    """The port of a TensorBoard that has read all stages."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", str(chain[0].parent / "runs"), "--host", "127.0.0.1",
-         "--port", str(port), "--load_fast=false"],
+         "--port", str(port)],
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-
-    def fetch(path: str) -> dict[str, dict[str, object]]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/{path}", timeout=5) as answer:
-                return json.load(answer)  # type: ignore[no-any-return]
-        except OSError:
-            return {}
-
+    read = {f"test/{stage}/tensorboard" for stage in ("pretrain", "finetune", "evaluate")}
     try:
-        wait_until(lambda: {run: set(tags) for run, tags in fetch("scalars/tags").items()} == expected, server)
-        pictures = fetch("images/tags")
+        wait_until(lambda: fetch(port, "scalars/tags").keys() == read, server)
+        yield port
     finally:
         server.terminate()
         server.wait(30)
-    assert list(pictures["test/pretrain/tensorboard"]) == ["train/images"]
+
+
+STAGES_OF_THE_MODEL = ("stem", "s1", "s2", "s3", "s4", "head", "all")
+TRAIN_TAGS = {
+    *(f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "images_per_second", "samples")),
+    "train/skipped_samples",
+    *(f"{kind}/{stage}" for kind in ("weight_norm", "update_ratio") for stage in STAGES_OF_THE_MODEL),
+    *(f"wall_time/step_p{share}_seconds" for share in (50, 90, 99)),
+    *(f"wall_time/checkpoint_{part}_seconds" for part in ("stall", "write")),
+    "wall_time/data_wait_share",
+    *(
+        f"wall_time_of_ranks/{kind}_{figure}"
+        for kind in ("data_wait", "forward")
+        for figure in ("largest_seconds", "median_seconds", "slowest_rank")
+    ),
+    "usage/host_gigabytes",
+}
+VALIDATION_TAGS = {f"validation/{name}" for name in ("top1", "top5", "loss")}
+
+
+def test_tensorboard_serves_the_curves_and_the_pictures(tensorboard: int) -> None:
+    tags = {run.split("/")[1]: set(tags) for run, tags in fetch(tensorboard, "scalars/tags").items()}
+    assert tags["pretrain"] >= TRAIN_TAGS | VALIDATION_TAGS
+    assert tags["finetune"] == tags["pretrain"]
+    assert tags["evaluate"] == VALIDATION_TAGS
+    pictures = fetch(tensorboard, "images/tags")
+    assert [list(pictures[f"test/{stage}/tensorboard"]) for stage in ("pretrain", "finetune")] == [["train/images"]] * 2
+
+
+def test_every_chart_of_the_layout_finds_its_curves(tensorboard: int) -> None:
+    tags = set(fetch(tensorboard, "scalars/tags")["test/pretrain/tensorboard"])
+    # What only a GPU, or only trouble, gives.
+    tags |= {"train/mfu", "usage/device_allocated_gigabytes", "train/steps_not_applied"}
+    categories = fetch(tensorboard, "custom_scalars/layout")["category"]
+    charts = {chart["title"]: chart["multiline"]["tag"] for category in categories for chart in category["chart"]}
+    for title, patterns in charts.items():
+        for pattern in patterns:
+            assert any(re.match(pattern, tag) for tag in tags), (title, pattern)
+    drawn = {tag for patterns in charts.values() for pattern in patterns for tag in tags if re.match(pattern, tag)}
+    assert drawn == tags
+
+
+def test_tensorboard_shows_settings_beside_results_and_no_run_but_the_stages(tensorboard: int) -> None:
+    asked = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_SUCCESS"],
+        "colParams": [],
+        "startIndex": 0,
+        "sliceSize": 9,
+    }
+    groups = fetch(tensorboard, "hparams/session_groups", asked)["sessionGroups"]
+    rows = {group["hparams"]["stage"]: group for group in groups}
+    assert rows.keys() == {"pretrain", "finetune", "evaluate"}
+    assert (rows["pretrain"]["hparams"]["peak_learning_rate"], rows["finetune"]["hparams"]["resolution"]) == (3e-3, 48)
+    results = {value["name"]["tag"]: value["value"] for value in rows["finetune"]["metricValues"]}
+    assert results.keys() == VALIDATION_TAGS
+    assert results["validation/top1"] > 0.6
+
+
+def test_histograms_that_a_file_asked_for_are_of_every_parameter_at_the_step_behind(
+    chain: tuple[Path, str], tensorboard: int
+) -> None:
+    folder = stage_folder(chain[0], "pretrain")
+    assert not (folder / "histograms").exists()
+    parameters = open_checkpoint(folder / "checkpoints/step-00000040").parameters()
+    found = {tag: at for tag, at in steps(folder / "tensorboard").items() if tag.startswith("weights/")}
+    assert found == {f"weights/{name}": [2] for name in parameters}
+    assert fetch(tensorboard, "histograms/tags")["test/pretrain/tensorboard"].keys() == found.keys()
 
 
 def test_the_pictures_are_one_grid_of_the_first_micro_batch(chain: tuple[Path, str]) -> None:
@@ -134,6 +208,18 @@ def test_fine_tuning_starts_from_the_pretrained_weights_with_resized_tables(
             torch.testing.assert_close(tensor[:, 2, 2], before[name][:, 1, 1])
         else:
             torch.testing.assert_close(tensor, before[name])
+
+
+def test_an_exported_model_gives_the_logits_of_its_checkpoint(chain: tuple[Path, str], tmp_path: Path) -> None:
+    run, file = stage_folder(chain[0], "finetune"), tmp_path / "model.safetensors"
+    done = coatnet("export", run, file)
+    assert done.returncode == 0, done.stderr
+    checkpoint = run / "checkpoints/step-00000006"
+    assert done.stdout == f"{file}: coatnet_debug, 3 classes, 48 pixels; raw weights of {checkpoint}\n"
+    plain = build_model(plan_stage(load_recipe(chain[0]), "evaluate"))
+    load_weights(plain, open_checkpoint(checkpoint))
+    pictures = torch.randn(2, 48, 48, 3)
+    assert torch.equal(load_exported(file).eval()(pictures), plain.eval()(pictures))
 
 
 def test_the_accuracy_is_that_of_the_final_weights(chain: tuple[Path, str]) -> None:

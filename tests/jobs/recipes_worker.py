@@ -7,13 +7,11 @@ import itertools
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from pipeline.distributed import Ranks, join_ranks
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
-from pipeline.train import train
+from tests.training import train_here
 
 
 def run(path: Path, overrides: list[str], ranks: Ranks) -> None:
@@ -24,7 +22,7 @@ def run(path: Path, overrides: list[str], ranks: Ranks) -> None:
         folder.create()
         folder.freeze(plan, start_digest(recipe, name))
         start_from = final_checkpoint(recipe, stage.start_from) if stage.start_from else None
-        train(plan, folder, start_from, ranks, Console())
+        train_here(plan, folder, ranks, start_from)
 
 
 def main(arguments: list[str]) -> None:

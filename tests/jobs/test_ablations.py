@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.recipe_file import load_recipe
-from tests.command import environment
+from tests.command import coatnet
 
 pytestmark = pytest.mark.slow
 
@@ -22,28 +19,11 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, str, Path]]]:
-    """Exit code, output and run folder of each recipe; they run side by side."""
+def folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recipes lie, and below it their runs."""
     folder = tmp_path_factory.mktemp("ablations")
     (folder / "shards").symlink_to(shards)
-    processes = {}
-    for recipe in RECIPES:
-        shutil.copy(recipe, folder)
-        widths = ["vit_rel.model.widths=[64,64]"] if recipe.stem == "ablation-layouts" else []
-        processes[recipe.stem] = subprocess.Popen(
-            [sys.executable, "-m", "jobs", "run", recipe.name, *SMALL, *widths],
-            cwd=folder,
-            env=environment() | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    try:
-        outputs = {name: process.communicate(timeout=600)[0] for name, process in processes.items()}
-        yield {name: (processes[name].returncode, outputs[name], folder / "runs" / name) for name in processes}
-    finally:
-        for process in processes.values():
-            process.kill()
+    return folder
 
 
 def test_every_ablation_of_the_paper_has_its_recipe() -> None:
@@ -53,11 +33,13 @@ def test_every_ablation_of_the_paper_has_its_recipe() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_all_arms_train_and_are_told_apart(path: Path, finished: dict[str, tuple[int, str, Path]]) -> None:
-    code, output, folder = finished[path.stem]
-    assert code == 0, output
+def test_all_arms_train_and_are_told_apart(path: Path, folder: Path) -> None:
+    shutil.copy(path, folder)
+    widths = ["vit_rel.model.widths=[64,64]"] if path.stem == "ablation-layouts" else []
+    done = coatnet("run", path.name, *SMALL, *widths, folder=folder)
+    assert done.returncode == 0, done.stderr
     arms = load_recipe(path).stages
-    results = [json.loads((folder / arm / "result.json").read_text()) for arm in arms]
+    results = [json.loads((folder / "runs" / path.stem / arm / "result.json").read_text()) for arm in arms]
     assert [result["steps"] for result in results] == [2] * len(arms)
     variants = [stage.model.variant for stage in arms.values()]
     assert len(set(variants)) == len(arms) >= 2

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_demo_builds_shards_and_runs_its_recipe_and_continues_when_called_again(tmp_path: Path) -> None:
     short = ["pretrain.epochs=2", "finetune.epochs=0.2", "finetune.optimizer.warmup_epochs=0"]
-    done = coatnet("demo", "demo", *short, folder=tmp_path)
+    done = coatnet("demo", "demo", *short, folder=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert (
         "$ coatnet shards build demo/images demo/shards --validation-per-class 100 --samples-per-shard 1000"

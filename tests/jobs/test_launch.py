@@ -1,11 +1,17 @@
-"""Ranks as processes: which of several failures is told."""
+"""Ranks as processes: which of several failures is told, and how long the others are waited for."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
-from jobs.launch import _outcome
+from jobs.launch import _kill, _outcome, _wait, reserved_port
 from jobs.outcome import Outcome
 from pipeline.run_folder import RunFolder
 
@@ -35,3 +41,31 @@ def test_the_cause_is_told_and_not_its_consequences(
     told = _outcome(codes, tmp_path, RunFolder(Path("runs")))
     assert told.code == code
     assert message in told.message
+
+
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_ranks_that_do_not_end_are_waited_for_and_then_killed(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.launch._LEAVE_SECONDS", 0.5)
+    programs = [DEAF, DEAF] if asked else [DEAF, "print(flush=True); raise SystemExit(3)"]
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for program in programs]
+    try:
+        for process in processes:
+            assert process.stdout
+            process.stdout.readline()
+        began = time.monotonic()
+        codes = _wait(processes, [(signal.SIGTERM, began)] if asked else [], 1.0)
+        assert codes == ([None, None] if asked else [None, 3])
+        assert time.monotonic() - began >= (1.0 if asked else 0.5)
+    finally:
+        _kill(processes, 0)
+    assert [process.returncode for process in processes] == [-9, -9 if asked else 3]
+
+
+def test_a_port_is_kept_for_ranks_that_are_still_starting() -> None:
+    with reserved_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        TCPStore("127.0.0.1", port, 1, is_master=True).set("key", "value")

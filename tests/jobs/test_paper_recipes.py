@@ -216,10 +216,11 @@ def test_time_is_that_of_the_arithmetic_at_a_share_of_the_peak(computed: dict[st
 @pytest.mark.slow
 def test_memory_is_that_of_weights_gradients_optimizer_and_activations(computed: dict[str, list[Estimate]]) -> None:
     pretrain, *_, largest = computed["coatnet-7-in21k"]
-    # For 21,843 classes instead of 1000: bf16 weights and gradients, and what 128 ranks share: float32 sums, master
-    # weights and two moments. 813 MiB for each picture, as `coatnet models` has it.
+    # For 21,843 classes instead of 1000: bf16 weights, and what 128 ranks share: float32 gradients, master weights and
+    # two moments. DeepSpeed's bucket of half a billion gradients in bf16, and again in float32. 813 MiB for each picture,
+    # as `coatnet models` has it.
     parameters = 2_441_973_112 + 20_843 * 3073
-    assert pretrain.memory == pytest.approx(1.2e-9 * (parameters * (4 + 16 / 128) + 32 * 813 * 2**20), rel=1e-3)
+    assert pretrain.memory == pytest.approx(1.2e-9 * (parameters * (2 + 16 / 128) + 3e9 + 32 * 813 * 2**20), rel=1e-3)
     assert pretrain.saved == pytest.approx(parameters * 12e-9)
     assert largest.saved == pytest.approx(2_441_973_112 * 16e-9, rel=1e-3)  # with the moving average
 

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +9,15 @@ import pytest
 import torch
 
 from data.building.build import build_shards
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
 from pipeline.recipe import TrainStage
 from pipeline.recipe_file import load_recipe
-from pipeline.run_folder import final_checkpoint
-from pipeline.weights import build_model
-from tests.command import environment
+from pipeline.run_folder import classes_digest, final_checkpoint
+from pipeline.weights import build_model, fitted_weights, load_weights
 from tests.conftest import CLASSES
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -60,22 +58,11 @@ def folder(pictures: Path, shards: Path, tmp_path_factory: pytest.TempPathFactor
     arguments = []
     for path in RECIPES:
         shutil.copy(path, folder)
-        arguments += [path.name, *small(path), "--"]
+        arguments += [str(folder / path.name), *small(path), "--"]
     # Once more, with a fine-tuning that moves no weight: float32 takes this rate for zero.
     rates = [f"finetune_224.optimizer.{which}_learning_rate=1e-60" for which in ("peak", "minimum")]
-    arguments += ["coatnet-2-in21k.yaml", *small(folder / "coatnet-2-in21k.yaml"), "name=still", *rates]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("recipes_worker.py")), *arguments],
-        cwd=folder, env=environment() | alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:]
+    arguments += [str(folder / "coatnet-2-in21k.yaml"), *small(folder / "coatnet-2-in21k.yaml"), "name=still", *rates]
+    run_ranks(1, Path(__file__).with_name("recipes_worker.py"), *arguments)
     return folder
 
 
@@ -104,3 +91,17 @@ def test_a_stage_with_other_classes_begins_its_classifier_anew_and_keeps_all_els
     assert before.keys() == after.keys() == fresh.keys() > anew
     assert all(torch.equal(tensor, fresh[name] if name in anew else before[name]) for name, tensor in after.items())
     assert not any(torch.equal(before[name], fresh[name]) for name in ("head.hidden.weight", "stem.conv1.weight"))
+
+
+def test_a_classifier_of_as_many_other_classes_is_begun_anew_and_never_evaluated(folder: Path) -> None:
+    recipe = load_recipe(folder / "coatnet-2-in21k.yaml", small(folder / "coatnet-2-in21k.yaml"))
+    plan, checkpoint = plan_stage(recipe, "pretrain", 1), open_checkpoint(final_checkpoint(recipe, "pretrain"))
+    model, own, other = build_model(plan), classes_digest(plan), classes_digest(plan_stage(recipe, "finetune_224", 1))
+    parameters = dict(model.named_parameters()).keys()
+    assert fitted_weights(model, checkpoint, "auto", own).keys() == parameters
+    assert fitted_weights(model, checkpoint, "auto", other).keys() == parameters - {
+        "head.classifier.weight", "head.classifier.bias",
+    }  # fmt: skip
+    load_weights(model, checkpoint, "auto", own)
+    with pytest.raises(ConfigError, match=r"trained for other classes than the 5 of the data"):
+        load_weights(model, checkpoint, "auto", other)

@@ -50,5 +50,5 @@ def test_a_terminal_shows_a_progress_bar_and_control_c_stops_with_one_line(shard
 
 
 def test_help_names_every_command() -> None:
-    shown = coatnet("--help").stdout
+    shown = coatnet("--help", fresh=True).stdout
     assert all(command in shown for command in ("run", "train", "demo", "shards"))

@@ -115,6 +115,31 @@ def test_the_bias_reaches_the_kernel_once_for_the_batch_and_in_the_dtype_of_the_
     attention.relative_bias.float()
     attention(torch.randn(5, *GRID, 16).bfloat16())
     assert seen == [(torch.Size([1, 2, 12, 12]), torch.bfloat16)]
+    with torch.autocast("cpu", torch.bfloat16):
+        attention.float()(torch.randn(5, *GRID, 16))
+    assert seen[1:] == seen[:1]
+
+
+@pytest.mark.parametrize("form", ["pre_normalization", "post_normalization"])
+def test_autocast_computes_in_bf16_and_keeps_float32_weights_tables_and_gradients(form: BiasPlace) -> None:
+    """Against the same layer in float32: bf16 rounds to 2^-8."""
+    torch.manual_seed(0)
+    attention = RelativeAttention(16, 16, grid=GRID, variant=replace(DEBUG, relative_attention=form))
+    torch.nn.init.normal_(attention.relative_bias.table)
+    x = torch.randn(2, *GRID, 16)
+    outputs, gradients = [], []
+    for autocast in (False, True):
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = attention(x)
+        y.float().square().sum().backward()
+        outputs.append(y)
+        gradients.append({name: p.grad for name, p in attention.named_parameters()})
+    assert outputs[1].dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[1].float(), outputs[0], rtol=0.05, atol=0.02)
+    for name, exact in gradients[0].items():
+        assert gradients[1][name].dtype == torch.float32
+        assert (gradients[1][name] - exact).norm() < 0.02 * exact.norm(), name
 
 
 def test_a_strided_block_pools_after_the_norm_and_projects_the_shortcut() -> None:

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from models.attention import TransformerBlock
 from models.drop import Kept, draw_kept
 from models.mbconv import MBConv
-from models.norm import BatchNorm, move_running_statistics, recorded_statistics, recording_paused
+from models.norm import (
+    BatchNorm,
+    discard_recorded_statistics,
+    move_running_statistics,
+    recorded_statistics,
+    recording_paused,
+)
 from models.variants import VARIANTS
 
 DEBUG = VARIANTS["coatnet_debug"]
@@ -41,14 +47,29 @@ def test_running_statistics_move_once_by_the_mean_over_micro_batches() -> None:
     assert torch.equal(recorded_statistics(norm), torch.zeros(6))
 
 
-def test_batch_norm_statistics_stay_float32_with_bfloat16_activations() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_batch_norm_statistics_are_float32_with_bfloat16_activations(autocast: bool) -> None:
+    """Against double precision: summed in bfloat16, a mean far from zero would be off by a percent."""
+    torch.manual_seed(0)
     norm = BatchNorm(4)
-    norm.weight.data, norm.bias.data = norm.weight.data.bfloat16(), norm.bias.data.bfloat16()
-    y = norm(torch.randn(4, 3, 3, 4).bfloat16())
-    assert y.dtype == torch.bfloat16
-    assert recorded_statistics(norm).dtype == torch.float32
-    norm.eval()
-    assert norm(torch.randn(4, 3, 3, 4).bfloat16()).dtype == torch.bfloat16
+    if not autocast:
+        norm.weight.data, norm.bias.data = norm.weight.data.bfloat16(), norm.bias.data.bfloat16()
+    x = (torch.randn(8, 16, 16, 4) + 20).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert norm(x).dtype == torch.bfloat16
+        recorded = recorded_statistics(norm)
+        assert norm.eval()(x).dtype == torch.bfloat16
+    assert recorded.dtype == torch.float32
+    flat = x.double().view(-1, 4)
+    torch.testing.assert_close(recorded, torch.cat([flat.mean(0), flat.var(0)]).float(), rtol=1e-4, atol=0)
+
+
+def test_statistics_of_a_step_that_does_not_count_are_discarded() -> None:
+    norm = BatchNorm(3)
+    norm(torch.full((2, 2, 2, 3), float("nan")))
+    discard_recorded_statistics(norm)
+    assert torch.equal(recorded_statistics(norm), torch.zeros(6))
+    assert torch.equal(norm.running_mean, torch.zeros(3))
 
 
 def test_paused_recording_leaves_the_record_alone() -> None:

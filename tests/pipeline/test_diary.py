@@ -47,6 +47,17 @@ def test_evaluations_are_found_by_step(diary: Diary) -> None:
     assert not diary.evaluated(8)
 
 
+def test_an_evaluation_does_not_stand_when_the_run_went_back_before_it(diary: Diary) -> None:
+    diary.note("start", step=0)
+    diary.note("evaluation", step=6, top1=0.5)
+    diary.note("resume", step=6)
+    assert diary.evaluated(6)
+    diary.note("resume", step=3)
+    assert not diary.evaluated(6)
+    diary.note("evaluation", step=6, top1=0.5)
+    assert diary.evaluated(6)
+
+
 def test_a_diary_that_cannot_be_written_costs_the_entry_and_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,14 +37,13 @@ def test_the_earlier_of_recipe_and_slurm_counts(
     [
         ("echo 2026-11-22T08:00:05", "2026-11-22T08:00:05"),
         ("echo NONE", None),
-        ("echo UNLIMITED", None),
         ("echo N/A", None),
         ("true", None),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
     ],
 )
 def test_squeue_is_asked_where_slurm_has_not_said_it(answer: str, end: str | None, tmp_path: Path) -> None:
-    """A program in the place of squeue, which needs a cluster, with the answers of Slurm 22.05."""
+    """A program in the place of squeue, which needs a cluster, with the answers that it gives."""
     program = tmp_path / "squeue"
     program.write_text(f"#!/bin/sh\necho $SLURM_TIME_FORMAT $* > {tmp_path}/asked\n{answer}\n")
     program.chmod(0o755)

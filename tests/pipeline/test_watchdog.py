@@ -72,9 +72,9 @@ def test_a_suspended_process_is_no_hang_and_one_stuck_in_native_code_is(tmp_path
     message = running.communicate(timeout=60)[0].decode()
     assert running.returncode == EXIT_TRY_AGAIN
     assert message.startswith(
-        "hang: this rank is in section step, computing micro-batch 0 of step 5 (rank 0 is in section"
+        "hang: this rank is in section step, computing micro-batch 0 of step 5 (rank 0 has been in section"
     )
-    assert "limit 3 s). The stacks of every rank's threads are in " in message
+    assert "the limit is 3 s). The stacks of every rank's threads are in " in message
     assert "in stuck" in log.read_text()
 
 
@@ -85,9 +85,11 @@ def test_a_thread_that_keeps_the_interpreter_has_its_stack_written_all_the_same(
     assert running.stdin
     running.stdin.write(b"\n")
     running.stdin.flush()
-    wait_until(lambda: log.exists() and "in stuck" in log.read_text(), running)
-    running.kill()
-    running.communicate()
+    try:
+        wait_until(lambda: log.exists() and "in stuck" in log.read_text(), running)
+    finally:
+        running.kill()
+        running.communicate()
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def test_a_hang_before_the_first_step_and_one_between_steps_are_named(tmp_path: 
     with watched(tmp_path / "log", SETTINGS.model_copy(update={"setup_seconds": 0.5})) as (_, ends, ended):
         assert ended.wait(60)
     assert ends[0][0] == EXIT_TRY_AGAIN
-    assert ends[0][1].startswith("hang: this rank is in section setup (rank 0 is in section setup for ")
+    assert ends[0][1].startswith("hang: this rank is in section setup (rank 0 has been in section setup for ")
     short = SETTINGS.model_copy(update={"setup_seconds": 0.5, "least_seconds": 0.5})
     with watched(tmp_path / "log", short) as (watchdog, ends, ended):
         with watchdog.section("step"):

@@ -37,7 +37,7 @@ def test_old_ones_go_after_each_save(tmp_path: Path) -> None:
     with saver(tmp_path, keep_last=2, keep_every=20, keep_best=1) as one:
         for step in (5, 10, 15, 20, 25, 30, 35):
             one.save(live(step))
-            RunFolder(tmp_path).note("evaluation", step=step, top1=1 / step)
+            RunFolder(tmp_path).diary.note("evaluation", step=step, top1=1 / step)
         assert one.finish()
     assert names(tmp_path / "checkpoints") == [step_name(step) for step in (5, 20, 30, 35)]
 
@@ -101,7 +101,25 @@ def test_a_removal_that_fails_is_told_and_the_checkpoint_stands(
 def test_a_diary_whose_last_line_was_cut_is_read(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.diary.entries() == []
-    run.note("evaluation", step=3, top1=0.5)
+    run.diary.note("evaluation", step=3, top1=0.5)
     with open(tmp_path / "diary.jsonl", "a") as diary:
         diary.write('{"time": "2026-')
     assert [entry["step"] for entry in run.diary.entries()] == [3]
+
+
+def test_a_removal_that_is_killed_leaves_nothing_that_looks_like_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path, step, keep_last=9)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(local(tmp_path)), "empty", killed)
+        with pytest.raises(KeyboardInterrupt):
+            local(tmp_path).remove(1)
+    assert [name for name in names(tmp_path / "checkpoints") if name[0] != "."] == ["step-00000002"]
+    save(tmp_path, 3, keep_last=9)
+    assert names(tmp_path / "checkpoints") == ["step-00000002", "step-00000003"]

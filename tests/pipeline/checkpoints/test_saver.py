@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save as library_bytes
 
 from pipeline.checkpoints import draft
+from pipeline.checkpoints.attempt import Attempt
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import whole_manifest
 from pipeline.distributed import Ranks
@@ -229,9 +230,10 @@ def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
             one.save(live(2, ranks))
             one.save(live(4, ranks))  # given up, as the thread is still in the old one
             published = [one.finish()]
+            one._patience = 60  # what follows may be slow
             gate.open.set()
-            if one._attempt is not None:
-                one._attempt._thread.join(60)
+            assert one._attempt is not None
+            one._attempt._thread.join(60)
             ranks.barrier()
             one.save(live(6, ranks))
             return [*published, one.finish()]
@@ -240,6 +242,48 @@ def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
     told = [entry for entry in diary(tmp_path) if entry["event"] == "save_failed"]
     assert told[-1]["reason"] == "a rank still hangs in the write of an earlier one"
     assert holds(opened(tmp_path, 6), 6)
+
+
+def test_a_late_end_of_an_earlier_save_is_not_taken_for_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with saver(tmp_path, patience=0.3) as one:
+        one.save(live(2))
+        one.save(live(4))
+        one._patience = 60  # what follows may be slow
+        gate.open.set()
+        assert one._attempt is not None
+        one._attempt._thread.join(60)
+        assert names(tmp_path / "checkpoints") == ["step-00000002"]
+        assert not one.finish()
+        one.finish_whole(pause=0)
+        assert holds(opened(tmp_path, 4), 4)
+
+
+def test_an_error_of_the_run_lets_the_save_in_flight_end_and_an_interruption_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: Path, error: BaseException) -> None:
+        with saver(folder) as one:
+            one.save(live(3))
+            attempts.append(one._attempt)
+            assert gate.reached.wait(60)
+            opening.start()
+            raise error
+
+    attempts: list[Attempt | None] = []
+    for error, published in ((ValueError(), True), (KeyboardInterrupt(), False)):
+        gate = Gate(monkeypatch)
+        folder = tmp_path / type(error).__name__
+        opening = threading.Timer(0.3, gate.open.set)
+        with pytest.raises(type(error)):
+            run(folder, error)
+        assert (folder / "checkpoints/step-00000003").exists() == published
+        opening.join()
+        assert attempts[-1] is not None
+        attempts[-1]._thread.join(60)
+        monkeypatch.undo()
 
 
 def test_the_last_checkpoint_is_tried_again_and_then_ends_the_run(
@@ -263,11 +307,12 @@ def test_the_last_checkpoint_is_tried_again_and_then_ends_the_run(
 
     together(2, work)
     assert holds(opened(tmp_path, 9), 9)
+    local(tmp_path).remove(9)
     left[0] = 100
     with pytest.raises(
         RunFailed, match=r"checkpoints: the last checkpoint cannot be saved, in 3 tries \(rank 1: .*No space"
     ):
-        together(2, lambda ranks: work(ranks) if local(tmp_path).remove(9) is None else None)
+        together(2, work)
 
 
 def test_leftovers_of_a_killed_save_are_swept_away_and_never_mixed_into_a_new_one(

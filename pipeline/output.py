@@ -1,0 +1,60 @@
+"""Where a rank's output goes: messages to its log, the leader's words to people. No write of these can end the run."""
+
+import io
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.run_folder import RunFolder
+
+
+class LossyFile(io.FileIO):
+    """A file that takes every write: what a full disk or a closed terminal does not take is lost.
+
+    `failed` is called with the reason at the first write that fails, and again only after one that did not.
+    """
+
+    def __init__(self, descriptor: int, failed: Callable[[str], None] = lambda reason: None) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._failed = failed
+        self._failing = False
+
+    def write(self, data: Any) -> int:
+        """The bytes of `data`, written or lost."""
+        try:
+            written = super().write(data)
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                self._failed(error.strerror or str(error))
+            return memoryview(data).nbytes
+        self._failing = False
+        return memoryview(data).nbytes if written is None else written
+
+
+def divert_output(folder: RunFolder, rank: int) -> Console:
+    """Send log messages, and what libraries print, to the log of this rank; returns the standard output as it was."""
+    people = Console(file=_text(LossyFile(os.dup(1))), highlight=False)
+    path = folder.log_file(rank)
+
+    def say_once(reason: str) -> None:
+        if rank == 0:
+            people.print(f"{path} cannot be written ({reason}); the run goes on without", soft_wrap=True)
+
+    with open(path, "ab") as log_file:
+        os.dup2(log_file.fileno(), 1)
+    sys.stdout = _text(LossyFile(1, say_once))
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    logging.getLogger(__name__).info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
+    return people
+
+
+def _text(file: LossyFile) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(file), line_buffering=True)

@@ -1,0 +1,69 @@
+"""A run on a disk that is full for a while: a real one, mounted for the test."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.run_folder import RunFolder
+from tests.command import start, wait_until
+from tests.recipes import write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Four megabytes, of which a checkpoint takes one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        message = f"a disk cannot be mounted: {mounted.stderr.decode().strip()}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
+    small_disk: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = small_disk / "runs/test/pretrain"
+    ballast = small_disk / "ballast"
+    process = start(
+        "train", recipe, "pretrain", f"runs={small_disk / 'runs'}", "pretrain.steps=2000",
+        "pretrain.checkpoint.every_steps=10", "pretrain.checkpoint.keep_last=1", "log.every_steps=100",
+    )  # fmt: skip
+    wait_until(lambda: (run / "checkpoints/step-00000010").exists(), process)
+    room = os.statvfs(small_disk)
+    # What is left does for the diary.
+    ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - 400_000)))
+
+    def failures() -> list[int]:
+        return [entry["step"] for entry in RunFolder(run).diary.entries() if entry["event"] == "save_failed"]
+
+    wait_until(lambda: len(failures()) >= 2, process)
+    failed = failures()
+    whole = [path for path in (run / "checkpoints").iterdir() if not path.name.startswith(".")]
+    assert len(whole) == 1
+    assert open_checkpoint(whole[0]).damage() is None
+    assert open_checkpoint(whole[0]).step < failed[0]
+    ballast.unlink()
+    wait_until(
+        lambda: any(e["event"] == "save" and e["step"] > failed[-1] for e in RunFolder(run).diary.entries()), process
+    )
+    os.killpg(process.pid, 9)
+    process.wait(60)
+    reasons = {entry["reason"] for entry in RunFolder(run).diary.entries() if entry["event"] == "save_failed"}
+    assert all("No space left on device" in reason for reason in reasons)
+    log = (run / "logs/rank-00000.log").read_text()
+    assert f"the checkpoint of step {failed[0]} was not saved: " in log
+    assert "the run goes on" in log
+    assert json.loads((run / ".checkpoints.json").read_text())["keep_last"] == 1

@@ -1,0 +1,146 @@
+"""Runs of two ranks that are asked to stop: by signals to anyone at any time, and by time limits."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.command import coatnet, ended, hears, rank, start, wait_until
+from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
+
+pytestmark = pytest.mark.slow
+STEPS = 100  # so many that no stop comes near the end, however slow it is sent
+SETTINGS = [f"pretrain.steps={STEPS}", "pretrain.checkpoint.every_steps=10"]
+AGAIN = "the same command continues"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a pretraining that nobody disturbed."""
+    recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
+    done = coatnet("train", recipe, "pretrain", *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    return recipe.parent / "runs" / "test" / "pretrain"
+
+
+def message_of(process: subprocess.Popen[bytes]) -> str:
+    """What a stopped command says, which has ended with 75 and left nobody behind."""
+    message = ended(process)
+    assert process.returncode == 75, message
+    assert message.startswith("error: stopped by "), message
+    assert message.count("\n") == 1, message
+    return message
+
+
+def test_a_run_that_is_stopped_in_every_way_ends_like_the_undisturbed_one(
+    undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = tmp_path / "runs" / "test" / "pretrain"
+    log = run / "logs" / "rank-00000.log"
+
+    def launcher(process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    def one_rank(process: subprocess.Popen[bytes]) -> None:
+        rank(process, 1).send_signal(signal.SIGUSR2)
+
+    def everyone(process: subprocess.Popen[bytes]) -> None:
+        os.killpg(process.pid, signal.SIGCONT)
+        os.killpg(process.pid, signal.SIGUSR1)
+
+    stops: list[tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = [
+        ("SIGTERM", launcher), ("SIGUSR2", one_rank), ("SIGUSR1", everyone),
+    ]  # fmt: skip
+    reached = 0
+    for name, stop in stops:
+        process = start("run", recipe, *SETTINGS)
+        wait_until(lambda: log.exists() and f"step {reached + 3}/{STEPS}" in log.read_text(), process)  # noqa: B023
+        stop(process)
+        message = message_of(process)
+        last = diary(run)[-1]
+        assert (last["event"], last["reason"]) == ("stop", name)
+        reached = last["step"]
+        checkpoint = f"step-{reached:08d}"
+        assert message == f"error: stopped by {name} after step {reached}, saved as {checkpoint}; {AGAIN}\n"
+        assert (run / "checkpoints" / checkpoint / "manifest.json").exists()
+    assert not (tmp_path / "runs/test/finetune").exists()
+
+    # A limit that is near at once still lets each start make a step.
+    for settings, variables in (
+        (["resources.time_limit=0:00:05"], {}),
+        ([], {"SLURM_JOB_END_TIME": str(int(time.time()) + 20)}),
+    ):
+        limited = coatnet("train", recipe, "pretrain", *SETTINGS, *settings, **variables)
+        reached += 1
+        assert limited.returncode == 75, limited.stderr
+        assert f"stopped by the time limit after step {reached}, saved as step-{reached:08d}; {AGAIN}" in limited.stderr
+
+    distant = {"SLURM_JOB_END_TIME": str(int(time.time()) + 100_000)}
+    done = coatnet("train", recipe, "pretrain", *SETTINGS, "resources.time_limit=1-00:00:00", **distant)
+    assert done.returncode == 0, done.stderr
+    final = f"checkpoints/step-{STEPS:08d}"
+    assert checkpoint_bytes(run / final) == checkpoint_bytes(undisturbed / final)
+    assert scalars(run, "train/loss") == scalars(undisturbed, "train/loss")
+
+
+@pytest.mark.parametrize("moment", ["launcher-starts", "ranks-start", "ranks-import", "one-rank-imports"])
+def test_a_signal_before_the_first_step_ends_it_at_once(moment: str, shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    process = start("train", recipe, "pretrain", *SETTINGS)
+    if moment == "launcher-starts":
+        wait_until(lambda: hears(process.pid, signal.SIGUSR1), process)
+        process.send_signal(signal.SIGUSR1)
+    else:
+        wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, process)
+        if moment != "ranks-start":
+            wait_until(lambda: all(hears(rank(process, n).pid, signal.SIGUSR1) for n in (0, 1)), process)
+        target = rank(process, 1).pid if moment == "one-rank-imports" else process.pid
+        os.kill(target, signal.SIGUSR1)
+    assert message_of(process) == f"error: stopped by SIGUSR1; {AGAIN} from the last checkpoint\n"
+    assert not any((tmp_path / "runs/test/pretrain/checkpoints").glob("*"))
+    for log in (tmp_path / "runs/test/pretrain/logs").glob("*"):
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("how", ["deadline", "second signal"])
+def test_a_run_that_cannot_agree_still_ends_and_says_what_is_whole(how: str, shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = tmp_path / "runs" / "test" / "pretrain"
+    grace = 3 if how == "deadline" else 600
+    changes = ["pretrain.steps=3000", f"pretrain.checkpoint.grace_seconds={grace}", "pretrain.checkpoint.every_steps=5"]
+    process = start("train", recipe, "pretrain", *changes)
+    wait_until(lambda: (run / "checkpoints/step-00000005").exists(), process)
+    rank(process, 1).suspend()
+    newest = 0
+    while newest != (newest := len((run / "diary.jsonl").read_text())):
+        time.sleep(2)  # rank 0 comes to where it waits for rank 1
+    process.send_signal(signal.SIGTERM)
+    if how == "second signal":
+        time.sleep(7)
+        process.send_signal(signal.SIGUSR2)
+    message = message_of(process)
+    why = {
+        "deadline": "its save was not whole after checkpoint.grace_seconds (3)",
+        "second signal": "a second signal, SIGUSR2, ended it at once",
+    }[how]
+    # Rank 0 does not hear that its newest one is whole if rank 1 is suspended just then.
+    published = [path.name for path in (run / "checkpoints").glob("step-*")]
+    assert message in [
+        f"error: stopped by SIGTERM; {why}; {whole} is whole, and {AGAIN} from it\n" for whole in published
+    ]
+
+
+def test_a_stage_of_several_machines_is_refused_before_anything_runs(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    for command in (["run", recipe], ["train", recipe, "finetune"]):
+        refused = coatnet(*command, "finetune.resources.nodes=2", "finetune.resources.ranks=4")
+        assert refused.returncode == 78
+        assert "stage finetune: resources.nodes is 2, and this command starts ranks on one machine; " in refused.stderr
+        assert "set resources.nodes=1 resources.ranks=2" in refused.stderr
+    assert not (tmp_path / "runs").exists()

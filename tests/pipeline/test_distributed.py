@@ -1,0 +1,38 @@
+"""The process group of a real rank, and the store that other threads reach it by."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import environment
+
+pytestmark = pytest.mark.slow
+
+RANK = """
+import os
+import torch, torch.distributed as dist
+from pipeline.distributed import connect_store, join_ranks
+
+ranks = join_ranks(1)
+for group in (dist.group.WORLD, dist.new_group([0])):  # DeepSpeed makes its own
+    print(group._get_backend(torch.device("cpu")).options._timeout.days)
+store = connect_store("test")
+store.set("key", "value")
+print(connect_store("test").get("key").decode())
+print(connect_store("other").check(["key"]))
+os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+print(connect_store("test").check(["key"]))
+"""
+
+
+def test_no_timeout_comes_before_the_watchdog_and_stores_are_apart_by_name_and_restart() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    said = subprocess.run(
+        [sys.executable, "-c", RANK], env=environment() | variables, capture_output=True, text=True, timeout=300
+    )
+    assert said.stdout.splitlines() == ["7", "7", "value", "False", "False"], said.stderr

@@ -16,7 +16,8 @@ from pipeline.errors import RunFailed
 log = logging.getLogger(__name__)
 
 STARTS_WITHOUT_PROGRESS = 3
-_PROGRESS = ("save", "finish", "stop", "gave_up")
+# A stop that was asked for is none by itself: what it saved is noted, and one that saves nothing would go on for ever.
+_PROGRESS = ("save", "finish", "gave_up")
 
 
 @dataclass(frozen=True, slots=True)

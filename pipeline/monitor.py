@@ -78,9 +78,7 @@ class Monitor:
         """Say where the run starts, and which checkpoints were passed over."""
         if not self._leads:
             return
-        for reason in damaged:
-            self._folder.diary.note("checkpoint_damaged", reason=reason)
-            self.say(f"passed over a checkpoint: {reason}")
+        self.passed_over(damaged)
         self._folder.diary.note(
             "resume" if checkpoint else "start", step=self._first_step, ranks=self._ranks.world_size
         )
@@ -90,6 +88,12 @@ class Monitor:
         for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
             self._events.add(summary, self._first_step + 1)
         self._events.flush()
+
+    def passed_over(self, damaged: Sequence[str]) -> None:
+        """Say which checkpoints are damaged, and why."""
+        for reason in damaged if self._leads else []:
+            self._folder.diary.note("checkpoint_damaged", reason=reason)
+            self.say(f"passed over a checkpoint: {reason}")
 
     def rank_times(self, seconds: Sequence[float]) -> None:
         """The sum over the ranks of `clock.slots`: what the ranks' last steps took."""

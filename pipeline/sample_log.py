@@ -1,11 +1,14 @@
 """Which samples a run was trained on, written down as it happens: for audits, not for the run itself."""
 
 import json
+import logging
 
 from data.stream import MicroBatch
 from pipeline.distributed import Ranks
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class SampleLog:
@@ -21,7 +24,7 @@ class SampleLog:
         self._start = ranks.rank * plan.stage.batch.global_size // ranks.world_size
 
     def write(self, step: int, batches: list[MicroBatch]) -> None:
-        """Add the line of a step in which this rank took `batches`."""
+        """Add the line of a step in which this rank took `batches`. A full disk costs the line and not the run."""
         origins = [origin for batch in batches for origin in batch.origins]
         line = {
             "step": step,
@@ -29,5 +32,8 @@ class SampleLog:
             "epochs": [o.epoch for o in origins],
             "ids": [o.id for o in origins],
         }
-        with open(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.warning("the samples of step %d are not written down: %s", step, error)

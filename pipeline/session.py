@@ -160,7 +160,8 @@ class Session:
             self.saver.finish()
             # The one from exactly there holds the weights that led to it.
             places = known_places(folder, checkpoint_place(folder, self.plan.stage))
-            checkpoint, _ = newest_whole(places, ranks, before=first_bad)
+            checkpoint, damaged = newest_whole(places, ranks, before=first_bad)
+            self.monitor.passed_over(damaged)
             if checkpoint is None:
                 raise RunFailed(
                     f"steps from {first_bad + 1} on were not finite, and there is no checkpoint from before step "

@@ -13,11 +13,17 @@ from pipeline.train import train
 from pipeline.watchdog import Watchdog
 
 
-def train_here(plan: TrainPlan, folder: RunFolder, ranks: Ranks, start_from: str | None = None) -> None:
-    """Train `plan` into `folder` as the rank that this process is."""
+def train_here(
+    plan: TrainPlan,
+    folder: RunFolder,
+    ranks: Ranks,
+    start_from: str | None = None,
+    signals: StopSignals | None = None,
+) -> None:
+    """Train `plan` into `folder` as the rank that this process is; `signals` may ask it to stop."""
     folder.create()
     watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, folder.log_file(ranks.rank), _end)
-    requests = StopRequests(StopSignals(_end), plan.stage.checkpoint.grace_seconds)
+    requests = StopRequests(signals or StopSignals(_end), plan.stage.checkpoint.grace_seconds)
     train(plan, Surroundings(folder, ranks, Console() if ranks.leads else None, requests, watchdog), start_from)
 
 

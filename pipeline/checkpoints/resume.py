@@ -60,7 +60,9 @@ def newest_whole(
     found: list[tuple[int, Place]] = []
     if ranks.leads:
         shutil.rmtree(places[0].scratch / _DOWNLOADS, ignore_errors=True)  # of a start that was killed
-        found = [(step, place) for place in places for step in place.contents().steps if not before or step < before]
+        found = [
+            (step, place) for place in places for step in place.contents().steps if before is None or step < before
+        ]
         found.sort(key=lambda candidate: candidate[0], reverse=True)
     damaged: list[tuple[int, Place]] = []
     reasons: list[str] = []

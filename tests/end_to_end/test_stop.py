@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command import coatnet, ended, hears, rank, start, wait_until
+from tests.command import Process, coatnet, ended, hears, rank, start, wait_until
 from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe.parent / "runs" / "test" / "pretrain"
 
 
-def message_of(process: subprocess.Popen[bytes]) -> str:
+def message_of(process: Process) -> str:
     """What a stopped command says, which has ended with 75 and left nobody behind."""
     message = ended(process)
     assert process.returncode == 75, message

@@ -23,8 +23,16 @@ def test_three_starts_without_progress_are_followed_by_a_refusal_and_then_by_thr
     assert [entry["event"] for entry in diary.entries()].count("begin") == 6
 
 
-@pytest.mark.parametrize("event", ["save", "stop", "finish"])
-def test_a_save_a_stop_that_was_asked_for_and_an_end_are_progress(diary: Diary, event: str) -> None:
+def test_stops_that_save_nothing_are_no_progress(diary: Diary) -> None:
+    for _ in range(3):
+        diary.begin(2)
+        diary.note("stop", reason="the time limit", step=3, checkpoint=None)
+    with pytest.raises(RunFailed, match=r"3 starts in a row"):
+        diary.begin(2)
+
+
+@pytest.mark.parametrize("event", ["save", "finish"])
+def test_a_save_and_an_end_are_progress(diary: Diary, event: str) -> None:
     for _ in range(3):
         diary.begin(2)
         diary.begin(2)

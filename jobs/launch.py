@@ -191,7 +191,7 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
             continue
     for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_INTERRUPTED):
         for outcome in written.values():
-            if outcome.code == code:
+            if outcome.code == code and not outcome.consequence:
                 return outcome
     killed = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code is not None and code < 0}
     for rank, name in killed.items():
@@ -206,6 +206,7 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
     if not any(codes):
         late = ", ".join(str(rank) for rank, code in enumerate(codes) if code is None)
         return Outcome(EXIT_TRY_AGAIN, f"asked to stop, and killed since ranks did not (rank {late}); {_CONTINUES}")
-    rank, ended = next((rank, code) for rank, code in enumerate(codes) if code)
-    reason = f"failed: {written[rank].message}" if rank in written else f"exited with {ended}"
-    return Outcome(ended, f"rank {rank} {reason} (log: {folder.log_file(rank)})")
+    failed = [rank for rank, code in enumerate(codes) if code]
+    rank = min(failed, key=lambda rank: rank in written and written[rank].consequence)  # the first that has a cause
+    reason = f"failed: {written[rank].message}" if rank in written else f"exited with {codes[rank]}"
+    return Outcome(codes[rank] or 0, f"rank {rank} {reason} (log: {folder.log_file(rank)})")

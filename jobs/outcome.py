@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data.errors import DataError, StorageDown
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError, Preempted, RunFailed
+from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError, LostRank, Preempted, RunFailed
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file into which a rank writes its outcome; without it, it prints to stderr."""
@@ -28,10 +28,11 @@ _ending = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An exit code and what to tell a person."""
+    """An exit code and what to tell a person; `consequence` where another rank has the cause."""
 
     code: int
     message: str
+    consequence: bool = False
 
 
 class StageFailed(Exception):
@@ -57,6 +58,8 @@ def reported(again: str = "the same command continues from the last checkpoint")
         _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}"))
     except Preempted as stopped:
         _end(Outcome(EXIT_TRY_AGAIN, str(stopped)))
+    except LostRank as error:
+        _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}", consequence=True))
     except RunFailed as error:
         _end(Outcome(EXIT_FAILED, str(error)))
     except StageFailed as failed:
@@ -73,7 +76,7 @@ def reported(again: str = "the same command continues from the last checkpoint")
         _end(Outcome(1, f"{type(error).__name__}: {first_line}"))
 
 
-def end_process(code: int, message: str) -> NoReturn:
+def end_process(code: int, message: str, consequence: bool = False) -> NoReturn:
     """End this process at once with `code` and tell `message`, from any thread and whatever the others are at.
 
     A rank must not wait for peers and threads on its way out. The first call decides; later ones never return.
@@ -84,7 +87,7 @@ def end_process(code: int, message: str) -> NoReturn:
         guard.start()
         outcome_file = os.environ.get(OUTCOME_FILE)
         if outcome_file is not None:
-            Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message))))
+            Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message, consequence))))
         else:
             _show(message)
         log = logging.getLogger(__name__)
@@ -97,7 +100,7 @@ def end_process(code: int, message: str) -> NoReturn:
 
 def _end(outcome: Outcome) -> None:
     if OUTCOME_FILE in os.environ or "RANK" in os.environ:
-        end_process(outcome.code, outcome.message)
+        end_process(outcome.code, outcome.message, outcome.consequence)
     _show(outcome.message)
     sys.exit(outcome.code)
 

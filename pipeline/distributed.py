@@ -1,6 +1,8 @@
 """The processes of a run: who I am, which device is mine, and the few collectives that the pipeline uses."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -9,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LostRank
 
 _NEVER = timedelta(days=7)
 """How long a collective may take. The watchdog ends a run that hangs, and says who is late; a timeout of the process
@@ -118,6 +120,23 @@ def join_ranks(threads: int) -> Ranks:
     dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_NEVER)
     return Ranks(rank, world_size, device)
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Turn what a collective raises when another rank is gone into one error that says so.
+
+    Raises:
+        LostRank: a process group of gloo or NCCL, or its store, lost a rank.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo raises nothing more special than RuntimeError.
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
+        raise LostRank(f"rank {os.environ['RANK']} lost another rank, whose log has the reason ({reason})") from error
 
 
 def connect_store(name: str) -> Store:

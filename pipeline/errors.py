@@ -17,6 +17,10 @@ class RunFailed(RuntimeError):
     """The run cannot go on and would fail the same way again."""
 
 
+class LostRank(RuntimeError):
+    """Another rank is gone, and with it what both were computing: why is in that rank's log, not here."""
+
+
 class Preempted(Exception):
     """The run was asked to stop and did so after `step` steps, saved as `checkpoint`; the same command continues it.
 

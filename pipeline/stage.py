@@ -8,7 +8,7 @@ import torch
 
 from data.storage import Storage
 from pipeline.checkpoints.resume import open_whole
-from pipeline.distributed import join_ranks, leave_ranks, rank_and_world_size
+from pipeline.distributed import join_ranks, leave_ranks, losses_named, rank_and_world_size
 from pipeline.engine import autocast, model_dtype
 from pipeline.evaluate import evaluate
 from pipeline.memory import out_of_memory
@@ -32,6 +32,7 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
         RunFailed: the run cannot go on.
         Preempted: it was asked to stop and is saved.
+        LostRank: another rank is gone.
     """
     rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
@@ -40,7 +41,8 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
     console = divert_output(folder, rank)
-    with Watchdog(plan.stage.watchdog, rank, world_size, folder.log_file(rank), signals.end) as watchdog:
+    log_file = folder.log_file(rank)
+    with losses_named(), Watchdog(plan.stage.watchdog, rank, world_size, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.joined()
         lock = folder.lock() if ranks.leads else None

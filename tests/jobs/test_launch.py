@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,24 @@ from jobs.launch import _kill, _outcome, _wait, reserved_port
 from jobs.outcome import Outcome
 from pipeline.run_folder import RunFolder
 
-LOST = Outcome(1, "RuntimeError: connection reset by peer")
+LOST = Outcome(75, "rank 0 lost another rank", consequence=True)
+BROKEN = Outcome(1, "ValueError: no")
 
 
 @pytest.mark.parametrize(
     ("codes", "written", "code", "message"),
     [
-        ([1, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by someone or by the system for want of memory; the same"),
-        ([1, 78], {0: LOST, 1: Outcome(78, "shard x is damaged")}, 78, "shard x is damaged"),
-        ([None, 1, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
-        ([1, 75], {0: LOST, 1: Outcome(75, "stopped by SIGTERM after step 3")}, 75, "stopped by SIGTERM after step 3"),
-        ([1, -10], {0: LOST}, 75, "stopped by SIGUSR1; the same command continues"),
+        ([75, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by someone or by the system for want of memory; the same"),
+        ([75, 78], {0: LOST, 1: Outcome(78, "shard x is damaged")}, 78, "shard x is damaged"),
+        ([None, 75, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
+        ([75, 75], {0: LOST, 1: Outcome(75, "stopped by SIGTERM after step 3")}, 75, "stopped by SIGTERM after step 3"),
+        ([75, -10], {0: LOST}, 75, "stopped by SIGUSR1; the same command continues"),
         ([-15, -9], {}, 137, "rank 1 was killed by SIGKILL"),
         ([0, None, None], {}, 75, "asked to stop, and killed since ranks did not (rank 1, 2); the same command"),
         ([130, 130], {0: Outcome(130, "stopped"), 1: Outcome(130, "stopped")}, 130, "stopped"),
-        ([None, 1], {1: LOST}, 1, "rank 1 failed: RuntimeError: connection reset by peer (log: runs/logs/rank-00001.log)"),
+        ([75, 1], {0: LOST, 1: BROKEN}, 1, "rank 1 failed: ValueError: no (log: runs/logs/rank-00001.log)"),
+        ([75, 3], {0: LOST}, 3, "rank 1 exited with 3 (log: runs/logs/rank-00001.log)"),
+        ([75, None], {0: LOST}, 75, "rank 0 failed: rank 0 lost another rank (log: runs/logs/rank-00000.log)"),
         ([None, 3], {}, 3, "rank 1 exited with 3 (log: runs/logs/rank-00001.log)"),
     ],
 )  # fmt: skip
@@ -37,7 +41,7 @@ def test_the_cause_is_told_and_not_its_consequences(
     codes: list[int | None], written: dict[int, Outcome], code: int, message: str, tmp_path: Path
 ) -> None:
     for rank, outcome in written.items():
-        (tmp_path / f"{rank}.json").write_text(json.dumps({"code": outcome.code, "message": outcome.message}))
+        (tmp_path / f"{rank}.json").write_text(json.dumps(asdict(outcome)))
     told = _outcome(codes, tmp_path, RunFolder(Path("runs")))
     assert told.code == code
     assert message in told.message

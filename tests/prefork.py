@@ -103,7 +103,7 @@ def _line(connection: socket.socket) -> str:
     """A line from a connection; waits until it is whole, or fails by the connection's timeout before it has begun."""
     received = b""
     while not received.endswith(b"\n"):
-        piece = connection.recv(64)
+        piece = connection.recv(1)  # what is behind it is another line
         assert piece, "the server of forks is gone"
         received += piece
         connection.settimeout(None)

@@ -39,7 +39,11 @@ LOOP = """
 
 def start(body: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROCESS.replace("BODY", body)], stdout=subprocess.PIPE, env=environment(), text=True
+        [sys.executable, "-c", PROCESS.replace("BODY", body)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
     )
 
 
@@ -82,12 +86,31 @@ def test_in_the_loop_the_deadline_ends_what_hangs_and_says_what_is_whole(saved: 
 
 
 def test_the_same_wish_again_is_not_a_second_one_but_a_later_signal_is() -> None:
-    process = start("stopping._ONE_WISH_SECONDS = 2.0" + LOOP.replace("GRACE", "600"))
+    body = """
+    import threading
+    stopping._ONE_WISH_SECONDS = 1e9
+    requests = StopRequests(signals, 600)
+    hear = requests._heard
+    requests._heard = lambda number: (hear(number), print(number.name, flush=True))
+    def make_late():
+        sys.stdin.readline()
+        stopping._ONE_WISH_SECONDS = -1.0
+        print("late", flush=True)
+    threading.Thread(target=make_late, daemon=True).start()
+    with requests:
+        wait_in_native_code()
+"""
+    process = start(body)
     wait_until_ready(process)
-    for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+    assert process.stdin
+    assert process.stdout
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(signal.SIGCONT)
         process.send_signal(number)
-    time.sleep(3)
-    assert process.poll() is None
+        assert process.stdout.readline() == f"{number.name}\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "late\n"
     process.send_signal(signal.SIGTERM)
     assert told(process).startswith("stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing was saved")
 

@@ -5,16 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := python3-venv
+# A real cluster for the tests, with accounting, and how to see that it is there.
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
+SLURM_PROGRAMS := slurmctld slurmd sbatch munged slurmdbd mariadbd
+APT := DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300
+APT_INSTALL := $(APT) update -qq && $(APT) install -y -qq --no-install-recommends
 # Two files at a time, each as a whole on one worker: fixtures of a file are computed once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint format setup clean
+.PHONY: demo test check lint format setup slurm clean
 
 demo: setup
 	@$(BIN)/coatnet demo
 
-test: setup
+test: setup slurm
 	@$(PYTEST)
 
 check: setup
@@ -38,8 +43,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@if ! $(BASE_PYTHON) -c 'import ensurepip' 2>/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Installing system packages: $(SYSTEM_PACKAGES)"; \
-	    apt-get -o DPkg::Lock::Timeout=300 update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
+	    $(APT_INSTALL) $(SYSTEM_PACKAGES) >/dev/null; \
 	  else \
 	    echo "error: this Python cannot make virtual environments; as root: apt-get install $(SYSTEM_PACKAGES)" >&2; exit 1; \
 	  fi; fi
@@ -49,6 +53,16 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(INSTALL) torch
 	@$(INSTALL) -e '.[development]'
 	@touch $@
+
+slurm:
+	@for program in $(SLURM_PROGRAMS); do \
+	  PATH=$$PATH:/usr/sbin command -v $$program >/dev/null && continue; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing system packages: $(SLURM_PACKAGES)"; \
+	    $(APT_INSTALL) $(SLURM_PACKAGES) >/dev/null && break; \
+	  fi; \
+	  echo "Leaving out the tests on Slurm: $$program is missing; as root: apt-get install $(SLURM_PACKAGES)"; break; \
+	done
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -16,6 +16,8 @@ from data.building.build import build_shards
 from data.index import ShardEntry, ShardIndex, read_index
 from tests.servers.s3 import S3Server
 from tests.servers.s3 import program as s3_program
+from tests.servers.slurm import SlurmCluster
+from tests.servers.slurm import obstacle as slurm_obstacle
 
 # Before DeepSpeed is imported anywhere.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -80,6 +82,45 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+def _slurm(folder: Path, accounting: bool) -> Iterator[SlurmCluster]:
+    reason = slurm_obstacle(accounting)
+    if reason:
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    cluster = SlurmCluster(folder, accounting)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A real Slurm cluster, without accounting.
+
+    A file stays on one worker, but files that take this may be on both: each worker then starts a cluster of its own, which
+    has its own folder, ports and key and costs half a second, so that neither waits for the other's jobs.
+    """
+    yield from _slurm(tmp_path_factory.mktemp("slurm"), accounting=False)
+
+
+@pytest.fixture
+def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The Slurm cluster, with its variables in the environment; afterwards it has no jobs, and all nodes are up."""
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield slurm_cluster
+    slurm_cluster.reset()
+
+
+@pytest.fixture(scope="session")
+def slurm_accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A real Slurm cluster with a database, for `sacct`: seconds to start, so let one file alone take it."""
+    yield from _slurm(tmp_path_factory.mktemp("slurm_accounting"), accounting=True)
 
 
 def write_tar_of_tars(pictures: Path, path: Path) -> Path:

@@ -1,5 +1,5 @@
 # make demo: train a small CoAtNet on real pictures    make test: all tests    make check: the quick ones
-# make setup: the environment alone                    make lint: format, types, import arrows
+# make setup: the environment alone                    make lint: format, types, import arrows, shell scripts
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,7 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/shellcheck slurm/*.sbatch slurm/launch.sh
 
 format: setup
 	@$(BIN)/ruff format .

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs.shipped import shipped_recipes
 from models.complexity import count_parameters
-from pipeline.memory import memory_by_kind
+from pipeline.memory import checkpoint_bytes, memory_by_kind
 from pipeline.recipe import TrainStage
 from pipeline.recipe_file import load_recipe
 from pipeline.throughput import PEAKS, demand
@@ -85,14 +85,9 @@ def estimates(recipe: Path, device: str = "H100", utilization: float = 0.4) -> I
             stage=stage,
             steps=stage.steps or math.ceil((stage.epochs or 0) * dataset.samples / batch),
             memory=SLACK * memory_by_kind(stage, dataset.classes, stage.resources.ranks).device / 1e9,
-            saved=parameters * _owned_bytes(stage) / 1e9,
+            saved=checkpoint_bytes(stage, parameters) / 1e9,
             seconds=batch / (stage.resources.ranks * demand(stage, device, utilization)),
         )
-
-
-def _owned_bytes(stage: TrainStage) -> int:
-    """Bytes of a parameter in a checkpoint: its master weight, AdamW's two moments, the moving average."""
-    return 12 + (4 if stage.ema_decay else 0)
 
 
 def markdown(rows: list[Estimate]) -> str:

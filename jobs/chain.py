@@ -4,31 +4,47 @@ import os
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from jobs.launch import launch_ranks, refuse_other_machines
+from jobs.shards import build_and_report
 from jobs.shipped import load_recipe
 from pipeline.plan import plan_stage
 from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Shards
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
 from pipeline.stopping import StopSignals
 
 
 def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
-    """Run every stage of the recipe at `path` that is not done, and print what came of each.
+    """Run every stage of the recipe at `path` that is not done, and print what came of each; build its shards first.
 
     Raises:
         ConfigError, DataError: found before the first stage starts.
         StageFailed: a stage ended otherwise than well.
     """
     recipe = load_recipe(path, overrides)
+    if recipe.shards:
+        build_missing(recipe.shards, console)
     for name in recipe.stages:
         refuse_other_machines(name, recipe.stages[name])
         run_folder(recipe, name).check(plan_stage(recipe, name), start_digest(recipe, name))
     for name in recipe.stages:
         run_one(recipe, name, path, overrides, console, signals)
     console.print(result_table(recipe))
+
+
+def build_missing(shards: Shards, console: Console) -> None:
+    """Build the shards of a recipe, unless they are there.
+
+    Raises:
+        DataError: as `data.building.build_shards`.
+    """
+    if not Path(shards.folder).exists():
+        console.print(f"[bold]shards[/]  builds {escape(shards.folder)} from {escape(shards.source)}", soft_wrap=True)
+        build_and_report(console, shards.source, Path(shards.folder), **shards.build_options)
 
 
 def run_one(

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jobs.bench import bench
 from jobs.checkpoints import checkpoints
+from jobs.doctor import doctor
 from jobs.export import export
 from jobs.inspect_shards import index, show, verify
 from jobs.models import models
@@ -15,6 +16,7 @@ from jobs.order import order
 from jobs.outcome import end_process, reported
 from jobs.recipes_command import recipes
 from jobs.shards import shards
+from jobs.submit_command import submit
 from pipeline.stopping import StopSignals
 
 app = typer.Typer(
@@ -32,6 +34,8 @@ app.add_typer(checkpoints, name="checkpoints")
 app.command()(models)
 app.command()(order)
 app.command()(export)
+app.command()(doctor)
+app.command()(submit)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[

@@ -12,34 +12,21 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.chain import run_chain
-from jobs.shards import build_and_report
 from pipeline.stopping import StopSignals
 
 CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
-VALIDATION_PER_CLASS = 100
-SAMPLES_PER_SHARD = 1000
 
 
 def run_demo(folder: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
-    """Write the images into `folder`, then do what a user would: build shards, run the recipe.
+    """Write the images into `folder`, then do what a user would: run the recipe, which builds shards first.
 
     Called again, it continues where it stopped.
     """
-    images, shards, recipe = folder / "images", folder / "shards", folder / "recipe.yaml"
+    images, recipe = folder / "images", folder / "recipe.yaml"
     if not images.is_dir():
         write_images(images)
-    if not shards.is_dir():
-        options = f"--validation-per-class {VALIDATION_PER_CLASS} --samples-per-shard {SAMPLES_PER_SHARD}"
-        _show(console, f"coatnet shards build {images} {shards} {options}")
-        build_and_report(
-            console,
-            images,
-            shards,
-            samples_per_shard=SAMPLES_PER_SHARD,
-            validation_per_class=VALIDATION_PER_CLASS,
-        )
     if not recipe.exists():
         shutil.copyfile(str(files("jobs") / "recipes" / "demo.yaml"), recipe)
     _show(console, " ".join(["coatnet run", str(recipe), *overrides]))

@@ -15,7 +15,18 @@ from rich.console import Console
 from rich.text import Text
 
 from data.errors import DataError, StorageDown
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError, LostRank, Preempted, RunFailed
+from jobs.slurm import SlurmDown
+from pipeline.errors import (
+    CAUSE_FILE,
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_TRY_AGAIN,
+    ConfigError,
+    DeviceFailed,
+    LostRank,
+    Preempted,
+    RunFailed,
+)
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file into which a rank writes its outcome; without it, it prints to stderr."""
@@ -54,7 +65,7 @@ def reported(again: str = "the same command continues from the last checkpoint")
         yield
     except (ConfigError, DataError) as error:
         _end(Outcome(EXIT_CONFIG, str(error)))
-    except StorageDown as error:
+    except (StorageDown, SlurmDown, DeviceFailed) as error:
         _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}"))
     except Preempted as stopped:
         _end(Outcome(EXIT_TRY_AGAIN, str(stopped)))
@@ -67,7 +78,7 @@ def reported(again: str = "the same command continues from the last checkpoint")
     except KeyboardInterrupt:
         _end(Outcome(EXIT_INTERRUPTED, f"stopped; {again}"))
     except Exception as error:
-        if OUTCOME_FILE not in os.environ:
+        if OUTCOME_FILE not in os.environ and CAUSE_FILE not in os.environ:
             if isinstance(error, OSError) and error.filename is not None:
                 _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))
             raise
@@ -85,17 +96,31 @@ def end_process(code: int, message: str, consequence: bool = False) -> NoReturn:
         guard = threading.Timer(_TELLING_SECONDS, os._exit, [code])
         guard.daemon = True
         guard.start()
-        outcome_file = os.environ.get(OUTCOME_FILE)
+        outcome_file, cause_file = os.environ.get(OUTCOME_FILE), os.environ.get(CAUSE_FILE)
         if outcome_file is not None:
             Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message, consequence))))
-        else:
+        elif cause_file is None:
             _show(message)
+        elif not consequence:
+            _tell_cause(cause_file, code, message)
         log = logging.getLogger(__name__)
         if log.hasHandlers():  # the log file of a rank
             log.error("exit %d: %s", code, message)
         sys.stdout.flush()
         logging.shutdown()
         os._exit(code)
+
+
+def _tell_cause(cause_file: str, code: int, message: str) -> None:
+    """Write the outcome into `cause_file`, unless another rank has."""
+    try:
+        file = os.open(cause_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(file, "w") as opened:
+            opened.write(f"{code}\n{message}\n")
+    except FileExistsError:
+        pass
+    except OSError:
+        _show(message)
 
 
 def _end(outcome: Outcome) -> None:

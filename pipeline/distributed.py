@@ -1,6 +1,8 @@
 """The processes of a run: who I am, which device is mine, and the few collectives that the pipeline uses."""
 
+import itertools
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError, LostRank
+from pipeline.errors import ConfigError, DeviceFailed, LostRank
 
 _NEVER = timedelta(days=7)
 """How long a collective may take. The watchdog ends a run that hangs, and says who is late; a timeout of the process
@@ -59,6 +61,17 @@ class Ranks:
         if self.rank != rank:
             letters = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
         return bytes(self.sum(letters).tolist()).decode() if size else ""
+
+    def texts(self, text: str) -> list[str]:
+        """The `text` of every rank, in their order, on every rank."""
+        own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(own)
+        ends = [0, *self.sum(sizes).cumsum(0).tolist()]
+        letters = torch.zeros(ends[-1], dtype=torch.uint8, device=self.device)
+        letters[ends[self.rank] : ends[self.rank + 1]] = own
+        whole = bytes(self.sum(letters).tolist()) if ends[-1] else b""
+        return [whole[start:stop].decode() for start, stop in itertools.pairwise(ends)]
 
 
 class Store(Protocol):
@@ -122,21 +135,58 @@ def join_ranks(threads: int) -> Ranks:
     return Ranks(rank, world_size, device)
 
 
+def join_without_gpus() -> Ranks:
+    """Join the same group for exchanges between processors, which need neither GPUs nor NCCL.
+
+    Raises:
+        ConfigError: one of the variables that a rank needs is not set.
+    """
+    rank, world_size = rank_and_world_size()
+    dist.init_process_group("gloo", timeout=_NEVER)
+    return Ranks(rank, world_size, torch.device("cpu"))
+
+
+def with_gpus(ranks: Ranks, device: torch.device) -> Ranks:
+    """These ranks, which have joined without GPUs, as ranks that exchange through NCCL; all of them call it.
+
+    Raises:
+        RuntimeError: NCCL does not start.
+    """
+    torch.cuda.set_device(device)
+    return GroupRanks(ranks.rank, ranks.world_size, device, dist.new_group(backend="nccl", timeout=_NEVER))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRanks(Ranks):
+    """Ranks in a process group beside that which they have joined."""
+
+    group: dist.ProcessGroup
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, in place."""
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+
 @contextmanager
 def losses_named() -> Iterator[None]:
-    """Turn what a collective raises when another rank is gone into one error that says so.
+    """Turn what torch raises when another rank or this one's GPU is gone into an error that says so.
 
     Raises:
         LostRank: a process group of gloo or NCCL, or its store, lost a rank.
+        DeviceFailed: the GPU reports an error, such as one of its memory.
     """
     try:
         yield
     except RuntimeError as error:
-        # Gloo raises nothing more special than RuntimeError.
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
-            raise
+        who = f"rank {os.environ['RANK']}"
         reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
-        raise LostRank(f"rank {os.environ['RANK']} lost another rank, whose log has the reason ({reason})") from error
+        if isinstance(error, torch.AcceleratorError):
+            raise DeviceFailed(f"{who} on {socket.gethostname()}: its GPU failed ({reason})") from error
+        # Gloo raises nothing more special than RuntimeError.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise LostRank(f"{who} lost another rank, whose log has the reason ({reason})") from error
+        raise
 
 
 def connect_store(name: str) -> Store:

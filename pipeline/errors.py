@@ -8,9 +8,23 @@ EXIT_TRY_AGAIN = 75
 EXIT_CONFIG = 78
 """EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
 
+CAUSE_FILE = "COATNET_CAUSE_FILE"
+"""Environment variable with the file in which the ranks of a job tell how it ends, for a program that waits for them:
+the first rank to end writes its code on a line and its message below it, ranks that end only because it did nothing."""
+BEGUN_FILE = "COATNET_BEGUN_FILE"
+"""Environment variable with a file that appears when a start is in the diary, where the next ones count it."""
+
 
 class ConfigError(ValueError):
     """The recipe or what it points to is wrong; the message names the thing, what is wrong and the mend."""
+
+
+class SeveralErrors(ConfigError):
+    """More than one thing is wrong: the message tells of the first and how many more there are, `problems` has all."""
+
+    def __init__(self, message: str, problems: list[str]) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class RunFailed(RuntimeError):
@@ -19,6 +33,10 @@ class RunFailed(RuntimeError):
 
 class LostRank(RuntimeError):
     """Another rank is gone, and with it what both were computing: why is in that rank's log, not here."""
+
+
+class DeviceFailed(RuntimeError):
+    """The GPU of this rank does not work any more; another one, or the same after a while, may."""
 
 
 class Preempted(Exception):

@@ -36,6 +36,14 @@ class Memory:
         """Bytes on the GPU."""
         return sum(getattr(self, field.name) for field in fields(self) if field.name != "staging")
 
+    @property
+    def kinds(self) -> str:
+        """What holds how much of the GPU's memory, for a person; the greatest first."""
+        held = ((getattr(self, field.name), field.name) for field in fields(self) if field.name != "staging")
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_gigabytes(size)}" for size, name in sorted(held, reverse=True) if size
+        )
+
 
 def memory_by_kind(stage: TrainStage, classes: int, world_size: int) -> Memory:
     """The memory of each of `world_size` ranks that train `stage`, from counted parameters and activations."""
@@ -89,6 +97,13 @@ def bucket_bytes(parameters: int, precision: Precision, zero_stage: int, world_s
     return bucket + (2 if precision == "bf16" else 4) * gathered
 
 
+def checkpoint_bytes(stage: TrainStage, parameters: int) -> int:
+    """Bytes of a checkpoint: master weight, AdamW's two moments and the moving average of each parameter; buffers, a
+    thousandth of that, are left out.
+    """
+    return parameters * (12 + (4 if stage.ema_decay is not None else 0))
+
+
 def out_of_memory(error: BaseException, plan: TrainPlan, world_size: int, *, begun: bool) -> RunFailed:
     """What to tell when a GPU's memory is full: what holds it, and which setting to change first.
 
@@ -99,32 +114,28 @@ def out_of_memory(error: BaseException, plan: TrainPlan, world_size: int, *, beg
         begun: whether the run has a checkpoint, with which its micro-batch is settled.
     """
     memory = memory_by_kind(plan.stage, len(plan.classes), world_size)
-    held = sorted(
-        ((getattr(memory, field.name), field.name) for field in fields(memory) if field.name != "staging"),
-        reverse=True,
-    )
-    kinds = ", ".join(f"{name.replace('_', ' ')} {_gigabytes(size)}" for size, name in held if size)
     said = str(error).partition("\n")[0].rstrip(".")
     parts = [f"the GPU's memory is full ({said})" if said else "the GPU's memory is full"]
     if torch.cuda.is_available():
         allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         parts.append(f"torch holds {_gigabytes(allocated)} and has reserved {_gigabytes(reserved)}")
     parts.append(
-        f"by estimate each rank needs {_gigabytes(memory.device)}: {kinds}, with micro-batches of "
+        f"by estimate each rank needs {_gigabytes(memory.device)}: {memory.kinds}, with micro-batches of "
         f"{plan.stage.batch.micro_size} on {world_size} ranks"
     )
-    advice = [f"{change}, {_gigabytes(saved)} less" for saved, change in _remedies(plan, world_size, memory, begun)]
-    parts.append(f"What helps most first: {'; '.join(advice)}" if advice else "Use GPUs with more memory")
+    parts.append(remedies(plan.stage, len(plan.classes), world_size, begun=begun))
     return RunFailed(". ".join(part[0].upper() + part[1:] if number else part for number, part in enumerate(parts)))
 
 
-def _remedies(plan: TrainPlan, world_size: int, memory: Memory, begun: bool) -> list[tuple[int, str]]:
-    """Bytes saved and the setting to change, the most useful first, and last what would make it another run."""
-    stage = plan.stage
+def remedies(stage: TrainStage, classes: int, world_size: int, *, begun: bool) -> str:
+    """Which settings to change for less memory, with what each saves: the most useful first, and last what would make
+    it another run. `begun` as for `out_of_memory`.
+    """
+    memory = memory_by_kind(stage, classes, world_size)
     found: list[tuple[int, str]] = []
 
     def weigh(change: str, ranks: int = world_size, **settings: Any) -> None:
-        changed = memory_by_kind(stage.model_copy(update=settings), len(plan.classes), ranks)
+        changed = memory_by_kind(stage.model_copy(update=settings), classes, ranks)
         found.append((memory.device - changed.device, change))
 
     for policy in ("mbconv", "every_block"):
@@ -138,7 +149,8 @@ def _remedies(plan: TrainPlan, world_size: int, memory: Memory, begun: bool) -> 
         half = stage.batch.micro_size // 2
         change = f"batch.micro_size={half} (another run, as BatchNorm sees it: remove the run folder with it)"
         weigh(change, batch=stage.batch.model_copy(update={"micro_size": half}))
-    return [(saved, change) for saved, change in found if saved > 0.01 * memory.device]
+    advice = [f"{change}, {_gigabytes(saved)} less" for saved, change in found if saved > 0.01 * memory.device]
+    return f"What helps most first: {'; '.join(advice)}" if advice else "Use GPUs with more memory"
 
 
 def _gigabytes(size: int) -> str:

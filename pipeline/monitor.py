@@ -24,6 +24,7 @@ from pipeline.evaluate import Accuracy
 from pipeline.event_file import EventFile
 from pipeline.histograms import Histogram
 from pipeline.plan import Plan, TrainPlan
+from pipeline.progress import Progress as Published
 from pipeline.rank_times import RankTimes
 from pipeline.run_folder import RunFolder
 from pipeline.step_clock import StepClock
@@ -126,9 +127,13 @@ class Monitor:
         self._events.flush()
         # The first steps of a start also warm everything up and say little about the others.
         seconds = (self._steps - step) * batch / max(1e-9, speed)
-        eta = str(timedelta(seconds=round(seconds))) if self._intervals else "-"
+        left = seconds if self._intervals else None
+        eta = str(timedelta(seconds=round(left))) if left is not None else "-"
+        loss = scalars["train/loss"]
+        published = Published.now(step, self._steps, loss=loss, images_per_second=speed, seconds_left=left)
+        published.write(self._folder.progress)
         self._intervals += 1
-        state = f"loss {scalars['train/loss']:.4f}  {speed:,.0f} images/s  ETA {eta}"
+        state = f"loss {loss:.4f}  {speed:,.0f} images/s  ETA {eta}"
         self._progress.update(self._task, completed=step, state=state)
         self.say(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
         for message in slow_ranks:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.errors import CAUSE_FILE
 from pipeline.run_folder import RunFolder
 
 
@@ -48,6 +49,8 @@ def divert_output(folder: RunFolder, rank: int) -> Console:
 
     with open(path, "ab") as log_file:
         os.dup2(log_file.fileno(), 1)
+        if CAUSE_FILE in os.environ:  # nobody needs to see it to learn how this ends
+            os.dup2(log_file.fileno(), 2)
     sys.stdout = _text(LossyFile(1, say_once))
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True

@@ -5,8 +5,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.cache import Cache
 from data.dataset import Dataset, open_dataset
@@ -76,42 +78,42 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
         raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
     stage = recipe.stages[name]
     where = f"stage {name}: "
-    _check_model(recipe, stage, where)
+    check_model(recipe, stage, where)
     if isinstance(stage, TrainStage) and stage.compile:
-        _check_compiler(where)
+        check_compiler(where)
     world_size = world_size or stage.resources.ranks
     storage = Storage(**stage.data.storage.model_dump())
-    settings = stage.data.cache
-    cache = Cache(Path(settings.folder), int(settings.gigabytes * 1e9), settings.downloads)
-    validation = _dataset(stage, stage.data.validation, stage.data.validation_label_map, storage, where, look_at_shards)
-    evaluation = evaluation_need(validation, stage.batch.micro_size * world_size, stage.data.workers)
+    cache = cache_of(stage)
+    validation = stage_dataset(stage, "validation", where)
+    if look_at_shards:
+        check_shards(validation.index, storage)
     if not isinstance(stage, TrainStage):
-        _check_cache(cache, evaluation if is_remote(validation.index.folder) else 0, where)
+        _check_cache(cache, cache_need(stage, world_size, validation), where)
         return Plan(name, recipe.seed, stage, validation, cache)
-    if stage.batch.micro_batches % world_size:
-        raise ConfigError(
-            f"{where}{world_size} ranks do not divide the {stage.batch.micro_batches} micro-batches of a step "
-            f"(global_size {stage.batch.global_size} / micro_size {stage.batch.micro_size}); "
-            "change resources.ranks or batch"
-        )
-    assert stage.data.train is not None
-    train = _dataset(stage, stage.data.train, stage.data.label_map, storage, where, look_at_shards)
+    check_ranks(stage, world_size, where)
+    train = stage_dataset(stage, "train", where)
+    if look_at_shards:
+        check_shards(train.index, storage)
+    plan = train_plan(recipe, name, train, validation)
+    _check_cache(cache, cache_need(stage, world_size, validation, plan), where)
+    return plan
+
+
+def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -> TrainPlan:
+    """The plan of the training stage `name` on its datasets.
+
+    Raises:
+        ConfigError: classes that differ, lanes that do not fit, or a warm-up that is too long.
+    """
+    stage, where = recipe.stages[name], f"stage {name}: "
+    assert isinstance(stage, TrainStage)
     if train.classes != validation.classes:
         raise ConfigError(
             f"{where}the classes of {stage.data.train} and {stage.data.validation} differ "
             f"({len(train.classes):,} and {len(validation.classes):,}{_first_difference(train, validation)}); build "
             "both with one class list, or map one to the other with data.label_map or data.validation_label_map"
         )
-    try:
-        order = SampleOrder(
-            shard_samples=train.shard_samples,
-            seed=recipe.seed,
-            batch=stage.batch.global_size,
-            lanes=stage.data.lanes,
-            window=stage.data.shuffle_window,
-        )
-    except DataError as error:
-        raise ConfigError(f"{where}data.lanes: {error}") from None
+    order = sample_order(stage, recipe.seed, train.shard_samples, where)
     steps_per_epoch = train.samples / stage.batch.global_size
     steps = stage.steps or math.ceil((stage.epochs or 0.0) * steps_per_epoch)
     optimizer = stage.optimizer
@@ -120,30 +122,81 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
         raise ConfigError(
             f"{where}optimizer: the warm-up of {warmup_steps} steps fills the stage's {steps}; shorten it"
         )
-    need = evaluation if is_remote(validation.index.folder) else 0
-    if is_remote(train.index.folder):
-        need += order.greatest_need(
-            np.array([shard.bytes for shard in train.index.shards], np.int64),
-            world_size,
-            int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-            1 + steps_read_ahead(stage.batch.micro_batches // world_size, stage.data.workers),
+    return TrainPlan(name, recipe.seed, stage, validation, cache_of(stage), train, order, steps, warmup_steps)
+
+
+def sample_order(stage: TrainStage, seed: int, shard_samples: NDArray[np.int64], where: str) -> SampleOrder:
+    """The order of the samples of shards (S,).
+
+    Raises:
+        ConfigError: lanes that do not fit.
+    """
+    try:
+        return SampleOrder(
+            shard_samples=shard_samples,
+            seed=seed,
+            batch=stage.batch.global_size,
+            lanes=stage.data.lanes,
+            window=stage.data.shuffle_window,
         )
-    _check_cache(cache, need, where)
-    return TrainPlan(name, recipe.seed, stage, validation, cache, train, order, steps, warmup_steps)
+    except DataError as error:
+        raise ConfigError(f"{where}data.lanes: {error}") from None
 
 
-def _dataset(
-    stage: Stage, folder: str, label_map: str | None, storage: Storage, where: str, look_at_shards: bool
-) -> Dataset:
-    dataset = open_dataset(folder, storage, label_map)
-    if look_at_shards:
-        check_shards(dataset.index, storage)
+def stage_dataset(stage: Stage, part: Literal["train", "validation"], where: str) -> Dataset:
+    """The training or evaluation samples of a stage, as their index has them.
+
+    Raises:
+        ConfigError: samples with several classes, where the loss takes one.
+        DataError, StorageDown: as for `open_dataset`.
+    """
+    data = stage.data
+    folder, label_map = data.validation, data.validation_label_map
+    if part == "train":
+        assert data.train is not None
+        folder, label_map = data.train, data.label_map
+    dataset = open_dataset(folder, Storage(**data.storage.model_dump()), label_map)
     if dataset.labels_per_sample > 1 and stage.loss.kind == "softmax":
         raise ConfigError(
             f"{where}loss.kind: samples of {folder} have up to {dataset.labels_per_sample} classes, and softmax "
             "takes one; use sigmoid"
         )
     return dataset
+
+
+def check_ranks(stage: TrainStage, world_size: int, where: str) -> None:
+    """Refuse ranks that do not divide the micro-batches of a step.
+
+    Raises:
+        ConfigError: the numbers.
+    """
+    if stage.batch.micro_batches % world_size:
+        raise ConfigError(
+            f"{where}{world_size} ranks do not divide the {stage.batch.micro_batches} micro-batches of a step "
+            f"(global_size {stage.batch.global_size} / micro_size {stage.batch.micro_size}); "
+            "change resources.ranks or batch"
+        )
+
+
+def cache_of(stage: Stage) -> Cache:
+    """Where the nodes of a stage keep remote shards."""
+    settings = stage.data.cache
+    return Cache(Path(settings.folder), int(settings.gigabytes * 1e9), settings.downloads)
+
+
+def cache_need(stage: Stage, world_size: int, validation: Dataset, plan: TrainPlan | None = None) -> int:
+    """Bytes of remote shards that a node reads at a time, in training with `plan`."""
+    need = 0
+    if is_remote(validation.index.folder):
+        need = evaluation_need(validation, stage.batch.micro_size * world_size, stage.data.workers)
+    if plan is not None and is_remote(plan.train.index.folder):
+        need += plan.order.greatest_need(
+            np.array([shard.bytes for shard in plan.train.index.shards], np.int64),
+            world_size,
+            int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
+            1 + steps_read_ahead(stage.batch.micro_batches // world_size, stage.data.workers),
+        )
+    return need
 
 
 def _first_difference(train: Dataset, validation: Dataset) -> str:
@@ -153,12 +206,21 @@ def _first_difference(train: Dataset, validation: Dataset) -> str:
     return ""
 
 
-def _check_cache(cache: Cache, need: int, where: str) -> None:
+def check_cache_cap(cache: Cache, need: int, where: str) -> None:
+    """Refuse a cache that may not hold what a node reads at a time.
+
+    Raises:
+        ConfigError: the number that would do.
+    """
     if need > cache.bytes:
         raise ConfigError(
             f"{where}data.cache.gigabytes: {cache.bytes / 1e9:g} is too little for the shards that a node reads at a "
             f"time; {math.ceil(need / 1e8) / 10:g} would do, or make data.shuffle_window smaller"
         )
+
+
+def _check_cache(cache: Cache, need: int, where: str) -> None:
+    check_cache_cap(cache, need, where)
     if need:
         cache.make()
         free = shutil.disk_usage(cache.folder).free + cache.held()
@@ -169,7 +231,12 @@ def _check_cache(cache: Cache, need: int, where: str) -> None:
             )
 
 
-def _check_model(recipe: Recipe, stage: Stage, where: str) -> None:
+def check_model(recipe: Recipe, stage: Stage, where: str) -> None:
+    """Refuse a model that there is not, that cannot take the pictures, or that is not that of the stage before.
+
+    Raises:
+        ConfigError: which of these.
+    """
     try:
         variant = stage.model.variant
     except ValueError as error:
@@ -188,7 +255,12 @@ def _check_model(recipe: Recipe, stage: Stage, where: str) -> None:
         )
 
 
-def _check_compiler(where: str) -> None:
+def check_compiler(where: str) -> None:
+    """Refuse a machine without the compiler that torch.compile needs.
+
+    Raises:
+        ConfigError: there is none.
+    """
     # Torch writes C++ for CPUs, and C for the launchers of its GPU kernels.
     names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc"]
     if not any(name and shutil.which(name) for name in names):

@@ -18,6 +18,7 @@ from pipeline.recipe_sections import (
     PositiveInt,
     Resources,
     Section,
+    Shards,
     Watchdog,
     WhichWeights,
 )
@@ -144,6 +145,8 @@ class Recipe(Section):
     runs: str = "runs"
     """Folder of all run folders. A relative path starts at the recipe's folder."""
     seed: Annotated[int, Field(ge=0)] = 0
+    shards: Shards | None = None
+    """Shards that are built first; none if they are there already."""
     stages: Annotated[dict[Annotated[str, Field(pattern=r"^[\w.\-]+$")], AnyStage], Field(min_length=1)]
 
     @model_validator(mode="after")

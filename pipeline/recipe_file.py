@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe import EvaluateStage, Recipe, Stage, TrainStage
 
 KeyPath = tuple[str | int, ...]
@@ -49,17 +50,22 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     (`optimizer.peak_learning_rate=1e-3`), which then holds for every stage that has it.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown or mistyped key, or settings that contradict each other.
+        ConfigError: no such file, not YAML.
+        SeveralErrors: unknown or mistyped keys, or settings that contradict each other.
     """
     document = _read(path)
     _merge_defaults(document)
     for override in overrides or []:
         _override(document, override)
-    _refuse_unknown_keys(document)
+    unknown = _unknown_keys(document)
+    if unknown:
+        raise SeveralErrors(unknown[0], unknown)
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, document)) from None
+        problems = _explained(error, document)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise SeveralErrors(problems[0] + more, problems) from None
     return _absolute(recipe, path.parent)
 
 
@@ -186,25 +192,33 @@ def _stage_class(stage: Any) -> type[Stage]:
     return EvaluateStage if isinstance(stage, dict) and stage.get("task") == "evaluate" else TrainStage
 
 
-def _refuse_unknown_keys(document: _Document) -> None:
-    _check_keys(document.values, Recipe, (), document)
+def _unknown_keys(document: _Document) -> list[str]:
+    """A line for each; what stands in `defaults` is found in every stage, and told once."""
+    found = dict(_unknown_below(document.values, Recipe, (), document))
     stages = document.values.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if isinstance(stage, dict):
-            _check_keys(stage, _stage_class(stage), ("stages", name), document)
+            for which, message in _unknown_below(stage, _stage_class(stage), ("stages", name), document):
+                found.setdefault(which, message)
+    return list(found.values())
 
 
-def _check_keys(values: dict[str, Any], section: type[BaseModel], path: KeyPath, document: _Document) -> None:
+def _unknown_below(
+    values: dict[str, Any], section: type[BaseModel], path: KeyPath, document: _Document
+) -> Iterator[tuple[tuple[str, str], str]]:
+    """Place and key, and what to tell of it."""
     known = list(section.model_fields) + ([] if path else ["defaults"])
     for key, value in values.items():
         here = (*path, key)
         if key not in section.model_fields:
             dotted = ".".join(map(str, here))
-            raise ConfigError(f"{document.place(here)}: unknown key {dotted}{_nearest(str(key), known)}")
+            place = document.place(here)
+            yield (place, str(key)), f"{place}: unknown key {dotted}{_nearest(str(key), known)}"
+            continue
         kind = section.model_fields[key].annotation
         nested = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
         if nested and isinstance(value, dict):
-            _check_keys(value, nested[0], here, document)
+            yield from _unknown_below(value, nested[0], here, document)
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -212,25 +226,23 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _explain(error: ValidationError, document: _Document) -> str:
-    """The first thing wrong, in a line: place, key, what is wrong."""
-    errors = error.errors()
-    first = errors[0]
-    path = _key_path(first["loc"])
-    dotted = ".".join(map(str, path))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        message = "is missing"
-    elif first["type"] == "union_tag_invalid":
-        path, dotted = (*path, "task"), f"{dotted}.task"
-        message = f"is {first['input'].get('task')!r}; it must be train or evaluate"
-    elif first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
-    # What stands in `defaults` is wrong once and found in every stage.
-    others = len({(document.place(_key_path(e["loc"])), e["msg"]) for e in errors}) - 1
-    more = f" (and {others} more)" if others else ""
-    subject = f"{dotted}: " if dotted else ""
-    return f"{document.place(path)}: {subject}{message}{more}"
+def _explained(error: ValidationError, document: _Document) -> list[str]:
+    """What is wrong, a line for each; what stands in `defaults` is found in every stage, and told once."""
+    found: dict[tuple[str, str], str] = {}
+    for one in error.errors():
+        path = _key_path(one["loc"])
+        dotted = ".".join(map(str, path))
+        message = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "missing":
+            message = "is missing"
+        elif one["type"] == "union_tag_invalid":
+            path, dotted = (*path, "task"), f"{dotted}.task"
+            message = f"is {one['input'].get('task')!r}; it must be train or evaluate"
+        elif one["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, not {one['input']!r}"
+        subject = f"{dotted}: " if dotted else ""
+        found.setdefault((document.place(path), one["msg"]), f"{document.place(path)}: {subject}{message}")
+    return list(found.values())
 
 
 def _key_path(location: KeyPath) -> KeyPath:
@@ -256,4 +268,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             folder_of_checkpoints = {"folder": absolute(stage.checkpoint.folder)}
             changes["checkpoint"] = stage.checkpoint.model_copy(update=folder_of_checkpoints)
         stages[name] = stage.model_copy(update=changes)
-    return recipe.model_copy(update={"runs": absolute(recipe.runs), "stages": stages})
+    shards = recipe.shards and recipe.shards.model_copy(
+        update={"source": absolute(recipe.shards.source), "folder": absolute(recipe.shards.folder)}
+    )
+    return recipe.model_copy(update={"runs": absolute(recipe.runs), "shards": shards, "stages": stages})

@@ -256,17 +256,25 @@ class Log(Section):
     """Steps between histograms of the weights; a file `histograms` in the run folder asks for one."""
 
 
-class Resources(Section):
-    """The machines of a stage. Not part of the run's identity: any of it may change between restarts."""
+class Job(Section):
+    """What a job asks Slurm for; what is not given is the site's default."""
 
-    nodes: PositiveInt = 1
-    """Machines; divides `ranks`."""
-    ranks: PositiveInt = 1
-    """Processes on all machines together, one for each GPU."""
-    threads_per_rank: PositiveInt = 1
-    """Compute threads of a rank without a GPU."""
     time_limit: str | None = None
-    """Time that a start may take, as `[days-]hours:minutes:seconds`; the run saves and ends before it is over."""
+    """Time that a start may take, as `[days-]hours:minutes:seconds`; training saves and ends before it is over."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    memory_gigabytes: PositiveInt | None = None
+    """Of each node, in units of 2**30 bytes."""
+    flags: Annotated[tuple[str, ...], Strict(False)] = ()
+    """Further options of sbatch, such as `--exclusive`."""
+    container: str | None = None
+    """Image in which the ranks run."""
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    container_mounts: Annotated[tuple[str, ...], Strict(False)] = ()
+    """Folders to be seen inside, as `PATH` or `PATH:PATH_INSIDE`."""
 
     @field_validator("time_limit")
     @classmethod
@@ -275,11 +283,13 @@ class Resources(Section):
             raise ValueError(f"{value!r} is no time; write [days-]hours:minutes:seconds, such as 1-12:00:00")
         return value
 
-    @model_validator(mode="after")
-    def _nodes_divide_ranks(self) -> Self:
-        if self.ranks % self.nodes:
-            raise ValueError(f"nodes {self.nodes} does not divide ranks {self.ranks}, which counts those of all nodes")
-        return self
+    @field_validator("flags")
+    @classmethod
+    def _are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for flag in value:
+            if not flag.startswith("-"):
+                raise ValueError(f"{flag!r} is no option of sbatch; write it as one word, such as --nodelist=node[1-4]")
+        return value
 
     @property
     def time_limit_seconds(self) -> float | None:
@@ -289,6 +299,63 @@ class Resources(Section):
             return None
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+class Resources(Job):
+    """The machines of a stage. Not part of the run's identity: any of it may change between restarts."""
+
+    nodes: PositiveInt = 1
+    """Machines; divides `ranks`."""
+    ranks: PositiveInt = 1
+    """Processes on all machines together, one for each GPU."""
+    gpus_per_rank: Annotated[int, Field(ge=0, le=1)] = 1
+    """0 for machines without GPUs."""
+    gpu_gigabytes: Annotated[float, Field(gt=0)] = 80.0
+    """Memory of a GPU, in units of 1e9 bytes: what `coatnet doctor` holds the needs of a rank against."""
+    cpus_per_rank: PositiveInt | None = None
+    """Processors of a rank; unless given, one for each of `data.workers` and `threads_per_rank`."""
+    threads_per_rank: PositiveInt = 1
+    """Compute threads of a rank without a GPU."""
+
+    @model_validator(mode="after")
+    def _nodes_divide_ranks(self) -> Self:
+        if self.ranks % self.nodes:
+            raise ValueError(f"nodes {self.nodes} does not divide ranks {self.ranks}, which counts those of all nodes")
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on each machine."""
+        return self.ranks // self.nodes
+
+
+class Shards(Section):
+    """Shards that a chain builds before its first stage, unless they are there; as `coatnet shards build` does."""
+
+    source: str
+    """What `coatnet shards build` takes: a folder, a tar or a list of images."""
+    folder: str
+    """Where `train` and `validation` come to lie."""
+    parts: PositiveInt = 1
+    """Jobs of an array that share the reading."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    samples_per_shard: PositiveInt = 4096
+    """Most images of one tar."""
+    validation_per_class: Annotated[int, Field(ge=0)] = 0
+    short_side: PositiveInt | None = None
+    """Larger images are shrunk to it, in pixels."""
+    convert: bool = False
+    """Whether what is no upright RGB JPEG becomes one."""
+    skip_broken: bool = False
+    """Whether images that do not decode are left out."""
+    processes: PositiveInt = 1
+    """That read, check and write in each job."""
+    resources: Job = Job()
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """The options of `build_shards`."""
+        return self.model_dump(exclude={"source", "folder", "parts", "resources"})
 
 
 _TIME = re.compile(r"^(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)$")

@@ -118,6 +118,8 @@ class Session:
             Preempted: a rank was asked to stop meanwhile.
         """
         stage, requests = self.plan.stage, self.around.requests
+        # A limit that is near at once must not keep every start from what is left to do.
+        stepped = self.step != (self.resumed_from or 0)
         self.engine.eval()
         try:
             with (
@@ -131,7 +133,7 @@ class Session:
                     self.around.folder,
                     self.around.ranks,
                     model_dtype(stage.precision),
-                    lambda: requests.wanted is not None,
+                    lambda: requests.wanted is not None and (stepped or requests.signalled),
                 )
         except EvaluationStopped:
             flags = torch.tensor(requests.flags, device=self.around.ranks.device)

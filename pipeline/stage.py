@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from data.storage import Storage
 from pipeline.checkpoints.resume import open_whole
 from pipeline.distributed import join_ranks, leave_ranks, losses_named, rank_and_world_size
 from pipeline.engine import autocast, model_dtype
+from pipeline.errors import BEGUN_FILE
 from pipeline.evaluate import evaluate
 from pipeline.memory import out_of_memory
 from pipeline.monitor import Monitor
@@ -49,6 +51,8 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
         if ranks.leads:
             folder.freeze(plan, start_digest(recipe, name))
             folder.diary.begin(ranks.world_size)
+            if told := os.environ.get(BEGUN_FILE):
+                Path(told).touch()
         ranks.barrier()
         seconds = plan.stage.resources.time_limit_seconds
         limit = time_limit(seconds, signals.started, os.environ) if ranks.leads else None

@@ -126,6 +126,11 @@ class StopRequests:
         return None
 
     @property
+    def signalled(self) -> bool:
+        """Whether a signal came to this rank."""
+        return self._first is not None
+
+    @property
     def flags(self) -> list[float]:
         """1 at the reason for which this rank wants to stop and 0 at all others, to be summed over the ranks."""
         wanted = self.wanted

@@ -25,7 +25,7 @@ from pipeline.stopping import End
 
 log = logging.getLogger(__name__)
 
-SectionName = Literal["setup", "step", "save", "evaluation"]
+SectionName = Literal["setup", "step", "save", "evaluation", "all-reduce", "reading", "writing"]
 Phase = Literal["reading", "computing", "exchanging"]
 
 _POLL_SECONDS = 1.0

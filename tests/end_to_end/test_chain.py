@@ -62,8 +62,11 @@ def test_the_output_shows_progress_and_ends_with_the_table(chain: tuple[Path, st
 def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> None:
     folder = stage_folder(chain[0], "pretrain")
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
-        "recipe.yaml", "checkpoints", "tensorboard", "diary.jsonl", "logs", "result.json",
+        "recipe.yaml", "checkpoints", "tensorboard", "diary.jsonl", "logs", "progress.json", "result.json",
     }  # fmt: skip
+    progress = json.loads((folder / "progress.json").read_text())
+    assert (progress["step"], progress["steps"], progress["seconds_left"]) == (40, 40, 0.0)
+    assert progress["loss"] == pytest.approx(scalars(folder, "train/loss")[40])  # TensorBoard has it in float32
     assert "step 40/40  loss" in (folder / "logs" / "rank-00000.log").read_text()
     assert (folder / "logs" / "rank-00001.log").exists()
     classes = json.loads((folder / "result.json").read_text())["classes"]

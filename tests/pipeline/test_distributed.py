@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from pipeline.distributed import losses_named
+from pipeline.errors import DeviceFailed, LostRank
 from tests.command import environment
-
-pytestmark = pytest.mark.slow
 
 RANK = """
 import os
@@ -27,6 +29,33 @@ print(connect_store("test").check(["key"]))
 """
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        # There is no GPU here that could fail: these stand for what torch and NCCL raise.
+        (
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCompile with"),
+            DeviceFailed,
+            f"rank 3 on {socket.gethostname()}: its GPU failed (CUDA error: uncorrectable ECC error encountered)",
+        ),
+        (
+            dist.DistBackendError("NCCL error: remote process exited"),
+            LostRank,
+            "rank 3 lost another rank, whose log has the reason (NCCL error: remote process exited)",
+        ),
+        (RuntimeError("mat1 and mat2 do not fit"), RuntimeError, "mat1 and mat2 do not fit"),
+    ],
+)
+def test_what_is_lost_is_named(
+    error: RuntimeError, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(kind) as raised, losses_named():
+        raise error
+    assert (type(raised.value), str(raised.value)) == (kind, message)
+
+
+@pytest.mark.slow
 def test_no_timeout_comes_before_the_watchdog_and_stores_are_apart_by_name_and_restart() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe import EvaluateStage, TrainStage
 from pipeline.recipe_file import load_recipe
 
@@ -146,3 +146,17 @@ def test_yaml_aliases_are_copies(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, text), ["finetune.data.lanes=4"])
     assert recipe.stages["pretrain"].data.lanes == 64
     assert recipe.stages["finetune"].data.lanes == 4
+
+
+def test_all_mistakes_are_kept_and_the_first_is_told(tmp_path: Path) -> None:
+    wrong = ["pretrain.epochs=x", "seed=-1"]
+    with pytest.raises(SeveralErrors, match=r"seed: .* not -1 \(and 1 more\)$") as mistyped:
+        load_recipe(write(tmp_path, RECIPE), wrong)
+    assert [problem.partition(": ")[0] for problem in mistyped.value.problems] == [
+        "override seed=-1", "override pretrain.epochs=x"
+    ]  # fmt: skip
+    # What stands in `defaults` counts once, whatever stages there are.
+    text = RECIPE.replace("defaults:\n", "defaults:\n  sede: 1\n  stpes: {a: 1}\n", 1)
+    with pytest.raises(SeveralErrors, match="unknown key stages.pretrain.sede") as unknown:
+        load_recipe(write(tmp_path, text))
+    assert len(unknown.value.problems) == 2

@@ -1,0 +1,70 @@
+"""A sweep: one recipe as several runs that differ in the values of some settings."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One run of a sweep."""
+
+    name: str
+    settings: dict[str, str]
+    """What makes it differ, by the keys of overrides."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides that make it of the recipe."""
+        return [f"name={self.name}", *(f"{key}={value}" for key, value in self.settings.items())]
+
+
+def variations(name: str, sweeps: Sequence[str]) -> list[Variation]:
+    """Every combination of the values in `sweeps`, each `key=value,value...`, of the recipe `name`.
+
+    Raises:
+        ConfigError: one is not written so.
+    """
+    axes = []
+    for sweep in sweeps:
+        key, equals, text = sweep.partition("=")
+        # Commas inside brackets belong to a value.
+        values = [value.strip() for value in re.split(r",(?![^\[{]*[\]}])", text)]
+        if not equals or not key.strip() or not all(values):
+            raise ConfigError(
+                f"--sweep {sweep}: write it key=value,value, such as optimizer.peak_learning_rate=5e-4,1e-3"
+            )
+        if len(set(values)) < len(values):
+            raise ConfigError(f"--sweep {sweep}: a value is given twice")
+        axes.append([(key.strip(), value) for value in values])
+    found: list[Variation] = []
+    for choice in itertools.product(*axes):
+        settings = dict(choice)
+        if len(settings) < len(choice):
+            raise ConfigError("--sweep: a key is given twice; give it once, with all values")
+        own = "-".join([name, *(f"{key.rpartition('.')[2]}-{value}" for key, value in choice)])
+        own = re.sub(r"[^\w.\-]+", "_", own)
+        taken = {variation.name for variation in found}
+        found.append(Variation(own if own not in taken else f"{own}-{len(found)}", settings))
+    return found
+
+
+def sweep_file(recipe: Recipe) -> Path:
+    """Where the runs of a recipe's sweep are listed."""
+    return Path(recipe.runs) / f"{recipe.name}.sweep.json"
+
+
+def record(path: Path, found: Sequence[Variation]) -> None:
+    """Add runs to the list."""
+    before = json.loads(path.read_text())["settings"] if path.exists() else {}
+    settings = before | {variation.name: variation.settings for variation in found}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.writing")
+    unfinished.write_text(json.dumps({"runs": list(settings), "settings": settings}, indent=1) + "\n")
+    unfinished.replace(path)

@@ -1,0 +1,45 @@
+"""Recipes as tests submit them: small ones, on nodes without GPUs."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.submissions import Submission, SubmissionFolder
+from tests.command import coatnet
+from tests.recipes import write_recipe
+
+TWO_NODES = {"nodes": 2, "ranks": 2, "gpus_per_rank": 0, "cpus_per_rank": 1}
+
+
+def write_chain(folder: Path, shards: Path, **changes: Any) -> Path:
+    """`write_recipe` on two nodes without GPUs."""
+    return write_recipe(folder, shards, resources=TWO_NODES, **changes)
+
+
+def with_top_level(recipe: Path, **settings: Any) -> Path:
+    """The recipe with settings beside its stages, such as `shards` and `runs`."""
+    recipe.write_text(yaml.safe_dump({**settings, **yaml.safe_load(recipe.read_text())}, sort_keys=False))
+    return recipe
+
+
+def submit(recipe: Path, *arguments: str) -> str:
+    """`coatnet submit`, which must do it; returns what it says."""
+    done = coatnet("submit", recipe, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def submitted(runs: Path, name: str = "test") -> dict[str, Submission]:
+    """The newest job of each step of a recipe."""
+    return SubmissionFolder(runs / name / "slurm").newest()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Poll `condition` until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)

@@ -1,0 +1,160 @@
+"""Whole chains on a real cluster, with real ranks."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs.submissions import SubmissionFolder
+from tests.command import coatnet
+from tests.recipes import checkpoint_bytes, diary, write_recipe
+from tests.servers.slurm import SlurmCluster
+from tests.slurm.chains import submit, submitted, wait_until, with_top_level, write_chain
+
+pytestmark = pytest.mark.slow(seconds=30)
+STAGES = ("pretrain", "finetune", "evaluate")
+SHORT = {"log": {"every_steps": 1, "samples": True}}
+
+
+def results(runs: Path) -> dict[str, dict[str, object]]:
+    """What the stages came to, without how fast they were."""
+    found = {stage: json.loads((runs / "test" / stage / "result.json").read_text()) for stage in STAGES}
+    return {stage: result | {"images_per_second": None} for stage, result in found.items()}
+
+
+def samples(stage: Path) -> dict[str, str]:
+    """Which samples each rank was trained on."""
+    return {file.name: file.read_text() for file in sorted((stage / "samples").iterdir())}
+
+
+def logs(folder: SubmissionFolder) -> str:
+    return "\n".join(path.read_text() for path in sorted(folder.path.glob("*.log")))
+
+
+def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single_machine_does(
+    slurm: SlurmCluster, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-told")
+    building = {"source": str(pictures), "folder": "shards", "samples_per_shard": 7, "validation_per_class": 5}
+    here, there = tmp_path / "here", tmp_path / 'it\'s a "folder"\nof 100%j = $HOME'
+    for folder in (here, there):
+        recipe = write_recipe(folder, folder / "shards", **SHORT)
+        with_top_level(recipe, shards=building | {"parts": 2})
+    recipe, runs = there / "recipe.yaml", there / "runs"
+    asked = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1"]
+    said = submit(recipe, *asked)
+    assert said.count("submitted") == 5
+    jobs = submitted(runs)
+    assert list(jobs) == ["shards", "shards merge", *STAGES]
+
+    wait_until(lambda: slurm.job(jobs["pretrain"].job)["JobState"] == "RUNNING")
+    again = submit(recipe, *asked)
+    assert again.count("done") == 2  # the shards
+    assert again.count("left alone") == 3
+    assert submitted(runs) == jobs
+
+    locally = coatnet("run", here / "recipe.yaml")
+    assert locally.returncode == 0, locally.stderr
+    folder = SubmissionFolder(runs / "test" / "slurm")
+    wait_until(lambda: slurm.job(jobs["evaluate"].job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert {name: slurm.job(job.job)["JobState"] for name, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED"), (
+        logs(folder)
+    )
+    assert slurm.job(jobs["pretrain"].job)["NumNodes"] == "2"
+    assert results(runs) == results(here / "runs")
+    for stage in STAGES[:2]:
+        one, other = here / "runs" / "test" / stage, runs / "test" / stage
+        assert samples(one) == samples(other)
+        last = sorted(path.name for path in (one / "checkpoints").iterdir())[-1]
+        assert checkpoint_bytes(one / "checkpoints" / last) == checkpoint_bytes(other / "checkpoints" / last)
+    # The log of a job has what a person would see, and nothing else.
+    lines = folder.log("pretrain").read_text().splitlines()
+    assert lines[0].endswith("tasks")
+    assert all(line.startswith("pretrain  ") for line in lines[1:-1]), lines
+    assert lines[-1].endswith(f"job {jobs['pretrain'].job}: done")
+
+    told = [file for file in runs.rglob("*") if file.is_file() and b"not-to-be-told" in file.read_bytes()]
+    assert told == []
+
+    finished = submit(recipe, *asked)
+    assert finished.count("done") == 5
+    assert submitted(runs) == jobs
+
+
+def test_what_cannot_start_cancels_what_waits_for_it_and_calling_again_submits_both(
+    slurm: SlurmCluster, shards: Path, tmp_path: Path
+) -> None:
+    recipe, runs = write_chain(tmp_path, shards), tmp_path / "runs"
+    short = ["pretrain.steps=2", "pretrain.optimizer.warmup_steps=1", "finetune.steps=2"]
+    of_another_run = runs / "test" / "pretrain" / "recipe.yaml"
+    of_another_run.parent.mkdir(parents=True)
+    of_another_run.write_text("seed: 1")
+    submit(recipe, *short, "--no-doctor")
+    jobs = submitted(runs)
+    failed = slurm.wait_for(jobs["pretrain"].job, "FAILED", seconds=60)
+    assert (failed["ExitCode"], failed["Restarts"]) == ("78:0", "0")
+    log = SubmissionFolder(runs / "test" / "slurm").log("pretrain")
+    assert f"failed with exit code 78, not requeued: {runs}/test/pretrain holds a run with other" in log.read_text()
+    for stage in STAGES[1:]:
+        assert slurm.wait_for(jobs[stage].job, "CANCELLED")["Reason"] in ("DependencyNeverSatisfied", "Dependency")
+
+    of_another_run.unlink()
+    assert submit(recipe, *short).count("submitted") == 3
+    wait_until(lambda: (runs / "test" / "evaluate" / "result.json").exists())
+
+
+def test_a_template_submitted_by_hand_on_more_nodes(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
+    write_chain(tmp_path, shards)
+    place = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", f"--chdir={tmp_path}"]
+    template = Path(__file__).parents[2] / "slurm" / "pretrain.sbatch"
+    job = slurm.run(
+        "sbatch", "--parsable", *place, str(template), "recipe.yaml", "pretrain", "pretrain.steps=5"
+    ).strip()
+    wait_until(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"))
+    log = tmp_path / f"coatnet-pretrain-{job}.log"
+    assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()
+    begin = diary(tmp_path / "runs" / "test" / "pretrain")[0]
+    assert (begin["event"], begin["ranks"]) == ("begin", 2)
+
+
+def test_a_dry_run_prints_commands_that_do_what_it_would(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
+    recipe = with_top_level(
+        write_chain(tmp_path / "it's odd", shards), shards={"source": "x", "folder": "y", "parts": 2}
+    )
+    printed = submit(recipe, "--dry-run", "--no-doctor", "resources.constraint=a&b", "resources.partition=low")
+    assert not (tmp_path / "it's odd" / "runs").exists()
+    assert slurm.run("squeue", "--noheader") == ""
+    script = (
+        printed.replace("--job-name=", "--hold --job-name=")
+        .replace("--constraint='a&b'", "")
+        .replace("'--constraint=a&b'", "")
+    )
+    (tmp_path / "it's odd" / "runs" / "test" / "slurm").mkdir(parents=True)
+    subprocess.run(["bash", "-euc", script], check=True, env=None, capture_output=True)
+    listed = slurm.run("squeue", "--noheader", "--sort=i", "--format=%j|%P|%E|%D").splitlines()
+    numbers = [line.split("|") for line in listed]
+    assert [name for name, *_ in numbers] == [
+        "test.shards",
+        "test.shards-merge",
+        *(f"test.{stage}" for stage in STAGES),
+    ]
+    assert {partition for _, partition, *_ in numbers[2:]} == {"low"}
+    assert all("afterok:" in waits for _, _, waits, _ in numbers[1:])
+    assert [nodes for *_, nodes in numbers] == ["1", "1", "2", "2", "2"]
+
+
+def test_a_sweep_is_a_run_for_each_value(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
+    recipe = write_chain(tmp_path, shards)
+    said = submit(recipe, "--sweep", "pretrain.optimizer.peak_learning_rate=1e-3,3e-3", "resources.flags=[--hold]")
+    names = [f"test-peak_learning_rate-{rate}" for rate in ("1e-3", "3e-3")]
+    for name, rate in zip(names, (1e-3, 3e-3), strict=True):
+        assert name in said
+        frozen = SubmissionFolder(tmp_path / "runs" / name / "slurm").recipe.read_text()
+        assert f"peak_learning_rate: {rate}" in frozen
+        assert list(submitted(tmp_path / "runs", name)) == list(STAGES)
+    swept = json.loads((tmp_path / "runs" / "test.sweep.json").read_text())
+    assert "coatnet logs -f " in said
+    assert f"runs/{names[0]}\n" in said
+    assert swept["runs"] == names
+    assert swept["settings"][names[0]] == {"pretrain.optimizer.peak_learning_rate": "1e-3"}

@@ -1,0 +1,146 @@
+"""`coatnet doctor` beside a real Slurm: what it would take, and the nodes tried by a job."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.examination import examine
+from pipeline.examination.finding import Finding
+from pipeline.recipe_file import load_recipe
+from pipeline.run_folder import run_folder
+from tests.command import Process, coatnet, start
+from tests.recipes import write_recipe
+from tests.servers.slurm import SlurmCluster
+
+pytestmark = pytest.mark.slow
+
+NODES = "there are: " + ", ".join(
+    f"{partition} 4 x (4 processors, 4 GiB, gpu:4)" for partition in ("main", "low", "lowgrace", "high")
+)
+CPUS = {"ranks": 2, "nodes": 2, "gpus_per_rank": 0}
+
+
+def requests(folder: Path, shards: Path, *overrides: str, stages: tuple[str, ...] = ("pretrain",)) -> list[Finding]:
+    """What is found of jobs: all that Slurm says."""
+    recipe = load_recipe(write_recipe(folder, shards, resources=CPUS), list(overrides))
+    return [finding for finding in examine(recipe, stages, slurm=True) if "Slurm" in finding.what]
+
+
+def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster
+) -> None:
+    first, second, clock = requests(tmp_path, shards, stages=("pretrain", "evaluate"))
+    assert (first.where, second.where) == ("pretrain", "evaluate")
+    for finding in (first, second):
+        assert finding.level == "ok"
+        assert finding.what.startswith("Slurm takes the job: it would start at 20")
+        assert finding.what.endswith(" on nodes node[1-2] in partition main")
+    assert clock == Finding("ok", "", "clock: Slurm's controller agrees with this machine's")
+    assert slurm.run("squeue", "--noheader") == ""
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "mend"),
+    [
+        ("resources.nodes=9 resources.ranks=9", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
+        ("resources.memory_gigabytes=900", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
+        ("resources.partition=nope", "invalid partition specified: nope", "set resources.partition; there are: high, low, lowgrace, main"),
+        ("resources.constraint=fast", "Invalid feature specification", "correct resources.constraint"),
+        ("resources.flags=[--bogus]", 'unrecognized option \'--bogus\' Try "sbatch --help" for more information', "correct resources.flags"),
+    ],
+)  # fmt: skip
+def test_what_slurm_refuses_is_told_with_what_there_is(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster, override: str, said: str, mend: str
+) -> None:
+    refused = requests(tmp_path, shards, "batch.global_size=18", "data.lanes=6", *override.split())[0]
+    assert refused == Finding("error", "pretrain", f"Slurm refuses the job: {said}", mend)
+
+
+def test_a_job_for_nodes_of_which_one_is_down_is_only_doubtful(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster
+) -> None:
+    slurm.fail_node("node4")
+    refused = requests(tmp_path, shards, "batch.global_size=12", "resources.nodes=4", "resources.ranks=4")[0]
+    assert refused.level == "warning"
+    assert "is not available, since nodes are down or drained: 1" in refused.what
+    assert refused.mend.startswith("it may wait for them; or ask for less")
+
+
+def test_jobs_that_build_shards_are_tried_and_stages_that_are_done_are_not(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, shards))
+    folder = run_folder(recipe, "pretrain")
+    folder.create()
+    folder.finish({"stage": "pretrain"})
+    build = f"shards={{source: {tmp_path}, folder: built, resources: {{partition: nope}}}}"
+    refused, _ = requests(tmp_path, shards, build)
+    assert (refused.level, refused.where) == ("error", "shards")
+    assert refused.what == "Slurm refuses the job: invalid partition specified: nope"
+
+
+def test_a_controller_that_does_not_answer_is_told(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.kill_controller()
+    monkeypatch.setattr("jobs.slurm._ANSWER_SECONDS", 2)
+    (finding,) = requests(tmp_path, shards)
+    assert (finding.level, finding.mend) == ("error", "try again later, or ask those who run it")
+    assert finding.what.startswith("Slurm does not answer: sbatch: ")
+
+
+@pytest.mark.slow(seconds=15)
+def test_the_nodes_are_tried_by_a_job_with_the_resources_of_the_stage(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster
+) -> None:
+    recipe = write_recipe(tmp_path, shards, resources=CPUS)
+    done = coatnet("doctor", recipe, "--nodes", "--seconds=0.3", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    assert [one for one in found if one["level"] != "ok"] == []
+    assert [one["what"].partition(":")[0] for one in found[-4:]] == ["nodes", "all-reduce", "reading", "checkpoints"]
+    assert found[-4]["what"] == "nodes: 2 ranks on 2 agree in versions and clocks, and can start the stage"
+    record = slurm.run("scontrol", "--oneliner", "show", "jobs")
+    assert "JobName=test.doctor " in record
+    assert "TimeLimit=00:10:00" in record
+    assert "Requeue=0" in record
+
+
+def _until(condition: Callable[[], bool], process: Process) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow(seconds=15)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_the_job_is_cancelled_with_the_command(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster, number: signal.Signals, code: int
+) -> None:
+    slurm.run("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
+    process = start("doctor", write_recipe(tmp_path, shards, resources=CPUS), "--nodes", "--seconds=600")
+    _until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)
+    os.kill(process.pid, number)
+    assert process.wait(60) == code
+    assert "test.doctor" not in slurm.run("squeue", "--noheader", "--format=%j %T")
+
+
+@pytest.mark.slow(seconds=15)
+def test_a_job_that_ends_early_is_told_with_its_last_words(shards: Path, tmp_path: Path, slurm: SlurmCluster) -> None:
+    recipe = write_recipe(tmp_path, shards, resources=CPUS)
+    site = {"COATNET_CONTAINER": "image", "COATNET_CONTAINER_RUNTIME": "docker"}
+    done = coatnet("doctor", recipe, "--nodes", "--stage=pretrain", "--json", **site)
+    assert done.returncode == 78, done.stdout + done.stderr
+    found = json.loads(done.stdout)[-1]
+    assert "ended as FAILED: " in found["what"]
+    assert found["what"].endswith("COATNET_CONTAINER_RUNTIME is docker; it must be pyxis or apptainer")
+    assert found["mend"] == f"see {tmp_path}/runs/test/doctor/pretrain.log"

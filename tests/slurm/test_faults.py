@@ -1,0 +1,138 @@
+"""A run on a cluster that meets everything a cluster has, and ends as if nothing had happened."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.command import coatnet
+from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
+from tests.servers.slurm import SlurmCluster
+from tests.slurm.chains import submit, submitted, wait_until, write_chain
+
+pytestmark = pytest.mark.slow(seconds=90)
+STEPS = 260
+SETTINGS = [f"pretrain.steps={STEPS}", "pretrain.checkpoint.every_steps=3"]
+FINAL = f"checkpoints/step-{STEPS:08d}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the same pretraining on one machine."""
+    recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
+    done = coatnet("train", recipe, "pretrain", *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    return recipe.parent / "runs" / "test" / "pretrain"
+
+
+class Job:
+    """A submitted pretraining."""
+
+    def __init__(self, slurm: SlurmCluster, recipe: Path, *settings: str) -> None:
+        self.slurm = slurm
+        submit(recipe, *SETTINGS, *settings)
+        self.number = submitted(recipe.parent / "runs")["pretrain"].job
+        self.run = recipe.parent / "runs" / "test" / "pretrain"
+        self.log = recipe.parent / "runs" / "test" / "slurm" / "pretrain.log"
+        self.starts = 1
+
+    def wait_for_steps(self, count: int = 3) -> None:
+        """Wait until this start has taken some steps and saved."""
+
+        def saves() -> int:
+            entries = diary(self.run) if (self.run / "diary.jsonl").exists() else []
+            starts = [n for n, entry in enumerate(entries) if entry["event"] == "begin"]
+            here = entries[starts[-1] :] if len(starts) == self.starts else []
+            return sum(entry["event"] == "save" for entry in here)
+
+        wait_until(lambda: saves() >= count)
+
+    def goes_on(self) -> None:
+        """The start is over, and the next one comes soon."""
+        self.starts += 1
+        wait_until(lambda: self.slurm.job(self.number)["Restarts"] == str(self.starts - 1))
+        self.slurm.requeue_now(self.number)
+
+    def rank(self, node: str) -> psutil.Process:
+        """The rank on a node."""
+        ranks = [one for one in self.slurm.processes(node) if one.name().startswith(("python", "coatnet"))]
+        return next(rank for rank in ranks if rank.cmdline()[-2:-1] == [str(self.log.parent / "recipe.yaml")])
+
+
+def test_a_run_survives_whatever_a_cluster_does_to_it(
+    slurm: SlurmCluster, undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_chain(tmp_path, shards)
+    job = Job(slurm, recipe, "pretrain.resources.partition=low", "finetune.resources.flags=[--hold]")
+
+    job.wait_for_steps()
+    job.rank("node2").kill()
+    job.goes_on()
+
+    job.wait_for_steps()
+    slurm.run("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
+    job.goes_on()
+
+    # A save is made every three steps: many are in flight when the power goes.
+    job.wait_for_steps()
+    slurm.fail_node(slurm.job(job.number)["NodeList"].replace("[", "").partition("-")[0].partition(",")[0])
+    job.goes_on()
+
+    job.wait_for_steps()
+    wait_until(lambda: any(job.run.glob("checkpoints/.*step*")) or (job.run / "result.json").exists())
+    slurm.fail_node("node2" if "2" in slurm.job(job.number)["NodeList"] else "node3")
+    job.goes_on()
+    slurm.start_node("node1")
+
+    job.wait_for_steps()
+    slurm.kill_controller()
+    slurm.start_controller()
+
+    wait_until(lambda: (job.run / "result.json").exists(), 120)
+    wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
+    begun = [entry for entry in diary(job.run) if entry["event"] == "begin"]
+    assert len(begun) == job.starts == 5
+    assert checkpoint_bytes(job.run / FINAL) == checkpoint_bytes(undisturbed / FINAL)
+    assert scalars(job.run, "train/loss") == scalars(undisturbed, "train/loss")
+
+
+def test_a_run_longer_than_its_time_limit_requeues_itself_as_often_as_it_takes(
+    slurm: SlurmCluster, undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
+    steps = 2
+    recipe = write_chain(tmp_path, shards)
+    # Slurm counts minutes; of the half minute that the recipe allows, nothing is left after a step.
+    short = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=1"]
+    job = Job(slurm, recipe, *short, "pretrain.resources.time_limit=0:00:30", "finetune.resources.flags=[--hold]")
+    for _ in range(steps):  # after the last of which it evaluates, however near the limit is
+        job.goes_on()
+    wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
+    reasons = [entry["reason"] for entry in diary(job.run) if entry["event"] == "stop"]
+    assert reasons == ["the time limit"] * steps
+    assert f"requeued: stopped by the time limit after step 1, saved as step-{1:08d}; the same" in job.log.read_text()
+
+    alone = write_recipe(tmp_path / "alone", shards)
+    done = coatnet("train", alone, "pretrain", *short)
+    assert done.returncode == 0, done.stderr
+    final = f"checkpoints/step-{steps:08d}"
+    assert checkpoint_bytes(job.run / final) == checkpoint_bytes(alone.parent / "runs/test/pretrain" / final)
+
+
+def test_three_starts_without_progress_end_the_chain_and_say_why(
+    slurm: SlurmCluster, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_chain(tmp_path, shards)
+    job = Job(slurm, recipe, "pretrain.checkpoint.every_steps=260")
+    for _ in range(3):
+        log = job.run / "logs" / "rank-00000.log"
+        wait_until(lambda: log.exists() and log.read_text().count("step 3/260") == job.starts)  # noqa: B023
+        os.kill(job.rank("node1").pid, signal.SIGKILL)
+        job.goes_on()
+    wait_until(lambda: slurm.job(job.number)["JobState"] == "FAILED")
+    assert slurm.job(job.number)["ExitCode"] == "70:0"
+    assert "failed with exit code 70, not requeued" in job.log.read_text()
+    assert "3 starts in a row ended without a new checkpoint" in job.log.read_text()
+    waiting = submitted(tmp_path / "runs")["finetune"].job
+    assert slurm.wait_for(waiting, "CANCELLED")["Restarts"] == "0"

@@ -1,0 +1,308 @@
+"""What a job does with how its tasks end: real jobs, whose tasks are a small script instead of a rank."""
+
+import os
+import shlex
+import shutil
+import signal
+import stat
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.slurm import SlurmCluster
+
+pytestmark = pytest.mark.slow
+TEMPLATES = Path(__file__).parents[2] / "slurm"
+PLACE = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
+
+Submit = Callable[..., str]
+
+
+@pytest.fixture
+def submit(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
+    """Submits a template whose tasks run the given lines of shell as `coatnet`; the log is `log` in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def submitted(
+        task: str,
+        *arguments: str,
+        template: str = "pretrain",
+        options: tuple[str, ...] = (),
+        folder: Path = TEMPLATES,
+    ) -> str:
+        program = tmp_path / "coatnet"
+        program.write_text(f"#!/usr/bin/env bash\n{task}\n")
+        program.chmod(stat.S_IRWXU)
+        monkeypatch.setenv("COATNET", str(program))
+        script = str(folder / f"{template}.sbatch")
+        return slurm.run("sbatch", "--parsable", "--output=log", *PLACE, *options, script, *arguments).strip()
+
+    return submitted
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "log").read_text() if (folder / "log").exists() else ""
+
+
+def log_of(folder: Path) -> list[str]:
+    """The lines that launch.sh itself wrote."""
+    lines = [line for line in text_of(folder).splitlines() if " job " in line and line[:2] == "20"]
+    return [line.partition(": ")[2] for line in lines]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def notes(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".coatnet-job-*")]
+
+
+def test_tasks_learn_who_they_are_and_get_their_arguments_unchanged(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    task = (
+        'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $(hostname) $OMP_NUM_THREADS" > "task $RANK"\n'
+        'printf "%s|" "$@" > "arguments $RANK"; echo "$MASTER_PORT" > "port $RANK"'
+    )
+    odd = ["a b", 'it\'s "quoted"', "line\nline", "100%j", "back\\slash", "$HOME *"]
+    job = submit(task, "recipe.yaml", "", *odd, options=("--ntasks-per-node=2",))
+    slurm.wait_for(job, "COMPLETED")
+    for rank in range(4):
+        assert (tmp_path / f"task {rank}").read_text() == f"{rank} {rank % 2} 4 2 node1 node{rank // 2 + 1} 1\n"
+        assert (tmp_path / f"arguments {rank}").read_text() == "|".join(["train", "recipe.yaml", "pretrain", *odd, ""])
+        assert (tmp_path / f"port {rank}").read_text() == (tmp_path / "port 0").read_text()
+    assert log_of(tmp_path) == ["start 0 on node[1-2], 4 tasks", "done"]
+    assert notes(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "said"),
+    [
+        # The first cause counts, and not the greatest code of those that end because of it.
+        (
+            'if [ "$RANK" = 1 ]; then printf "78\\nthe recipe is wrong\\n" > "$COATNET_CAUSE_FILE"; exit 78; fi; exec sleep 60',
+            "78",
+            "failed with exit code 78, not requeued: the recipe is wrong",
+        ),
+        (
+            'if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; kill -9 $$',
+            "70",
+            "failed with exit code 70, not requeued: losses\nare nan",
+        ),
+        (
+            'printf "1\\nTypeError: no\\n" > "$COATNET_CAUSE_FILE"; exit 1',
+            "1",
+            "failed with exit code 1, not requeued: TypeError: no",
+        ),
+        ("exit 2", "2", "failed with exit code 2, not requeued: srun ended with 2"),
+    ],
+)
+def test_what_would_fail_again_is_not_requeued(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, task: str, code: str, said: str
+) -> None:
+    job = slurm.wait_for(submit(task, "recipe.yaml"), "FAILED")
+    assert (job["Restarts"], job["ExitCode"]) == ("0", f"{code}:0")
+    assert said in (tmp_path / "log").read_text()
+    assert notes(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ('printf "75\\nthe storage is down\\n" > "$COATNET_CAUSE_FILE"; exit 75', "requeued: the storage is down"),
+        (
+            'if [ "$RANK" = 1 ]; then kill -9 $$; fi; exec sleep 60',
+            "requeued: srun ended with 1",
+        ),  # 137, or 143 of the other
+        ("exit 1", "requeued: srun ended with 1"),  # as srun itself does where it loses a node
+    ],
+)
+def test_what_passes_is_requeued_and_tries_again(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, trouble: str, said: str
+) -> None:
+    task = f'touch "$COATNET_BEGUN_FILE" "begun $RANK"; [ ! -e mended ] || exit 0\n{trouble}'
+    job = submit(task.replace("\n", "\nuntil [ -e mended ]; do sleep 0.1; done\n", 1), "recipe.yaml")
+    wait_until(lambda: all((tmp_path / f"begun {rank}").exists() for rank in (0, 1)))
+    (tmp_path / "mended").touch()
+    wait_until(lambda: len(log_of(tmp_path)) == 2)
+    slurm.requeue_now(job)
+    assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
+    start, requeued, again, done = log_of(tmp_path)
+    assert (start, again, done) == ("start 0 on node[1-2], 2 tasks", "start 1 on node[1-2], 2 tasks", "done")
+    assert requeued.startswith(said)
+    assert notes(tmp_path) == []
+
+
+def test_a_template_without_a_recipe_says_what_it_wants(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    slurm.wait_for(submit("exit 0"), "FAILED")
+    assert "1: which RECIPE?" in (tmp_path / "log").read_text()
+
+
+def test_starts_that_do_not_even_begin_are_given_up_after_three(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    job = submit("kill -9 $$", "recipe.yaml")
+    for _ in range(2):
+        slurm.requeue_now(job)
+        slurm.wait_for(job, "RUNNING", "FAILED")
+    ended = slurm.wait_for(job, "FAILED")
+    assert (ended["Restarts"], ended["ExitCode"]) == ("2", "70:0")
+    assert log_of(tmp_path)[-1].startswith("failed: 3 starts in a row ended before the run began (srun ended with 1")
+    assert notes(tmp_path) == []
+
+
+SAVES = """
+trap 'printf "75\\nsaved\\n" > "$COATNET_CAUSE_FILE"; exit 75' TERM USR2
+touch "$COATNET_BEGUN_FILE" running
+[ ! -e mended ] || exit 0
+while :; do sleep 0.1; done
+"""
+
+
+def test_a_cancelled_job_saves_and_does_not_come_back(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    job = submit(SAVES, "recipe.yaml")
+    wait_until((tmp_path / "running").exists)
+    slurm.run("scancel", job)
+    wait_until(lambda: len(log_of(tmp_path)) == 2)
+    assert log_of(tmp_path)[1] == "ended as COMPLETING None: saved"
+    assert slurm.wait_for(job, "CANCELLED")["Restarts"] == "0"
+
+
+@pytest.mark.slow(seconds=40)
+def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = {}
+    for name, signal_option, seconds in (("told", "USR2@120", 90), ("ended", "URG@1", 1)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        jobs[name] = submit(SAVES, "recipe.yaml", options=(f"--signal={signal_option}", "--time=10"))
+        wait_until((tmp_path / name / "running").exists)
+        (tmp_path / name / "mended").touch()
+        slurm.end_soon(jobs[name], seconds)
+    for name, job in jobs.items():
+        wait_until(lambda: len(log_of(tmp_path / name)) == 2, 90)  # noqa: B023
+        slurm.requeue_now(job)
+        assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
+        assert log_of(tmp_path / name)[1] == "requeued: saved"
+
+
+@pytest.mark.parametrize("partition", ["low", "lowgrace"])
+def test_a_preempted_job_comes_back(slurm: SlurmCluster, submit: Submit, tmp_path: Path, partition: str) -> None:
+    job = submit(SAVES, "recipe.yaml", options=(f"--partition={partition}", "--exclusive"))
+    wait_until((tmp_path / "running").exists)
+    (tmp_path / "mended").touch()
+    high = ["--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    slurm.run("sbatch", "--parsable", *high)
+    wait_until(lambda: slurm.job(job)["Restarts"] == "1")
+    slurm.requeue_now(job)
+    assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
+
+
+def test_the_templates_are_found_whatever_their_folder_is_called(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    odd = tmp_path / 'it\'s a "folder"\nof =templates'
+    shutil.copytree(TEMPLATES, odd)
+    (odd / "site.sh").write_text("export OMP_NUM_THREADS=3\n")
+    job = submit('echo "$OMP_NUM_THREADS" > said', "recipe.yaml", folder=odd)
+    slurm.wait_for(job, "COMPLETED")
+    assert (tmp_path / "said").read_text() == "3\n"
+
+
+STAND_IN = """#!/usr/bin/env bash
+# In place of a program that is not there: writes down its arguments, then runs what would run in the container.
+printf '%s\\n' "$@" > "stand-in-$SLURM_PROCID"
+while [ "$1" != bash ]; do shift; done
+exec "$@"
+"""
+
+
+def test_tasks_run_in_a_container_by_apptainer(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "apptainer").write_text(STAND_IN)
+    (tmp_path / "bin" / "apptainer").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("COATNET_CONTAINER", "an image.sif")
+    monkeypatch.setenv("COATNET_CONTAINER_RUNTIME", "apptainer")
+    monkeypatch.setenv("COATNET_CONTAINER_MOUNTS", "/data\n/scratch:/tmp")
+    job = submit('echo "$RANK of $WORLD_SIZE" > "task $RANK"', "recipe.yaml")
+    slurm.wait_for(job, "COMPLETED")
+    assert (tmp_path / "task 1").read_text() == "1 of 2\n"
+    said = (tmp_path / "stand-in-1").read_text().splitlines()
+    assert said[: said.index("bash")] == [
+        "exec", "--nv", "--pwd", str(tmp_path), "--bind", "/data", "--bind", "/scratch:/tmp", "--bind", str(tmp_path),
+        "--bind", str(TEMPLATES), "an image.sif",
+    ]  # fmt: skip
+
+
+def test_tasks_run_in_a_container_by_pyxis(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pyxis is a plugin of srun that this Slurm does not have: its options are taken out again, and looked at.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text(
+        "#!/usr/bin/env bash\n"
+        'for word in "$@"; do case $word in --container-*) echo "$word" >> options;; *) words+=("$word");; esac; done\n'
+        f'exec {shlex.quote(str(shutil.which("srun")))} "${{words[@]}}"\n'
+    )
+    (tmp_path / "bin" / "srun").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("COATNET_CONTAINER", "registry#image")
+    monkeypatch.setenv("COATNET_CONTAINER_MOUNTS", "/data\n/scratch:/tmp")
+    job = submit('echo "$RANK of $WORLD_SIZE" > "task $RANK"', "recipe.yaml")
+    slurm.wait_for(job, "COMPLETED")
+    assert (tmp_path / "task 1").read_text() == "1 of 2\n"
+    assert (tmp_path / "options").read_text().splitlines() == [
+        "--container-image=registry#image",
+        f"--container-mounts=/data:/data,/scratch:/tmp,{tmp_path}:{tmp_path},{TEMPLATES}:{TEMPLATES}",
+        f"--container-workdir={tmp_path}",
+    ]
+
+
+def test_shards_are_read_by_an_array_and_merged(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    task = 'printf "%s|" "$@" > "arguments $SLURM_ARRAY_TASK_ID"'
+    options = ("--array=1-3", "--nodes=1", "--ntasks-per-node=1")
+    parts = submit(task, "build", "a source", "shards", "--seed=1", template="shards", options=options)
+    merge = submit(task, "merge", "shards", template="shards", options=("--nodes=1", f"--dependency=afterok:{parts}"))
+    slurm.wait_for(merge, "COMPLETED")
+    for number in (1, 2, 3):
+        said = (tmp_path / f"arguments {number}").read_text()
+        assert said == f"shards|build|a source|shards|--seed=1|--part={number}/3|"
+    assert (tmp_path / "arguments ").read_text() == "shards|merge|shards|"
+
+
+def test_tensorboard_says_how_to_reach_it_and_answers(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").symlink_to(Path(sys.executable).with_name("tensorboard"))
+    submit("", str(tmp_path), template="tensorboard", options=("--nodes=1",))
+    wait_until(lambda: "http://localhost:" in text_of(tmp_path))
+    port = text_of(tmp_path).partition("http://localhost:")[2].partition("/")[0]
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=5) as page:
+                return bool(page.status == 200)
+        except OSError:
+            return False
+
+    wait_until(answers)
+
+
+def test_signals_reach_the_ranks_and_not_only_srun(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    task = 'trap \'touch "heard $RANK"; exit 0\' USR1\ntouch "running $RANK"\nwhile :; do sleep 0.1; done'
+    job = submit(task, "recipe.yaml")
+    wait_until(lambda: all((tmp_path / f"running {rank}").exists() for rank in (0, 1)))
+    slurm.run("scancel", f"--signal={signal.SIGUSR1.name.removeprefix('SIG')}", job)
+    slurm.wait_for(job, "COMPLETED")
+    assert (tmp_path / "heard 0").exists()
+    assert (tmp_path / "heard 1").exists()

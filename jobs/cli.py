@@ -7,15 +7,18 @@ import typer
 from rich.console import Console
 
 from jobs.bench import bench
+from jobs.cancel import cancel
 from jobs.checkpoints import checkpoints
 from jobs.doctor import doctor
 from jobs.export import export
 from jobs.inspect_shards import index, show, verify
+from jobs.logs import logs
 from jobs.models import models
 from jobs.order import order
 from jobs.outcome import end_process, reported
 from jobs.recipes_command import recipes
 from jobs.shards import shards
+from jobs.status import status
 from jobs.submit_command import submit
 from pipeline.stopping import StopSignals
 
@@ -34,6 +37,9 @@ app.add_typer(checkpoints, name="checkpoints")
 app.command()(models)
 app.command()(order)
 app.command()(export)
+app.command()(status)
+app.command()(cancel)
+app.command()(logs)
 app.command()(doctor)
 app.command()(submit)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import environment
+from tests.jobs.runs import MadeRun
 from tests.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,15 @@ def test_what_reads_a_recipe_and_looks_at_shards_does_without_torch(shards: Path
     modules = imported(f"from pathlib import Path\n{program}", write_recipe(tmp_path, shards))
     assert "pipeline.plan" in modules
     assert modules.isdisjoint({"torch", "deepspeed"})
+
+
+def test_a_look_at_run_folders_does_without_numpy_and_pydantic(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path)
+    run.freeze()
+    run.note("pretrain", "begin")
+    modules = imported("from pathlib import Path\nfrom jobs.status import status; status(Path(sys.argv[1]))", run.path)
+    assert "jobs.stage_status" in modules
+    assert modules.isdisjoint({"torch", "deepspeed", "numpy", "pydantic"})
 
 
 def test_a_rank_that_compiles_nothing_does_without_the_compiler(shards: Path, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Run folders in every condition, made by hand: what stages and jobs would leave behind."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from jobs import slurm
+from jobs.cli import app
+from jobs.slurm import Job
+from jobs.submissions import FOLDER, Submission, SubmissionFolder
+from pipeline.progress import Progress
+from pipeline.run_folder import RunFolder
+
+
+def at(seconds: float, style: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """The time so many seconds ago."""
+    return time.strftime(style, time.localtime(time.time() - seconds))
+
+
+class MadeRun:
+    """A run `runs/<name>` in `folder`."""
+
+    def __init__(self, folder: Path, name: str = "small") -> None:
+        self.name = name
+        self.path = folder / "runs" / name
+        self.submissions = SubmissionFolder(self.path / FOLDER)
+
+    def freeze(self, **stages: dict[str, Any]) -> None:
+        """What `coatnet submit` writes first; by default of a chain of two stages."""
+        self.submissions.path.mkdir(parents=True, exist_ok=True)
+        stages = stages or {"pretrain": {"task": "train", "steps": 40}, "finetune": {"task": "train", "steps": 6}}
+        recipe = {"name": self.name, "runs": str(self.path.parent), "stages": stages}
+        self.submissions.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+    def submit(self, stage: str, job: str, *options: str, ago: float = 600) -> None:
+        """Record a job."""
+        self.submissions.path.mkdir(parents=True, exist_ok=True)
+        submission = Submission(stage, job, ["sbatch", "--parsable", *options], time.time() - ago)
+        with open(self.submissions.path / "submissions.jsonl", "a") as record:
+            content = {name: getattr(submission, name) for name in Submission.__slots__}
+            record.write(json.dumps(content) + "\n")
+
+    def log(self, stage: str, *lines: str, task: str = "") -> Path:
+        """Lines in the log of a stage's jobs."""
+        self.submissions.path.mkdir(parents=True, exist_ok=True)
+        path = self.submissions.path / f"{stage.replace(' ', '-')}{task}.log"
+        with open(path, "a") as log:
+            log.write("".join(f"{line}\n" for line in lines))
+        return path
+
+    def stage(self, name: str) -> RunFolder:
+        """The run folder of a stage, as a start makes it."""
+        folder = RunFolder(self.path / name)
+        folder.create()
+        return folder
+
+    def note(self, stage: str, event: str, ago: float = 0, **facts: Any) -> None:
+        """An entry in the diary, so many seconds old."""
+        entry = {"time": at(ago, "%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        with open(self.stage(stage).diary.path, "a") as diary:
+            diary.write(json.dumps(entry) + "\n")
+
+    def progress(self, stage: str, step: int, steps: int, ago: float = 0, left: float | None = None) -> None:
+        """What a training stage publishes, so many seconds old."""
+        Progress(step, steps, 1.25, 512.0, left, time.time() - ago).write(self.stage(stage).progress)
+
+    def finish(self, stage: str, steps: int = 40) -> None:
+        """As a stage does that is done."""
+        checkpoint = f"{stage}/checkpoints/step-{steps:08d}"
+        result = {"steps": steps, "images_per_second": 480.5, "checkpoint": checkpoint, "validation": {"top1": 0.75}}
+        self.stage(stage).finish(result)
+
+    def exit(self, stage: str, code: int, message: str, rank: int = 0, ago: float = 0) -> None:
+        """What the log of a rank ends with."""
+        record = logging.LogRecord("test", logging.ERROR, "", 0, "exit %d: %s", (code, message), None)
+        record.created, record.msecs = time.time() - ago, 0
+        line = logging.Formatter("%(asctime)s %(levelname)s %(message)s").format(record)
+        with open(self.stage(stage).log_file(rank), "a") as log:
+            log.write(line + "\n")
+
+
+def status(*arguments: str | Path) -> Result:
+    """`coatnet status` in this process."""
+    return CliRunner().invoke(app, ["status", *map(str, arguments)])
+
+
+def rows(*arguments: str | Path) -> list[dict[str, Any]]:
+    """What it tells programs of each stage."""
+    result = status(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    stages: list[dict[str, Any]] = json.loads(result.stdout)["stages"]
+    return stages
+
+
+def row(*arguments: str | Path) -> dict[str, Any]:
+    """The first one."""
+    return rows(*arguments)[0]
+
+
+def lines(result: Result) -> list[list[str]]:
+    """The words of each line."""
+    assert result.exit_code == 0, result.output
+    return [line.split() for line in result.output.splitlines()]
+
+
+def slurm_says(monkeypatch: pytest.MonkeyPatch, *jobs: Job) -> None:
+    """Stand in for Slurm, with these jobs."""
+    known = {job.number: job for job in jobs}
+    monkeypatch.setattr(slurm, "jobs", lambda numbers: {one: known.get(one, Job(one, "UNKNOWN")) for one in numbers})
+
+
+@contextmanager
+def running(run: MadeRun, stage: str) -> Iterator[None]:
+    """While a process holds the stage's folder."""
+    lock = run.stage(stage).lock()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -103,12 +103,11 @@ def stage_options(recipe: Recipe, name: str, folder: SubmissionFolder) -> list[s
     """The options of sbatch for stage `name`, but for what it waits for."""
     stage = recipe.stages[name]
     asked = stage.resources
-    cpus = asked.cpus_per_rank or stage.data.workers + asked.threads_per_rank
     return [
         *_place(recipe, name, folder, folder.log(name).name),
         f"--nodes={asked.nodes}",
         f"--ntasks-per-node={asked.ranks_per_node}",
-        f"--cpus-per-task={cpus}",
+        f"--cpus-per-task={asked.cpus_per_rank or stage.busy_threads}",
         f"--gpus-per-node={asked.ranks_per_node * asked.gpus_per_rank}",
         f"--signal=USR2@{_seconds_before_the_end(stage)}",
         *_job_options(asked),

@@ -60,6 +60,11 @@ class Stage(Section):
     watchdog: Watchdog = Watchdog()
     resources: Resources = Resources()
 
+    @property
+    def busy_threads(self) -> int:
+        """Threads of a rank that want a processor each."""
+        return self.data.workers + (0 if self.resources.gpus_per_rank else self.resources.threads_per_rank)
+
     @model_validator(mode="before")
     @classmethod
     def _recommended(cls, values: Any) -> Any:

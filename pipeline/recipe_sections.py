@@ -313,7 +313,7 @@ class Resources(Job):
     gpu_gigabytes: Annotated[float, Field(gt=0)] = 80.0
     """Memory of a GPU, in units of 1e9 bytes: what `coatnet doctor` holds the needs of a rank against."""
     cpus_per_rank: PositiveInt | None = None
-    """Processors of a rank; unless given, one for each of `data.workers` and `threads_per_rank`."""
+    """Processors of a rank; unless given, one for each of `data.workers` and, without GPUs, of `threads_per_rank`."""
     threads_per_rank: PositiveInt = 1
     """Compute threads of a rank without a GPU."""
 

@@ -29,11 +29,10 @@ def examine_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
             )
         with found.told():  # lanes against samples as many as could be wanted
             sample_order(stage, recipe.seed, np.array([stage.data.lanes]), "")
-    threads = stage.data.workers + asked.threads_per_rank
     if asked.cpus_per_rank is not None and asked.cpus_per_rank < stage.data.workers:
         found.warning(
             f"resources.cpus_per_rank: {asked.cpus_per_rank} processors for {stage.data.workers} reader threads",
-            f"set it to {threads}, or data.workers to {max(1, asked.cpus_per_rank - 1)}",
+            f"set it to {stage.busy_threads}, or data.workers to {asked.cpus_per_rank}",
         )
     if asked.container and asked.container.startswith("/") and not Path(asked.container).exists():
         found.warning(f"resources.container: {asked.container} is not on this machine", "see that the nodes have it")

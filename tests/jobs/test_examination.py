@@ -109,7 +109,7 @@ def test_fewer_processors_than_reader_threads_are_doubtful(shards: Path, tmp_pat
     assert wrong(found(tmp_path, shards, *few)) == [
         Finding(
             "warning", "pretrain", "resources.cpus_per_rank: 3 processors for 4 reader threads",
-            "set it to 5, or data.workers to 2",
+            "set it to 4, or data.workers to 3",
         )
     ]  # fmt: skip
     assert wrong(found(tmp_path, shards, "data.workers=3", "resources.cpus_per_rank=3")) == []

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.shipped import shipped_recipes
 from jobs.submissions import SubmissionFolder, submission_folder
 from jobs.submit import chain_steps, script_of, template
 from jobs.sweep import variations
@@ -38,6 +39,11 @@ def test_resources_become_options_of_sbatch(path: Path) -> None:
         "--time=1-00:00:00", "--mem=400G", "--partition=gpu", "--account=ml", "--qos=long", "--constraint=a100&ib",
         "--exclusive", "--exclude=node17", template(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
     ]  # fmt: skip
+
+
+def test_the_papers_ranks_fit_on_nodes_of_eight_gpus_and_96_processors() -> None:
+    command = steps_of(load_recipe(shipped_recipes()["coatnet-7-in21k"]))["pretrain"]
+    assert {"--nodes=16", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=12"} <= set(command)
 
 
 def test_what_a_recipe_leaves_open_is_left_to_the_site_and_the_batch_script(path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shards import build_and_report
 from jobs.shipped import load_recipe
-from pipeline.plan import plan_stage
+from pipeline.plan import check_model, plan_stage
 from pipeline.recipe import Recipe
 from pipeline.recipe_sections import Shards
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
@@ -26,10 +26,12 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         StageFailed: a stage ended otherwise than well.
     """
     recipe = load_recipe(path, overrides)
+    for name, stage in recipe.stages.items():
+        refuse_other_machines(name, stage)
+        check_model(recipe, stage, f"stage {name}: ")
     if recipe.shards:
         build_missing(recipe.shards, console)
     for name in recipe.stages:
-        refuse_other_machines(name, recipe.stages[name])
         run_folder(recipe, name).check(plan_stage(recipe, name), start_digest(recipe, name))
     for name in recipe.stages:
         run_one(recipe, name, path, overrides, console, signals)

@@ -41,6 +41,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, arguments: tuple[str, .
     assert_refused(tmp_path, "error: /proc/", *arguments)
 
 
+def test_a_model_that_there_is_not_is_refused_before_the_shards_of_a_recipe_are_built(tmp_path: Path) -> None:
+    write_recipe(tmp_path, tmp_path / "new")
+    write_pictures(tmp_path / "source", per_class=1)
+    settings = ("shards.source=source", "shards.folder=new", "model.name=coatnet_8")
+    assert_refused(tmp_path, "unknown model coatnet_8", "run", "recipe.yaml", *settings)
+
+
 def test_shards_from_a_source_with_a_broken_image(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "source", per_class=2)
     (source / "dark" / "0001.jpg").rename(source / "dark" / "[red].jpg")

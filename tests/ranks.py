@@ -1,20 +1,17 @@
 """Rank processes of a test's own: a Python file started once for each rank."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.command import environment
+from tests.ports import free_ports
 
 
 def start_ranks(count: int, worker: Path, *arguments: str | Path) -> list[subprocess.Popen[str]]:
     """`python WORKER ARGUMENTS` as `count` ranks of one process group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     group = {
-        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return [
         subprocess.Popen(

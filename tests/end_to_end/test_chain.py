@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -28,6 +27,7 @@ from pipeline.weights import build_model, load_weights
 from tests.command import coatnet, environment, wait_until
 from tests.event_files import steps
 from tests.exported import load_exported
+from tests.ports import free_ports
 from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -98,9 +98,7 @@ def fetch(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
 @pytest.fixture(scope="module")
 def tensorboard(chain: tuple[Path, str]) -> Iterator[int]:
     """The port of a TensorBoard that has read all stages."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(1)[0]
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", str(chain[0].parent / "runs"), "--host", "127.0.0.1",
          "--port", str(port)],

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pipeline.distributed import losses_named
 from pipeline.errors import DeviceFailed, LostRank
 from tests.command import environment
+from tests.ports import free_ports
 
 RANK = """
 import os
@@ -57,9 +58,7 @@ def test_what_is_lost_is_named(
 
 @pytest.mark.slow
 def test_no_timeout_comes_before_the_watchdog_and_stores_are_apart_by_name_and_restart() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_ports(1)[0])
     variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     said = subprocess.run(
         [sys.executable, "-c", RANK], env=environment() | variables, capture_output=True, text=True, timeout=300

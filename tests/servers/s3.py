@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import s3fs
+
+from tests.ports import free_ports
 
 KEY, SECRET = "testkey", "testsecret"
 
@@ -113,14 +114,3 @@ class S3Server:
         """Kill it; its data stays."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(30)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import random
 import re
 import shutil
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.ports import free_ports
 from tests.servers.slurm_configuration import GPUS, write_configuration
 
 _PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
@@ -176,7 +176,7 @@ class SlurmCluster:
 
     def _configure(self) -> None:
         names = [*_SERVICES, *self.nodes]
-        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         write_configuration(self.folder, self._short, self.nodes, self._ports, self._requeue_delay, self._accounting)
 
     def _start_daemons(self) -> None:
@@ -314,19 +314,3 @@ def _path() -> str:
 def _listens(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, and that no client and no rank of a job is given while a daemon is down."""
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(range(12000, 20000), 1000):
-        with socket.socket() as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                one.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise OSError("no free ports")

@@ -7,7 +7,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from pipeline.distributed import Ranks, join_ranks
+from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
@@ -35,3 +35,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    leave_ranks()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pipeline.step
-from pipeline.distributed import join_ranks
+from pipeline.distributed import join_ranks, leave_ranks
 from pipeline.errors import RunFailed
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe
@@ -59,3 +59,4 @@ def main(recipe: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_ranks()

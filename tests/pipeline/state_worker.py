@@ -17,7 +17,7 @@ from torch.utils.tensorboard.summary import make_histogram
 
 from models.coatnet import CoAtNet
 from models.registry import create_model
-from pipeline.distributed import Ranks, join_ranks
+from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.engine import build_engine, optimizer_step, set_learning_rate
 from pipeline.fragments import Fragment, fragments, optimizer_steps
 from pipeline.histograms import EDGES, weight_histograms
@@ -165,3 +165,4 @@ def main(folder: Path, cases: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    leave_ranks()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pipeline.session
-from pipeline.distributed import Ranks, join_ranks
+from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.errors import Preempted
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe_file import load_recipe
@@ -58,3 +58,4 @@ def main(recipe: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_ranks()

@@ -26,7 +26,7 @@ from pipeline import engine as engine_module
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.place import checkpoint_place
 from pipeline.checkpoints.saver import Saver
-from pipeline.distributed import Ranks, join_ranks
+from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.engine import autocast, build_engine, model_dtype, optimizer_step, set_learning_rate
 from pipeline.errors import ConfigError
 from pipeline.fragments import optimizer_steps, publish_masters, set_optimizer_steps
@@ -209,3 +209,4 @@ def main(recipe: str, folder: Path, cases: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    leave_ranks()

@@ -315,11 +315,11 @@ def clock(seconds: float) -> str:
 def _why_waiting(job: slurm.Job, now: float, *, again: bool) -> str:
     reason = job.reason if job.state == "PENDING" else _spelled(job.state, job.reason)
     starts = clock(job.starts - now) if job.starts is not None and job.starts > now else ""
-    if job.reason == "BeginTime":
-        said = f"starts in {starts}" if starts else reason
-    else:
-        said = f"{reason}, in about {starts}" if starts else reason
-    return f"requeued, {said}" if again else said
+    if job.reason == "BeginTime" and starts:
+        said = f"starts in {starts}"
+    else:  # Slurm does not always say why
+        said = ", ".join(part for part in (reason, starts and f"in about {starts}") if part)
+    return ", ".join(part for part in ("requeued" if again else "", said) if part)
 
 
 def _spelled(state: str, reason: str) -> str:

@@ -25,6 +25,8 @@ OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another j
         (Job("7", "PENDING", "Resources", starts=86400), "waiting", r"Resources, in about 2[34]:\d\d:\d\d"),
         (Job("7", "PENDING", "BeginTime", starts=3600), "waiting", r"starts in (1:00:00|5\d:\d\d)"),
         (Job("7", "PENDING", "BeginTime"), "waiting", "BeginTime"),
+        (Job("7", "PENDING", "", starts=3600), "waiting", r"in about (1:00:00|5\d:\d\d)"),
+        (Job("7", "PENDING", ""), "waiting", ""),
         (Job("7", "REQUEUE_HOLD", "launch failed"), "waiting", "requeue hold: launch failed"),
         (Job("7", "RUNNING", "", "node1"), "running", ""),
         (Job("7", "CONFIGURING", "", "node1"), "running", "nodes are being made ready"),

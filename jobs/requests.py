@@ -31,6 +31,9 @@ _MENDS = {
 
 def examine_requests(recipe: Recipe, stages: Sequence[str]) -> Iterator[Finding]:
     """Have Slurm try the jobs of these stages that are to come, without submitting any."""
+    if not slurm.available():
+        yield Finding("error", "", "no Slurm on this machine", "go to one that has its commands, or put them on PATH")
+        return
     folder = submission_folder(recipe)
     try:
         for step in chain_steps(recipe, folder, (recipe, folder)):

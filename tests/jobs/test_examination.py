@@ -97,6 +97,16 @@ def test_all_mistakes_are_told_at_once(shards: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_jobs_on_a_machine_without_slurm_are_refused_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    findings = list(examine(load_recipe(write_recipe(tmp_path, shards)), ["pretrain", "evaluate"], slurm=True))
+    assert wrong(findings) == [
+        Finding("error", "", "no Slurm on this machine", "go to one that has its commands, or put them on PATH")
+    ]
+
+
 def test_an_unknown_stage_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="recipe test has no stage pretran; its stages are pretrain, finetune, evaluate"

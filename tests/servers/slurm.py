@@ -156,7 +156,7 @@ class SlurmCluster:
         """What `scontrol show job` says of a job, or of one task of an array, by its keys: JobState, Reason, NodeList, ..."""
         return parse_job(self.run("scontrol", "show", "job", str(number)))
 
-    def wait_for(self, number: str | int, *states: str, seconds: float = 30) -> dict[str, str]:
+    def wait_for(self, number: str | int, *states: str, seconds: float = 120) -> dict[str, str]:
         """Wait until the job is in one of these states (RUNNING, PENDING, COMPLETED, ...); returns `job` then."""
         deadline = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] not in states:
@@ -164,7 +164,7 @@ class SlurmCluster:
             time.sleep(0.2)
         return job
 
-    def requeue_now(self, number: str | int, seconds: float = 30) -> None:
+    def requeue_now(self, number: str | int, seconds: float = 120) -> None:
         """Spare a job that is being requeued its delay, once it pends; if it has ended meanwhile, the delay is over."""
         if self.wait_for(number, "PENDING", "COMPLETED", "FAILED", seconds=seconds)["JobState"] == "PENDING":
             # Not `now`: on the node and in the second in which it was killed its new credential counts as revoked.
@@ -300,7 +300,7 @@ def parse_job(record: str) -> dict[str, str]:
     return values
 
 
-def _wait(condition: Callable[[], bool], failure: str, seconds: float = 60) -> None:
+def _wait(condition: Callable[[], bool], failure: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, failure

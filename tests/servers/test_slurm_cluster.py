@@ -86,7 +86,7 @@ def test_nothing_outlives_a_killed_session(slurm: SlurmCluster, tmp_path: Path) 
 def test_accounting_lists_a_job(slurm_accounting: SlurmCluster, tmp_path: Path) -> None:
     job = slurm_accounting.run("sbatch", "--parsable", "--output=/dev/null", _script(tmp_path, "exit 3")).strip()
     slurm_accounting.wait_for(job, "FAILED")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (
         listed := slurm_accounting.run("sacct", "-XPn", "-j", job, "-o", "JobID,State,ExitCode")
     ) != f"{job}|FAILED|3:0\n":
@@ -101,7 +101,7 @@ def _script(folder: Path, line: str) -> str:
 
 
 def _await_process(processes: Callable[[], list[psutil.Process]], name: str) -> list[psutil.Process]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (found := [process for process in processes() if process.is_running() and process.name() == name]):
         assert time.monotonic() < deadline, f"no {name}"
         time.sleep(0.1)

@@ -92,7 +92,7 @@ def test_what_cannot_start_cancels_what_waits_for_it_and_calling_again_submits_b
     of_another_run.write_text("seed: 1")
     submit(recipe, *short, "--no-doctor")
     jobs = submitted(runs)
-    failed = slurm.wait_for(jobs["pretrain"].job, "FAILED", seconds=60)
+    failed = slurm.wait_for(jobs["pretrain"].job, "FAILED", seconds=120)
     assert (failed["ExitCode"], failed["Restarts"]) == ("78:0", "0")
     log = SubmissionFolder(runs / "test" / "slurm").log("pretrain")
     assert f"failed with exit code 78, not requeued: {runs}/test/pretrain holds a run with other" in log.read_text()

@@ -54,7 +54,7 @@ def log_of(folder: Path) -> list[str]:
     return [line.partition(": ")[2] for line in lines]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -181,7 +181,7 @@ def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = {}
-    for name, signal_option, seconds in (("told", "USR2@120", 90), ("ended", "URG@1", 1)):
+    for name, signal_option, seconds in (("told", "USR2@120", 120), ("ended", "URG@1", 1)):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         jobs[name] = submit(SAVES, "recipe.yaml", options=(f"--signal={signal_option}", "--time=10"))
@@ -189,7 +189,7 @@ def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
         (tmp_path / name / "mended").touch()
         slurm.end_soon(jobs[name], seconds)
     for name, job in jobs.items():
-        wait_until(lambda: len(log_of(tmp_path / name)) == 2, 90)  # noqa: B023
+        wait_until(lambda: len(log_of(tmp_path / name)) == 2, 120)  # noqa: B023
         slurm.requeue_now(job)
         assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
         assert log_of(tmp_path / name)[1] == "requeued: saved"

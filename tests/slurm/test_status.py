@@ -89,7 +89,7 @@ def states() -> list[tuple[str, str]]:
     return [(row["state"], row["reason"]) for row in rows()]
 
 
-def await_state(stage: int, state: str, seconds: float = 30) -> dict[str, Any]:
+def await_state(stage: int, state: str, seconds: float = 120) -> dict[str, Any]:
     """The row of a stage when it is in that state."""
     deadline = time.monotonic() + seconds
     while (found := rows()[stage])["state"] != state:
@@ -98,7 +98,7 @@ def await_state(stage: int, state: str, seconds: float = 30) -> dict[str, Any]:
     return found
 
 
-def await_reason(slurm: SlurmCluster, job: str, reason: str, seconds: float = 30) -> None:
+def await_reason(slurm: SlurmCluster, job: str, reason: str, seconds: float = 120) -> None:
     """Wait until Slurm says why the job waits, which it does not do at once."""
     deadline = time.monotonic() + seconds
     while slurm.job(job)["Reason"] != reason:
@@ -201,7 +201,7 @@ def test_ranks_that_are_cancelled_save(
 ) -> None:
     said = 'printf "75\\nstopped by SIGTERM, saved\\n" > "$COATNET_CAUSE_FILE"; touch saved; exit 75'
     job = launch(f"trap '{said}' TERM; touch listening; while sleep 0.2; do :; done")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not Path("listening").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -237,7 +237,7 @@ def test_with_accounting_what_the_controller_has_forgotten_is_known(accounting: 
     accounting.wait_for(failed, "FAILED")
     accounting.run("scancel", cancelled)
     accounting.wait_for(cancelled, "CANCELLED")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     command = ["sacct", "-XPn", f"--jobs={failed},{cancelled}", "--format=State"]
     while not {"FAILED", "CANCELLED"} <= set(accounting.run(*command).split()):
         assert time.monotonic() < deadline, accounting.run(*command)

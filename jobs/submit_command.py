@@ -55,7 +55,7 @@ def submit(
         chains = [(run, submission_folder(run)) for run in runs]
         if dry_run:
             for run, folder in chains:
-                print(f"# {run.name}, with the recipe as {folder.recipe}")
+                print(f"# {run.name}, with the recipe as {str(folder.recipe)!r}")  # a comment is one line
                 print(script_of(chain_steps(run, folder, (base, shards))))
             return
         with shards.lock():

@@ -89,20 +89,12 @@ main() { # as a whole in memory: bash would go on in the middle of a file that c
     elif [ "$code" = 1 ] || [ "$code" -gt 128 ]; then
         code=75 # a rank was killed, or a node is gone
     fi
-    starts=0
-    if [ "$code" = 75 ] && [ ! -e "$COATNET_BEGUN_FILE" ] && [ "$1" = train ]; then
-        # What begins and gets nowhere is counted in the run's diary. What does not even begin is counted here.
-        [ ! -r "$notes.starts" ] || read -r starts <"$notes.starts"
-        echo $((starts += 1)) >"$notes.starts"
-    else
-        rm -f "$notes.starts"
-    fi
+    begun=
+    if [ -e "$COATNET_BEGUN_FILE" ] || [ "$1" != train ]; then begun=yes; fi
     rm -f "$COATNET_BEGUN_FILE" "$COATNET_CAUSE_FILE"
-    if [ "$starts" -ge 3 ]; then
-        rm -f "$notes.starts"
-        say "failed: $starts starts in a row ended before the run began ($why)"
-        exit 70
-    fi
+    starts=0
+    if [ -r "$notes.starts" ]; then read -r starts <"$notes.starts"; fi
+    rm -f "$notes.starts"
     case $code in
     0)
         say "done"
@@ -112,6 +104,12 @@ main() { # as a whole in memory: bash would go on in the middle of a file that c
         state=$(squeue --noheader --jobs="$job" --format='%T %r')
         case $state in
         RUNNING* | *TimeLimit*)
+            # What begins and gets nowhere is counted in the run's diary. What does not even begin is counted here.
+            if [ -z "$begun" ] && [ "$((starts += 1))" -ge 3 ]; then
+                say "failed: $starts starts in a row ended before the run began ($why)"
+                exit 70
+            fi
+            [ -n "$begun" ] || echo "$starts" >"$notes.starts"
             say "requeued: $why" # said first, since Slurm ends this script soon
             scontrol requeue "$job" || say "could not be requeued; submit it again, and it continues"
             ;;

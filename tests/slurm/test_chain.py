@@ -120,17 +120,17 @@ def test_a_template_submitted_by_hand_on_more_nodes(slurm: SlurmCluster, shards:
 
 def test_a_dry_run_prints_commands_that_do_what_it_would(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
     recipe = with_top_level(
-        write_chain(tmp_path / "it's odd", shards), shards={"source": "x", "folder": "y", "parts": 2}
+        write_chain(tmp_path / "it's\nexit 9", shards), shards={"source": "x", "folder": "y", "parts": 2}
     )
     printed = submit(recipe, "--dry-run", "--no-doctor", "resources.constraint=a&b", "resources.partition=low")
-    assert not (tmp_path / "it's odd" / "runs").exists()
+    assert not (tmp_path / "it's\nexit 9" / "runs").exists()
     assert slurm.run("squeue", "--noheader") == ""
     script = (
         printed.replace("--job-name=", "--hold --job-name=")
         .replace("--constraint='a&b'", "")
         .replace("'--constraint=a&b'", "")
     )
-    (tmp_path / "it's odd" / "runs" / "test" / "slurm").mkdir(parents=True)
+    (tmp_path / "it's\nexit 9" / "runs" / "test" / "slurm").mkdir(parents=True)
     subprocess.run(["bash", "-euc", script], check=True, env=None, capture_output=True)
     listed = slurm.run("squeue", "--noheader", "--sort=i", "--format=%j|%P|%E|%D").splitlines()
     numbers = [line.split("|") for line in listed]

@@ -93,7 +93,7 @@ def test_tasks_learn_who_they_are_and_get_their_arguments_unchanged(
             "failed with exit code 78, not requeued: the recipe is wrong",
         ),
         (
-            'if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; kill -9 $$',
+            'if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; until [ -s "$COATNET_CAUSE_FILE" ]; do sleep 0.1; done; kill -9 $$',
             "70",
             "failed with exit code 70, not requeued: losses\nare nan",
         ),
@@ -168,12 +168,13 @@ while :; do sleep 0.1; done
 
 
 def test_a_cancelled_job_saves_and_does_not_come_back(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
-    job = submit(SAVES, "recipe.yaml")
+    job = submit(SAVES.replace('"$COATNET_BEGUN_FILE" ', ""), "recipe.yaml")
     wait_until((tmp_path / "running").exists)
     slurm.run("scancel", job)
     wait_until(lambda: len(log_of(tmp_path)) == 2)
     assert log_of(tmp_path)[1] == "ended as COMPLETING None: saved"
     assert slurm.wait_for(job, "CANCELLED")["Restarts"] == "0"
+    assert notes(tmp_path) == []  # it had not begun, which would count only if it came back
 
 
 @pytest.mark.slow(seconds=40)

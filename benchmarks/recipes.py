@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.shipped import shipped_recipes
+from jobs.bundled_recipes import bundled_recipes
 from models.complexity import count_parameters
-from pipeline.memory import checkpoint_bytes, memory_by_kind
-from pipeline.recipe import TrainStage
-from pipeline.recipe_file import load_recipe
+from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 from pipeline.throughput import PEAKS, demand
 
 
@@ -84,7 +84,7 @@ def estimates(recipe: Path, device: str = "H100", utilization: float = 0.4) -> I
             name=name,
             stage=stage,
             steps=stage.steps or math.ceil((stage.epochs or 0) * dataset.samples / batch),
-            memory=SLACK * memory_by_kind(stage, dataset.classes, stage.resources.ranks).device / 1e9,
+            memory=SLACK * estimate_memory(stage, dataset.classes, stage.resources.ranks).device / 1e9,
             saved=checkpoint_bytes(stage, parameters) / 1e9,
             seconds=batch / (stage.resources.ranks * demand(stage, device, utilization)),
         )
@@ -126,12 +126,12 @@ def _rounded(value: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=shipped_recipes(), metavar="NAME", help="by default all")
+    parser.add_argument("--recipe", choices=bundled_recipes(), metavar="NAME", help="by default all")
     parser.add_argument("--device", choices=PEAKS, default="H100")
     parser.add_argument("--utilization", type=float, default=0.4, help="share of its peak that training reaches")
     arguments = parser.parse_args()
-    shipped = shipped_recipes()
-    paths = [shipped[arguments.recipe]] if arguments.recipe else shipped.values()
+    bundled = bundled_recipes()
+    paths = [bundled[arguments.recipe]] if arguments.recipe else bundled.values()
     rows = [row for path in paths for row in estimates(path, arguments.device, arguments.utilization)]
     print(markdown(rows), end="")
 

@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from benchmarks.timing import machine, report
 from data.storage import Storage
 from pipeline.checkpoints.host_copy import LiveState
-from pipeline.checkpoints.place import Place
 from pipeline.checkpoints.saver import Saver
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
-from pipeline.fragments import Fragment
-from pipeline.recipe_sections import Checkpoint
+from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
+from pipeline.zero.fragments import Fragment
 
 _KINDS = ("master", "exp_avg", "exp_avg_sq")
 
@@ -60,9 +60,9 @@ def saving(
         state = _state(size * 1_000_000, device)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             run, plain = RunFolder(Path(name)), Path(name) / "plain.safetensors"
-            place = Place(str(run.checkpoints), Storage(), run.checkpoints)
+            place = CheckpointStore(str(run.checkpoints), Storage(), run.checkpoints)
             stalls, durable, plains, beside = [], [], [], []
-            with Saver(place, run, Checkpoint(keep_last=1), ranks) as saver:
+            with Saver(place, run, CheckpointSettings(keep_last=1), ranks) as saver:
                 for step in range(1, rounds + 2):
                     state.facts["step"] = step
                     alone = _python_speed(0.2)

@@ -26,16 +26,16 @@ from data.building.build import build_shards
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.distributed import Ranks, join_ranks
-from pipeline.engine import build_engine
+from pipeline.faults.watchdog import Watchdog
 from pipeline.images import normalized
 from pipeline.loss import class_targets, classification_loss
+from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan, plan_stage
-from pipeline.reader import open_stream
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.loader import load_recipe
 from pipeline.step import take_step
-from pipeline.step_clock import StepClock
-from pipeline.watchdog import Watchdog
+from pipeline.training_batches import open_stream
 from pipeline.weights import build_model
+from pipeline.zero.engine import build_engine
 
 
 def main() -> None:
@@ -185,7 +185,7 @@ def _restart(recipe: Path, rounds: int) -> list[dict[str, Any]]:
         subprocess.run([sys.executable, "-c", "import torch, deepspeed"], check=True, capture_output=True)
         seconds["import torch and deepspeed"].append(time.perf_counter() - began)
         log.write_text("")
-        (run / "diary.jsonl").unlink()  # starts that are killed before they save would be refused in the end
+        (run / "events.jsonl").unlink()  # starts that are killed before they save would be refused in the end
         began = time.perf_counter()
         _run_until(recipe, log, "images/s")
         seconds["command to first step"].append(time.perf_counter() - began)

@@ -2,7 +2,7 @@
 
     <folder>/shards/<sha256>.tar      whole shards, checked; a name that is there is whole
     <folder>/shards/<sha256>.part     being fetched
-    <folder>/wishes/<id>.json, .lock  what one reader wants, in the order of its need; it holds the lock while it lives
+    <folder>/requests/<id>.json, .lock  what one reader wants, in the order of its need; it holds the lock while alive
     <folder>/failed/<sha256>          why a shard cannot be had
     <folder>/downloader.lock          held by the one downloader
 
@@ -50,7 +50,7 @@ class Cache:
             DataError: they cannot be made.
         """
         try:
-            for name in ("shards", "wishes", "failed"):
+            for name in ("shards", "requests", "failed"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=self.folder / name):
                     pass  # another user's folder shows itself only now
@@ -87,8 +87,8 @@ class CachedShards:
     def __init__(self, cache: Cache, dataset: Dataset) -> None:
         self._cache, self._dataset = cache, dataset
         cache.make()
-        name = cache.folder / "wishes" / uuid.uuid4().hex
-        self._wish = name.with_suffix(".json")
+        name = cache.folder / "requests" / uuid.uuid4().hex
+        self._request = name.with_suffix(".json")
         self._lock = locked(name.with_suffix(".lock"))
         self._wanted: tuple[list[int], list[int]] | None = None
         self._downloader: subprocess.Popen[bytes] | None = None
@@ -117,9 +117,9 @@ class CachedShards:
                 ],
             }
         )
-        unfinished = self._wish.with_suffix(".writing")
+        unfinished = self._request.with_suffix(".writing")
         unfinished.write_text(text)
-        unfinished.replace(self._wish)
+        unfinished.replace(self._request)
         if self._downloader is None:
             self._see_to_a_downloader()
 
@@ -154,7 +154,7 @@ class CachedShards:
 
     def close(self) -> None:
         """Want nothing more."""
-        for path in (self._wish, self._wish.with_suffix(".writing"), self._wish.with_suffix(".lock")):
+        for path in (self._request, self._request.with_suffix(".writing"), self._request.with_suffix(".lock")):
             path.unlink(missing_ok=True)
         self._lock.close()
         if self._downloader is not None and self._downloader.stdin is not None:

@@ -1,6 +1,6 @@
 """The one process of a node that fetches remote shards into its cache: `python -m data.downloader FOLDER`.
 
-It works through the wishes of all living readers, those that wait first; it ends with the reader that started it, and
+It works through the requests of all living readers, those that wait first; it ends with the reader that started it, and
 any other starts the next. Only what no living reader wants is evicted, the least recently used first.
 """
 
@@ -23,7 +23,7 @@ from data.storage import Storage, pieces
 
 log = logging.getLogger(__name__)
 
-_PAUSE = 0.05  # seconds between looks at the wishes
+_PAUSE = 0.05  # seconds between looks at the requests
 
 
 class Wanted(NamedTuple):
@@ -37,7 +37,7 @@ class Wanted(NamedTuple):
     """Whether the reader is at it, and not only about to be."""
 
 
-class Wishes(NamedTuple):
+class Requests(NamedTuple):
     """What all living readers want, the most urgent first, and the cap and number of downloads they ask for."""
 
     shards: list[Wanted]
@@ -45,20 +45,20 @@ class Wishes(NamedTuple):
     downloads: int
 
 
-def read_wishes(folder: Path) -> Wishes:
-    """Collect the wishes of the living and remove those of the dead."""
+def read_requests(folder: Path) -> Requests:
+    """Collect the requests of the living and remove those of the dead."""
     lists: list[list[Wanted]] = []
     cap = downloads = 0
-    for wish in sorted((folder / "wishes").glob("*.json")):
-        lock_file = wish.with_suffix(".lock")
+    for request in sorted((folder / "requests").glob("*.json")):
+        lock_file = request.with_suffix(".lock")
         lock = try_lock(lock_file)
         if lock is not None:
-            for path in (wish, wish.with_suffix(".writing"), lock_file):
+            for path in (request, request.with_suffix(".writing"), lock_file):
                 path.unlink(missing_ok=True)
             lock.close()
             continue
         try:
-            content: dict[str, Any] = json.loads(wish.read_text())
+            content: dict[str, Any] = json.loads(request.read_text())
         except FileNotFoundError:
             continue
         storage = Storage(**content["storage"])
@@ -70,7 +70,7 @@ def read_wishes(folder: Path) -> Wishes:
     shards: dict[str, Wanted] = {}
     for wanted in sorted(turns, key=lambda wanted: not wanted.now):
         shards.setdefault(wanted.sha256, wanted)
-    return Wishes(list(shards.values()), cap, downloads)
+    return Requests(list(shards.values()), cap, downloads)
 
 
 class Downloader:
@@ -84,15 +84,15 @@ class Downloader:
             part.unlink()
         for failure in (folder / "failed").iterdir():
             failure.unlink()
-        for lock in (folder / "wishes").glob("*.lock"):
-            # Of a reader killed before its first wish, unless it is only just beginning.
+        for lock in (folder / "requests").glob("*.lock"):
+            # Of a reader killed before its first request, unless it is only just beginning.
             if not lock.with_suffix(".json").exists() and time.time() - lock.stat().st_mtime > 60:
                 lock.unlink(missing_ok=True)
 
     def turn(self) -> None:
-        """Look at the wishes once: collect what has ended, make room, start what comes next."""
-        wishes = read_wishes(self._cache.folder)
-        wanted = {shard.sha256 for shard in wishes.shards}
+        """Look at the requests once: collect what has ended, make room, start what comes next."""
+        requests = read_requests(self._cache.folder)
+        wanted = {shard.sha256 for shard in requests.shards}
         for sha256 in [name for name, (_, future) in self._running.items() if future.done()]:
             del self._running[sha256]
         for failure in (self._cache.folder / "failed").iterdir():
@@ -102,20 +102,20 @@ class Downloader:
         sizes = {sha256: path.stat().st_size for sha256, path in held.items()}
         used = sum(sizes.values()) + sum(size for size, _ in self._running.values())
         idle = sorted((path.stat().st_mtime_ns, sha256) for sha256, path in held.items() if sha256 not in wanted)
-        for shard in wishes.shards:
-            if len(self._running) >= wishes.downloads:
+        for shard in requests.shards:
+            if len(self._running) >= requests.downloads:
                 break
             if sizes.get(shard.sha256, shard.bytes) != shard.bytes:
                 held.pop(shard.sha256).unlink()  # cut short by a crash of the node
                 used -= sizes.pop(shard.sha256)
             if shard.sha256 in held or shard.sha256 in self._running or self._cache.failure(shard.sha256).exists():
                 continue
-            while idle and used + shard.bytes > wishes.bytes:
+            while idle and used + shard.bytes > requests.bytes:
                 _, sha256 = idle.pop(0)
                 held.pop(sha256).unlink()
                 used -= sizes[sha256]
             # What a reader waits for is fetched in any case: runs that share a cache must not wait for each other.
-            if used + shard.bytes > wishes.bytes and not shard.now:
+            if used + shard.bytes > requests.bytes and not shard.now:
                 break
             used += shard.bytes
             self._running[shard.sha256] = (shard.bytes, self._executor.submit(self._fetch, shard))

@@ -2,7 +2,7 @@
 
 
 class DataError(ValueError):
-    """Images, shards or an index that cannot be used; the message names the thing, what is wrong and the mend."""
+    """Images, shards or an index that cannot be used; the message names the thing, what is wrong and the fix."""
 
 
 class StorageRefused(DataError):

@@ -25,7 +25,7 @@ PIECE = 16 * 2**20
 # URL (`reference:`, `simplecache:`), or unpacks an archive.
 _SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http", "https", "ftp", "sftp", "webhdfs"}
 
-# What waiting does not mend, by the names that botocore gives it.
+# What waiting does not fix, by the names that botocore gives it.
 _REFUSALS = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigNotFound", "InvalidConfigError",
     "CredentialRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError",

@@ -16,8 +16,8 @@ from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
 from data.order import SampleOrder, Samples, evaluation_positions
-from data.read_ahead import evaluation_shards, steps_read_ahead
-from data.reading import SampleReader
+from data.prefetch import evaluation_shards, steps_read_ahead
+from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 
 _AUGMENTATION = 3  # keeps these draws apart from those of data/order.py
@@ -25,7 +25,7 @@ _TRIES = 100  # neighbours tried for a sample that cannot be used
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedSample:
     """A sample that could not be used: its place in the micro-batch, its shard, its key, and why."""
 
     position: int
@@ -34,7 +34,7 @@ class Skipped:
     reason: str
 
 
-class Origin(NamedTuple):
+class SampleOrigin(NamedTuple):
     """Where a sample of a training micro-batch comes from."""
 
     epoch: int
@@ -55,8 +55,8 @@ class MicroBatch:
     """(m, k), ascending, filled up with -1."""
     weights: NDArray[np.float32]
     """(m,)"""
-    skipped: list[Skipped]
-    origins: list[Origin]
+    skipped: list[SkippedSample]
+    origins: list[SampleOrigin]
     """(m,) in training; empty in an evaluation, which reads in the order of the index."""
 
 
@@ -133,7 +133,7 @@ def evaluation_stream(
         def load(row: int) -> MicroBatch:
             images = np.zeros((micro_batch, transform.size, transform.size, 3), np.uint8)
             labels = np.full((micro_batch, dataset.labels_per_sample), -1, np.int64)
-            weight, skipped = weights[row].copy(), list[Skipped]()
+            weight, skipped = weights[row].copy(), list[SkippedSample]()
             for position, sample in enumerate(ids[row]):
                 shard = int(np.searchsorted(ends, sample, side="right"))
                 try:
@@ -143,7 +143,7 @@ def evaluation_stream(
                     labels[position, : len(classes)] = classes
                 except BrokenSample as error:
                     if weight[position]:
-                        skipped.append(Skipped(position, dataset.index.shards[shard].name, error.key, str(error)))
+                        skipped.append(SkippedSample(position, dataset.index.shards[shard].name, error.key, str(error)))
                     weight[position] = 0.0
             return MicroBatch(images, labels, weight, skipped, [])
 
@@ -160,7 +160,7 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
     size = len(samples.id)
     images = np.empty((size, transform.size, transform.size, 3), np.uint8)
     labels = np.full((size, reader.dataset.labels_per_sample), -1, np.int64)
-    skipped: list[Skipped] = []
+    skipped: list[SkippedSample] = []
     origins = []
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])
@@ -168,12 +168,12 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
         key, pixels, classes = _usable(reader, shard, number, position, skipped)
         labels[position, : len(classes)] = classes
         images[position] = transform(pixels, np.random.default_rng([seed, _AUGMENTATION, epoch, sample]))
-        origins.append(Origin(epoch, sample, reader.dataset.index.shards[shard].name, key))
+        origins.append(SampleOrigin(epoch, sample, reader.dataset.index.shards[shard].name, key))
     return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins)
 
 
 def _usable(
-    reader: SampleReader, shard: int, number: int, position: int, skipped: list[Skipped]
+    reader: SampleReader, shard: int, number: int, position: int, skipped: list[SkippedSample]
 ) -> tuple[str, Pixels, tuple[int, ...]]:
     """Sample `number` of `shard`, or the next of it that can be used: its key, pixels and classes."""
     size = int(reader.dataset.shard_samples[shard])
@@ -181,7 +181,7 @@ def _usable(
         try:
             return _decoded(reader, shard, (number + attempt) % size)
         except BrokenSample as error:
-            skipped.append(Skipped(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
+            skipped.append(SkippedSample(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
     raise DataError(
         f"shard {reader.dataset.index.location(shard)}: {min(size, _TRIES)} samples in a row cannot be used "
         f"(last: {skipped[-1].key}, {skipped[-1].reason}); copy it again or rebuild it"

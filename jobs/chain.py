@@ -8,14 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from jobs.bundled_recipes import load_recipe
+from jobs.commands.shards.build import build_and_report
 from jobs.launch import launch_ranks, refuse_other_machines
-from jobs.shards import build_and_report
-from jobs.shipped import load_recipe
+from pipeline.faults.preemption import StopSignals
 from pipeline.plan import check_model, plan_stage
-from pipeline.recipe import Recipe
-from pipeline.recipe_sections import Shards
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
-from pipeline.stopping import StopSignals
 
 
 def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
@@ -38,7 +38,7 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
     console.print(result_table(recipe))
 
 
-def build_missing(shards: Shards, console: Console) -> None:
+def build_missing(shards: ShardBuildSettings, console: Console) -> None:
     """Build the shards of a recipe, unless they are there.
 
     Raises:

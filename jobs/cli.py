@@ -6,21 +6,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs.bench import bench
-from jobs.cancel import cancel
-from jobs.checkpoints import checkpoints
-from jobs.doctor import doctor
-from jobs.export import export
-from jobs.inspect_shards import index, show, verify
-from jobs.logs import logs
-from jobs.models import models
-from jobs.order import order
-from jobs.outcome import end_process, reported
-from jobs.recipes_command import recipes
-from jobs.shards import shards
-from jobs.status import status
-from jobs.submit_command import submit
-from pipeline.stopping import StopSignals
+from jobs.commands.bench import bench
+from jobs.commands.cancel import cancel
+from jobs.commands.checkpoints import checkpoints
+from jobs.commands.doctor import doctor
+from jobs.commands.export import export
+from jobs.commands.logs import logs
+from jobs.commands.models import models
+from jobs.commands.order import order
+from jobs.commands.recipes import recipes
+from jobs.commands.shards.build import shards
+from jobs.commands.shards.inspect import index, show, verify
+from jobs.commands.status import status
+from jobs.commands.submit import submit
+from jobs.exit_codes import end_process, exit_on_error
+from pipeline.faults.preemption import StopSignals
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +52,7 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run all stages of a recipe on this machine; called again, continue where it stopped."""
-    with StopSignals(end_process) as signals, reported():
+    with StopSignals(end_process) as signals, exit_on_error():
         from jobs.chain import run_chain
 
         run_chain(recipe, overrides or [], Console(highlight=False), signals)
@@ -61,9 +61,9 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def train(recipe: RecipePath, stage: str, overrides: Overrides = None) -> None:
     """Run one stage: as its ranks on this machine, or as one rank where RANK and WORLD_SIZE are set."""
-    with StopSignals(end_process) as signals, reported():
+    with StopSignals(end_process) as signals, exit_on_error():
+        from jobs.bundled_recipes import load_recipe
         from jobs.launch import die_with_launcher, is_rank
-        from jobs.shipped import load_recipe
 
         if is_rank():
             die_with_launcher()
@@ -84,8 +84,8 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Pretrain, fine-tune and evaluate a small CoAtNet on 10,000 real product photos; minutes on two CPU cores."""
-    with StopSignals(end_process) as signals, reported():
-        from jobs.demo import run_demo
+    with StopSignals(end_process) as signals, exit_on_error():
+        from jobs.commands.demo import run_demo
 
         run_demo(folder, overrides or [], Console(highlight=False), signals)
 

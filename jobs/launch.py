@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.outcome import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
+from jobs.exit_codes import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError
-from pipeline.recipe import Stage, TrainStage
+from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
+from pipeline.faults.time_limit import STARTED
+from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.run_folder import RunFolder
-from pipeline.stopping import STOP_SIGNALS, StopSignals
-from pipeline.time_limit import STARTED
 
 _LAUNCHER = "COATNET_LAUNCHER"
 _LEAVE_SECONDS = 10
@@ -33,7 +33,7 @@ def refuse_other_machines(name: str, stage: Stage) -> None:
     """Refuse a stage for several machines: what starts here would be a part of its ranks.
 
     Raises:
-        ConfigError: the mend.
+        ConfigError: the fix.
     """
     nodes, ranks = stage.resources.nodes, stage.resources.ranks
     if nodes > 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Ranks:
         return [whole[start:stop].decode() for start, stop in itertools.pairwise(ends)]
 
 
-class Store(Protocol):
+class KeyValueStore(Protocol):
     """Keys and values that all ranks see; torch has it."""
 
     def set(self, key: str, value: str) -> None:
@@ -125,7 +125,7 @@ def join_ranks(threads: int) -> Ranks:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        # DeepSpeed would guess the accelerator and warn about it.
+        # DeepSpeed would inference the accelerator and warn about it.
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads)
     # Those that DeepSpeed makes take the defaults.
@@ -189,7 +189,7 @@ def losses_named() -> Iterator[None]:
         raise
 
 
-def connect_store(name: str) -> Store:
+def connect_store(name: str) -> KeyValueStore:
     """A connection to the store of the process group, for a thread other than the training thread.
 
     Keys are apart from those of other names, and from those of an earlier start where the store outlives it. Calls
@@ -202,7 +202,7 @@ def connect_store(name: str) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout = timedelta(seconds=_CONNECT_SECONDS)
     store = dist.TCPStore(address, port, timeout=timeout, wait_for_workers=False)  # type: ignore[attr-defined]
-    named: Store = dist.PrefixStore(f"{name}/{start}", store)  # type: ignore[attr-defined]
+    named: KeyValueStore = dist.PrefixStore(f"{name}/{start}", store)  # type: ignore[attr-defined]
     return named
 
 

@@ -12,11 +12,11 @@ CAUSE_FILE = "COATNET_CAUSE_FILE"
 """Environment variable with the file in which the ranks of a job tell how it ends, for a program that waits for them:
 the first rank to end writes its code on a line and its message below it, ranks that end only because it did nothing."""
 BEGUN_FILE = "COATNET_BEGUN_FILE"
-"""Environment variable with a file that appears when a start is in the diary, where the next ones count it."""
+"""Environment variable with a file that appears when a start is in the event log, where the next ones count it."""
 
 
 class ConfigError(ValueError):
-    """The recipe or what it points to is wrong; the message names the thing, what is wrong and the mend."""
+    """The recipe or what it points to is wrong; the message names the thing, what is wrong and the fix."""
 
 
 class SeveralErrors(ConfigError):

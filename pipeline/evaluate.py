@@ -15,8 +15,8 @@ from pipeline.distributed import Ranks
 from pipeline.images import normalized
 from pipeline.loss import LossKind, class_targets, classification_loss
 from pipeline.plan import Plan
-from pipeline.reader import SkippedLimits, note_skipped
 from pipeline.run_folder import RunFolder
+from pipeline.training_batches import SkippedLimits, note_skipped
 
 _PASSES_BETWEEN_LOOKS = 8  # forwards after which all ranks look together whether one was asked to stop
 
@@ -88,7 +88,7 @@ def evaluate(
     """Evaluate `network`, which maps pictures (B, S, S, 3) to logits and is in evaluation mode, on all ranks together.
 
     Counts are sums of whole numbers, so the accuracies do not depend on the number of ranks. Samples that cannot be
-    used go into the diary.
+    used go into the event log.
 
     Raises:
         DataError: too many samples cannot be used, or too many one after the other.

@@ -15,7 +15,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.listing import find_runs
 from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.errors import ConfigError
-from pipeline.recipe_sections import WhichWeights
+from pipeline.recipe.sections import WhichWeights
 from pipeline.run_folder import absolute_location
 from pipeline.weights import chosen_weights
 

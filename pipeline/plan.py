@@ -15,11 +15,11 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
 from data.order import SampleOrder
-from data.read_ahead import evaluation_need, steps_read_ahead
+from data.prefetch import evaluation_need, steps_read_ahead
 from data.storage import Storage, is_remote
 from pipeline.errors import ConfigError
-from pipeline.recipe import Recipe, Stage, TrainStage
-from pipeline.recipe_sections import Model
+from pipeline.recipe.schema import Recipe, Stage, TrainStage
+from pipeline.recipe.sections import ModelSettings
 from pipeline.schedule import learning_rate
 
 
@@ -270,6 +270,6 @@ def check_compiler(where: str) -> None:
         )
 
 
-def _described(model: Model) -> str:
+def _described(model: ModelSettings) -> str:
     options = ", ".join(f"{name} {value}" for name, value in model.options.items())
     return f"{model.name} ({options})" if options else model.name

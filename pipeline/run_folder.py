@@ -1,6 +1,6 @@
 """The folder of one stage of one run: everything that is known of it lies here, and restarts go by it.
 
-runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  diary.jsonl  logs/  progress.json  result.json
+runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  logs/  progress.json  result.json
 """
 
 import fcntl
@@ -14,12 +14,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from data.storage import Storage, is_remote, join, read_bytes
-from pipeline.diary import Diary
 from pipeline.errors import ConfigError
+from pipeline.event_log import EventLog
 
 if TYPE_CHECKING:  # those who only look at a folder start in half the time without numpy and pydantic
     from pipeline.plan import Plan, TrainPlan
-    from pipeline.recipe import Recipe
+    from pipeline.recipe.schema import Recipe
 
 # Settings that may change between restarts: they decide where and how fast the run is computed, and not what.
 FREE_SETTINGS = (
@@ -57,8 +57,8 @@ class RunFolder:
         return self.path / "samples"
 
     @property
-    def diary(self) -> Diary:
-        return Diary(self.path / "diary.jsonl")
+    def events(self) -> EventLog:
+        return EventLog(self.path / "events.jsonl")
 
     @property
     def progress(self) -> Path:
@@ -139,7 +139,7 @@ class RunFolder:
         unfinished = self.path / ".result.json.writing"
         unfinished.write_text(json.dumps(result, indent=1) + "\n")
         unfinished.replace(self.path / "result.json")
-        self.diary.note("finish")
+        self.events.record("finish")
 
     def result(self) -> dict[str, Any] | None:
         """What `finish` published, or None while the stage is not done."""

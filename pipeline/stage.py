@@ -10,21 +10,21 @@ import torch
 from data.storage import Storage
 from pipeline.checkpoints.resume import open_whole
 from pipeline.distributed import join_ranks, leave_ranks, losses_named, rank_and_world_size
-from pipeline.engine import autocast, model_dtype
 from pipeline.errors import BEGUN_FILE
 from pipeline.evaluate import evaluate
-from pipeline.memory import out_of_memory
-from pipeline.monitor import Monitor
-from pipeline.output import divert_output
+from pipeline.faults.preemption import StopRequests, StopSignals
+from pipeline.faults.time_limit import time_limit
+from pipeline.faults.watchdog import Watchdog
+from pipeline.memory_estimate import out_of_memory
+from pipeline.monitoring.monitor import Monitor
+from pipeline.monitoring.output import divert_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
-from pipeline.session import Surroundings
-from pipeline.stopping import StopRequests, StopSignals
-from pipeline.time_limit import time_limit
 from pipeline.train import train
-from pipeline.watchdog import Watchdog
+from pipeline.training_run import RunContext
 from pipeline.weights import build_model, chosen_weights, load_weights, to_precision
+from pipeline.zero.engine import autocast, model_dtype
 
 
 def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
@@ -50,7 +50,7 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
         lock = folder.lock() if ranks.leads else None
         if ranks.leads:
             folder.freeze(plan, start_digest(recipe, name))
-            folder.diary.begin(ranks.world_size)
+            folder.events.begin(ranks.world_size)
             if told := os.environ.get(BEGUN_FILE):
                 Path(told).touch()
         ranks.barrier()
@@ -58,25 +58,25 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
         limit = time_limit(seconds, signals.started, os.environ) if ranks.leads else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
-        around = Surroundings(folder, ranks, console if ranks.leads else None, requests, watchdog)
+        context = RunContext(folder, ranks, console if ranks.leads else None, requests, watchdog)
         if isinstance(plan, TrainPlan):
             try:
-                train(plan, around, start_from)
+                train(plan, context, start_from)
             except torch.OutOfMemoryError as error:
-                begun = any(entry["event"] == "save" for entry in folder.diary.entries())
+                begun = any(entry["event"] == "save" for entry in folder.events.entries())
                 raise out_of_memory(error, plan, world_size, begun=begun) from error
         else:
             assert start_from is not None
-            _evaluate_stage(plan, around, start_from)
+            _evaluate_stage(plan, context, start_from)
         ranks.barrier()
         if lock:
             lock.release()
     leave_ranks()
 
 
-def _evaluate_stage(plan: Plan, around: Surroundings, start_from: str) -> None:
+def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     """Evaluate the checkpoint `start_from`; needs no DeepSpeed. A signal ends it at once: there is nothing to save."""
-    folder, ranks, stage = around.folder, around.ranks, plan.stage
+    folder, ranks, stage = context.folder, context.ranks, plan.stage
     dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)
     storage = Storage(**stage.data.storage.model_dump())
@@ -85,10 +85,10 @@ def _evaluate_stage(plan: Plan, around: Surroundings, start_from: str) -> None:
         chosen, step = chosen_weights(start, stage.start_weights), start.step
     to_precision(model, dtype)
     model.eval()
-    with Monitor(folder, plan, step, step, ranks, around.console) as monitor:
+    with Monitor(folder, plan, step, step, ranks, context.console) as monitor:
         monitor.begin(None, [])
         began = time.monotonic()
-        with around.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
+        with context.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
             accuracy = evaluate(model, plan, folder, ranks, dtype)
         seconds = time.monotonic() - began
         monitor.evaluation(step, accuracy)

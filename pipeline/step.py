@@ -11,19 +11,19 @@ from torch import Tensor
 from data.stream import MicroBatch
 from models.norm import discard_recorded_statistics, move_running_statistics, recorded_statistics
 from pipeline.distributed import Ranks
-from pipeline.engine import model_dtype, optimizer_step
+from pipeline.faults.watchdog import Watchdog
 from pipeline.images import normalized
 from pipeline.loss import class_targets, classification_loss
 from pipeline.mixup import mixed, mixing_weight
+from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
-from pipeline.step_clock import StepClock
-from pipeline.watchdog import Watchdog
+from pipeline.zero.engine import model_dtype, optimizer_step
 
 _STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepResult:
     """What came of a step; the first four are the same on all ranks."""
 
     loss: float
@@ -56,7 +56,7 @@ def take_step(
     notes: Sequence[float],
     clock: StepClock,
     watchdog: Watchdog,
-) -> Step:
+) -> StepResult:
     """Take step `step`, from 0, with the next micro-batches of `reader`.
 
     Args:
@@ -92,7 +92,7 @@ def take_step(
     loss_sum, skipped, *noted = sums[: 1 + len(told)].tolist()
     mean = loss_sum / plan.stage.batch.micro_batches
     norm = optimizer_step(engine, apply=bool(np.isfinite(mean)))
-    result = Step(mean, norm, round(skipped), noted, batches, own, pictures)
+    result = StepResult(mean, norm, round(skipped), noted, batches, own, pictures)
     if result.applied:
         move_running_statistics(engine.module, statistics)
     else:

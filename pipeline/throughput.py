@@ -17,13 +17,13 @@ import torch
 
 from data.decode import DecodeError, decode
 from data.errors import DataError
-from data.reading import SampleReader
+from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from models.complexity import count_training_cost
 from pipeline.plan import TrainPlan, plan_stage
-from pipeline.reader import open_stream, train_transform
-from pipeline.recipe import TrainStage
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from pipeline.training_batches import open_stream, train_transform
 
 # Dense bf16 peaks in FLOP/s of the makers' data sheets, by a part of the name that torch gives the device.
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "MI300X": 1307e12, "A100": 312e12, "L40S": 362e12}
@@ -32,7 +32,7 @@ _WARM_UP = 2  # micro-batches: opening shards, filling queues
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class LoaderThroughput:
     """What the readers of all ranks of a node deliver together."""
 
     images_per_second: float
@@ -41,7 +41,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class LoaderCosts:
     """Milliseconds of one core for one image."""
 
     reading: float
@@ -72,7 +72,7 @@ def demand(stage: TrainStage, device: str, utilization: float) -> float:
     return PEAKS[device] * utilization / (2 * cost.multiply_adds)
 
 
-def time_parts(plan: TrainPlan, samples: int) -> Parts:
+def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
     """Where one thread's time goes, mean over the first `samples` samples of the run that can be used."""
     transform, spent, done = train_transform(plan), [0.0, 0.0, 0.0, 0.0], 0
     plain, augment = replace(transform, random_augment=None), transform.random_augment
@@ -100,11 +100,13 @@ def time_parts(plan: TrainPlan, samples: int) -> Parts:
                 spent = [a + b for a, b in zip(spent, np.diff(marks), strict=True)]
                 done += 1
                 if done == samples:
-                    return Parts(*(1e3 * seconds / samples for seconds in spent))
-    return Parts(*(1e3 * seconds / max(1, done) for seconds in spent))
+                    return LoaderCosts(*(1e3 * seconds / samples for seconds in spent))
+    return LoaderCosts(*(1e3 * seconds / max(1, done) for seconds in spent))
 
 
-def measure(recipe: Path, overrides: list[str], stage: str, ranks: int, world_size: int, seconds: float) -> Delivery:
+def measure(
+    recipe: Path, overrides: list[str], stage: str, ranks: int, world_size: int, seconds: float
+) -> LoaderThroughput:
     """Run the readers of `ranks` ranks of this node beside each other, each in a process of its own as in training.
 
     Raises:
@@ -135,7 +137,7 @@ def measure(recipe: Path, overrides: list[str], stage: str, ranks: int, world_si
         if reader.returncode:
             raise DataError(f"a reader ended with exit code {reader.returncode}; what it said is above")
     counts = [json.loads(answer) for answer in answers]
-    return Delivery(
+    return LoaderThroughput(
         images_per_second=sum(count["images"] / count["seconds"] for count in counts),
         images_per_cpu_second=sum(c["images"] for c in counts) / max(1e-9, sum(c["cpu_seconds"] for c in counts)),
         skipped=sum(count["skipped"] for count in counts),

@@ -3,30 +3,30 @@
 import time
 from contextlib import ExitStack, closing
 
-from pipeline.checkpoints.place import checkpoint_place, known_places
 from pipeline.checkpoints.resume import newest_whole, open_whole
 from pipeline.checkpoints.saver import Saver
-from pipeline.engine import build_engine, set_learning_rate
+from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.errors import ConfigError
-from pipeline.fragments import optimizer_steps
-from pipeline.histograms import weight_histograms
+from pipeline.faults.non_finite import NonFiniteSteps
+from pipeline.faults.preemption import REASONS, agreed_reason
 from pipeline.images import grid, viewable
-from pipeline.monitor import Monitor
-from pipeline.non_finite import NonFiniteSteps
-from pipeline.norms import weight_and_update_norms
-from pipeline.optimizer import layer_numbers, rate_scales
+from pipeline.monitoring.histograms import weight_histograms
+from pipeline.monitoring.monitor import Monitor
+from pipeline.monitoring.norms import weight_and_update_norms
+from pipeline.monitoring.sample_log import SampleLog
 from pipeline.plan import TrainPlan
-from pipeline.reader import read_micro_batches
 from pipeline.run_folder import classes_digest, digests, relative_location
-from pipeline.sample_log import SampleLog
-from pipeline.session import Session, Surroundings
-from pipeline.state import TrainingState
 from pipeline.step import take_step
-from pipeline.stopping import REASONS, agreed_reason
+from pipeline.training_batches import read_micro_batches
+from pipeline.training_run import RunContext, TrainingRun
+from pipeline.training_state import TrainingState
 from pipeline.weights import build_model, fitted_weights, model_arguments
+from pipeline.zero.engine import build_engine, set_learning_rate
+from pipeline.zero.fragments import optimizer_steps
+from pipeline.zero.optimizer import layer_numbers, rate_scales
 
 
-def train(plan: TrainPlan, around: Surroundings, start_from: str | None) -> None:
+def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     """Train the stage from where its folder has it to its end, evaluate, publish the result.
 
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
@@ -37,14 +37,14 @@ def train(plan: TrainPlan, around: Surroundings, start_from: str | None) -> None
         RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
         Preempted: it was asked to stop and is saved.
     """
-    stage, folder, ranks = plan.stage, around.folder, around.ranks
-    requests, watchdog = around.requests, around.watchdog
+    stage, folder, ranks = plan.stage, context.folder, context.ranks
+    requests, watchdog = context.requests, context.watchdog
 
     facts = {"stage": plan.name, "precision": stage.precision, "model": model_arguments(plan), **digests(plan)}
 
     # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
-    place = checkpoint_place(folder, stage)
-    checkpoint, damaged = newest_whole(known_places(folder, place), ranks)
+    place = checkpoint_store(folder, stage)
+    checkpoint, damaged = newest_whole(known_stores(folder, place), ranks)
     if checkpoint and any(checkpoint.manifest[key] != value for key, value in digests(plan).items()):
         raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan, ranks.device)
@@ -66,12 +66,12 @@ def train(plan: TrainPlan, around: Surroundings, start_from: str | None) -> None
     first_step = resumed or 0
 
     with (
-        Monitor(folder, plan, first_step, plan.steps, ranks, around.console) as monitor,
+        Monitor(folder, plan, first_step, plan.steps, ranks, context.console) as monitor,
         Saver(place, folder, stage.checkpoint, ranks, published=requests.saved) as saver,
         ExitStack() as readers,
         requests,
     ):
-        session = Session(plan, around, engine, state, monitor, saver, facts, first_step, skipped, resumed)
+        session = TrainingRun(plan, context, engine, state, monitor, saver, facts, first_step, skipped, resumed)
         monitor.begin(checkpoint.name if checkpoint else None, damaged)
         session.evaluate_if_missed()
         reader = readers.enter_context(closing(read_micro_batches(plan, folder, ranks, first_step)))

@@ -11,7 +11,7 @@ from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
-from pipeline.recipe_sections import WhichWeights
+from pipeline.recipe.sections import WhichWeights
 
 
 def model_arguments(plan: Plan) -> dict[str, Any]:

@@ -104,7 +104,7 @@ main() { # as a whole in memory: bash would go on in the middle of a file that c
         state=$(squeue --noheader --jobs="$job" --format='%T %r')
         case $state in
         RUNNING* | *TimeLimit*)
-            # What begins and gets nowhere is counted in the run's diary. What does not even begin is counted here.
+            # What begins and gets nowhere is counted in the run's event log. What does not even begin is counted here.
             if [ -z "$begun" ] && [ "$((starts += 1))" -ge 3 ]; then
                 say "failed: $starts starts in a row ended before the run began ($why)"
                 exit 70

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 
 
 def run(path: Path, *arguments: str) -> list[dict[str, object]]:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.building.arrangement import read_images, shuffled
+from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOptions, WriteOptions
 from data.building.conversion import Conversion
-from data.building.folder import BuildingFolder, Part, Plan, Reading, Writing
 from data.building.layouts import open_source
 from data.building.merge import BuildProgress, BuildReport, merge_runs, refuse_broken, report
-from data.building.runs import RunTable, RunTask, make_run, read_table, table_file
+from data.building.shard_plan import read_images, shuffled
+from data.building.sorted_runs import RunTable, RunTask, make_run, read_table, table_file
 from data.building.source import Source, batches
 from data.building.workers import Workers
 from data.errors import DataError
@@ -86,11 +86,11 @@ def build_shards(
         raise DataError("a validation set by count and by fraction: give one of them")
     if not 0 <= validation_fraction < 1:
         raise DataError(f"a validation fraction of {validation_fraction}: it must be at least 0 and below 1")
-    mine = Part(*part) if part else None
+    mine = BuildPart(*part) if part else None
     if mine and not 1 <= mine.number <= mine.parts:
         raise DataError(f"part {mine}: parts are numbered from 1, as in 1/8 .. 8/8")
-    reading = Reading(seed, Conversion(convert, short_side, quality), within, memory)
-    writing = Writing(
+    reading = ReadOptions(seed, Conversion(convert, short_side, quality), within, memory)
+    writing = WriteOptions(
         samples_per_shard,
         shard_bytes,
         validation_per_class,
@@ -98,13 +98,13 @@ def build_shards(
         _absolute(classes) if classes is not None else None,
         skip_broken,
     )
-    building = BuildingFolder(destination)
+    building = BuildFolder(destination)
     _refuse_existing(destination, building)
     label_file = read_label_file(str(labels), storage) if labels is not None else None
     images = open_source(str(source), storage, label_file, within)
     if mine and not images.divisible:
         raise DataError(f"{source}: can only be read from beginning to end, so not in parts; build it without --part")
-    building.begin(Plan(_absolute(source), images.bytes, reading, writing), mine)
+    building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), mine)
     if mine:
         with Workers(processes) as workers:
             runs = _make_runs(images, building, reading, writing, mine, storage, workers, progress)
@@ -114,8 +114,8 @@ def build_shards(
         read = read_images([building.runs / name for name in runs])
         return report(read, shuffled(read)[0], read.broken, reading, {})
     with building.alone(), _kept_if_large(building), Workers(processes) as workers:
-        runs = _make_runs(images, building, reading, writing, Part(1, 1), storage, workers, progress)
-        building.finish_part(Part(1, 1), runs)
+        runs = _make_runs(images, building, reading, writing, BuildPart(1, 1), storage, workers, progress)
+        building.finish_part(BuildPart(1, 1), runs)
         return merge_runs(building, destination, runs, reading, writing, storage, workers, progress)
 
 
@@ -131,7 +131,7 @@ def merge_parts(
     Raises:
         DataError: there is no such build, parts are missing, or as for `build_shards`.
     """
-    building = BuildingFolder(destination)
+    building = BuildFolder(destination)
     _refuse_existing(destination, building)
     try:
         plan = building.plan()
@@ -146,10 +146,10 @@ def merge_parts(
 
 def _make_runs(
     source: Source,
-    building: BuildingFolder,
-    reading: Reading,
-    writing: Writing,
-    part: Part,
+    building: BuildFolder,
+    reading: ReadOptions,
+    writing: WriteOptions,
+    part: BuildPart,
     storage: Storage,
     workers: Workers,
     progress: Progress,
@@ -192,7 +192,7 @@ def _make_runs(
 
 
 @contextmanager
-def _kept_if_large(building: BuildingFolder) -> Iterator[None]:
+def _kept_if_large(building: BuildFolder) -> Iterator[None]:
     """What a refused build has read stays for the next call, unless it is next to nothing."""
     try:
         yield
@@ -204,7 +204,7 @@ def _kept_if_large(building: BuildingFolder) -> Iterator[None]:
         raise type(error)(f"{error} ({kept})") from error
 
 
-def _refuse_existing(destination: Path, building: BuildingFolder) -> None:
+def _refuse_existing(destination: Path, building: BuildFolder) -> None:
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     if building.path.exists() and not building.shards.exists():
@@ -212,7 +212,7 @@ def _refuse_existing(destination: Path, building: BuildingFolder) -> None:
     raise DataError(f"{destination}: already exists; choose another destination or remove it")
 
 
-def _refuse_full_disk(source: Source, building: BuildingFolder, reading: Reading) -> None:
+def _refuse_full_disk(source: Source, building: BuildFolder, reading: ReadOptions) -> None:
     if source.bytes is None or reading.conversion != Conversion(quality=reading.conversion.quality):
         return
     present = sum(path.stat().st_size for path in building.path.rglob("*") if path.is_file())

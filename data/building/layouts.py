@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.building.archive import open_tar
-from data.building.naming import readable
+from data.building.keys import readable
 from data.building.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
 from data.errors import DataError
 from data.label_files import LabelFile, split_line
@@ -95,8 +95,8 @@ def _folder_of_tars(location: str, storage: Storage) -> Source:
     tars = {name: size for name, size in files.items() if name.endswith(".tar") and not name.startswith(".")}
     if not tars:
         flat = any(is_image(name) for name in files)
-        mend = "say their labels with --labels FILE" if flat else "it should hold one folder per class"
-        raise DataError(f"{location}: no class folders in it{', only images' if flat else ''}; {mend}")
+        fix = "say their labels with --labels FILE" if flat else "it should hold one folder per class"
+        raise DataError(f"{location}: no class folders in it{', only images' if flat else ''}; {fix}")
     total = sum(tars.values())
     return Source(
         location,

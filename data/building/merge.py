@@ -9,7 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.building.arrangement import (
+from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
+from data.building.conversion import DIFFERENCES, Kind
+from data.building.keys import readable
+from data.building.shard_plan import (
     Images,
     Int32,
     Int64,
@@ -22,9 +25,6 @@ from data.building.arrangement import (
     tar_bytes,
     validation_mask,
 )
-from data.building.conversion import DIFFERENCES, Kind
-from data.building.folder import BuildingFolder, Reading, Writing
-from data.building.naming import readable
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
 from data.building.source import Broken
 from data.building.workers import Workers
@@ -79,18 +79,18 @@ class _Set:
     labels: Int32
     cuts: list[tuple[int, int]]
 
-    def paths(self, building: BuildingFolder) -> list[Path]:
+    def paths(self, building: BuildFolder) -> list[Path]:
         """Of the shards."""
         prefix = self.name or "shard"
         return [building.shards / self.name / f"{prefix}-{number:06d}.tar" for number in range(len(self.cuts))]
 
 
 def merge_runs(
-    building: BuildingFolder,
+    building: BuildFolder,
     destination: Path,
     runs: list[str],
-    reading: Reading,
-    writing: Writing,
+    reading: ReadOptions,
+    writing: WriteOptions,
     storage: Storage,
     workers: Workers,
     progress: Callable[[BuildProgress], None],
@@ -148,7 +148,7 @@ def merge_runs(
 
 
 def report(
-    images: Images, order: Int64, left_out: list[Broken], reading: Reading, indexes: dict[Path, ShardIndex]
+    images: Images, order: Int64, left_out: list[Broken], reading: ReadOptions, indexes: dict[Path, ShardIndex]
 ) -> BuildReport:
     """What there is to say about the images in `order`."""
     kind = images.kind[order]
@@ -189,7 +189,7 @@ def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tupl
     return ordered, relabelled(images, ordered, "the images")
 
 
-def _split(images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: Writing) -> list[_Set]:
+def _split(images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: WriteOptions) -> list[_Set]:
     def cut(name: str, chosen: NDArray[np.bool_]) -> _Set:
         mine = order[chosen]
         bounds = cuts(tar_bytes(images.size[mine]), writing.samples_per_shard, writing.shard_bytes)
@@ -206,7 +206,7 @@ def _split(images: Images, order: Int64, labels: Int32, classes: tuple[str, ...]
 
 
 def _tasks(
-    building: BuildingFolder,
+    building: BuildFolder,
     runs: list[Path],
     images: Images,
     part: _Set,
@@ -258,7 +258,7 @@ def _write(
     return entries
 
 
-def _remove_strangers(building: BuildingFolder, expected: set[Path]) -> None:
+def _remove_strangers(building: BuildFolder, expected: set[Path]) -> None:
     """Shards of an earlier call that had other options."""
     for path in building.shards.rglob("*"):
         if path.is_file() and path not in expected:
@@ -268,7 +268,7 @@ def _remove_strangers(building: BuildingFolder, expected: set[Path]) -> None:
             folder.rmdir()
 
 
-def _refuse_full_disk(building: BuildingFolder, needed: int) -> None:
+def _refuse_full_disk(building: BuildFolder, needed: int) -> None:
     written = sum(path.stat().st_size for path in building.shards.rglob("*.tar"))
     free = shutil.disk_usage(building.path).free
     if free < needed - written:

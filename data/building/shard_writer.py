@@ -13,8 +13,8 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from data.building.naming import decoded_name, sample_key
-from data.building.runs import images_file, published
+from data.building.keys import decoded_name, sample_key
+from data.building.sorted_runs import images_file, published
 from data.index import ShardEntry
 
 _NEAR = 2**16  # bytes between two wanted images that are quicker read than jumped over

@@ -71,7 +71,7 @@ class Source:
 
 
 @dataclass
-class Batch:
+class ImageBatch:
     """Neighbours in a source, as much as one worker takes at a time."""
 
     contents: list[ImageFile | ClassTar | Image | Broken] = field(default_factory=list)
@@ -90,16 +90,16 @@ class Batch:
         return digest.hexdigest()
 
 
-def batches(items: Iterable[Item], most: int) -> Iterator[Batch]:
+def batches(items: Iterable[Item], most: int) -> Iterator[ImageBatch]:
     """Batches of `most` bytes; the first ones are smaller, so that a small source, too, occupies several processes."""
-    batch, number = Batch(), 0
+    batch, number = ImageBatch(), 0
     for item in items:
         batch.contents.append(item.content)
         batch.bytes += item.bytes
         batch.share += item.share
         if batch.bytes >= min(most, (most // 16) << min(number // 8, 10)):
             yield batch
-            batch, number = Batch(), number + 1
+            batch, number = ImageBatch(), number + 1
     if batch.contents:
         yield batch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.storage import Storage, is_remote, join, list_files, pieces
 from pipeline.checkpoints.manifest import BUFFERS, missing_or_cut, read_manifest, writer_of
 from pipeline.errors import ConfigError
-from pipeline.fragments import Fragment
+from pipeline.zero.fragments import Fragment
 
 AVERAGED = "ema."
 """Before the names of averaged buffers in their file."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.checkpoints.manifest import BUFFERS, rank_name
 from pipeline.distributed import Ranks
-from pipeline.fragments import Fragment
+from pipeline.zero.fragments import Fragment
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import yaml
 
 from data.storage import Storage, is_remote, join, list_files, pieces
 from pipeline.checkpoints.manifest import missing_or_cut, read_manifest
-from pipeline.checkpoints.place import Place, checkpoint_place, known_places, place_below, remembered
 from pipeline.checkpoints.retention import accuracies, reasons_to_keep
+from pipeline.checkpoints.store import CheckpointStore, checkpoint_store, known_stores, remembered, store_below
 from pipeline.errors import ConfigError
-from pipeline.recipe import TrainStage
-from pipeline.recipe_file import load_recipe
-from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, relative_location, run_folder
 
 _GIVE_UP_AFTER = 60.0  # seconds
@@ -28,8 +28,8 @@ class Run:
     """The run folder of a training stage, where its checkpoints lie, and which of them are kept."""
 
     folder: RunFolder
-    places: list[Place]
-    settings: Settings
+    places: list[CheckpointStore]
+    settings: CheckpointSettings
 
     @property
     def stage(self) -> str:
@@ -49,7 +49,7 @@ class Listed:
     bytes: int
     world_size: int | None
     when: str | None
-    """As the diary has it, in ISO 8601."""
+    """As the event log has it, in ISO 8601."""
     top1: float | None
     """Of the evaluation after that step, 0 to 1."""
     problem: str | None
@@ -70,9 +70,9 @@ def find_runs(path: Path) -> list[Run]:
         runs = []
         for name, stage in stages:
             folder = run_folder(recipe, name)
-            place = checkpoint_place(folder, stage)
+            place = checkpoint_store(folder, stage)
             place = replace(place, storage=_impatient(place.storage))
-            runs.append(Run(folder, known_places(folder, place), stage.checkpoint))
+            runs.append(Run(folder, known_stores(folder, place), stage.checkpoint))
         return runs
     found = [below for below in [path, *path.glob("*/")] if (below / "recipe.yaml").is_file()] if path.is_dir() else []
     found.sort(key=lambda below: (below / "recipe.yaml").stat().st_mtime)  # in the order of the chain
@@ -93,9 +93,9 @@ def list_checkpoints(run: Run) -> Iterator[Listed]:
     Raises:
         StorageDown, StorageRefused: a remote place that cannot be read.
     """
-    diary = run.folder.diary.entries()
-    top1 = accuracies(diary)
-    when = {entry["step"]: entry["time"] for entry in diary if entry.get("event") == "save"}
+    events = run.folder.events.entries()
+    top1 = accuracies(events)
+    when = {entry["step"]: entry["time"] for entry in events if entry.get("event") == "save"}
     for place in run.places:
         contents = place.contents()
         listed = [_published(run, place, step, contents.published[step], top1, when) for step in contents.steps]
@@ -145,11 +145,11 @@ def damage(location: str, storage: Storage) -> str | None:
 
 def _of_folder(folder: RunFolder, frozen: dict[str, Any]) -> Run:
     """From what the run folder itself tells; the settings are those of its last start."""
-    settings, last_start = Settings(**frozen["checkpoint"]), remembered(folder)
-    last = {name: value for name, value in last_start.items() if name in Settings.model_fields}
+    settings, last_start = CheckpointSettings(**frozen["checkpoint"]), remembered(folder)
+    last = {name: value for name, value in last_start.items() if name in CheckpointSettings.model_fields}
     storage = Storage(**last_start.get("storage", frozen["data"]["storage"]))
-    place = place_below(folder, settings.folder, _impatient(storage))
-    return Run(folder, known_places(folder, place), settings.model_copy(update=last))
+    place = store_below(folder, settings.folder, _impatient(storage))
+    return Run(folder, known_stores(folder, place), settings.model_copy(update=last))
 
 
 def _impatient(storage: Storage) -> Storage:
@@ -163,7 +163,7 @@ def _is_of_training(frozen: object) -> bool:
 
 
 def _published(
-    run: Run, place: Place, step: int, sizes: dict[str, int], top1: dict[int, float], when: dict[int, str]
+    run: Run, place: CheckpointStore, step: int, sizes: dict[str, int], top1: dict[int, float], when: dict[int, str]
 ) -> Listed:
     location = place.at(step)
     facts: dict[str, Any] = {}

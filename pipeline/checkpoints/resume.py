@@ -9,7 +9,7 @@ import torch
 from data.storage import Storage
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.manifest import rank_name
-from pipeline.checkpoints.place import Place
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 
@@ -44,7 +44,7 @@ def open_whole(
 
 
 def newest_whole(
-    places: Sequence[Place], ranks: Ranks, *, before: int | None = None
+    places: Sequence[CheckpointStore], ranks: Ranks, *, before: int | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose every file has its checksum, and why newer ones were passed over.
 
@@ -57,14 +57,14 @@ def newest_whole(
         ConfigError: there are checkpoints, and none is whole.
         StorageDown, StorageRefused: a remote place that cannot be read.
     """
-    found: list[tuple[int, Place]] = []
+    found: list[tuple[int, CheckpointStore]] = []
     if ranks.leads:
         shutil.rmtree(places[0].scratch / _DOWNLOADS, ignore_errors=True)  # of a start that was killed
         found = [
             (step, place) for place in places for step in place.contents().steps if before is None or step < before
         ]
         found.sort(key=lambda candidate: candidate[0], reverse=True)
-    damaged: list[tuple[int, Place]] = []
+    damaged: list[tuple[int, CheckpointStore]] = []
     reasons: list[str] = []
     # One listing for all: a network file system may show ranks different ones.
     for number in range(ranks.from_leader(len(found))):

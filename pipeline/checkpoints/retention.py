@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.checkpoints.manifest import missing_or_cut, read_manifest
-from pipeline.checkpoints.place import Place
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError
-from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.recipe.sections import CheckpointSettings
 
 
-def reasons_to_keep(steps: Iterable[int], settings: Settings, top1: Mapping[int, float]) -> dict[int, list[str]]:
+def reasons_to_keep(
+    steps: Iterable[int], settings: CheckpointSettings, top1: Mapping[int, float]
+) -> dict[int, list[str]]:
     """Why each of the whole checkpoints of `steps` is kept, newest first; no reasons where it is not.
 
     `top1` is the accuracy after a step, of those that were evaluated. Of equal ones the later is better.
@@ -29,12 +31,14 @@ def reasons_to_keep(steps: Iterable[int], settings: Settings, top1: Mapping[int,
     return reasons
 
 
-def accuracies(diary: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Step -> top-1 of the evaluations in a diary; the last one counts."""
-    return {entry["step"]: entry["top1"] for entry in diary if entry.get("event") == "evaluation" and "top1" in entry}
+def accuracies(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Step -> top-1 of the evaluations in an event log; the last one counts."""
+    return {entry["step"]: entry["top1"] for entry in events if entry.get("event") == "evaluation" and "top1" in entry}
 
 
-def prune(place: Place, settings: Settings, top1: Mapping[int, float], moved: Callable[[], None]) -> list[int]:
+def prune(
+    place: CheckpointStore, settings: CheckpointSettings, top1: Mapping[int, float], moved: Callable[[], None]
+) -> list[int]:
     """Remove the checkpoints that nothing keeps; returns their steps.
 
     Damaged ones, as far as manifests and sizes tell, count nowhere and are left for a person to look at.

@@ -12,14 +12,14 @@ from typing import Any, Self
 
 import torch
 
-from pipeline.checkpoints.attempt import Attempt
 from pipeline.checkpoints.host_copy import HostCopy, LiveState
 from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.place import Place, remember
 from pipeline.checkpoints.retention import accuracies, prune
+from pipeline.checkpoints.save_task import SaveTask
+from pipeline.checkpoints.store import CheckpointStore, remember
 from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
-from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ class SaveReport:
 class Saver:
     """The checkpoints of one start of a run; all ranks call its methods in the same order.
 
-    At most one save is in flight. One that fails is written into the diary, its unfinished files are removed, and the
+    At most one save is in flight. A failed one is recorded in the event log, its unfinished files are removed, and the
     next save tries again; checkpoints are removed only after a newer one is published.
 
     Args:
         place: where they lie.
-        folder: of the run, for the diary.
+        folder: of the run, for the event log.
         settings: which are kept.
         ranks: of the run.
         patience: seconds without a byte written after which a write is taken to hang.
@@ -67,9 +67,9 @@ class Saver:
 
     def __init__(
         self,
-        place: Place,
+        place: CheckpointStore,
         folder: RunFolder,
-        settings: Settings,
+        settings: CheckpointSettings,
         ranks: Ranks,
         *,
         patience: float = PATIENCE,
@@ -81,7 +81,7 @@ class Saver:
         self._patience, self._tell = patience, published
         self._copy = HostCopy(ranks)
         self._latest: LiveState | None = None
-        self._attempt: Attempt | None = None
+        self._attempt: SaveTask | None = None
         self._published: bool | None = None
         """Whether the last attempt was, once all ranks have agreed on it."""
         self._reason = ""
@@ -125,7 +125,7 @@ class Saver:
                 return
         reason = self._ranks.text_from(0, self._reason)
         raise RunFailed(
-            f"{self._place.location}: the last checkpoint cannot be saved, in {tries} tries ({reason}); mend that, and "
+            f"{self._place.location}: the last checkpoint cannot be saved, in {tries} tries ({reason}); fix that, and "
             "give the command again: it continues from the checkpoint before"
         )
 
@@ -160,7 +160,7 @@ class Saver:
         self._copy.fill(state)
         stall = time.monotonic() - began
         self._published = None
-        self._attempt = Attempt(
+        self._attempt = SaveTask(
             self._place,
             number,
             state,
@@ -196,7 +196,7 @@ class Saver:
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self._ranks.device)
         return [int(number) for number in self._ranks.sum(tensor).tolist()]
 
-    def _ended(self, attempt: Attempt, began: float, stall: float) -> None:
+    def _ended(self, attempt: SaveTask, began: float, stall: float) -> None:
         """In the leader's thread: write down how it went, and make room."""
         if not attempt.published:
             self._failed(attempt.step, began, stall, attempt.failure or "")
@@ -206,7 +206,7 @@ class Saver:
         self._reports.append(SaveReport(attempt.step, name, stall, seconds, attempt.bytes, None))
         self._note("save", step=attempt.step, checkpoint=name, seconds=round(seconds, 3), bytes=attempt.bytes)
         try:
-            top1 = accuracies(self._folder.diary.entries()) if self._settings.keep_best else {}
+            top1 = accuracies(self._folder.events.entries()) if self._settings.keep_best else {}
             prune(self._place, self._settings, top1, attempt.move)
         except Exception as error:
             log.warning("old checkpoints", exc_info=error)
@@ -221,4 +221,4 @@ class Saver:
 
     def _note(self, event: str, **facts: Any) -> None:
         with contextlib.suppress(OSError):  # the disk of the run folder may be the one that is full
-            self._folder.diary.note(event, **facts)
+            self._folder.events.record(event, **facts)

@@ -219,7 +219,7 @@ def test_readers_share_one_downloader_and_each_shard_is_fetched_once(
     for reader in readers:
         reader.close()
     assert downloaders(tmp_path) == []
-    assert list((tmp_path / "wishes").iterdir()) == []
+    assert list((tmp_path / "requests").iterdir()) == []
 
 
 def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
@@ -275,11 +275,11 @@ def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tupl
         reader.want(range(12), [])
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert len(list((tmp_path / "wishes").glob("*.json"))) == 1
+    assert len(list((tmp_path / "requests").glob("*.json"))) == 1
     reader = CachedShards(cache, dataset)
     reader.want([0], [])
     reader.path(0)
-    wait_until(lambda: len(list((tmp_path / "wishes").glob("*.json"))) == 1)
+    wait_until(lambda: len(list((tmp_path / "requests").glob("*.json"))) == 1)
     reader.close()
     assert [path.stem for path in (tmp_path / "shards").iterdir()] == [dataset.index.shards[0].sha256]
 

@@ -159,14 +159,14 @@ def test_shards_that_lanes_read_in_turns_stay_open(
             opened.append(path)
             super().__init__(path, *arguments)
 
-    monkeypatch.setattr("data.reading.Shard", Counted)
+    monkeypatch.setattr("data.sample_reader.Shard", Counted)
     list(itertools.islice(stream(tmp_path / "small"), 60))  # three epochs
     assert len(opened) == 60
 
 
 def test_the_limit_of_open_files_is_raised_where_it_could_be_reached() -> None:
     command = (
-        "import resource; from data.reading import allow_open_files; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 4000));"
+        "import resource; from data.sample_reader import allow_open_files; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 4000));"
         "allow_open_files(100); a = resource.getrlimit(resource.RLIMIT_NOFILE);"
         "allow_open_files(90_000); print(a, resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

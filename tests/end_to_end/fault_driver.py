@@ -26,10 +26,10 @@ import torch
 from data.building.build import build_shards
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.plan import TrainPlan, plan_stage
-from pipeline.recipe_file import load_recipe
-from tests.command import Process, coatnet, ranks, start
+from pipeline.recipe.loader import load_recipe
 from tests.conftest import write_pictures
-from tests.recipes import checkpoint_bytes, curves, write_recipe
+from tests.support.command import Process, coatnet, ranks, start
+from tests.support.recipes import checkpoint_bytes, curves, write_recipe
 
 NO_PROGRESS = "starts in a row ended without a new checkpoint"
 EVERY = 3

@@ -1,4 +1,4 @@
-"""What a user gets wrong: one message that names it and the mend, exit 78, no traceback, nothing overwritten."""
+"""What a user gets wrong: one message that names it and the fix, exit 78, no traceback, nothing overwritten."""
 
 import json
 import shutil
@@ -9,9 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data.index import read_index
-from tests.command import coatnet, start, wait_until
 from tests.conftest import write_pictures
-from tests.recipes import sign_again, write_recipe
+from tests.support.command import coatnet, start, wait_until
+from tests.support.recipes import sign_again, write_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -22,13 +22,13 @@ from data.shard import Shard
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.images import normalized
 from pipeline.plan import plan_stage
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.loader import load_recipe
 from pipeline.weights import build_model, load_weights
-from tests.command import coatnet, environment, wait_until
-from tests.event_files import steps
-from tests.exported import load_exported
-from tests.ports import free_ports
-from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
+from tests.support.command import coatnet, environment, wait_until
+from tests.support.event_files import steps
+from tests.support.exported import load_exported
+from tests.support.ports import free_ports
+from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def test_the_output_shows_progress_and_ends_with_the_table(chain: tuple[Path, st
 def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> None:
     folder = stage_folder(chain[0], "pretrain")
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
-        "recipe.yaml", "checkpoints", "tensorboard", "diary.jsonl", "logs", "progress.json", "result.json",
+        "recipe.yaml", "checkpoints", "tensorboard", "events.jsonl", "logs", "progress.json", "result.json",
     }  # fmt: skip
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["step"], progress["steps"], progress["seconds_left"]) == (40, 40, 0.0)
@@ -73,10 +73,10 @@ def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> 
     assert {name: figures["samples"] for name, figures in classes.items()} == {"bright": 5, "dark": 5, "striped": 5}
     frozen = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert (frozen["resolution"], frozen["optimizer"]["peak_learning_rate"]) == (32, 3e-3)
-    events = [entry["event"] for entry in diary(folder)]
-    assert events[:2] == ["begin", "start"]
-    assert events.count("save") == 8
-    assert events[-2:] == ["evaluation", "finish"]
+    names = [entry["event"] for entry in events(folder)]
+    assert names[:2] == ["begin", "start"]
+    assert names.count("save") == 8
+    assert names[-2:] == ["evaluation", "finish"]
     # Two are kept by default.
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-00000035", "step-00000040"]
 

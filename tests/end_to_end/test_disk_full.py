@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.run_folder import RunFolder
-from tests.command import start, wait_until
-from tests.recipes import write_recipe
+from tests.support.command import start, wait_until
+from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +43,11 @@ def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
     )  # fmt: skip
     wait_until(lambda: (run / "checkpoints/step-00000010").exists(), process)
     room = os.statvfs(small_disk)
-    # What is left does for the diary.
+    # What is left does for the event log.
     ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - 400_000)))
 
     def failures() -> list[int]:
-        return [entry["step"] for entry in RunFolder(run).diary.entries() if entry["event"] == "save_failed"]
+        return [entry["step"] for entry in RunFolder(run).events.entries() if entry["event"] == "save_failed"]
 
     wait_until(lambda: len(failures()) >= 2, process)
     failed = failures()
@@ -57,11 +57,11 @@ def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
     assert open_checkpoint(whole[0]).step < failed[0]
     ballast.unlink()
     wait_until(
-        lambda: any(e["event"] == "save" and e["step"] > failed[-1] for e in RunFolder(run).diary.entries()), process
+        lambda: any(e["event"] == "save" and e["step"] > failed[-1] for e in RunFolder(run).events.entries()), process
     )
     os.killpg(process.pid, 9)
     process.wait(60)
-    reasons = {entry["reason"] for entry in RunFolder(run).diary.entries() if entry["event"] == "save_failed"}
+    reasons = {entry["reason"] for entry in RunFolder(run).events.entries() if entry["event"] == "save_failed"}
     assert all("No space left on device" in reason for reason in reasons)
     log = (run / "logs/rank-00000.log").read_text()
     assert f"the checkpoint of step {failed[0]} was not saved: " in log

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from data.building.build import build_shards
-from tests.command import coatnet, ended, rank, start, wait_until
-from tests.recipes import write_recipe
+from tests.support.command import coatnet, ended, rank, start, wait_until
+from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 # A step takes a fraction of a second, however busy the machine.

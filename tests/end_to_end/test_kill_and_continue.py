@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import coatnet, kill, start, wait_until
-from tests.recipes import checkpoint_bytes, scalars, write_recipe
+from tests.support.command import coatnet, kill, start, wait_until
+from tests.support.recipes import checkpoint_bytes, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 SETTINGS = [

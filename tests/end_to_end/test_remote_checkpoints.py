@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from tests.command import coatnet, kill, start, wait_until
-from tests.recipes import checkpoint_bytes, write_recipe
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
+from tests.support.command import coatnet, kill, start, wait_until
+from tests.support.recipes import checkpoint_bytes, write_recipe
 
 pytestmark = pytest.mark.slow
 SETTINGS = [

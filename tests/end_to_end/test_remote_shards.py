@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import coatnet, start, wait_until
 from tests.conftest import with_broken_member
-from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 from tests.servers.s3 import S3Server
+from tests.support.command import coatnet, start, wait_until
+from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def assert_equal_runs(run: Path, other: Path) -> None:
 
 def test_skipped_samples_are_counted_in_tensorboard_and_named_in_the_diary(local: Path) -> None:
     run = local / "runs/test/pretrain"
-    named = [entry for entry in diary(run) if entry["event"] == "sample_skipped"]
+    named = [entry for entry in events(run) if entry["event"] == "sample_skipped"]
     assert {(entry["shard"], entry["key"]) for entry in named} == {("train-000001.tar", named[0]["key"])}
     counts = scalars(run, "train/skipped_samples")
     assert counts[STEPS] == len(named) >= 3

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.index import read_index
-from tests.command import coatnet
-from tests.recipes import scalars, write_recipe
+from tests.support.command import coatnet
+from tests.support.recipes import scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.command import coatnet, ended, kill, start, wait_until
-from tests.recipes import write_recipe
+from tests.support.command import coatnet, ended, kill, start, wait_until
+from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow(seconds=40)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command import Process, coatnet, ended, hears, rank, start, wait_until
-from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
+from tests.support.command import Process, coatnet, ended, hears, rank, start, wait_until
+from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 STEPS = 100  # so many that no stop comes near the end, however slow it is sent
@@ -63,7 +63,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_like_the_undisturbed_one(
         wait_until(lambda: log.exists() and f"step {reached + 3}/{STEPS}" in log.read_text(), process)  # noqa: B023
         stop(process)
         message = message_of(process)
-        last = diary(run)[-1]
+        last = events(run)[-1]
         assert (last["event"], last["reason"]) == ("stop", name)
         reached = last["step"]
         checkpoint = f"step-{reached:08d}"
@@ -118,7 +118,7 @@ def test_a_run_that_cannot_agree_still_ends_and_says_what_is_whole(how: str, sha
     wait_until(lambda: (run / "checkpoints/step-00000005").exists(), process)
     rank(process, 1).suspend()
     newest = 0
-    while newest != (newest := len((run / "diary.jsonl").read_text())):
+    while newest != (newest := len((run / "events.jsonl").read_text())):
         time.sleep(2)  # rank 0 comes to where it waits for rank 1
     process.send_signal(signal.SIGTERM)
     if how == "second signal":

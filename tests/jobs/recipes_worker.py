@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.plan import TrainPlan, plan_stage
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
-from tests.training import train_here
+from tests.support.training import train_here
 
 
 def run(path: Path, overrides: list[str], ranks: Ranks) -> None:

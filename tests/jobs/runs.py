@@ -12,11 +12,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from jobs import slurm
 from jobs.cli import app
-from jobs.slurm import Job
-from jobs.submissions import FOLDER, Submission, SubmissionFolder
-from pipeline.progress import Progress
+from jobs.scheduler import slurm
+from jobs.scheduler.slurm import SlurmJob
+from jobs.scheduler.submissions import FOLDER, Submission, SubmissionFolder
+from pipeline.monitoring.progress import StageProgress
 from pipeline.run_folder import RunFolder
 
 
@@ -63,14 +63,14 @@ class MadeRun:
         return folder
 
     def note(self, stage: str, event: str, ago: float = 0, **facts: Any) -> None:
-        """An entry in the diary, so many seconds old."""
+        """An entry in the event log, so many seconds old."""
         entry = {"time": at(ago, "%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        with open(self.stage(stage).diary.path, "a") as diary:
-            diary.write(json.dumps(entry) + "\n")
+        with open(self.stage(stage).events.path, "a") as events:
+            events.write(json.dumps(entry) + "\n")
 
     def progress(self, stage: str, step: int, steps: int, ago: float = 0, left: float | None = None) -> None:
         """What a training stage publishes, so many seconds old."""
-        Progress(step, steps, 1.25, 512.0, left, time.time() - ago).write(self.stage(stage).progress)
+        StageProgress(step, steps, 1.25, 512.0, left, time.time() - ago).write(self.stage(stage).progress)
 
     def finish(self, stage: str, steps: int = 40) -> None:
         """As a stage does that is done."""
@@ -111,10 +111,12 @@ def lines(result: Result) -> list[list[str]]:
     return [line.split() for line in result.output.splitlines()]
 
 
-def slurm_says(monkeypatch: pytest.MonkeyPatch, *jobs: Job) -> None:
+def slurm_says(monkeypatch: pytest.MonkeyPatch, *jobs: SlurmJob) -> None:
     """Stand in for Slurm, with these jobs."""
     known = {job.number: job for job in jobs}
-    monkeypatch.setattr(slurm, "jobs", lambda numbers: {one: known.get(one, Job(one, "UNKNOWN")) for one in numbers})
+    monkeypatch.setattr(
+        slurm, "jobs", lambda numbers: {one: known.get(one, SlurmJob(one, "UNKNOWN")) for one in numbers}
+    )
 
 
 @contextmanager

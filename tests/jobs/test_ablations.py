@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe_file import load_recipe
-from tests.command import coatnet
+from pipeline.recipe.loader import load_recipe
+from tests.support.command import coatnet
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("ablation-*.yaml"))
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("ablation-*.yaml"))
 SMALL = [
     "model.widths=[8,8,32,64,64]", "resolution=32", "epochs=null", "steps=2", "optimizer.warmup_steps=0",
     "batch.global_size=12", "batch.micro_size=6", "data.lanes=4", "precision=fp32", "resources.ranks=1",

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
+from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port
-from jobs.outcome import Outcome
 from pipeline.run_folder import RunFolder
 
 LOST = Outcome(75, "rank 0 lost another rank", consequence=True)

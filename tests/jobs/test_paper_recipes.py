@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.recipes import Estimate, estimates, main, markdown
-from jobs.shipped import shipped_recipes
-from pipeline.recipe import TrainStage
-from pipeline.recipe_file import load_recipe
+from jobs.bundled_recipes import bundled_recipes
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from tests.support.paths import ROOT
 
-PATHS = {name: path for name, path in shipped_recipes().items() if name.startswith("coatnet-")}
+PATHS = {name: path for name, path in bundled_recipes().items() if name.startswith("coatnet-")}
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def test_a_save_comes_every_quarter_to_half_of_an_hour_and_ten_of_a_stage_are_ke
 
 @pytest.mark.slow
 def test_the_document_has_the_table_as_computed(computed: dict[str, list[Estimate]]) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    document = (ROOT / "docs" / "recipes.md").read_text()
     assert markdown([row for rows in computed.values() for row in rows]) in document
 
 

@@ -6,10 +6,10 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from pipeline.recipe import EvaluateStage, Recipe, TrainStage
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import EvaluateStage, Recipe, TrainStage
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 
 

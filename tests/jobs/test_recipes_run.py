@@ -12,16 +12,17 @@ from data.building.build import build_shards
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
-from pipeline.recipe import TrainStage
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 from pipeline.run_folder import classes_digest, final_checkpoint
 from pipeline.weights import build_model, fitted_weights, load_weights
 from tests.conftest import CLASSES
-from tests.ranks import run_ranks
+from tests.support.paths import ROOT
+from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
-RECIPES = sorted((Path(__file__).parents[2] / "jobs" / "recipes").glob("coatnet-*.yaml"))
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("coatnet-*.yaml"))
 SIZES = {224: 32, 384: 64, 512: 96}
 SMALL = [
     "model.head_size=8", "epochs=null", "steps=2", "optimizer.warmup_steps=0", "optimizer.warmup_epochs=null",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import environment
 from tests.jobs.runs import MadeRun
-from tests.recipes import write_recipe
+from tests.support.command import environment
+from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -36,11 +36,11 @@ def test_no_command_imports_torch_before_it_runs() -> None:
         # What the process that starts the ranks does, up to that.
         "import jobs.chain\n"
         "from pipeline.plan import plan_stage\n"
-        "from pipeline.recipe_file import load_recipe\n"
+        "from pipeline.recipe.loader import load_recipe\n"
         "from pipeline.run_folder import run_folder\n"
         "recipe = load_recipe(Path(sys.argv[1]))\n"
         "run_folder(recipe, 'pretrain').check(plan_stage(recipe, 'pretrain'), None)",
-        "from jobs.order import order; order(Path(sys.argv[1]), 'pretrain', as_json=True)",
+        "from jobs.commands.order import order; order(Path(sys.argv[1]), 'pretrain', as_json=True)",
     ],
     ids=["launcher", "order"],
 )
@@ -54,8 +54,10 @@ def test_a_look_at_run_folders_does_without_numpy_and_pydantic(tmp_path: Path) -
     run = MadeRun(tmp_path)
     run.freeze()
     run.note("pretrain", "begin")
-    modules = imported("from pathlib import Path\nfrom jobs.status import status; status(Path(sys.argv[1]))", run.path)
-    assert "jobs.stage_status" in modules
+    modules = imported(
+        "from pathlib import Path\nfrom jobs.commands.status import status; status(Path(sys.argv[1]))", run.path
+    )
+    assert "jobs.scheduler.stage_status" in modules
     assert modules.isdisjoint({"torch", "deepspeed", "numpy", "pydantic"})
 
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from pipeline.distributed import losses_named
 from pipeline.errors import DeviceFailed, LostRank
-from tests.command import environment
-from tests.ports import free_ports
+from tests.support.command import environment
+from tests.support.ports import free_ports
 
 RANK = """
 import os

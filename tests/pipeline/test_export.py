@@ -16,11 +16,11 @@ from pipeline.checkpoints.checkpoint import AVERAGED, open_checkpoint
 from pipeline.checkpoints.host_copy import LiveState
 from pipeline.errors import ConfigError
 from pipeline.export import export
-from pipeline.fragments import Fragment
 from pipeline.run_folder import RunFolder
 from pipeline.weights import fitted_weights, load_weights, persistent_buffers
-from tests.exported import load_exported
+from pipeline.zero.fragments import Fragment
 from tests.pipeline.checkpoints.small import saver
+from tests.support.exported import load_exported
 
 MODEL: dict[str, Any] = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32, "depths": [1, 1, 2, 1]}
 

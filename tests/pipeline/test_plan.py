@@ -8,8 +8,8 @@ import pytest
 from data.building.build import build_shards
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
-from pipeline.recipe_file import load_recipe
-from tests.recipes import write_recipe
+from pipeline.recipe.loader import load_recipe
+from tests.support.recipes import write_recipe
 
 
 def plan(folder: Path, shards: Path, *overrides: str, world_size: int | None = None) -> TrainPlan:

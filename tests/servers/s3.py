@@ -11,7 +11,7 @@ from pathlib import Path
 
 import s3fs
 
-from tests.ports import free_ports
+from tests.support.ports import free_ports
 
 KEY, SECRET = "testkey", "testsecret"
 

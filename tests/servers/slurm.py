@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.ports import free_ports
 from tests.servers.slurm_configuration import GPUS, write_configuration
+from tests.support.ports import free_ports
 
 _PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 _ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}

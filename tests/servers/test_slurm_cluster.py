@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.servers.slurm import SlurmCluster, parse_job
+from tests.support.paths import ROOT
 
 START_AND_WAIT = """
 import sys, time
@@ -67,7 +68,7 @@ def test_a_job_whose_node_lost_power_runs_again_on_others(slurm: SlurmCluster, t
 @pytest.mark.slow
 def test_nothing_outlives_a_killed_session(slurm: SlurmCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", START_AND_WAIT, str(tmp_path / "slurm"), _script(tmp_path, "sleep 600")]
-    session = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    session = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert session.stdout is not None
         link = Path(session.stdout.readline().decode()).parent

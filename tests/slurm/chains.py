@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from jobs.submissions import Submission, SubmissionFolder
-from tests.command import coatnet
-from tests.recipes import write_recipe
+from jobs.scheduler.submissions import Submission, SubmissionFolder
+from tests.support.command import coatnet
+from tests.support.recipes import write_recipe
 
 TWO_NODES = {"nodes": 2, "ranks": 2, "gpus_per_rank": 0, "cpus_per_rank": 1}
 

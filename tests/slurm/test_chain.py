@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submissions import SubmissionFolder
-from tests.command import coatnet
-from tests.recipes import checkpoint_bytes, diary, write_recipe
+from jobs.scheduler.submissions import SubmissionFolder
 from tests.servers.slurm import SlurmCluster
 from tests.slurm.chains import submit, submitted, wait_until, with_top_level, write_chain
+from tests.support.command import coatnet
+from tests.support.paths import ROOT
+from tests.support.recipes import checkpoint_bytes, events, write_recipe
 
 pytestmark = pytest.mark.slow(seconds=30)
 STAGES = ("pretrain", "finetune", "evaluate")
@@ -107,14 +108,14 @@ def test_what_cannot_start_cancels_what_waits_for_it_and_calling_again_submits_b
 def test_a_template_submitted_by_hand_on_more_nodes(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
     write_chain(tmp_path, shards)
     place = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", f"--chdir={tmp_path}"]
-    template = Path(__file__).parents[2] / "slurm" / "pretrain.sbatch"
+    template = ROOT / "slurm" / "pretrain.sbatch"
     job = slurm.run(
         "sbatch", "--parsable", *place, str(template), "recipe.yaml", "pretrain", "pretrain.steps=5"
     ).strip()
     wait_until(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"))
     log = tmp_path / f"coatnet-pretrain-{job}.log"
     assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()
-    begin = diary(tmp_path / "runs" / "test" / "pretrain")[0]
+    begin = events(tmp_path / "runs" / "test" / "pretrain")[0]
     assert (begin["event"], begin["ranks"]) == ("begin", 2)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from jobs.examination import examine
-from pipeline.examination.finding import Finding
-from pipeline.recipe_file import load_recipe
+from jobs.preflight import examine
+from pipeline.preflight.finding import Finding
+from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import run_folder
-from tests.command import Process, coatnet, start
-from tests.recipes import write_recipe
 from tests.servers.slurm import SlurmCluster
+from tests.support.command import Process, coatnet, start
+from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
 
 
 @pytest.mark.parametrize(
-    ("override", "said", "mend"),
+    ("override", "said", "fix"),
     [
         ("resources.nodes=9 resources.ranks=9", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
         ("resources.memory_gigabytes=900", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
@@ -57,10 +57,10 @@ def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
     ],
 )  # fmt: skip
 def test_what_slurm_refuses_is_told_with_what_there_is(
-    shards: Path, tmp_path: Path, slurm: SlurmCluster, override: str, said: str, mend: str
+    shards: Path, tmp_path: Path, slurm: SlurmCluster, override: str, said: str, fix: str
 ) -> None:
     refused = requests(tmp_path, shards, "batch.global_size=18", "data.lanes=6", *override.split())[0]
-    assert refused == Finding("error", "pretrain", f"Slurm refuses the job: {said}", mend)
+    assert refused == Finding("error", "pretrain", f"Slurm refuses the job: {said}", fix)
 
 
 def test_a_job_for_nodes_of_which_one_is_down_is_only_doubtful(
@@ -70,7 +70,7 @@ def test_a_job_for_nodes_of_which_one_is_down_is_only_doubtful(
     refused = requests(tmp_path, shards, "batch.global_size=12", "resources.nodes=4", "resources.ranks=4")[0]
     assert refused.level == "warning"
     assert "is not available, since nodes are down or drained: 1" in refused.what
-    assert refused.mend.startswith("it may wait for them; or ask for less")
+    assert refused.fix.startswith("it may wait for them; or ask for less")
 
 
 def test_jobs_that_build_shards_are_tried_and_stages_that_are_done_are_not(
@@ -90,9 +90,9 @@ def test_a_controller_that_does_not_answer_is_told(
     shards: Path, tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm.kill_controller()
-    monkeypatch.setattr("jobs.slurm._ANSWER_SECONDS", 2)
+    monkeypatch.setattr("jobs.scheduler.slurm._ANSWER_SECONDS", 2)
     (finding,) = requests(tmp_path, shards)
-    assert (finding.level, finding.mend) == ("error", "try again later, or ask those who run it")
+    assert (finding.level, finding.fix) == ("error", "try again later, or ask those who run it")
     assert finding.what.startswith("Slurm does not answer: sbatch: ")
 
 
@@ -143,4 +143,4 @@ def test_a_job_that_ends_early_is_told_with_its_last_words(shards: Path, tmp_pat
     found = json.loads(done.stdout)[-1]
     assert "ended as FAILED: " in found["what"]
     assert found["what"].endswith("COATNET_CONTAINER_RUNTIME is docker; it must be pyxis or apptainer")
-    assert found["mend"] == f"see {tmp_path}/runs/test/doctor/pretrain.log"
+    assert found["fix"] == f"see {tmp_path}/runs/test/doctor/pretrain.log"

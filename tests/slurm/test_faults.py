@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command import coatnet
-from tests.recipes import checkpoint_bytes, diary, scalars, write_recipe
 from tests.servers.slurm import SlurmCluster
 from tests.slurm.chains import submit, submitted, wait_until, write_chain
+from tests.support.command import coatnet
+from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow(seconds=90)
 STEPS = 260
@@ -42,7 +42,7 @@ class Job:
         """Wait until this start has taken some steps and saved."""
 
         def saves() -> int:
-            entries = diary(self.run) if (self.run / "diary.jsonl").exists() else []
+            entries = events(self.run) if (self.run / "events.jsonl").exists() else []
             starts = [n for n, entry in enumerate(entries) if entry["event"] == "begin"]
             here = entries[starts[-1] :] if len(starts) == self.starts else []
             return sum(entry["event"] == "save" for entry in here)
@@ -92,7 +92,7 @@ def test_a_run_survives_whatever_a_cluster_does_to_it(
 
     wait_until(lambda: (job.run / "result.json").exists(), 120)
     wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
-    begun = [entry for entry in diary(job.run) if entry["event"] == "begin"]
+    begun = [entry for entry in events(job.run) if entry["event"] == "begin"]
     assert len(begun) == job.starts == 5
     assert checkpoint_bytes(job.run / FINAL) == checkpoint_bytes(undisturbed / FINAL)
     assert scalars(job.run, "train/loss") == scalars(undisturbed, "train/loss")
@@ -109,7 +109,7 @@ def test_a_run_longer_than_its_time_limit_requeues_itself_as_often_as_it_takes(
     for _ in range(steps):  # after the last of which it evaluates, however near the limit is
         job.goes_on()
     wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
-    reasons = [entry["reason"] for entry in diary(job.run) if entry["event"] == "stop"]
+    reasons = [entry["reason"] for entry in events(job.run) if entry["event"] == "stop"]
     assert reasons == ["the time limit"] * steps
     assert f"requeued: stopped by the time limit after step 1, saved as step-{1:08d}; the same" in job.log.read_text()
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.servers.slurm import SlurmCluster
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
-TEMPLATES = Path(__file__).parents[2] / "slurm"
+TEMPLATES = ROOT / "slurm"
 PLACE = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
 
 Submit = Callable[..., str]
@@ -128,10 +129,10 @@ def test_what_would_fail_again_is_not_requeued(
 def test_what_passes_is_requeued_and_tries_again(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, trouble: str, said: str
 ) -> None:
-    task = f'touch "$COATNET_BEGUN_FILE" "begun $RANK"; [ ! -e mended ] || exit 0\n{trouble}'
-    job = submit(task.replace("\n", "\nuntil [ -e mended ]; do sleep 0.1; done\n", 1), "recipe.yaml")
+    task = f'touch "$COATNET_BEGUN_FILE" "begun $RANK"; [ ! -e fixed ] || exit 0\n{trouble}'
+    job = submit(task.replace("\n", "\nuntil [ -e fixed ]; do sleep 0.1; done\n", 1), "recipe.yaml")
     wait_until(lambda: all((tmp_path / f"begun {rank}").exists() for rank in (0, 1)))
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     wait_until(lambda: len(log_of(tmp_path)) == 2)
     slurm.requeue_now(job)
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
@@ -162,7 +163,7 @@ def test_starts_that_do_not_even_begin_are_given_up_after_three(
 SAVES = """
 trap 'printf "75\\nsaved\\n" > "$COATNET_CAUSE_FILE"; exit 75' TERM USR2
 touch "$COATNET_BEGUN_FILE" running
-[ ! -e mended ] || exit 0
+[ ! -e fixed ] || exit 0
 while :; do sleep 0.1; done
 """
 
@@ -187,7 +188,7 @@ def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
         monkeypatch.chdir(tmp_path / name)
         jobs[name] = submit(SAVES, "recipe.yaml", options=(f"--signal={signal_option}", "--time=10"))
         wait_until((tmp_path / name / "running").exists)
-        (tmp_path / name / "mended").touch()
+        (tmp_path / name / "fixed").touch()
         slurm.end_soon(jobs[name], seconds)
     for name, job in jobs.items():
         wait_until(lambda: len(log_of(tmp_path / name)) == 2, 120)  # noqa: B023
@@ -200,7 +201,7 @@ def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
 def test_a_preempted_job_comes_back(slurm: SlurmCluster, submit: Submit, tmp_path: Path, partition: str) -> None:
     job = submit(SAVES, "recipe.yaml", options=(f"--partition={partition}", "--exclusive"))
     wait_until((tmp_path / "running").exists)
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     high = ["--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
     slurm.run("sbatch", "--parsable", *high)
     wait_until(lambda: slurm.job(job)["Restarts"] == "1")

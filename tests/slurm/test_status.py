@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from jobs import logs as logs_module
-from jobs import slurm as slurm_commands
 from jobs.cli import app
-from jobs.slurm import Job
+from jobs.commands import logs as logs_module
+from jobs.scheduler import slurm as slurm_commands
+from jobs.scheduler.slurm import SlurmJob
 from tests.jobs.runs import MadeRun
 from tests.servers.slurm import SlurmCluster
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow(seconds=6)
 
@@ -51,7 +52,7 @@ def submit(cluster: SlurmCluster, run: MadeRun, stage: str, script: str, *option
 @pytest.fixture
 def launch(slurm: SlurmCluster, run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """Submits the template of pretraining, the lines of shell given as its `coatnet`."""
-    template = Path(__file__).parents[2] / "slurm" / "pretrain.sbatch"
+    template = ROOT / "slurm" / "pretrain.sbatch"
     place = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
 
     def launched(task: str) -> str:
@@ -171,7 +172,7 @@ def test_a_log_is_followed_until_the_job_is_over(
 
 
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_commands, "jobs", lambda numbers: {one: Job(one, "UNKNOWN") for one in numbers})
+    monkeypatch.setattr(slurm_commands, "jobs", lambda numbers: {one: SlurmJob(one, "UNKNOWN") for one in numbers})
 
 
 def test_a_reason_that_launch_wrote_counts_also_when_the_job_is_forgotten(

@@ -13,12 +13,12 @@ from torch import Tensor
 from data.storage import Storage
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.host_copy import LiveState
-from pipeline.checkpoints.place import Place
 from pipeline.checkpoints.saver import Saver
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
-from pipeline.fragments import Fragment
-from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
+from pipeline.zero.fragments import Fragment
 
 Answer = TypeVar("Answer")
 
@@ -88,18 +88,20 @@ def live(step: int, ranks: Ranks = ALONE) -> LiveState:
     return LiveState(facts, fragments, buffers, SHAPES)
 
 
-def local(folder: Path) -> Place:
+def local(folder: Path) -> CheckpointStore:
     """The place of the run in `folder`."""
-    return Place(str(folder / "checkpoints"), Storage(), folder / "checkpoints")
+    return CheckpointStore(str(folder / "checkpoints"), Storage(), folder / "checkpoints")
 
 
-def saver(folder: Path, ranks: Ranks = ALONE, place: Place | None = None, patience: float = 30.0, **kept: Any) -> Saver:
+def saver(
+    folder: Path, ranks: Ranks = ALONE, place: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
+) -> Saver:
     """A saver of the run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Saver(place or local(folder), RunFolder(folder), Settings(**kept), ranks, patience=patience)
+    return Saver(place or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
 
 
-def save(folder: Path, *steps: int, count: int = 1, place: Place | None = None, **kept: Any) -> None:
+def save(folder: Path, *steps: int, count: int = 1, place: CheckpointStore | None = None, **kept: Any) -> None:
     """Save the state after each of `steps` by `count` ranks, each save published before the next begins."""
 
     def work(ranks: Ranks) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.place import checkpoint_place, known_places
 from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
-from pipeline.recipe import TrainStage
-from pipeline.recipe_file import load_recipe
-from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, run_folder, start_digest
 from tests.pipeline.checkpoints.small import ALONE, holds, local, names, save, together
-from tests.recipes import write_recipe
+from tests.support.recipes import write_recipe
 
 
 def cut(path: Path) -> None:
@@ -112,21 +112,22 @@ def test_checkpoints_are_found_where_earlier_starts_kept_them(tmp_path: Path) ->
         }
     )  # fmt: skip
     elsewhere = [
-        stage.model_copy(update={"checkpoint": Settings(folder=str(tmp_path / name))}) for name in ("one", "two")
+        stage.model_copy(update={"checkpoint": CheckpointSettings(folder=str(tmp_path / name))})
+        for name in ("one", "two")
     ]
-    save(run.path, 4, place=checkpoint_place(run, elsewhere[0]))
+    save(run.path, 4, place=checkpoint_store(run, elsewhere[0]))
     assert (tmp_path / "one/recipe/stage/step-00000004/manifest.json").exists()
     for now in (stage, *elsewhere):
-        checkpoint, _ = newest_whole(known_places(run, checkpoint_place(run, now)), ALONE)
+        checkpoint, _ = newest_whole(known_stores(run, checkpoint_store(run, now)), ALONE)
         assert checkpoint is not None
         assert holds(checkpoint, 4)
     save(run.path, 6)
     for now in (stage, *elsewhere):
-        checkpoint, _ = newest_whole(known_places(run, checkpoint_place(run, now)), ALONE)
+        checkpoint, _ = newest_whole(known_stores(run, checkpoint_store(run, now)), ALONE)
         assert checkpoint is not None
         assert holds(checkpoint, 6)
     flipped(run.checkpoints / "step-00000006/buffers.safetensors")
-    checkpoint, _ = newest_whole(known_places(run, checkpoint_place(run, elsewhere[1])), ALONE)
+    checkpoint, _ = newest_whole(known_stores(run, checkpoint_store(run, elsewhere[1])), ALONE)
     assert checkpoint is not None
     assert checkpoint.step == 4
     assert names(run.checkpoints) == ["damaged-step-00000006"]

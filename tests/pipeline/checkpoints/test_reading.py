@@ -7,7 +7,7 @@ import torch
 
 from pipeline.checkpoints.checkpoint import load_state, open_checkpoint
 from pipeline.errors import ConfigError
-from pipeline.fragments import Fragment
+from pipeline.zero.fragments import Fragment
 from tests.pipeline.checkpoints.small import KINDS, SHAPES, holds, live, opened, save, whole
 
 

@@ -13,16 +13,16 @@ import pytest
 
 from data.errors import StorageDown, StorageRefused
 from data.storage import Storage, file_size, read_bytes, remove, upload
-from pipeline.checkpoints import draft
+from pipeline.checkpoints import staged as draft
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.checkpoints.place import Place
 from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from tests.pipeline.checkpoints.small import ALONE, holds, live, names, save, saver, together
-from tests.recipes import diary
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
+from tests.support.recipes import events
 
 pytestmark = pytest.mark.slow
 
@@ -30,18 +30,18 @@ STEP_3 = "step-00000003"
 
 
 @pytest.fixture
-def place(s3: S3Server, tmp_path: Path) -> Place:
+def place(s3: S3Server, tmp_path: Path) -> CheckpointStore:
     """A place of this test alone."""
-    return Place(f"s3://test/{uuid.uuid4().hex}", Storage(greatest_delay=0.2), tmp_path / "run/checkpoints")
+    return CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(greatest_delay=0.2), tmp_path / "run/checkpoints")
 
 
-def remote_names(s3: S3Server, place: Place, step: str = "") -> list[str]:
+def remote_names(s3: S3Server, place: CheckpointStore, step: str = "") -> list[str]:
     location = f"{place.location}/{step}".removeprefix("s3://").rstrip("/")
     # This server goes on to list the emptied folder itself.
     return sorted(path[len(location) + 1 :] for path in s3.files().find(location) if len(path) > len(location))
 
 
-def spoil(s3: S3Server, place: Place, file: str, damage: str) -> None:
+def spoil(s3: S3Server, place: CheckpointStore, file: str, damage: str) -> None:
     path = f"{place.location}/{STEP_3}/{file}".removeprefix("s3://")
     data = bytearray(s3.files().cat_file(path))
     if damage == "missing":
@@ -52,7 +52,7 @@ def spoil(s3: S3Server, place: Place, file: str, damage: str) -> None:
 
 
 def test_what_is_saved_is_read_back_and_nothing_stays_on_this_machine(
-    s3: S3Server, place: Place, tmp_path: Path
+    s3: S3Server, place: CheckpointStore, tmp_path: Path
 ) -> None:
     save(tmp_path / "run", 3, count=2, place=place)
     assert remote_names(s3, place) == [
@@ -78,7 +78,9 @@ def test_what_is_saved_is_read_back_and_nothing_stays_on_this_machine(
     assert holds(with_no_folder_given, 3)
 
 
-def test_old_ones_go_and_so_does_what_a_killed_save_has_left(s3: S3Server, place: Place, tmp_path: Path) -> None:
+def test_old_ones_go_and_so_does_what_a_killed_save_has_left(
+    s3: S3Server, place: CheckpointStore, tmp_path: Path
+) -> None:
     files = s3.files()
     root = place.location.removeprefix("s3://")
     files.pipe_file(f"{root}/step-00000002/rank-00000.safetensors", b"left")
@@ -91,7 +93,7 @@ def test_old_ones_go_and_so_does_what_a_killed_save_has_left(s3: S3Server, place
     assert names(place.scratch) == []
 
 
-def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, place: Place, tmp_path: Path) -> None:
+def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, place: CheckpointStore, tmp_path: Path) -> None:
     save(tmp_path / "run", 1, 3, place=place)
     spoil(s3, place, "manifest.json", "missing")
     checkpoint, skipped = newest_whole([place], ALONE)
@@ -105,7 +107,7 @@ def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, place: Place
      ("manifest.json", "flipped")],
 )  # fmt: skip
 def test_damaged_ones_are_passed_over_and_out_of_the_way(
-    s3: S3Server, place: Place, tmp_path: Path, file: str, damage: str
+    s3: S3Server, place: CheckpointStore, tmp_path: Path, file: str, damage: str
 ) -> None:
     save(tmp_path / "run", 1, 3, count=2, place=place)
     spoil(s3, place, file, damage)
@@ -128,7 +130,7 @@ def test_damaged_ones_are_passed_over_and_out_of_the_way(
     assert len(remote_names(s3, place, STEP_3)) == 4
 
 
-def test_connections_cut_during_uploads_only_take_time(s3: S3Server, place: Place, tmp_path: Path) -> None:
+def test_connections_cut_during_uploads_only_take_time(s3: S3Server, place: CheckpointStore, tmp_path: Path) -> None:
     with FaultProxy(s3.port) as proxy:
         faults = [
             Fault("cut", path="rank-00001.safetensors", method="PUT", times=2, after=5000),
@@ -143,7 +145,7 @@ def test_connections_cut_during_uploads_only_take_time(s3: S3Server, place: Plac
 
 
 def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
-    s3: S3Server, place: Place, tmp_path: Path
+    s3: S3Server, place: CheckpointStore, tmp_path: Path
 ) -> None:
     with FaultProxy(s3.port) as proxy:
         storage = replace(place.storage, endpoint=proxy.url, give_up_after=0.5)
@@ -158,7 +160,7 @@ def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
                 return published
 
         assert together(2, work) == [[True, False, True], [True, False, True]]
-    (told,) = [entry for entry in diary(tmp_path / "run") if entry["event"] == "save_failed"]
+    (told,) = [entry for entry in events(tmp_path / "run") if entry["event"] == "save_failed"]
     assert told["step"] == 3
     assert "rank 1: " in told["reason"]
     assert "no answer in 0 s" in told["reason"]
@@ -168,7 +170,7 @@ def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
 
 
 def test_a_server_that_takes_in_something_else_publishes_nothing(
-    s3: S3Server, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, place: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = draft.upload
 
@@ -193,12 +195,12 @@ def test_a_place_that_refuses_is_told_at_the_start(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readonly")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readonly")
     # A client that no other test has, as it keeps its credentials.
-    place = Place(f"s3://test/{uuid.uuid4().hex}", Storage(give_up_after=7), tmp_path / "run/checkpoints")
+    place = CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(give_up_after=7), tmp_path / "run/checkpoints")
     with pytest.raises(StorageRefused, match="access refused"):
         saver(tmp_path / "run", ALONE, place)
 
 
-def test_a_server_that_is_away_at_the_start_is_no_empty_place(s3: S3Server, place: Place) -> None:
+def test_a_server_that_is_away_at_the_start_is_no_empty_place(s3: S3Server, place: CheckpointStore) -> None:
     """It would begin the run anew."""
     with FaultProxy(s3.port) as proxy:
         proxy.faults.append(Fault("status", path="", method="GET"))
@@ -207,7 +209,7 @@ def test_a_server_that_is_away_at_the_start_is_no_empty_place(s3: S3Server, plac
             newest_whole([replace(place, storage=storage)], ALONE)
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(place: Place) -> None:
+def test_a_checkpoint_that_is_not_there_is_refused(place: CheckpointStore) -> None:
     with pytest.raises(ConfigError, match="not a checkpoint"):
         open_checkpoint(place.at(3), place.storage)
 
@@ -244,7 +246,7 @@ def test_an_upload_in_parts_that_fails_leaves_no_parts(s3: S3Server, tmp_path: P
     assert not left.get("Uploads")
 
 
-def test_a_file_system_is_not_shared_with_a_fork(s3: S3Server, place: Place) -> None:
+def test_a_file_system_is_not_shared_with_a_fork(s3: S3Server, place: CheckpointStore) -> None:
     """Its event loop stays behind, and requests would wait for ever."""
     program = (
         "import os, sys; from data.storage import Storage, file_size; where = sys.argv[1];"

@@ -8,7 +8,7 @@ import pytest
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.resume import newest_whole
 from pipeline.checkpoints.retention import reasons_to_keep
-from pipeline.recipe_sections import Checkpoint as Settings
+from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import ALONE, live, local, names, save, saver
 
@@ -28,7 +28,7 @@ TOP1 = {10: 0.2, 20: 0.7, 30: 0.5, 40: 0.7, 45: 0.1}
     ],
 )
 def test_last_ones_multiples_and_best_ones_are_kept(settings: dict[str, Any], kept: dict[int, list[str]]) -> None:
-    reasons = reasons_to_keep([10, 20, 30, 40, 45, 50], Settings(**settings), TOP1)
+    reasons = reasons_to_keep([10, 20, 30, 40, 45, 50], CheckpointSettings(**settings), TOP1)
     assert list(reasons) == [50, 45, 40, 30, 20, 10]
     assert {step: why for step, why in reasons.items() if why} == kept
 
@@ -37,7 +37,7 @@ def test_old_ones_go_after_each_save(tmp_path: Path) -> None:
     with saver(tmp_path, keep_last=2, keep_every=20, keep_best=1) as one:
         for step in (5, 10, 15, 20, 25, 30, 35):
             one.save(live(step))
-            RunFolder(tmp_path).diary.note("evaluation", step=step, top1=1 / step)
+            RunFolder(tmp_path).events.record("evaluation", step=step, top1=1 / step)
         assert one.finish()
     assert names(tmp_path / "checkpoints") == [step_name(step) for step in (5, 20, 30, 35)]
 
@@ -93,18 +93,18 @@ def test_a_removal_that_fails_is_told_and_the_checkpoint_stands(
 
     monkeypatch.setattr(type(local(tmp_path)), "remove", refused)
     save(tmp_path, 2, keep_last=1)
-    events = [entry for entry in RunFolder(tmp_path).diary.entries() if entry["event"] == "removal_failed"]
+    events = [entry for entry in RunFolder(tmp_path).events.entries() if entry["event"] == "removal_failed"]
     assert [entry["reason"] for entry in events] == ["[Errno 13] Permission denied"]
     assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000002"]
 
 
 def test_a_diary_whose_last_line_was_cut_is_read(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    assert run.diary.entries() == []
-    run.diary.note("evaluation", step=3, top1=0.5)
-    with open(tmp_path / "diary.jsonl", "a") as diary:
-        diary.write('{"time": "2026-')
-    assert [entry["step"] for entry in run.diary.entries()] == [3]
+    assert run.events.entries() == []
+    run.events.record("evaluation", step=3, top1=0.5)
+    with open(tmp_path / "events.jsonl", "a") as events:
+        events.write('{"time": "2026-')
+    assert [entry["step"] for entry in run.events.entries()] == [3]
 
 
 def test_a_removal_that_is_killed_leaves_nothing_that_looks_like_a_checkpoint(

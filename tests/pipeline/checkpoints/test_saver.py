@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from pipeline.checkpoints import draft
-from pipeline.checkpoints.attempt import Attempt
+from pipeline.checkpoints import staged as draft
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import whole_manifest
+from pipeline.checkpoints.save_task import SaveTask
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError, RunFailed
-from pipeline.fragments import Fragment
+from pipeline.zero.fragments import Fragment
 from tests.pipeline.checkpoints.small import ALONE, holds, live, local, names, opened, save, saver, together
-from tests.recipes import checkpoint_bytes, diary
+from tests.support.recipes import checkpoint_bytes, events
 
 
 class Gate:
@@ -108,7 +108,7 @@ def test_reports_and_diary_tell_stall_seconds_and_bytes(tmp_path: Path) -> None:
         size = sum(len(data) for name, data in checkpoint_bytes(folder / report.checkpoint).items() if name[0] != "m")
         assert (report.step, report.bytes, report.failure) == (step, size, None)
         assert 0 < report.stall == stall < report.seconds
-    saves = [entry for entry in diary(tmp_path) if entry["event"] == "save"]
+    saves = [entry for entry in events(tmp_path) if entry["event"] == "save"]
     assert [(e["step"], e["checkpoint"], e["bytes"]) for e in saves] == [
         (r.step, r.checkpoint, r.bytes) for r in reports
     ]
@@ -181,7 +181,7 @@ def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
             return published
 
     assert together(2, work) == [[False, True], [False, True]]
-    told = next(entry for entry in diary(tmp_path) if entry["event"] == "save_failed")
+    told = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
     assert told["step"] == 2
     assert told["reason"] == ("" if failing == 0 else "rank 1: ") + "[Errno 5] Input/output error"
     assert names(folder) == ["step-00000001", "step-00000003"]
@@ -191,7 +191,7 @@ def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even a part that says so: what ranks tell each other in passing is enough."""
-    real_write, real_part = draft._write_checked, draft.Draft.put_part
+    real_write, real_part = draft._write_checked, draft.StagedCheckpoint.put_part
 
     def failed(path: Path, *arguments: Any) -> dict[str, Any]:
         """A mount that is gone on rank 1."""
@@ -199,13 +199,13 @@ def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than
             raise OSError(116, "Stale file handle")
         return real_write(path, *arguments)
 
-    def part_failed(self: draft.Draft, part: dict[str, Any]) -> None:
+    def part_failed(self: draft.StagedCheckpoint, part: dict[str, Any]) -> None:
         if "failed" in part:
             raise OSError(116, "Stale file handle")
         real_part(self, part)
 
     monkeypatch.setattr(draft, "_write_checked", failed)
-    monkeypatch.setattr(draft.Draft, "put_part", part_failed)
+    monkeypatch.setattr(draft.StagedCheckpoint, "put_part", part_failed)
 
     def work(ranks: Ranks) -> bool:
         with saver(tmp_path, ranks) as one:
@@ -214,7 +214,7 @@ def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than
             return one.finish()
 
     assert together(2, work) == [True, True]
-    told = next(entry for entry in diary(tmp_path) if entry["event"] == "save_failed")
+    told = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
     assert told["reason"] == "nothing came from rank 1, whose log may say why"
     assert names(tmp_path / "checkpoints") == ["step-00000004"]
 
@@ -239,7 +239,7 @@ def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
             return [*published, one.finish()]
 
     assert together(2, work) == [[False, True], [False, True]]
-    told = [entry for entry in diary(tmp_path) if entry["event"] == "save_failed"]
+    told = [entry for entry in events(tmp_path) if entry["event"] == "save_failed"]
     assert told[-1]["reason"] == "a rank still hangs in the write of an earlier one"
     assert holds(opened(tmp_path, 6), 6)
 
@@ -272,7 +272,7 @@ def test_an_error_of_the_run_lets_the_save_in_flight_end_and_an_interruption_doe
             opening.start()
             raise error
 
-    attempts: list[Attempt | None] = []
+    attempts: list[SaveTask | None] = []
     for error, published in ((ValueError(), True), (KeyboardInterrupt(), False)):
         gate = Gate(monkeypatch)
         folder = tmp_path / type(error).__name__

@@ -1,0 +1,186 @@
+"""From the tables of all runs to the content of every shard: global order, validation split, cuts. Pure numpy."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.building.keys import decoded_name, readable
+from data.building.sorted_runs import RunTable, read_table
+from data.building.source import Broken
+from data.errors import DataError
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+_TAR_BLOCK, _TAR_END = 512, 10240
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """All images of a build. Arrays (N,) over the images, in the order of the runs."""
+
+    run: Int32
+    """Position of the image's run in the list of runs."""
+    rank: NDArray[np.uint64]
+    key_hash: NDArray[np.uint64]
+    offset: Int64
+    size: Int64
+    kind: NDArray[np.uint8]
+    extension: NDArray[np.uint8]
+    """Position in `extensions`."""
+    labels: Int32
+    """(N, k) positions in `classes`, -1 where there is none."""
+    name_bounds: Int64
+    names: NDArray[np.uint8]
+    extensions: tuple[str, ...]
+    classes: tuple[str, ...]
+    broken: list[Broken]
+
+    def encoded_name(self, image: int) -> bytes:
+        return self.names[self.name_bounds[image] : self.name_bounds[image + 1]].tobytes()
+
+    def name(self, image: int) -> str:
+        return decoded_name(self.encoded_name(image))
+
+
+def read_images(runs: Sequence[Path]) -> Images:
+    """The images of all runs, and what is broken."""
+    tables = [read_table(run) for run in runs]
+    classes = tuple(sorted({name for table in tables for name in table.classes}))
+    extensions = tuple(sorted({name for table in tables for name in table.extensions}))
+    counts = np.array([table.images for table in tables])
+    ends = np.cumsum([0] + [len(table.names) for table in tables])
+    most = max((int(np.diff(table.label_bounds).max(initial=0)) for table in tables), default=0)
+    return Images(
+        run=np.repeat(np.arange(len(tables), dtype=np.int32), counts),
+        rank=np.concatenate([table.rank for table in tables]),
+        key_hash=np.concatenate([table.key_hash for table in tables]),
+        offset=np.concatenate([table.offset for table in tables]),
+        size=np.concatenate([table.size for table in tables]),
+        kind=np.concatenate([table.kind for table in tables]),
+        extension=np.concatenate([_translate(t.extension, t.extensions, extensions).astype(np.uint8) for t in tables]),
+        labels=np.concatenate([_padded_labels(table, classes, most) for table in tables]),
+        name_bounds=np.concatenate(
+            [table.name_bounds[:-1] + end for table, end in zip(tables, ends, strict=False)] + [ends[-1:]]
+        ),
+        names=np.concatenate([table.names for table in tables]),
+        extensions=extensions,
+        classes=classes,
+        broken=[broken for table in tables for broken in table.broken],
+    )
+
+
+def _translate(positions: NDArray[np.generic], names: list[str], into: tuple[str, ...]) -> Int32:
+    place = {name: position for position, name in enumerate(into)}
+    return np.array([place[name] for name in names], np.int32)[positions.astype(np.int64)]
+
+
+def _padded_labels(table: RunTable, classes: tuple[str, ...], most: int) -> Int32:
+    counts = np.diff(table.label_bounds)
+    padded = np.full((table.images, most), -1, np.int32)
+    padded[np.arange(most) < counts[:, None]] = _translate(table.labels, table.classes, classes)
+    return padded
+
+
+def shuffled(images: Images) -> tuple[Int64, list[int]]:
+    """Positions of the images in their shuffled order, that of (rank, name), and those left out of it because an
+    earlier image has the same name."""
+    order = np.argsort(images.rank, kind="stable")
+    ranks = images.rank[order]
+    again: list[int] = []
+    equal = np.flatnonzero(ranks[1:] == ranks[:-1])
+    for first in equal[np.diff(equal, prepend=-2) > 1].tolist():
+        last = int(np.searchsorted(ranks, ranks[first], side="right"))
+        tied = sorted(order[first:last].tolist(), key=lambda image: (images.name(image), image))
+        order[first:last] = tied
+        again += [b for a, b in pairwise(tied) if images.name(a) == images.name(b)]
+    return (order[~np.isin(order, again)] if again else order), again
+
+
+def relabelled(images: Images, classes: tuple[str, ...], origin: str) -> Int32:
+    """The labels (N, k) as positions in another class list, that of `origin`.
+
+    Raises:
+        DataError: a class that is not in it.
+    """
+    place = {name: position for position, name in enumerate(classes)}
+    strangers = [number for number, name in enumerate(images.classes) if name not in place]
+    if strangers:
+        image = int(np.flatnonzero((images.labels == strangers[0]).any(axis=1))[0])
+        others = f" (nor are {len(strangers) - 1:,} more labels)" if len(strangers) > 1 else ""
+        raise DataError(
+            f"{readable(images.name(image))}: its label {readable(images.classes[strangers[0]])} is not among the "
+            f"{len(classes):,} classes of {origin}{others}; fix the labels or give a class list that has them"
+        )
+    translation = np.array([place[name] for name in images.classes] + [-1], np.int32)
+    return translation[images.labels]
+
+
+def numbered(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The class list in its order: by name, or by number where all names are numbers."""
+    return tuple(sorted(classes, key=int)) if all(name.isascii() and name.isdigit() for name in classes) else classes
+
+
+def validation_mask(labels: Int32, classes: tuple[str, ...], per_class: int, fraction: float) -> NDArray[np.bool_]:
+    """Which images (N,) in shuffled order are for validation: of each class the first `per_class` or `fraction`.
+
+    Args:
+        labels: (N, k), -1 where there is none. An image with several labels counts for all of them.
+        classes: their names.
+        per_class: images of each class, or 0.
+        fraction: share of each class, rounded, at least one image staying for training; or 0.
+
+    Raises:
+        DataError: a class that would have no image for training.
+    """
+    image, place = np.nonzero(labels >= 0)
+    label = labels[image, place]
+    by_class = np.argsort(label, kind="stable")
+    counts = np.bincount(label, minlength=len(classes))
+    turn = np.empty(len(label), np.int64)  # the how-maniest of its class
+    turn[by_class] = np.arange(len(label)) - np.repeat(np.cumsum(counts) - counts, counts)
+    taken = np.full(len(classes), per_class) if per_class else np.minimum(np.rint(counts * fraction), counts - 1)
+    mask = np.zeros(len(labels), np.bool_)
+    mask[image[turn < taken[label]]] = True
+    left = np.bincount(label[~mask[image]], minlength=len(classes))
+    short = np.flatnonzero((left == 0) & (counts > 0))
+    if short.size:
+        others = f" (and {short.size - 1:,} more classes)" if short.size > 1 else ""
+        raise DataError(
+            f"class {readable(classes[short[0]])} has only {counts[short[0]]:,} images{others}, all of which would "
+            "go to the validation set; add images or take fewer for validation"
+        )
+    return mask
+
+
+def tar_bytes(sizes: Int64) -> Int64:
+    """Bytes (N,) that samples with images of `sizes` bytes take in a tar, with a label of one block."""
+    return (3 - -sizes // _TAR_BLOCK) * _TAR_BLOCK
+
+
+def cuts(bytes_: Int64, most_samples: int | None, most_bytes: int | None) -> Iterator[tuple[int, int]]:
+    """Begin and end of each shard, which holds as many samples as go into both limits and at least one."""
+    ends = np.cumsum(bytes_)
+    begin = 0
+    while begin < len(bytes_):
+        end = len(bytes_) if most_samples is None else min(begin + most_samples, len(bytes_))
+        if most_bytes is not None:
+            before = int(ends[begin - 1]) if begin else 0
+            end = min(end, int(np.searchsorted(ends, before + most_bytes - _TAR_END, side="right")))
+        end = max(end, begin + 1)
+        yield begin, end
+        begin = end
+
+
+def repetitions(key_hashes: NDArray[np.uint64]) -> dict[int, int]:
+    """Position -> how-maniest sample with the same key it is, for the second and later ones; hashes (N,) in order."""
+    order = np.argsort(key_hashes, kind="stable")
+    sorted_hashes = key_hashes[order]
+    repeated: dict[int, int] = {}
+    for position in np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1]).tolist():
+        repeated[int(order[position + 1])] = repeated.get(int(order[position]), 1) + 1
+    return repeated

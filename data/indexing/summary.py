@@ -1,0 +1,174 @@
+"""What a dataset holds, from its index, its labels, and a few samples drawn at random."""
+
+import io
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.dataset import Dataset
+from data.decode import DecodeError, Pixels, decode
+from data.errors import DataError
+from data.index import read_labels
+from data.indexing.contact_sheet import thumbnail
+from data.shard import BrokenSample, Shard
+from data.storage import is_remote, read_bytes
+
+_BEGINNING = 8 * 2**20
+"""Bytes of a remote shard that samples are drawn from; the whole shard where they hold none."""
+_REMOTE_SHARDS = 16
+_QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnSample:
+    """One sample drawn at random."""
+
+    shard: str
+    key: str
+    classes: tuple[str, ...]
+    format: str
+    """Such as "JPEG RGB"; empty where the sample cannot be used."""
+    width: int
+    height: int
+    thumbnail: Pixels | None
+    """None where the sample cannot be used."""
+    problem: str
+    """Why it cannot be used."""
+
+
+def draw_samples(dataset: Dataset, count: int, seed: int) -> Iterator[DrawnSample]:
+    """Up to `count` samples, the same ones for the same seed, in the order of the shards.
+
+    Those of a remote dataset come from the first megabytes of a few shards, so that little is fetched.
+
+    Raises:
+        DataError: a shard is missing or another one.
+        StorageRefused, StorageDown: access refused, or no answer.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = dataset.shard_samples
+    count = min(count, dataset.samples)
+    if is_remote(dataset.index.folder):
+        chances = sizes / sizes.sum()
+        shards = min(_REMOTE_SHARDS, count, int((chances > 0).sum()))
+        numbers = np.sort(rng.choice(len(chances), shards, replace=False, p=chances)).tolist()
+        wanted = {number: len(range(turn, count, shards)) for turn, number in enumerate(numbers)}
+    else:
+        drawn = np.sort(rng.choice(dataset.samples, count, replace=False))
+        wanted = Counter(np.searchsorted(np.cumsum(sizes), drawn, side="right").tolist())
+    with TemporaryDirectory(prefix="coatnet-shards-") as temporary:
+        for number, samples in wanted.items():
+            shard, readable = _opened(dataset, number, Path(temporary) / "beginning.tar")
+            candidates = bisect_left(range(int(sizes[number])), readable, key=partial(dataset.place, number))
+            for chosen in np.sort(rng.choice(candidates, min(samples, candidates), replace=False)).tolist():
+                yield _drawn(dataset, number, shard, dataset.place(number, chosen))
+
+
+def _opened(dataset: Dataset, number: int, beginning: Path) -> tuple[Shard, int]:
+    """Shard `number`, of a remote one its beginning; and how many of its first samples it has."""
+    index = dataset.index
+    entry, location = index.shards[number], index.location(number)
+    try:
+        if not is_remote(location):
+            return Shard(Path(location), index.image_fields, index.label.field, entry.samples), entry.samples
+        for length in (min(_BEGINNING, entry.bytes), entry.bytes):
+            beginning.write_bytes(read_bytes(location, dataset.storage, 0, length))
+            shard = Shard(beginning, index.image_fields, index.label.field, entry.samples)
+            if length == entry.bytes:
+                break
+            if shard.readable > 1:
+                return shard, shard.readable - 1  # the last one may be cut
+        return shard, entry.samples
+    except FileNotFoundError:
+        raise DataError(f"shard {location} is missing; copy it there, and see: coatnet shards verify") from None
+
+
+def _drawn(dataset: Dataset, number: int, shard: Shard, place: int) -> DrawnSample:
+    name, key = dataset.index.shards[number].name, shard.key(place)
+    try:
+        sample = shard.read(place)
+        classes = tuple(dataset.classes[label] for label in dataset.labels(sample.label))
+        pixels = decode(sample.image)
+    except (BrokenSample, DecodeError, ValueError) as error:
+        return DrawnSample(name, key, (), "", 0, 0, None, str(error))
+    height, width, _ = pixels.shape
+    with Image.open(io.BytesIO(sample.image)) as image:
+        return DrawnSample(name, key, classes, f"{image.format} {image.mode}", width, height, thumbnail(pixels), "")
+
+
+def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
+    """(classes,) samples of each class, one with several classes counted under each; and samples without any.
+
+    Raises:
+        DataError: no `labels.npy`, or not the one that belongs to the index.
+        StorageRefused, StorageDown: access refused, or no answer.
+    """
+    labels = read_labels(dataset.index, dataset.storage)
+    if dataset.label_map is not None:
+        # One more class at the end: where a sample has fewer labels than others, -1 points at it.
+        labels = np.append(dataset.label_map.targets, np.int32(-1))[labels]
+        labels = labels if dataset.kept is None else labels[dataset.kept]
+    rows = np.sort(labels, axis=1)
+    # Classes that a label map merged count once for a sample.
+    first = np.concatenate([np.ones((len(rows), 1), bool), rows[:, 1:] != rows[:, :-1]], axis=1)
+    counts = np.bincount(rows[first & (rows >= 0)], minlength=len(dataset.classes))
+    return counts, int((rows < 0).all(axis=1).sum())
+
+
+def describe(dataset: Dataset, drawn: list[DrawnSample]) -> dict[str, Any]:
+    """The facts that `--json` prints; docs/adopting.md has the keys."""
+    index = dataset.index
+    usable = [sample for sample in drawn if not sample.problem]
+    try:
+        counts, without = class_counts(dataset)
+    except DataError as error:
+        histogram: dict[str, Any] = {"classes": None, "without_label": None, "problem": str(error)}
+    else:
+        histogram = {
+            "classes": dict(zip(dataset.classes, counts.tolist(), strict=True)),
+            "without_label": without,
+            "problem": None,
+        }
+    return {
+        "folder": index.folder,
+        "digest": dataset.digest,
+        "image_fields": list(index.image_fields),
+        "label": asdict(index.label),
+        "classes": len(dataset.classes),
+        "samples": dataset.samples,
+        "labels_per_sample": index.labels_per_sample,
+        "bytes": index.bytes,
+        "bytes_per_sample": round(index.bytes / max(index.samples, 1)),
+        "shards": {
+            "number": len(index.shards),
+            "samples": _spread(dataset.shard_samples),
+            "bytes": _spread(np.array([shard.bytes for shard in index.shards])),
+        },
+        "drawn": {
+            "samples": len(drawn),
+            "formats": dict(Counter(sample.format for sample in usable).most_common()),
+            "width": _quantiles([sample.width for sample in usable]),
+            "height": _quantiles([sample.height for sample in usable]),
+            "unusable": [{"shard": s.shard, "key": s.key, "problem": s.problem} for s in drawn if s.problem],
+        },
+        "histogram": histogram,
+    }
+
+
+def _spread(values: NDArray[np.int64]) -> dict[str, int]:
+    return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+
+
+def _quantiles(values: list[int]) -> dict[str, int]:
+    if not values:
+        return {}
+    return {name: int(np.quantile(values, share)) for name, share in _QUANTILES.items()}

@@ -1,0 +1,74 @@
+"""What can be known of a recipe on the machine at hand, before any of its stages runs."""
+
+from collections.abc import Iterator, Sequence
+
+from jobs.scheduler.dry_run import dry_run
+from pipeline.errors import ConfigError
+from pipeline.plan import TrainPlan, check_model
+from pipeline.preflight.disk_space import assess_clock, assess_disk_space
+from pipeline.preflight.finding import Finding
+from pipeline.preflight.memory import assess_memory
+from pipeline.preflight.settings import assess_settings
+from pipeline.preflight.shards import ShardAssessor, assess_source
+from pipeline.preflight.versions import assess_versions
+from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.run_folder import run_folder
+
+__all__ = ["Finding", "examine"]
+
+_GIVE_UP_AFTER = 30.0  # seconds without an answer of remote storage, while a person waits
+_CLASSES = 1000  # where the shards that would tell are yet to be built
+
+
+def examine(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iterator[Finding]:
+    """Examine these stages of `recipe` from here; with `slurm` they will be its jobs, on other machines.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    for name in stages:
+        if name not in recipe.stages:
+            raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
+    # What is wrong with the settings may show itself again with the data.
+    yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm))
+
+
+def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding]:
+    examiner = ShardAssessor(recipe)
+    kept: list[tuple[str, TrainStage, int, int | None]] = []
+    yield from assess_source(recipe)
+    for name in stages:
+        stage = recipe.stages[name]
+        yield from assess_settings(recipe, name, elsewhere=slurm)
+        found, plan = examiner.examine(name)
+        yield from found
+        if isinstance(stage, TrainStage) and _has_a_model(recipe, stage):
+            classes = len(plan.classes) if plan else _CLASSES
+            begun = any(entry["event"] == "save" for entry in run_folder(recipe, name).events.entries())
+            yield from assess_memory(name, stage, classes, begun=begun)
+            kept.append((name, stage, classes, plan.steps if isinstance(plan, TrainPlan) else stage.steps))
+    yield from assess_disk_space(recipe, kept)
+    if slurm:
+        yield from dry_run(recipe, stages)
+    clock = assess_clock(recipe)
+    if clock is not None:
+        yield clock
+    yield from assess_versions()
+
+
+def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:
+    try:
+        check_model(recipe, stage, "")
+    except ConfigError:
+        return False  # it is told elsewhere
+    return True
+
+
+def _impatient(recipe: Recipe) -> Recipe:
+    """The recipe with less patience for remote storage."""
+    stages = {}
+    for name, stage in recipe.stages.items():
+        patience = min(stage.data.storage.give_up_after, _GIVE_UP_AFTER)
+        storage = stage.data.storage.model_copy(update={"give_up_after": patience})
+        stages[name] = stage.model_copy(update={"data": stage.data.model_copy(update={"storage": storage})})
+    return recipe.model_copy(update={"stages": stages})

@@ -1,0 +1,184 @@
+"""Runs as they lie on the disk: those of a recipe, of its sweep, or of a folder."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.scheduler.submissions import FOLDER, SHARDS, SubmissionFolder
+from pipeline.errors import ConfigError
+from pipeline.run_folder import RunFolder
+
+SWEEP_SUFFIX = ".sweep.json"
+"""Of the file beside the run folders of a sweep: `{"runs": [name, ...], "settings": {name: {key: value}}}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """The run in the folder `<runs>/<recipe>`, which need not exist yet."""
+
+    path: Path
+    recipe: Mapping[str, Any]
+    """Plain values, complete; empty if nobody has them."""
+    only: str | None = None
+    """The one stage that was asked for."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What tells it from the other runs of its sweep; empty if it is part of none."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def submissions(self) -> SubmissionFolder:
+        return SubmissionFolder(self.path / FOLDER)
+
+    def folder(self, stage: str) -> RunFolder:
+        """The run folder of a stage."""
+        return RunFolder(self.path / stage)
+
+    def stages(self) -> list[str]:
+        """The steps that were submitted before the first stage, and the stages, in the order of the chain."""
+        named = list(self.recipe.get("stages", {}))
+        submitted = list(self.submissions.newest())
+        before = [name for name in submitted if makes_shards(name) and name not in named]
+        found = [below.name for below in _stage_folders(self.path)]
+        return list(dict.fromkeys([*before, *named, *found, *submitted])) if self.only is None else [self.only]
+
+
+def runs_at(target: Path | None) -> list[RunRef]:
+    """The runs that a person means by a recipe file, a run folder, the folder of a stage, or a folder of run folders.
+
+    None means the current folder. Of a folder that has one, the folder `runs` in it is meant.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    path = Path.cwd() if target is None else target.absolute()
+    if path.name.endswith(SWEEP_SUFFIX):
+        path = path.with_name(path.name.removesuffix(SWEEP_SUFFIX))
+    if _sweep_file(path).is_file():
+        return _of_sweep(_submitted(path))
+    if path.is_dir():
+        return _in_folder(path, asked=target is not None)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{target}: no recipe file and no run folder; `coatnet status` lists those below runs")
+    from jobs.bundled_recipes import load_recipe
+
+    assert target is not None
+    recipe = load_recipe(target)
+    run = RunRef(Path(recipe.runs).absolute() / recipe.name, recipe.model_dump(mode="json"))
+    return _of_sweep(run) if _sweep_file(run.path).is_file() else [run]
+
+
+def chain_at(target: Path) -> list[RunRef]:
+    """The one run that a person means, or all runs of one sweep.
+
+    Raises:
+        ConfigError: it is none, or a folder of several.
+    """
+    runs = runs_at(target)
+    if not runs:
+        raise ConfigError(f"{target}: no runs in it; name a recipe, or a folder such as runs/NAME")
+    if len(runs) > 1 and not any(run.settings for run in runs):
+        raise ConfigError(f"{target}: {len(runs)} runs ({_names(runs)}); name one of them")
+    return runs
+
+
+def run_at(target: Path) -> RunRef:
+    """The one run that a person means.
+
+    Raises:
+        ConfigError: it is none, or one of several.
+    """
+    runs = chain_at(target)
+    if len(runs) > 1:
+        raise ConfigError(f"{target}: a sweep of {len(runs)} runs; name one: {_names(runs)}")
+    return runs[0]
+
+
+def check_stages(runs: Sequence[RunRef], stages: Sequence[str]) -> None:
+    """Refuse a stage that none of the runs has.
+
+    Raises:
+        ConfigError: with those that there are.
+    """
+    there = list(dict.fromkeys(stage for run in runs for stage in run.stages()))
+    for stage in stages:
+        if stage not in there:
+            raise ConfigError(f"{runs[0].path}: no stage {stage}; there are: {', '.join(there) or 'none'}")
+
+
+def _names(runs: list[RunRef]) -> str:
+    return ", ".join(os.path.relpath(run.path) for run in runs[:4]) + (", ..." if len(runs) > 4 else "")
+
+
+def _in_folder(path: Path, asked: bool) -> list[RunRef]:
+    if path.name == FOLDER and _is_run(path.parent):
+        path = path.parent
+    if _is_stage(path):
+        return [_submitted(path.parent, only=path.name)]
+    if _is_run(path):
+        return [_submitted(path)]
+    below = path / "runs" if (path / "runs").is_dir() else path
+    found = [_submitted(run) for run in sorted(below.iterdir()) if _is_run(run)]
+    if not found and (asked or below == path):
+        raise ConfigError(f"{path}: no run folder, and none in it; name a recipe, or a folder such as runs/NAME")
+    return found
+
+
+def _submitted(run: Path, only: str | None = None, settings: Mapping[str, str] | None = None) -> RunRef:
+    try:
+        content = yaml.safe_load(SubmissionFolder(run / FOLDER).recipe.read_text())
+    except (OSError, yaml.YAMLError):
+        content = None
+    return RunRef(run, content if isinstance(content, dict) else {}, only, settings or {})
+
+
+def _sweep_file(run: Path) -> Path:
+    return run.with_name(run.name + SWEEP_SUFFIX)
+
+
+def _of_sweep(base: RunRef) -> list[RunRef]:
+    """The runs of the sweep over a recipe, and before them what the recipe itself has: their shards, or a run."""
+    file = _sweep_file(base.path)
+    try:
+        content = json.loads(file.read_text())
+        settings = {str(name): dict(content["settings"].get(name, {})) for name in content["runs"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{file}: not the record of a sweep; submit the sweep again, or remove the file") from None
+    swept = [_submitted(file.with_name(name), settings=of_run) for name, of_run in settings.items()]
+    without_stages = replace(base, recipe={**base.recipe, "stages": {}})
+    if all(map(makes_shards, without_stages.stages())):  # none of its stages was ever submitted or run by itself
+        base = without_stages
+    return [base, *swept] if base.stages() else swept
+
+
+def makes_shards(stage: str) -> bool:
+    """Whether this is the name of a step before the first stage; those of stages have no spaces."""
+    return stage == SHARDS or stage.startswith(f"{SHARDS} ")
+
+
+def _is_run(path: Path) -> bool:
+    submissions = SubmissionFolder(path / FOLDER)
+    return submissions.recipe.exists() or bool(submissions.submissions()) or bool(_stage_folders(path))
+
+
+def _is_stage(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.events.path.exists() or (folder.logs.is_dir() and folder.checkpoints.is_dir())
+
+
+def _stage_folders(path: Path) -> list[Path]:
+    """In the order of their first starts."""
+    found = [below for below in sorted(path.iterdir()) if below.is_dir() and _is_stage(below)] if path.is_dir() else []
+    return sorted(found, key=_first_start)
+
+
+def _first_start(stage: Path) -> float:
+    recipe = stage / "recipe.yaml"
+    return recipe.stat().st_mtime if recipe.exists() else float("inf")

@@ -1,0 +1,108 @@
+"""What was submitted for a recipe: `runs/<recipe>/slurm/`, with the frozen recipe, the logs of jobs, and a record."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from filelock import FileLock, Timeout
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.recipe.schema import Recipe
+
+SHARDS = "shards"
+"""In the record, the step before the first stage."""
+FOLDER = "slurm"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job as it was submitted."""
+
+    stage: str
+    """Name of the stage; `SHARDS`, or `SHARDS merge`, for what comes before the first."""
+    job: str
+    command: list[str]
+    time: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionFolder:
+    """The folder at `path`."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was submitted, all paths absolute."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def _record(self) -> Path:
+        return self.path / "submissions.jsonl"
+
+    def log(self, stage: str) -> Path:
+        """What the jobs of a stage print, over all starts."""
+        return self.path / f"{stage.replace(' ', '-')}.log"
+
+    def logs(self, stage: str) -> list[Path]:
+        """The log of a stage's jobs, or of each task of an array."""
+        return [path for path in (self.log(stage), *sorted(self.path.glob(f"{stage}-[0-9]*.log"))) if path.exists()]
+
+    def lock(self) -> FileLock:
+        """Hold the folder for one submission at a time.
+
+        Raises:
+            ConfigError: somebody else is submitting, or the folder cannot be made.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=60)
+        except OSError as error:
+            if isinstance(error, Timeout):
+                raise ConfigError(f"{self.path}: another `coatnet submit` is at work here; wait for it") from None
+            raise ConfigError(f"{self.path}: {error.strerror}; set runs to a folder you can write") from None
+        return lock
+
+    def freeze(self, recipe: "Recipe") -> None:
+        """Write the recipe that the jobs are to read."""
+        unfinished = self.path / ".recipe.yaml.writing"
+        unfinished.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        unfinished.replace(self.recipe)
+
+    def add(self, stage: str, job: str, command: Sequence[str]) -> None:
+        """Note a job; on the disk before anything else happens."""
+        submission = Submission(stage, job, list(command), time.time())
+        with open(self._record, "a") as record:
+            record.write(json.dumps(asdict(submission)) + "\n")
+            record.flush()
+            os.fsync(record.fileno())
+
+    def submissions(self) -> list[Submission]:
+        """All jobs, oldest first."""
+        if not self._record.exists():
+            return []
+        found = []
+        for line in self._record.read_text().splitlines():
+            try:
+                found.append(Submission(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue  # cut short by a full disk
+        return found
+
+    def newest(self) -> dict[str, Submission]:
+        """The last job of each stage."""
+        return {submission.stage: submission for submission in self.submissions()}
+
+
+def submission_folder(recipe: "Recipe") -> SubmissionFolder:
+    """The folder of a recipe."""
+    return SubmissionFolder(Path(recipe.runs) / recipe.name / FOLDER)

@@ -1,0 +1,242 @@
+"""What a person watching sees: a progress bar or plain lines, a log file, TensorBoard."""
+
+import logging
+import os
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+from torch.utils.tensorboard.summary import image
+
+from pipeline.checkpoints.saver import SaveReport
+from pipeline.distributed import Ranks
+from pipeline.evaluate import Accuracy
+from pipeline.monitoring import charts
+from pipeline.monitoring.event_file import EventFile
+from pipeline.monitoring.histograms import Histogram
+from pipeline.monitoring.progress import StageProgress
+from pipeline.monitoring.rank_times import RankTimes
+from pipeline.monitoring.step_clock import StepClock
+from pipeline.monitoring.utilization import Utilization
+from pipeline.plan import Plan, TrainPlan
+from pipeline.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """The leader's view of one stage; on other ranks there is only its clock.
+
+    Args:
+        folder: of the run.
+        plan: of the stage.
+        first_step: steps taken before this start. TensorBoard drops points beyond it that an earlier start wrote, so
+            that a curve never goes back in time.
+        steps: of the whole stage.
+        ranks: this process among those of the run.
+        console: where a person looks; the leader has one.
+    """
+
+    def __init__(
+        self, folder: RunFolder, plan: Plan, first_step: int, steps: int, ranks: Ranks, console: Console | None
+    ) -> None:
+        self.clock = StepClock(ranks.device)
+        self._folder = folder
+        self._plan = plan
+        self._first_step = first_step
+        self._steps = steps
+        self._ranks = ranks
+        self._leads = console is not None
+        if console is None:
+            return
+        self._console = console
+        self._events = EventFile(folder.tensorboard, first_step + 1, self.say)
+        self._intervals = 0
+        self._rank_times = RankTimes(ranks.world_size)
+        self._histograms_asked = False
+        self._utilization = Utilization(plan, ranks) if isinstance(plan, TrainPlan) else None
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(plan.name, total=steps, completed=first_step, state="")
+        self._progress.start()
+
+    def begin(self, checkpoint: str | None, damaged: list[str]) -> None:
+        """Say where the run starts, and which checkpoints were passed over."""
+        if not self._leads:
+            return
+        self.passed_over(damaged)
+        self._folder.events.record(
+            "resume" if checkpoint else "start", step=self._first_step, ranks=self._ranks.world_size
+        )
+        if checkpoint:
+            self.say(f"continues from checkpoint {checkpoint}")
+        # One step beyond the first, or a start that fails before its first save would leave another copy behind.
+        for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
+            self._events.add(summary, self._first_step + 1)
+        self._events.flush()
+
+    def passed_over(self, damaged: Sequence[str]) -> None:
+        """Say which checkpoints are damaged, and why."""
+        for reason in damaged if self._leads else []:
+            self._folder.events.record("checkpoint_damaged", reason=reason)
+            self.say(f"passed over a checkpoint: {reason}")
+
+    def rank_times(self, seconds: Sequence[float]) -> None:
+        """The sum over the ranks of `clock.slots`: what the ranks' last steps took."""
+        if self._leads:
+            self._rank_times.add(seconds)
+
+    def step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Show the state after `step` steps; `scalars` are TensorBoard tags and values and include `train/loss`."""
+        interval = self.clock.interval()
+        if not self._leads or interval is None:
+            return
+        assert isinstance(self._plan, TrainPlan)
+        batch = self._plan.stage.batch.global_size
+        speed = interval.steps * batch / max(1e-9, interval.seconds)
+        of_ranks, slow_ranks = self._rank_times.interval(interval.seconds)
+        points = {
+            **scalars,
+            "train/images_per_second": speed,
+            "train/samples": float(step * batch),
+            "wall_time/step_p50_seconds": interval.step_p50,
+            "wall_time/step_p90_seconds": interval.step_p90,
+            "wall_time/step_p99_seconds": interval.step_p99,
+            **of_ranks,
+            **_memory_in_use(self._ranks.device),
+        }
+        utilization = self._utilization.at(speed) if self._utilization else None
+        if utilization is not None:
+            points["train/mfu"] = utilization
+        self._events.add(charts.scalars(points), step)
+        self._events.flush()
+        # The first steps of a start also warm everything up and say little about the others.
+        seconds = (self._steps - step) * batch / max(1e-9, speed)
+        left = seconds if self._intervals else None
+        eta = str(timedelta(seconds=round(left))) if left is not None else "-"
+        loss = scalars["train/loss"]
+        published = StageProgress.now(step, self._steps, loss=loss, images_per_second=speed, seconds_left=left)
+        published.write(self._folder.progress)
+        self._intervals += 1
+        state = f"loss {loss:.4f}  {speed:,.0f} images/s  ETA {eta}"
+        self._progress.update(self._task, completed=step, state=state)
+        self.say(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
+        for message in slow_ranks:
+            self.say(message)
+        self._histograms_asked = self._histograms_asked or os.path.exists(self._histogram_request)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keep what happens inside, such as a save, out of the images per second."""
+        with self.clock.aside():
+            yield
+
+    def saved(self, reports: Sequence[SaveReport]) -> None:
+        """Show how saves went."""
+        for report in reports if self._leads else []:
+            points = {"wall_time/checkpoint_stall_seconds": report.stall}
+            if report.failure is None:
+                points["wall_time/checkpoint_write_seconds"] = report.seconds
+            else:
+                self.say(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run goes on")
+            self._events.add(charts.scalars(points), report.step)
+            self._events.flush()
+
+    def evaluation(self, step: int, accuracy: Accuracy) -> None:
+        """Show the accuracy after `step` steps."""
+        if not self._leads:
+            return
+        # What the paper reports where samples may have several labels.
+        best = "precision_at_1" if self._plan.stage.loss.kind == "sigmoid" else "top1"
+        points = {best: accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
+        self._events.add(charts.scalars({f"validation/{name}": value for name, value in points.items()}), step)
+        if step == self._steps:
+            self._events.add(charts.end_of_stage(), step)
+        # In this order: what the event log has is not done again after a kill.
+        self._events.flush()
+        self._folder.events.record("evaluation", step=step, **accuracy.as_dict())
+        self.say(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
+
+    def pictures(self, canvas: NDArray[np.uint8]) -> None:
+        """Show pictures (H, W, 3) uint8 as the model sees them in its first step."""
+        if self._leads:
+            picture = image("train/images", canvas, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._events.add(picture, 1)
+
+    def wants_histograms(self, step: int) -> bool:
+        """On the leader, whether all ranks are to make histograms after step `step`; False on the others.
+
+        The recipe asks for them every so many steps, a person by a file `histograms` in the run folder, which is
+        looked for when a step is shown.
+        """
+        every = self._plan.stage.log.histograms_every_steps
+        return self._leads and (self._histograms_asked or (every is not None and step % every == 0))
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Show the weights of each parameter after `step` steps."""
+        if not self._leads:
+            return
+        for parameter, histogram in histograms.items():
+            self._events.add(histogram.summary(f"weights/{parameter}"), step)
+        self._events.flush()
+        if self._histograms_asked:
+            with suppress(OSError):
+                self._histogram_request.unlink()
+            self._histograms_asked = False
+            self.say(f"histograms of the weights after step {step} are in TensorBoard")
+
+    def go_back(self, step: int) -> None:
+        """The run goes on from step `step`: TensorBoard drops what it has shown beyond."""
+        if self._leads:
+            self._events.purge(step + 1)
+
+    def flush(self) -> None:
+        """Write to the disk what TensorBoard is to see: before a save, or a kill after it would leave a gap."""
+        if self._leads:
+            self._events.flush()
+
+    def say(self, message: str, *, show: bool = True) -> None:
+        """A line in the log and, unless told otherwise, above the progress bar."""
+        log.info("%s  %s", self._plan.name, message)
+        if show and self._leads:
+            self._console.print(Text.assemble((self._plan.name, "bold"), f"  {message}"), soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._leads:
+            self._progress.stop()
+            self._events.close()
+
+    @property
+    def _histogram_request(self) -> Path:
+        return self._folder.path / "histograms"
+
+
+def _memory_in_use(device: torch.device) -> dict[str, float]:
+    """GB (1e9 bytes) of this process on the host and, where there is a GPU, on it; peaks are those of this start."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    memory = {"usage/host_gigabytes": resident / 1e9}
+    if device.type == "cuda":
+        memory |= {
+            "usage/device_allocated_gigabytes": torch.cuda.memory_allocated(device) / 1e9,
+            "usage/device_allocated_peak_gigabytes": torch.cuda.max_memory_allocated(device) / 1e9,
+            "usage/device_reserved_peak_gigabytes": torch.cuda.max_memory_reserved(device) / 1e9,
+        }
+    return memory

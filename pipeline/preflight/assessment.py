@@ -1,0 +1,261 @@
+"""What to think of what the ranks of a stage found out about their nodes. Numbers alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from pipeline.preflight.disk_space import gigabytes
+from pipeline.preflight.finding import Finding, Findings
+from pipeline.recipe.sections import DataSettings, Resources
+
+_CLOCKS_APART = 5.0  # seconds
+_OTHERS_HOLD = 0.05  # of a GPU's memory; a context of CUDA takes a hundredth
+_SHOWN = 4  # nodes named in a line
+
+
+class Fact(Protocol):
+    """What one rank found out."""
+
+    @property
+    def node(self) -> str:
+        """Where it runs."""
+
+
+F = TypeVar("F", bound=Fact)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a rank sees of its node."""
+
+    node: str
+    gpu: str | None
+    """Name of the rank's own; None where it has none."""
+    gpus: int
+    """That it sees."""
+    gpu_bytes: int
+    gpu_free: int
+    """Bytes of its memory that nobody holds."""
+    processors: int
+    """That this process may run on."""
+    time: float
+    """By its clock, at one moment on all ranks; seconds since the epoch."""
+    versions: dict[str, str]
+    problem: str | None
+    """Why the stage cannot start here."""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduceFacts:
+    """An all-reduce of `bytes` on each rank."""
+
+    node: str
+    bytes: int
+    seconds: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFacts:
+    """What the readers of a rank delivered."""
+
+    node: str
+    images: int
+    seconds: float
+    skipped: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFacts:
+    """A file that a rank wrote where checkpoints go."""
+
+    node: str
+    bytes: int
+    seconds: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankSpeed:
+    """What a rank trains on, and how that is known."""
+
+    images_per_second: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """What a step of the stage is."""
+
+    images: int
+    """Of a step, over all ranks."""
+    gradient_bytes: int
+    checkpoint_bytes: int
+    every_steps: int
+    """Steps between saves."""
+    pace: RankSpeed | None
+
+    def step_seconds(self, ranks: int) -> float | None:
+        """How long a step computes, where that is known."""
+        return self.images / (ranks * self.pace.images_per_second) if self.pace else None
+
+
+def assess_nodes(
+    where: str, facts: Sequence[NodeFacts], asked: Resources, data: DataSettings, needed_bytes: int | None
+) -> list[Finding]:
+    """GPUs, processors, clocks, versions, and whether the stage could start on every rank."""
+    found = Findings(where)
+    for problem, fix in dict.fromkeys((fact.problem, fact.fix) for fact in facts if fact.problem):
+        found.error(f"{problem} (on {_nodes(fact for fact in facts if fact.problem == problem)})", fix)
+    if asked.gpus_per_rank:
+        _judge_gpus(found, facts, asked, needed_bytes)
+    least = min(fact.processors for fact in facts)
+    if least < data.workers:
+        few = _nodes(fact for fact in facts if fact.processors < data.workers)
+        found.warning(
+            f"processors: a rank may use {least} on {few}, and has {data.workers} reader threads",
+            "raise resources.cpus_per_rank, or lower data.workers",
+        )
+    for name in facts[0].versions:
+        by_version = _grouped(facts, lambda fact, name=name: fact.versions.get(name, "none"))  # type: ignore[misc]
+        if len(by_version) > 1:
+            which = ", ".join(f"{version} on {_nodes(those)}" for version, those in by_version.items())
+            found.error(f"versions of {name} differ: {which}", "let all nodes use one installation")
+    apart = max(fact.time for fact in facts) - min(fact.time for fact in facts)
+    if apart > _CLOCKS_APART:
+        early, late = min(facts, key=lambda fact: fact.time), max(facts, key=lambda fact: fact.time)
+        found.warning(
+            f"clocks: those of {early.node} and {late.node} are {apart:.0f} s apart",
+            "have them synchronized (chrony, ntpd): time limits and curves go by them",
+        )
+    if all(finding.level == "ok" for finding in found):
+        nodes = len({fact.node for fact in facts})
+        found.ok(f"nodes: {len(facts)} ranks on {nodes} agree in versions and clocks, and can start the stage")
+    return found
+
+
+def _judge_gpus(found: Findings, facts: Sequence[NodeFacts], asked: Resources, needed_bytes: int | None) -> None:
+    without = [fact for fact in facts if fact.gpu is None]
+    if without:
+        found.error(
+            f"GPUs: {len(without)} of {len(facts)} ranks have none, on {_nodes(without)} with {without[0].gpus}",
+            "see what nvidia-smi and `python -c 'import torch; print(torch.version.cuda)'` say there; without GPUs, "
+            "resources.gpus_per_rank=0",
+        )
+        return
+    by_name = _grouped(facts, lambda fact: fact.gpu or "")
+    if len(by_name) > 1:
+        which = ", ".join(f"{name} on {_nodes(those)}" for name, those in by_name.items())
+        found.warning(f"GPUs differ, and the slowest sets the pace: {which}", "set resources.constraint")
+    least = min(fact.gpu_bytes for fact in facts)
+    what = f"GPUs: {len(facts)} x {facts[0].gpu}, {gigabytes(least)}"
+    if needed_bytes is not None and needed_bytes > least:
+        found.error(f"{what}, and a rank needs {gigabytes(needed_bytes)}", "set resources.gpu_gigabytes, and ask again")
+    elif least < asked.gpu_gigabytes * 1e9:
+        fix = f"set resources.gpu_gigabytes={int(least / 1e9)}"
+        found.warning(f"{what}, and resources.gpu_gigabytes says {asked.gpu_gigabytes:g}", fix)
+    else:
+        found.ok(what)
+    held = [fact for fact in facts if fact.gpu_bytes - fact.gpu_free > _OTHERS_HOLD * fact.gpu_bytes]
+    if held:
+        most = max(fact.gpu_bytes - fact.gpu_free for fact in held)
+        found.warning(
+            f"GPUs: others hold up to {gigabytes(most)} of their memory on {_nodes(held)}",
+            "end them, or ask for whole nodes (resources.flags: [--exclusive])",
+        )
+
+
+def assess_all_reduce(where: str, facts: Sequence[AllReduceFacts], load: StepLoad | None) -> list[Finding]:
+    """The bandwidth as nccl-tests count it (bus bandwidth), against what the gradients of a step need."""
+    found, ranks = Findings(where), len(facts)
+    if _failed(
+        found, "all-reduce", facts, "see what NCCL_DEBUG=INFO says, and set NCCL_SOCKET_IFNAME in slurm/site.sh"
+    ):
+        return found
+    factor = 2 * (ranks - 1) / ranks  # each byte crosses a link so often
+    bandwidth = factor * facts[0].bytes / max(fact.seconds for fact in facts)
+    what = f"all-reduce: {bandwidth / 1e9:,.2f} GB/s bus bandwidth between {ranks} ranks"
+    step = load.step_seconds(ranks) if load else None
+    seconds = factor * load.gradient_bytes / bandwidth if load else 0.0
+    if load is not None:
+        what += f", {seconds:,.2g} s for the gradients of a step"
+    if step is not None and load is not None and load.pace is not None and seconds > step:
+        found.warning(
+            f"{what}, which computes for {step:,.2g} s ({load.pace.source})",
+            "see with NCCL_DEBUG=INFO which network is used, and set NCCL_SOCKET_IFNAME in slurm/site.sh",
+        )
+    else:
+        found.ok(what)
+    return found
+
+
+def assess_reading(where: str, facts: Sequence[ReadFacts], load: StepLoad) -> list[Finding]:
+    """What all readers deliver, against what training asks for."""
+    found = Findings(where)
+    if _failed(found, "reading", facts, "fix that where the shards lie"):
+        return found
+    delivered = sum(fact.images / fact.seconds for fact in facts)
+    skipped = sum(fact.skipped for fact in facts)
+    what = f"reading: {delivered:,.0f} images/s by {len(facts)} ranks"
+    if skipped:
+        what += f", {skipped:,} samples could not be used"
+    if load.pace is None:
+        found.ok(what)
+        return found
+    asked = load.pace.images_per_second * len(facts)
+    what += f", and training asks for {asked:,.0f} ({load.pace.source})"
+    if delivered < asked:
+        found.warning(
+            what,
+            "raise data.workers with resources.cpus_per_rank, or see where the time goes with `coatnet bench data`",
+        )
+    else:
+        found.ok(what)
+    return found
+
+
+def assess_writing(where: str, facts: Sequence[WriteFacts], load: StepLoad) -> list[Finding]:
+    """What all ranks write together, and what that makes of a save."""
+    found = Findings(where)
+    if _failed(found, "checkpoints", facts, "set runs or checkpoint.folder to a folder that all nodes can write"):
+        return found
+    speed = sum(fact.bytes for fact in facts) / max(fact.seconds for fact in facts)
+    seconds = load.checkpoint_bytes / speed
+    what = f"checkpoints: {speed / 1e9:,.2f} GB/s by {len(facts)} ranks, {seconds:,.2g} s for one"
+    step = load.step_seconds(len(facts))
+    if step is not None and load.pace is not None and seconds > step * load.every_steps:
+        found.warning(
+            f"{what}, with one every {step * load.every_steps:,.2g} s ({load.pace.source})",
+            "raise checkpoint.every_steps, or set checkpoint.folder to a faster place",
+        )
+    else:
+        found.ok(what)
+    return found
+
+
+class _Tried(Fact, Protocol):
+    @property
+    def problem(self) -> str | None: ...
+
+
+def _failed(found: Findings, what: str, facts: Sequence[_Tried], fix: str) -> bool:
+    problems = _grouped([fact for fact in facts if fact.problem], lambda fact: fact.problem or "")
+    for problem, those in problems.items():
+        found.error(f"{what}: {problem} (on {_nodes(those)})", fix)
+    return bool(problems)
+
+
+def _grouped(facts: Iterable[F], key: Callable[[F], str]) -> dict[str, list[F]]:
+    groups: dict[str, list[F]] = {}
+    for fact in facts:
+        groups.setdefault(key(fact), []).append(fact)
+    return groups
+
+
+def _nodes(facts: Iterable[Fact]) -> str:
+    """Names of nodes, for a person."""
+    names = list(dict.fromkeys(fact.node for fact in facts))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

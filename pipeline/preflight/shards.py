@@ -1,0 +1,143 @@
+"""Whether the shards of a stage are there, can be read from here, and fit each other, the model and the cache."""
+
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data.dataset import Dataset
+from data.decode import DecodeError, decode
+from data.errors import DataError
+from data.index import FILE_NAME, ShardIndex, check_shards
+from data.remote_file import open_file
+from data.shard import split_key
+from data.storage import Storage, is_remote
+from pipeline.plan import Plan, TrainPlan, cache_need, cache_of, check_cache_cap, stage_dataset, train_plan
+from pipeline.preflight.disk_space import gigabytes
+from pipeline.preflight.finding import Finding, Findings
+from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.run_folder import run_folder, start_digest
+
+Part = Literal["train", "validation"]
+
+
+@dataclass
+class ShardAssessor:
+    """Looks at the shards of the stages of `recipe`, at those that several have in common once."""
+
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        self._looked: dict[tuple[str, str], str] = {}
+
+    def examine(self, name: str) -> tuple[Findings, Plan | None]:
+        """What is found, and the plan of the stage if its data allow one and are there already."""
+        found, stage = Findings(name), self.recipe.stages[name]
+        training = isinstance(stage, TrainStage)
+        datasets = {part: self._dataset(name, part, found) for part in parts_of(training)}
+        validation, train = datasets["validation"], datasets.get("train")
+        plan: Plan | None = None
+        if validation is not None and not training:
+            plan = Plan(name, self.recipe.seed, stage, validation, cache_of(stage))
+        elif validation is not None and train is not None:
+            with found.told():
+                plan = train_plan(self.recipe, name, train, validation)
+        if plan is not None:
+            with found.told():
+                self._examine_cache(plan, found)
+            with found.told():
+                self._examine_run_folder(plan, found)
+        return found, plan
+
+    def _dataset(self, name: str, part: Part, found: Findings) -> Dataset | None:
+        stage = self.recipe.stages[name]
+        folder = stage.data.train if part == "train" else stage.data.validation
+        assert folder is not None
+        if self._is_built_by_the_chain(folder):
+            assert self.recipe.shards is not None
+            found.ok(f"data.{part}: the chain builds the shards first, from {self.recipe.shards.source}")
+            return None
+        with found.told():
+            dataset = stage_dataset(stage, part, "")
+            check_shards(dataset.index, dataset.storage)
+            looked = (dataset.index.folder, dataset.index.digest)
+            if looked not in self._looked:
+                problem = unreadable(dataset.index, dataset.storage)
+                self._looked[looked] = problem or ""
+            problem = self._looked[looked]
+            if problem:
+                found.warning(
+                    f"data.{part}: {problem}", f"look at the rest with: coatnet shards verify {folder} --decode"
+                )
+            found.ok(
+                f"data.{part}: {dataset.samples:,} samples of {len(dataset.classes):,} classes in "
+                f"{len(dataset.index.shards):,} shards, {gigabytes(dataset.index.bytes)}"
+            )
+            return dataset
+        return None
+
+    def _is_built_by_the_chain(self, folder: str) -> bool:
+        shards = self.recipe.shards
+        return (
+            shards is not None
+            and not is_remote(folder)
+            and Path(folder).is_relative_to(shards.folder)
+            and not (Path(folder) / FILE_NAME).exists()
+        )
+
+    def _examine_cache(self, plan: Plan, found: Findings) -> None:
+        training = plan if isinstance(plan, TrainPlan) else None
+        need = cache_need(plan.stage, plan.stage.resources.ranks, plan.validation, training)
+        check_cache_cap(plan.cache, need, "")
+        if need:
+            found.ok(
+                f"data.cache.gigabytes: {plan.cache.bytes / 1e9:g}, and a node reads {need / 1e9:.1f} GB at a time"
+            )
+
+    def _examine_run_folder(self, plan: Plan, found: Findings) -> None:
+        folder = run_folder(self.recipe, plan.name)
+        folder.check(plan, start_digest(self.recipe, plan.name))
+        if folder.result() is not None:
+            found.ok(f"{folder.path}: done")
+        elif folder.events.entries():
+            found.ok(f"{folder.path}: continues a run with these settings")
+
+
+def parts_of(training: bool) -> tuple[Part, ...]:
+    """Which shards a stage reads."""
+    return ("train", "validation") if training else ("validation",)
+
+
+def assess_source(recipe: Recipe) -> list[Finding]:
+    """Whether shards that the chain is to build can be: none if they are there."""
+    shards = recipe.shards
+    if shards is None or Path(shards.folder).exists():
+        return []
+    if is_remote(shards.source) or Path(shards.source).exists():
+        return [Finding("ok", "shards", f"will be built from {shards.source} into {shards.folder}")]
+    return [Finding("error", "shards", f"shards.source: {shards.source}: no such file or folder", "correct it")]
+
+
+def unreadable(index: ShardIndex, storage: Storage) -> str | None:
+    """What is wrong with the first samples of the first and the last shard, None if nothing.
+
+    Raises:
+        DataError: a shard that cannot be read at all.
+        StorageDown: no answer.
+    """
+    filled = [number for number, shard in enumerate(index.shards) if shard.samples]
+    for number in dict.fromkeys(filled[:1] + filled[-1:]):
+        location = index.location(number)
+        try:
+            with open_file(location, storage) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+                for member in tar:
+                    split = split_key(member.name)
+                    content = tar.extractfile(member) if split and split[1] in index.image_fields else None
+                    if content is not None:
+                        decode(content.read())
+                        break
+        except DecodeError as error:
+            return f"shard {location}: its first picture does not decode ({error})"
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"shard {location}: cannot be read ({error}); copy it again or fix its rights") from None
+    return None

@@ -1,0 +1,167 @@
+"""What a recipe says: a chain of stages and every setting of each. The file format is in `recipe_file.py`."""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from models.options import CheckpointingPolicy
+from pipeline.recipe.sections import (
+    BatchSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    LogSettings,
+    LossSettings,
+    ModelSettings,
+    NonFiniteSettings,
+    OptimizerSettings,
+    PositiveInt,
+    Resources,
+    Section,
+    ShardBuildSettings,
+    WatchdogSettings,
+    WhichWeights,
+)
+
+Precision = Literal["fp32", "bf16", "bf16_autocast"]
+
+RECOMMENDED: dict[str, tuple[Precision, int]] = {
+    "coatnet_5": ("bf16", 1),
+    "coatnet_6": ("bf16", 2),
+    "coatnet_7": ("bf16", 2),
+}
+"""Precision and ZeRO stage of variants by the beginning of their names, where memory decides: bf16 weights take half
+the room, and beyond a billion parameters their gradients are sharded, too."""
+RECOMMENDED_OTHERWISE: tuple[Precision, int] = ("bf16_autocast", 1)
+"""Float32 weights under autocast round least."""
+
+
+def recommended(model: str) -> tuple[Precision, int]:
+    """Precision and ZeRO stage for the variant `model`, where a recipe gives none."""
+    return next((value for name, value in RECOMMENDED.items() if model.startswith(name)), RECOMMENDED_OTHERWISE)
+
+
+class Stage(Section):
+    """What training and evaluation stages have in common."""
+
+    start_from: str | None = None
+    """The earlier stage whose final weights this one starts from."""
+    start_weights: WhichWeights = "auto"
+    """Of those: `raw`, `ema`, or `auto`: the moving average where there is one."""
+    resolution: PositiveInt
+    """Side of the square pictures, in pixels."""
+    data: DataSettings
+    model: ModelSettings
+    batch: BatchSettings
+    loss: LossSettings = LossSettings()
+    precision: Precision = RECOMMENDED_OTHERWISE[0]
+    """Of weights and arithmetic; what is recommended for the variant, unless given."""
+    log: LogSettings = LogSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
+    resources: Resources = Resources()
+
+    @property
+    def busy_threads(self) -> int:
+        """Threads of a rank that want a processor each."""
+        return self.data.workers + (0 if self.resources.gpus_per_rank else self.resources.threads_per_rank)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recommended(cls, values: Any) -> Any:
+        """Write the recommendations for the variant into a stage that leaves them open."""
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            return values
+        precision, zero_stage = recommended(model["name"])
+        open_ones = {"precision": precision} | ({"zero_stage": zero_stage} if "zero_stage" in cls.model_fields else {})
+        return open_ones | values
+
+
+class TrainStage(Stage):
+    """Train, then evaluate."""
+
+    task: Literal["train"] = "train"
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Length of the stage; or say `steps`."""
+    steps: PositiveInt | None = None
+    optimizer: OptimizerSettings
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """MixUp inside each micro-batch, its weight from Beta(alpha, alpha); 0 for none."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of the moving average of the weights; none without it."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """What DeepSpeed ZeRO shards: 1 optimizer state, 2 gradients too, 3 parameters too; what is recommended for the
+    variant, unless given."""
+    activation_checkpointing: CheckpointingPolicy = "none"
+    """Blocks whose activations are computed again in the backward: all, those that convolve, or every k-th."""
+    compile: bool = False
+    """Whether torch.compile makes one kernel graph of each block."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    non_finite: NonFiniteSettings = NonFiniteSettings()
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _is_a_policy(cls, value: Any) -> Any:
+        names = [name for kind in get_args(CheckpointingPolicy) for name in get_args(kind)]
+        if value not in names and not (type(value) is int and value > 0):
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}, or a number k for every k-th block")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give the length of the stage either as epochs or as steps")
+        if self.data.train is None:
+            raise ValueError("data.train is missing: the folder of the training shards")
+        if self.zero_stage == 0 and self.precision != "fp32":
+            # DeepSpeed takes a dummy optimizer step at start there (FP16_UnfusedOptimizer).
+            raise ValueError(
+                f"zero_stage 0 with {self.precision} trains wrongly in DeepSpeed; use zero_stage 1, also on one rank"
+            )
+        if self.zero_stage == 3 and self.compile:
+            # Its hooks gather parameters inside the blocks, which breaks their graphs.
+            raise ValueError("compile does not work with zero_stage 3; use zero_stage 2, or leave compile out")
+        if self.evaluation.weights == "ema" and self.ema_decay is None:
+            raise ValueError("evaluation.weights: there is no moving average without ema_decay; give it, or use raw")
+        return self
+
+
+class EvaluateStage(Stage):
+    """Evaluate the final weights of an earlier stage."""
+
+    task: Literal["evaluate"]
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if self.start_from is None:
+            raise ValueError("start_from is missing: the stage whose weights are evaluated")
+        return self
+
+
+AnyStage = Annotated[TrainStage | EvaluateStage, Field(discriminator="task")]
+
+
+class Recipe(Section):
+    """A chain of stages, run in the order written."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.\-]+$")]
+    """Names the folder below `runs`: letters, digits, dot, dash and underscore."""
+    runs: str = "runs"
+    """Folder of all run folders. A relative path starts at the recipe's folder."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    shards: ShardBuildSettings | None = None
+    """Shards that are built first; none if they are there already."""
+    stages: Annotated[dict[Annotated[str, Field(pattern=r"^[\w.\-]+$")], AnyStage], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _starts_are_earlier_stages(self) -> Self:
+        seen: list[str] = []
+        for name, stage in self.stages.items():
+            if stage.start_from is not None and stage.start_from not in seen:
+                earlier = ", ".join(seen) or "there is none"
+                raise ValueError(f"stages.{name}.start_from: {stage.start_from} is no earlier stage ({earlier})")
+            if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
+                raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
+            seen.append(name)
+        return self

@@ -1,0 +1,199 @@
+"""Builds by several processes, in parts, and killed: always the same bytes, and nothing finished is done again."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.building.build import build_shards, merge_parts
+from data.building.merge import BuildProgress
+from data.errors import DataError
+from data.index import read_index
+from tests.conftest import write_pictures
+from tests.support.paths import ROOT
+
+OPTIONS = {"seed": 3, "samples_per_shard": 7, "validation_per_class": 4, "memory": 2**21}
+"""The memory makes runs of 1, then 2 images."""
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from data.building.build import build_shards
+
+def kill(progress):
+    if progress.phase == sys.argv[4] and progress.share >= 0.5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    build_shards(Path(sys.argv[1]), Path(sys.argv[2]), processes=int(sys.argv[3]), progress=kill, **{options})
+"""
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, with its contents."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an undisturbed build by one process."""
+    destination = tmp_path_factory.mktemp("whole") / "out"
+    build_shards(pictures, destination, **OPTIONS)  # type: ignore[arg-type]
+    return tree(destination)
+
+
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_the_number_of_processes(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    build_shards(pictures, tmp_path / "out", processes=3, **OPTIONS)  # type: ignore[arg-type]
+    assert tree(tmp_path / "out") == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_bytes_do_not_depend_on_how_much_is_sorted_at_a_time(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    build_shards(pictures, tmp_path / "out", **OPTIONS | {"memory": 2**30})  # type: ignore[arg-type]
+    assert tree(tmp_path / "out") == whole
+
+
+def test_parts_merge_to_the_same_bytes(pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    counts = []
+    for number in (2, 3, 1):
+        report = build_shards(pictures, tmp_path / "out", part=(number, 3), **OPTIONS)  # type: ignore[arg-type]
+        counts.append(report.images)
+        assert not (tmp_path / "out").exists()
+    assert sum(counts) == 60
+    assert min(counts) > 15
+    report = merge_parts(tmp_path / "out")
+    assert tree(tmp_path / "out") == whole
+    assert report.indexes[tmp_path / "out" / "train"] == read_index(tmp_path / "out" / "train")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_merging_names_the_missing_parts(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"out: no build to merge; begin one with: .* --part 1/N"):
+        merge_parts(tmp_path / "out")
+    for number in (2, 4):
+        build_shards(pictures, tmp_path / "out", part=(number, 4), **OPTIONS)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"2 of 4 parts are not finished: 1/4, 3/4; run them with: .* --part 1/4"):
+        merge_parts(tmp_path / "out")
+
+
+def test_a_build_without_parts_finishes_what_parts_began(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    build_shards(pictures, tmp_path / "out", part=(1, 2), **OPTIONS)  # type: ignore[arg-type]
+    made = {path: path.stat().st_ino for path in (tmp_path / ".out.building" / "runs").iterdir()}
+
+    def see(progress: BuildProgress) -> None:
+        assert all(path.stat().st_ino == number for path, number in made.items())
+
+    build_shards(pictures, tmp_path / "out", progress=see, **OPTIONS)  # type: ignore[arg-type]
+    assert tree(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("phase", "folder"), [("reading images", "runs"), ("writing shards", "shards")])
+def test_a_killed_build_continues_without_redoing_what_was_finished(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, processes: int, phase: str, folder: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("{options}", repr(OPTIONS)))
+    out = tmp_path / "out"
+    killed = subprocess.run(
+        [sys.executable, script, pictures, out, str(processes), phase],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    done = {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (tmp_path / ".out.building" / folder).rglob("*")
+        if path.suffix in (".npz", ".tar") and not path.name.startswith(".")
+    }
+    assert len(done) >= 3
+
+    def see(progress: BuildProgress) -> None:
+        assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done} == done
+
+    build_shards(pictures, out, progress=see, **OPTIONS)  # type: ignore[arg-type]
+    assert tree(out) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "script.py"]
+
+
+def interrupt(source: Path, destination: Path, **options: object) -> None:
+    """Begin a build and leave it when half of the images are read."""
+
+    def stop(progress: BuildProgress) -> None:
+        if progress.share > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(source, destination, progress=stop, **OPTIONS | options)  # type: ignore[arg-type]
+    assert not destination.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 4}, r"\.out\.building: an unfinished build with other options lies there \(seed was 3, now 4\)"),
+        ({"short_side": 8, "quality": 90}, r"\(short_side was None, now 8; quality was 95, now 90\)"),
+    ],
+)
+def test_other_options_do_not_continue_an_unfinished_build(
+    pictures: Path, tmp_path: Path, options: dict[str, int], message: str
+) -> None:
+    interrupt(pictures, tmp_path / "out")
+    with pytest.raises(DataError, match=message):
+        build_shards(pictures, tmp_path / "out", **OPTIONS | options)  # type: ignore[arg-type]
+
+
+def test_another_source_does_not_continue_an_unfinished_build(pictures: Path, tmp_path: Path) -> None:
+    interrupt(pictures, tmp_path / "out")
+    other = write_pictures(tmp_path / "other", per_class=20)
+    with pytest.raises(DataError, match=r"\(source was .*/pictures, now .*/other\); continue .* or remove that folder"):
+        build_shards(other, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+
+
+def test_shards_may_be_cut_otherwise_after_a_refusal(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"class bright has only 20 .* \(what was read so far is kept in .*building"):
+        build_shards(pictures, tmp_path / "out", **OPTIONS | {"validation_per_class": 20})  # type: ignore[arg-type]
+    options = OPTIONS | {"validation_per_class": 0, "samples_per_shard": 30}
+    build_shards(pictures, tmp_path / "out", **options)  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "again", **options)  # type: ignore[arg-type]
+    assert tree(tmp_path / "out") == tree(tmp_path / "again")
+
+
+def test_images_that_appear_while_a_build_is_interrupted_are_in_it(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "source", per_class=10)
+    interrupt(source, tmp_path / "out")
+    late = source / "dark" / "0000_late.jpg"
+    late.write_bytes((source / "bright" / "0003.jpg").read_bytes())
+    build_shards(source, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+    build_shards(source, tmp_path / "again", **OPTIONS)  # type: ignore[arg-type]
+    assert tree(tmp_path / "out") == tree(tmp_path / "again")
+
+
+def test_a_broken_image_that_is_replaced_lets_the_build_continue(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "source", per_class=10)
+    whole = (source / "dark" / "0003.jpg").read_bytes()
+    (source / "dark" / "0003.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of 30 images cannot be decoded: dark/0003\.jpg"):
+        build_shards(source, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+    (source / "dark" / "0003.jpg").write_bytes(whole)
+    assert build_shards(source, tmp_path / "out", **OPTIONS).images == 30  # type: ignore[arg-type]
+
+
+def test_two_builds_do_not_write_the_same_destination(pictures: Path, tmp_path: Path) -> None:
+    def second(progress: BuildProgress) -> None:
+        with pytest.raises(DataError, match="another process is building there"):
+            build_shards(pictures, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+
+    build_shards(pictures, tmp_path / "out", progress=second, **OPTIONS)  # type: ignore[arg-type]

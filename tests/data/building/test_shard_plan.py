@@ -1,0 +1,122 @@
+"""From tables to shards: order, split, cuts and keys, on numbers alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.building.build import build_shards
+from data.building.keys import sample_key, shuffle_rank
+from data.building.shard_plan import Images, cuts, numbered, repetitions, shuffled, tar_bytes, validation_mask
+
+
+def images(ranks: list[int], names: list[bytes]) -> Images:
+    count = len(ranks)
+    zeros = np.zeros(count, np.uint8)
+    return Images(
+        run=np.zeros(count, np.int32),
+        rank=np.array(ranks, np.uint64),
+        key_hash=np.zeros(count, np.uint64),
+        offset=np.zeros(count, np.int64),
+        size=np.ones(count, np.int64),
+        kind=zeros,
+        extension=zeros,
+        labels=np.zeros((count, 1), np.int32),
+        name_bounds=np.cumsum([0, *map(len, names)]),
+        names=np.frombuffer(b"".join(names), np.uint8),
+        extensions=("jpg",),
+        classes=("a",),
+        broken=[],
+    )
+
+
+def test_images_of_equal_rank_are_in_the_order_of_their_names() -> None:
+    order, again = shuffled(images([5, 9, 5, 1, 9, 5], [b"c", b"x", b"a", b"q", b"w", b"b"]))
+    assert (order.tolist(), again) == ([3, 2, 5, 0, 4, 1], [])
+
+
+def test_of_images_with_the_same_name_the_first_stays() -> None:
+    order, again = shuffled(images([7, 3, 7, 7], [b"a", b"b", b"a", b"a"]))
+    assert (order.tolist(), again) == ([1, 0], [2, 3])
+
+
+def test_ranks_follow_from_seed_and_name_and_are_spread_over_64_bits() -> None:
+    ranks = [shuffle_rank(f"class/{number}.jpg", 0) for number in range(1000)]
+    assert ranks == [shuffle_rank(f"class/{number}.jpg", 0) for number in range(1000)]
+    assert not set(ranks) & {shuffle_rank(f"class/{number}.jpg", 1) for number in range(1000)}
+    assert all(300 < sum(rank >> bit & 1 for rank in ranks) < 700 for bit in range(64))
+
+
+@pytest.mark.parametrize(
+    ("samples", "bytes_", "expected"),
+    [
+        (4, None, [(0, 4), (4, 8), (8, 10)]),
+        (None, 10240 + 3000, [(0, 3), (3, 6), (6, 9), (9, 10)]),
+        (2, 10240 + 3000, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]),
+        (100, 10**9, [(0, 10)]),
+        (None, 1, [(n, n + 1) for n in range(10)]),
+    ],
+)
+def test_shards_are_cut_at_whichever_limit_comes_first(
+    samples: int | None, bytes_: int | None, expected: list[tuple[int, int]]
+) -> None:
+    assert list(cuts(np.full(10, 1000), samples, bytes_)) == expected
+
+
+def test_a_shard_is_as_large_as_was_asked(pictures: Path, tmp_path: Path) -> None:
+    index = build_shards(pictures, tmp_path / "out", samples_per_shard=None, shard_bytes=30_000).indexes[
+        tmp_path / "out"
+    ]
+    assert all(20_000 < shard.bytes <= 30_720 for shard in index.shards[:-1])
+    assert sum(shard.samples for shard in index.shards) == 60
+
+
+def test_a_tar_takes_header_and_whole_blocks_of_image_and_label() -> None:
+    assert tar_bytes(np.array([1, 512, 513])).tolist() == [2048, 2048, 2560]
+
+
+@pytest.mark.parametrize(
+    ("labels", "per_class", "fraction", "chosen"),
+    [
+        ([[0], [0], [0], [1], [1]], 1, 0.0, [0, 3]),
+        ([[1], [0], [1], [0], [0], [1]], 2, 0.0, [0, 1, 2, 3]),
+        ([[0], [0], [0], [0], [1], [1], [1], [1], [1], [1]], 0, 0.5, [0, 1, 4, 5, 6]),
+        ([[0], [1], [1], [1]], 0, 0.9, [1, 2]),  # of each class one stays for training
+        ([[0, 1], [0, -1], [1, -1], [1, 0]], 1, 0.0, [0]),  # counts for both of its labels
+        ([[0, -1], [1, 0], [1, -1], [0, -1]], 1, 0.0, [0, 1]),
+    ],
+)
+def test_validation_takes_the_first_images_of_every_class(
+    labels: list[list[int]], per_class: int, fraction: float, chosen: list[int]
+) -> None:
+    mask = validation_mask(np.array(labels, np.int32), ("a", "b"), per_class, fraction)
+    assert np.flatnonzero(mask).tolist() == chosen
+
+
+def test_repeated_keys_are_numbered_in_order() -> None:
+    assert repetitions(np.array([4, 7, 4, 9, 7, 4], np.uint64)) == {2: 2, 5: 3, 4: 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(("1", "10", "2"), ("1", "2", "10")), (("a", "b"), ("a", "b")), (("1", "10", "2b"), ("1", "10", "2b"))],
+)
+def test_classes_are_sorted_by_number_where_all_are_numbers(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert numbered(names) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("dog/1.jpg", "dog/1"),
+        ("a.b/x.1.jpg", "a_b/x_1"),
+        ("val_1.JPEG", "val_1"),
+        ("../../etc/passwd.jpg", "______etc/passwd"),
+        ("/root/x.png", "_root/x"),
+        ("noextension", "noextension"),
+        ("c\\d/e\n~.jpg", "c_d/e__"),
+    ],
+)
+def test_keys_are_safe_whatever_the_name(name: str, key: str) -> None:
+    assert sample_key(name) == key
+    assert len(sample_key("ü" * 60 + "/" + name)) == 32

@@ -1,0 +1,98 @@
+"""Which shards a pattern names."""
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import DataError
+from data.indexing.pattern import find_shards
+from data.storage import Storage
+from tests.servers.s3 import S3Server
+
+NAMES = ("a/x-0000.tar", "a/x-0001.tar", "b/x-0000.tar", "b/deep/x-0002.tar", "b/.x-0003.tar", "b/notes.txt")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tree")
+    for number, name in enumerate(NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * number)
+    return folder
+
+
+PATTERNS = [
+    ("a", "a", ["x-0000.tar", "x-0001.tar"]),
+    ("a/", "a", ["x-0000.tar", "x-0001.tar"]),
+    ("a/x-0001.tar", "a", ["x-0001.tar"]),
+    ("a/x-{0000..0001}.tar", "a", ["x-0000.tar", "x-0001.tar"]),
+    ("{a,b}/x-0000.tar", "", ["a/x-0000.tar", "b/x-0000.tar"]),
+    ("{a,b}", "", ["a/x-0000.tar", "a/x-0001.tar", "b/x-0000.tar"]),
+    ("*/x-*.tar", "", ["a/x-0000.tar", "a/x-0001.tar", "b/x-0000.tar"]),
+    ("b/*", "b", ["x-0000.tar"]),
+    ("a/x-000[1-9].tar", "a", ["x-0001.tar"]),
+    ("b/**/*.tar", "b", ["deep/x-0002.tar", "x-0000.tar"]),
+    ("**/x-0002.tar", "b/deep", ["x-0002.tar"]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "folder", "names"), PATTERNS)
+def test_a_pattern_names_local_shards_below_their_common_folder(
+    tree: Path, pattern: str, folder: str, names: list[str]
+) -> None:
+    found = find_shards([f"{tree}/{pattern}"], Storage())
+    assert (found.folder, list(found.sizes)) == (str(tree / folder), names)
+
+
+def test_a_pattern_names_the_same_shards_on_s3(tree: Path, s3: S3Server) -> None:
+    url = s3.put(tree, "patterns")
+    for pattern, folder, _ in PATTERNS:
+        there, here = find_shards([f"{url}/{pattern}"], Storage()), find_shards([f"{tree}/{pattern}"], Storage())
+        assert there == (f"{url}/{folder}".rstrip("/"), here.sizes)
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "set[1]").mkdir()
+    (tmp_path / "set[1]/x.tar").write_bytes(b"x")
+    assert find_shards([f"{tmp_path}/set[1]"], Storage()).sizes == {"x.tar": 1}
+
+
+def test_patterns_that_overlap_name_each_shard_once(tree: Path) -> None:
+    assert find_shards([f"{tree}/a", f"{tree}/a/*0.tar"], Storage()).sizes == {"x-0000.tar": 0, "x-0001.tar": 1}
+
+
+def test_a_relative_pattern_means_the_working_directory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert find_shards(["a"], Storage()).folder == str(tree / "a")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nowhere", "nowhere: no such folder"),
+        ("nowhere/x-{0..3}.tar", "nowhere: no such folder"),
+        ("", r"no \*.tar in it; for those in folders below name .*/\*\*/\*.tar"),
+        ("a/y-*.tar", "matches no"),
+        ("a/x-{0000..0003}.tar", "2 of 4 shards are not there: x-0002.tar, x-0003.tar"),
+        ("a/x-{0000..0001.tar", "a brace is not closed"),
+        ("a/x-{0..999999999}.tar", "stands for more than 1,000,000 shards"),
+        ("a/x-{0..999}-{0..9999}.tar", "stands for more than 1,000,000 shards"),
+        ("b/notes.txt", "not a .tar"),
+        ("a/x.tar.gz", "unpack the compression first"),
+    ],
+)
+def test_a_pattern_that_names_no_shards_is_told(tree: Path, pattern: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        find_shards([f"{tree}/{pattern}"], Storage())
+
+
+def test_patterns_without_a_common_folder_are_told(tree: Path, s3: S3Server) -> None:
+    url = s3.put(tree, "apart")
+    with pytest.raises(DataError, match="lie in no common folder"):
+        find_shards([f"{url}/a", f"{tree}/a"], Storage())
+
+
+@pytest.mark.parametrize("pattern", ["pipe:cat {0..3}.tar", "simplecache::s3://bucket/{0..3}.tar"])
+def test_urls_that_run_commands_are_refused(pattern: str) -> None:
+    with pytest.raises(DataError, match="not a place that data is read from"):
+        find_shards([pattern], Storage())

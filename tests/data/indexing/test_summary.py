@@ -1,0 +1,132 @@
+"""Summaries and contact sheets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.dataset import open_dataset
+from data.decode import decode
+from data.index import read_index
+from data.indexing.contact_sheet import CELL, Picture, contact_sheet, sheet_size
+from data.indexing.index_shards import index_shards
+from data.indexing.summary import class_counts, describe, draw_samples
+from data.storage import Storage
+from tests.servers.fault_proxy import FaultProxy
+from tests.servers.s3 import S3Server
+from tests.support.third_party import picture, samples, write_members, write_shards
+
+NAMES = ("ant", "bee", "cat", "yak")
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty lossless pictures of three classes in five shards; a fourth class has none."""
+    folder = write_shards(tmp_path_factory.mktemp("adopted"), samples(20, lambda n: {"cls": n % 3}, "png", "PNG"))
+    index_shards([str(folder)], classes=NAMES)
+    return folder
+
+
+def test_drawn_samples_are_those_of_the_shards_and_follow_the_seed(adopted: Path) -> None:
+    dataset = open_dataset(str(adopted), Storage())
+    drawn = list(draw_samples(dataset, 8, seed=1))
+    assert len({sample.key for sample in drawn}) == 8
+    for sample in drawn:
+        number = int(sample.key[-4:])
+        assert sample.classes == (NAMES[number % 3],)
+        assert sample.shard == f"in-{number // 4:04d}.tar"
+        assert np.array_equal(sample.thumbnail, decode(picture(number, "PNG")))  # type: ignore[arg-type]
+    keys = [[s.key for s in draw_samples(dataset, 8, seed)] for seed in (1, 2)]
+    assert keys[0] == [sample.key for sample in drawn] != keys[1]
+
+
+def test_all_samples_are_drawn_when_more_are_asked_for(adopted: Path) -> None:
+    drawn = draw_samples(open_dataset(str(adopted), Storage()), 100, seed=0)
+    assert [sample.key for sample in drawn] == [f"picture_{number:04d}" for number in range(20)]
+
+
+def test_facts_are_those_of_the_index_and_the_pictures(adopted: Path) -> None:
+    dataset = open_dataset(str(adopted), Storage())
+    facts = describe(dataset, list(draw_samples(dataset, 20, seed=0)))
+    index = read_index(adopted)
+    assert facts["shards"] == {
+        "number": 5,
+        "samples": {"least": 4, "median": 4, "most": 4},
+        "bytes": dict.fromkeys(("least", "median", "most"), index.shards[0].bytes),
+    }
+    assert facts["drawn"] == {
+        "samples": 20,
+        "formats": {"PNG RGB": 20},
+        "width": dict.fromkeys(("least", "5 %", "median", "95 %", "most"), 20),
+        "height": dict.fromkeys(("least", "5 %", "median", "95 %", "most"), 12),
+        "unusable": [],
+    }
+    assert facts["histogram"] == {
+        "classes": {"ant": 7, "bee": 7, "cat": 6, "yak": 0}, "without_label": 0, "problem": None,
+    }  # fmt: skip
+    assert (facts["samples"], facts["classes"], facts["bytes"]) == (20, 4, index.bytes)
+    json.dumps(facts)
+
+
+def test_counts_follow_several_labels_and_a_label_map(tmp_path: Path) -> None:
+    labels = [["ant", "bee"], ["bee"], ["cat"], ["cat", "ant"]]
+    write_shards(tmp_path, samples(4, lambda n: {"json": {"labels": labels[n]}}))
+    index_shards([str(tmp_path)])
+    assert class_counts(open_dataset(str(tmp_path), Storage()))[0].tolist() == [2, 2, 2]
+    (tmp_path / "map.yaml").write_text("rename: {ant: insect, bee: insect}\nothers: drop\n")
+    mapped = open_dataset(str(tmp_path), Storage(), tmp_path / "map.yaml")
+    counts, without = class_counts(mapped)
+    assert (counts.tolist(), without) == ([3], 0)
+    drawn = list(draw_samples(mapped, 9, seed=0))
+    assert [(sample.key[-1], sample.classes) for sample in drawn] == [(n, ("insect",)) for n in "013"]
+
+
+def test_a_sample_that_cannot_be_used_is_drawn_with_its_problem(tmp_path: Path) -> None:
+    write_members(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.cls", b"0"), ("b.jpg", b""), ("b.cls", b"0")])
+    index_shards([str(tmp_path)])
+    dataset = open_dataset(str(tmp_path), Storage())
+    drawn = list(draw_samples(dataset, 2, seed=0))
+    assert (drawn[1].thumbnail, drawn[1].problem) == (None, "empty file")
+    assert describe(dataset, drawn)["drawn"]["unusable"] == [{"shard": "0.tar", "key": "b", "problem": "empty file"}]
+
+
+def test_few_bytes_of_few_remote_shards_are_fetched(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, samples(120, lambda n: {"cls": n % 3}), per_shard=6)
+    index_shards([str(tmp_path)])
+    url = s3.put(tmp_path, "summary")
+    monkeypatch.setattr("data.indexing.summary._BEGINNING", 4 * 2560)
+    monkeypatch.setattr("data.indexing.summary._REMOTE_SHARDS", 5)
+    with FaultProxy(s3.port) as proxy:
+        drawn = list(draw_samples(open_dataset(url, Storage(endpoint=proxy.url)), 10, seed=3))
+        fetched = [path for method, path in proxy.requests if method == "GET" and ".tar" in path]
+    assert len(fetched) == len(set(fetched)) == len({sample.shard for sample in drawn}) == 5
+    assert len({sample.key for sample in drawn}) == 10
+    assert not any(sample.problem for sample in drawn)
+
+
+def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, samples(2, lambda n: {"cls": n % 3}))
+    index_shards([str(tmp_path)])
+    url = s3.put(tmp_path, "whole")
+    monkeypatch.setattr("data.indexing.summary._BEGINNING", 600)
+    drawn = list(draw_samples(open_dataset(url, Storage()), 2, seed=3))
+    assert [sample.problem for sample in drawn] == ["", ""]
+
+
+def test_a_contact_sheet_has_the_pictures_in_rows_and_makes_large_ones_smaller() -> None:
+    small = np.full((10, 20, 3), (255, 0, 0), np.uint8)
+    large = np.full((400, 800, 3), (0, 0, 255), np.uint8)
+    sheet = contact_sheet([Picture(small, "a", "b"), Picture(large, "x" * 500, "y"), Picture(None, "z", "")] * 3)
+    assert sheet.size == sheet_size(columns=8, rows=2)
+    pixels = np.asarray(sheet)
+    red, blue = ((pixels == color).all(axis=2) for color in ((255, 0, 0), (0, 0, 255)))
+    assert red.sum() == 3 * small.shape[0] * small.shape[1]
+    assert blue.sum() == 3 * CELL * CELL // 2
+    rows, columns = np.nonzero(red[: CELL + 16, : CELL + 16])
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == small.shape[:2]
+    assert (pixels[:, 2 * CELL + 16 : 2 * CELL + 24] == 255).all(), "captions end at their cell"

@@ -1,0 +1,132 @@
+"""Shards held against their index: each kind of difference is found and named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.index import labels_file, read_index
+from data.indexing.index_shards import index_shards
+from data.indexing.verify import Difference, verify_shards
+from data.storage import Storage
+from tests.servers.s3 import S3Server
+from tests.support.third_party import picture, samples, write_members, write_shards
+
+
+@pytest.fixture
+def adopted(tmp_path: Path) -> Path:
+    """Three shards of four samples, and their index."""
+    folder = write_shards(tmp_path / "adopted", samples(12, lambda n: {"cls": n % 3}))
+    index_shards([str(folder)])
+    return folder
+
+
+def differences(folder: Path | str, *, decode_images: bool = False) -> list[Difference]:
+    return list(verify_shards(read_index(folder), decode_images=decode_images))
+
+
+@pytest.mark.parametrize("decode_images", [False, True])
+def test_shards_as_they_were_have_no_difference(adopted: Path, decode_images: bool) -> None:
+    assert differences(adopted, decode_images=decode_images) == []
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda data: flipped(data, data.index(b"\xff\xd8") + 30), ["has the sha256"]),
+        (
+            lambda data: flipped(data, 10),
+            ["has the sha256", "is damaged: no tar header at byte 0", "has 0 samples, 4 in"],
+        ),
+        (lambda data: data[:-1], ["has 20,479 bytes, 20,480 in the index"]),
+        (lambda data: data[:6000], ["has 6,000 bytes", "is damaged: ends after 6,000 bytes", "has 3 samples, 4 in"]),
+    ],
+)
+def test_changed_bytes_are_found(adopted: Path, spoil: Callable[[bytes], bytes], what: list[str]) -> None:
+    shard = adopted / "in-0001.tar"
+    shard.write_bytes(spoil(shard.read_bytes()))
+    found = differences(adopted)
+    assert {difference.shard for difference in found} == {"in-0001.tar"}
+    assert len(found) == len(what)
+    assert all(difference.what.startswith(start) for difference, start in zip(found, what, strict=True))
+
+
+def test_a_missing_shard_is_named_and_the_others_are_read(adopted: Path) -> None:
+    (adopted / "in-0000.tar").unlink()
+    shard = adopted / "in-0002.tar"
+    shard.write_bytes(flipped(shard.read_bytes(), 700))
+    found = differences(adopted)
+    assert [(d.shard, d.what.split(" ")[0]) for d in found] == [("in-0000.tar", "is"), ("in-0002.tar", "has")]
+
+
+def test_a_changed_label_is_named_by_its_key(adopted: Path) -> None:
+    index = read_index(adopted)
+    labels = np.arange(12, dtype=np.int32)[:, None] % 3
+    labels[5] = 0
+    content, sha256 = labels_file(labels)
+    (adopted / "labels.npy").write_bytes(content)
+    replace(index, labels_sha256=sha256).write()
+    assert differences(adopted) == [Difference("in-0001.tar", "picture_0005", "has the label 2, 0 in labels.npy")]
+
+
+def test_a_label_changed_in_a_shard_is_named_by_its_key(adopted: Path) -> None:
+    content = [
+        (f"{s['__key__']}.{e}", s["jpg"] if e == "jpg" else b"0")
+        for s in samples(4, lambda n: {})
+        for e in ("jpg", "cls")
+    ]
+    write_members(adopted / "in-0000.tar", content)
+    assert [(d.key, d.what) for d in differences(adopted) if d.key] == [
+        (f"picture_000{n}", f"has the label 0, {n} in labels.npy") for n in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "labels.npy is missing"),
+        (lambda path: path.write_bytes(b"x"), "labels.npy: not the file that the index was written with"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_index_are_told(
+    adopted: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(adopted / "labels.npy")
+    (found,) = differences(adopted)
+    assert message in found.what
+
+
+def test_decoding_names_every_sample_that_cannot_be_used(tmp_path: Path) -> None:
+    write_members(
+        tmp_path / "0.tar",
+        [("a.jpg", picture(0)), ("a.cls", b"0"), ("b.jpg", picture(1)[:-60]), ("b.cls", b"1"), ("c.cls", b"1")],
+    )
+    index_shards([str(tmp_path)])
+    assert differences(tmp_path) == []
+    found = differences(tmp_path, decode_images=True)
+    assert [(d.key, d.what[:32]) for d in found] == [("b", "has an image that does not decod"), ("c", "has no image")]
+
+
+def test_shards_on_s3_are_verified_like_local_ones(adopted: Path, s3: S3Server) -> None:
+    url = s3.put(adopted, "verified")
+    assert differences(url, decode_images=True) == []
+    data = (adopted / "in-0002.tar").read_bytes()
+    s3.files().pipe_file("test/verified/in-0002.tar", flipped(data, data.index(b"\xff\xd8") + 30))
+    s3.files().rm_file("test/verified/in-0001.tar")
+    assert [(d.shard, d.what[:14]) for d in differences(url)] == [
+        ("in-0001.tar", "is missing"), ("in-0002.tar", "has the sha256"),
+    ]  # fmt: skip
+
+
+def test_progress_counts_every_byte_that_is_there(adopted: Path) -> None:
+    (adopted / "in-0001.tar").unlink()
+    totals: list[int] = []
+    read: list[int] = []
+    list(verify_shards(read_index(adopted), storage=Storage(), begin=totals.append, progress=read.append))
+    assert totals == [sum(read)] == [2 * 20480]

@@ -1,0 +1,50 @@
+"""`coatnet bench data`: what the readers of a node deliver, against what the recipe asks for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import coatnet
+from tests.support.recipes import write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_readers_are_measured_as_training_runs_them(shards: Path, tmp_path: Path) -> None:
+    done = coatnet("bench", "data", write_recipe(tmp_path, shards), "--seconds", "0.3", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["stage"], facts["ranks"], facts["workers"]) == ("pretrain", 2, 1)
+    assert facts["delivered"]["images_per_second"] > 0
+    parts = facts["milliseconds_per_image"]
+    assert parts["decoding"] > 0
+    assert parts["random_augment"] < parts["decoding"]  # the recipe has none
+    # 8.3 million multiply-adds forward and twice that backward, on an H100 at 40 % of 989 TFLOP/s.
+    assert facts["assumed"] == {"device": "H100", "utilization": 0.4}
+    assert facts["demand"] == 2 * facts["demand_per_rank"]
+
+
+@pytest.mark.parametrize(("asked", "verdict"), [("0.1", "enough: "), ("1e9", "too little: 0% of what is asked for")])
+def test_people_are_told_whether_it_is_enough(shards: Path, tmp_path: Path, asked: str, verdict: str) -> None:
+    done = coatnet(
+        "bench", "data", write_recipe(tmp_path, shards), "finetune", "data.workers=2", "--seconds", "0.3",
+        "--images-per-second", asked, "--ranks", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert verdict in done.stdout
+    assert "finetune: 1 ranks with 2 reader threads each" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "stage evaluate evaluates; name a stage that trains"),
+        (["--ranks", "3"], "--ranks 3: stage pretrain has 2"),
+        (["--device", "TPU"], "--device TPU: not one of B200, H200"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(shards: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = coatnet("bench", "data", write_recipe(tmp_path, shards), *arguments)
+    assert done.returncode == 78
+    assert message in done.stderr

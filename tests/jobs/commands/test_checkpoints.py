@@ -1,0 +1,175 @@
+"""`coatnet checkpoints` as a user meets it, on run folders in every condition."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from jobs.cli import app
+from pipeline.checkpoints.listing import damage, find_runs
+from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
+from pipeline.plan import plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from pipeline.run_folder import RunFolder, run_folder
+from tests.pipeline.checkpoints.small import save
+from tests.servers.s3 import S3Server
+from tests.support.recipes import write_recipe
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["checkpoints", *map(str, arguments)])
+
+
+def listed(*arguments: str | Path) -> list[dict[str, Any]]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+def started(recipe: Path, stage: str, *overrides: str) -> tuple[RunFolder, CheckpointStore]:
+    """The run folder of a stage as its first start makes it."""
+    loaded = load_recipe(recipe, list(overrides))
+    folder = run_folder(loaded, stage)
+    folder.create()
+    folder.freeze(plan_stage(loaded, stage), None)
+    settings = loaded.stages[stage]
+    assert isinstance(settings, TrainStage)
+    return folder, checkpoint_store(folder, settings)
+
+
+@pytest.fixture
+def recipe(shards: Path, tmp_path: Path) -> Path:
+    """The recipe of a run with checkpoints of step 10, 20, 30 and 40 by two ranks, evaluated at 10 and 20."""
+    path = write_recipe(tmp_path, shards)
+    folder, _ = started(path, "pretrain")
+    save(folder.path, 10, 20, 30, 40, count=2, keep_last=2, keep_every=20, keep_best=1, place=None)
+    folder.events.record("evaluation", step=20, top1=0.5)
+    folder.events.record("evaluation", step=40, top1=0.75)
+    return path
+
+
+def pretrain(recipe: Path) -> Path:
+    return recipe.parent / "runs/test/pretrain"
+
+
+@pytest.mark.parametrize("named", ["runs/test/pretrain", "runs/test", "recipe.yaml"])
+def test_a_run_is_named_by_its_folder_the_folder_above_or_its_recipe(recipe: Path, named: str) -> None:
+    rows = listed(recipe.parent / named)
+    assert [(row["stage"], row["step"], row["samples"], row["world_size"]) for row in rows] == [
+        ("pretrain", 40, 480, 2), ("pretrain", 30, 360, 2), ("pretrain", 20, 240, 2),
+    ]  # fmt: skip
+    assert [(row["top1"], row["problem"], row["state"]) for row in rows] == [
+        (0.75, None, "published"), (None, None, "published"), (0.5, None, "published"),
+    ]  # fmt: skip
+    folder = pretrain(recipe) / "checkpoints"
+    assert [row["location"] for row in rows] == [str(folder / f"step-000000{step}") for step in (40, 30, 20)]
+    for row in rows:
+        assert row["bytes"] == sum(file.stat().st_size for file in Path(row["location"]).iterdir())
+        assert row["when"].startswith("20")
+
+
+def test_why_each_is_kept_follows_the_settings_of_the_last_start(recipe: Path) -> None:
+    assert [row["kept"] for row in listed(pretrain(recipe))] == [
+        ["newest", "every 20", "best"], ["last 2"], ["every 20"],
+    ]  # fmt: skip
+    RunFolder(pretrain(recipe)).finish({"checkpoint": "pretrain/checkpoints/step-00000040"})
+    assert listed(pretrain(recipe))[0]["kept"] == ["final", "newest", "every 20", "best"]
+
+
+def test_the_table_has_a_row_for_each(recipe: Path) -> None:
+    result = run(pretrain(recipe))
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.output.splitlines()]
+    assert lines[0] == ["step", "samples", "MB", "ranks", "saved", "top-1", "verified", "kept", "as"]
+    assert [line[0] for line in lines[2:]] == ["40", "30", "20"]
+    assert lines[2][-6:] == ["75.00%", "yes", "newest,", "every", "20,", "best"]
+    assert lines[3][-4:] == ["-", "yes", "last", "2"]
+
+
+def test_what_is_unfinished_set_aside_or_damaged_is_named(recipe: Path) -> None:
+    folder = pretrain(recipe) / "checkpoints"
+    (folder / "step-00000040/manifest.json").unlink()
+    (folder / "step-00000030/rank-00001.safetensors").unlink()
+    (folder / "step-00000020").rename(folder / "damaged-step-00000020")
+    unfinished = folder / ".step-00000050.0000000000ab.writing"
+    unfinished.mkdir()
+    (unfinished / "rank-00000.safetensors").write_bytes(b"1234567")
+    rows = listed(pretrain(recipe))
+    assert [(row["step"], row["state"], row["problem"]) for row in rows] == [
+        (40, "published", "not a checkpoint (manifest.json is missing)"),
+        (30, "published", "rank-00001.safetensors is missing"),
+        (20, "damaged", "set aside"),
+        (50, "unfinished", "no checkpoint yet, or left by a save that did not end"),
+    ]
+    assert all(row["kept"] == [] for row in rows)
+    assert rows[-1]["bytes"] == 7
+    shown = run(pretrain(recipe)).output
+    assert "damaged: set aside" in shown
+    assert "unfinished: no checkpoint yet" in shown
+
+
+def test_verify_hashes_everything_and_says_which_are_damaged(recipe: Path) -> None:
+    whole = run("verify", pretrain(recipe))
+    assert whole.exit_code == 0
+    assert whole.output.count(": whole\n") == 3
+    assert whole.output.endswith("3 checkpoints, 0 damaged\n")
+    file = pretrain(recipe) / "checkpoints/step-00000030/rank-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert listed(pretrain(recipe))[1]["problem"] is None  # sizes are right
+    found = run("verify", pretrain(recipe))
+    assert found.exit_code == 78
+    assert "step-00000030: rank-00001.safetensors does not have the checksum of the manifest\n" in found.output
+    assert found.output.endswith("3 checkpoints, 1 damaged\n")
+    assert run("verify", pretrain(recipe), "20").exit_code == 0
+    assert run("verify", pretrain(recipe), "30").exit_code == 78
+    missing = run("verify", pretrain(recipe), "35")
+    assert missing.exit_code == 78
+    assert "no checkpoint of step 35; there are: 40, 30, 20" in missing.output
+
+
+def test_checkpoints_elsewhere_are_found_from_the_run_folder(shards: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, shards)
+    folder, place = started(path, "pretrain", f"pretrain.checkpoint.folder={tmp_path / 'elsewhere'}")
+    save(folder.path, 10, place=place)
+    rows = listed(folder.path)
+    assert [row["location"] for row in rows] == [str(tmp_path / "elsewhere/test/pretrain/step-00000010")]
+    assert [row["location"] for row in listed(path)] == [row["location"] for row in rows]
+
+
+def test_a_run_without_checkpoints_and_what_is_no_run(shards: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe", shards)
+    assert "no checkpoints yet" in run(path).output
+    for wrong in (tmp_path, tmp_path / "nothing", tmp_path / "recipe"):
+        result = run(wrong)
+        assert result.exit_code == 78, result.output
+        assert "no run folder of a training stage" in result.output
+
+
+@pytest.mark.slow
+def test_checkpoints_in_an_object_store(s3: S3Server, shards: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, shards)
+    name = f"s3://test/{tmp_path.name}-{os.getpid()}"
+    folder, place = started(path, "pretrain", f"pretrain.checkpoint.folder={name}")
+    save(folder.path, 10, 20, count=2, place=place)
+    files = s3.files()
+    files.pipe_file(f"{place.location}/step-00000030/rank-00000.safetensors".removeprefix("s3://"), b"123")
+    rows = listed(folder.path)
+    assert [(row["step"], row["state"], row["bytes"] > 3) for row in rows] == [
+        (20, "published", True), (10, "published", True), (30, "unfinished", False),
+    ]  # fmt: skip
+    assert run("verify", folder.path).exit_code == 0
+    there = f"{place.at(20)}/rank-00001.safetensors".removeprefix("s3://")
+    data = files.cat_file(there)
+    files.pipe_file(there, data[:-1] + bytes([data[-1] ^ 1]))
+    found = run("verify", folder.path)
+    assert found.exit_code == 78
+    assert f"{place.at(20)}: rank-00001.safetensors does not have the checksum of the manifest" in found.output
+    assert damage(place.at(10), place.storage) is None
+    assert [one.stage for one in find_runs(folder.path)] == ["pretrain"]

@@ -1,0 +1,64 @@
+"""`coatnet shards build` and `merge` as a user calls them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.index import read_index
+from jobs.commands.shards.build import _bytes
+from pipeline.errors import ConfigError
+from tests.conftest import write_pictures
+from tests.support.command import coatnet
+
+
+@pytest.mark.slow
+def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "source", per_class=3)
+    with Image.open(source / "dark" / "0001.jpg") as image:
+        image.convert("L").save(source / "dark" / "0001.jpg")
+        image.save(source / "dark" / "drawing.JPEG", "PNG")
+    done = coatnet("shards", "build", "source", "plain", "--validation-fraction", "0.3", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged, which --convert would convert",
+        "1 images are grey (dark/0001.jpg): 1 stored unchanged, which --convert would convert",
+        "plain/train: 7 images of 3 classes in 1 shards, 0.0 MB",
+        "plain/validation: 3 images of 3 classes in 1 shards, 0.0 MB",
+    ]
+    assert read_index(tmp_path / "plain" / "train").classes == ("bright", "dark", "striped")
+
+    done = coatnet("shards", "build", "source", "small", "--convert", "--short-side", "16", folder=tmp_path)
+    assert done.stdout.splitlines() == [
+        "1 images are PNG (dark/drawing.JPEG): 1 made upright RGB JPEGs",
+        "1 images are grey (dark/0001.jpg): 1 made upright RGB JPEGs",
+        "10 images shrunk to a short side of 16 pixels",
+        "small: 10 images of 3 classes in 1 shards, 0.0 MB",
+    ]
+    assert read_index(tmp_path / "small").image_fields == ("jpg",)
+
+
+@pytest.mark.slow
+def test_parts_say_how_to_go_on(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "source", per_class=2)
+    for number in (1, 2):
+        done = coatnet("shards", "build", "source", "out", "--part", f"{number}/2", folder=tmp_path)
+        images = 6 if number == 1 else 0  # one batch is all of so few
+        assert done.stdout == (
+            f"part {number} of 2: {images} images checked; when all parts are, run: coatnet shards merge out\n"
+        )
+    done = coatnet("shards", "merge", "out", "--processes", "1", folder=tmp_path)
+    assert done.stdout == "out: 6 images of 3 classes in 1 shards, 0.0 MB\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("400MB", 400 * 10**6), ("1.5 GB", 1_500_000_000), ("2GiB", 2**31), ("64k", 64_000), ("9", 9)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert _bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "-4MB", "4 light years", "0", "1.2.3GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"not a size; write it as in 400MB"):
+        _bytes(text)

@@ -1,0 +1,98 @@
+"""`coatnet shards index`, `verify` and `show` as a user runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.indexing.contact_sheet import sheet_size
+from tests.servers.s3 import S3Server
+from tests.support.command import coatnet
+from tests.support.paths import ROOT
+from tests.support.third_party import picture, samples, write_members, write_shards
+
+pytestmark = pytest.mark.slow
+NAMES = ("ant", "bee", "cat")
+
+
+def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", samples(24, lambda n: {"json": {"label": NAMES[n % 3]}}), per_shard=10)
+    write_members(tmp_path / "in/in-0003.tar", [("odd.jpg", picture(0))])
+    indexed = coatnet("shards", "index", "in/in-{0000..0003}.tar", folder=tmp_path)
+    assert indexed.returncode == 0, indexed.stderr
+    assert indexed.stdout.splitlines() == [
+        "inferred: images are the jpg members (--image-field), labels are in the json members (--label-field), under the key "
+        "'label' (--label-key), and are class names (--label-by)",
+        "no label: 1 of 25 samples",
+        "  in-0003.tar: odd",
+        "warning: 4.00% of the samples cannot be used; a run stops beyond 0.1% unless data.skipped_share is greater",
+        "images: JPEG in jpg 25",
+        f"{tmp_path}/in: 25 samples of 3 classes in 4 shards, 0.1 MB",
+    ]
+    verified = coatnet("shards", "verify", "in", folder=tmp_path)
+    assert verified.returncode == 0, verified.stderr
+    assert verified.stdout == "in: 25 samples in 4 shards, 0.1 MB: all as in the index\n"
+
+    shown = coatnet("shards", "show", "in", "--samples", "20", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    lines = [line.strip() for line in shown.stdout.splitlines()]
+    assert any(line.split("  ")[0] == "samples of a shard" and "least 1, median 7, most 10" in line for line in lines)
+    assert "ant         8 ██████████████████████████████" in lines
+    assert lines[-2:] == ["samples without a label: 1", "contact.png: 20 samples"]
+    with Image.open(tmp_path / "contact.png") as sheet:
+        assert (sheet.format, sheet.size) == ("PNG", sheet_size(8, 3))
+
+    facts = json.loads(coatnet("shards", "show", "in", "--json", "--output", "x.png", folder=tmp_path).stdout)
+    assert facts["histogram"]["classes"] == dict.fromkeys(NAMES, 8)
+    assert facts["contact_sheet"] == "x.png"
+    document = (ROOT / "docs" / "adopting.md").read_text()
+    assert all(f"`{key}`" in document for key in facts)
+
+
+def test_verify_ends_with_78_and_a_line_for_each_problem(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", samples(8, lambda n: {"cls": n % 3}))
+    assert coatnet("shards", "index", "in", folder=tmp_path).returncode == 0
+    (tmp_path / "in/in-0000.tar").unlink()
+    shard = tmp_path / "in/in-0001.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(picture(5), picture(5)[:-30] + bytes(30)))
+    verified = coatnet("shards", "verify", "in", "--decode", folder=tmp_path)
+    assert verified.returncode == 78
+    lines = verified.stdout.splitlines()
+    assert lines[0] == "shard in-0000.tar is missing"
+    assert lines[1].startswith("shard in-0001.tar has the sha256 ")
+    assert lines[2].startswith("shard in-0001.tar: picture_0005 has an image that does not decode (damaged: ")
+    assert lines[3:] == ["in: 8 samples in 2 shards, 0.0 MB: 3 problems"]
+
+
+def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Path) -> None:
+    url = s3.put(write_shards(tmp_path / "in", samples(8, lambda n: {"cls": n % 3})), "command")
+    storage = ("--endpoint", s3.url)
+    for command in (("index", f"{url}/in-{{0000..0001}}.tar"), ("verify", url), ("show", url)):
+        done = coatnet("shards", *command, *storage, folder=tmp_path, **s3.environment)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "contact.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("index", "nowhere"), "nowhere: no such folder"),
+        (("index", "pipe:cat x.tar"), "not a place that data is read from"),
+        (
+            ("index", "s3://b/x.tar", "--endpoint", "host:80"),
+            "host:80: not the URL of an S3 server; write https://host:80",
+        ),
+        (("index", "in", "--classes", "none.txt"), "none.txt: no index.json there"),
+        (("verify", "in"), "no index.json there; build shards with"),
+        (("show", "in"), "no index.json there; build shards with"),
+        (("show", "in", "--output", "sheet.jpg"), "the contact sheet is a PNG"),
+        (("show", "in", "--output", "none/sheet.png"), "no folder none; make it first"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    write_shards(tmp_path / "in", samples(2, lambda n: {"cls": n % 3}))
+    done = coatnet("shards", *arguments, folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert message in done.stderr

@@ -1,0 +1,169 @@
+"""What `coatnet submit` asks of Slurm, without one: options, variables and names."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.bundled_recipes import bundled_recipes
+from jobs.scheduler.chain_jobs import chain_steps, script_of, template
+from jobs.scheduler.submissions import SubmissionFolder, submission_folder
+from jobs.sweep import variations
+from pipeline.errors import ConfigError
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import Recipe
+from tests.support.command import coatnet
+from tests.support.recipes import write_recipe
+
+
+def steps_of(recipe: Recipe) -> dict[str, list[str]]:
+    """The words of the command of each step, the numbers of jobs it waits for being names."""
+    folder = submission_folder(recipe)
+    return {step.name: step.command(step.waits_for) for step in chain_steps(recipe, folder, (recipe, folder))}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, tmp_path / "shards")
+
+
+def test_resources_become_options_of_sbatch(path: Path) -> None:
+    settings = [
+        "nodes=2", "ranks=8", "cpus_per_rank=6", "memory_gigabytes=400", "time_limit=1-00:00:00", "partition=gpu",
+        "account=ml", "qos=long", "constraint=a100&ib", "flags=[--exclusive, --exclude=node17]",
+    ]  # fmt: skip
+    recipe = load_recipe(path, [f"pretrain.resources.{setting}" for setting in settings])
+    folder = path.parent / "runs" / "test" / "slurm"
+    assert steps_of(recipe)["pretrain"] == [
+        "sbatch", "--parsable", "--job-name=test.pretrain", f"--chdir={folder}", f"--output={folder}/pretrain.log",
+        "--export=ALL", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=6", "--gpus-per-node=4", "--signal=USR2@180",
+        "--time=1-00:00:00", "--mem=400G", "--partition=gpu", "--account=ml", "--qos=long", "--constraint=a100&ib",
+        "--exclusive", "--exclude=node17", template(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
+    ]  # fmt: skip
+
+
+def test_the_papers_ranks_fit_on_nodes_of_eight_gpus_and_96_processors() -> None:
+    command = steps_of(load_recipe(bundled_recipes()["coatnet-7-in21k"]))["pretrain"]
+    assert {"--nodes=16", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=12"} <= set(command)
+
+
+def test_what_a_recipe_leaves_open_is_left_to_the_site_and_the_batch_script(path: Path) -> None:
+    command = steps_of(
+        load_recipe(path, ["data.workers=5", "resources.threads_per_rank=2", "resources.gpus_per_rank=0"])
+    )
+    for option in ("--time", "--mem", "--partition", "--account", "--qos", "--constraint"):
+        assert not any(word.startswith(f"{option}=") for word in command["finetune"])
+    assert "--cpus-per-task=7" in command["finetune"]
+    assert "--gpus-per-node=0" in command["finetune"]
+    assert "--dependency=afterok:pretrain" in command["finetune"]
+    assert "--kill-on-invalid-dep=yes" in command["finetune"]
+    names = {name: Path(next(word for word in words if word.endswith(".sbatch"))) for name, words in command.items()}
+    assert {name: found.stem for name, found in names.items()} == {name: name for name in command}
+    assert all(found.is_file() for found in names.values())
+
+
+@pytest.mark.parametrize(
+    ("limit", "grace", "seconds"),
+    [(None, 120, 180), ("1-00:00:00", 600, 660), ("0:10:00", 120, 150), ("0:00:02", 120, 1)],
+)
+def test_ranks_are_told_of_the_limit_early_enough_for_a_save_but_not_at_once(
+    path: Path, limit: str | None, grace: int, seconds: int
+) -> None:
+    settings = [f"pretrain.checkpoint.grace_seconds={grace}"]
+    settings += [f"pretrain.resources.time_limit={limit}"] if limit else []
+    assert f"--signal=USR2@{seconds}" in steps_of(load_recipe(path, settings))["pretrain"]
+
+
+def test_a_container_is_told_to_the_batch_script(path: Path) -> None:
+    settings = ["container=an image.sif", "container_runtime=apptainer", "container_mounts=[/data, /scratch:/tmp]"]
+    recipe = load_recipe(path, [f"resources.{setting}" for setting in settings])
+    folder = submission_folder(recipe)
+    for step in chain_steps(recipe, folder, (recipe, folder)):
+        assert step.variables == {
+            "COATNET_CONTAINER": "an image.sif",
+            "COATNET_CONTAINER_RUNTIME": "apptainer",
+            "COATNET_CONTAINER_MOUNTS": "/data\n/scratch:/tmp",
+        }
+
+
+def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) -> None:
+    settings = [
+        "source=images", "folder=new", "seed=3", "samples_per_shard=10", "validation_per_class=2", "short_side=256",
+        "convert=true", "processes=4", "parts=3", "resources.partition=cpu", "resources.time_limit=0:30:00",
+    ]  # fmt: skip
+    recipe = load_recipe(path, [f"shards.{setting}" for setting in settings])
+    commands = steps_of(recipe)
+    assert list(commands) == ["shards", "shards merge", "pretrain", "finetune", "evaluate"]
+    build, merge = commands["shards"], commands["shards merge"]
+    assert build[build.index("build") :] == [
+        "build", f"{path.parent}/images", f"{path.parent}/new", "--seed=3", "--samples-per-shard=10",
+        "--validation-per-class=2", "--short-side=256", "--convert", "--processes=4",
+    ]  # fmt: skip
+    assert merge[merge.index("merge") :] == ["merge", f"{path.parent}/new", "--processes=4"]
+    for command in (build, merge):
+        assert {"--partition=cpu", "--time=0:30:00", "--cpus-per-task=4", "--nodes=1"} <= set(command)
+    assert "--array=1-3" in build
+    assert "--dependency=afterok:shards merge" in commands["pretrain"]
+    alone = steps_of(load_recipe(path, ["shards.source=images", "shards.folder=new"]))
+    assert list(alone) == ["shards", "pretrain", "finetune", "evaluate"]
+    (path.parent / "new").mkdir()
+    assert script_of(chain_steps(recipe, submission_folder(recipe), (recipe, submission_folder(recipe)))).startswith(
+        "# shards: done\n# shards merge: done\njob1=$("
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [("100%j", "100%%j"), ("back\\slash", "back\\\\slash"), ("both%j\\x", "both%j\\\\x"), ("a b\n'c\"", "a b\n'c\"")],
+)
+def test_paths_of_logs_are_not_taken_for_patterns(tmp_path: Path, folder: str, pattern: str) -> None:
+    path = write_recipe(tmp_path / folder, tmp_path / "shards")
+    command = steps_of(load_recipe(path))["pretrain"]
+    assert f"--output={tmp_path}/{pattern}/runs/test/slurm/pretrain.log" in command
+
+
+def test_a_stage_cannot_have_the_name_of_the_folder_of_jobs(path: Path) -> None:
+    path.write_text(path.read_text().replace("finetune", "slurm"))
+    refused = coatnet("submit", path, "--no-doctor")
+    assert refused.returncode == 78
+    assert "stage slurm: this is the folder for logs of jobs; give the stage another name" in refused.stderr
+
+
+def test_without_slurm_it_says_so(path: Path) -> None:
+    refused = coatnet("submit", path, "--no-doctor", PATH="/nowhere")
+    assert refused.returncode == 78
+    assert "sbatch: no such command; go to a machine that has Slurm's, or put them on PATH" in refused.stderr
+
+
+def test_a_record_that_was_cut_short_costs_a_line(tmp_path: Path) -> None:
+    folder = SubmissionFolder(tmp_path)
+    folder.add("pretrain", "7", ["sbatch"])
+    with open(tmp_path / "submissions.jsonl", "a") as record:
+        record.write('{"stage": "fine\n')
+    folder.add("pretrain", "9", ["sbatch"])
+    assert {stage: submission.job for stage, submission in folder.newest().items()} == {"pretrain": "9"}
+
+
+def test_sweeps_are_all_combinations_with_names_of_their_own() -> None:
+    found = variations("own", ["optimizer.peak_learning_rate=5e-4,1e-3", "data.crop_area=[0.1,1.0],[0.2,1.0]"])
+    assert [(one.name, one.overrides[1:]) for one in found] == [
+        ("own-peak_learning_rate-5e-4-crop_area-_0.1_1.0_", ["optimizer.peak_learning_rate=5e-4", "data.crop_area=[0.1,1.0]"]),
+        ("own-peak_learning_rate-5e-4-crop_area-_0.2_1.0_", ["optimizer.peak_learning_rate=5e-4", "data.crop_area=[0.2,1.0]"]),
+        ("own-peak_learning_rate-1e-3-crop_area-_0.1_1.0_", ["optimizer.peak_learning_rate=1e-3", "data.crop_area=[0.1,1.0]"]),
+        ("own-peak_learning_rate-1e-3-crop_area-_0.2_1.0_", ["optimizer.peak_learning_rate=1e-3", "data.crop_area=[0.2,1.0]"]),
+    ]  # fmt: skip
+    assert [one.name for one in variations("own", ["data.train=a/b,a:b"])] == ["own-train-a_b", "own-train-a_b-1"]
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "message"),
+    [
+        (["seed"], "--sweep seed: write it key=value,value, such as optimizer.peak_learning_rate=5e-4,1e-3"),
+        (["seed=1,,2"], "--sweep seed=1,,2: write it key=value,value"),
+        (["seed=1,1"], "--sweep seed=1,1: a value is given twice"),
+        (["seed=1,2", "seed=3"], "--sweep: a key is given twice; give it once, with all values"),
+    ],
+)
+def test_a_sweep_that_is_not_one_is_refused(sweeps: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        variations("own", sweeps)
+    assert str(refused.value).startswith(message)

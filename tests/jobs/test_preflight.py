@@ -1,0 +1,417 @@
+"""What is found about a recipe from one machine: every mistake at once, each with its fix."""
+
+import shutil
+import time
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from data.building.build import build_shards
+from data.index import read_index
+from data.order import SampleOrder
+from jobs.preflight import examine
+from models.complexity import count_parameters
+from models.variants import VARIANTS
+from pipeline.errors import ConfigError
+from pipeline.memory_estimate import estimate_memory
+from pipeline.plan import plan_stage
+from pipeline.preflight.disk_space import most_kept
+from pipeline.preflight.finding import Finding
+from pipeline.preflight.versions import unmet
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from pipeline.recipe.sections import CheckpointSettings
+from pipeline.run_folder import RunFolder, run_folder
+from tests.conftest import with_broken_member
+from tests.servers.s3 import S3Server
+from tests.support.recipes import write_recipe
+
+STAGES = ["pretrain", "finetune", "evaluate"]
+
+
+def found(folder: Path, shards: Path, *overrides: str, stages: list[str] | None = None) -> list[Finding]:
+    """All findings, of `pretrain` alone unless others are named."""
+    recipe = load_recipe(write_recipe(folder, shards), list(overrides))
+    return list(examine(recipe, stages or ["pretrain"], slurm=False))
+
+
+def told(findings: list[Finding], beginning: str, where: str | None = None) -> Finding:
+    """The one finding that begins so."""
+    (one,) = [f for f in findings if f.what.startswith(beginning) and where in (None, f.where)]
+    return one
+
+
+def wrong(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level != "ok"]
+
+
+def test_of_a_sound_recipe_all_is_well_and_the_lines_say_what_was_looked_at(shards: Path, tmp_path: Path) -> None:
+    findings = found(tmp_path, shards, stages=STAGES)
+    assert wrong(findings) == []
+    sizes = [f"{read_index(shards / part).bytes / 1e6:,.1f} MB" for part in ("train", "validation")]
+    assert [finding.what for finding in findings if finding.where == "pretrain"] == [
+        "model: coatnet_debug at 32 pixels, fp32",
+        "batch: 12 pictures as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
+        f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
+        f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
+        told(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
+             "pretrain").what,
+    ]  # fmt: skip
+    assert [finding.where for finding in findings if finding.what.startswith("data.validation")] == STAGES
+    for beginning in ("checkpoints: at most pretrain 3 of ", "clock: the file server of ", "versions: Python 3."):
+        assert told(findings, beginning).where == ""
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "fix"),
+    [
+        ("resources.ranks=3", "3 ranks do not divide the 4 micro-batches of a step (global_size 12 / micro_size 3)", "change resources.ranks or batch"),
+        ("data.lanes=5", "data.lanes: 5 lanes do not divide the global batch of 12", "4 would"),
+        ("batch.global_size=48 data.lanes=48", "data.lanes: 48 lanes for 45 samples: a lane needs at least one", "use fewer lanes"),
+        ("model.name=coatnet_8", "model: unknown model coatnet_8", "did you mean coatnet_7 or coatnet_6 or coatnet_5?"),
+        ("pretrain.resolution=50", "resolution: 50 is no multiple of 16, as coatnet_debug needs", "48 is"),
+        ("optimizer.warmup_steps=40", "optimizer: the warm-up of 40 steps fills the stage's 40", "shorten it"),
+        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index those that lie there with: coatnet shards index"),
+        ("runs=/proc/nowhere", "checkpoints: /proc cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
+        ("pretrain.checkpoint.folder=/proc/sys", "checkpoints: /proc/sys cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_once_with_its_mend(shards: Path, tmp_path: Path, override: str, what: str, fix: str) -> None:
+    expected = Finding("error", "pretrain", what.format(folder=tmp_path), fix.format(folder=tmp_path))
+    assert wrong(found(tmp_path, shards, *override.split())) == [expected]
+
+
+def test_all_mistakes_are_told_at_once(shards: Path, tmp_path: Path) -> None:
+    overrides = ["resources.ranks=3", "data.lanes=5", "finetune.resolution=50", "data.validation=nowhere"]
+    findings = wrong(found(tmp_path, shards, *overrides, stages=STAGES))
+    assert [(finding.where, finding.what.split()[0]) for finding in findings] == [
+        ("pretrain", "3"), ("pretrain", "data.lanes:"), ("pretrain", f"{tmp_path}/nowhere:"),
+        ("finetune", "resolution:"), ("finetune", "3"), ("finetune", "data.lanes:"), ("finetune", f"{tmp_path}/nowhere:"),
+        ("evaluate", f"{tmp_path}/nowhere:"),
+    ]  # fmt: skip
+
+
+def test_jobs_on_a_machine_without_slurm_are_refused_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    findings = list(examine(load_recipe(write_recipe(tmp_path, shards)), ["pretrain", "evaluate"], slurm=True))
+    assert wrong(findings) == [
+        Finding("error", "", "no Slurm on this machine", "go to one that has its commands, or put them on PATH")
+    ]
+
+
+def test_an_unknown_stage_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="recipe test has no stage pretran; its stages are pretrain, finetune, evaluate"
+    ):
+        found(tmp_path, shards, stages=["pretran"])
+
+
+def test_fewer_processors_than_reader_threads_are_doubtful(shards: Path, tmp_path: Path) -> None:
+    few = ["data.workers=4", "resources.cpus_per_rank=3"]
+    assert wrong(found(tmp_path, shards, *few)) == [
+        Finding(
+            "warning", "pretrain", "resources.cpus_per_rank: 3 processors for 4 reader threads",
+            "set it to 4, or data.workers to 3",
+        )
+    ]  # fmt: skip
+    assert wrong(found(tmp_path, shards, "data.workers=3", "resources.cpus_per_rank=3")) == []
+
+
+def test_a_container_that_is_not_here_is_doubtful(shards: Path, tmp_path: Path) -> None:
+    (finding,) = wrong(found(tmp_path, shards, f"resources.container={tmp_path}/image.sqsh"))
+    assert finding.what == f"resources.container: {tmp_path}/image.sqsh is not on this machine"
+    (tmp_path / "image.sqsh").touch()
+    assert wrong(found(tmp_path, shards, f"resources.container={tmp_path}/image.sqsh")) == []
+    assert wrong(found(tmp_path, shards, "resources.container=registry.example/coatnet:1")) == []
+
+
+def test_a_compiler_is_looked_for_where_the_stage_runs_here(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    (finding,) = wrong(found(tmp_path, shards, "compile=true"))
+    assert finding.what == "compile: torch.compile needs a C++ compiler and there is none on PATH"
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["compile=true"])
+    elsewhere = examine(recipe, ["pretrain"], slurm=True)
+    assert not [finding for finding in elsewhere if finding.what.startswith("compile")]
+
+
+def test_shards_that_are_missing_cut_or_no_tars_are_told(shards: Path, tmp_path: Path) -> None:
+    copy = copytree(shards, tmp_path / "copy")
+    last = copy / "train" / read_index(copy / "train").shards[-1].name
+    size = last.stat().st_size
+    last.write_bytes(b"?" * size)
+    (finding,) = wrong(found(tmp_path, copy))
+    assert (finding.level, finding.fix) == ("error", "copy it again or fix its rights")
+    assert finding.what.startswith(f"shard {last}: cannot be read (")
+    last.write_bytes(b"?" * 10)
+    (finding,) = wrong(found(tmp_path, copy))
+    assert finding.what == f"{copy}/train: shard {last.name} has 10 bytes and {size:,} in the index"
+    last.unlink()
+    (finding,) = wrong(found(tmp_path, copy))
+    assert finding.what == f"{copy}/train: shard {last.name} is missing"
+
+
+def test_a_first_picture_that_does_not_decode_is_doubtful(shards: Path, tmp_path: Path) -> None:
+    """Broken samples are skipped by rule, but a shard that begins with one may hold more."""
+    with_broken_member(shards, tmp_path / "broken", broken=0)
+    index = read_index(tmp_path / "broken")
+    swapped = replace(index, shards=(index.shards[1], index.shards[0], *index.shards[2:]))
+    swapped.write()
+    train = f"data.train={tmp_path / 'broken'}"
+    (finding,) = wrong(found(tmp_path, shards, train))
+    assert finding.level == "warning"
+    assert finding.what.startswith(
+        f"data.train: shard {tmp_path}/broken/{index.shards[1].name}: its first picture does"
+    )
+    assert finding.fix == f"look at the rest with: coatnet shards verify {tmp_path}/broken --decode"
+
+
+def test_shards_that_several_stages_share_are_read_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("pipeline.preflight.shards.unreadable", lambda index, storage: read.append(index.folder))
+    found(tmp_path, shards, stages=STAGES)
+    assert read == [str(shards / "train"), str(shards / "validation")]
+
+
+def test_classes_that_differ_are_told(pictures: Path, shards: Path, tmp_path: Path) -> None:
+    copytree(pictures, tmp_path / "source")
+    (tmp_path / "source" / "dark").rename(tmp_path / "source" / "dim")
+    build_shards(tmp_path / "source", tmp_path / "other")
+    (finding,) = wrong(found(tmp_path, shards, f"data.validation={tmp_path / 'other'}"))
+    assert finding.what.endswith("differ (3 and 3; class 1 is dark in one and dim in the other)")
+    assert finding.fix.startswith("build both with one class list, or map one to the other with data.label_map")
+
+
+def test_shards_that_the_chain_builds_first_may_be_missing_and_their_source_may_not(
+    pictures: Path, shards: Path, tmp_path: Path
+) -> None:
+    built = [
+        f"shards={{source: {pictures}, folder: built}}",
+        "data.train=built/train",
+        "data.validation=built/validation",
+    ]
+    findings = found(tmp_path, shards, *built)
+    assert wrong(findings) == []
+    assert findings[0] == Finding("ok", "shards", f"will be built from {pictures} into {tmp_path}/built")
+    what = f"data.train: the chain builds the shards first, from {pictures}"
+    assert Finding("ok", "pretrain", what) in findings
+    gone = found(tmp_path, shards, f"shards={{source: {tmp_path}/gone, folder: built}}", *built[1:])
+    assert wrong(gone) == [
+        Finding("error", "shards", f"shards.source: {tmp_path}/gone: no such file or folder", "correct it")
+    ]
+    # Built, they are looked at as any others.
+    copytree(shards, tmp_path / "built")
+    assert told(found(tmp_path, shards, *built), "data.train: 45 samples")
+    shutil.rmtree(tmp_path / "built" / "train")
+    (finding,) = wrong(found(tmp_path, shards, "data.train=built/train"))
+    assert finding.what == f"{tmp_path}/built/train: no index.json there"
+
+
+def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tmp_path: Path) -> None:
+    large = ["model.name=coatnet_0", "batch={global_size: 256, micro_size: 64}"]
+    recipe = load_recipe(write_recipe(tmp_path, shards), large)
+    stage = recipe.stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    need = estimate_memory(stage, 3, 2)
+    gigabytes = need.device / 1e9
+
+    def memory(share: float, *more: str) -> Finding:
+        findings = found(tmp_path, shards, *large, f"resources.gpu_gigabytes={gigabytes / share}", *more)
+        return told(findings, "memory: ", "pretrain")
+
+    fits, tight, full = memory(0.89), memory(0.91), memory(1.01)
+    assert [finding.level for finding in (fits, tight, full)] == ["ok", "warning", "error"]
+    assert full.what == (
+        f"memory: a rank needs {gigabytes:.1f} of the {gigabytes / 1.01:g} GB of a GPU (resources.gpu_gigabytes), by "
+        f"estimate: {need.kinds}"
+    )
+    assert (fits.fix, tight.fix) == ("", full.fix)
+    assert full.fix.startswith("What helps most first: ")
+    assert "batch.micro_size=32 (another run" in full.fix
+    without = memory(1.01, "resources.gpus_per_rank=0")
+    assert without == Finding("ok", "pretrain", "memory: no GPUs, so none is held against the needs of a rank")
+
+
+def test_a_micro_batch_that_a_run_began_with_is_not_advised_to_change(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/test/pretrain"
+    folder.mkdir(parents=True)
+    small = ["resources.gpu_gigabytes=0.001", "batch={global_size: 24000, micro_size: 6000}"]
+    assert "batch.micro_size=3000" in told(found(tmp_path, shards, *small), "memory").fix
+    RunFolder(folder).events.record("save", step=5)
+    assert "batch.micro_size" not in told(found(tmp_path, shards, *small), "memory").fix
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_memory_of_a_node_is_held_against_what_is_asked_for(shards: Path, tmp_path: Path, gpus: int) -> None:
+    """Of one with GPUs the copies from which checkpoints are written, of one without all but buckets, never filled."""
+    large = ["model.name=coatnet_4", "batch={global_size: 64, micro_size: 32}", f"resources.gpus_per_rank={gpus}"]
+    stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    memory = estimate_memory(stage, 3, 2)
+    need = 2 * (memory.staging + (0 if gpus else memory.device - memory.buckets))
+    for gibibytes, level in ((need // 2**30, "error" if gpus else "warning"), (need // 2**30 + 1, "ok")):
+        findings = found(tmp_path, shards, *large, f"resources.memory_gigabytes={gibibytes}")
+        finding = told(findings, "memory of a node: ")
+        assert finding.what == (
+            f"memory of a node: 2 ranks need at least {need / 2**30:.1f} of the {gibibytes} GiB of "
+            "resources.memory_gigabytes"
+        )
+        assert finding.level == level
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "most"),
+    [
+        ({}, 40_000, (3, 3)),  # the two last, and the one that is being written
+        ({"keep_last": 5, "keep_best": 2}, 40_000, (8, 8)),
+        ({"keep_every": 10_000}, 40_000, (7, 3)),
+        ({"keep_every": 1_500}, 40_000, (16, 3)),  # only steps that are saved: 3,000, 6,000 ...
+        ({"keep_last": 9}, 3_500, (4, 4)),  # 1,000, 2,000, 3,000, 3,500
+        ({"keep_every": 1_000}, None, (3, 3)),
+    ],
+)
+def test_so_many_checkpoints_lie_there_at_a_time(
+    settings: dict[str, int], steps: int | None, most: tuple[int, int]
+) -> None:
+    stage = TrainStage.model_construct(checkpoint=CheckpointSettings(**settings))
+    assert most_kept(stage, steps) == most
+
+
+def test_room_is_counted_for_all_stages_on_a_disk_less_what_lies_there(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
+    of_finetune = 12 * count_parameters(VARIANTS["coatnet_debug"], 48, 3)
+    held = tmp_path / "runs/test/pretrain/checkpoints/step-00000005"
+    held.mkdir(parents=True)
+    (held / "rank-00000.safetensors").write_bytes(b"?" * 1000)
+    needed = 3 * each - 1000 + of_finetune  # 6 steps of fine-tuning are saved once
+    usage = shutil.disk_usage(tmp_path)
+    for free, level in ((needed, "ok"), (needed - 1, "error")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
+        finding = told(found(tmp_path, shards, stages=STAGES), "checkpoints: ")
+        assert finding.what == (
+            f"checkpoints: at most pretrain 3 of {each / 1e6:.1f} MB, finetune 1 of {of_finetune / 1e6:.1f} MB; "
+            f"{needed / 1e6:.1f} MB more, and {held.parent} has {free / 1e6:.1f} MB free"
+        )
+        assert finding.level == level
+    assert finding.fix.startswith("keep fewer (checkpoint.keep_last, keep_every, keep_best), or set checkpoint.folder")
+
+
+def test_a_disk_that_fills_up_late_is_doubtful_and_one_that_does_soon_an_error(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
+    usage = shutil.disk_usage(tmp_path)
+    # 8 saves, all of them kept; without that the last two, and the one that is being written.
+    for checkpoints, level in ((8, "ok"), (7, "warning"), (3, "warning"), (2, "error")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=checkpoints * each: usage._replace(free=free))
+        finding = told(
+            found(tmp_path, shards, "pretrain.checkpoint.keep_every=5"), "checkpoints: at most pretrain 8 of"
+        )
+        assert finding.level == level
+
+
+def test_the_moving_average_takes_room_in_checkpoints(shards: Path, tmp_path: Path) -> None:
+    parameters = count_parameters(VARIANTS["coatnet_debug"], 32, 3)
+    finding = told(found(tmp_path, shards, "pretrain.ema_decay=0.9"), "checkpoints: ")
+    assert f"pretrain 3 of {16 * parameters / 1e6:.1f} MB" in finding.what
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(-3600.0, "warning"), (3600.0, "warning"), (0.0, "ok")])
+def test_a_file_server_in_another_time_is_doubtful(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, level: str
+) -> None:
+    monkeypatch.setattr("pipeline.preflight.disk_space.probe_writing", lambda folder: time.time() + seconds)
+    finding = told(found(tmp_path, shards), "clock: ")
+    assert finding.level == level
+    if seconds:
+        assert finding.what == f"clock: the file server of {tmp_path} and this machine differ by 3600 s"
+
+
+def test_a_run_folder_of_other_settings_is_told_and_one_of_these_goes_on(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, shards))
+    folder = run_folder(recipe, "pretrain")
+    folder.create()
+    folder.freeze(plan_stage(recipe, "pretrain"), None)
+    folder.events.begin(2)
+    assert told(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: continues a run with these settings"
+    (finding,) = wrong(found(tmp_path, shards, "seed=1"))
+    assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
+    assert finding.fix == "Restore them, give the recipe another name, or remove the folder to begin anew"
+    folder.finish({"stage": "pretrain", "checkpoint": "pretrain/checkpoints/step-00000040"})
+    assert told(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
+
+
+def test_versions_older_than_asked_for_are_told() -> None:
+    asked = ["numpy>=999.1", "rich>=1", "surely-not-installed>=2", "ruff>=99; extra == 'development'"]
+    assert unmet(asked) == [
+        f"numpy {metadata.version('numpy')} is installed, 999.1 or newer is asked for",
+        "surely-not-installed is not installed, 2 or newer is asked for",
+    ]
+    first, second = metadata.version("numpy").split(".")[:2]
+    assert unmet([f"numpy>={first}.{second}", f"numpy>={first}"]) == []
+    assert unmet([f"numpy>={first}.{int(second) + 1}"]) != []
+
+
+def test_versions_that_are_not_met_are_errors(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["torch>=99"])
+    (finding,) = wrong(found(tmp_path, shards))
+    assert finding.what == f"version: torch {metadata.version('torch')} is installed, 99 or newer is asked for"
+
+
+@pytest.mark.slow
+def test_remote_shards_are_held_against_the_cache_and_read_from_here(
+    shards: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3.put(shards, "doctor-shards")
+    remote = [f"data.train={url}/train", f"data.validation={url}/validation"]
+    findings = found(tmp_path, shards, *remote, f"data.cache.folder={tmp_path / 'cache'}")
+    assert wrong(findings) == []
+    assert told(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
+    (finding,) = wrong(found(tmp_path, shards, *remote, "data.cache.gigabytes=0.00001"))
+    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node reads at a time"
+    assert not (tmp_path / "cache").exists()
+    # Of the ranks, only those of one node count.
+    monkeypatch.setattr(SampleOrder, "greatest_need", lambda order, sizes, ranks, of_node, steps: of_node * 10**12)
+    for nodes, need in ((1, "2000.1 would do"), (2, "1000.1 would do")):
+        (finding,) = wrong(found(tmp_path, shards, *remote, f"resources.nodes={nodes}"))
+        assert finding.fix.startswith(need)
+
+
+@pytest.mark.slow
+def test_a_remote_place_for_checkpoints_is_tried(
+    shards: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = "pretrain.checkpoint.folder=s3://test/doctor"
+    finding = told(found(tmp_path, shards, there), "checkpoints: ")
+    assert finding.level == "ok"
+    assert finding.what.startswith("checkpoints: s3://test/doctor/test/pretrain can be written; at most 3 of 0.4 MB")
+    assert [file for file in s3.files().find("test/doctor") if "writable" in file] == []
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readonly")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readonly")
+    (finding,) = wrong(found(tmp_path, shards, there, "data.storage.give_up_after=29"))
+    assert finding.what.startswith("s3://test/doctor/test/pretrain/.writable-")
+    assert "access refused" in finding.what
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_is_not_waited_for_long(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.preflight._GIVE_UP_AFTER", 0.1)
+    nobody = ["data.storage.endpoint=http://127.0.0.1:9", "data.storage.anonymous=true"]
+    (finding,) = wrong(found(tmp_path, shards, "data.train=s3://test/nothing", *nobody))
+    assert finding.what.startswith("s3://test/nothing/index.json: no answer in 0 s")
+    assert finding.fix == "the server or the way to it is down; try again later"

@@ -1,0 +1,71 @@
+"""Steps that are not finite: not applied, told by their samples, and too many of them end the run or roll it back."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from tests.support.ranks import run_ranks
+from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all cases of the worker, run on two ranks."""
+    folder = tmp_path_factory.mktemp("non_finite")
+    worker = Path(__file__).with_name("non_finite_worker.py")
+    run_ranks(2, worker, write_recipe(folder, shards, ema_decay=0.9), folder)
+    return folder
+
+
+def state(run: Path, step: int) -> dict[str, bytes]:
+    files = checkpoint_bytes(run / f"checkpoints/step-{step:08d}")
+    return {name: data for name, data in files.items() if name != "manifest.json"}
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(runs: Path) -> None:
+    run = runs / "last"
+    assert state(run, 10) == state(run, 9) != state(run, 6)
+    losses = scalars(run, "train/loss")
+    assert list(losses) == list(range(1, 11))
+    assert [step for step, loss in losses.items() if not math.isfinite(loss)] == [10]
+    assert (run / "result.json").exists()
+
+
+def test_the_diary_has_the_samples_of_the_micro_batch_that_did_it(runs: Path) -> None:
+    plan = plan_stage(load_recipe(runs / "recipe.yaml"), "pretrain", 2)
+    assert isinstance(plan, TrainPlan)
+    (entry,) = [entry for entry in events(runs / "last") if entry["event"] == "not_finite"]
+    assert (entry["step"], entry["rank"], entry["loss"]) == (10, 1, "nan")
+    named = plan.order.at(9, 6, 9)  # the third micro-batch of three samples
+    shards = [plan.train.index.shards[shard].name for shard in named.shard]
+    (samples,) = entry["samples_of_micro_batches"].values()
+    assert list(entry["samples_of_micro_batches"]) == ["2"]
+    assert [sample.split("/")[0] for sample in samples] == shards
+
+
+def test_too_many_in_a_row_end_the_run_on_all_ranks_and_say_what_to_do(runs: Path) -> None:
+    for rank in (0, 1):
+        message = (runs / "too_many" / f"failed-{rank}").read_text()
+        assert "3 steps in a row, from step 5 on, is not finite" in message
+        assert "non_finite.roll_backs" in message
+    # No save in between: it would hold the weights that led there.
+    assert sorted(path.name for path in (runs / "too_many/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_roll_back_goes_on_behind_the_data_with_the_weights_of_before(runs: Path) -> None:
+    run = runs / "rolled_back"
+    (entry,) = [entry for entry in events(run) if entry["event"] == "roll_back"]
+    assert (entry["to"], entry["step"]) == (4, 8)
+    assert state(run, 8) == state(run, 4)
+    assert (run / "result.json").exists()
+
+
+def test_the_number_of_roll_backs_is_limited(runs: Path) -> None:
+    names = [entry["event"] for entry in events(runs / "again")]
+    assert names.count("roll_back") == 1
+    assert "3 steps in a row, from step 8 on, is not finite" in (runs / "again" / "failed-0").read_text()

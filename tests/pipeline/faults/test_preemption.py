@@ -1,0 +1,157 @@
+"""What one process does with signals that ask it to stop, while its main thread cannot see them."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.errors import EXIT_TRY_AGAIN
+from pipeline.faults.preemption import REASONS, TIME_LIMIT, StopRequests, StopSignals, agreed_reason
+from pipeline.faults.time_limit import TimeLimit
+from tests.support.command import environment
+
+PROCESS = """
+import ctypes, os, subprocess, sys
+from pipeline.faults import preemption as stopping
+from pipeline.faults.preemption import StopRequests, StopSignals
+
+def end(code, message):
+    print(message, flush=True)
+    os._exit(code)
+
+def wait_in_native_code():
+    print("ready", flush=True)
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):  # as in a collective, of which a signal does not wake it
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+with StopSignals(end) as signals:
+    BODY
+"""
+LOOP = """
+    requests = StopRequests(signals, GRACE)
+    with requests:
+        wait_in_native_code()
+"""
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS.replace("BODY", body)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    )
+
+
+def told(process: subprocess.Popen[str]) -> str:
+    """What the process says when it has ended with the code for another try."""
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_TRY_AGAIN, output
+    return output.strip()
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("whole", ["", "step-00000007"])
+def test_outside_the_loop_a_signal_ends_the_process_at_once(number: signal.Signals, whole: str) -> None:
+    process = start(f"signals.last_checkpoint = '{whole}'; wait_in_native_code()")
+    wait_until_ready(process)
+    process.send_signal(number)
+    known = f"{whole} is whole; " if whole else ""
+    assert told(process) == f"stopped by {number.name}; {known}the same command continues from the last checkpoint"
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_in_the_loop_the_deadline_ends_what_hangs_and_says_what_is_whole(saved: bool) -> None:
+    body = LOOP.replace("GRACE", "1")
+    if saved:
+        body = body.replace("with", "requests.saved('step-00000007')\n    with")
+    process = start(body)
+    wait_until_ready(process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGUSR2)
+    what = "step-00000007 is whole, and the same command continues from it"
+    if not saved:
+        what = "nothing was saved before, so it begins anew"
+    assert told(process) == f"stopped by SIGUSR2; its save was not whole after checkpoint.grace_seconds (1); {what}"
+    assert time.monotonic() - began >= 1
+
+
+def test_the_same_wish_again_is_not_a_second_one_but_a_later_signal_is() -> None:
+    body = """
+    import threading
+    stopping._SAME_REQUEST_SECONDS = 1e9
+    requests = StopRequests(signals, 600)
+    hear = requests._heard
+    requests._heard = lambda number: (hear(number), print(number.name, flush=True))
+    def make_late():
+        sys.stdin.readline()
+        stopping._SAME_REQUEST_SECONDS = -1.0
+        print("late", flush=True)
+    threading.Thread(target=make_late, daemon=True).start()
+    with requests:
+        wait_in_native_code()
+"""
+    process = start(body)
+    wait_until_ready(process)
+    assert process.stdin
+    assert process.stdout
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(number)
+        assert process.stdout.readline() == f"{number.name}\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "late\n"
+    process.send_signal(signal.SIGTERM)
+    assert told(process).startswith("stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing was saved")
+
+
+def test_a_wish_that_came_too_late_for_the_loop_ends_the_process_behind_it() -> None:
+    body = """
+    with StopRequests(signals, 600) as requests:
+        os.kill(os.getpid(), 15)
+        while not requests.wanted:
+            pass
+    print("went on")
+    """
+    assert told(start(body)) == "stopped by SIGTERM; the same command continues from the last checkpoint"
+
+
+def test_a_process_that_is_started_gets_neither_handlers_nor_files() -> None:
+    child = "import os, signal; print(os.listdir('/proc/self/fd'), [signal.getsignal(n) == 0 for n in (10, 12, 15)])"
+    run = f'print(subprocess.check_output([sys.executable, "-c", "{child}"], text=True), flush=True); os._exit({EXIT_TRY_AGAIN})'
+    without = subprocess.check_output([sys.executable, "-c", child], text=True)
+    assert told(start(run)) == without.strip()
+    assert without.count("True") == 3
+
+
+def test_the_reason_is_agreed_from_the_flags_of_all_ranks() -> None:
+    def end(code: int, message: str) -> None:
+        raise AssertionError(message)
+
+    signals = StopSignals(end)  # type: ignore[arg-type]
+    quiet = StopRequests(signals, 600, TimeLimit(time.time() + 10_000))
+    assert quiet.wanted is None
+    assert agreed_reason(quiet.flags) is None
+    near = StopRequests(signals, 600, TimeLimit(time.time() + 25))
+    assert near.wanted == TIME_LIMIT
+    far = StopRequests(signals, 600, TimeLimit(time.time() + 1000))
+    assert far.wanted is None
+    far.margin.save_took(1000)
+    assert far.wanted == TIME_LIMIT
+    told = StopRequests(signals, 600)
+    told._heard(signal.SIGUSR1)
+    assert told.wanted == "SIGUSR1"
+    summed = [sum(flags) for flags in zip(quiet.flags, near.flags, told.flags, told.flags, strict=True)]
+    assert summed == [0, 2, 0, 1]
+    assert agreed_reason(summed) == "SIGUSR1"
+    assert [agreed_reason([float(n == i) for n in range(4)]) for i in range(4)] == list(REASONS)

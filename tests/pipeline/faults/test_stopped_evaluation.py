@@ -1,0 +1,38 @@
+"""An evaluation that meets a signal is left at once, and made up for by the next start, to the bit."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.ranks import run_ranks
+from tests.support.recipes import checkpoint_bytes, curves, events, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the undisturbed run and of the one that was stopped twice; both have a moving average."""
+    folder = tmp_path_factory.mktemp("stopped_evaluation")
+    recipe = write_recipe(folder, shards, ema_decay=0.9)
+    run_ranks(2, Path(__file__).with_name("stopped_evaluation_worker.py"), recipe, folder)
+    return folder
+
+
+def test_all_ranks_save_and_stop_whoever_heard_the_signal(runs: Path) -> None:
+    for step in (4, 8):
+        for rank in (0, 1):
+            message = (runs / "stopped" / f"stop-{step}-{rank}").read_text()
+            assert message.startswith(f"stopped by SIGTERM after step {step}, saved as step-{step:08d}; ")
+
+
+def test_the_evaluation_is_made_up_for_and_everything_equals_the_undisturbed_run(runs: Path) -> None:
+    entries = [entry for entry in events(runs / "stopped") if entry["event"] in ("stop", "evaluation", "resume")]
+    assert [(entry["event"], entry["step"]) for entry in entries] == [
+        ("stop", 4), ("resume", 4), ("evaluation", 4), ("stop", 8), ("resume", 8), ("evaluation", 8),
+    ]  # fmt: skip
+    ours, others = curves(runs / "stopped"), curves(runs / "undisturbed")
+    for tag in ("train/loss", "train/gradient_norm", "validation/loss", "validation/top1"):
+        assert ours[tag] == others[tag]
+    final = "checkpoints/step-00000008"
+    assert checkpoint_bytes(runs / "stopped" / final) == checkpoint_bytes(runs / "undisturbed" / final)

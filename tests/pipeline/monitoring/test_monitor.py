@@ -1,0 +1,281 @@
+"""What a monitor leaves in TensorBoard, over several starts, requests by file and disks that were full."""
+
+import io
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import metadata
+
+from pipeline.checkpoints.saver import SaveReport
+from pipeline.distributed import Ranks
+from pipeline.evaluate import Accuracy
+from pipeline.monitoring.histograms import weight_histograms
+from pipeline.monitoring.monitor import Monitor
+from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.run_folder import RunFolder
+from pipeline.zero.fragments import Fragment
+from tests.support.event_files import points, steps
+from tests.support.recipes import events, write_recipe
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+ACCURACY = Accuracy(top1=0.5, top5=0.75, loss=1.5, samples=15, skipped=0, of_classes=np.zeros((0, 3), np.int64))
+
+
+class Started:
+    """A monitor with what it says to people."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, first_step: int, steps: int, ranks: Ranks) -> None:
+        self.output = io.StringIO()
+        console = Console(file=self.output, width=200) if ranks.leads else None
+        self.monitor = Monitor(folder, plan, first_step, steps, ranks, console)
+        self.monitor.begin(None, [])
+
+
+@pytest.fixture
+def planned(shards: Path, tmp_path: Path) -> Callable[..., Plan]:
+    recipe = write_recipe(tmp_path, shards)
+    return lambda *changes, stage="pretrain": plan_stage(load_recipe(recipe, list(changes)), stage, 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    made.create()
+    return made
+
+
+def take_steps(monitor: Monitor, first: int, last: int, value: float) -> None:
+    """As the training loop does, with everything in every step that TensorBoard can show."""
+    fragment = Fragment("stem.conv1.weight", 0, 4, {"master": torch.full((4,), value)}, True)
+    if first == 0:
+        monitor.pictures(np.zeros((4, 4, 3), np.uint8))
+    for step in range(first + 1, last + 1):
+        monitor.clock.step_done()
+        monitor.rank_times([0.0, 0.0])
+        monitor.step(step, {"train/loss": value, "update_ratio/stem": value})
+        monitor.histograms(step, weight_histograms([fragment], ["stem.conv1.weight"], ALONE))
+        monitor.saved([SaveReport(step, f"step-{step:08d}", stall=0.1, seconds=0.2, bytes=1, failure=None)])
+        monitor.evaluation(step, ACCURACY)
+
+
+def test_no_tag_of_any_kind_goes_back_in_time_over_several_starts(
+    planned: Callable[..., Plan], folder: RunFolder
+) -> None:
+    plan = planned()
+    for first, last in ((0, 3), (0, 8), (4, 9), (6, 7), (6, 40)):
+        with Started(folder, plan, first, 40, ALONE).monitor as monitor:
+            take_steps(monitor, first, last, float(first))
+    found = points(folder.tensorboard)
+    of_starts = {"recipe", "custom_scalars__config__"}
+    once = {"train/images", *(f"_hparams_/{name}" for name in ("experiment", "session_start_info", "session_end_info"))}
+    curves = {
+        *("train/loss", "train/images_per_second", "train/samples", "update_ratio/stem", "usage/host_gigabytes"),
+        *(f"wall_time/step_p{share}_seconds" for share in (50, 90, 99)),
+        *("wall_time/data_wait_share", "wall_time/checkpoint_stall_seconds", "wall_time/checkpoint_write_seconds"),
+        *("validation/top1", "validation/top5", "validation/loss", "weights/stem.conv1.weight"),
+    }
+    assert set(found) == of_starts | once | curves
+    for tag in curves:
+        assert [step for step, _ in found[tag]] == list(range(1, 41)), tag
+    # Of each step the value of the last start that made it.
+    assert [value for _, value in found["train/loss"]] == [0.0] * 4 + [4.0] * 2 + [6.0] * 34
+    # Of each start that went on from a step of its own.
+    assert {tag: [step for step, _ in found[tag]] for tag in of_starts} == {tag: [1, 5, 7] for tag in of_starts}
+    assert [step for step, _ in found["train/images"]] == [1]
+
+
+def test_the_recipe_is_there_whole_as_a_block_of_yaml(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    plan = planned("pretrain.optimizer.weight_decay=0.123")
+    with Started(folder, plan, 0, 40, ALONE).monitor:
+        pass
+    ((_, text),) = points(folder.tensorboard)["recipe"]
+    lines = text[()].decode().splitlines()
+    assert all(line.startswith("    ") for line in lines)
+    written = yaml.safe_load("\n".join(line[4:] for line in lines))
+    assert written == {"stage": "pretrain", "seed": 0, **plan.stage.model_dump(mode="json")}
+    assert written["optimizer"]["weight_decay"] == 0.123
+
+
+def test_the_layout_opens_on_six_charts(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    with Started(folder, planned(), 0, 40, ALONE).monitor:
+        pass
+    ((_, content),) = points(folder.tensorboard)["custom_scalars__config__"]
+    first, *others = Layout.FromString(content[()]).category
+    assert (len(first.chart), first.closed, {category.closed for category in others}) == (6, False, {True})
+
+
+def hparams(folder: RunFolder) -> dict[str, Any]:
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    contents = {tag: events.SummaryMetadata(tag).plugin_data.content for tag in events.PluginTagToContent("hparams")}
+    start = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
+    experiment = metadata.parse_experiment_plugin_data(contents[metadata.EXPERIMENT_TAG])
+    return {
+        "values": {name: value.string_value or value.number_value for name, value in start.hparams.items()},
+        "columns": {info.name for info in experiment.hparam_infos},
+        "metrics": {info.name.tag for info in experiment.metric_infos},
+        "done": metadata.SESSION_END_INFO_TAG in contents,
+    }
+
+
+def test_settings_stand_beside_results_and_a_stage_is_done_with_its_last_evaluation(
+    planned: Callable[..., Plan], folder: RunFolder
+) -> None:
+    plan = planned("data.random_augment={layers: 2, magnitude: 15}")
+    with Started(folder, plan, 0, 40, ALONE).monitor as monitor:
+        monitor.evaluation(20, ACCURACY)
+    found = hparams(folder)
+    assert found["values"].items() >= {
+        "stage": "pretrain", "model": "coatnet_debug", "resolution": 32, "steps": 40, "global_size": 12,
+        "peak_learning_rate": 3e-3, "random_augment": "2 x 15", "precision": "fp32",
+    }.items()  # fmt: skip
+    assert found["columns"] >= found["values"].keys()
+    assert found["metrics"] >= {"validation/top1", "validation/top5", "validation/loss"}
+    assert not found["done"]
+    with Started(folder, plan, 20, 40, ALONE).monitor as monitor:
+        monitor.evaluation(40, ACCURACY)
+    assert hparams(folder)["done"]
+
+
+def test_an_evaluating_stage_has_the_same_columns(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    other = RunFolder(folder.path / "other")
+    other.create()
+    with Started(folder, planned(), 0, 40, ALONE).monitor:
+        pass
+    with Started(other, planned(stage="evaluate"), 6, 6, ALONE).monitor as monitor:
+        monitor.evaluation(6, ACCURACY)
+    assert hparams(other)["columns"] == hparams(folder)["columns"]
+    assert hparams(other)["done"]
+
+
+def test_with_the_sigmoid_loss_the_accuracy_is_precision_at_1(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    with Started(folder, planned("loss.kind=sigmoid"), 0, 40, ALONE).monitor as monitor:
+        monitor.evaluation(1, ACCURACY)
+    found = points(folder.tensorboard)
+    assert found["validation/precision_at_1"] == [(1, 0.5)]
+    assert "validation/top1" not in found
+    assert found["validation/top5"] == [(1, 0.75)]
+
+
+def test_a_file_asks_for_histograms_which_are_made_once(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    started = Started(folder, planned(), 0, 40, ALONE)
+    request = folder.path / "histograms"
+    asked = []
+    with started.monitor as monitor:
+        for step in range(1, 7):
+            asked.append(monitor.wants_histograms(step))
+            if asked[-1]:
+                monitor.histograms(step, {})
+            if step == 3:
+                request.touch()
+            if step % 2 == 0:  # log.every_steps
+                monitor.clock.step_done()
+                monitor.step(step, {"train/loss": 0.0})
+    assert asked == [False, False, False, False, True, False]
+    assert not request.exists()
+    assert "histograms of the weights after step 5 are in TensorBoard" in started.output.getvalue()
+
+
+def test_the_recipe_asks_for_histograms_every_so_many_steps(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    with Started(folder, planned("log.histograms_every_steps=3"), 0, 40, ALONE).monitor as monitor:
+        assert [step for step in range(1, 10) if monitor.wants_histograms(step)] == [3, 6, 9]
+
+
+def test_other_ranks_write_and_ask_nothing(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    follower = Ranks(1, 2, torch.device("cpu"))
+    (folder.path / "histograms").touch()
+    with Started(folder, planned("log.histograms_every_steps=1"), 0, 40, follower).monitor as monitor:
+        take_steps(monitor, 0, 3, 1.0)
+        assert not monitor.wants_histograms(4)
+    assert list(folder.tensorboard.iterdir()) == []
+    assert (folder.path / "histograms").exists()
+    assert not (folder.path / "events.jsonl").exists()
+
+
+def test_speed_and_samples_follow_from_the_steps_of_the_interval(
+    planned: Callable[..., Plan], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("pipeline.monitoring.step_clock.time.perf_counter", lambda: now)
+    started = Started(folder, planned(), 10, 40, ALONE)
+    with started.monitor as monitor:
+        for step in range(11, 15):
+            now += 0.5
+            monitor.clock.step_done()
+            with monitor.aside():
+                now += 100.0
+            if step % 2 == 0:
+                monitor.step(step, {"train/loss": 0.25})
+    found = points(folder.tensorboard)
+    assert found["train/images_per_second"] == [(12, 24.0), (14, 24.0)]
+    assert found["train/samples"] == [(12, 144.0), (14, 168.0)]
+    assert found["wall_time/step_p50_seconds"] == [(12, 0.5), (14, 0.5)]
+    # Thirteen seconds for 26 steps; the first interval of a start has a warm-up in it.
+    assert started.output.getvalue().splitlines() == [
+        "pretrain  step 12/40  loss 0.2500  24 images/s  ETA -",
+        "pretrain  step 14/40  loss 0.2500  24 images/s  ETA 0:00:13",
+    ]
+
+
+def test_a_rank_that_stays_slow_is_named(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    started = Started(folder, planned(), 0, 40, Ranks(0, 4, torch.device("cpu")))
+    with started.monitor as monitor:
+        for step in range(1, 4):
+            monitor.clock.step_done()
+            monitor.rank_times([0.0, 0.0, 1e6, 0.0] + [1.0] * 4)
+            monitor.step(step, {"train/loss": 0.0})
+    assert steps(folder.tensorboard)["wall_time_of_ranks/data_wait_slowest_rank"] == [1, 2, 3]
+    assert started.output.getvalue().count("rank 2 waits longest for data") == 1
+
+
+def test_going_back_to_a_checkpoint_drops_what_was_shown_beyond(
+    planned: Callable[..., Plan], folder: RunFolder
+) -> None:
+    with Started(folder, planned(), 0, 40, ALONE).monitor as monitor:
+        take_steps(monitor, 0, 8, 1.0)
+        monitor.go_back(5)
+        take_steps(monitor, 5, 7, 2.0)
+    assert points(folder.tensorboard)["train/loss"] == [(step, 1.0 if step < 6 else 2.0) for step in range(1, 8)]
+
+
+def test_a_disk_without_room_for_tensorboard_ends_nothing_and_is_told_once(
+    planned: Callable[..., Plan], folder: RunFolder
+) -> None:
+    started = Started(folder, planned(), 0, 40, ALONE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with started.monitor as monitor:
+        take_steps(monitor, 0, 3, 1.0)
+        # The event log is smaller than the event file, so it alone has room.
+        (file,) = folder.tensorboard.iterdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, hard))
+        try:
+            take_steps(monitor, 3, 6, 1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        take_steps(monitor, 6, 8, 1.0)
+    assert steps(folder.tensorboard)["train/loss"] == list(range(1, 9))
+    said = started.output.getvalue()
+    assert (said.count("cannot be written (File too large)"), said.count("is written again")) == (1, 1)
+    assert [entry["step"] for entry in events(folder.path) if entry["event"] == "evaluation"] == list(range(1, 9))
+
+
+def test_memory_of_the_host_is_that_of_this_process(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    plan = planned()
+    assert isinstance(plan, TrainPlan)
+    with Started(folder, plan, 0, 40, ALONE).monitor as monitor:
+        take_steps(monitor, 0, 1, 1.0)
+        kept = np.ones(10**8, np.uint8)
+        take_steps(monitor, 1, 2, 1.0)
+    (_, before), (_, after) = points(folder.tensorboard)["usage/host_gigabytes"]
+    assert 0.09 < after - before < 0.2
+    assert kept.size

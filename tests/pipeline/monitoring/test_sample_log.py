@@ -1,0 +1,25 @@
+"""Writing down which samples were trained on; what is written is held against the order by end_to_end/test_faults.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.distributed import Ranks
+from pipeline.monitoring.sample_log import SampleLog
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.run_folder import RunFolder
+from tests.support.recipes import write_recipe
+
+
+def test_a_full_disk_costs_a_line_and_not_the_run(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_stage(load_recipe(write_recipe(tmp_path, shards)), "pretrain", 1)
+    assert isinstance(plan, TrainPlan)
+    folder = RunFolder(tmp_path)
+    log = SampleLog(folder, plan, Ranks(0, 1, torch.device("cpu")))
+    (folder.samples / "rank-00000.jsonl").symlink_to("/dev/full")
+    log.write(7, [])
+    assert "the samples of step 7 are not written down: [Errno 28] No space left on device" in caplog.text

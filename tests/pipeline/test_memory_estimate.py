@@ -1,0 +1,157 @@
+"""Memory by kind. What real engines hold is in test_engine_state.py; a GPU cannot fill up here, so errors are made."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.complexity import count_costs, count_parameters, count_training_cost
+from models.variants import VARIANTS
+from pipeline.errors import RunFailed
+from pipeline.memory_estimate import bytes_of_state, estimate_memory, out_of_memory
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from tests.support.recipes import write_recipe
+
+LARGE = 10**9
+
+
+@pytest.fixture(scope="module")
+def planned(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainPlan]:
+    recipe = write_recipe(tmp_path_factory.mktemp("memory"), shards)
+
+    def plan(*changes: str) -> TrainPlan:
+        base = ["model.name=coatnet_7", "resolution=224", "precision=bf16", "zero_stage=1", "batch.global_size=4096",
+                "batch.micro_size=64", "data.lanes=4"]  # fmt: skip
+        made = plan_stage(load_recipe(recipe, [*base, *changes]), "pretrain", 1)
+        assert isinstance(made, TrainPlan)
+        return made
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "fixed", "shared"),
+    [
+        ("fp32", 0, 16, 0), ("fp32", 1, 8, 12), ("fp32", 2, 4, 16), ("fp32", 3, 0, 20),
+        ("bf16_autocast", 1, 8, 12), ("bf16_autocast", 2, 4, 16), ("bf16_autocast", 3, 0, 20),
+        ("bf16", 1, 6, 12), ("bf16", 2, 2, 16), ("bf16", 3, 0, 18),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("world_size", [1, 2, 8, 512])
+def test_state_follows_the_measured_laws(
+    precision: Any, zero_stage: int, fixed: int, shared: int, world_size: int
+) -> None:
+    held = sum(bytes_of_state(LARGE, precision, zero_stage, world_size)) / LARGE
+    assert held == pytest.approx(fixed + shared / world_size, rel=1e-6)
+
+
+def test_a_parameter_more_than_the_ranks_divide_makes_a_share_larger_by_one() -> None:
+    assert bytes_of_state(9, "bf16", 3, 4) == (6, 12, 36)
+
+
+def test_activations_without_recomputation_are_those_that_are_counted() -> None:
+    counted = sum(cost.activation_bytes for cost in count_costs(VARIANTS["coatnet_0"], 224))
+    assert count_training_cost(VARIANTS["coatnet_0"], 224, 1000, "none").activation_bytes == counted
+
+
+def test_a_recomputed_block_keeps_its_input_and_one_at_a_time_has_all() -> None:
+    stem, *blocks, head = count_costs(VARIANTS["coatnet_debug"], 32, 3)
+    # The debug model halves 32 pixels in stem, s1, s2 and s3: widths 8, 8, 16, 32, 32.
+    inputs = [2 * 3 * 32**2, 2 * 8 * 16**2, 2 * 8 * 8**2, 2 * 16 * 4**2, 2 * 32 * 2**2]
+    costs = [part.activation_bytes for part in (stem, *blocks)]
+    debug = VARIANTS["coatnet_debug"]
+    assert (
+        count_training_cost(debug, 32, 3, "every_block").activation_bytes
+        == sum(inputs) + max(costs) + head.activation_bytes
+    )
+    convolutions = sum(inputs[:3]) + max(costs[:3])
+    assert (
+        count_training_cost(debug, 32, 3, "mbconv").activation_bytes
+        == convolutions + sum(costs[3:]) + head.activation_bytes
+    )
+
+
+def test_kinds_grow_with_what_they_depend_on(planned: Callable[..., TrainPlan]) -> None:
+    plan = planned()
+    parameters = count_parameters(VARIANTS["coatnet_7"], 224, 3)
+    memory = estimate_memory(plan.stage, 3, 8)
+    assert (memory.weights, memory.gradients, memory.moving_average) == (2 * parameters, 4 * parameters, 0)
+    assert memory.staging == memory.optimizer_state == pytest.approx(12 * parameters / 8, rel=1e-6)
+    average = estimate_memory(planned("ema_decay=0.9999").stage, 3, 8)
+    assert average.moving_average == pytest.approx(4 * parameters / 8, rel=1e-6)
+    assert average.staging == pytest.approx(16 * parameters / 8, rel=1e-6)
+    assert estimate_memory(planned("batch.micro_size=32").stage, 3, 8).activations * 2 == memory.activations
+    assert estimate_memory(planned("precision=fp32").stage, 3, 8).activations == 2 * memory.activations
+    assert memory.device == sum((memory.weights, memory.gradients, memory.optimizer_state, memory.activations))
+
+
+def failure(plan: TrainPlan, world_size: int, *, begun: bool = True) -> str:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total\nmore lines")
+    failed = out_of_memory(error, plan, world_size, begun=begun)
+    assert isinstance(failed, RunFailed)
+    return str(failed)
+
+
+def test_the_message_says_what_was_asked_for_what_is_held_and_what_to_change(
+    planned: Callable[..., TrainPlan],
+) -> None:
+    plan = planned()
+    message = failure(plan, 8)
+    memory = estimate_memory(plan.stage, 3, 8)
+    assert message.startswith(
+        "the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total). By estimate"
+    )
+    assert f"each rank needs {memory.device / 1e9:.1f} GB: activations {memory.activations / 1e9:.1f} GB, " in message
+    assert (
+        "with micro-batches of 64 on 8 ranks. What helps most first: activation_checkpointing=every_block, " in message
+    )
+    assert "zero_stage=2, " in message
+    assert "batch.micro_size=" not in message
+
+
+def advice(message: str) -> list[str]:
+    return [part.partition(",")[0] for part in message.partition("What helps most first: ")[2].split("; ")]
+
+
+def test_settings_that_help_are_named_in_the_order_of_what_they_save(planned: Callable[..., TrainPlan]) -> None:
+    assert advice(failure(planned(), 8)) == [
+        "activation_checkpointing=every_block", "activation_checkpointing=mbconv", "zero_stage=3", "zero_stage=2",
+        "resources.ranks=16",
+    ]  # fmt: skip
+    # Nothing is left to recompute, and with a small micro-batch the state is what counts.
+    bare = planned("activation_checkpointing=every_block", "batch.micro_size=8")
+    assert advice(failure(bare, 1))[0] == "resources.ranks=2"
+    assert not any("activation_checkpointing" in change for change in advice(failure(bare, 1)))
+
+
+def test_the_micro_batch_may_only_change_while_nothing_is_saved(planned: Callable[..., TrainPlan]) -> None:
+    assert advice(failure(planned(), 8, begun=False))[-1].startswith("batch.micro_size=32 (another run")
+
+
+def test_what_cannot_be_changed_is_not_advised(planned: Callable[..., TrainPlan]) -> None:
+    compiled = planned("compile=true", "zero_stage=2")
+    assert not any("zero_stage" in change for change in advice(failure(compiled, 8)))
+    # 64 micro-batches cannot be shared by 128 ranks.
+    assert not any("resources.ranks" in change for change in advice(failure(planned(), 64)))
+
+
+def test_where_nothing_helps_a_larger_gpu_does(planned: Callable[..., TrainPlan]) -> None:
+    plan = planned("activation_checkpointing=every_block", "zero_stage=3", "precision=fp32")
+    alone = replace(
+        plan, stage=plan.stage.model_copy(update={"batch": plan.stage.batch.model_copy(update={"global_size": 64})})
+    )
+    assert failure(alone, 1).endswith("Use GPUs with more memory")
+
+
+def test_on_a_gpu_the_message_has_what_torch_holds(
+    planned: Callable[..., TrainPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no GPU here: torch's counters are played."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 70_000_000_000)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79_000_000_000)
+    assert "Torch holds 70.0 GB and has reserved 79.0 GB" in failure(planned(), 8)

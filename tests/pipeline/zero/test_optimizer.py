@@ -1,0 +1,98 @@
+"""AdamW by itself: rates of layers inside one tensor, refused steps, and which layer a parameter belongs to."""
+
+import pytest
+import torch
+
+from models.registry import create_model
+from pipeline.recipe.sections import OptimizerSettings
+from pipeline.zero.fragments import ParameterSlice
+from pipeline.zero.optimizer import AdamW, build_adamw, layer_numbers, rate_scales, scaled_ranges
+
+SETTINGS = OptimizerSettings(peak_learning_rate=1e-2, weight_decay=0.1)
+
+
+def three_steps(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:
+    for number in range(3):
+        gradient = torch.randn(100, generator=torch.Generator().manual_seed(number))
+        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+        optimizer.step()
+
+
+def allowed(parameters: list[torch.Tensor]) -> AdamW:
+    optimizer = AdamW([{"params": parameters, "weight_decay": 0.1}], SETTINGS)
+    optimizer.allowed = lambda: True
+    return optimizer
+
+
+def test_ranges_of_one_tensor_step_as_groups_with_rates_of_their_own() -> None:
+    start = torch.randn(100, generator=torch.Generator().manual_seed(9))
+    flat = start.clone().requires_grad_()
+    ours = allowed([flat])
+    for kind in ("exp_avg", "exp_avg_sq"):
+        ours.state[flat][kind] = torch.zeros(100)
+    ours.state[flat]["step"] = torch.zeros(())
+    ours.scales = {flat: [(0, 32, 0.25), (32, 48, 0.5), (48, 80, 0.25), (80, 100, 1.0)]}
+    parts = [part.clone().requires_grad_() for part in start.split([32, 16, 32, 20])]
+    groups = [{"params": [p], "lr": 1e-2 * scale} for p, scale in zip(parts, (0.25, 0.5, 0.25, 1.0), strict=True)]
+    three_steps(ours, [flat])
+    plain = torch.optim.AdamW(groups, weight_decay=0.1, fused=True)
+    three_steps(plain, parts)
+    assert torch.equal(flat, torch.cat(parts))
+    assert ours.state[flat]["step"] == 3
+    for kind in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(ours.state[flat][kind], torch.cat([plain.state[part][kind] for part in parts]))
+
+
+def test_without_ranges_a_step_is_torch_s_own() -> None:
+    start = torch.randn(10, 10, generator=torch.Generator().manual_seed(9))
+    one, other = start.clone().requires_grad_(), start.clone().requires_grad_()
+    three_steps(allowed([one]), [one])
+    three_steps(torch.optim.AdamW([other], lr=1e-2, weight_decay=0.1, fused=True), [other])
+    assert torch.equal(one, other)
+
+
+def test_a_step_that_is_not_allowed_leaves_no_trace() -> None:
+    parameter = torch.ones(100, requires_grad=True)
+    three_steps(AdamW([parameter], SETTINGS), [parameter])
+    assert torch.equal(parameter, torch.ones(100))
+    optimizer = allowed([parameter])
+    optimizer.allowed = lambda: False
+    three_steps(optimizer, [parameter])
+    assert torch.equal(parameter, torch.ones(100))
+    assert not optimizer.state[parameter]
+
+
+def test_decay_spares_what_the_model_says() -> None:
+    model = create_model("coatnet_debug", num_classes=3, image_size=32)
+    decayed, undecayed = build_adamw(model, SETTINGS).param_groups
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in undecayed["params"]} == model.no_weight_decay()
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(names)
+
+
+def test_layers_run_from_the_stem_over_the_blocks_to_the_head() -> None:
+    model = create_model("coatnet_debug", num_classes=3, image_size=32, depths=(1, 1, 9, 1))
+    layers = layer_numbers(model)
+    assert layers.keys() == dict(model.named_parameters()).keys()
+    assert layers["stem.conv1.weight"] == 0
+    # Blocks 0 to 11, so that 10 must not come before 2.
+    assert [layers[f"blocks.{n}.{'norm' if n < 2 else 'attention_norm'}.weight"] for n in range(12)] == list(
+        range(1, 13)
+    )
+    assert layers["head.norm.weight"] == layers["head.classifier.bias"] == 13
+    scales = rate_scales(layers, 0.5)
+    assert scales["head.classifier.weight"] == 1.0
+    assert scales["blocks.11.attention_norm.weight"] == 0.5
+    assert scales["stem.conv1.weight"] == pytest.approx(2.0**-13)
+
+
+def test_neighbours_with_the_same_scale_are_one_range() -> None:
+    holder, other = torch.zeros(30), torch.zeros(4)
+    parameter_slices = [
+        ParameterSlice("a", 5, 10, holder, 0, True), ParameterSlice("b", 0, 10, holder, 5, True), ParameterSlice("d", 0, 4, other, 0, True),
+        ParameterSlice("c", 0, 10, holder, 15, True),
+    ]  # fmt: skip
+    ranges = scaled_ranges(parameter_slices, {"a": 0.5, "b": 0.5, "c": 1.0, "d": 1.0})
+    assert ranges == {holder: [(0, 15, 0.5), (15, 25, 1.0)], other: [(0, 4, 1.0)]}

@@ -1,0 +1,234 @@
+"""Fragments of real DeepSpeed engines: each ZeRO stage and precision resumes to the bit, and any reads any other's."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+from data.augment import TrainTransform
+from data.stream import training_stream
+from models.norm import move_running_statistics, recorded_statistics
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.images import normalized
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.weights import build_model
+from tests.support.ranks import run_ranks
+from tests.support.recipes import checkpoint_bytes, scalars, write_recipe
+
+pytestmark = pytest.mark.slow
+
+CASES = [
+    "0-fp32", "1-fp32", "2-fp32", "3-fp32", "1-bf16", "2-bf16", "3-bf16",
+    "1-bf16_autocast", "2-bf16_autocast", "3-bf16_autocast",
+]  # fmt: skip
+COMPILED = ["2-fp32-compiled", "1-fp32-recomputed-compiled"]
+RESHAPED = [
+    "3-fp32-from-1-fp32", "1-fp32-from-3-fp32", "2-bf16-from-1-bf16", "0-fp32-from-2-fp32",
+    "1-bf16_autocast-from-3-bf16_autocast",
+]  # fmt: skip
+WORKER = Path(__file__).with_name("zero_worker.py")
+FINAL = Path("checkpoints/step-00000004")
+KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all cases, run on two ranks; in `alone`, what one rank made of their checkpoints."""
+    folder = tmp_path_factory.mktemp("zero")
+    recipe = write_recipe(folder, shards, mixup_alpha=0.8, ema_decay=0.2)
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"]["pretrain"]["optimizer"] |= {"layer_decay": 0.7, "warmup_steps": 2}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    checked = [f"{case}-checked" for case in CASES]
+    run_ranks(2, WORKER, recipe, folder, *CASES, *COMPILED, *RESHAPED, *checked)
+    alone = folder / "alone"
+    alone.mkdir()
+    for case in CASES:
+        (alone / f"{case}-whole").symlink_to(folder / f"{case}-whole")
+    run_ranks(1, WORKER, recipe, alone, *CASES, *RESHAPED, *checked)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_equals_the_whole_one_to_the_bit(runs: Path, case: str) -> None:
+    whole = scalars(runs / f"{case}-whole", "train/loss")
+    assert scalars(runs / case, "train/loss") == {step: loss for step, loss in whole.items() if step > 2}
+    assert checkpoint_bytes(runs / case / FINAL) == checkpoint_bytes(runs / f"{case}-whole" / FINAL)
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_compilation_changes_no_bit(runs: Path, case: str) -> None:
+    plain = "-".join(case.split("-")[:2])
+    assert scalars(runs / f"{case}-whole", "train/loss") == scalars(runs / f"{plain}-whole", "train/loss")
+    assert checkpoint_bytes(runs / f"{case}-whole" / FINAL) == checkpoint_bytes(runs / f"{plain}-whole" / FINAL)
+
+
+@pytest.mark.parametrize("case", RESHAPED)
+def test_another_zero_stage_and_world_size_continues_within_rounding(runs: Path, case: str) -> None:
+    source = case.partition("-from-")[2]
+    whole = scalars(runs / f"{source}-whole", "train/loss")
+    continued = scalars(runs / "alone" / case, "train/loss")
+    assert list(continued) == [3, 4]
+    # Two ranks sum gradients in another order than one; in bf16 that is visible after a step.
+    tolerance = 1e-5 if "fp32" in source else 1e-2
+    assert continued == pytest.approx({step: whole[step] for step in continued}, rel=tolerance)
+
+
+@pytest.mark.parametrize("case", [*CASES, *RESHAPED])
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_loading_and_saving_moves_every_number_unchanged(runs: Path, folder: str, case: str) -> None:
+    source = case.partition("-from-")[2] or case
+    original = open_checkpoint(runs / f"{source}-whole/checkpoints/step-00000002")
+    again = open_checkpoint(runs / folder / f"{case}-again/checkpoints/step-00000002")
+    assert again.manifest["optimizer_steps"] == original.manifest["optimizer_steps"] == 2
+    assert again.manifest["ema_updates"] == original.manifest["ema_updates"] == 2
+    for name, shape in original.shapes.items():
+        for kind in KINDS:
+            elements = torch.Size(shape).numel()
+            assert torch.equal(again.read(name, kind, 0, elements), original.read(name, kind, 0, elements))
+    for which in ("raw", "ema"):
+        buffers = original.buffers(which)
+        assert len(buffers) > 0
+        assert all(torch.equal(tensor, buffers[name]) for name, tensor in again.buffers(which).items())
+
+
+def checked(runs: Path, folder: str, case: str) -> list[dict[str, Any]]:
+    """What `zero_worker.check` found, on each rank."""
+    ranks = range(2 if folder == "." else 1)
+    return [json.loads((runs / folder / f"{case}-checked-{rank}.json").read_text()) for rank in ranks]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_a_step_that_is_refused_changes_nothing_now_or_later(runs: Path, folder: str, case: str) -> None:
+    """Not asked for, or with nan or inf in the gradient of one micro-batch of one rank."""
+    found = checked(runs, folder, case)
+    for on_rank in found:
+        assert [on_rank[f"refused by {why}"] for why in ("apply", "nan", "inf")] == [[], [], []]
+        asked, *others = on_rank["norms"]
+        assert 0 < asked < 100
+        assert not any(map(math.isfinite, others))
+        assert asked == found[0]["norms"][0]
+        # The step after them: as one from the restored state, without them; and it is a step.
+        assert on_rank["after none"] == []
+        assert on_rank["a step changes"] > 50
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_averages_are_swapped_in_for_an_evaluation_and_out_again(runs: Path, folder: str, case: str) -> None:
+    """Logits in the engine are those of a model that a checkpoint's raw or averaged weights were loaded into."""
+    for on_rank in checked(runs, folder, case):
+        assert on_rank["averaged differ from raw"]
+        assert on_rank["raw alike without engine"]
+        assert on_rank["averaged alike without engine"]
+        assert on_rank["put back"] == on_rank["after none"] == []
+        assert "saved without a moving average, and this run is with one" in on_rank["refused with"]
+        assert "saved with a moving average, and this run is without one" in on_rank["refused without"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_activation_checkpointing_changes_no_bit_of_a_step(runs: Path, case: str) -> None:
+    for on_rank in checked(runs, ".", case):
+        assert [on_rank[f"after {policy}"] for policy in ("every_block", "mbconv", "2")] == [[], [], []]
+
+
+def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path) -> None:
+    """The definition of a step, written out: no ranks, no DeepSpeed, gradients averaged over micro-batches.
+
+    Each layer is a parameter group of its own, and the averages are moved parameter by parameter.
+    """
+    changes = ["pretrain.steps=4", "precision=fp32"]
+    planned = plan_stage(load_recipe(runs / "recipe.yaml", changes), "pretrain", 1)
+    assert isinstance(planned, TrainPlan)
+    model, settings = build_model(planned), planned.stage.optimizer
+    spared, depth = model.no_weight_decay(), len(model.blocks)
+    layers = {"stem.": depth + 1, "head.": 0} | {f"blocks.{n}.": depth - n for n in range(depth)}
+    groups = [
+        {
+            "params": [p for n, p in model.named_parameters() if n.startswith(prefix) and (n in spared) == spares],
+            "weight_decay": 0.0 if spares else 0.05,
+            "scale": 0.7**distance,
+        }
+        for prefix, distance in layers.items()
+        for spares in (False, True)
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    averages = {name: t.clone() for name, t in model.state_dict().items()}
+    stream = training_stream(
+        planned.train, planned.order, TrainTransform(32, "random", (0.5, 1.0)), micro_batch=3, rank=0, world_size=1,
+        first_step=0, workers=1,
+    )  # fmt: skip
+    losses, norms = {}, {}
+    for step in range(4):
+        statistics, loss_sum = [], 0.0
+        for number, batch in zip(range(4), stream, strict=False):
+            seed = np.random.SeedSequence([planned.seed, 4, step, number]).generate_state(1, np.uint64)
+            torch.manual_seed(int(seed[0]))
+            share = np.random.default_rng([planned.seed, 5, step, number]).beta(0.8, 0.8)
+            images = normalized(batch.images, torch.device("cpu"), torch.float32)
+            logits = model(share * images + (1 - share) * images.flip(0))
+            labels = torch.from_numpy(batch.labels[:, 0])
+            own, partners = (F.cross_entropy(logits, wanted) for wanted in (labels, labels.flip(0)))
+            loss = share * own + (1 - share) * partners
+            (loss / 4).backward()
+            loss_sum += loss.item() / 4
+            statistics.append(recorded_statistics(model))
+        losses[step + 1] = loss_sum
+        norms[step + 1] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip).item()
+        move_running_statistics(model, statistics[-1] / 4)
+        for group in optimizer.param_groups:
+            # Two steps of warm-up to 3e-3, then a cosine to zero over the two that are left.
+            group["lr"] = 3e-3 * [1 / 2, 1, 1, 0.5][step] * group["scale"]
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, tensor in model.state_dict().items():
+            keep = [1 / 10, 2 / 11, 0.2, 0.2][step]
+            averages[name] = keep * averages[name] + (1 - keep) * tensor
+    assert scalars(runs / "1-fp32-whole", "train/loss") == pytest.approx(losses, rel=1e-5)
+    assert scalars(runs / "1-fp32-whole", "train/gradient_norm") == pytest.approx(norms, rel=1e-4)
+    final = open_checkpoint(runs / "1-fp32-whole" / FINAL)
+    for name, weight in model.named_parameters():
+        state, elements = optimizer.state[weight], weight.numel()
+        ours = {kind: final.read(name, kind, 0, elements) for kind in KINDS}
+        torch.testing.assert_close(ours["exp_avg"], state["exp_avg"].view(-1), rtol=1e-3, atol=1e-6)
+        # Where the true gradient is zero, as of a bias that BatchNorm takes out again, Adam blows rounding up.
+        real = state["exp_avg_sq"].view(-1).sqrt() > 1e-5
+        for kind, tensor in (("master", weight.detach()), ("ema", averages[name])):
+            torch.testing.assert_close(ours[kind][real], tensor.view(-1)[real], rtol=1e-3, atol=1e-4)
+    for which, plain in (("raw", model.state_dict()), ("ema", averages)):
+        for name, tensor in final.buffers(which).items():
+            if name.endswith("running_var"):  # the means carry those biases
+                torch.testing.assert_close(tensor, plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_all_stages_train_alike_and_bf16_near_fp32(runs: Path) -> None:
+    """Within a precision, stages differ by rounding in float32 alone. Measured were 2e-7 there; loss and norm of bf16
+    were 0.2 % and 1.1 % off fp32, of autocast 0.2 % and 1.4 %."""
+
+    def curves(case: str) -> dict[str, dict[int, float]]:
+        return {tag: scalars(runs / f"{case}-whole", f"train/{tag}") for tag in ("loss", "gradient_norm")}
+
+    fp32 = curves("1-fp32")
+    for precision in ("fp32", "bf16", "bf16_autocast"):
+        reference = curves(f"1-{precision}")
+        assert reference["loss"] == pytest.approx(fp32["loss"], rel=5e-3)
+        assert reference["gradient_norm"] == pytest.approx(fp32["gradient_norm"], rel=4e-2)
+        for case in [case for case in CASES if case.endswith(f"-{precision}")]:
+            stage = curves(case)
+            assert stage["loss"] == pytest.approx(reference["loss"], rel=2e-6)
+            assert stage["gradient_norm"] == pytest.approx(reference["gradient_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_autocast"])
+def test_checkpoints_hold_float32_weights_finer_than_bf16(runs: Path, precision: str) -> None:
+    weights = open_checkpoint(runs / f"2-{precision}-whole" / FINAL).parameters()
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in weights.values())

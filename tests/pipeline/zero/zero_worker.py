@@ -1,0 +1,212 @@
+"""One rank of the ZeRO tests: `python zero_worker.py RECIPE FOLDER CASE...`.
+
+A case is STAGE-PRECISION, then -recomputed for activation checkpointing or -compiled, then -from-CASE. For each case,
+four steps into FOLDER/CASE-whole, and again into FOLDER/CASE from the checkpoint of step 2 of that run or of the case
+named. FOLDER/CASE-again has that checkpoint loaded and saved again without a step between. A compiled case is only run
+whole, one that another process left only loaded and saved again, and two ranks do not continue -from- another case.
+
+A case -checked is `check` on one engine; it leaves what was found in FOLDER/CASE.json.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.coatnet import CoAtNet
+from models.norm import discard_recorded_statistics, recorded_statistics
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.saver import Saver
+from pipeline.checkpoints.store import checkpoint_store
+from pipeline.distributed import Ranks, join_ranks, leave_ranks
+from pipeline.errors import ConfigError
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.run_folder import RunFolder
+from pipeline.training_state import TrainingState
+from pipeline.weights import build_model, load_weights, to_precision
+from pipeline.zero import engine as engine_module
+from pipeline.zero.engine import autocast, build_engine, model_dtype, optimizer_step, set_learning_rate
+from pipeline.zero.fragments import optimizer_steps, publish_masters, set_optimizer_steps
+from tests.support.training import train_here
+
+COMPILE_BLOCKS = CoAtNet.compile_blocks
+CONFIGURATION: Callable[..., dict[str, Any]] = engine_module._configuration
+
+
+def sharded_at_debug_size(*arguments: Any) -> dict[str, Any]:
+    """ZeRO 3 keeps small parameters whole on every rank; of the debug model that would be all."""
+    configuration = CONFIGURATION(*arguments)
+    configuration["zero_optimization"]["stage3_param_persistence_threshold"] = 1000
+    return configuration
+
+
+def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
+    stage, precision = case.split("-")[:2]
+    changes = [
+        f"zero_stage={stage}", f"precision={precision}", "pretrain.steps=4", "pretrain.checkpoint.every_steps=2",
+    ]  # fmt: skip
+    if "recomputed" in case:
+        changes.append("activation_checkpointing=every_block")
+    if "compiled" in case:
+        # Traced and differentiated ahead of time as for real; writing and compiling C++ would take minutes on a CPU.
+        CoAtNet.compile_blocks = partialmethod(COMPILE_BLOCKS, backend="aot_eager")  # type: ignore[method-assign]
+        changes.append("compile=true")
+    if "checked" in case:
+        changes += [f"batch.global_size={6 * ranks.world_size}", "data.lanes=3"]  # two micro-batches on each rank
+    planned = plan_stage(load_recipe(Path(recipe), changes), "pretrain", ranks.world_size)
+    assert isinstance(planned, TrainPlan)
+    return planned
+
+
+def built(planned: TrainPlan, ranks: Ranks) -> tuple[Any, TrainingState]:
+    model = build_model(planned)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    engine = build_engine(model, planned.stage, ranks)
+    return engine, TrainingState(engine, shapes, ranks, planned.stage.ema_decay)
+
+
+def save(state: TrainingState, planned: TrainPlan, path: Path, step: int, ranks: Ranks) -> None:
+    run = RunFolder(path)
+    with Saver(checkpoint_store(run, planned.stage), run, planned.stage.checkpoint, ranks) as saver:
+        saver.save(state.live({"step": step}))
+        saver.finish_whole()
+
+
+def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -> None:
+    _, state = built(planned, ranks)
+    state.load(open_checkpoint(checkpoint))
+    save(state, planned, path, 2, ranks)
+
+
+def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """What differed that should not have: steps that are refused, averages swapped in, blocks computed again.
+
+    Weights that forwards use are compared by the logits that they give.
+    """
+    precision, device = planned.stage.precision, torch.device("cpu")
+    engine, state = built(planned, ranks)
+    set_learning_rate(engine, 1e-3)
+    pictures = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(model_dtype(precision))
+
+    def step(seed: int, spoiled_by: float | None = None, apply: bool = True) -> tuple[float, Tensor]:
+        for number in range(2):
+            torch.manual_seed(1000 * seed + 10 * ranks.rank + number)
+            images, labels = torch.randn(3, 32, 32, 3), torch.randint(3, (3,))
+            loss = F.cross_entropy(engine(images.to(model_dtype(precision))).float(), labels)
+            # On the last rank alone, and only in its first micro-batch.
+            spoiled = spoiled_by is not None and number == 0 and ranks.rank == ranks.world_size - 1
+            engine.backward(loss * spoiled_by if spoiled else loss)
+            if number == 0:
+                engine.step()
+        statistics = recorded_statistics(engine.module).clone()
+        discard_recorded_statistics(engine.module)
+        return optimizer_step(engine, apply=apply), statistics
+
+    @torch.no_grad()
+    def logits(network: Any) -> Tensor:
+        network.eval()
+        result: Tensor = network(pictures)
+        network.train()
+        return result
+
+    def snapshot() -> dict[str, Tensor]:
+        found = {f"{kind}.{f.parameter}": t.clone() for f in state.fragments for kind, t in f.tensors.items()}
+        found |= {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
+        return found | {"logits": logits(engine), "steps": torch.tensor(optimizer_steps(engine))}
+
+    @torch.no_grad()
+    def restore(found: dict[str, Tensor]) -> None:
+        for fragment in state.fragments:
+            for kind, tensor in fragment.tensors.items():
+                tensor.copy_(found[f"{kind}.{fragment.parameter}"])
+        set_optimizer_steps(engine, int(found["steps"]))
+        publish_masters(engine)
+
+    def differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+        return [name for name in one if not torch.equal(one[name], other[name])]
+
+    def without_engine(which: Any) -> Tensor:
+        model = build_model(planned)
+        load_weights(model, open_checkpoint(folder / "checkpoints/step-00000001"), which)
+        to_precision(model, model_dtype(precision))
+        with autocast(precision, device):
+            return logits(model)
+
+    found: dict[str, Any] = {}
+    step(0)
+    state.update_average()
+    before = snapshot()
+    found["norms"] = []
+    for name, spoiled_by, apply in (("apply", None, False), ("nan", float("nan"), True), ("inf", float("inf"), True)):
+        norm, _ = step(1, spoiled_by, apply)
+        found["norms"].append(norm)
+        found[f"refused by {name}"] = differences(before, snapshot())
+
+    save(state, planned, folder, 1, ranks)
+    with state.averaged():
+        averaged = logits(engine)
+    found["put back"] = differences(before, snapshot())
+    found["averaged differ from raw"] = not torch.equal(averaged, before["logits"])
+    found["raw alike without engine"] = torch.equal(before["logits"], without_engine("raw"))
+    found["averaged alike without engine"] = torch.equal(averaged, without_engine("ema"))
+
+    norm, statistics = step(2)
+    after = snapshot()
+    found["a step changes"] = len(differences(before, after))
+    # On one rank it would be said again.
+    # On one rank, activation checkpointing would only be said again.
+    for policy in ("none", "every_block", "mbconv", 2) if ranks.world_size > 1 else ("none",):
+        engine.module.set_grad_checkpointing(policy=policy)
+        restore(before)
+        again, statistics_again = step(2)
+        found[f"after {policy}"] = differences(
+            after | {"statistics": statistics, "norm": torch.tensor(norm)},
+            snapshot() | {"statistics": statistics_again, "norm": torch.tensor(again)},
+        )
+
+    bare = TrainingState(engine, state.shapes, ranks)
+    save(bare, planned, folder / "bare", 1, ranks)
+    for name, one, path in (("with", state, folder / "bare"), ("without", bare, folder)):
+        try:
+            one.load(open_checkpoint(path / "checkpoints/step-00000001"))
+        except ConfigError as error:
+            found[f"refused {name}"] = str(error)
+    return found
+
+
+def main(recipe: str, folder: Path, cases: list[str]) -> None:
+    ranks = join_ranks(1)
+    engine_module._configuration = sharded_at_debug_size
+    for case in cases:
+        planned = plan(recipe, case, ranks)
+        if "checked" in case:
+            found = check(planned, folder / case, ranks)
+            (folder / f"{case}-{ranks.rank}.json").write_text(json.dumps(found))
+            continue
+        before = folder / f"{case.partition('-from-')[2] or case}-whole"
+        reshaped, left = "-from-" in case, before.is_symlink()
+        if not ranks.from_leader(before.exists()):  # its folder is there as soon as any rank begins
+            train_here(planned, RunFolder(before), ranks)
+        if "compiled" in case:
+            continue
+        save_again(planned, before / "checkpoints/step-00000002", folder / f"{case}-again", ranks)
+        if ranks.world_size > 1 if reshaped else left:
+            continue
+        if ranks.leads:
+            (folder / case / "checkpoints").mkdir(parents=True)
+            shutil.copytree(before / "checkpoints/step-00000002", folder / case / "checkpoints/step-00000002")
+        ranks.barrier()
+        train_here(planned, RunFolder(folder / case), ranks)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    leave_ranks()

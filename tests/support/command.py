@@ -1,0 +1,135 @@
+"""The `coatnet` command as a user runs it, in a process group of its own.
+
+Commands are forks of a process that has done the imports (`tests/support/prefork.py`), unless a test asks for a `fresh` one.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from tests.support.paths import ROOT
+from tests.support.prefork import Forked, PreforkServer
+
+Process = Forked | subprocess.Popen[bytes]
+
+
+def environment() -> dict[str, str]:
+    """The present variables, without those that make a process a rank."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "COATNET_OUTCOME_FILE")}
+    return kept | {"COLUMNS": "120", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+
+
+@cache
+def _server() -> PreforkServer:
+    return PreforkServer(environment())
+
+
+def coatnet(
+    *arguments: str | Path, folder: Path | None = None, fresh: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, with `variables` set; output and errors as text."""
+    with tempfile.NamedTemporaryFile("ab") as output, tempfile.NamedTemporaryFile("ab") as errors:
+        process = _start(arguments, folder, fresh, environment() | variables, output, errors)
+        try:
+            code = process.wait(600)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        texts = (Path(file.name).read_text() for file in (output, errors))
+        return subprocess.CompletedProcess(arguments, code, *texts)
+
+
+def start(*arguments: str | Path, fresh: bool = False) -> Process:
+    """Start in the background."""
+    with tempfile.NamedTemporaryFile("ab") as errors, open(os.devnull, "ab") as nowhere:
+        process = _start(arguments, None, fresh, environment(), nowhere, errors)
+        process.stderr = open(errors.name, "rb")  # noqa: SIM115 (read when the process has ended)
+    return process
+
+
+def _start(
+    arguments: tuple[str | Path, ...],
+    folder: Path | None,
+    fresh: bool,
+    variables: dict[str, str],
+    output: IO[bytes],
+    errors: IO[bytes],
+) -> Process:
+    words = list(map(str, arguments))
+    if not fresh:
+        return _server().start(words, folder or Path.cwd(), variables, output, errors)
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", *words],
+        cwd=folder,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+    )
+
+
+def ranks(process: Process) -> list[psutil.Process]:
+    """The rank processes of a launcher, in order; none when it has ended."""
+    try:
+        children = psutil.Process(process.pid).children()
+        return sorted(children, key=lambda rank: (rank.create_time(), rank.pid))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 120) -> None:
+    """Poll `condition` until it holds; fails when `process` ends first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended early with {process.returncode}: {process.stderr.read()!r}"  # type: ignore[union-attr]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.002)
+
+
+def kill(process: Process, who: str) -> None:
+    """SIGKILL to `everyone`, the `launcher` alone or `rank 1` alone; returns when all of them are gone."""
+    started = ranks(process)
+    if who == "everyone":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif who == "launcher":
+        process.kill()
+    else:
+        started[int(who.removeprefix("rank "))].kill()
+    process.wait(60)
+    _, alive = psutil.wait_procs(started, 60)
+    assert not alive, "ranks outlived their launcher"
+
+
+def ended(process: Process, seconds: float = 300) -> str:
+    """What a command said on its standard error when it has ended by itself and left no rank behind; else it is killed."""
+    started = ranks(process)
+    try:
+        process.wait(seconds)
+        assert not psutil.wait_procs(started, 60)[1], "ranks outlived their launcher"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.stderr is not None
+    return process.stderr.read().decode()
+
+
+def rank(process: Process, number: int) -> psutil.Process:
+    """The process of one rank of a running command."""
+    return ranks(process)[number]
+
+
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from data.atomic_file import unfinished_path, write_atomically
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
 
@@ -117,9 +118,7 @@ class CachedShards:
                 ],
             }
         )
-        unfinished = self._request.with_suffix(".writing")
-        unfinished.write_text(text)
-        unfinished.replace(self._request)
+        write_atomically(self._request, text)
         if self._downloader is None:
             self._see_to_a_downloader()
 
@@ -154,7 +153,7 @@ class CachedShards:
 
     def close(self) -> None:
         """Want nothing more."""
-        for path in (self._request, self._request.with_suffix(".writing"), self._request.with_suffix(".lock")):
+        for path in (self._request, unfinished_path(self._request), self._request.with_suffix(".lock")):
             path.unlink(missing_ok=True)
         self._lock.close()
         if self._downloader is not None and self._downloader.stdin is not None:

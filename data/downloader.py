@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.atomic_file import unfinished_path, write_atomically
 from data.cache import STOP_SIGNALS, Cache, try_lock
 from data.errors import DataError, StorageDown
 from data.storage import Storage, pieces
@@ -53,7 +54,7 @@ def read_requests(folder: Path) -> Requests:
         lock_file = request.with_suffix(".lock")
         lock = try_lock(lock_file)
         if lock is not None:
-            for path in (request, request.with_suffix(".writing"), lock_file):
+            for path in (request, unfinished_path(request), lock_file):
                 path.unlink(missing_ok=True)
             lock.close()
             continue
@@ -95,7 +96,7 @@ class Downloader:
         wanted = {shard.sha256 for shard in requests.shards}
         for sha256 in [name for name, (_, future) in self._running.items() if future.done()]:
             del self._running[sha256]
-        for failure in (self._cache.folder / "failed").iterdir():
+        for failure in (self._cache.folder / "failed").glob("[!.]*"):  # not what a download is just writing
             if failure.name not in wanted:
                 failure.unlink()
         held = {path.stem: path for path in (self._cache.folder / "shards").glob("*.tar")}
@@ -144,9 +145,7 @@ class Downloader:
 
     def _fail(self, shard: Wanted, failed: dict[str, Any]) -> None:
         failure = self._cache.failure(shard.sha256)
-        unfinished = self._cache.folder / f"{shard.sha256}.writing"
-        unfinished.write_text(json.dumps(failed))
-        unfinished.replace(failure)
+        write_atomically(failure, json.dumps(failed))
 
 
 def download(shard: Wanted, part: Path) -> bool:

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
+from data.random_streams import RandomStream
 
 Int64 = NDArray[np.int64]
-
-_SHARDS, _WINDOW = 1, 2  # keep the draws for shards and for windows apart
 
 
 class Samples(NamedTuple):
@@ -159,11 +158,11 @@ class SampleOrder:
         return shuffled
 
     def _window_order(self, epoch: int, lane: int, window: int, size: int) -> Int64:
-        return np.random.default_rng([self.seed, _WINDOW, epoch, lane, window]).permutation(size)
+        return RandomStream.WINDOW_ORDER.generator(self.seed, epoch, lane, window).permutation(size)
 
     def _epoch_shards(self, epoch: int) -> tuple[Int64, Int64]:
         """The shards of an epoch in reading order (S,), and the slot at which each of them ends (S,)."""
-        shards = np.random.default_rng([self.seed, _SHARDS, epoch]).permutation(len(self.shard_samples))
+        shards = RandomStream.SHARD_ORDER.generator(self.seed, epoch).permutation(len(self.shard_samples))
         # Half the width, half the cache misses: most of the time of a first look into an epoch.
         return shards, np.cumsum(self._narrow[shards], dtype=np.int64)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from data.atomic_file import write_atomically
 from data.errors import DataError, StorageDown, StorageRefused
 
 Answer = TypeVar("Answer")
@@ -126,10 +127,7 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
     """
     location = checked(location)
     if not is_remote(location):
-        path = Path(location)
-        unfinished = path.with_name(f".{path.name}.writing")
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        write_atomically(Path(location), data)
         return
     files, path_there = _open(location, storage)
     _persistently(lambda: files.pipe_file(path_there, data), location, storage)

@@ -17,10 +17,10 @@ from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
 from data.order import SampleOrder, Samples, evaluation_positions
 from data.prefetch import evaluation_shards, steps_read_ahead
+from data.random_streams import RandomStream
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 
-_AUGMENTATION = 3  # keeps these draws apart from those of data/order.py
 _TRIES = 100  # neighbours tried for a sample that cannot be used
 
 
@@ -167,7 +167,7 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
         epoch, sample = int(samples.epoch[position]), int(samples.id[position])
         key, pixels, classes = _usable(reader, shard, number, position, skipped)
         labels[position, : len(classes)] = classes
-        images[position] = transform(pixels, np.random.default_rng([seed, _AUGMENTATION, epoch, sample]))
+        images[position] = transform(pixels, RandomStream.AUGMENTATION.generator(seed, epoch, sample))
         origins.append(SampleOrigin(epoch, sample, reader.dataset.index.shards[shard].name, key))
     return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins)
 

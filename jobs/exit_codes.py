@@ -14,19 +14,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from data.errors import DataError, StorageDown
-from jobs.scheduler.slurm import SchedulerDown
-from pipeline.errors import (
-    CAUSE_FILE,
-    EXIT_CONFIG,
-    EXIT_FAILED,
-    EXIT_TRY_AGAIN,
-    ConfigError,
-    DeviceFailed,
-    LostRank,
-    Preempted,
-    RunFailed,
-)
+from data.errors import EXIT_CONFIG, CoatnetError
+from pipeline.errors import CAUSE_FILE
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file into which a rank writes its outcome; without it, it prints to stderr."""
@@ -46,12 +35,13 @@ class Outcome:
     consequence: bool = False
 
 
-class StageFailed(Exception):
-    """A stage that ended with `outcome`."""
+class StageFailed(CoatnetError):
+    """A stage that ended with `outcome`, whose message says what to do."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
+        self.exit_code, self.is_consequence = outcome.code, outcome.consequence
 
 
 @contextmanager
@@ -63,18 +53,9 @@ def exit_on_error(again: str = "the same command continues from the last checkpo
     """
     try:
         yield
-    except (ConfigError, DataError) as error:
-        _end(Outcome(EXIT_CONFIG, str(error)))
-    except (StorageDown, SchedulerDown, DeviceFailed) as error:
-        _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}"))
-    except Preempted as stopped:
-        _end(Outcome(EXIT_TRY_AGAIN, str(stopped)))
-    except LostRank as error:
-        _end(Outcome(EXIT_TRY_AGAIN, f"{error}; {again}", consequence=True))
-    except RunFailed as error:
-        _end(Outcome(EXIT_FAILED, str(error)))
-    except StageFailed as failed:
-        _end(failed.outcome)
+    except CoatnetError as error:
+        message = f"{error}; {again}" if error.retryable else str(error)
+        _end(Outcome(error.exit_code, message, error.is_consequence))
     except KeyboardInterrupt:
         _end(Outcome(EXIT_INTERRUPTED, f"stopped; {again}"))
     except Exception as error:

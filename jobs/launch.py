@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
 from jobs.exit_codes import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
-from pipeline.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
 from pipeline.faults.time_limit import STARTED
 from pipeline.recipe.schema import Stage, TrainStage

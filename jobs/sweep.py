@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.atomic_file import write_atomically
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
 
@@ -65,6 +66,4 @@ def record(path: Path, found: Sequence[Variation]) -> None:
     before = json.loads(path.read_text())["settings"] if path.exists() else {}
     settings = before | {variation.name: variation.settings for variation in found}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.writing")
-    unfinished.write_text(json.dumps({"runs": list(settings), "settings": settings}, indent=1) + "\n")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps({"runs": list(settings), "settings": settings}, indent=1) + "\n")

@@ -1,14 +1,13 @@
 """A checkpoint's weights as one safetensors file, for whoever wants the model and not the training."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from data.atomic_file import atomic_path
 from data.storage import is_remote
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -82,13 +81,8 @@ def _whole(location: str) -> Checkpoint:
 
 
 def _publish(tensors: dict[str, Any], metadata: dict[str, str], destination: Path) -> None:
-    unfinished = destination.with_name(f".{destination.name}.writing")
     try:
-        save_file(tensors, unfinished, metadata)
-        with open(unfinished, "rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(destination)
+        with atomic_path(destination) as unfinished:
+            save_file(tensors, unfinished, metadata)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise ConfigError(f"{destination}: cannot be written ({error}); name another file, or make room") from None

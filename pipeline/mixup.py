@@ -1,14 +1,13 @@
 """MixUp (Zhang et al., 2018): a micro-batch mixed with itself in reverse order, pictures and targets alike."""
 
-import numpy as np
 from torch import Tensor
 
-_MIXUP = 5  # keeps these draws apart from those in data/ and from stochastic depth's
+from data.random_streams import RandomStream
 
 
 def mixing_weight(alpha: float, *, seed: int, step: int, number: int) -> float:
     """The share that each sample of micro-batch `number` of a step keeps of itself, drawn from Beta(alpha, alpha)."""
-    return float(np.random.default_rng([seed, _MIXUP, step, number]).beta(alpha, alpha))
+    return float(RandomStream.MIXUP.generator(seed, step, number).beta(alpha, alpha))
 
 
 def mixed(values: Tensor, weight: float) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
+from data.atomic_file import write_atomically
 from data.storage import Storage, is_remote, join, read_bytes
 from pipeline.errors import ConfigError
 from pipeline.event_log import EventLog
@@ -105,9 +106,7 @@ class RunFolder:
         """Check the stage, and write down at its first start what `check` compares."""
         self.check(plan, start_digest)
         if not self._recipe.exists():
-            unfinished = self._recipe.with_name(".recipe.yaml.writing")
-            unfinished.write_text(yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
-            unfinished.replace(self._recipe)
+            write_atomically(self._recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
 
     def lock(self) -> FileLock:
         """Hold the folder for this process.
@@ -136,9 +135,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Publish `result.json`: the stage is done."""
-        unfinished = self.path / ".result.json.writing"
-        unfinished.write_text(json.dumps(result, indent=1) + "\n")
-        unfinished.replace(self.path / "result.json")
+        write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")
         self.events.record("finish")
 
     def result(self) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.random_streams import RandomStream
 from data.stream import MicroBatch
 from models.norm import discard_recorded_statistics, move_running_statistics, recorded_statistics
 from pipeline.distributed import Ranks
@@ -18,8 +19,6 @@ from pipeline.mixup import mixed, mixing_weight
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
 from pipeline.zero.engine import model_dtype, optimizer_step
-
-_STOCHASTIC_DEPTH = 4  # keeps these draws apart from those in data/
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,7 @@ def take_step(
         watchdog.at("computing", step, turn)
         images, targets = _inputs(batch, plan, step, first + turn, ranks.device)
         # What is dropped follows from the micro-batch's place in the run, not from where it is computed.
-        seed = np.random.SeedSequence([plan.seed, _STOCHASTIC_DEPTH, step, first + turn]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seed[0]))
+        torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, first + turn))
         with clock.computing():
             logits = engine(images.to(model_dtype(plan.stage.precision)))
             loss = classification_loss(logits, targets, plan.stage.loss.kind).mean()

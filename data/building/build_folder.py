@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from data.atomic_file import atomic_file
 from data.building.conversion import Conversion
-from data.building.sorted_runs import published
 from data.errors import DataError
 
 _VERSION = 1
@@ -104,7 +104,7 @@ class BuildFolder:
                     f"{self.path}: an unfinished build with other options lies there ({'; '.join(changes)}); continue "
                     "it with its own options, or remove that folder to begin anew"
                 )
-        with published(self.path / "plan.json") as file:
+        with atomic_file(self.path / "plan.json", shared=True) as file:
             file.write(json.dumps({"version": _VERSION, **asdict(plan)}, indent=1).encode())
 
     def plan(self) -> BuildPlan:
@@ -126,7 +126,7 @@ class BuildFolder:
         )
 
     def finish_part(self, part: BuildPart, runs: list[str]) -> None:
-        with published(self.path / "parts" / f"{part.number}-of-{part.parts}.json") as file:
+        with atomic_file(self.path / "parts" / f"{part.number}-of-{part.parts}.json", shared=True) as file:
             file.write(json.dumps(runs).encode())
 
     def all_runs(self) -> list[str]:

@@ -13,8 +13,9 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
+from data.atomic_file import atomic_file
 from data.building.keys import decoded_name, sample_key
-from data.building.sorted_runs import images_file, published
+from data.building.sorted_runs import images_file
 from data.index import ShardEntry
 
 _NEAR = 2**16  # bytes between two wanted images that are quicker read than jumped over
@@ -71,7 +72,7 @@ def write_shard(task: ShardTask) -> tuple[Path, ShardEntry]:
     Raises:
         OSError: the disk is full or cannot be written, or a run is missing.
     """
-    with published(task.path) as file:
+    with atomic_file(task.path) as file:
         hashing = _Hashing(file)
         # Whole seconds: tarfile spends another 1,024 bytes on every member's fraction of a second. Owner and mode are
         # fixed, so that the same samples give the same bytes.
@@ -86,7 +87,7 @@ def write_shard(task: ShardTask) -> tuple[Path, ShardEntry]:
             writer.write({"__key__": key, task.extensions[position]: encoded, field: label.encode()})
         writer.close()
     entry = ShardEntry(task.path.name, len(task.names), hashing.bytes, hashing.sha256.hexdigest())
-    with published(task.entry) as file:
+    with atomic_file(task.entry) as file:
         file.write(json.dumps({"task": task.digest, "shard": asdict(entry)}).encode())
     return task.path, entry
 

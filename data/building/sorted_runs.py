@@ -5,10 +5,8 @@ whole. (External merge sort; Knuth, TAOCP 3, 5.4.)
 """
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,12 +14,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data.atomic_file import atomic_file
 from data.building.archive import class_tar_images
 from data.building.conversion import CheckedImage, Conversion, check_image
 from data.building.keys import encoded_name, key_hash, shuffle_rank
 from data.building.source import Broken, Image, ImageBatch, ImageFile
 from data.decode import DecodeError
-from data.errors import StorageRefused
+from data.errors import DataError, StorageRefused
 from data.storage import Storage, is_remote, read_bytes
 
 _REQUESTS = 16  # files of a remote source that one worker asks for at the same time
@@ -89,7 +88,7 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
     broken: list[Broken] = []
     waiting: list[tuple[_Row, bytes]] = []
     waiting_bytes = 0
-    with published(images_file(task.path)) as file:
+    with atomic_file(images_file(task.path), shared=True) as file:
         for image in _read(task.batch, task.storage):
             checked = image if isinstance(image, Broken) else _checked(image, task.conversion)
             if isinstance(checked, Broken):
@@ -117,21 +116,6 @@ def read_table(run: Path) -> RunTable:
             classes=about["classes"],
             broken=[Broken(**entry) for entry in about["broken"]],
         )
-
-
-@contextmanager
-def published(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears as `path`, whole and on the disk, when the block ends without an error."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(slots=True)
@@ -182,7 +166,7 @@ def _read_file(file: ImageFile, storage: Storage) -> Image | Broken:
         return Broken(file.name, "no such file")
     except StorageRefused:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, DataError) as error:
         return Broken(file.name, getattr(error, "strerror", None) or str(error))
     return Image(file.name, file.classes, encoded)
 
@@ -229,5 +213,5 @@ def _write_table(path: Path, table: RunTable) -> None:
         "broken": [{"name": b.name, "reason": b.reason, "is_tar": b.is_tar} for b in table.broken],
     }
     arrays = {name: getattr(table, name) for name in RunTable.__slots__ if name not in about}
-    with published(path) as file:
+    with atomic_file(path, shared=True) as file:
         np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)

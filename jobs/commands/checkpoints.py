@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from data.errors import EXIT_CONFIG
 from jobs.exit_codes import exit_on_error
-from pipeline.errors import EXIT_CONFIG, ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.listing import Listed

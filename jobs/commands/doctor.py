@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.errors import EXIT_CONFIG
 from jobs.exit_codes import end_process, exit_on_error
-from pipeline.errors import EXIT_CONFIG, ConfigError, SeveralErrors
+from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.faults.preemption import StopSignals
 
 if TYPE_CHECKING:

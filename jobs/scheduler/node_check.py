@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from data.errors import EXIT_TRY_AGAIN
 from jobs.exit_codes import StageFailed, end_process
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import chain_steps, template
 from jobs.scheduler.submissions import SubmissionFolder
-from pipeline.errors import EXIT_TRY_AGAIN, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.preflight.finding import Finding, refusal
 from pipeline.preflight.nodes import read_report

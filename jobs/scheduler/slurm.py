@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from data.errors import EXIT_TRY_AGAIN, CoatnetError
 from pipeline.errors import ConfigError
 
 _ANSWER_SECONDS = 60
@@ -17,8 +18,11 @@ _RUNNING = frozenset(
 _FORMAT = "%i|%T|%D|%N|%e|%S|%r"
 
 
-class SchedulerDown(Exception):
+class SchedulerDown(CoatnetError):
     """Slurm's controller does not answer for now."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)

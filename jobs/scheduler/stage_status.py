@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import yaml
 
+from data.errors import EXIT_TRY_AGAIN
 from jobs.run_discovery import RunRef, makes_shards
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
 from jobs.scheduler.submissions import Submission
 from pipeline.checkpoints.manifest import step_name
-from pipeline.errors import EXIT_TRY_AGAIN, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.monitoring.progress import StageProgress
 from pipeline.run_folder import RunFolder
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 from filelock import FileLock, Timeout
 
+from data.atomic_file import write_atomically
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,9 +75,7 @@ class SubmissionFolder:
 
     def freeze(self, recipe: "Recipe") -> None:
         """Write the recipe that the jobs are to read."""
-        unfinished = self.path / ".recipe.yaml.writing"
-        unfinished.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        unfinished.replace(self.recipe)
+        write_atomically(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
     def add(self, stage: str, job: str, command: Sequence[str]) -> None:
         """Note a job; on the disk before anything else happens."""

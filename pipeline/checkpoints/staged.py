@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.atomic_file import sync_folder, write_atomically
 from data.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, rank_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
@@ -71,9 +72,7 @@ class StagedCheckpoint:
         if self._place.remote:
             write_bytes(self._there(name), data, self._place.storage)
             return
-        unfinished = self._folder / f".{name}"
-        _write_synced(unfinished, data)
-        unfinished.rename(self._folder / name)
+        write_atomically(self._folder / name, data)
 
     def parts(self, ranks: Collection[int]) -> dict[int, Part]:
         """The parts of those among `ranks` that have put theirs down, once what they tell of is seen here, too."""
@@ -96,10 +95,9 @@ class StagedCheckpoint:
         if self._place.remote:
             write_bytes(self._there(MANIFEST), data, self._place.storage)
             return
-        _write_synced(self._folder / MANIFEST, data)
-        _sync_folder(self._folder)
+        write_atomically(self._folder / MANIFEST, data)
         self._folder.rename(self._place.at(self._step))
-        _sync_folder(self._folder.parent)
+        sync_folder(self._folder.parent)
 
     def discard(self) -> None:
         """Give back the room of everything."""
@@ -174,18 +172,3 @@ def _reserve(descriptor: int, size: int) -> None:
 def _compare(location: str, found: str, meant: str) -> None:
     if found != meant:
         raise OSError(errno.EIO, "what was read is not what had been written", location)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.atomic_file import write_atomically
 from data.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
@@ -173,9 +174,8 @@ def remember(folder: RunFolder, place: CheckpointStore, settings: CheckpointSett
     """Write into the run folder where its checkpoints lie, how that is reached, and which of them are kept."""
     places = dict.fromkeys([*remembered(folder).get("places", []), place.location])
     kept = {name: getattr(settings, name) for name in ("keep_last", "keep_every", "keep_best")}
-    unfinished = folder.path / f"{_REMEMBERED}.writing"
-    unfinished.write_text(json.dumps({"places": list(places), "storage": asdict(place.storage), **kept}))
-    unfinished.replace(folder.path / _REMEMBERED)
+    content = {"places": list(places), "storage": asdict(place.storage), **kept}
+    write_atomically(folder.path / _REMEMBERED, json.dumps(content))
 
 
 def remembered(folder: RunFolder) -> dict[str, Any]:

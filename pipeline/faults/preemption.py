@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from pipeline.errors import EXIT_TRY_AGAIN
+from data.errors import EXIT_TRY_AGAIN
 from pipeline.faults.time_limit import Margin, TimeLimit
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from data.errors import EXIT_TRY_AGAIN
 from pipeline.distributed import KeyValueStore, connect_store
-from pipeline.errors import EXIT_TRY_AGAIN
 from pipeline.faults.hang_report import GATHER_SECONDS, RankPosition, alarm, announce, describe_hang, gather_hang_report
 from pipeline.faults.preemption import End
 from pipeline.recipe.sections import WatchdogSettings

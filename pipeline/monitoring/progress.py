@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from data.atomic_file import write_atomically
+
 log = logging.getLogger(__name__)
 
 
@@ -30,10 +32,8 @@ class StageProgress:
 
     def write(self, path: Path) -> None:
         """Publish it; a full disk costs the news and not the run."""
-        unfinished = path.with_name(f".{path.name}.writing")
         try:
-            unfinished.write_text(json.dumps(asdict(self)) + "\n")
-            unfinished.replace(path)
+            write_atomically(path, json.dumps(asdict(self)) + "\n")
         except OSError as error:
             log.warning("%s: not written (%s)", path, error.strerror)
 

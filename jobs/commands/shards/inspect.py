@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from data.errors import EXIT_CONFIG
 from data.storage import Storage
 from jobs.exit_codes import exit_on_error
-from pipeline.errors import EXIT_CONFIG, ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image

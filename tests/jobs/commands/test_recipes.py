@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import EXIT_CONFIG
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from jobs.commands.recipes import copy, show
-from pipeline.errors import EXIT_CONFIG, ConfigError
+from pipeline.errors import ConfigError
 from tests.support.command import coatnet
 
 

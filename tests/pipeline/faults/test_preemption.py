@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.errors import EXIT_TRY_AGAIN
+from data.errors import EXIT_TRY_AGAIN
 from pipeline.faults.preemption import REASONS, TIME_LIMIT, StopRequests, StopSignals, agreed_reason
 from pipeline.faults.time_limit import TimeLimit
 from tests.support.command import environment

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EXIT_TRY_AGAIN
+from data.errors import EXIT_TRY_AGAIN
 from pipeline.faults.watchdog import Watchdog
 from pipeline.recipe.sections import WatchdogSettings
 from tests.support.command import environment, wait_until

@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all, also when the power fails: written aside, flushed to the disk, renamed."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+UNFINISHED = ".writing"
+"""The end of the names of files that are being written."""
+
+
+def unfinished_path(path: Path) -> Path:
+    """The hidden name in the same folder under which `path` is written."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
+
+
+@contextmanager
+def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A path to write a file to; it becomes `path`, on the disk, when the block ends without an error.
+
+    After an error nothing of it is left, and what was at `path` before is still there.
+
+    Args:
+        path: of the file; its folder must exist.
+        shared: whether several processes may write it at a time, each under a name of its own.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    unfinished = unfinished_path(path)
+    if shared:
+        unfinished = unfinished.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        yield unfinished
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
+    """An open file that becomes `path`; see `atomic_path`."""
+    with atomic_path(path, shared=shared) as unfinished, open(unfinished, "wb") as file:
+        yield file
+
+
+def write_atomically(path: Path, content: bytes | str, *, shared: bool = False) -> None:
+    """Replace the file at `path` by `content`; see `atomic_path`."""
+    with atomic_file(path, shared=shared) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder survive a power failure.
+
+    Raises:
+        OSError: it cannot be flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

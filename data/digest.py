@@ -1,0 +1,33 @@
+"""sha256 of files, of remote objects, and of plain values."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.storage import Storage, is_remote, pieces
+
+
+def file_sha256(path: str | Path) -> str:
+    """Of the file at a local path, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def location_sha256(location: str, size: int, storage: Storage) -> str:
+    """Of the `size` bytes at a path or URL, in hex.
+
+    Raises:
+        OSError, StorageDown, StorageRefused: it cannot be read.
+    """
+    if not is_remote(location):
+        return file_sha256(location)
+    digest = hashlib.sha256()
+    for piece in pieces(location, size, storage):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def json_sha256(content: Any) -> str:
+    """Of a value as JSON with sorted keys, in hex."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -26,13 +26,15 @@ from data.building.build import build_shards
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.distributed import Ranks, join_ranks
+from pipeline.faults.preemption import REASONS
 from pipeline.faults.watchdog import Watchdog
 from pipeline.images import normalized
 from pipeline.loss import class_targets, classification_loss
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
-from pipeline.step import take_step
+from pipeline.step import StepContext, take_step
+from pipeline.step_message import StepMessage
 from pipeline.training_batches import open_stream
 from pipeline.weights import build_model
 from pipeline.zero.engine import build_engine
@@ -132,9 +134,11 @@ def _plan(recipe: Path, zero_stage: int, ranks: Ranks) -> TrainPlan:
 def _our_step(plan: TrainPlan, batches: list[MicroBatch], ranks: Ranks) -> Callable[[], object]:
     engine = build_engine(build_model(plan, ranks.device), plan.stage, ranks)
     engine.train()
-    reader, steps, clock = itertools.cycle(batches), itertools.count(), StepClock(ranks.device)
+    reader, steps = itertools.cycle(batches), itertools.count()
     watchdog = Watchdog(plan.stage.watchdog, 0, 1, Path(os.devnull), _end)
-    return lambda: take_step(engine, plan, reader, next(steps), ranks, [0.0] * 4, clock, watchdog)
+    context = StepContext(engine, plan, ranks, StepClock(ranks.device), watchdog)
+    message = StepMessage([0.0] * len(REASONS), 0.0, [0.0] * 2)
+    return lambda: take_step(context, reader, next(steps), message)
 
 
 def _end(code: int, message: str) -> NoReturn:

@@ -22,6 +22,7 @@ from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_los
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
+from pipeline.gpus import present_gpu
 from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
 from pipeline.monitoring.progress import StageProgress
 from pipeline.plan import Plan, TrainPlan, plan_stage
@@ -43,7 +44,7 @@ from pipeline.preflight.versions import versions
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.run_folder import RunFolder, run_folder
-from pipeline.throughput import demand, present_device
+from pipeline.throughput import demand
 from pipeline.training_batches import open_stream
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def _pace(plan: TrainPlan, folder: RunFolder, world_size: int) -> RankSpeed | No
     before = StageProgress.read(folder.progress)
     if before is not None and before.images_per_second > 0:
         return RankSpeed(before.images_per_second / world_size, "as in an earlier start")
-    device = present_device()
+    device = present_gpu()
     if device is None:
         return None
     return RankSpeed(demand(plan.stage, device, _UTILIZATION), f"{device} at {_UTILIZATION:.0%} of its peak")

@@ -65,7 +65,7 @@ def test_a_step_that_is_not_allowed_leaves_no_trace() -> None:
 
 def test_decay_spares_what_the_model_says() -> None:
     model = create_model("coatnet_debug", num_classes=3, image_size=32)
-    decayed, undecayed = build_adamw(model, SETTINGS).param_groups
+    decayed, undecayed = build_adamw(model, SETTINGS, model.no_weight_decay()).param_groups
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(parameter)] for parameter in undecayed["params"]} == model.no_weight_decay()

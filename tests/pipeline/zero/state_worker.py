@@ -86,7 +86,7 @@ def train_and_measure(case: str, ranks: Ranks) -> dict[str, Any]:
     held = Held()
 
     def looking(module: object, arguments: object, output: torch.Tensor) -> None:
-        output.register_hook(lambda gradient: held.look(engine.module, inside=True))
+        output.register_hook(lambda gradient: held.look(engine.module, inside=True))  # type: ignore[no-untyped-call]
 
     hook = engine.module.blocks[2].register_forward_hook(looking)
     engine.set_learning_rate(RATE)
@@ -147,7 +147,7 @@ def counts(everything: list[Fragment], sizes: dict[str, int], ranks: Ranks) -> d
         for fragment in everything:
             if fragment.parameter == name and fragment.saved_here:
                 whole[fragment.start : fragment.stop] = fragment.tensors["master"]
-        histogram = make_histogram(ranks.sum(whole).numpy(), np.array(EDGES, np.float32))
+        histogram = make_histogram(ranks.sum(whole).numpy(), np.array(EDGES, np.float32))  # type: ignore[no-untyped-call]
         expected[name] = [count for count in histogram.bucket if count]
     return {
         "histograms": {name: found[name].counts[found[name].counts > 0].tolist() for name in sizes},

@@ -11,7 +11,6 @@ A case -checked is `check` on one engine; it leaves what was found in FOLDER/CAS
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import WhichWeights
 from pipeline.run_folder import RunFolder
 from pipeline.training_state import TrainingState
@@ -38,12 +38,12 @@ from pipeline.zero.engine import ZeroEngine, autocast, build_engine, model_dtype
 from tests.support.training import train_here
 
 COMPILE_BLOCKS = CoAtNet.compile_blocks
-CONFIGURATION: Callable[..., dict[str, Any]] = engine_module._configuration
+CONFIGURATION = engine_module._configuration
 
 
-def sharded_at_debug_size(*arguments: Any) -> dict[str, Any]:
+def sharded_at_debug_size(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
     """ZeRO 3 keeps small parameters whole on every rank; of the debug model that would be all."""
-    configuration = CONFIGURATION(*arguments)
+    configuration = CONFIGURATION(stage, ranks)
     configuration["zero_optimization"]["stage3_param_persistence_threshold"] = 1000
     return configuration
 
@@ -57,7 +57,7 @@ def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
         changes.append("activation_checkpointing=every_block")
     if "compiled" in case:
         # Traced and differentiated ahead of time as for real; writing and compiling C++ would take minutes on a CPU.
-        CoAtNet.compile_blocks = partialmethod(COMPILE_BLOCKS, backend="aot_eager")  # type: ignore[method-assign]
+        CoAtNet.compile_blocks = partialmethod(COMPILE_BLOCKS, backend="aot_eager")  # type: ignore[method-assign, assignment]
         changes.append("compile=true")
     if "checked" in case:
         changes += [f"batch.global_size={6 * ranks.world_size}", "data.lanes=3"]  # two micro-batches on each rank
@@ -100,8 +100,8 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
             images, labels = torch.randn(3, 32, 32, 3), torch.randint(3, (3,))
             loss = F.cross_entropy(engine(images.to(engine.dtype)).float(), labels)
             # On the last rank alone, and only in its first micro-batch.
-            spoiled = spoiled_by is not None and number == 0 and ranks.rank == ranks.world_size - 1
-            engine.backward(loss * spoiled_by if spoiled else loss)
+            spoiled = number == 0 and ranks.rank == ranks.world_size - 1
+            engine.backward(loss * spoiled_by if spoiled and spoiled_by is not None else loss)
             if number == 0:
                 engine.accumulate()
         statistics = recorded_statistics(engine.module).clone()

@@ -237,7 +237,7 @@ def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tm
         f"estimate: {need.kinds}"
     )
     assert (fits.fix, tight.fix) == ("", full.fix)
-    assert full.fix.startswith("What helps most first: ")
+    assert full.fix.startswith("Change settings, most effective first: ")
     assert "batch.micro_size=32 (another run" in full.fix
     without = memory(1.01, "resources.gpus_per_rank=0")
     assert without == Finding("ok", "pretrain", "memory: no GPUs, so none is held against the needs of a rank")

@@ -165,7 +165,7 @@ def test_a_strided_expansion_reads_a_quarter_of_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 48)])
-def test_pictures_of_another_size_are_taken_with_resized_tables(size: tuple[int, int]) -> None:
+def test_images_of_another_size_are_taken_with_resized_tables(size: tuple[int, int]) -> None:
     trained, other = debug(32), debug(size)
     x = torch.randn(2, *size, 3)
     state = trained.state_dict()
@@ -234,7 +234,7 @@ def test_bad_arguments_are_named() -> None:
             create_model("coatnet_debug", num_classes=3, image_size=32, drop_path_rate=rate)
 
 
-def test_bad_pictures_are_named() -> None:
+def test_bad_images_are_named() -> None:
     model = debug()
     with pytest.raises(ValueError, match=r"shape \(2, 3, 32, 32\): must be \(batch, height, width, 3\), channels last"):
         model(torch.randn(2, 3, 32, 32))

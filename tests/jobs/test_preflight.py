@@ -237,7 +237,7 @@ def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tm
         f"estimate: {need.kinds}"
     )
     assert (fits.fix, tight.fix) == ("", full.fix)
-    assert full.fix.startswith("What helps most first: ")
+    assert full.fix.startswith("Change settings, most effective first: ")
     assert "batch.micro_size=32 (another run" in full.fix
     without = memory(1.01, "resources.gpus_per_rank=0")
     assert without == Finding("ok", "pretrain", "memory: no GPUs, so none is held against the needs of a rank")
@@ -381,11 +381,11 @@ def test_remote_shards_are_held_against_the_cache_and_read_from_here(
     assert wrong(findings) == []
     assert told(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
     (finding,) = wrong(found(tmp_path, shards, *remote, "data.cache.gigabytes=0.00001"))
-    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node reads at a time"
+    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node needs at the same time"
     assert not (tmp_path / "cache").exists()
     # Of the ranks, only those of one node count.
     monkeypatch.setattr(SampleOrder, "greatest_need", lambda order, sizes, ranks, of_node, steps: of_node * 10**12)
-    for nodes, need in ((1, "2000.1 would do"), (2, "1000.1 would do")):
+    for nodes, need in ((1, "set it to 2000.1,"), (2, "set it to 1000.1,")):
         (finding,) = wrong(found(tmp_path, shards, *remote, f"resources.nodes={nodes}"))
         assert finding.fix.startswith(need)
 

@@ -99,7 +99,7 @@ def training_stream(
                 if reader.cached:
                     oldest = max(first_step, step - behind)
                     now, ahead = order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest)
-                    reader.cached.want(now, ahead)
+                    reader.cached.request(now, ahead)
                 for start in positions:
                     yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
                 step += 1
@@ -150,7 +150,7 @@ def evaluation_stream(
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):
                 if reader.cached:
-                    reader.cached.want(*evaluation_shards(dataset, row, micro_batch * world_size, workers))
+                    reader.cached.request(*evaluation_shards(dataset, row, micro_batch * world_size, workers))
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
         yield from _in_order(tasks(), workers, reader)

@@ -223,7 +223,7 @@ def _check_cache(cache: Cache, need: int, where: str) -> None:
     check_cache_cap(cache, need, where)
     if need:
         cache.make()
-        free = shutil.disk_usage(cache.folder).free + cache.held()
+        free = shutil.disk_usage(cache.folder).free + cache.used_bytes()
         if free < need:
             raise ConfigError(
                 f"{where}data.cache.folder: {cache.folder} has room for {free / 1e9:.1f} GB of shards and needs "

@@ -1,6 +1,5 @@
 """An index for WebDatasets that others built, in one parallel pass over shards that stay as they are."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError, StorageRefused
-from data.index import FILE_NAME, FORMAT, LABELS_NAME, VERSION, LabelFormat, ShardIndex, labels_file
+from data.index import FILE_NAME, LABELS_NAME, VERSION, LabelFormat, ShardIndex, index_version, labels_file
 from data.indexing.inference import Fields, GivenFields, ShardHead, infer_fields, read_beginning
 from data.indexing.pattern import ShardFiles, find_shards
 from data.indexing.scan import Found, Problem, ShardScan, class_numbers, scan_shard, scanned_in_parallel
@@ -149,16 +148,14 @@ def index_shards(
 def _refuse_existing(home: str, storage: Storage) -> None:
     path = join(home, FILE_NAME)
     try:
-        content: Any = json.loads(read_bytes(path, storage))
+        version = index_version(read_bytes(path, storage))
     except (FileNotFoundError, NotADirectoryError):
         return
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(f"{path}: there already, and not an index of shards; choose another folder with --output")
-    if content.get("version") not in range(VERSION):
+    if version is None:
+        raise DataError(f"{path}: already exists and is not an index of shards; choose another folder with --output")
+    if version not in range(VERSION):
         raise DataError(
-            f"{path}: there already; hold the shards against it with coatnet shards verify, or replace it with "
+            f"{path}: already exists; compare the shards with it by coatnet shards verify, or replace it with "
             "--overwrite"
         )
 

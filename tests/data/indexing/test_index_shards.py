@@ -34,7 +34,7 @@ def read_back(folder: str, cache: Cache | None = None) -> dict[str, tuple[bytes,
     dataset = open_dataset(folder, Storage())
     reader = SampleReader(dataset, cache)
     if reader.cached:
-        reader.cached.want(range(len(dataset.shard_samples)), [])
+        reader.cached.request(range(len(dataset.shard_samples)), [])
     found = {}
     for shard, count in enumerate(dataset.shard_samples.tolist()):
         for number in range(count):
@@ -272,7 +272,7 @@ def adopt(folder: Path, **options: Any) -> IndexingReport:
 def test_an_index_is_replaced_when_asked_or_when_it_is_of_an_older_version(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(4, lambda n: {"cls": n % 3}))
     adopt(tmp_path)
-    with pytest.raises(DataError, match="there already; .*coatnet shards verify, or replace it with --overwrite"):
+    with pytest.raises(DataError, match="already exists; .*coatnet shards verify, or replace it with --overwrite"):
         adopt(tmp_path)
     adopt(tmp_path, overwrite=True)
     path = tmp_path / "index.json"

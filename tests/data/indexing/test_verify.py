@@ -91,7 +91,7 @@ def test_a_label_changed_in_a_shard_is_named_by_its_key(adopted: Path) -> None:
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "labels.npy is missing"),
-        (lambda path: path.write_bytes(b"x"), "labels.npy: not the file that the index was written with"),
+        (lambda path: path.write_bytes(b"x"), "labels.npy: does not match the index"),
     ],
 )
 def test_labels_that_are_not_those_of_the_index_are_told(

@@ -15,7 +15,7 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
 from data.order import SampleOrder
-from data.prefetch import evaluation_need, steps_read_ahead
+from data.prefetch import evaluation_need, prefetched_steps
 from data.storage import Storage, is_remote
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -194,7 +194,7 @@ def cache_need(stage: Stage, world_size: int, validation: Dataset, plan: TrainPl
             np.array([shard.bytes for shard in plan.train.index.shards], np.int64),
             world_size,
             int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
-            1 + steps_read_ahead(stage.batch.micro_batches // world_size, stage.data.workers),
+            1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
         )
     return need
 

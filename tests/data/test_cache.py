@@ -22,7 +22,7 @@ from data.errors import DataError, StorageDown, StorageRefused
 from data.index import read_index
 from data.order import SampleOrder
 from data.storage import Storage
-from data.stream import MicroBatch, evaluation_stream, training_stream
+from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 from tests.conftest import write_pictures
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
@@ -54,7 +54,7 @@ def impatient(proxy: FaultProxy, give_up_after: float = 60) -> Storage:
 def batches(dataset: Dataset, cache: Cache | None, first_step: int = 0) -> Iterator[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
     return training_stream(
-        dataset, order, TrainTransform(16), micro_batch=6, rank=0, world_size=1, first_step=first_step, workers=2,
+        dataset, order, TrainTransform(16), RankShare(0, 1, 6), first_step=first_step, workers=2,
         cache=cache,
     )  # fmt: skip
 
@@ -191,9 +191,7 @@ def test_the_cache_stays_below_its_cap_and_evicts_only_what_nobody_wants(
     cap = order.greatest_need(np.array(sizes), ranks=1, ranks_of_node=1, steps=3)
     assert cap < sum(sizes)
     streams = [
-        training_stream(
-            data, order, TrainTransform(16), micro_batch=6, rank=0, world_size=1, first_step=0, workers=2, cache=cache
-        )
+        training_stream(data, order, TrainTransform(16), RankShare(0, 1, 6), first_step=0, workers=2, cache=cache)
         for data, cache in ((dataset, Cache(tmp_path, cap)), (Dataset(read_index(folder)), None))
     ]
     greatest = 0
@@ -320,9 +318,7 @@ def test_evaluation_reads_remote_shards_through_a_small_cache(
     url, folder = remote
 
     def labels(dataset: Dataset, cache: Cache | None) -> list[np.ndarray]:
-        stream = evaluation_stream(
-            dataset, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1, cache=cache
-        )
+        stream = evaluation_stream(dataset, EvaluationTransform(16), RankShare(0, 1, 4), workers=1, cache=cache)
         return [array for batch in stream for array in (batch.labels, batch.images)]
 
     found = labels(open_dataset(url, impatient(proxy)), Cache(tmp_path, 300_000))

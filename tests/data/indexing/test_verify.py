@@ -9,8 +9,8 @@ import pytest
 
 from data.index import labels_file, read_index
 from data.indexing.index_shards import index_shards
+from data.indexing.scan import ScanOptions
 from data.indexing.verify import Difference, verify_shards
-from data.storage import Storage
 from tests.servers.s3 import S3Server
 from tests.support.third_party import picture, samples, write_members, write_shards
 
@@ -128,5 +128,5 @@ def test_progress_counts_every_byte_that_is_there(adopted: Path) -> None:
     (adopted / "in-0001.tar").unlink()
     totals: list[int] = []
     read: list[int] = []
-    list(verify_shards(read_index(adopted), storage=Storage(), begin=totals.append, progress=read.append))
+    list(verify_shards(read_index(adopted), scanning=ScanOptions(begin=totals.append, progress=read.append)))
     assert totals == [sum(read)] == [2 * 20480]

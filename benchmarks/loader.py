@@ -32,7 +32,7 @@ from data.decode import decode
 from data.index import read_index
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
-from data.stream import training_stream
+from data.stream import RankShare, training_stream
 
 SIZE = 224
 BATCH = 64
@@ -118,8 +118,8 @@ def _ours(folder: Path, workers: int) -> Iterator[object]:
     # Few samples make few lanes: about as many for each shard as a large run has.
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=0, batch=4 * BATCH, lanes=4, window=8192)
     return training_stream(
-        dataset, order, TrainTransform(SIZE, random_augment=RandomAugment(LAYERS, MAGNITUDE)), micro_batch=BATCH,
-        rank=0, world_size=1, first_step=0, workers=workers,
+        dataset, order, TrainTransform(SIZE, random_augment=RandomAugment(LAYERS, MAGNITUDE)), RankShare(0, 1, BATCH),
+        first_step=0, workers=workers,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from data.dataset import Dataset, open_dataset
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
 from data.storage import Storage
-from data.stream import MicroBatch, training_stream
+from data.stream import MicroBatch, RankShare, training_stream
 from data.tar import members
 
 CPU = torch.device("cpu")
@@ -133,8 +133,8 @@ def _positions(samples: int) -> list[dict[str, Any]]:
 def _training(dataset: Dataset, cache: Cache | None, micro_batch: int, workers: int) -> Generator[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=0, batch=1024, lanes=16, window=512)
     return training_stream(
-        dataset, order, TrainTransform(224, random_augment=RandomAugment(2, 15.0)), micro_batch=micro_batch, rank=0,
-        world_size=1, first_step=0, workers=workers, cache=cache,
+        dataset, order, TrainTransform(224, random_augment=RandomAugment(2, 15.0)), RankShare(0, 1, micro_batch),
+        first_step=0, workers=workers, cache=cache,
     )  # fmt: skip
 
 

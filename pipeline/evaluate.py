@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment import EvaluationTransform
-from data.stream import evaluation_stream
+from data.stream import RankShare, evaluation_stream
 from pipeline.distributed import Ranks
 from pipeline.images import normalized
 from pipeline.loss import LossKind, class_targets, classification_loss
@@ -100,9 +100,7 @@ def evaluate(
     stream = evaluation_stream(
         plan.validation,
         EvaluationTransform(stage.resolution, stage.data.evaluation_crop),
-        micro_batch=stage.batch.micro_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        RankShare(ranks.rank, ranks.world_size, stage.batch.micro_size),
         workers=stage.data.workers,
         cache=plan.cache,
     )

@@ -16,7 +16,7 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
 from data.order import SampleOrder
-from data.prefetch import evaluation_need, steps_read_ahead
+from data.prefetch import evaluation_need, prefetched_steps
 from data.storage import Storage, is_remote
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -202,7 +202,7 @@ def required_cache_bytes(stage: Stage, world_size: int, validation: Dataset, pla
             np.array([shard.bytes for shard in plan.train.index.shards], np.int64),
             world_size,
             int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
-            1 + steps_read_ahead(stage.batch.micro_batches // world_size, stage.data.workers),
+            1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
         )
     return need
 
@@ -232,7 +232,7 @@ def _check_cache_fits(cache: Cache, need: int, where: str) -> None:
     check_cache_size(cache, need, where)
     if need:
         cache.make()
-        free = shutil.disk_usage(cache.folder).free + cache.held()
+        free = shutil.disk_usage(cache.folder).free + cache.used_bytes()
         if free < need:
             raise ConfigError(
                 f"{where}data.cache.folder: {cache.folder} has room for {free / 1e9:.1f} GB of shards and needs "

@@ -72,7 +72,7 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
         for step in range(-(-2 * samples // order.batch)):
             found = order.at(step, 0, order.batch)
             if reader.cached:
-                reader.cached.want(sorted(set(found.shard.tolist())), [])
+                reader.cached.request(sorted(set(found.shard.tolist())), [])
             for shard, place in zip(found.shard.tolist(), found.place.tolist(), strict=True):
                 rng = np.random.default_rng(done)
                 marks = [time.thread_time()]

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from data.augment import TrainTransform
 from data.errors import DataError
 from data.random_augment import RandomAugment
-from data.stream import MicroBatch, SkippedSample, training_stream
+from data.stream import MicroBatch, RankShare, SkippedSample, training_stream
 from pipeline.distributed import Ranks
 from pipeline.plan import TrainPlan
 from pipeline.recipe.sections import DataSettings
@@ -35,9 +35,7 @@ def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) ->
         plan.train,
         plan.order,
         train_transform(plan),
-        micro_batch=plan.stage.batch.micro_size,
-        rank=rank,
-        world_size=world_size,
+        RankShare(rank, world_size, plan.stage.batch.micro_size),
         first_step=first_step,
         workers=plan.stage.data.workers,
         cache=plan.cache,

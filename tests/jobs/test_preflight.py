@@ -75,7 +75,7 @@ def test_of_a_sound_recipe_all_is_well_and_the_lines_say_what_was_looked_at(shar
         ("model.name=coatnet_8", "model: unknown model coatnet_8", "did you mean coatnet_7 or coatnet_6 or coatnet_5?"),
         ("pretrain.resolution=50", "resolution: 50 is no multiple of 16, as coatnet_debug needs", "48 is"),
         ("optimizer.warmup_steps=40", "optimizer: the warm-up of 40 steps fills the stage's 40", "shorten it"),
-        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index those that lie there with: coatnet shards index"),
+        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index existing ones with: coatnet shards index"),
         ("runs=/proc/nowhere", "checkpoints: /proc cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
         ("pretrain.checkpoint.folder=/proc/sys", "checkpoints: /proc/sys cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
     ],

@@ -12,7 +12,7 @@ import yaml
 from torch.nn import functional as F
 
 from data.augment import TrainTransform
-from data.stream import training_stream
+from data.stream import RankShare, training_stream
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.images import normalized
@@ -163,7 +163,7 @@ def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path)
     optimizer = torch.optim.AdamW(groups)
     averages = {name: t.clone() for name, t in model.state_dict().items()}
     stream = training_stream(
-        planned.train, planned.order, TrainTransform(32, "random", (0.5, 1.0)), micro_batch=3, rank=0, world_size=1,
+        planned.train, planned.order, TrainTransform(32, "random", (0.5, 1.0)), RankShare(0, 1, 3),
         first_step=0, workers=1,
     )  # fmt: skip
     losses, norms = {}, {}

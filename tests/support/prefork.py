@@ -176,14 +176,17 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 def _run(arguments: list[str], environment: dict[str, str], stdin: int, stdout: int, stderr: int) -> NoReturn:
-    """Run `coatnet ARGUMENTS` in this process as if it had been started for it."""
+    """Run `python -m jobs ARGUMENTS` in this process as if it had been started for it."""
+    import jobs
     from jobs.cli import main
 
     os.environ.clear()
     os.environ.update(environment)
     for place, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, place)
-    sys.argv = ["coatnet", *arguments]
+    # What `python -m jobs` has, which is where usage messages take the program's name from.
+    sys.argv = [f"{jobs.__path__[0]}/__main__.py", *arguments]
+    sys.modules["__main__"].__package__ = "jobs"
     code: Any = 1
     try:
         main()

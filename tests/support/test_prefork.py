@@ -109,5 +109,4 @@ def test_everything_dies_with_the_process_of_the_tests(shards: Path, tmp_path: P
     finally:
         session.kill()
         session.wait()
-        session.stdout.close()
     assert psutil.wait_procs(processes, 60)[1] == []

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.command import Process, coatnet, ended, hears, rank, start, wait_until
+from tests.support.command import Process, coatnet, ended, handles, rank, start, wait_until
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -95,12 +95,12 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(moment: str, shards
     recipe = write_recipe(tmp_path, shards)
     process = start("train", recipe, "pretrain", *SETTINGS)
     if moment == "launcher-starts":
-        wait_until(lambda: hears(process.pid, signal.SIGUSR1), process)
+        wait_until(lambda: handles(process.pid, signal.SIGUSR1), process)
         process.send_signal(signal.SIGUSR1)
     else:
         wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, process)
         if moment != "ranks-start":
-            wait_until(lambda: all(hears(rank(process, n).pid, signal.SIGUSR1) for n in (0, 1)), process)
+            wait_until(lambda: all(handles(rank(process, n).pid, signal.SIGUSR1) for n in (0, 1)), process)
         target = rank(process, 1).pid if moment == "one-rank-imports" else process.pid
         os.kill(target, signal.SIGUSR1)
     assert message_of(process) == f"error: stopped by SIGUSR1; {AGAIN} from the last checkpoint\n"

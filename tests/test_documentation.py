@@ -1,6 +1,7 @@
 """The documentation: the index names every page, and links lead somewhere."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,17 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         if not file.is_relative_to(ROOT) or not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []
+
+
+def test_paths_in_the_guide_for_contributors_exist() -> None:
+    paths = re.findall(r"`((?:\.ci|[\w.-]+)/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(paths) > 30
+    assert [path for path in paths if not any((ROOT / folder / path).exists() for folder in (".", "tests"))] == []
+
+
+def test_the_guide_for_contributors_lists_the_import_contracts() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for contract in contracts:
+        name = "layers" if contract["type"] == "layers" else contract["name"]
+        assert f"\n| {name} | " in text

@@ -67,7 +67,10 @@ def test_a_run_that_is_stopped_in_every_way_equals_the_uninterrupted_one(
         assert (last["event"], last["reason"]) == ("stop", name)
         reached = last["step"]
         checkpoint = f"step-{reached:08d}"
-        assert message == f"error: stopped by {name} after step {reached}, saved as {checkpoint}; {AGAIN}\n"
+        assert (
+            message
+            == f"error: stopped by {name} after step {reached}, saved as {checkpoint}; {AGAIN} from the last checkpoint\n"
+        )
         assert (run / "checkpoints" / checkpoint / "manifest.json").exists()
     assert not (tmp_path / "runs/test/finetune").exists()
 

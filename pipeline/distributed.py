@@ -31,7 +31,7 @@ class Ranks:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """True on the one rank that speaks and publishes."""
         return self.rank == 0
 
@@ -46,7 +46,7 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
-    def from_leader(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """The leader's `number`, on every rank."""
         if self.world_size == 1:
             return number
@@ -54,7 +54,7 @@ class Ranks:
         dist.broadcast(value, 0)
         return int(value.item())
 
-    def text_from(self, rank: int, text: str) -> str:
+    def broadcast_text(self, rank: int, text: str) -> str:
         """The `text` of `rank`, on every rank."""
         letters = torch.tensor(list(text.encode()) if self.rank == rank else [], dtype=torch.uint8, device=self.device)
         size = self.sum(torch.tensor([len(letters)], dtype=torch.int64, device=self.device)).item()
@@ -62,7 +62,7 @@ class Ranks:
             letters = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
         return bytes(self.sum(letters).tolist()).decode() if size else ""
 
-    def texts(self, text: str) -> list[str]:
+    def gather_texts(self, text: str) -> list[str]:
         """The `text` of every rank, in their order, on every rank."""
         own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
@@ -169,7 +169,7 @@ class GroupRanks(Ranks):
 
 
 @contextmanager
-def losses_named() -> Iterator[None]:
+def name_lost_ranks() -> Iterator[None]:
     """Turn what torch raises when another rank or this one's GPU is gone into an error that says so.
 
     Raises:

@@ -138,7 +138,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         seconds = time.monotonic() - began
         session.save_whole()
         accuracy = session.evaluate()
-    if ranks.leads:
+    if ranks.is_leader:
         images = (plan.steps - first_step) * stage.batch.global_size
         folder.finish(
             {

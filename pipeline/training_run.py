@@ -107,7 +107,7 @@ class TrainingRun:
         with self.context.watchdog.section("save"):
             saved = step_name(self.step) if self.saver.finish() else None
         self.tell_of_saves()
-        if self.context.ranks.leads:
+        if self.context.ranks.is_leader:
             self.context.folder.events.record("stop", reason=reason, step=self.step, checkpoint=saved)
         raise Preempted(reason, self.step, saved)
 
@@ -145,8 +145,8 @@ class TrainingRun:
     def evaluate_if_missed(self) -> None:
         """After a resume: the evaluation after this step, if it was due and the start that should have died in it."""
         if self.due(self.plan.stage.evaluation.every_steps) and not self.ended:
-            missed = self.context.ranks.leads and not self.context.folder.events.evaluated(self.step)
-            if self.context.ranks.from_leader(missed):
+            missed = self.context.ranks.is_leader and not self.context.folder.events.evaluated(self.step)
+            if self.context.ranks.broadcast(missed):
                 self.evaluate()
 
     def roll_back(self, first_bad: int) -> None:
@@ -172,7 +172,7 @@ class TrainingRun:
             self.state.load(checkpoint)
             checkpoint.close()
         self.save_whole()
-        if ranks.leads:
+        if ranks.is_leader:
             folder.events.record("roll_back", step=self.step, to=checkpoint.step)
             self.monitor.say(
                 f"steps from {first_bad + 1} to {self.step} were not finite: goes on from step {self.step} with the "

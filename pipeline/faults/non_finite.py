@@ -43,7 +43,7 @@ class NonFiniteSteps:
         if self.in_a_row < self._settings.in_a_row:
             return None
         first = step + 1 - self.in_a_row
-        done = self._ranks.from_leader(sum(entry["event"] == "roll_back" for entry in self._folder.events.entries()))
+        done = self._ranks.broadcast(sum(entry["event"] == "roll_back" for entry in self._folder.events.entries()))
         if done >= self._settings.roll_backs:
             row = f"{self.in_a_row} steps in a row, from step {first + 1} on,"
             which = row if self.in_a_row > 1 else f"step {first + 1}"

@@ -18,7 +18,7 @@ from data.errors import DataError, StorageDown
 from data.storage import join, remove, upload
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, losses_named, rank_and_world_size, with_gpus
+from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, rank_and_world_size, with_gpus
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
@@ -83,14 +83,14 @@ def assess_nodes_as_rank(
 
     patience = _PATIENCE_SECONDS + seconds
     settings = WatchdogSettings(setup_seconds=patience, least_seconds=patience)
-    with losses_named(), Watchdog(settings, rank, world_size, log_file, end) as watchdog:
+    with name_lost_ranks(), Watchdog(settings, rank, world_size, log_file, end) as watchdog:
         ranks = join_without_gpus()
         watchdog.joined()
         plan, machine = _machine(recipe, name, ranks)
         stage, node = recipe.stages[name], machine.node
         machines = _gathered(ranks, machine)
         training = plan if isinstance(plan, TrainPlan) else None
-        if ranks.leads:
+        if ranks.is_leader:
             needed = estimate_memory(training.stage, len(training.classes), world_size).device if training else None
             _tell(ranks, report, assess_nodes(name, machines, stage.resources, stage.data, needed))
         load = _load(training, run_folder(recipe, name), world_size) if training else None
@@ -126,7 +126,7 @@ def read_report(report: Path) -> tuple[list[Finding], bool]:
 
 
 def _tell(ranks: Ranks, report: Path, findings: Sequence[Finding] | None) -> None:
-    if ranks.leads:
+    if ranks.is_leader:
         lines = [{}] if findings is None else [asdict(finding) for finding in findings]
         with open(report, "a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -136,8 +136,8 @@ def _tell(ranks: Ranks, report: Path, findings: Sequence[Finding] | None) -> Non
 
 def _gathered(ranks: Ranks, fact: T) -> list[T]:
     """What all ranks found out, in their order, on every rank."""
-    kind = type(fact)
-    return [kind(**json.loads(text)) for text in ranks.texts(json.dumps(asdict(fact)))]  # type: ignore[call-overload]
+    kind, texts = type(fact), ranks.gather_texts(json.dumps(asdict(fact)))  # type: ignore[call-overload]
+    return [kind(**json.loads(text)) for text in texts]
 
 
 def _machine(recipe: Recipe, name: str, ranks: Ranks) -> tuple[Plan | None, NodeFacts]:

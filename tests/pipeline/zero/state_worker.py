@@ -159,7 +159,7 @@ def main(folder: Path, cases: list[str]) -> None:
     ranks = join_ranks(1)
     for case in cases:
         measured = train_and_measure(case, ranks)
-        if ranks.leads:
+        if ranks.is_leader:
             (folder / f"{case}-{ranks.world_size}.json").write_text(json.dumps(measured))
 
 

@@ -193,14 +193,14 @@ def main(recipe: str, folder: Path, cases: list[str]) -> None:
             continue
         before = folder / f"{case.partition('-from-')[2] or case}-whole"
         reshaped, left = "-from-" in case, before.is_symlink()
-        if not ranks.from_leader(before.exists()):  # its folder is there as soon as any rank begins
+        if not ranks.broadcast(before.exists()):  # its folder is there as soon as any rank begins
             train_here(planned, RunFolder(before), ranks)
         if "compiled" in case:
             continue
         save_again(planned, before / "checkpoints/step-00000002", folder / f"{case}-again", ranks)
         if ranks.world_size > 1 if reshaped else left:
             continue
-        if ranks.leads:
+        if ranks.is_leader:
             (folder / case / "checkpoints").mkdir(parents=True)
             shutil.copytree(before / "checkpoints/step-00000002", folder / case / "checkpoints/step-00000002")
         ranks.barrier()

@@ -3,7 +3,8 @@
 import time
 from contextlib import ExitStack, closing
 
-from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.manifest import RunFacts
+from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.errors import ConfigError
@@ -16,6 +17,7 @@ from pipeline.monitoring.norms import weight_and_update_norms
 from pipeline.monitoring.sample_log import SampleLog
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import classes_digest, digests, relative_location
+from pipeline.stage_result import StageResult
 from pipeline.step import take_step
 from pipeline.training_batches import read_micro_batches
 from pipeline.training_run import RunContext, TrainingRun
@@ -32,7 +34,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
 
     Raises:
-        ConfigError: a checkpoint of another model or recipe, or none that is whole.
+        ConfigError: a checkpoint of another model or recipe, or none that is intact.
         DataError: shards that cannot be read, or too many samples that cannot be used.
         RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
         Preempted: it was asked to stop and is saved.
@@ -40,19 +42,19 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     stage, folder, ranks = plan.stage, context.folder, context.ranks
     requests, watchdog = context.requests, context.watchdog
 
-    facts = {"stage": plan.name, "precision": stage.precision, "model": model_arguments(plan), **digests(plan)}
+    facts = RunFacts(plan.name, stage.precision, model_arguments(plan), digests(plan))
 
-    # Weights: the run's own newest whole checkpoint, else the earlier stage's, else the initialization.
-    place = checkpoint_store(folder, stage)
-    checkpoint, damaged = newest_whole(known_stores(folder, place), ranks)
-    if checkpoint and any(checkpoint.manifest[key] != value for key, value in digests(plan).items()):
+    # Weights: the run's own newest intact checkpoint, else the earlier stage's, else the initialization.
+    store = checkpoint_store(folder, stage)
+    checkpoint, damaged = newest_intact(known_stores(folder, store), ranks)
+    if checkpoint and checkpoint.manifest.facts.run.digests != facts.digests:
         raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan, ranks.device)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     undecayed, scales = model.no_weight_decay(), rate_scales(layer_numbers(model), stage.optimizer.layer_decay)
     weights = None
     if start_from and not checkpoint:
-        with closing(open_whole(start_from, ranks, place.storage, place.scratch)) as start:
+        with closing(open_verified(start_from, ranks, store.storage, store.scratch)) as start:
             weights = fitted_weights(model, start, stage.start_weights, classes_digest(plan))
     engine = build_engine(model, stage, ranks)
     state = TrainingState(engine, shapes, ranks, stage.ema_decay)
@@ -62,12 +64,12 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         requests.saved(checkpoint.name)
     elif weights is not None:
         state.set_weights(weights)
-    resumed, skipped = (checkpoint.step, checkpoint.manifest["skipped_samples"]) if checkpoint else (None, 0)
+    resumed, skipped = (checkpoint.step, checkpoint.manifest.facts.skipped_samples) if checkpoint else (None, 0)
     first_step = resumed or 0
 
     with (
         Monitor(folder, plan, first_step, plan.steps, ranks, context.console) as monitor,
-        Saver(place, folder, stage.checkpoint, ranks, published=requests.saved) as saver,
+        Saver(store, folder, stage.checkpoint, ranks, on_published=requests.saved) as saver,
         ExitStack() as readers,
         requests,
     ):
@@ -141,14 +143,14 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     if ranks.is_leader:
         images = (plan.steps - first_step) * stage.batch.global_size
         folder.finish(
-            {
-                "stage": plan.name,
-                "steps": plan.steps,
-                "samples": plan.steps * stage.batch.global_size,
-                "images_per_second": round(images / seconds, 1) if images else None,
-                "checkpoint": relative_location(place.at(plan.steps), folder),
-                "weights": "ema" if session.evaluates_average else "raw",
-                "validation": accuracy.as_dict(),
-                "classes": accuracy.table(plan.classes),
-            }
+            StageResult(
+                stage=plan.name,
+                steps=plan.steps,
+                samples=plan.steps * stage.batch.global_size,
+                images_per_second=round(images / seconds, 1) if images else None,
+                checkpoint=relative_location(store.at(plan.steps), folder),
+                weights="ema" if session.evaluates_average else "raw",
+                validation=accuracy.figures,
+                classes=accuracy.table(plan.classes),
+            )
         )

@@ -7,13 +7,14 @@ from typing import Any, NoReturn
 import torch
 from rich.console import Console
 
-from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.resume import newest_whole
+from pipeline.checkpoints.manifest import RunFacts, step_name
+from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.distributed import Ranks
 from pipeline.errors import Preempted, RunFailed
 from pipeline.evaluate import Accuracy, EvaluationStopped, evaluate
+from pipeline.event_log import Event
 from pipeline.faults.preemption import StopRequests, agreed_reason
 from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.monitor import Monitor
@@ -45,8 +46,8 @@ class TrainingRun:
     state: TrainingState
     monitor: Monitor
     saver: Saver
-    facts: dict[str, Any]
-    """What the manifest of every checkpoint of the stage says."""
+    facts: RunFacts
+    """What the manifests of all checkpoints of the stage have in common."""
     step: int
     """Steps taken."""
     skipped: int
@@ -75,8 +76,7 @@ class TrainingRun:
         with self.context.watchdog.section("save"), self.monitor.aside():
             self.monitor.flush()
             samples = self.step * self.plan.stage.batch.global_size
-            facts = {**self.facts, "step": self.step, "samples": samples, "skipped_samples": self.skipped}
-            self.saver.save(self.state.live(facts))
+            self.saver.save(self.state.live(self.facts, self.step, samples, self.skipped))
 
     def save_whole(self) -> None:
         """Save the state, and wait until the checkpoint is published.
@@ -86,7 +86,7 @@ class TrainingRun:
         """
         self.save()
         with self.context.watchdog.section("save"), self.monitor.aside():
-            self.saver.finish_whole()
+            self.saver.finish_or_retry()
         self.tell_of_saves()
 
     def tell_of_saves(self) -> None:
@@ -108,7 +108,7 @@ class TrainingRun:
             saved = step_name(self.step) if self.saver.finish() else None
         self.tell_of_saves()
         if self.context.ranks.is_leader:
-            self.context.folder.events.record("stop", reason=reason, step=self.step, checkpoint=saved)
+            self.context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=saved)
         raise Preempted(reason, self.step, saved)
 
     def evaluate(self) -> Accuracy:
@@ -161,8 +161,8 @@ class TrainingRun:
         with self.context.watchdog.section("save"), self.monitor.aside():
             self.saver.finish()
             # The one from exactly there holds the weights that led to it.
-            places = known_stores(folder, checkpoint_store(folder, self.plan.stage))
-            checkpoint, damaged = newest_whole(places, ranks, before=first_bad)
+            stores = known_stores(folder, checkpoint_store(folder, self.plan.stage))
+            checkpoint, damaged = newest_intact(stores, ranks, before=first_bad)
             self.monitor.passed_over(damaged)
             if checkpoint is None:
                 raise RunFailed(
@@ -173,7 +173,7 @@ class TrainingRun:
             checkpoint.close()
         self.save_whole()
         if ranks.is_leader:
-            folder.events.record("roll_back", step=self.step, to=checkpoint.step)
+            folder.events.record(Event.ROLL_BACK, step=self.step, to=checkpoint.step)
             self.monitor.say(
                 f"steps from {first_bad + 1} to {self.step} were not finite: goes on from step {self.step} with the "
                 f"weights of {checkpoint.name}"

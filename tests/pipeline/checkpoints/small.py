@@ -89,23 +89,23 @@ def live(step: int, ranks: Ranks = ALONE) -> LiveState:
 
 
 def local(folder: Path) -> CheckpointStore:
-    """The place of the run in `folder`."""
+    """The store of the run in `folder`."""
     return CheckpointStore(str(folder / "checkpoints"), Storage(), folder / "checkpoints")
 
 
 def saver(
-    folder: Path, ranks: Ranks = ALONE, place: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
+    folder: Path, ranks: Ranks = ALONE, store: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
 ) -> Saver:
     """A saver of the run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Saver(place or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
+    return Saver(store or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
 
 
-def save(folder: Path, *steps: int, count: int = 1, place: CheckpointStore | None = None, **kept: Any) -> None:
+def save(folder: Path, *steps: int, count: int = 1, store: CheckpointStore | None = None, **kept: Any) -> None:
     """Save the state after each of `steps` by `count` ranks, each save published before the next begins."""
 
     def work(ranks: Ranks) -> None:
-        with saver(folder, ranks, place, **kept) as one:
+        with saver(folder, ranks, store, **kept) as one:
             for step in steps:
                 one.save(live(step, ranks))
                 assert one.finish()

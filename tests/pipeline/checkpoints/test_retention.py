@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.resume import newest_whole
+from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.retention import reasons_to_keep
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
@@ -45,14 +45,14 @@ def test_old_ones_go_after_each_save(tmp_path: Path) -> None:
 def test_none_goes_before_a_newer_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, keep_last=1)
     seen: list[list[str]] = []
-    place = local(tmp_path)
-    real = type(place).remove
+    store = local(tmp_path)
+    real = type(store).remove
 
     def noted(self: Any, step: int, *arguments: Any) -> None:
         seen.append([name for name in names(tmp_path / "checkpoints") if name[0] != "."])
         real(self, step, *arguments)
 
-    monkeypatch.setattr(type(place), "remove", noted)
+    monkeypatch.setattr(type(store), "remove", noted)
     save(tmp_path, 2, keep_last=1)
     assert seen == [["step-00000001", "step-00000002"]]
 
@@ -73,7 +73,7 @@ def test_set_aside_ones_do_not_count_either(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, 30, keep_last=9)
     for step in (20, 30):
         (tmp_path / "checkpoints" / step_name(step) / "buffers.safetensors").unlink()
-    checkpoint, _ = newest_whole([local(tmp_path)], ALONE)
+    checkpoint, _ = newest_intact([local(tmp_path)], ALONE)
     assert checkpoint is not None
     assert checkpoint.step == 10
     save(tmp_path, 15, keep_last=2)

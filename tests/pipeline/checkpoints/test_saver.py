@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from pipeline.checkpoints import staged as draft
+from pipeline.checkpoints import staged
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import whole_manifest
 from pipeline.checkpoints.save_task import SaveTask
@@ -21,11 +21,11 @@ from tests.support.recipes import checkpoint_bytes, events
 
 
 class Gate:
-    """Holds the writing of some files back: in place of a slow or dead disk, which cannot be had at will."""
+    """Holds the writing of some files back: in store of a slow or dead disk, which cannot be had at will."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: str = "rank-00000.safetensors") -> None:
         self.open, self.reached = threading.Event(), threading.Event()
-        real = draft._write_checked
+        real = staged._write_verified
 
         def held(path: Path, *arguments: Any) -> dict[str, Any]:
             if path.name == file:
@@ -33,7 +33,7 @@ class Gate:
                 assert self.open.wait(60)
             return real(path, *arguments)
 
-        monkeypatch.setattr(draft, "_write_checked", held)
+        monkeypatch.setattr(staged, "_write_verified", held)
 
 
 def test_files_are_byte_for_byte_those_of_the_library() -> None:
@@ -117,7 +117,7 @@ def test_reports_and_diary_tell_stall_seconds_and_bytes(tmp_path: Path) -> None:
 def test_nothing_saved_is_finished(tmp_path: Path) -> None:
     with saver(tmp_path) as one:
         assert one.finish()
-        one.finish_whole()
+        one.finish_or_retry()
     assert names(tmp_path / "checkpoints") == []
 
 
@@ -160,7 +160,7 @@ def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     folder = tmp_path / "checkpoints"
-    real, failures = draft._write_checked, [f"rank-{failing:05d}.safetensors"]
+    real, failures = staged._write_verified, [f"rank-{failing:05d}.safetensors"]
 
     def failed(path: Path, *arguments: Any) -> dict[str, Any]:
         """A disk that refuses once; a full one is in test_disk_full.py."""
@@ -170,7 +170,7 @@ def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
         return real(path, *arguments)
 
     save(tmp_path, 1, count=2)
-    monkeypatch.setattr(draft, "_write_checked", failed)
+    monkeypatch.setattr(staged, "_write_verified", failed)
 
     def work(ranks: Ranks) -> list[bool]:
         with saver(tmp_path, ranks) as one:
@@ -191,7 +191,7 @@ def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even a part that says so: what ranks tell each other in passing is enough."""
-    real_write, real_part = draft._write_checked, draft.StagedCheckpoint.put_part
+    real_write, real_part = staged._write_verified, staged.StagedCheckpoint.write_record
 
     def failed(path: Path, *arguments: Any) -> dict[str, Any]:
         """A mount that is gone on rank 1."""
@@ -199,13 +199,13 @@ def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than
             raise OSError(116, "Stale file handle")
         return real_write(path, *arguments)
 
-    def part_failed(self: draft.StagedCheckpoint, part: dict[str, Any]) -> None:
+    def part_failed(self: staged.StagedCheckpoint, part: dict[str, Any]) -> None:
         if "failed" in part:
             raise OSError(116, "Stale file handle")
         real_part(self, part)
 
-    monkeypatch.setattr(draft, "_write_checked", failed)
-    monkeypatch.setattr(draft.StagedCheckpoint, "put_part", part_failed)
+    monkeypatch.setattr(staged, "_write_verified", failed)
+    monkeypatch.setattr(staged.StagedCheckpoint, "write_record", part_failed)
 
     def work(ranks: Ranks) -> bool:
         with saver(tmp_path, ranks) as one:
@@ -257,7 +257,7 @@ def test_a_late_end_of_an_earlier_save_is_not_taken_for_the_last_one(
         one._attempt._thread.join(60)
         assert names(tmp_path / "checkpoints") == ["step-00000002"]
         assert not one.finish()
-        one.finish_whole(pause=0)
+        one.finish_or_retry(pause=0)
         assert holds(opened(tmp_path, 4), 4)
 
 
@@ -289,7 +289,7 @@ def test_an_error_of_the_run_lets_the_save_in_flight_end_and_an_interruption_doe
 def test_the_last_checkpoint_is_tried_again_and_then_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = draft._write_checked, [2]
+    real, left = staged._write_verified, [2]
 
     def failed(path: Path, *arguments: Any) -> dict[str, Any]:
         """A disk that refuses so many times."""
@@ -298,12 +298,12 @@ def test_the_last_checkpoint_is_tried_again_and_then_ends_the_run(
             raise OSError(28, "No space left on device")
         return real(path, *arguments)
 
-    monkeypatch.setattr(draft, "_write_checked", failed)
+    monkeypatch.setattr(staged, "_write_verified", failed)
 
     def work(ranks: Ranks) -> None:
         with saver(tmp_path, ranks) as one:
             one.save(live(9, ranks))
-            one.finish_whole(tries=3, pause=0.01)
+            one.finish_or_retry(tries=3, pause=0.01)
 
     together(2, work)
     assert holds(opened(tmp_path, 9), 9)
@@ -353,7 +353,7 @@ def test_a_part_of_another_attempt_is_no_part(tmp_path: Path, monkeypatch: pytes
 def test_what_reads_back_otherwise_than_written_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = draft.os.fsync
+    real = staged.os.fsync
 
     def spoiled(descriptor: int) -> None:
         """A disk that changes a byte, which cannot be had at will."""
@@ -364,7 +364,7 @@ def test_what_reads_back_otherwise_than_written_is_no_checkpoint(
             data[-1] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr(draft.os, "fsync", spoiled)
+    monkeypatch.setattr(staged.os, "fsync", spoiled)
     with saver(tmp_path) as one:
         one.save(live(1))
         assert not one.finish()
@@ -374,6 +374,6 @@ def test_what_reads_back_otherwise_than_written_is_no_checkpoint(
 
 def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    place = type(local(tmp_path))(str(tmp_path / "file/below"), local(tmp_path).storage, tmp_path / "run/checkpoints")
+    store = type(local(tmp_path))(str(tmp_path / "file/below"), local(tmp_path).storage, tmp_path / "run/checkpoints")
     with pytest.raises(ConfigError, match="checkpoint.folder: .*file/below cannot be written"):
-        saver(tmp_path / "run", ALONE, place)
+        saver(tmp_path / "run", ALONE, store)

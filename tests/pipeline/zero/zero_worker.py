@@ -77,7 +77,7 @@ def save(state: TrainingState, planned: TrainPlan, path: Path, step: int, ranks:
     run = RunFolder(path)
     with Saver(checkpoint_store(run, planned.stage), run, planned.stage.checkpoint, ranks) as saver:
         saver.save(state.live({"step": step}))
-        saver.finish_whole()
+        saver.finish_or_retry()
 
 
 def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -> None:

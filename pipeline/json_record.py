@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 Record = TypeVar("Record")
 
-FLAT: Mapping[str, Any] = types.MappingProxyType({"flat": True})
+FLAT: Mapping[str, Any] = {"flat": True}
 """Metadata of a field whose record has its keys among those of the record around it."""
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
@@ -44,7 +44,7 @@ def to_json(value: Any) -> Any:
 
 @functools.cache
 def _fields_to_write(kind: Any) -> list[tuple[str, bool, bool]]:
-    return [(field.name, field.default is None, field.metadata is FLAT) for field in dataclasses.fields(kind)]
+    return [(field.name, field.default is None, field.metadata == FLAT) for field in dataclasses.fields(kind)]
 
 
 # Parsers are made once for each type: a manifest may have hundreds of thousands of fragments.
@@ -71,7 +71,7 @@ def _parser(kind: Any) -> Callable[[Any], Any]:
 def _record_parser(kind: type) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
     fields = [
-        (field.name, _parser(hints[field.name]), field.default is dataclasses.MISSING, field.metadata is FLAT)
+        (field.name, _parser(hints[field.name]), field.default is dataclasses.MISSING, field.metadata == FLAT)
         for field in dataclasses.fields(kind)
     ]
 

@@ -61,7 +61,7 @@ class SaveTask:
         return self._thread.is_alive()
 
     def wait_written(self, patience: float) -> bool:
-        """Wait until this rank's files are complete; False if they cannot be, or make no progress for `patience` seconds."""
+        """Wait until this rank's files are complete; False if that failed, or stalled for `patience` seconds."""
         return self._wait(self._written.is_set, patience) and self.failure is None
 
     def wait_published(self, patience: float) -> bool:

@@ -13,7 +13,6 @@ import pytest
 
 from data.errors import StorageDown, StorageRefused
 from data.storage import Storage, file_size, read_bytes, remove, upload
-from pipeline.checkpoints import staged
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import CheckpointStore
@@ -31,7 +30,7 @@ STEP_3 = "step-00000003"
 
 @pytest.fixture
 def store(s3: S3Server, tmp_path: Path) -> CheckpointStore:
-    """A store of this test alone."""
+    """A store that no other test uses."""
     return CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(greatest_delay=0.2), tmp_path / "run/checkpoints")
 
 
@@ -51,7 +50,7 @@ def spoil(s3: S3Server, store: CheckpointStore, file: str, damage: str) -> None:
     s3.files().pipe_file(path, bytes(data[:-1] if damage == "cut" else data))
 
 
-def test_what_is_saved_is_read_back_and_nothing_stays_on_this_machine(
+def test_what_was_saved_is_read_back_and_nothing_stays_on_this_machine(
     s3: S3Server, store: CheckpointStore, tmp_path: Path
 ) -> None:
     save(tmp_path / "run", 3, count=2, store=store)
@@ -65,7 +64,7 @@ def test_what_is_saved_is_read_back_and_nothing_stays_on_this_machine(
         checkpoint, skipped = newest_intact([store], ranks)
         assert checkpoint is not None
         assert skipped == []
-        # So far each rank has what it hashed, which is what it saved.
+        # So far each rank has downloaded what it hashed, which is what it saved.
         mine = names(store.scratch / f".downloads/rank-0000{ranks.rank}")
         assert holds(checkpoint, 3)
         assert checkpoint.buffers()["batches"].item() == 3
@@ -78,7 +77,7 @@ def test_what_is_saved_is_read_back_and_nothing_stays_on_this_machine(
     assert holds(with_no_folder_given, 3)
 
 
-def test_old_ones_go_and_so_does_what_a_killed_save_has_left(
+def test_old_checkpoints_and_leftovers_of_a_killed_save_are_removed(
     s3: S3Server, store: CheckpointStore, tmp_path: Path
 ) -> None:
     files = s3.files()
@@ -106,7 +105,7 @@ def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, store: Check
     [("rank-00001.safetensors", "flipped"), ("buffers.safetensors", "missing"), ("rank-00000.safetensors", "cut"),
      ("manifest.json", "flipped")],
 )  # fmt: skip
-def test_damaged_ones_are_passed_over_and_out_of_the_way(
+def test_damaged_checkpoints_are_passed_over_and_set_aside(
     s3: S3Server, store: CheckpointStore, tmp_path: Path, file: str, damage: str
 ) -> None:
     save(tmp_path / "run", 1, 3, count=2, store=store)
@@ -124,13 +123,13 @@ def test_damaged_ones_are_passed_over_and_out_of_the_way(
     assert file in reason
     assert "damaged-manifest.json" in remote_names(s3, store, STEP_3)
     assert store.contents().steps == [1]
-    save(tmp_path / "run", 3, count=2, store=store)  # the run comes by again
+    save(tmp_path / "run", 3, count=2, store=store)  # the run reaches this step again
     checkpoint = open_verified(store.at(3), ALONE, store.storage)
     assert holds(checkpoint, 3)
     assert len(remote_names(s3, store, STEP_3)) == 4
 
 
-def test_connections_cut_during_uploads_only_take_time(s3: S3Server, store: CheckpointStore, tmp_path: Path) -> None:
+def test_connections_cut_during_uploads_only_cost_time(s3: S3Server, store: CheckpointStore, tmp_path: Path) -> None:
     with FaultProxy(s3.port) as proxy:
         faults = [
             Fault("cut", path="rank-00001.safetensors", method="PUT", times=2, after=5000),
@@ -144,7 +143,7 @@ def test_connections_cut_during_uploads_only_take_time(s3: S3Server, store: Chec
     assert holds(open_verified(store.at(3), ALONE, store.storage), 3)
 
 
-def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
+def test_an_upload_that_always_fails_is_recorded_and_the_next_save_works(
     s3: S3Server, store: CheckpointStore, tmp_path: Path
 ) -> None:
     with FaultProxy(s3.port) as proxy:
@@ -160,48 +159,46 @@ def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
                 return published
 
         assert together(2, work) == [[True, False, True], [True, False, True]]
-    (told,) = [entry for entry in events(tmp_path / "run") if entry["event"] == "save_failed"]
-    assert told["step"] == 3
-    assert "rank 1: " in told["reason"]
-    assert "no answer in 0 s" in told["reason"]
+    (failed_save,) = [entry for entry in events(tmp_path / "run") if entry["event"] == "save_failed"]
+    assert failed_save["step"] == 3
+    assert "rank 1: " in failed_save["reason"]
+    assert "no answer in 0 s" in failed_save["reason"]
     assert store.contents().steps == [5, 1]
     assert remote_names(s3, store, STEP_3) == []
     assert names(store.scratch) == []
 
 
-def test_a_server_that_takes_in_something_else_publishes_nothing(
+def test_an_upload_that_arrives_altered_is_not_published(
     s3: S3Server, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = staged.upload
-
     def spoiled(path: Path, *arguments: Any) -> None:
         """A byte changes on the way, which the server's own checks would not let through from here."""
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        real(path, *arguments)
+        upload(path, *arguments)
 
-    monkeypatch.setattr(staged, "upload", spoiled)
+    monkeypatch.setattr("pipeline.checkpoints.staged.upload", spoiled)
     with saver(tmp_path / "run", ALONE, store) as one:
         one.save(live(3))
         assert not one.finish()
-        assert "what was read is not what had been written" in str(one.reports()[0].failure)
+        assert "the data read back differs from what was written" in str(one.reports()[0].failure)
     assert remote_names(s3, store) == []
 
 
-def test_a_place_that_refuses_is_told_at_the_start(
+def test_a_store_that_refuses_access_is_reported_at_the_start(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readonly")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readonly")
-    # A client that no other test has, as it keeps its credentials.
+    # A client of this test alone, since clients keep their credentials.
     store = CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(give_up_after=7), tmp_path / "run/checkpoints")
     with pytest.raises(StorageRefused, match="access refused"):
         saver(tmp_path / "run", ALONE, store)
 
 
-def test_a_server_that_is_away_at_the_start_is_no_empty_place(s3: S3Server, store: CheckpointStore) -> None:
-    """It would begin the run anew."""
+def test_a_server_that_is_unreachable_at_the_start_is_not_an_empty_store(s3: S3Server, store: CheckpointStore) -> None:
+    """The run would start over."""
     with FaultProxy(s3.port) as proxy:
         proxy.faults.append(Fault("status", path="", method="GET"))
         storage = replace(store.storage, endpoint=proxy.url, give_up_after=0.3)
@@ -209,12 +206,12 @@ def test_a_server_that_is_away_at_the_start_is_no_empty_place(s3: S3Server, stor
             newest_intact([replace(store, storage=storage)], ALONE)
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(store: CheckpointStore) -> None:
+def test_a_checkpoint_that_does_not_exist_is_refused(store: CheckpointStore) -> None:
     with pytest.raises(ConfigError, match="not a checkpoint"):
         open_checkpoint(store.at(3), store.storage)
 
 
-def test_large_files_go_up_in_parts_each_sent_again_by_itself(s3: S3Server, tmp_path: Path) -> None:
+def test_large_files_are_uploaded_in_parts_that_are_retried_one_by_one(s3: S3Server, tmp_path: Path) -> None:
     path, part = tmp_path / "large", 5 * 2**20
     path.write_bytes(os.urandom(3 * part + 17))
     location = f"s3://test/{uuid.uuid4().hex}/large"
@@ -234,7 +231,7 @@ def test_large_files_go_up_in_parts_each_sent_again_by_itself(s3: S3Server, tmp_
         file_size(location, Storage())
 
 
-def test_an_upload_in_parts_that_fails_leaves_no_parts(s3: S3Server, tmp_path: Path) -> None:
+def test_a_failed_upload_in_parts_leaves_no_parts(s3: S3Server, tmp_path: Path) -> None:
     path, part = tmp_path / "large", 5 * 2**20
     path.write_bytes(os.urandom(2 * part))
     name = uuid.uuid4().hex
@@ -247,7 +244,7 @@ def test_an_upload_in_parts_that_fails_leaves_no_parts(s3: S3Server, tmp_path: P
 
 
 def test_a_file_system_is_not_shared_with_a_fork(s3: S3Server, store: CheckpointStore) -> None:
-    """Its event loop stays behind, and requests would wait for ever."""
+    """Its event loop stays behind, and requests would wait forever."""
     program = (
         "import os, sys; from data.storage import Storage, file_size; where = sys.argv[1];"
         "file_size(where, Storage()); child = os.fork();"

@@ -35,6 +35,7 @@ from pipeline.weights import build_model, load_weights, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import autocast, build_engine, model_dtype, optimizer_step, set_learning_rate
 from pipeline.zero.fragments import optimizer_steps, publish_masters, set_optimizer_steps
+from tests.support.records import RUN
 from tests.support.training import train_here
 
 COMPILE_BLOCKS = CoAtNet.compile_blocks
@@ -76,7 +77,7 @@ def built(planned: TrainPlan, ranks: Ranks) -> tuple[Any, TrainingState]:
 def save(state: TrainingState, planned: TrainPlan, path: Path, step: int, ranks: Ranks) -> None:
     run = RunFolder(path)
     with Saver(checkpoint_store(run, planned.stage), run, planned.stage.checkpoint, ranks) as saver:
-        saver.save(state.live({"step": step}))
+        saver.save(state.live(RUN, step, 0, 0))
         saver.finish_or_retry()
 
 

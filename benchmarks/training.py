@@ -133,7 +133,7 @@ def _our_step(plan: TrainPlan, batches: list[MicroBatch], ranks: Ranks) -> Calla
     engine = build_engine(build_model(plan, ranks.device), plan.stage, ranks)
     engine.train()
     reader, steps, clock = itertools.cycle(batches), itertools.count(), StepClock(ranks.device)
-    watchdog = Watchdog(plan.stage.watchdog, 0, 1, Path(os.devnull), _end)
+    watchdog = Watchdog(plan.stage.watchdog, 0, 1, "node", Path(os.devnull), _end)
     return lambda: take_step(engine, plan, reader, next(steps), ranks, [0.0] * 4, clock, watchdog)
 
 

@@ -84,8 +84,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
                 step_began = time.monotonic()
                 rate = plan.learning_rate(session.step)
                 set_learning_rate(engine, rate)
-                times = monitor.clock.slots(ranks.rank, ranks.world_size)
-                notes = [*requests.flags, float(monitor.wants_histograms(session.step + 1)), *times]
+                times = monitor.clock.contribution(ranks.rank, ranks.world_size)
+                notes = [*requests.flags, float(monitor.histograms_due(session.step + 1)), *times]
                 result = take_step(engine, plan, reader, session.step, ranks, notes, monitor.clock, watchdog)
                 stop = agreed_reason(result.notes[: len(REASONS)])
                 histograms_wanted, *times_of_ranks = result.notes[len(REASONS) :]
@@ -94,16 +94,16 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
                     if sample_log:
                         sample_log.write(session.step, result.batches)
                 if session.step == 0:
-                    monitor.pictures(grid(viewable(result.pictures)))
+                    monitor.images(grid(viewable(result.pictures)))
                 first_bad = not_finite.count(session.step, result)
                 session.step += 1
                 session.skipped += result.skipped
                 monitor.clock.step_done()
-                monitor.rank_times(times_of_ranks)
+                monitor.add_rank_times(times_of_ranks)
                 requests.margin.step_took(time.monotonic() - step_began)
 
             if session.due(stage.log.every_steps) or session.step == 1 or session.ended:
-                with monitor.aside():
+                with monitor.paused():
                     norms = weight_and_update_norms(
                         state.fragments, stage.model.variant, stage.optimizer, ranks,
                         rate=rate, steps=optimizer_steps(engine), undecayed=undecayed, rate_scale=scales,
@@ -117,14 +117,14 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
                 }
                 monitor.step(session.step, {**scalars, **norms})
             if histograms_wanted:
-                with monitor.aside():
+                with monitor.paused():
                     monitor.histograms(session.step, weight_histograms(state.fragments, list(shapes), ranks))
 
             if first_bad is not None:
                 session.roll_back(first_bad)
                 reader.close()
                 reader = readers.enter_context(closing(read_micro_batches(plan, folder, ranks, session.step)))
-                not_finite.start_again()
+                not_finite.reset()
             # A row of steps that are not finite is not saved: weights from before it are what a roll-back needs.
             save_is_due = save_is_due or session.due(stage.checkpoint.every_steps)
             if session.ended or (save_is_due and not not_finite.in_a_row):

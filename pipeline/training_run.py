@@ -72,7 +72,7 @@ class TrainingRun:
         """Begin to save the state, unless it is saved; a second call after one step does nothing."""
         if self.step == self.resumed_from:
             return
-        with self.context.watchdog.section("save"), self.monitor.aside():
+        with self.context.watchdog.section("save"), self.monitor.paused():
             self.monitor.flush()
             samples = self.step * self.plan.stage.batch.global_size
             facts = {**self.facts, "step": self.step, "samples": samples, "skipped_samples": self.skipped}
@@ -85,7 +85,7 @@ class TrainingRun:
             RunFailed: it cannot be.
         """
         self.save()
-        with self.context.watchdog.section("save"), self.monitor.aside():
+        with self.context.watchdog.section("save"), self.monitor.paused():
             self.saver.finish_whole()
         self.tell_of_saves()
 
@@ -124,7 +124,7 @@ class TrainingRun:
         try:
             with (
                 self.context.watchdog.section("evaluation"),
-                self.monitor.aside(),
+                self.monitor.paused(),
                 self.state.averaged() if self.evaluates_average else nullcontext(),
             ):
                 accuracy = evaluate(
@@ -133,7 +133,7 @@ class TrainingRun:
                     self.context.folder,
                     self.context.ranks,
                     model_dtype(stage.precision),
-                    lambda: requests.wanted is not None and (stepped or requests.signalled),
+                    lambda: requests.reason is not None and (stepped or requests.signalled),
                 )
         except EvaluationStopped:
             flags = torch.tensor(requests.flags, device=self.context.ranks.device)
@@ -158,12 +158,12 @@ class TrainingRun:
             RunFailed: there is no checkpoint from before.
         """
         folder, ranks = self.context.folder, self.context.ranks
-        with self.context.watchdog.section("save"), self.monitor.aside():
+        with self.context.watchdog.section("save"), self.monitor.paused():
             self.saver.finish()
             # The one from exactly there holds the weights that led to it.
             places = known_stores(folder, checkpoint_store(folder, self.plan.stage))
             checkpoint, damaged = newest_whole(places, ranks, before=first_bad)
-            self.monitor.passed_over(damaged)
+            self.monitor.damaged_checkpoints(damaged)
             if checkpoint is None:
                 raise RunFailed(
                     f"steps from {first_bad + 1} on were not finite, and there is no checkpoint from before step "
@@ -174,7 +174,7 @@ class TrainingRun:
         self.save_whole()
         if ranks.leads:
             folder.events.record("roll_back", step=self.step, to=checkpoint.step)
-            self.monitor.say(
+            self.monitor.notify(
                 f"steps from {first_bad + 1} to {self.step} were not finite: goes on from step {self.step} with the "
                 f"weights of {checkpoint.name}"
             )

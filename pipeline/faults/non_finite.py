@@ -24,7 +24,7 @@ class NonFiniteSteps:
         self.total = 0
         """Of this start."""
 
-    def start_again(self) -> None:
+    def reset(self) -> None:
         """The run was rolled back."""
         self.in_a_row = 0
 

@@ -59,7 +59,7 @@ class Monitor:
         if console is None:
             return
         self._console = console
-        self._events = EventFile(folder.tensorboard, first_step + 1, self.say)
+        self._events = EventFile(folder.tensorboard, first_step + 1, self.notify)
         self._intervals = 0
         self._rank_times = RankTimes(ranks.world_size)
         self._histograms_asked = False
@@ -79,25 +79,25 @@ class Monitor:
         """Say where the run starts, and which checkpoints were passed over."""
         if not self._leads:
             return
-        self.passed_over(damaged)
+        self.damaged_checkpoints(damaged)
         self._folder.events.record(
             "resume" if checkpoint else "start", step=self._first_step, ranks=self._ranks.world_size
         )
         if checkpoint:
-            self.say(f"continues from checkpoint {checkpoint}")
+            self.notify(f"continues from checkpoint {checkpoint}")
         # One step beyond the first, or a start that fails before its first save would leave another copy behind.
         for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
             self._events.add(summary, self._first_step + 1)
         self._events.flush()
 
-    def passed_over(self, damaged: Sequence[str]) -> None:
+    def damaged_checkpoints(self, damaged: Sequence[str]) -> None:
         """Say which checkpoints are damaged, and why."""
         for reason in damaged if self._leads else []:
             self._folder.events.record("checkpoint_damaged", reason=reason)
-            self.say(f"passed over a checkpoint: {reason}")
+            self.notify(f"passed over a checkpoint: {reason}")
 
-    def rank_times(self, seconds: Sequence[float]) -> None:
-        """The sum over the ranks of `clock.slots`: what the ranks' last steps took."""
+    def add_rank_times(self, seconds: Sequence[float]) -> None:
+        """The sum over the ranks of `clock.contribution`: what the ranks' last steps took."""
         if self._leads:
             self._rank_times.add(seconds)
 
@@ -135,15 +135,15 @@ class Monitor:
         self._intervals += 1
         state = f"loss {loss:.4f}  {speed:,.0f} images/s  ETA {eta}"
         self._progress.update(self._task, completed=step, state=state)
-        self.say(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
+        self.notify(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
         for message in slow_ranks:
-            self.say(message)
+            self.notify(message)
         self._histograms_asked = self._histograms_asked or os.path.exists(self._histogram_request)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Keep what happens inside, such as a save, out of the images per second."""
-        with self.clock.aside():
+        with self.clock.paused():
             yield
 
     def saved(self, reports: Sequence[SaveReport]) -> None:
@@ -153,7 +153,7 @@ class Monitor:
             if report.failure is None:
                 points["wall_time/checkpoint_write_seconds"] = report.seconds
             else:
-                self.say(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run goes on")
+                self.notify(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run goes on")
             self._events.add(charts.scalars(points), report.step)
             self._events.flush()
 
@@ -170,15 +170,15 @@ class Monitor:
         # In this order: what the event log has is not done again after a kill.
         self._events.flush()
         self._folder.events.record("evaluation", step=step, **accuracy.as_dict())
-        self.say(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
+        self.notify(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
 
-    def pictures(self, canvas: NDArray[np.uint8]) -> None:
+    def images(self, canvas: NDArray[np.uint8]) -> None:
         """Show pictures (H, W, 3) uint8 as the model sees them in its first step."""
         if self._leads:
             picture = image("train/images", canvas, dataformats="HWC")  # type: ignore[no-untyped-call]
             self._events.add(picture, 1)
 
-    def wants_histograms(self, step: int) -> bool:
+    def histograms_due(self, step: int) -> bool:
         """On the leader, whether all ranks are to make histograms after step `step`; False on the others.
 
         The recipe asks for them every so many steps, a person by a file `histograms` in the run folder, which is
@@ -198,7 +198,7 @@ class Monitor:
             with suppress(OSError):
                 self._histogram_request.unlink()
             self._histograms_asked = False
-            self.say(f"histograms of the weights after step {step} are in TensorBoard")
+            self.notify(f"histograms of the weights after step {step} are in TensorBoard")
 
     def go_back(self, step: int) -> None:
         """The run goes on from step `step`: TensorBoard drops what it has shown beyond."""
@@ -210,7 +210,7 @@ class Monitor:
         if self._leads:
             self._events.flush()
 
-    def say(self, message: str, *, show: bool = True) -> None:
+    def notify(self, message: str, *, show: bool = True) -> None:
         """A line in the log and, unless told otherwise, above the progress bar."""
         log.info("%s  %s", self._plan.name, message)
         if show and self._leads:

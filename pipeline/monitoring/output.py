@@ -38,7 +38,7 @@ class LossyFile(io.FileIO):
         return memoryview(data).nbytes if written is None else written
 
 
-def divert_output(folder: RunFolder, rank: int) -> Console:
+def redirect_output(folder: RunFolder, rank: int) -> Console:
     """Send log messages, and what libraries print, to the log of this rank; returns the standard output as it was."""
     people = Console(file=_text(LossyFile(os.dup(1))), highlight=False)
     path = folder.log_file(rank)

@@ -58,7 +58,7 @@ class StepClock:
             self._computed += time.perf_counter() - began
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """What happens inside, such as a save, belongs to no step."""
         began = time.perf_counter()
         yield
@@ -72,7 +72,7 @@ class StepClock:
         self._last_waited, self._last_computed, self._last_events = self._waited, self._computed, self._events
         self._waited, self._computed, self._events = 0.0, 0.0, []
 
-    def of_last_step(self) -> tuple[float, float]:
+    def last_step_times(self) -> tuple[float, float]:
         """Seconds that the last finished step waited for data and computed forward on this rank; 0 before there is one.
 
         On a GPU, returns when the forwards of that step are over.
@@ -83,13 +83,13 @@ class StepClock:
         self._last_events = []
         return self._last_waited, self._last_computed
 
-    def slots(self, rank: int, world_size: int) -> list[float]:
-        """`of_last_step` in this rank's places of 2 x world_size zeros: all data waits, then all forwards.
+    def contribution(self, rank: int, world_size: int) -> list[float]:
+        """`last_step_times` in this rank's places of 2 x world_size zeros: all data waits, then all forwards.
 
         The sum over the ranks is what `RankTimes.add` takes.
         """
         slots = [0.0] * (2 * world_size)
-        slots[rank], slots[world_size + rank] = self.of_last_step()
+        slots[rank], slots[world_size + rank] = self.last_step_times()
         return slots
 
     def interval(self) -> Interval | None:

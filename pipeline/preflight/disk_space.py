@@ -14,7 +14,7 @@ from models.complexity import count_parameters
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.memory_estimate import checkpoint_bytes
-from pipeline.preflight.finding import Finding, refusal
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.run_folder import run_folder
 
@@ -100,7 +100,7 @@ def _examine_remote(place: CheckpointStore, need: Need) -> Finding:
     except Exception as error:
         if isinstance(error, OSError | NotImplementedError):
             error = ConfigError(f"{place.location} cannot be written ({error}); use a place that can")
-        return refusal(need.stage, error)
+        return finding_of_error(need.stage, error)
     what = f"checkpoints: {place.location} can be written; at most {need.most} of {gigabytes(need.each)}"
     return Finding("ok", need.stage, what)
 

@@ -13,21 +13,21 @@ def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
     """Model, picture size, compiler, and how a batch is shared; with `elsewhere` the stage runs on other machines."""
     found, stage = Findings(name), recipe.stages[name]
     asked = stage.resources
-    with found.told():
+    with found.capture():
         check_model(recipe, stage, "")
         found.ok(f"model: {stage.model.name} at {stage.resolution} pixels, {stage.precision}")
     if isinstance(stage, TrainStage):
         if stage.compile and not elsewhere:
-            with found.told():
+            with found.capture():
                 check_compiler("")
-        with found.told():
+        with found.capture():
             check_ranks(stage, asked.ranks, "")
             found.ok(
                 f"batch: {stage.batch.global_size:,} pictures as {stage.batch.micro_batches:,} micro-batches of "
                 f"{stage.batch.micro_size} on {asked.nodes} x {asked.ranks_per_node} ranks, "
                 f"{stage.batch.micro_batches // asked.ranks} each"
             )
-        with found.told():  # lanes against samples as many as could be wanted
+        with found.capture():  # lanes against samples as many as could be wanted
             sample_order(stage, recipe.seed, np.array([stage.data.lanes]), "")
     if asked.cpus_per_rank is not None and asked.cpus_per_rank < stage.data.workers:
         found.warning(

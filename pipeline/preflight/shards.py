@@ -40,12 +40,12 @@ class ShardAssessor:
         if validation is not None and not training:
             plan = Plan(name, self.recipe.seed, stage, validation, cache_of(stage))
         elif validation is not None and train is not None:
-            with found.told():
+            with found.capture():
                 plan = train_plan(self.recipe, name, train, validation)
         if plan is not None:
-            with found.told():
+            with found.capture():
                 self._examine_cache(plan, found)
-            with found.told():
+            with found.capture():
                 self._examine_run_folder(plan, found)
         return found, plan
 
@@ -57,7 +57,7 @@ class ShardAssessor:
             assert self.recipe.shards is not None
             found.ok(f"data.{part}: the chain builds the shards first, from {self.recipe.shards.source}")
             return None
-        with found.told():
+        with found.capture():
             dataset = stage_dataset(stage, part, "")
             check_shards(dataset.index, dataset.storage)
             looked = (dataset.index.folder, dataset.index.digest)

@@ -16,7 +16,7 @@ from data.index import read_index
 from jobs.commands.doctor import summary
 from pipeline.monitoring.progress import StageProgress
 from pipeline.preflight.finding import Finding
-from pipeline.preflight.nodes import read_report
+from pipeline.preflight.report import read_report
 from tests.support.command import coatnet
 from tests.support.recipes import write_recipe
 

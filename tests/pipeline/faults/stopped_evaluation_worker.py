@@ -31,7 +31,7 @@ def stopped_at(number: int, folder: RunFolder, planned: TrainPlan, ranks: Ranks)
 
     def met(*arguments: Any) -> Any:
         if seen[0] == number and ranks.rank == 1:
-            signals._take(signal.SIGTERM)
+            signals._handler(signal.SIGTERM)
         seen[0] += 1
         return evaluate(*arguments)
 

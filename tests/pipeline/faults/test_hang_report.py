@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.distributed import KeyValueStore
-from pipeline.faults.hang_report import RankPosition, alarm, announce, describe_hang, gather_hang_report
+from pipeline.faults.hang_report import RankPosition, alarm_reason, announce_node, describe_hang, gather_hang_report
 
 
 def at(phase: str, step: int = 12, micro_batch: int = 1, *, section: str = "step", turn: int = 9) -> RankPosition:
@@ -53,9 +53,9 @@ def test_all_ranks_hear_the_same_and_who_does_not_answer_is_named(
         report = at("reading") if rank == 1 else WAITS
         told[rank] = gather_hang_report(store, rank, 3, report, f"reason of {rank}")
 
-    assert alarm(store) is None
+    assert alarm_reason(store) is None
     for rank in range(3):
-        announce(store, rank, f"node-{rank}")
+        announce_node(store, rank, f"node-{rank}")
     threads: list[Any] = [threading.Thread(target=take_part, args=[rank]) for rank in range(3) if rank != silent]
     for thread in threads:
         thread.start()
@@ -63,7 +63,7 @@ def test_all_ranks_hear_the_same_and_who_does_not_answer_is_named(
         thread.join(60)
     assert len(told) == len(threads)
     assert len(set(told.values())) == 1
-    assert (alarm(store) or "").startswith("reason of ")
+    assert (alarm_reason(store) or "").startswith("reason of ")
     expected = "rank 1 on node-a is behind" if silent is None else f"rank {silent} on node-{silent} does not answer"
     assert expected in told[1]
-    assert f"({alarm(store)})" in told[1]
+    assert f"({alarm_reason(store)})" in told[1]

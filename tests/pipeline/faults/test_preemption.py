@@ -65,7 +65,7 @@ def test_outside_the_loop_a_signal_ends_the_process_at_once(number: signal.Signa
     process = start(f"signals.last_checkpoint = '{whole}'; wait_in_native_code()")
     wait_until_ready(process)
     process.send_signal(number)
-    known = f"{whole} is whole; " if whole else ""
+    known = f"{whole} is complete; " if whole else ""
     assert told(process) == f"stopped by {number.name}; {known}the same command continues from the last checkpoint"
 
 
@@ -78,10 +78,10 @@ def test_in_the_loop_the_deadline_ends_what_hangs_and_says_what_is_whole(saved: 
     wait_until_ready(process)
     began = time.monotonic()
     process.send_signal(signal.SIGUSR2)
-    what = "step-00000007 is whole, and the same command continues from it"
+    what = "step-00000007 is complete, and the same command continues from it"
     if not saved:
-        what = "nothing was saved before, so it begins anew"
-    assert told(process) == f"stopped by SIGUSR2; its save was not whole after checkpoint.grace_seconds (1); {what}"
+        what = "nothing had been saved, so the same command starts over"
+    assert told(process) == f"stopped by SIGUSR2; its save was not complete after checkpoint.grace_seconds (1); {what}"
     assert time.monotonic() - began >= 1
 
 
@@ -90,8 +90,8 @@ def test_the_same_wish_again_is_not_a_second_one_but_a_later_signal_is() -> None
     import threading
     stopping._SAME_REQUEST_SECONDS = 1e9
     requests = StopRequests(signals, 600)
-    hear = requests._heard
-    requests._heard = lambda number: (hear(number), print(number.name, flush=True))
+    hear = requests._received
+    requests._received = lambda number: (hear(number), print(number.name, flush=True))
     def make_late():
         sys.stdin.readline()
         stopping._SAME_REQUEST_SECONDS = -1.0
@@ -112,14 +112,16 @@ def test_the_same_wish_again_is_not_a_second_one_but_a_later_signal_is() -> None
     process.stdin.flush()
     assert process.stdout.readline() == "late\n"
     process.send_signal(signal.SIGTERM)
-    assert told(process).startswith("stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing was saved")
+    assert told(process).startswith(
+        "stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing had been saved"
+    )
 
 
 def test_a_wish_that_came_too_late_for_the_loop_ends_the_process_behind_it() -> None:
     body = """
     with StopRequests(signals, 600) as requests:
         os.kill(os.getpid(), 15)
-        while not requests.wanted:
+        while not requests.reason:
             pass
     print("went on")
     """
@@ -140,17 +142,17 @@ def test_the_reason_is_agreed_from_the_flags_of_all_ranks() -> None:
 
     signals = StopSignals(end)  # type: ignore[arg-type]
     quiet = StopRequests(signals, 600, TimeLimit(time.time() + 10_000))
-    assert quiet.wanted is None
+    assert quiet.reason is None
     assert agreed_reason(quiet.flags) is None
     near = StopRequests(signals, 600, TimeLimit(time.time() + 25))
-    assert near.wanted == TIME_LIMIT
+    assert near.reason == TIME_LIMIT
     far = StopRequests(signals, 600, TimeLimit(time.time() + 1000))
-    assert far.wanted is None
+    assert far.reason is None
     far.margin.save_took(1000)
-    assert far.wanted == TIME_LIMIT
+    assert far.reason == TIME_LIMIT
     told = StopRequests(signals, 600)
-    told._heard(signal.SIGUSR1)
-    assert told.wanted == "SIGUSR1"
+    told._received(signal.SIGUSR1)
+    assert told.reason == "SIGUSR1"
     summed = [sum(flags) for flags in zip(quiet.flags, near.flags, told.flags, told.flags, strict=True)]
     assert summed == [0, 2, 0, 1]
     assert agreed_reason(summed) == "SIGUSR1"

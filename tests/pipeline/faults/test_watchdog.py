@@ -33,7 +33,7 @@ def stuck(library):
     for _ in range(2):
         library.pthread_mutex_lock(lock)
 
-with watchdog.Watchdog(WatchdogSettings(setup_seconds=600.0, least_seconds=3.0, factor=2.0), 0, 1, Path(sys.argv[1]), end) as dog:
+with watchdog.Watchdog(WatchdogSettings(setup_seconds=600.0, least_seconds=3.0, factor=2.0), 0, 1, "node", Path(sys.argv[1]), end) as dog:
     for step in range(3):
         with dog.section("step"):
             dog.at("computing", step, 0)
@@ -105,7 +105,7 @@ def watched(
         ended.set()
         over.wait()
 
-    with Watchdog(settings, 0, 1, log, end) as watchdog:  # type: ignore[arg-type]
+    with Watchdog(settings, 0, 1, "node", log, end) as watchdog:  # type: ignore[arg-type]
         yield watchdog, ends, ended
     over.set()
 
@@ -115,7 +115,7 @@ def test_limits_are_those_of_setup_until_a_section_has_been_seen_and_then_learne
 ) -> None:
     now = 0.0
     monkeypatch.setattr("pipeline.faults.watchdog.time.monotonic", lambda: now)
-    watchdog = Watchdog(SETTINGS, 0, 1, tmp_path / "log", lambda code, message: pytest.fail(message))
+    watchdog = Watchdog(SETTINGS, 0, 1, "node", tmp_path / "log", lambda code, message: pytest.fail(message))
 
     def limits() -> list[float]:
         return [watchdog._limit(name) for name in ("setup", "step", "save", "evaluation")]

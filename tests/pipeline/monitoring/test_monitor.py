@@ -58,10 +58,10 @@ def take_steps(monitor: Monitor, first: int, last: int, value: float) -> None:
     """As the training loop does, with everything in every step that TensorBoard can show."""
     fragment = Fragment("stem.conv1.weight", 0, 4, {"master": torch.full((4,), value)}, True)
     if first == 0:
-        monitor.pictures(np.zeros((4, 4, 3), np.uint8))
+        monitor.images(np.zeros((4, 4, 3), np.uint8))
     for step in range(first + 1, last + 1):
         monitor.clock.step_done()
-        monitor.rank_times([0.0, 0.0])
+        monitor.add_rank_times([0.0, 0.0])
         monitor.step(step, {"train/loss": value, "update_ratio/stem": value})
         monitor.histograms(step, weight_histograms([fragment], ["stem.conv1.weight"], ALONE))
         monitor.saved([SaveReport(step, f"step-{step:08d}", stall=0.1, seconds=0.2, bytes=1, failure=None)])
@@ -173,7 +173,7 @@ def test_a_file_asks_for_histograms_which_are_made_once(planned: Callable[..., P
     asked = []
     with started.monitor as monitor:
         for step in range(1, 7):
-            asked.append(monitor.wants_histograms(step))
+            asked.append(monitor.histograms_due(step))
             if asked[-1]:
                 monitor.histograms(step, {})
             if step == 3:
@@ -188,7 +188,7 @@ def test_a_file_asks_for_histograms_which_are_made_once(planned: Callable[..., P
 
 def test_the_recipe_asks_for_histograms_every_so_many_steps(planned: Callable[..., Plan], folder: RunFolder) -> None:
     with Started(folder, planned("log.histograms_every_steps=3"), 0, 40, ALONE).monitor as monitor:
-        assert [step for step in range(1, 10) if monitor.wants_histograms(step)] == [3, 6, 9]
+        assert [step for step in range(1, 10) if monitor.histograms_due(step)] == [3, 6, 9]
 
 
 def test_other_ranks_write_and_ask_nothing(planned: Callable[..., Plan], folder: RunFolder) -> None:
@@ -196,7 +196,7 @@ def test_other_ranks_write_and_ask_nothing(planned: Callable[..., Plan], folder:
     (folder.path / "histograms").touch()
     with Started(folder, planned("log.histograms_every_steps=1"), 0, 40, follower).monitor as monitor:
         take_steps(monitor, 0, 3, 1.0)
-        assert not monitor.wants_histograms(4)
+        assert not monitor.histograms_due(4)
     assert list(folder.tensorboard.iterdir()) == []
     assert (folder.path / "histograms").exists()
     assert not (folder.path / "events.jsonl").exists()
@@ -212,7 +212,7 @@ def test_speed_and_samples_follow_from_the_steps_of_the_interval(
         for step in range(11, 15):
             now += 0.5
             monitor.clock.step_done()
-            with monitor.aside():
+            with monitor.paused():
                 now += 100.0
             if step % 2 == 0:
                 monitor.step(step, {"train/loss": 0.25})
@@ -232,7 +232,7 @@ def test_a_rank_that_stays_slow_is_named(planned: Callable[..., Plan], folder: R
     with started.monitor as monitor:
         for step in range(1, 4):
             monitor.clock.step_done()
-            monitor.rank_times([0.0, 0.0, 1e6, 0.0] + [1.0] * 4)
+            monitor.add_rank_times([0.0, 0.0, 1e6, 0.0] + [1.0] * 4)
             monitor.step(step, {"train/loss": 0.0})
     assert steps(folder.tensorboard)["wall_time_of_ranks/data_wait_slowest_rank"] == [1, 2, 3]
     assert started.output.getvalue().count("rank 2 waits longest for data") == 1

@@ -13,9 +13,9 @@ from tests.support.command import environment
 TALK = """
 import logging, sys
 from pathlib import Path
-from pipeline.monitoring.output import divert_output
+from pipeline.monitoring.output import redirect_output
 from pipeline.run_folder import RunFolder
-people = divert_output(RunFolder(Path(sys.argv[1])), int(sys.argv[2]))
+people = redirect_output(RunFolder(Path(sys.argv[1])), int(sys.argv[2]))
 for number in range(3):
     logging.info("message %d", number)
     print("a library prints")

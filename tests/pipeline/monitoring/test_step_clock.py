@@ -29,19 +29,19 @@ def run_step(clock: StepClock, time: Time, waiting: float, computing: float, oth
 
 def test_a_step_is_divided_into_waiting_computing_and_the_rest(time: Time) -> None:
     clock = StepClock(torch.device("cpu"))
-    assert clock.of_last_step() == (0.0, 0.0)
+    assert clock.last_step_times() == (0.0, 0.0)
     run_step(clock, time, 1.0, 2.0, 4.0)
-    assert clock.of_last_step() == (1.0, 2.0)
+    assert clock.last_step_times() == (1.0, 2.0)
     with clock.waiting_for_data():
         time.now += 16.0
     # The step in progress is not in it.
-    assert clock.of_last_step() == (1.0, 2.0)
+    assert clock.last_step_times() == (1.0, 2.0)
 
 
 def test_each_rank_fills_its_own_slots(time: Time) -> None:
     clock = StepClock(torch.device("cpu"))
     run_step(clock, time, 1.0, 2.0, 4.0)
-    assert clock.slots(rank=1, world_size=3) == [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]
+    assert clock.contribution(rank=1, world_size=3) == [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]
 
 
 def test_an_interval_has_the_percentiles_of_its_steps_and_begins_anew(time: Time) -> None:
@@ -57,7 +57,7 @@ def test_an_interval_has_the_percentiles_of_its_steps_and_begins_anew(time: Time
 
 def test_what_happens_aside_belongs_to_no_step(time: Time) -> None:
     clock = StepClock(torch.device("cpu"))
-    with clock.aside():
+    with clock.paused():
         time.now += 1000.0
     run_step(clock, time, 0.0, 0.0, 2.0)
     run_step(clock, time, 0.0, 0.0, 4.0)
@@ -89,7 +89,7 @@ def test_on_a_gpu_the_forward_is_measured_by_events_read_when_they_are_over(
     clock = StepClock(torch.device("cuda", 0))
     run_step(clock, time, 1.0, 100.0, 0.0)
     assert not synchronized
-    assert clock.of_last_step() == (1.0, pytest.approx(6e-3))
-    assert clock.of_last_step() == (1.0, pytest.approx(6e-3))
+    assert clock.last_step_times() == (1.0, pytest.approx(6e-3))
+    assert clock.last_step_times() == (1.0, pytest.approx(6e-3))
     run_step(clock, time, 0.0, 0.0, 0.0)
-    assert clock.of_last_step() == (0.0, pytest.approx(6e-3))
+    assert clock.last_step_times() == (0.0, pytest.approx(6e-3))

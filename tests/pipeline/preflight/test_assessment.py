@@ -18,7 +18,7 @@ from pipeline.preflight.assessment import (
     assess_reading,
     assess_writing,
 )
-from pipeline.preflight.finding import Finding, refusal
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.sections import DataSettings, Resources
 
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0", "coatnet": "0123"}
@@ -154,4 +154,4 @@ def test_what_fails_on_some_ranks_is_told_with_their_nodes() -> None:
     ],
 )  # fmt: skip
 def test_errors_are_parted_into_what_is_wrong_and_the_mend(error: Exception, what: str, fix: str) -> None:
-    assert refusal("pretrain", error) == Finding("error", "pretrain", what, fix)
+    assert finding_of_error("pretrain", error) == Finding("error", "pretrain", what, fix)

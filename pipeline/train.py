@@ -12,7 +12,7 @@ from pipeline.faults.preemption import REASONS, agreed_reason
 from pipeline.images import grid, viewable
 from pipeline.monitoring.histograms import weight_histograms
 from pipeline.monitoring.monitor import Monitor
-from pipeline.monitoring.norms import weight_and_update_norms
+from pipeline.monitoring.norms import AdamWStep, weight_and_update_norms
 from pipeline.monitoring.sample_log import SampleLog
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import classes_digest, digests, relative_location
@@ -104,10 +104,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
 
             if session.due(stage.log.every_steps) or session.step == 1 or session.ended:
                 with monitor.paused():
-                    norms = weight_and_update_norms(
-                        state.fragments, stage.model.variant, stage.optimizer, ranks,
-                        rate=rate, steps=optimizer_steps(engine), undecayed=undecayed, rate_scale=scales,
-                    )  # fmt: skip
+                    last_step = AdamWStep(stage.optimizer, rate, optimizer_steps(engine), undecayed, scales)
+                    norms = weight_and_update_norms(state.fragments, stage.model.variant, last_step, ranks)
                 scalars = {
                     "train/loss": result.loss,
                     "train/learning_rate": rate,

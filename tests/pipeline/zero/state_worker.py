@@ -19,7 +19,7 @@ from models.coatnet import CoAtNet
 from models.registry import create_model
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.monitoring.histograms import EDGES, weight_histograms
-from pipeline.monitoring.norms import stage_names, stage_places, weight_and_update_norms
+from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
 from pipeline.recipe.schema import TrainStage
 from pipeline.zero.engine import build_engine, optimizer_step, set_learning_rate
 from pipeline.zero.fragments import Fragment, fragments, optimizer_steps
@@ -121,11 +121,9 @@ def train_and_measure(case: str, ranks: Ranks) -> dict[str, Any]:
 def norms(
     everything: Any, kept: Any, engine: Any, model: CoAtNet, stage: TrainStage, undecayed: set[str], ranks: Ranks
 ) -> dict[str, Any]:
-    found = weight_and_update_norms(
-        everything, model.variant, stage.optimizer, ranks,
-        rate=RATE, steps=optimizer_steps(engine), undecayed=undecayed, rate_scale={},
-    )  # fmt: skip
-    names, place = stage_names(model.variant), stage_places(model.variant)
+    last_step = AdamWStep(stage.optimizer, RATE, optimizer_steps(engine), undecayed, {})
+    found = weight_and_update_norms(everything, model.variant, last_step, ranks)
+    names, place = stage_names(model.variant), stage_index(model.variant)
     squares = torch.zeros(2, len(names), dtype=torch.float64)
     for fragment, copy in zip(everything, kept, strict=True):
         if fragment.saved_here:

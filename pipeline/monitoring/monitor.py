@@ -3,8 +3,8 @@
 import logging
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -140,11 +140,9 @@ class Monitor:
             self.notify(message)
         self._histograms_requested = self._histograms_requested or os.path.exists(self._histogram_request)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Exclude the body, such as a save, from step times and images per second."""
-        with self.clock.paused():
-            yield
+        return self.clock.paused()
 
     def saved(self, reports: Sequence[SaveReport]) -> None:
         """Show the outcome of saves."""

@@ -144,8 +144,9 @@ def assess_nodes(
 def _assess_gpus(found: Findings, facts: Sequence[NodeFacts], resources: Resources, needed_bytes: int | None) -> None:
     without = [fact for fact in facts if fact.gpu is None]
     if without:
+        where = f"on {_nodes(without)} (GPUs there: {without[0].gpus})"
         found.error(
-            f"GPUs: {len(without)} of {len(facts)} ranks have none, on {_nodes(without)}, which has {without[0].gpus}",
+            f"GPUs: {len(without)} of {len(facts)} ranks have none, {where}",
             "check nvidia-smi and `python -c 'import torch; print(torch.version.cuda)'` there; to train without GPUs, "
             "set resources.gpus_per_rank=0",
         )

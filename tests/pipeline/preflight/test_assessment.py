@@ -51,7 +51,7 @@ def test_a_stage_without_gpus_needs_none() -> None:
 @pytest.mark.parametrize(
     ("change", "level", "what", "fix"),
     [
-        ({"gpu": None, "gpus": 1}, "error", "GPUs: 1 of 3 ranks have none, on n3, which has 1", "check nvidia-smi"),
+        ({"gpu": None, "gpus": 1}, "error", "GPUs: 1 of 3 ranks have none, on n3 (GPUs there: 1)", "check nvidia-smi"),
         ({"gpu": "NVIDIA A100"}, "warning", "GPUs differ, and the slowest sets the pace: NVIDIA H100 on n1, n2, NVIDIA A100 on n3", "set resources.constraint"),
         ({"gpu_bytes": 42 * 10**9, "gpu_free": 42 * 10**9}, "error", "GPUs: 3 x NVIDIA H100, 42.0 GB, and a rank needs 60.0 GB", "set resources.gpu_gigabytes"),
         ({"gpu_bytes": 64 * 10**9, "gpu_free": 64 * 10**9}, "warning", "GPUs: 3 x NVIDIA H100, 64.0 GB, and resources.gpu_gigabytes is 80", "set resources.gpu_gigabytes=64"),

@@ -135,7 +135,7 @@ def _our_step(plan: TrainPlan, batches: list[MicroBatch], ranks: Ranks) -> Calla
     engine = build_engine(build_model(plan, ranks.device), plan.stage, ranks)
     engine.train()
     reader, steps = itertools.cycle(batches), itertools.count()
-    watchdog = Watchdog(plan.stage.watchdog, 0, 1, Path(os.devnull), _end)
+    watchdog = Watchdog(plan.stage.watchdog, 0, 1, "node", Path(os.devnull), _end)
     context = StepContext(engine, plan, ranks, StepClock(ranks.device), watchdog)
     message = StepMessage([0.0] * len(REASONS), 0.0, [0.0] * 2)
     return lambda: take_step(context, reader, next(steps), message)

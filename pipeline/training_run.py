@@ -22,7 +22,7 @@ from pipeline.faults.watchdog import Watchdog
 from pipeline.images import grid, viewable
 from pipeline.monitoring.histograms import weight_histograms
 from pipeline.monitoring.monitor import Monitor
-from pipeline.monitoring.norms import weight_and_update_norms
+from pipeline.monitoring.norms import AdamWStep, weight_and_update_norms
 from pipeline.monitoring.sample_log import SampleLog
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import RunFolder
@@ -122,20 +122,20 @@ class TrainingRun:
         with self._context.watchdog.section("step"):
             began = time.monotonic()
             self._state.engine.set_learning_rate(self._plan.learning_rate(self.step))
-            times = monitor.clock.slots(ranks.rank, ranks.world_size)
-            message = StepMessage(requests.flags, float(monitor.wants_histograms(self.step + 1)), times)
+            times = monitor.clock.contribution(ranks.rank, ranks.world_size)
+            message = StepMessage(requests.flags, float(monitor.histograms_due(self.step + 1)), times)
             result = take_step(self._step_context, self._reader, self.step, message)
             if result.applied:
                 self._state.update_average()
                 if self._sample_log:
                     self._sample_log.write(self.step, result.batches)
             if self.step == 0:
-                monitor.pictures(grid(viewable(result.images)))
+                monitor.images(grid(viewable(result.images)))
             self.first_bad_step = self._non_finite.count(self.step, result)
             self.step += 1
             self.skipped += result.skipped
             monitor.clock.step_done()
-            monitor.rank_times(result.message.rank_times)
+            monitor.add_rank_times(result.message.rank_times)
             requests.margin.step_took(time.monotonic() - began)
         return result
 
@@ -143,12 +143,12 @@ class TrainingRun:
         """Show the last step."""
         engine, stage = self._state.engine, self._plan.stage
         rate = self._plan.learning_rate(self.step - 1)
-        with self._monitor.aside():
-            norms = weight_and_update_norms(
-                self._state.fragments, stage.model.variant, stage.optimizer, self._context.ranks,
-                rate=rate, steps=engine.optimizer_steps,
-                undecayed=engine.parameters.undecayed, rate_scale=engine.parameters.rate_scales,
-            )  # fmt: skip
+        with self._monitor.paused():
+            parameters = engine.parameters
+            last_step = AdamWStep(
+                stage.optimizer, rate, engine.optimizer_steps, parameters.undecayed, parameters.rate_scales
+            )
+            norms = weight_and_update_norms(self._state.fragments, stage.model.variant, last_step, self._context.ranks)
         scalars = {
             "train/loss": result.loss,
             "train/learning_rate": rate,
@@ -161,7 +161,7 @@ class TrainingRun:
     def report_histograms(self) -> None:
         """Show histograms of the weights."""
         parameters = list(self._state.engine.parameters.shapes)
-        with self._monitor.aside():
+        with self._monitor.paused():
             histograms = weight_histograms(self._state.fragments, parameters, self._context.ranks)
             self._monitor.histograms(self.step, histograms)
 
@@ -179,7 +179,7 @@ class TrainingRun:
         """Begin to save the state, unless it is saved; a second call after the same step does nothing."""
         if self._start.checkpoint and self.step == self._start.step:
             return
-        with self._context.watchdog.section("save"), self._monitor.aside():
+        with self._context.watchdog.section("save"), self._monitor.paused():
             self._monitor.flush()
             samples = self.step * self._plan.stage.batch.global_size
             self._saver.save(self._state.live(self._facts, self.step, samples, self.skipped))
@@ -191,7 +191,7 @@ class TrainingRun:
             RunFailed: it cannot be.
         """
         self.save()
-        with self._context.watchdog.section("save"), self._monitor.aside():
+        with self._context.watchdog.section("save"), self._monitor.paused():
             self._saver.finish_or_retry()
         self.report_saves()
 
@@ -230,7 +230,7 @@ class TrainingRun:
         try:
             with (
                 self._context.watchdog.section("evaluation"),
-                self._monitor.aside(),
+                self._monitor.paused(),
                 self._state.averaged() if self.evaluates_average else nullcontext(),
             ):
                 accuracy = evaluate(
@@ -239,7 +239,7 @@ class TrainingRun:
                     self._context.folder,
                     ranks,
                     engine.dtype,
-                    lambda: requests.wanted is not None and (stepped or requests.signalled),
+                    lambda: requests.reason is not None and (stepped or requests.signalled),
                 )
         except EvaluationStopped:
             flags = torch.tensor(requests.flags, device=ranks.device)
@@ -264,12 +264,12 @@ class TrainingRun:
             RunFailed: there is no checkpoint from before.
         """
         folder, ranks = self._context.folder, self._context.ranks
-        with self._context.watchdog.section("save"), self._monitor.aside():
+        with self._context.watchdog.section("save"), self._monitor.paused():
             self._saver.finish()
             # A checkpoint of exactly that step holds the weights that led to it.
             stores = known_stores(folder, checkpoint_store(folder, self._plan.stage))
             checkpoint, damaged = newest_intact(stores, ranks, before=first_bad_step)
-            self._monitor.passed_over(damaged)
+            self._monitor.damaged_checkpoints(damaged)
             if checkpoint is None:
                 raise RunFailed(
                     f"steps from {first_bad_step + 1} on were not finite, and there is no checkpoint from before step "
@@ -280,10 +280,10 @@ class TrainingRun:
         self.save_and_wait()
         if ranks.is_leader:
             folder.events.record(Event.ROLL_BACK, step=self.step, to=checkpoint.step)
-            self._monitor.say(
+            self._monitor.notify(
                 f"steps from {first_bad_step + 1} to {self.step} were not finite: continues from step {self.step} with "
                 f"the weights of {checkpoint.name}"
             )
         self._reader.close()
         self._reader = read_micro_batches(self._plan, folder, ranks, self.step)
-        self._non_finite.start_again()
+        self._non_finite.reset()

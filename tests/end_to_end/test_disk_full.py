@@ -64,5 +64,5 @@ def test_a_run_survives_a_full_disk_and_saves_again_once_there_is_room(
     assert all("No space left on device" in reason for reason in reasons)
     log = (run / "logs/rank-00000.log").read_text()
     assert f"the checkpoint of step {failed[0]} was not saved: " in log
-    assert "the run goes on" in log
+    assert "the run continues" in log
     assert json.loads((run / ".checkpoints.json").read_text())["keep_last"] == 1

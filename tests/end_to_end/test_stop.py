@@ -132,13 +132,13 @@ def test_a_run_whose_ranks_cannot_agree_still_ends_and_names_the_last_whole_chec
         process.send_signal(signal.SIGUSR2)
     message = message_of(process)
     why = {
-        "deadline": "its save was not whole after checkpoint.grace_seconds (3)",
+        "deadline": "its save was not complete after checkpoint.grace_seconds (3)",
         "second signal": "a second signal, SIGUSR2, ended it at once",
     }[how]
-    # Rank 0 does not learn that the newest one is whole if rank 1 is suspended at that moment.
+    # Rank 0 does not learn that its newest checkpoint is complete if rank 1 is suspended just then.
     published = [path.name for path in (run / "checkpoints").glob("step-*")]
     assert message in [
-        f"error: stopped by SIGTERM; {why}; {whole} is whole, and {AGAIN} from it\n" for whole in published
+        f"error: stopped by SIGTERM; {why}; {whole} is complete, and {AGAIN} from it\n" for whole in published
     ]
 
 

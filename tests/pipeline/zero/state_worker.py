@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import make_histogram
 from models.registry import create_model
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.monitoring.histograms import EDGES, weight_histograms
-from pipeline.monitoring.norms import stage_names, stage_places, weight_and_update_norms
+from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
 from pipeline.recipe.schema import TrainStage
 from pipeline.zero.engine import ZeroEngine, build_engine
 from pipeline.zero.fragments import Fragment
@@ -121,11 +121,9 @@ def norms(
     everything: list[Fragment], kept: list[torch.Tensor], engine: ZeroEngine, stage: TrainStage, ranks: Ranks
 ) -> dict[str, Any]:
     variant = engine.module.variant
-    found = weight_and_update_norms(
-        everything, variant, stage.optimizer, ranks,
-        rate=RATE, steps=engine.optimizer_steps, undecayed=engine.parameters.undecayed, rate_scale={},
-    )  # fmt: skip
-    names, place = stage_names(variant), stage_places(variant)
+    last_step = AdamWStep(stage.optimizer, RATE, engine.optimizer_steps, engine.parameters.undecayed, {})
+    found = weight_and_update_norms(everything, variant, last_step, ranks)
+    names, place = stage_names(variant), stage_index(variant)
     squares = torch.zeros(2, len(names), dtype=torch.float64)
     for fragment, copy in zip(everything, kept, strict=True):
         if fragment.saved_here:

@@ -103,7 +103,7 @@ def test_an_index_of_another_format_is_refused(copied: Path) -> None:
     "url", ["pipe:cat /etc/passwd", "pipe://x", "simplecache::s3://bucket/x", "reference://x", "hdfs://x/y"]
 )
 def test_urls_that_run_commands_or_nest_others_are_refused(url: str) -> None:
-    with pytest.raises(DataError, match="not a place that data is read from"):
+    with pytest.raises(DataError, match="not a supported location"):
         read_index(url)
 
 
@@ -131,11 +131,11 @@ def test_a_shard_of_another_count_than_its_index_says_is_refused(tmp_path: Path,
         ([("a.tiff", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0")], {0: "it has no image"}),
         (
             [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0"), ("a.jpg", b"y"), ("a.cls", b"0")],
-            {2: "its key stands twice in the shard"},
+            {2: "its key is repeated in the shard"},
         ),
         (
             [("a.jpg", b"x"), ("a.cls", b"0"), ("a.jpg", b"y"), ("a.cls", b"0")],
-            {1: "its key stands twice in the shard"},
+            {1: "its key is repeated in the shard"},
         ),
     ],
 )

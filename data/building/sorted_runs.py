@@ -102,7 +102,7 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        StorageRefused, StorageDown: the source denies access or does not answer.
+        StorageRefused, StorageDown: the source refuses access or does not answer.
     """
     rows: list[_Row] = []
     broken: list[Broken] = []

@@ -83,7 +83,7 @@ def of_size(side: int) -> Callable[[bytes], bytes]:
         pytest.param(without("key11.cls"), "it has no label", id="missing label"),
         pytest.param(changed("key11.cls", lambda label: b"3"), "the label 3 is not one of 3 classes", id="label out of range"),
         pytest.param(changed("key11.cls", lambda label: b"cat"), "the label 'cat' is not a number", id="label that is no number"),
-        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key stands twice in the shard", id="duplicated key"),
+        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key is repeated in the shard", id="duplicated key"),
     ],
 )  # fmt: skip
 def test_a_sample_that_cannot_be_used_is_replaced_and_named(
@@ -128,5 +128,5 @@ def test_a_tar_cut_off_during_the_run_loses_only_what_lay_behind_the_cut(picture
 def test_a_shard_that_disappears_during_the_run_is_named(pictures: Path, tmp_path: Path) -> None:
     dataset = write_shards(pictures, tmp_path / "shards")
     (tmp_path / "shards" / "s-1.tar").unlink()
-    with pytest.raises(DataError, match=r"s-1\.tar: it was there when the run started and is missing"):
+    with pytest.raises(DataError, match=r"s-1\.tar: it has been removed since the run started"):
         one_epoch(dataset)

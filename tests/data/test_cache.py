@@ -166,7 +166,7 @@ def test_a_server_that_stays_away_ends_the_run_as_one_to_be_continued(
 ) -> None:
     dataset = open_dataset(remote[0], impatient(proxy, give_up_after=1))
     proxy.faults = [Fault("status")]
-    with pytest.raises(StorageDown, match=r"no answer in 1 s \(last: .*the server or the way to it is down"):
+    with pytest.raises(StorageDown, match=r"no answer in 1 s \(last: .*the server or the network is down"):
         next(batches(dataset, Cache(tmp_path, 10**9)))
 
 

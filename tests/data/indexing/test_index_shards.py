@@ -191,7 +191,7 @@ def test_keys_of_several_shards_are_counted_and_no_problem(tmp_path: Path) -> No
         (lambda data: b"\x1f\x8b" + data, "compressed with gzip; shards are uncompressed tars"),
         (lambda data: data[:3000], "ends after 3,000 bytes"),
         (lambda data: data[:1024] + b"\xff" * 512 + data[1536:], "no tar header at byte 1,024"),
-        (lambda data: data[-2048:], "it has no samples with these members"),
+        (lambda data: data[-2048:], "it has no samples with these fields"),
     ],
 )
 def test_a_broken_shard_is_refused_and_left_out_when_asked(

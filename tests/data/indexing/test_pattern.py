@@ -94,5 +94,5 @@ def test_patterns_without_a_common_folder_are_told(tree: Path, s3: S3Server) -> 
 
 @pytest.mark.parametrize("pattern", ["pipe:cat {0..3}.tar", "simplecache::s3://bucket/{0..3}.tar"])
 def test_urls_that_run_commands_are_refused(pattern: str) -> None:
-    with pytest.raises(DataError, match="not a place that data is read from"):
+    with pytest.raises(DataError, match="not a supported location"):
         find_shards([pattern], Storage())

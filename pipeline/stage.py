@@ -75,7 +75,7 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
 
 
 def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
-    """Evaluate the checkpoint `start_from`, without DeepSpeed. A signal ends it at once, since nothing has to be saved."""
+    """Evaluate the checkpoint `start_from`, without DeepSpeed. A signal ends it at once: there is nothing to save."""
     folder, ranks, stage = context.folder, context.ranks, plan.stage
     dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)

@@ -139,7 +139,7 @@ def _attention(variant: Variant, width: int, batch: int) -> Iterator[Choice]:
     bias = RelativeBias(heads, (14, 14)).eval()
     yield (
         "S3 relative bias, evaluation",
-        "kept", _evaluation(lambda x: bias((14, 14), x.dtype), x),
+        "cached", _evaluation(lambda x: bias((14, 14), x.dtype), x),
         "expanded each time", _evaluation(lambda x: expand_relative_bias(bias.table, (14, 14)), x),
     )  # fmt: skip
 

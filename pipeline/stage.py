@@ -51,7 +51,7 @@ def run_stage(
 
     Raises:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
-        RunFailed: the run cannot go on.
+        RunFailed: the run cannot continue.
         Preempted: it was asked to stop and is saved.
         LostRank: another rank is gone.
     """
@@ -70,8 +70,8 @@ def run_stage(
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
             folder.events.begin(ranks.world_size)
-            if told := os.environ.get(BEGUN_FILE):
-                Path(told).touch()
+            if begun_file := os.environ.get(BEGUN_FILE):
+                Path(begun_file).touch()
         ranks.barrier()
         seconds = plan.stage.resources.time_limit_seconds
         limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
@@ -94,7 +94,7 @@ def run_stage(
 
 
 def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
-    """Evaluate the checkpoint `start_from`; needs no DeepSpeed. A signal ends it at once: there is nothing to save."""
+    """Evaluate the checkpoint `start_from`, without DeepSpeed. A signal ends it at once: there is nothing to save."""
     folder, ranks, stage = context.folder, context.ranks, plan.stage
     dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)

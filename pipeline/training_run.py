@@ -56,42 +56,29 @@ class StartPoint:
     """Name of the checkpoint that it continues from; None for the first start."""
 
 
+@dataclass
 class TrainingRun:
-    """A training stage under way; all ranks call its methods in the same order.
+    """A training stage under way; all ranks call its methods in the same order."""
 
-    Args:
-        plan: of the stage.
-        context: what it runs in.
-        state: what is trained.
-        monitor: shows it.
-        saver: saves it.
-        start: where this start begins.
-        facts: what the manifest of every checkpoint of the stage holds.
+    plan: TrainPlan
+    context: RunContext
+    state: TrainingState
+    monitor: Monitor
+    saver: Saver
+    start: StartPoint
+    facts: RunFacts
+    """What the manifests of all checkpoints of the stage have in common."""
 
-    Attributes:
-        step: steps taken.
-        skipped: samples that had to be replaced, over all starts.
-        first_bad_step: the first step, from 0, of so many in a row that are not finite that the run has to be rolled
-            back; None if it does not.
-    """
-
-    def __init__(
-        self,
-        plan: TrainPlan,
-        context: RunContext,
-        state: TrainingState,
-        monitor: Monitor,
-        saver: Saver,
-        start: StartPoint,
-        facts: RunFacts,
-    ) -> None:
-        self._plan, self._context, self._state, self._monitor, self._saver = plan, context, state, monitor, saver
-        self._start, self._facts = start, facts
-        self.step, self.skipped = start.step, start.skipped
+    def __post_init__(self) -> None:
+        folder, ranks, plan = self.context.folder, self.context.ranks, self.plan
+        self.step = self.start.step
+        """Steps taken."""
+        self.skipped = self.start.skipped
+        """Samples that had to be replaced, over all starts."""
         self.first_bad_step: int | None = None
-        folder, ranks = context.folder, context.ranks
-        self._step_context = StepContext(state.engine, plan, ranks, monitor.clock, context.watchdog)
-        self._reader = read_micro_batches(plan, folder, ranks, start.step)
+        """The first step, from 0, of a row that is not finite and so long that the run has to be rolled back."""
+        self._step_context = StepContext(self.state.engine, plan, ranks, self.monitor.clock, self.context.watchdog)
+        self._reader = read_micro_batches(plan, folder, ranks, self.step)
         self._non_finite = NonFiniteSteps(plan, folder, ranks)
         self._sample_log = SampleLog(folder, plan, ranks) if plan.stage.log.samples else None
         self._save_is_due = False
@@ -105,12 +92,12 @@ class TrainingRun:
     @property
     def is_done(self) -> bool:
         """Whether all steps are taken."""
-        return self.step == self._plan.steps
+        return self.step == self.plan.steps
 
     @property
     def evaluates_average(self) -> bool:
         """Whether evaluations use the moving average instead of the raw weights."""
-        return self._state.has_average and self._plan.stage.evaluation.weights != "raw"
+        return self.state.has_average and self.plan.stage.evaluation.weights != "raw"
 
     def is_due(self, every_steps: int | None) -> bool:
         """Whether something that happens every `every_steps` steps happens after this one."""
@@ -118,15 +105,15 @@ class TrainingRun:
 
     def take_step(self) -> StepResult:
         """Take the next step, count it, and move the average."""
-        ranks, requests, monitor = self._context.ranks, self._context.requests, self._monitor
-        with self._context.watchdog.section("step"):
+        ranks, requests, monitor = self.context.ranks, self.context.requests, self.monitor
+        with self.context.watchdog.section("step"):
             began = time.monotonic()
-            self._state.engine.set_learning_rate(self._plan.learning_rate(self.step))
+            self.state.engine.set_learning_rate(self.plan.learning_rate(self.step))
             times = monitor.clock.contribution(ranks.rank, ranks.world_size)
             message = StepMessage(requests.flags, float(monitor.histograms_due(self.step + 1)), times)
             result = take_step(self._step_context, self._reader, self.step, message)
             if result.applied:
-                self._state.update_average()
+                self.state.update_average()
                 if self._sample_log:
                     self._sample_log.write(self.step, result.batches)
             if self.step == 0:
@@ -141,14 +128,14 @@ class TrainingRun:
 
     def report_step(self, result: StepResult) -> None:
         """Show the last step."""
-        engine, stage = self._state.engine, self._plan.stage
-        rate = self._plan.learning_rate(self.step - 1)
-        with self._monitor.paused():
+        engine, stage = self.state.engine, self.plan.stage
+        rate = self.plan.learning_rate(self.step - 1)
+        with self.monitor.paused():
             parameters = engine.parameters
             last_step = AdamWStep(
                 stage.optimizer, rate, engine.optimizer_steps, parameters.undecayed, parameters.rate_scales
             )
-            norms = weight_and_update_norms(self._state.fragments, stage.model.variant, last_step, self._context.ranks)
+            norms = weight_and_update_norms(self.state.fragments, stage.model.variant, last_step, self.context.ranks)
         scalars = {
             "train/loss": result.loss,
             "train/learning_rate": rate,
@@ -156,33 +143,33 @@ class TrainingRun:
             "train/skipped_samples": self.skipped,
             "train/steps_not_applied": self._non_finite.total,
         }
-        self._monitor.step(self.step, {**scalars, **norms})
+        self.monitor.step(self.step, {**scalars, **norms})
 
     def report_histograms(self) -> None:
         """Show histograms of the weights."""
-        parameters = list(self._state.engine.parameters.shapes)
-        with self._monitor.paused():
-            histograms = weight_histograms(self._state.fragments, parameters, self._context.ranks)
-            self._monitor.histograms(self.step, histograms)
+        parameters = list(self.state.engine.parameters.shapes)
+        with self.monitor.paused():
+            histograms = weight_histograms(self.state.fragments, parameters, self.context.ranks)
+            self.monitor.histograms(self.step, histograms)
 
     def save_if_due(self) -> None:
         """Begin a save if the recipe wants one, or the stage is done.
 
         After steps that are not finite it is put off until one is: a roll-back needs weights from before them.
         """
-        self._save_is_due = self._save_is_due or self.is_due(self._plan.stage.checkpoint.every_steps)
+        self._save_is_due = self._save_is_due or self.is_due(self.plan.stage.checkpoint.every_steps)
         if self.is_done or (self._save_is_due and not self._non_finite.in_a_row):
             self.save()
             self._save_is_due = False
 
     def save(self) -> None:
         """Begin to save the state, unless it is saved; a second call after the same step does nothing."""
-        if self._start.checkpoint and self.step == self._start.step:
+        if self.start.checkpoint and self.step == self.start.step:
             return
-        with self._context.watchdog.section("save"), self._monitor.paused():
-            self._monitor.flush()
-            samples = self.step * self._plan.stage.batch.global_size
-            self._saver.save(self._state.live(self._facts, self.step, samples, self.skipped))
+        with self.context.watchdog.section("save"), self.monitor.paused():
+            self.monitor.flush()
+            samples = self.step * self.plan.stage.batch.global_size
+            self.saver.save(self.state.live(self.facts, self.step, samples, self.skipped))
 
     def save_and_wait(self) -> None:
         """Save the state, and wait until the checkpoint is published.
@@ -191,17 +178,17 @@ class TrainingRun:
             RunFailed: it cannot be.
         """
         self.save()
-        with self._context.watchdog.section("save"), self._monitor.paused():
-            self._saver.finish_or_retry()
+        with self.context.watchdog.section("save"), self.monitor.paused():
+            self.saver.finish_or_retry()
         self.report_saves()
 
     def report_saves(self) -> None:
         """Show the outcome of the saves that have ended since the last call."""
-        reports = self._saver.reports()
-        self._monitor.saved(reports)
+        reports = self.saver.reports()
+        self.monitor.saved(reports)
         for report in reports:
             if report.failure is None:
-                self._context.requests.margin.save_took(report.seconds)
+                self.context.requests.margin.save_took(report.seconds)
 
     def stop(self, reason: str) -> NoReturn:
         """Save, and end this start.
@@ -210,11 +197,11 @@ class TrainingRun:
             Preempted: always.
         """
         self.save()
-        with self._context.watchdog.section("save"):
-            saved = step_name(self.step) if self._saver.finish() else None
+        with self.context.watchdog.section("save"):
+            saved = step_name(self.step) if self.saver.finish() else None
         self.report_saves()
-        if self._context.ranks.is_leader:
-            self._context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=saved)
+        if self.context.ranks.is_leader:
+            self.context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=saved)
         raise Preempted(reason, self.step, saved)
 
     def evaluate(self) -> Accuracy:
@@ -223,36 +210,32 @@ class TrainingRun:
         Raises:
             Preempted: a rank was asked to stop meanwhile.
         """
-        ranks, requests, engine = self._context.ranks, self._context.requests, self._state.engine
-        # A time limit that is near from the beginning must not keep every start from an evaluation that is left.
-        stepped = self.step != self._start.step
+        ranks, requests, engine = self.context.ranks, self.context.requests, self.state.engine
+
+        def wants_to_stop() -> bool:
+            # A time limit that is near from the beginning must not keep every start from an evaluation that is left.
+            return requests.reason is not None and (self.step != self.start.step or requests.signalled)
+
         engine.eval()
         try:
             with (
-                self._context.watchdog.section("evaluation"),
-                self._monitor.paused(),
-                self._state.averaged() if self.evaluates_average else nullcontext(),
+                self.context.watchdog.section("evaluation"),
+                self.monitor.paused(),
+                self.state.averaged() if self.evaluates_average else nullcontext(),
             ):
-                accuracy = evaluate(
-                    engine,
-                    self._plan,
-                    self._context.folder,
-                    ranks,
-                    engine.dtype,
-                    lambda: requests.reason is not None and (stepped or requests.signalled),
-                )
+                accuracy = evaluate(engine, self.plan, self.context.folder, ranks, engine.dtype, wants_to_stop)
         except EvaluationStopped:
             flags = torch.tensor(requests.flags, device=ranks.device)
             self.stop(agreed_reason(ranks.sum(flags).tolist()) or "a signal")
         engine.train()
-        self._monitor.evaluation(self.step, accuracy)
+        self.monitor.evaluation(self.step, accuracy)
         return accuracy
 
     def evaluate_if_missed(self) -> None:
         """After a resume: evaluate if an evaluation was due after this step and the earlier start ended before it."""
-        if self.is_due(self._plan.stage.evaluation.every_steps) and not self.is_done:
-            missed = self._context.ranks.is_leader and not self._context.folder.events.evaluated(self.step)
-            if self._context.ranks.broadcast(missed):
+        if self.is_due(self.plan.stage.evaluation.every_steps) and not self.is_done:
+            missed = self.context.ranks.is_leader and not self.context.folder.events.evaluated(self.step)
+            if self.context.ranks.broadcast(missed):
                 self.evaluate()
 
     def roll_back(self, first_bad_step: int) -> None:
@@ -263,27 +246,27 @@ class TrainingRun:
         Raises:
             RunFailed: there is no checkpoint from before.
         """
-        folder, ranks = self._context.folder, self._context.ranks
-        with self._context.watchdog.section("save"), self._monitor.paused():
-            self._saver.finish()
+        folder, ranks = self.context.folder, self.context.ranks
+        with self.context.watchdog.section("save"), self.monitor.paused():
+            self.saver.finish()
             # A checkpoint of exactly that step holds the weights that led to it.
-            stores = known_stores(folder, checkpoint_store(folder, self._plan.stage))
+            stores = known_stores(folder, checkpoint_store(folder, self.plan.stage))
             checkpoint, damaged = newest_intact(stores, ranks, before=first_bad_step)
-            self._monitor.damaged_checkpoints(damaged)
+            self.monitor.damaged_checkpoints(damaged)
             if checkpoint is None:
                 raise RunFailed(
                     f"steps from {first_bad_step + 1} on were not finite, and there is no checkpoint from before step "
                     f"{first_bad_step} to go back to; lower optimizer.peak_learning_rate in a run of another name"
                 )
-            self._state.load(checkpoint)
+            self.state.load(checkpoint)
             checkpoint.close()
         self.save_and_wait()
         if ranks.is_leader:
             folder.events.record(Event.ROLL_BACK, step=self.step, to=checkpoint.step)
-            self._monitor.notify(
+            self.monitor.notify(
                 f"steps from {first_bad_step + 1} to {self.step} were not finite: continues from step {self.step} with "
                 f"the weights of {checkpoint.name}"
             )
         self._reader.close()
-        self._reader = read_micro_batches(self._plan, folder, ranks, self.step)
+        self._reader = read_micro_batches(self.plan, folder, ranks, self.step)
         self._non_finite.reset()

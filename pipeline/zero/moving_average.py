@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-_EXCHANGED_AT_ONCE = 2**24  # elements: what an exchange needs besides
+_EXCHANGED_AT_ONCE = 2**24  # elements: bounds the extra memory of an exchange
 
 
 class MovingAverage:
-    """Averages of float32 tensors that live elsewhere, such as the masters that this rank owns: no communication.
+    """Averages of float32 tensors that others own, such as the masters of this rank; needs no communication.
 
     Update n = 0, 1, ... keeps min(decay, (1 + n) / (10 + n)) of the average, TensorFlow's warm-up of
     `tf.train.ExponentialMovingAverage`, so that the initial weights do not stay in it for long.
@@ -20,11 +20,11 @@ class MovingAverage:
         self.averages = [tensor.clone() for tensor in self._live]
         """In the order of the live ones."""
         self.updates = 0
-        """How often `update` was called: state, like the averages."""
+        """Number of calls of `update`, a part of the state like the averages."""
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew as a copy of the live tensors."""
+        """Start again as a copy of the live tensors."""
         torch._foreach_copy_(self.averages, self._live)
         self.updates = 0
 
@@ -37,7 +37,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Put the averages into the live tensors and what was there into the averages; twice changes nothing."""
+        """Swap the averages with the live tensors; a second call swaps them back."""
         for average, live in zip(self.averages, self._live, strict=True):
             parts = (torch.split(tensor.view(-1), _EXCHANGED_AT_ONCE) for tensor in (average, live))
             for one, other in zip(*parts, strict=True):

@@ -60,7 +60,7 @@ def test_gradients_and_statistics_equal_those_without_to_the_bit(
     assert different == []
 
 
-def test_blocks_that_a_policy_names_run_twice_and_the_others_once() -> None:
+def test_only_the_blocks_of_a_policy_run_twice() -> None:
     calls: dict[int, int] = {}
     model = debug("mbconv")
     for number, module in enumerate((model.stem, *model.blocks)):
@@ -70,7 +70,7 @@ def test_blocks_that_a_policy_names_run_twice_and_the_others_once() -> None:
     assert [calls[number] for number in range(10)] == [2] * 5 + [1] * 5
 
 
-def test_less_is_kept() -> None:
+def test_fewer_activations_are_stored() -> None:
     def kept(model: CoAtNet) -> int:
         total = 0
 

@@ -16,7 +16,7 @@ def parameters(model: CoAtNet) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def test_weights_for_a_larger_size_only_resize_the_relative_tables() -> None:
+def test_adapting_to_a_larger_size_only_resizes_the_relative_tables() -> None:
     small, large = debug(seed=1), debug(image_size=64, seed=2)
     source = parameters(small)
     fitted = adapt_parameters(source, large)
@@ -40,7 +40,7 @@ def test_a_classifier_for_other_classes_keeps_its_initialization() -> None:
     assert parameters(model).keys() - fitted.keys() == {"head.classifier.weight", "head.classifier.bias"}
 
 
-def test_weights_of_other_widths_are_refused_with_the_tensor_and_both_shapes() -> None:
+def test_weights_of_other_widths_are_refused_naming_the_tensor_and_both_shapes() -> None:
     with pytest.raises(
         ValueError, match=r"stem\.conv1\.weight is \(32, 3, 3, 3\) in the checkpoint and \(8, 3, 3, 3\)"
     ):

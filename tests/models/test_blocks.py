@@ -64,7 +64,7 @@ def test_batch_norm_statistics_are_float32_with_bfloat16_activations(autocast: b
     torch.testing.assert_close(recorded, torch.cat([flat.mean(0), flat.var(0)]).float(), rtol=1e-4, atol=0)
 
 
-def test_statistics_of_a_step_that_does_not_count_are_discarded() -> None:
+def test_statistics_of_a_step_that_is_not_applied_are_discarded() -> None:
     norm = BatchNorm(3)
     norm(torch.full((2, 2, 2, 3), float("nan")))
     discard_recorded_statistics(norm)
@@ -150,7 +150,7 @@ def test_draws_keep_the_expectation() -> None:
     assert abs(y.mean().item() - 1.0) < 4 * (0.4 / 0.6 / 4000) ** 0.5
 
 
-def test_draws_follow_from_the_seed_and_differ_between_branches() -> None:
+def test_draws_depend_on_the_seed_and_differ_between_branches() -> None:
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -159,14 +159,14 @@ def test_draws_follow_from_the_seed_and_differ_between_branches() -> None:
     assert draws[0][0] != draws[0][1]
 
 
-def test_a_draw_that_keeps_nothing_computes_one_sample_for_nothing() -> None:
+def test_a_draw_that_keeps_no_sample_computes_one_with_scale_zero() -> None:
     """On one rank alone, a branch that is not run would hang the others."""
     (draw,) = draw_kept([1 - 1e-12], 3, torch.device("cpu"))
     assert draw.samples.tolist() == [0]
     assert torch.equal(draw.add(torch.ones(3, 1), draw.of(torch.ones(3, 1))), torch.ones(3, 1))
 
 
-def test_a_transformer_block_computes_only_kept_samples_and_each_branch_has_its_own() -> None:
+def test_a_transformer_block_computes_only_the_kept_samples_of_each_branch() -> None:
     torch.manual_seed(0)
     block = TransformerBlock(16, 16, stride=1, grid=(2, 2), variant=DEBUG)
     x = torch.randn(3, 2, 2, 16)

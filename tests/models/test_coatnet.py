@@ -81,7 +81,7 @@ def test_intermediates_can_be_chosen_reordered_and_cut_short() -> None:
     chosen = intermediates(model, x, indices=[-1, 0], output_fmt="NCHW")
     assert torch.equal(chosen[0].permute(0, 2, 3, 1), everything[-1])
     assert torch.equal(chosen[1].permute(0, 2, 3, 1), everything[0])
-    model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("computed a block that nobody asked for"))
+    model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("computed a block after the last requested one"))
     final, (feature,) = model.forward_intermediates(x, [2], stop_early=True)
     assert torch.equal(final, feature)
     for bad in ([5], [-6], [], 0, 6, -1):
@@ -165,7 +165,7 @@ def test_a_strided_expansion_reads_a_quarter_of_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 48)])
-def test_images_of_another_size_are_taken_with_resized_tables(size: tuple[int, int]) -> None:
+def test_images_of_another_size_use_resized_tables(size: tuple[int, int]) -> None:
     trained, other = debug(32), debug(size)
     x = torch.randn(2, *size, 3)
     state = trained.state_dict()
@@ -191,7 +191,7 @@ def test_stochastic_depth_rises_linearly_over_the_blocks() -> None:
     ]
 
 
-def test_stochastic_depth_follows_from_the_seed_and_is_off_in_evaluation() -> None:
+def test_stochastic_depth_depends_on_the_seed_and_is_off_in_evaluation() -> None:
     model = debug(drop_path_rate=0.5)
     x = torch.randn(16, 32, 32, 3)
 
@@ -224,7 +224,7 @@ def test_bfloat16_stays_within_two_percent_of_float32(training: bool) -> None:
     assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
 
 
-def test_bad_arguments_are_named() -> None:
+def test_errors_name_bad_arguments() -> None:
     with pytest.raises(ValueError, match="did you mean coatnet_nano"):
         create_model("coatnet_nan", num_classes=3)
     with pytest.raises(ValueError, match="image size 40 x 32: each side must be a multiple of 16"):
@@ -234,7 +234,7 @@ def test_bad_arguments_are_named() -> None:
             create_model("coatnet_debug", num_classes=3, image_size=32, drop_path_rate=rate)
 
 
-def test_bad_images_are_named() -> None:
+def test_errors_name_bad_image_shapes() -> None:
     model = debug()
     with pytest.raises(ValueError, match=r"shape \(2, 3, 32, 32\): must be \(batch, height, width, 3\), channels last"):
         model(torch.randn(2, 3, 32, 32))

@@ -66,7 +66,7 @@ def test_multiply_adds_equal_the_tables(name: str, billions: tuple[float, float,
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_paper_prints_the_same(name: str) -> None:
+def test_published_figures_are_those_of_the_paper(name: str) -> None:
     published = PUBLISHED[name]
     if published.parameters is not None:
         number, unit = float(published.parameters[:-1]), {"M": 1e6, "B": 1e9}[published.parameters[-1]]
@@ -77,7 +77,7 @@ def test_the_paper_prints_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("coatnet_2_")])
-def test_the_layouts_of_the_study_cost_what_coatnet_2_costs(name: str) -> None:
+def test_the_layouts_of_the_study_cost_about_as_much_as_coatnet_2(name: str) -> None:
     if not name.endswith("_dw"):
         assert multiply_adds(name, 224) == pytest.approx(multiply_adds("coatnet_2", 224), rel=0.04)
 
@@ -130,7 +130,7 @@ def test_costs_of_parts_are_those_of_the_whole_model() -> None:
     assert measured == [cost.activation_bytes for cost in costs[:6]]
 
 
-def test_training_costs_three_forwards_and_what_is_computed_again() -> None:
+def test_training_costs_three_forwards_and_the_recomputation() -> None:
     variant = VARIANTS["coatnet_debug"]
     stem, *blocks, head = count_costs(variant, 64)
     plain = count_training_cost(variant, 64)

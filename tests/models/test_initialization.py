@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_weights_and_no_two_parameters_share_them()
     assert not torch.equal(a, b)
 
 
-def test_each_process_can_fill_its_share() -> None:
+def test_each_process_can_initialize_its_share() -> None:
     whole = create_model("coatnet_debug", num_classes=3, image_size=32, seed=7)
     names = [name for name, _ in whole.named_parameters()]
     shares = names[::2], names[1::2]
@@ -61,7 +61,7 @@ def test_each_process_can_fill_its_share() -> None:
         assert not torch.equal(part.get_parameter(untouched), whole.get_parameter(untouched))
 
 
-def test_a_model_is_made_where_it_is_asked_for() -> None:
+def test_a_model_is_created_on_the_requested_device() -> None:
     model = create_model("coatnet_7", device="meta")
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     with torch.device("meta"):

@@ -71,14 +71,14 @@ def test_module_returns_queries_first() -> None:
     assert torch.equal(bias((2, 1), torch.float32)[0], torch.tensor([[2.0, 1.0], [3.0, 2.0]]))
 
 
-def test_another_grid_takes_the_resized_table() -> None:
+def test_another_grid_uses_the_resized_table() -> None:
     bias = filled(2, (3, 4))
     expected = expand_relative_bias(resize_relative_bias(bias.table, (6, 2)), (6, 2))
     assert torch.equal(bias((6, 2), torch.float32), expected)
     assert bias((6, 2), torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_evaluation_keeps_the_expanded_table_and_training_does_not() -> None:
+def test_evaluation_caches_the_expanded_table_and_training_does_not() -> None:
     bias = filled(2, (3, 4)).eval()
     with torch.no_grad():
         kept = bias((3, 4), torch.float32)

@@ -12,7 +12,7 @@ def layout(name: str) -> str:
     return "-".join({"mbconv": "C", "transformer": "T"}[stage.kind] for stage in VARIANTS[name].stages)
 
 
-def test_the_family_is_whole() -> None:
+def test_the_family_is_complete() -> None:
     published = {f"coatnet_{number}" for number in range(8)} | {"coatnet_6_table12"}
     assert published | {f"{name}_dw" for name in published} <= VARIANTS.keys()
     assert [layout(f"coatnet_2_{name}") for name in ("cccc", "ccct", "cctt", "cttt", "vit_rel")] == [
@@ -22,7 +22,7 @@ def test_the_family_is_whole() -> None:
     assert VARIANTS["coatnet_3_dw"] == replace(VARIANTS["coatnet_3"], stride_in="depthwise")
 
 
-def test_options_replace_the_variants_own() -> None:
+def test_options_override_those_of_the_variant() -> None:
     variant = find_variant("coatnet_2", head_size=64, depths=(2, 2, 18, 2), pool="average")
     assert (variant.head_size, variant.pool) == (64, "average")
     assert [stage.depth for stage in variant.stages] == [2, 2, 18, 2]
@@ -51,6 +51,6 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "message"), BAD, ids=lambda value: str(value)[:40])
-def test_what_does_not_fit_is_named(name: str, options: dict[str, Any], message: str) -> None:
+def test_errors_name_what_does_not_fit(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("?", r"\?")):
         find_variant(name, **options)

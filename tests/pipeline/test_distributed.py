@@ -1,4 +1,4 @@
-"""The process group of a real rank, and the store that other threads reach it by."""
+"""The process group of a real rank, the store for its other threads, and the errors of lost ranks."""
 
 import socket
 import subprocess
@@ -33,7 +33,7 @@ print(connect_store("test").check(["key"]))
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        # There is no GPU here that could fail: these stand for what torch and NCCL raise.
+        # Without a GPU that could fail: the errors that torch and NCCL raise.
         (
             torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCompile with"),
             DeviceFailed,
@@ -47,7 +47,7 @@ print(connect_store("test").check(["key"]))
         (RuntimeError("mat1 and mat2 do not fit"), RuntimeError, "mat1 and mat2 do not fit"),
     ],
 )
-def test_what_is_lost_is_named(
+def test_errors_name_the_lost_rank_or_the_failed_device(
     error: RuntimeError, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
@@ -57,7 +57,7 @@ def test_what_is_lost_is_named(
 
 
 @pytest.mark.slow
-def test_no_timeout_comes_before_the_watchdog_and_stores_are_apart_by_name_and_restart() -> None:
+def test_no_timeout_precedes_the_watchdog_and_stores_are_separate_by_name_and_restart() -> None:
     port = str(free_ports(1)[0])
     variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     said = subprocess.run(

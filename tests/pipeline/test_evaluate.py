@@ -1,4 +1,4 @@
-"""What counts as right."""
+"""Which predictions count as correct, and how accuracies are shown."""
 
 import numpy as np
 import pytest
@@ -23,13 +23,13 @@ def test_with_fewer_than_five_classes_all_are_among_the_best_five() -> None:
     assert hits(torch.randn(3, 2), torch.tensor([[0], [1], [0]]))[1].all()
 
 
-def test_the_best_class_is_called_as_in_the_paper() -> None:
+def test_the_accuracy_has_the_papers_term_for_the_kind_of_loss() -> None:
     accuracy = Accuracy(0.5, 0.75, 0.1, 4, 1, np.zeros((2, 3), np.int64))
     assert accuracy.text("softmax") == "top-1 50.00%  top-5 75.00%  on 4 images (1 more cannot be used)"
     assert accuracy.text("sigmoid").startswith("precision@1 50.00%  top-5 75.00%")
 
 
-def test_the_table_of_classes_has_shares_of_their_own_samples_and_no_figure_without_one() -> None:
+def test_the_table_of_classes_has_shares_of_their_samples_and_none_without_samples() -> None:
     accuracy = Accuracy(0.5, 1.0, 0.1, 4, 0, np.array([[3, 1, 2], [0, 0, 0], [1, 1, 1]]))
     assert accuracy.table(["cat", "dog", "eel"]) == {
         "cat": ClassAccuracy(samples=3, top1=0.333333, top5=0.666667),

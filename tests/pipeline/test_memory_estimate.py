@@ -1,4 +1,4 @@
-"""Memory by kind. What real engines hold is in test_engine_state.py; a GPU cannot fill up here, so errors are made."""
+"""Memory by kind. That of real engines is in test_engine_state.py; without a GPU to fill, errors are created."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,23 +42,23 @@ def planned(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("world_size", [1, 2, 8, 512])
-def test_state_follows_the_measured_laws(
+def test_state_follows_the_measured_formulas(
     precision: Any, zero_stage: int, fixed: int, shared: int, world_size: int
 ) -> None:
     held = sum(bytes_of_state(LARGE, precision, zero_stage, world_size)) / LARGE
     assert held == pytest.approx(fixed + shared / world_size, rel=1e-6)
 
 
-def test_a_parameter_more_than_the_ranks_divide_makes_a_share_larger_by_one() -> None:
+def test_shares_are_rounded_up() -> None:
     assert bytes_of_state(9, "bf16", 3, 4) == (6, 12, 36)
 
 
-def test_activations_without_recomputation_are_those_that_are_counted() -> None:
+def test_activations_without_recomputation_are_the_counted_ones() -> None:
     counted = sum(cost.activation_bytes for cost in count_costs(VARIANTS["coatnet_0"], 224))
     assert count_training_cost(VARIANTS["coatnet_0"], 224, 1000, "none").activation_bytes == counted
 
 
-def test_a_recomputed_block_keeps_its_input_and_one_at_a_time_has_all() -> None:
+def test_recomputed_blocks_store_their_inputs_and_one_at_a_time_its_activations() -> None:
     stem, *blocks, head = count_costs(VARIANTS["coatnet_debug"], 32, 3)
     # The debug model halves 32 pixels in stem, s1, s2 and s3: widths 8, 8, 16, 32, 32.
     inputs = [2 * 3 * 32**2, 2 * 8 * 16**2, 2 * 8 * 8**2, 2 * 16 * 4**2, 2 * 32 * 2**2]
@@ -75,7 +75,7 @@ def test_a_recomputed_block_keeps_its_input_and_one_at_a_time_has_all() -> None:
     )
 
 
-def test_kinds_grow_with_what_they_depend_on(planned: Callable[..., TrainPlan]) -> None:
+def test_each_kind_scales_with_the_settings_it_depends_on(planned: Callable[..., TrainPlan]) -> None:
     plan = planned()
     parameters = count_parameters(VARIANTS["coatnet_7"], 224, 3)
     memory = estimate_memory(plan.stage, 3, 8)
@@ -96,7 +96,7 @@ def failure(plan: TrainPlan, world_size: int, *, begun: bool = True) -> str:
     return str(failed)
 
 
-def test_the_message_says_what_was_asked_for_what_is_held_and_what_to_change(
+def test_the_message_has_the_failed_allocation_the_estimate_and_the_settings_to_change(
     planned: Callable[..., TrainPlan],
 ) -> None:
     plan = planned()
@@ -120,7 +120,7 @@ def advice(message: str) -> list[str]:
     ]
 
 
-def test_settings_that_help_are_named_in_the_order_of_what_they_save(planned: Callable[..., TrainPlan]) -> None:
+def test_settings_are_listed_in_the_order_of_the_memory_they_save(planned: Callable[..., TrainPlan]) -> None:
     assert advice(failure(planned(), 8)) == [
         "activation_checkpointing=every_block", "activation_checkpointing=mbconv", "zero_stage=3", "zero_stage=2",
         "resources.ranks=16",
@@ -131,18 +131,18 @@ def test_settings_that_help_are_named_in_the_order_of_what_they_save(planned: Ca
     assert not any("activation_checkpointing" in change for change in advice(failure(bare, 1)))
 
 
-def test_the_micro_batch_may_only_change_while_nothing_is_saved(planned: Callable[..., TrainPlan]) -> None:
+def test_a_smaller_micro_batch_is_only_advised_before_the_first_save(planned: Callable[..., TrainPlan]) -> None:
     assert advice(failure(planned(), 8, begun=False))[-1].startswith("batch.micro_size=32 (another run")
 
 
-def test_what_cannot_be_changed_is_not_advised(planned: Callable[..., TrainPlan]) -> None:
+def test_impossible_settings_are_not_advised(planned: Callable[..., TrainPlan]) -> None:
     compiled = planned("compile=true", "zero_stage=2")
     assert not any("zero_stage" in change for change in advice(failure(compiled, 8)))
     # 64 micro-batches cannot be shared by 128 ranks.
     assert not any("resources.ranks" in change for change in advice(failure(planned(), 64)))
 
 
-def test_where_nothing_helps_a_larger_gpu_does(planned: Callable[..., TrainPlan]) -> None:
+def test_a_larger_gpu_is_advised_if_no_setting_helps(planned: Callable[..., TrainPlan]) -> None:
     plan = planned("activation_checkpointing=every_block", "zero_stage=3", "precision=fp32")
     alone = replace(
         plan, stage=plan.stage.model_copy(update={"batch": plan.stage.batch.model_copy(update={"global_size": 64})})
@@ -150,10 +150,10 @@ def test_where_nothing_helps_a_larger_gpu_does(planned: Callable[..., TrainPlan]
     assert failure(alone, 1).endswith("Use GPUs with more memory")
 
 
-def test_on_a_gpu_the_message_has_what_torch_holds(
+def test_on_a_gpu_the_message_has_the_memory_that_torch_uses(
     planned: Callable[..., TrainPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no GPU here: torch's counters are played."""
+    """Without a GPU, torch's counters are replaced."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 70_000_000_000)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79_000_000_000)

@@ -24,7 +24,7 @@ def test_mixed_targets_stay_distributions() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"step": 4}, {"number": 2}])
-def test_the_weight_follows_from_seed_step_and_micro_batch(changed: dict[str, int]) -> None:
+def test_the_weight_depends_on_seed_step_and_micro_batch(changed: dict[str, int]) -> None:
     place = {"seed": 0, "step": 3, "number": 1}
     assert mixing_weight(0.8, **place) == mixing_weight(0.8, **place)
     assert mixing_weight(0.8, **place) != mixing_weight(0.8, **(place | changed))
@@ -37,6 +37,6 @@ def test_weights_are_beta_distributed(alpha: float) -> None:
     assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
 
 
-def test_normalized_pictures_can_be_shown_again() -> None:
+def test_viewable_inverts_normalized() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     assert np.array_equal(viewable(normalized(images, torch.device("cpu"), torch.float32)), images)

@@ -1,4 +1,4 @@
-"""What a stage amounts to: steps, warm-up, learning rate, and the checks against its data."""
+"""The plan of a stage: steps, warm-up, learning rate, and the checks against its data."""
 
 from pathlib import Path
 from shutil import copytree
@@ -44,7 +44,7 @@ def test_ranks_that_divide_the_micro_batches_are_accepted(shards: Path, tmp_path
     assert plan(tmp_path, shards, world_size=world_size).stage.batch.micro_batches == 4
 
 
-def test_other_ranks_are_refused(shards: Path, tmp_path: Path) -> None:
+def test_ranks_that_do_not_divide_the_micro_batches_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="8 ranks do not divide the 4 micro-batches"):
         plan(tmp_path, shards, world_size=8)
 
@@ -59,7 +59,7 @@ def test_compilation_needs_a_compiler(shards: Path, tmp_path: Path, monkeypatch:
     assert plan(tmp_path, shards, "compile=true").stage.compile
 
 
-def test_an_unknown_stage_is_named(shards: Path, tmp_path: Path) -> None:
+def test_an_unknown_stage_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no stage pretran; its stages are pretrain, finetune, evaluate"):
         plan_stage(load_recipe(write_recipe(tmp_path, shards)), "pretran")
 
@@ -75,9 +75,7 @@ def test_training_and_validation_classes_must_agree(pictures: Path, shards: Path
         plan(tmp_path, shards, f"data.validation={tmp_path / 'other'}")
 
 
-def test_label_maps_bring_training_and_validation_to_one_class_list(
-    pictures: Path, shards: Path, tmp_path: Path
-) -> None:
+def test_label_maps_unify_the_classes_of_training_and_validation(pictures: Path, shards: Path, tmp_path: Path) -> None:
     """As from ImageNet-21K to 1K: two of three classes stay, under other names."""
     copytree(pictures, tmp_path / "source")
     for old, new in (("bright", "light"), ("striped", "pattern")):

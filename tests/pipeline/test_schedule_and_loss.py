@@ -29,7 +29,7 @@ def test_rate_rises_to_the_peak_and_follows_the_schedule(schedule: str, expected
     assert rates == pytest.approx(expected)
 
 
-def test_no_warm_up_begins_at_the_peak() -> None:
+def test_without_warm_up_the_rate_starts_at_the_peak() -> None:
     assert learning_rate(0, steps=5, warmup_steps=0, peak=2.0, minimum=0.0, schedule="linear") == 2.0
 
 

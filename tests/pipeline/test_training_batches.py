@@ -1,4 +1,4 @@
-"""The training loop's reader: what it says of broken samples, and when it gives up."""
+"""The reader of the training loop: broken samples are recorded, and too many of them end the run."""
 
 import itertools
 from pathlib import Path
@@ -30,7 +30,7 @@ def damaged(shards: Path, tmp_path: Path) -> TrainPlan:
     return plan
 
 
-def test_a_broken_sample_goes_into_the_diary_and_the_run_goes_on(damaged: TrainPlan, tmp_path: Path) -> None:
+def test_a_broken_sample_is_recorded_in_the_event_log_and_the_run_continues(damaged: TrainPlan, tmp_path: Path) -> None:
     reader = read_micro_batches(damaged, RunFolder(tmp_path), ALONE, 0)
     batches = list(itertools.islice(reader, 15))  # 45 samples: each lane's first epoch
     reader.close()
@@ -50,7 +50,7 @@ def test_broken_samples_beyond_the_tolerated_share_end_the_run(damaged: TrainPla
     assert len(events(tmp_path)) == 11
 
 
-def test_a_run_of_broken_samples_ends_the_run(damaged: TrainPlan) -> None:
+def test_too_many_broken_samples_in_a_row_end_the_run(damaged: TrainPlan) -> None:
     data = damaged.stage.data.model_copy(update={"skipped_run": 4, "skipped_share": 1.0})
     limits = SkippedLimits(data, "shards")
 

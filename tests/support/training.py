@@ -1,4 +1,4 @@
-"""Training a stage inside a test's own rank processes, without the command around it."""
+"""Trains a stage in the rank processes of a test, without the `coatnet` command."""
 
 from typing import NoReturn
 
@@ -20,7 +20,7 @@ def train_here(
     start_from: str | None = None,
     signals: StopSignals | None = None,
 ) -> None:
-    """Train `plan` into `folder` as the rank that this process is; `signals` may ask it to stop."""
+    """Train `plan` in `folder`, with this process as a rank of the run; `signals` may ask it to stop."""
     folder.create()
     log_file = folder.log_file(ranks.rank)
     watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, "node", log_file, _end)

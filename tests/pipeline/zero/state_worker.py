@@ -24,7 +24,7 @@ from pipeline.zero.engine import ZeroEngine, build_engine
 from pipeline.zero.fragments import Fragment
 
 RATE = 1e-2
-LARGE = 10**8  # bytes of a tensor that holds more than the model: a bucket
+LARGE = 10**8  # bytes: a tensor larger than the model is a bucket
 
 
 def stage_of(case: str, ranks: Ranks) -> TrainStage:
@@ -44,7 +44,7 @@ def stage_of(case: str, ranks: Ranks) -> TrainStage:
 
 
 def storages() -> dict[int, int]:
-    """Address and bytes of everything that tensors hold which came after the last `gc.freeze`."""
+    """Address and bytes of the storages of all tensors created since the last `gc.freeze`."""
     gc.collect()
     found = {}
     for thing in gc.get_objects():
@@ -55,18 +55,18 @@ def storages() -> dict[int, int]:
 
 
 class Held:
-    """The most that is held at the end of a backward, and the buckets seen inside one."""
+    """The most memory in use at the end of a backward, and the buckets seen during one."""
 
     def __init__(self) -> None:
         self.state = 0
         self.buckets = 0
 
     def look(self, model: torch.nn.Module, *, inside: bool = False) -> None:
-        # Held while counting: gradients are Python objects only once they have been asked for.
+        # Held while counting: gradients become Python objects only when they are accessed.
         gradients = [parameter.grad for parameter in model.parameters()]
         found = list(storages().values())
         for _ in range(0 if inside else 4):
-            # A thread of the process group may hold for a moment what it has summed.
+            # A thread of the process group may briefly hold tensors that it has summed.
             time.sleep(0.05)
             found = min(found, list(storages().values()), key=sum)
         del gradients

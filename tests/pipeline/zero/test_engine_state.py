@@ -1,4 +1,4 @@
-"""What is read off the sharded state of real DeepSpeed engines: norms, histograms, and the memory that they hold."""
+"""The sharded state of real DeepSpeed engines: norms and histograms computed from it, and the memory it takes."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
-# What grows with a parameter and what is shared by the ranks are told apart by the cases that run on one rank, too.
+# The cases on one rank separate the memory that the ranks share from the memory that each rank needs.
 CASES = [(case, 1) for case in ("1-fp32", "1-bf16", "2-bf16", "3-bf16")]
 CASES += [(f"{stage}-{precision}", 2) for precision in ("fp32", "bf16", "bf16_autocast") for stage in (1, 2, 3)]
 CASES += [("0-fp32", 2)]
@@ -47,16 +47,16 @@ def test_histograms_are_those_of_the_whole_weights(measured: Measured, case: str
 
 
 @pytest.mark.parametrize(("case", "count"), CASES)
-def test_engines_hold_what_is_estimated(measured: Measured, case: str, count: int) -> None:
+def test_engines_use_the_estimated_memory(measured: Measured, case: str, count: int) -> None:
     stage, precision = int(case[0]), case[2:]
     found = measured[case, count]
     parameters = found["parameters"]
     state = sum(bytes_of_state(parameters, precision, stage, count))  # type: ignore[arg-type]
     communication = bucket_bytes(parameters, precision, stage, count)  # type: ignore[arg-type]
-    # What ZeRO 3 has gathered is smaller than a bucket here and counts with the state; so is the float32 copy of
-    # gradients, which is there for no longer than it takes to sum them.
+    # What ZeRO 3 has gathered is smaller than a bucket here and counts with the state. So does the float32 copy of
+    # gradients, which exists only while they are summed.
     gathered = (2 if precision == "bf16" else 4) * parameters if stage == 3 and count == 2 else 0
     copied = 4 * parameters if (stage, precision) == (2, "bf16") else 0
-    # Statistics of BatchNorm and the micro-batch come on top.
+    # Statistics of BatchNorm and the micro-batch add a little.
     assert found["held"] == pytest.approx(state + gathered, rel=0.02)
     assert found["buckets"] == communication - gathered - copied

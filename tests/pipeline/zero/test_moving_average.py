@@ -20,7 +20,7 @@ def test_updates_follow_the_decay_with_its_warm_up() -> None:
     assert average.updates == 5
 
 
-def test_it_begins_as_a_copy_and_begins_anew_as_one() -> None:
+def test_it_starts_and_restarts_as_a_copy() -> None:
     live = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
     average = MovingAverage(0.9, live)
     assert all(torch.equal(a, b) for a, b in zip(average.averages, live, strict=True))

@@ -25,7 +25,7 @@ def allowed(parameters: list[torch.Tensor]) -> AdamW:
     return optimizer
 
 
-def test_ranges_of_one_tensor_step_as_groups_with_rates_of_their_own() -> None:
+def test_ranges_of_one_tensor_step_like_groups_with_their_own_rates() -> None:
     start = torch.randn(100, generator=torch.Generator().manual_seed(9))
     flat = start.clone().requires_grad_()
     ours = allowed([flat])
@@ -44,7 +44,7 @@ def test_ranges_of_one_tensor_step_as_groups_with_rates_of_their_own() -> None:
         assert torch.equal(ours.state[flat][kind], torch.cat([plain.state[part][kind] for part in parts]))
 
 
-def test_without_ranges_a_step_is_torch_s_own() -> None:
+def test_without_ranges_a_step_is_that_of_torch() -> None:
     start = torch.randn(10, 10, generator=torch.Generator().manual_seed(9))
     one, other = start.clone().requires_grad_(), start.clone().requires_grad_()
     three_steps(allowed([one]), [one])
@@ -52,7 +52,7 @@ def test_without_ranges_a_step_is_torch_s_own() -> None:
     assert torch.equal(one, other)
 
 
-def test_a_step_that_is_not_allowed_leaves_no_trace() -> None:
+def test_a_step_that_is_not_allowed_changes_nothing() -> None:
     parameter = torch.ones(100, requires_grad=True)
     three_steps(AdamW([parameter], SETTINGS), [parameter])
     assert torch.equal(parameter, torch.ones(100))
@@ -63,7 +63,7 @@ def test_a_step_that_is_not_allowed_leaves_no_trace() -> None:
     assert not optimizer.state[parameter]
 
 
-def test_decay_spares_what_the_model_says() -> None:
+def test_parameters_that_the_model_names_have_no_weight_decay() -> None:
     model = create_model("coatnet_debug", num_classes=3, image_size=32)
     decayed, undecayed = build_adamw(model, SETTINGS, model.no_weight_decay()).param_groups
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
@@ -72,7 +72,7 @@ def test_decay_spares_what_the_model_says() -> None:
     assert len(decayed["params"]) + len(undecayed["params"]) == len(names)
 
 
-def test_layers_run_from_the_stem_over_the_blocks_to_the_head() -> None:
+def test_layers_are_numbered_from_the_stem_over_the_blocks_to_the_head() -> None:
     model = create_model("coatnet_debug", num_classes=3, image_size=32, depths=(1, 1, 9, 1))
     layers = layer_numbers(model)
     assert layers.keys() == dict(model.named_parameters()).keys()
@@ -88,7 +88,7 @@ def test_layers_run_from_the_stem_over_the_blocks_to_the_head() -> None:
     assert scales["stem.conv1.weight"] == pytest.approx(2.0**-13)
 
 
-def test_neighbours_with_the_same_scale_are_one_range() -> None:
+def test_adjacent_slices_with_the_same_scale_become_one_range() -> None:
     holder, other = torch.zeros(30), torch.zeros(4)
     parameter_slices = [
         ParameterSlice("a", 5, 10, holder, 0, True), ParameterSlice("b", 0, 10, holder, 5, True), ParameterSlice("d", 0, 4, other, 0, True),

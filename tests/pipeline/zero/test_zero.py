@@ -108,7 +108,7 @@ def checked(runs: Path, folder: str, case: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
 def test_a_step_that_is_refused_changes_nothing_now_or_later(runs: Path, folder: str, case: str) -> None:
-    """Not asked for, or with nan or inf in the gradient of one micro-batch of one rank."""
+    """Steps with `apply=False`, and with nan or inf in the gradient of one micro-batch of one rank."""
     found = checked(runs, folder, case)
     for on_rank in found:
         assert [on_rank[f"refused by {why}"] for why in ("apply", "nan", "inf")] == [[], [], []]
@@ -116,7 +116,7 @@ def test_a_step_that_is_refused_changes_nothing_now_or_later(runs: Path, folder:
         assert 0 < asked < 100
         assert not any(map(math.isfinite, others))
         assert asked == found[0]["norms"][0]
-        # The step after them: as one from the restored state, without them; and it is a step.
+        # The next step equals one from the restored state without them, and does change the state.
         assert on_rank["after none"] == []
         assert on_rank["a step changes"] > 50
 
@@ -140,7 +140,7 @@ def test_activation_checkpointing_changes_no_bit_of_a_step(runs: Path, case: str
         assert [on_rank[f"after {policy}"] for policy in ("every_block", "mbconv", "2")] == [[], [], []]
 
 
-def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path) -> None:
+def test_two_ranks_train_like_a_plain_loop_over_the_micro_batches(runs: Path) -> None:
     """The definition of a step, written out: no ranks, no DeepSpeed, gradients averaged over micro-batches.
 
     Each layer is a parameter group of its own, and the averages are moved parameter by parameter.

@@ -85,15 +85,15 @@ def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -
 
 
 def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """What differed that should not have: steps that are refused, averages swapped in, blocks computed again.
+    """Differences that should not exist: after refused steps, swapped averages, and with recomputed blocks.
 
-    Weights that forwards use are compared by the logits that they give.
+    The weights that forwards use are compared by their logits.
     """
     precision, device = planned.stage.precision, torch.device("cpu")
     state = built(planned, ranks)
     engine = state.engine
     engine.set_learning_rate(1e-3)
-    pictures = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(engine.dtype)
+    probe = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(engine.dtype)
 
     def step(seed: int, spoiled_by: float | None = None, apply: bool = True) -> tuple[float, Tensor]:
         for number in range(2):
@@ -112,7 +112,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     @torch.no_grad()
     def logits(network: CoAtNet | ZeroEngine) -> Tensor:
         network.eval()
-        result: Tensor = network(pictures)
+        result: Tensor = network(probe)
         network.train()
         return result
 

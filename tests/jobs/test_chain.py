@@ -1,0 +1,72 @@
+"""The chain of a recipe, without its ranks: how often stages are planned, and when they are checked."""
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from rich.console import Console
+
+from jobs import chain
+from pipeline.errors import ConfigError
+from pipeline.faults.preemption import StopSignals
+from pipeline.plan import Plan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import Recipe, Stage
+from pipeline.run_folder import RunFolder, run_folder
+from tests.support.recipes import write_recipe
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the chain does, in order; its stages end at once, each with a checkpoint."""
+    done: list[str] = []
+
+    def plan(recipe: Recipe, name: str) -> Plan:
+        done.append(f"plan {name}")
+        return plan_stage(recipe, name)
+
+    def launch(command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals) -> None:
+        done.append(f"launch {command[2]}")
+        checkpoint = folder.checkpoints / "step-00000001"
+        checkpoint.mkdir()
+        (checkpoint / "manifest.json").write_text("{}")
+        validation = {"top1": 0.5}
+        folder.finish({"steps": 1, "images_per_second": None, "validation": validation, "checkpoint": str(checkpoint)})
+
+    monkeypatch.setattr(chain, "plan_stage", plan)
+    monkeypatch.setattr(chain, "launch_ranks", launch)
+    return done
+
+
+def run(recipe: Path) -> None:
+    chain.run_chain(recipe, [], Console(quiet=True), StopSignals(_end))
+
+
+def _end(code: int, message: str) -> NoReturn:
+    raise SystemExit(f"{code}: {message}")
+
+
+def test_all_stages_are_planned_once_before_the_first_starts(shards: Path, tmp_path: Path, steps: list[str]) -> None:
+    run(write_recipe(tmp_path, shards))
+    stages = ("pretrain", "finetune", "evaluate")
+    assert steps == [*(f"plan {name}" for name in stages), *(f"launch {name}" for name in stages)]
+
+
+def test_a_stage_is_checked_against_its_folder_once_the_stage_before_is_done(
+    shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    recipe = load_recipe(path)
+    folder = run_folder(recipe, "finetune")
+    folder.create()
+    folder.freeze(plan_stage(recipe, "finetune"), "digest of the checkpoint of another run")
+    # Without pretrain's result there is no digest yet, which differs, too: the run is refused before it starts.
+    with pytest.raises(ConfigError, match="start_digest"):
+        run(path)
+    assert "launch pretrain" not in steps
+    # As if the folder came from a start before pretrain had a result.
+    (folder.path / "recipe.yaml").unlink()
+    folder.freeze(plan_stage(recipe, "finetune"), None)
+    with pytest.raises(ConfigError, match="start_digest: not given -> "):
+        run(path)
+    assert steps[-1] == "launch pretrain"

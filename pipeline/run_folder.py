@@ -249,13 +249,13 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
         return hashlib.sha256(read_bytes(join(checkpoint, MANIFEST), storage)).hexdigest()
     except FileNotFoundError:
         raise ConfigError(
-            f"{checkpoint}: the checkpoint that stage {start} ended with is gone; restore it, or remove "
-            f"{run_folder(recipe, start).path} to train that stage anew"
+            f"{checkpoint}: the checkpoint that stage {start} ended with no longer exists; restore it, or remove "
+            f"{run_folder(recipe, start).path} to train that stage again"
         ) from None
 
 
 def digests(plan: "TrainPlan") -> RunDigests:
-    """What tells a run from others in its checkpoints: of the settings that make it what it is, and of its data."""
+    """What distinguishes a run from others in its checkpoints: its settings that may not change, and its data."""
     settings = {key: value for key, value in flatten(_settings(plan, None)).items() if not _may_change(key)}
     return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
 

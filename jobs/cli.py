@@ -1,5 +1,6 @@
 """The `coatnet` command."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -63,13 +64,21 @@ def train(recipe: RecipePath, stage: str, overrides: Overrides = None) -> None:
     """Run one stage: as its ranks on this machine, or as one rank where RANK and WORLD_SIZE are set."""
     with StopSignals(end_process) as signals, exit_on_error():
         from jobs.bundled_recipes import load_recipe
-        from jobs.launch import die_with_launcher, is_rank
+        from jobs.launch import die_with_launcher, is_rank, launch_time
 
         if is_rank():
             die_with_launcher()
+            from jobs.scheduler.job_end import job_end_time, node_name
             from pipeline.stage import run_stage
 
-            run_stage(load_recipe(recipe, overrides), stage, signals)
+            run_stage(
+                load_recipe(recipe, overrides),
+                stage,
+                signals,
+                node=node_name(os.environ),
+                started=launch_time(signals.started),
+                job_end_time=lambda: job_end_time(os.environ),
+            )
         else:
             from jobs.chain import result_table, run_one
 

@@ -17,11 +17,11 @@ from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
 from jobs.exit_codes import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
-from pipeline.faults.time_limit import STARTED
 from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.run_folder import RunFolder
 
 _LAUNCHER = "COATNET_LAUNCHER"
+_STARTED = "COATNET_STARTED"
 _LEAVE_SECONDS = 10
 """When one rank has failed, the others notice and say what they know; then they are killed."""
 _SLACK_SECONDS = 30
@@ -55,7 +55,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
     Raises:
         StageFailed: with the outcome of the rank that failed first.
     """
-    signals.end_if_heard()  # after the stage before could no longer be asked
+    signals.exit_if_signalled()  # after the stage before could no longer be asked
     processes: list[subprocess.Popen[bytes]] = []
     asked: list[tuple[signal.Signals, float]] = []
 
@@ -65,7 +65,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
             process.send_signal(received)
 
     with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes, reserved_port() as port:
-        signals.give_to(pass_on)
+        signals.set_handler(pass_on)
         try:
             _start(processes, command, stage, folder, Path(outcomes), port, signals.started)
             for received, _ in asked:  # those that were not all there to get it
@@ -81,7 +81,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
             _kill(processes, 0)
             raise
         finally:
-            signals.give_to(None)
+            signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
             raise StageFailed(_outcome(codes, Path(outcomes), folder))
@@ -101,6 +101,11 @@ def die_with_launcher() -> None:
 def is_rank() -> bool:
     """True in a process that was started as one rank of a group."""
     return "RANK" in os.environ
+
+
+def launch_time(own_start: float) -> float:
+    """When the command that launched this rank began, in seconds since the epoch; `own_start` if nothing did."""
+    return float(os.environ.get(_STARTED, own_start))
 
 
 def _start(
@@ -123,7 +128,7 @@ def _start(
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
             OUTCOME_FILE: f"{outcomes}/{rank}.json",
-            STARTED: str(started),
+            _STARTED: str(started),
             _LAUNCHER: str(os.getpid()),
         }
         with open(folder.log_file(rank), "ab") as output:

@@ -41,7 +41,7 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
     for name in stages:
         stage = recipe.stages[name]
         yield from assess_settings(recipe, name, elsewhere=slurm)
-        found, plan = examiner.examine(name)
+        found, plan = examiner.assess(name)
         yield from found
         if isinstance(stage, TrainStage) and _has_a_model(recipe, stage):
             classes = len(plan.classes) if plan else _CLASSES

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
 from pipeline.memory_estimate import out_of_memory
 from pipeline.monitoring.monitor import Monitor
-from pipeline.monitoring.output import divert_output
+from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
@@ -29,8 +30,24 @@ from pipeline.weights import build_model, chosen_weights, load_weights, to_preci
 from pipeline.zero.engine import autocast, model_dtype
 
 
-def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
+def run_stage(
+    recipe: Recipe,
+    name: str,
+    signals: StopSignals,
+    *,
+    node: str,
+    started: float,
+    job_end_time: Callable[[], float | None],
+) -> None:
     """Run stage `name` as one rank of the process group that the environment describes; see `join_ranks`.
+
+    Args:
+        recipe: with the stage.
+        name: of the stage.
+        signals: of this process.
+        node: name of this machine, for messages.
+        started: when the launching command began, from which `resources.time_limit` counts; seconds since the epoch.
+        job_end_time: when the scheduler ends this job, or None; called on the leader only.
 
     Raises:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
@@ -44,11 +61,11 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
-    console = divert_output(folder, rank)
+    console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
-    with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, log_file, signals.end) as watchdog:
+    with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
-        watchdog.joined()
+        watchdog.listen()
         lock = folder.lock() if ranks.is_leader else None
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
@@ -57,7 +74,7 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
                 Path(told).touch()
         ranks.barrier()
         seconds = plan.stage.resources.time_limit_seconds
-        limit = time_limit(seconds, signals.started, os.environ) if ranks.is_leader else None
+        limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
         context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog)

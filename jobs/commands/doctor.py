@@ -1,6 +1,7 @@
 """`coatnet doctor`: what would go wrong with a recipe, before hours of GPUs are spent on it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -85,15 +86,15 @@ def _examined(
     from jobs.bundled_recipes import load_recipe
     from jobs.preflight import examine
     from jobs.scheduler import slurm
-    from pipeline.preflight.finding import refusal
+    from pipeline.preflight.finding import finding_of_error
     from pipeline.recipe.schema import TrainStage
 
     try:
         loaded = load_recipe(path, overrides)
     except SeveralErrors as errors:
-        return [refusal("", ConfigError(problem)) for problem in errors.problems]
+        return [finding_of_error("", ConfigError(problem)) for problem in errors.problems]
     except ConfigError as error:
-        return [refusal("", error)]
+        return [finding_of_error("", error)]
     stages = [stage] if stage is not None else list(loaded.stages)
     findings = list(examine(loaded, stages, slurm=slurm.available()))
     if nodes:
@@ -109,11 +110,12 @@ def _be_a_rank(
 ) -> None:
     from jobs.bundled_recipes import load_recipe
     from jobs.launch import die_with_launcher
+    from jobs.scheduler.job_end import node_name
 
     die_with_launcher()
-    from pipeline.preflight.nodes import assess_nodes_as_rank
+    from pipeline.preflight.nodes import run_node_checks
     from pipeline.run_folder import RunFolder
 
-    assess_nodes_as_rank(
-        load_recipe(path, overrides), stage, RunFolder(report.with_suffix("")), report, seconds, signals
-    )
+    folder = RunFolder(report.with_suffix(""))
+    node = node_name(os.environ)
+    run_node_checks(load_recipe(path, overrides), stage, folder, report, seconds, signals, node)

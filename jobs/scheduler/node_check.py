@@ -13,8 +13,8 @@ from jobs.scheduler.chain_jobs import chain_steps, template
 from jobs.scheduler.submissions import SubmissionFolder
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
-from pipeline.preflight.finding import Finding, refusal
-from pipeline.preflight.nodes import read_report
+from pipeline.preflight.finding import Finding, finding_of_error
+from pipeline.preflight.report import read_report
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import RunFolder
 
@@ -40,7 +40,7 @@ def check_nodes(
                 return _by_slurm(recipe, name, folder, arguments, report, signals, say)
             return _here(recipe, name, folder, arguments, report, signals, say)
     except (ConfigError, slurm.SchedulerDown) as error:
-        return [*read_report(report)[0], refusal(name, error)]
+        return [*read_report(report)[0], finding_of_error(name, error)]
 
 
 def _here(
@@ -85,14 +85,14 @@ def _by_slurm(
         slurm.cancel([number])
         end_process(EXIT_TRY_AGAIN, f"stopped by {received.name}; job {number} is cancelled")
 
-    signals.give_to(stopped)
+    signals.set_handler(stopped)
     try:
         job = _wait(number, say)
     except BaseException:
         slurm.cancel([number])
         raise
     finally:
-        signals.give_to(None)
+        signals.set_handler(None)
     found, whole = read_report(report)
     deadline = time.monotonic() + _PATIENCE
     while not whole and job.state in ("COMPLETED", "UNKNOWN") and time.monotonic() < deadline:

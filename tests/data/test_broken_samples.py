@@ -14,7 +14,7 @@ from data.dataset import Dataset
 from data.errors import DataError
 from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.order import SampleOrder
-from data.stream import MicroBatch, evaluation_stream, training_stream
+from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 
 PER_SHARD = 8
 Members = list[tuple[str, bytes]]
@@ -44,7 +44,7 @@ def write_shards(
 def one_epoch(dataset: Dataset, workers: int = 2) -> list[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=0, batch=6, lanes=2, window=100)
     stream = training_stream(
-        dataset, order, TrainTransform(16, crop="whole", flip=False), micro_batch=3, rank=0, world_size=1, first_step=0,
+        dataset, order, TrainTransform(16, crop="whole", flip=False), RankShare(0, 1, 3), first_step=0,
         workers=workers,
     )  # fmt: skip
     return list(itertools.islice(stream, 8))
@@ -83,7 +83,7 @@ def of_size(side: int) -> Callable[[bytes], bytes]:
         pytest.param(without("key11.cls"), "it has no label", id="missing label"),
         pytest.param(changed("key11.cls", lambda label: b"3"), "the label 3 is not one of 3 classes", id="label out of range"),
         pytest.param(changed("key11.cls", lambda label: b"cat"), "the label 'cat' is not a number", id="label that is no number"),
-        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key stands twice in the shard", id="duplicated key"),
+        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key is repeated in the shard", id="duplicated key"),
     ],
 )  # fmt: skip
 def test_a_sample_that_cannot_be_used_is_replaced_and_named(
@@ -105,7 +105,7 @@ def test_a_sample_that_cannot_be_used_is_replaced_and_named(
     assert labels[twelve].tolist() == [[0], [0]]
     assert np.array_equal(pictures_after, np.concatenate([b.images for b in one_epoch(spoiled, workers=1)]))
 
-    evaluated = evaluation_stream(spoiled, EvaluationTransform(16), micro_batch=5, rank=0, world_size=1, workers=1)
+    evaluated = evaluation_stream(spoiled, EvaluationTransform(16), RankShare(0, 1, 5), workers=1)
     weights, named = zip(*[(batch.weights.sum(), batch.skipped) for batch in evaluated], strict=True)
     assert sum(weights) == 23
     assert [sample.key for batch in named for sample in batch] == [skipped.key]
@@ -128,5 +128,5 @@ def test_a_tar_cut_off_during_the_run_loses_only_what_lay_behind_the_cut(picture
 def test_a_shard_that_disappears_during_the_run_is_named(pictures: Path, tmp_path: Path) -> None:
     dataset = write_shards(pictures, tmp_path / "shards")
     (tmp_path / "shards" / "s-1.tar").unlink()
-    with pytest.raises(DataError, match=r"s-1\.tar: it was there when the run started and is missing"):
+    with pytest.raises(DataError, match=r"s-1\.tar: it has been removed since the run started"):
         one_epoch(dataset)

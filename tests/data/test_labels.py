@@ -42,14 +42,14 @@ def test_labels_are_read_as_the_index_says(label: LabelFormat, content: bytes, e
         (LabelFormat(), b"cat", "the label 'cat' is not a number"),
         (LabelFormat(), b"3", "the label 3 is not one of 3 classes"),
         (LabelFormat(), b"-1", "the label -1 is not one of 3 classes"),
-        (LabelFormat(), b"\xff", "the label is no text"),
+        (LabelFormat(), b"\xff", "the label is not text"),
         (LabelFormat("txt", by="name"), b"dog", "the label 'dog' is not in the class list"),
-        (LabelFormat("json", "label"), b'{"other": 1}', "the label is no JSON with 'label'"),
-        (LabelFormat("json", "label"), b"[1]", "the label is no JSON with 'label'"),
+        (LabelFormat("json", "label"), b'{"other": 1}', "the label is not JSON with 'label'"),
+        (LabelFormat("json", "label"), b"[1]", "the label is not JSON with 'label'"),
         (LabelFormat("json"), b"[]", "no label in"),
         (LabelFormat("json"), b"true", "the label 'True' is not a number"),
         (LabelFormat("json"), b"1.5", "no label in"),
-        (LabelFormat("json"), b"[" * 100_000, "the label is no JSON"),
+        (LabelFormat("json"), b"[" * 100_000, "the label is not JSON"),
     ],
 )
 def test_what_is_no_label_is_told(label: LabelFormat, content: bytes, message: str) -> None:
@@ -82,11 +82,11 @@ def test_a_label_map_renames_merges_and_drops(
     ("text", "message"),
     [
         ("[", "not YAML"),
-        ("drop: [ant]", "has the keys rename, others and classes, and no more"),
+        ("drop: [ant]", "may only have the keys rename, others and classes"),
         ("others: forget", "others keep or drop"),
-        ("rename: {dog: pet}", r"dog is no class of the shards \(1 of 1 are not\)"),
-        ("classes: [ant, bee]", r"cat is not under classes \(1 names are not\)"),
-        ("classes: [ant, bee, cat, cat]", "a name stands twice"),
+        ("rename: {dog: pet}", r"dog is not a class of the shards \(1 of 1 are not\)"),
+        ("classes: [ant, bee]", r"cat is missing under classes \(1 names are\)"),
+        ("classes: [ant, bee, cat, cat]", "a name is repeated"),
         ("others: drop", "no class is kept"),
     ],
 )
@@ -135,7 +135,7 @@ def test_dropped_classes_are_no_part_of_an_epoch(labelled: Path, tmp_path: Path)
 def test_a_map_that_drops_needs_the_labels_of_all_samples(labelled: Path, tmp_path: Path) -> None:
     label_map = write(tmp_path / "map.yaml", "rename: {bright: light}\nothers: drop")
     (labelled / "labels.npy").write_bytes(b"other")
-    with pytest.raises(DataError, match=r"labels\.npy: not the file that the index was written with"):
+    with pytest.raises(DataError, match=r"labels\.npy: does not match the index"):
         open_dataset(str(labelled), Storage(), label_map)
     (labelled / "labels.npy").unlink()
     with pytest.raises(DataError, match=r"labels\.npy is missing; copy it there or run"):

@@ -110,7 +110,7 @@ def test_a_tar_of_tars_is_read_in_parts_which_merge_to_the_same_shards(
 
 def test_a_compressed_tar_is_refused_in_parts(pictures: Path, tmp_path: Path) -> None:
     source = write_tar_of_tars(pictures, tmp_path / "whole.tar.gz", "w:gz")
-    with pytest.raises(DataError, match=r"whole\.tar\.gz: can only be read from beginning to end, so not in parts"):
+    with pytest.raises(DataError, match=r"whole\.tar\.gz: can only be read sequentially and not in parts"):
         build_shards(source, tmp_path / "out", part=(1, 2))
 
 
@@ -205,7 +205,7 @@ def test_a_flat_folder_or_tar_takes_its_labels_from_a_file(
         ("bright\ndark\n", "labels.txt: 2 labels for 6 images; it needs one line per image"),
         ("bright\n" * 7, "labels.txt: 7 labels for 6 images"),
         (LABELS["by name"].replace("val_3", "val_9"), "no label for the image val_3.JPEG"),
-        (LABELS["by name"] + "val_9.JPEG dark\n", "1 lines name images that are not there .first: val_9.JPEG"),
+        (LABELS["by name"] + "val_9.JPEG dark\n", "1 lines name images that do not exist .first: val_9.JPEG"),
         (LABELS["by name"] + "val_2.JPEG dark\n", "line 8: a second line for the image val_2.JPEG"),
         (LABELS["by name"] + "dark\n", "line 8: lines of NAME LABEL and lines of one word are mixed"),
         ("\n", "labels.txt: no labels in it"),
@@ -238,7 +238,7 @@ def test_a_validation_set_takes_the_classes_of_the_training_set(
     ("classes", "message"),
     [
         ("bright\ndark\n", r"striped/00\d\d\.jpg: its label striped is not among the 2 classes of .*classes\.txt"),
-        ("bright\ndark\nstriped\ndark\n", "class dark stands in it twice"),
+        ("bright\ndark\nstriped\ndark\n", "class dark is repeated"),
         ("", "no class in it"),
         ("bright\ndark\n\nstriped\n", "line 3 is empty"),
     ],

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.settings_diff import changed_settings, flatten
 from data.storage import Storage, is_remote, join, read_bytes
 from pipeline.checkpoints.manifest import MANIFEST, RunDigests
 from pipeline.errors import ConfigError
@@ -124,16 +125,11 @@ class RunFolder:
         frozen = self.frozen()
         if frozen is None:
             raise self.damaged_recipe(ValueError("not the record of a stage"))
-        before, now = _flat(frozen.content), _flat(_settings(plan, start_digest))
-        changes = [
-            f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not _may_change(key)
-        ]
+        changes = changed_settings(frozen.content, _settings(plan, start_digest), _may_change)
         if changes:
-            changed = "\n".join(changes)
+            changed = "\n  ".join(changes)
             raise ConfigError(
-                f"{self.path} holds a run with other settings:\n{changed}\n"
+                f"{self.path} holds a run with other settings:\n  {changed}\n"
                 "Restore them, give the recipe another name, or remove the folder to start over"
             )
 
@@ -253,14 +249,14 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
         return hashlib.sha256(read_bytes(join(checkpoint, MANIFEST), storage)).hexdigest()
     except FileNotFoundError:
         raise ConfigError(
-            f"{checkpoint}: the checkpoint that stage {start} ended with is gone; restore it, or remove "
-            f"{run_folder(recipe, start).path} to train that stage anew"
+            f"{checkpoint}: the checkpoint that stage {start} ended with no longer exists; restore it, or remove "
+            f"{run_folder(recipe, start).path} to train that stage again"
         ) from None
 
 
 def digests(plan: "TrainPlan") -> RunDigests:
-    """What tells a run from others in its checkpoints: of the settings that make it what it is, and of its data."""
-    settings = {key: value for key, value in _flat(_settings(plan, None)).items() if not _may_change(key)}
+    """What distinguishes a run from others in its checkpoints: its settings that may not change, and its data."""
+    settings = {key: value for key, value in flatten(_settings(plan, None)).items() if not _may_change(key)}
     return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
 
 
@@ -277,17 +273,6 @@ def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
         digests = {"train": plan.train.digest, **digests}
     stage = plan.stage.model_dump(mode="json")
     return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests, "start_digest": start_digest}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    return "not given" if value is None else json.dumps(value)
 
 
 @functools.cache

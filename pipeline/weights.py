@@ -1,4 +1,4 @@
-"""A stage's model, and weights from an earlier stage's checkpoint made to fit it."""
+"""A stage's model, and weights of an earlier stage's checkpoint fitted to it."""
 
 from typing import Literal
 
@@ -24,22 +24,22 @@ def chosen_weights(checkpoint: Checkpoint, which: WhichWeights) -> Literal["raw"
     """Which of the checkpoint's weights `which` means: `auto` is the moving average where there is one.
 
     Raises:
-        ConfigError: the moving average is asked for and there is none.
+        ConfigError: the moving average is requested and there is none.
     """
     if which == "ema" and not checkpoint.has_average:
-        raise ConfigError(f"{checkpoint.location}: holds no moving average; take the raw weights, or auto")
+        raise ConfigError(f"{checkpoint.location}: holds no moving average; use the raw weights, or auto")
     return "ema" if checkpoint.has_average and which != "raw" else "raw"
 
 
 def fitted_weights(
     model: CoAtNet, checkpoint: Checkpoint, which: WhichWeights = "auto", classes_digest: str | None = None
 ) -> dict[str, Tensor]:
-    """The checkpoint's weights resized to `model`; its buffers go into `model` at once.
+    """The checkpoint's weights resized to `model`; its buffers are copied into `model` directly.
 
-    The classifier is left out where it is of other classes: another number of them, or another `classes_digest`.
+    The classifier is left out if it is for other classes: another number of them, or another `classes_digest`.
 
     Raises:
-        ConfigError: the checkpoint is another model's, or holds no moving average and that is asked for.
+        ConfigError: the checkpoint is another model's, or the moving average is requested and there is none.
     """
     chosen = chosen_weights(checkpoint, which)
     try:
@@ -58,8 +58,8 @@ def load_weights(
     """Fill `model` with the checkpoint's weights and buffers.
 
     Raises:
-        ConfigError: the checkpoint is another model's, its classifier has other classes, or it holds no moving average
-            and that is asked for.
+        ConfigError: the checkpoint is another model's, its classifier has other classes, or the moving average
+            is requested and there is none.
     """
     weights = fitted_weights(model, checkpoint, which, classes_digest)
     missing = dict(model.named_parameters()).keys() - weights.keys()

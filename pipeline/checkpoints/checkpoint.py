@@ -78,7 +78,7 @@ class Checkpoint:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def parameters(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
-        """All weights or their moving averages, whole, float32 on the CPU."""
+        """All weights or their moving averages, in full, float32 on the CPU."""
         kind = "ema" if which == "ema" else "master"
         whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
         for file in sorted({entry.file for entry in self.manifest.fragments}):
@@ -126,7 +126,7 @@ class Checkpoint:
         return path
 
     def _download(self, name: str) -> str:
-        """Download the file `name`, keep it if it is what the manifest says, and return its sha256."""
+        """Download the file `name`, keep it if its checksum is right, and return its sha256."""
         entry, digest = self.manifest.files[name], hashlib.sha256()
         unfinished = self._folder / f".{name}.part"
         self._folder.mkdir(parents=True, exist_ok=True)

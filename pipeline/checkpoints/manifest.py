@@ -53,7 +53,7 @@ class RankRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunDigests:
-    """What tells a run from others: digests of its settings, of its training shards, and of its classes."""
+    """What distinguishes a run: digests of its settings, of its training shards, and of its classes."""
 
     recipe_digest: str
     index_digest: str
@@ -92,7 +92,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A whole checkpoint."""
+    """What a checkpoint consists of."""
 
     facts: CheckpointFacts = field(metadata=FLAT)
     parameters: Mapping[str, tuple[int, ...]]

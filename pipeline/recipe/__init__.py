@@ -1,1 +1,1 @@
-"""What a recipe says: its schema, the sections of a stage, and how its YAML is loaded. Imports no torch."""
+"""Recipes: the settings of a chain of stages, their checks, and their YAML files."""

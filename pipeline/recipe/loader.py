@@ -17,7 +17,7 @@ KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers people write: `1e-3` is a float, as in YAML 1.2."""
+    """YAML in which `1e-3` is a float, as in YAML 1.2."""
 
 
 _Loader.add_implicit_resolver(
@@ -32,14 +32,14 @@ class _Document:
     """Plain values, and where each of them was written."""
 
     values: dict[str, Any]
-    places: dict[KeyPath, str]
-    """Path of a key -> `file:line` or the override that set it."""
+    origins: dict[KeyPath, str]
+    """Path of a key -> `file:line`, or the override that set it."""
 
-    def place(self, path: KeyPath) -> str:
-        """The place of the key at `path`, or of the nearest enclosing one."""
-        while path and path not in self.places:
+    def origin(self, path: KeyPath) -> str:
+        """The origin of the key at `path`, or of the nearest enclosing one."""
+        while path and path not in self.origins:
             path = path[:-1]
-        return self.places[path]
+        return self.origins[path]
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -50,23 +50,23 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     (`optimizer.peak_learning_rate=1e-3`), which then holds for every stage that has it.
 
     Raises:
-        ConfigError: no such file, not YAML.
+        ConfigError: no such file, or not YAML.
         SeveralErrors: unknown or mistyped keys, or settings that contradict each other.
     """
     document = _read(path)
     _merge_defaults(document)
     for override in overrides or []:
-        _override(document, override)
+        _apply_override(document, override)
     unknown = _unknown_keys(document)
     if unknown:
         raise SeveralErrors(unknown[0], unknown)
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        problems = _explained(error, document)
+        problems = _validation_messages(error, document)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SeveralErrors(problems[0] + more, problems) from None
-    return _absolute(recipe, path.parent)
+    return _with_absolute_paths(recipe, path.parent)
 
 
 def _read(path: Path) -> _Document:
@@ -79,9 +79,9 @@ def _read(path: Path) -> _Document:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        places: dict[KeyPath, str] = {(): f"{path}:1"}
+        origins: dict[KeyPath, str] = {(): f"{path}:1"}
         if node is not None:
-            _note_places(node, (), places, path, set())
+            _collect_origins(node, (), origins, path, set())
         values = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -90,18 +90,18 @@ def _read(path: Path) -> _Document:
         raise ConfigError(f"{path}:{line}: not YAML: {problem}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
-    return _Document(_unshared(values), places)
+    return _Document(_unshared(values), origins)
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which no mapping or list stands in two places, as YAML's aliases make them."""
+    """A copy in which no mapping or list occurs twice, as YAML's aliases make them."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def _note_places(node: yaml.Node, path: KeyPath, places: dict[KeyPath, str], file: Path, above: set[int]) -> None:
-    """Record the line of every key; refuse keys given twice and aliases that contain themselves."""
+def _collect_origins(node: yaml.Node, path: KeyPath, origins: dict[KeyPath, str], file: Path, above: set[int]) -> None:
+    """Record the line of every key; refuse duplicate keys and aliases that contain themselves."""
     if id(node) in above:
         raise ConfigError(f"{file}:{node.start_mark.line + 1}: an alias that contains itself")
     above = above | {id(node)}
@@ -109,18 +109,18 @@ def _note_places(node: yaml.Node, path: KeyPath, places: dict[KeyPath, str], fil
         own: dict[str, str] = {}
         for key, value in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
-                _note_places(value, path, places, file, above)
+                _collect_origins(value, path, origins, file, above)
                 continue
-            below, place = (*path, key.value), f"{file}:{key.start_mark.line + 1}"
+            below, origin = (*path, key.value), f"{file}:{key.start_mark.line + 1}"
             if key.value in own:
                 dotted = ".".join(map(str, below))
-                raise ConfigError(f"{place}: {dotted} is given twice (first at {own[key.value]})")
-            own[key.value] = places[below] = place
-            _note_places(value, below, places, file, above)
+                raise ConfigError(f"{origin}: {dotted} is given twice (first at {own[key.value]}); remove one")
+            own[key.value] = origins[below] = origin
+            _collect_origins(value, below, origins, file, above)
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            places[(*path, number)] = f"{file}:{item.start_mark.line + 1}"
-            _note_places(item, (*path, number), places, file, above)
+            origins[(*path, number)] = f"{file}:{item.start_mark.line + 1}"
+            _collect_origins(item, (*path, number), origins, file, above)
 
 
 def _merge_defaults(document: _Document) -> None:
@@ -128,35 +128,35 @@ def _merge_defaults(document: _Document) -> None:
     defaults = document.values.pop("defaults", None)
     stages = document.values.get("stages")
     if defaults is not None and not isinstance(defaults, dict):
-        raise ConfigError(f"{document.place(('defaults',))}: defaults: must be a mapping of settings of a stage")
+        raise ConfigError(f"{document.origin(('defaults',))}: defaults: must be a mapping of settings of a stage")
     if not isinstance(stages, dict):
         return
     for name, stage in stages.items():
         if isinstance(stage, dict):
             known = _stage_class(stage).model_fields
-            # What only training stages have is no mistake in the defaults of a recipe that also evaluates.
+            # Settings that only training stages have are allowed in the defaults of a recipe that also evaluates.
             shared = {k: v for k, v in (defaults or {}).items() if k in known or k not in TrainStage.model_fields}
-            stages[name] = {"task": "train"} | _merged(shared, stage, ("defaults",), ("stages", name), document.places)
+            stages[name] = {"task": "train"} | _merged(shared, stage, ("defaults",), ("stages", name), document.origins)
 
 
 def _merged(
-    under: dict[str, Any], over: dict[str, Any], source: KeyPath, target: KeyPath, places: dict[KeyPath, str]
+    defaults: dict[str, Any], own: dict[str, Any], source: KeyPath, target: KeyPath, origins: dict[KeyPath, str]
 ) -> dict[str, Any]:
-    """`over` with what only `under` has; the places of what is taken over come along."""
-    merged = dict(over)
-    for key, value in under.items():
+    """`own` with what only `defaults` has; origins at `source` are copied to `target` along with it."""
+    merged = dict(own)
+    for key, value in defaults.items():
         here, there = (*source, key), (*target, key)
-        if key not in over:
+        if key not in own:
             merged[key] = _unshared(value)
-            for path, place in list(places.items()):
+            for path, origin in list(origins.items()):
                 if path[: len(here)] == here:
-                    places[(*there, *path[len(here) :])] = place
-        elif isinstance(value, dict) and isinstance(over[key], dict):
-            merged[key] = _merged(value, over[key], here, there, places)
+                    origins[(*there, *path[len(here) :])] = origin
+        elif isinstance(value, dict) and isinstance(own[key], dict):
+            merged[key] = _merged(value, own[key], here, there, origins)
     return merged
 
 
-def _override(document: _Document, override: str) -> None:
+def _apply_override(document: _Document, override: str) -> None:
     """Set one `key=value`; the value is YAML."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
@@ -173,8 +173,9 @@ def _override(document: _Document, override: str) -> None:
     elif keys[0] in stages:
         paths = [["stages", *keys]]
     elif keys[0] in TrainStage.model_fields:
-        takes = {name: _stage_class(stage) for name, stage in stages.items()}
-        paths = [["stages", name, *keys] for name, kind in takes.items() if keys[0] in kind.model_fields]
+        paths = [
+            ["stages", name, *keys] for name, stage in stages.items() if keys[0] in _stage_class(stage).model_fields
+        ]
     else:
         known = [*Recipe.model_fields, *stages, *TrainStage.model_fields]
         raise ConfigError(f"{override}: unknown key {keys[0]}{_nearest(keys[0], known)}")
@@ -185,7 +186,7 @@ def _override(document: _Document, override: str) -> None:
             if not isinstance(target, dict):
                 raise ConfigError(f"{override}: {key} is a single value and has no keys of its own")
         target[path[-1]] = value
-        document.places[tuple(path)] = f"override {override}"
+        document.origins[tuple(path)] = f"override {override}"
 
 
 def _stage_class(stage: Any) -> type[Stage]:
@@ -193,27 +194,27 @@ def _stage_class(stage: Any) -> type[Stage]:
 
 
 def _unknown_keys(document: _Document) -> list[str]:
-    """A line for each; what stands in `defaults` is found in every stage, and told once."""
+    """A message for each; one in `defaults` is found in every stage, and reported once."""
     found = dict(_unknown_below(document.values, Recipe, (), document))
     stages = document.values.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if isinstance(stage, dict):
-            for which, message in _unknown_below(stage, _stage_class(stage), ("stages", name), document):
-                found.setdefault(which, message)
+            for key, message in _unknown_below(stage, _stage_class(stage), ("stages", name), document):
+                found.setdefault(key, message)
     return list(found.values())
 
 
 def _unknown_below(
     values: dict[str, Any], section: type[BaseModel], path: KeyPath, document: _Document
 ) -> Iterator[tuple[tuple[str, str], str]]:
-    """Place and key, and what to tell of it."""
+    """Origin and name of each unknown key, and the message."""
     known = list(section.model_fields) + ([] if path else ["defaults"])
     for key, value in values.items():
         here = (*path, key)
         if key not in section.model_fields:
             dotted = ".".join(map(str, here))
-            place = document.place(here)
-            yield (place, str(key)), f"{place}: unknown key {dotted}{_nearest(str(key), known)}"
+            origin = document.origin(here)
+            yield (origin, str(key)), f"{origin}: unknown key {dotted}{_nearest(str(key), known)}"
             continue
         kind = section.model_fields[key].annotation
         nested = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
@@ -226,47 +227,47 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _explained(error: ValidationError, document: _Document) -> list[str]:
-    """What is wrong, a line for each; what stands in `defaults` is found in every stage, and told once."""
+def _validation_messages(error: ValidationError, document: _Document) -> list[str]:
+    """A message for each problem; one in `defaults` is found in every stage, and reported once."""
     found: dict[tuple[str, str], str] = {}
-    for one in error.errors():
-        path = _key_path(one["loc"])
+    for problem in error.errors():
+        path = _key_path(problem["loc"])
         dotted = ".".join(map(str, path))
-        message = one["msg"].removeprefix("Value error, ")
-        if one["type"] == "missing":
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
             message = "is missing"
-        elif one["type"] == "union_tag_invalid":
+        elif problem["type"] == "union_tag_invalid":
             path, dotted = (*path, "task"), f"{dotted}.task"
-            message = f"is {one['input'].get('task')!r}; it must be train or evaluate"
-        elif one["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {one['input']!r}"
-        subject = f"{dotted}: " if dotted else ""
-        found.setdefault((document.place(path), one["msg"]), f"{document.place(path)}: {subject}{message}")
+            message = f"is {problem['input'].get('task')!r}; it must be train or evaluate"
+        elif problem["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, not {problem['input']!r}"
+        subject, origin = f"{dotted}: " if dotted else "", document.origin(path)
+        found.setdefault((origin, problem["msg"]), f"{origin}: {subject}{message}")
     return list(found.values())
 
 
 def _key_path(location: KeyPath) -> KeyPath:
-    """A place in pydantic's words as a path of keys: without the name of the chosen kind of stage."""
+    """A location as pydantic reports it as a path of keys: without the tag of the kind of stage."""
     return tuple(part for i, part in enumerate(location) if not (i == 2 and part in ("train", "evaluate")))
 
 
-def _absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """Folders of the recipe as absolute paths; URLs stay as they are."""
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with absolute paths, relative ones taken from `folder`; URLs stay as they are."""
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str((folder / Path(path).expanduser()).resolve())
 
     stages = {}
     for name, stage in recipe.stages.items():
-        places: dict[str, Any] = {
+        data: dict[str, Any] = {
             key: absolute(getattr(stage.data, key))
             for key in ("train", "validation", "label_map", "validation_label_map")
         }
-        places["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
-        changes: dict[str, Any] = {"data": stage.data.model_copy(update=places)}
+        data["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
+        changes: dict[str, Any] = {"data": stage.data.model_copy(update=data)}
         if isinstance(stage, TrainStage):
-            folder_of_checkpoints = {"folder": absolute(stage.checkpoint.folder)}
-            changes["checkpoint"] = stage.checkpoint.model_copy(update=folder_of_checkpoints)
+            checkpoint_folder = {"folder": absolute(stage.checkpoint.folder)}
+            changes["checkpoint"] = stage.checkpoint.model_copy(update=checkpoint_folder)
         stages[name] = stage.model_copy(update=changes)
     shards = recipe.shards and recipe.shards.model_copy(
         update={"source": absolute(recipe.shards.source), "folder": absolute(recipe.shards.folder)}

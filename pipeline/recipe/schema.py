@@ -1,4 +1,4 @@
-"""What a recipe says: a chain of stages and every setting of each. The file format is in `recipe_file.py`."""
+"""A recipe: a chain of stages and every setting of each. `loader.py` reads it from a file."""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -31,14 +31,14 @@ RECOMMENDED: dict[str, tuple[Precision, int]] = {
     "coatnet_6": ("bf16", 2),
     "coatnet_7": ("bf16", 2),
 }
-"""Precision and ZeRO stage of variants by the beginning of their names, where memory decides: bf16 weights take half
-the room, and beyond a billion parameters their gradients are sharded, too."""
+"""Precision and ZeRO stage by the prefix of the variant's name, where memory is the limit: bf16 weights take half the
+space, and beyond a billion parameters the gradients are sharded, too."""
 RECOMMENDED_OTHERWISE: tuple[Precision, int] = ("bf16_autocast", 1)
-"""Float32 weights under autocast round least."""
+"""Float32 weights under autocast have the least rounding."""
 
 
 def recommended(model: str) -> tuple[Precision, int]:
-    """Precision and ZeRO stage for the variant `model`, where a recipe gives none."""
+    """Precision and ZeRO stage for the variant `model`, where a recipe does not set them."""
     return next((value for name, value in RECOMMENDED.items() if model.startswith(name)), RECOMMENDED_OTHERWISE)
 
 
@@ -48,34 +48,34 @@ class Stage(Section):
     start_from: str | None = None
     """The earlier stage whose final weights this one starts from."""
     start_weights: WhichWeights = "auto"
-    """Of those: `raw`, `ema`, or `auto`: the moving average where there is one."""
+    """Which of them: `raw`, `ema`, or `auto`: the moving average if there is one."""
     resolution: PositiveInt
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     data: DataSettings
     model: ModelSettings
     batch: BatchSettings
     loss: LossSettings = LossSettings()
     precision: Precision = RECOMMENDED_OTHERWISE[0]
-    """Of weights and arithmetic; what is recommended for the variant, unless given."""
+    """Of weights and arithmetic; by default what is recommended for the variant."""
     log: MayChange[LogSettings] = LogSettings()
     watchdog: MayChange[WatchdogSettings] = WatchdogSettings()
     resources: MayChange[Resources] = Resources()
 
     @property
     def busy_threads(self) -> int:
-        """Threads of a rank that want a processor each."""
+        """Threads of a rank that need a processor each."""
         return self.data.workers + (0 if self.resources.gpus_per_rank else self.resources.threads_per_rank)
 
     @model_validator(mode="before")
     @classmethod
     def _recommended(cls, values: Any) -> Any:
-        """Write the recommendations for the variant into a stage that leaves them open."""
+        """Fill in the recommendations for the variant where a stage does not set them."""
         model = values.get("model") if isinstance(values, dict) else None
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             return values
         precision, zero_stage = recommended(model["name"])
-        open_ones = {"precision": precision} | ({"zero_stage": zero_stage} if "zero_stage" in cls.model_fields else {})
-        return open_ones | values
+        defaults = {"precision": precision} | ({"zero_stage": zero_stage} if "zero_stage" in cls.model_fields else {})
+        return defaults | values
 
 
 class TrainStage(Stage):
@@ -83,20 +83,20 @@ class TrainStage(Stage):
 
     task: Literal["train"] = "train"
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Length of the stage; or say `steps`."""
+    """Length of the stage; an alternative to `steps`."""
     steps: PositiveInt | None = None
     optimizer: OptimizerSettings
     mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
-    """MixUp inside each micro-batch, its weight from Beta(alpha, alpha); 0 for none."""
+    """MixUp inside each micro-batch, with weights from Beta(alpha, alpha); 0 disables it."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of the moving average of the weights; none without it."""
+    """Decay of the moving average of the weights; None for no average."""
     zero_stage: MayChange[Annotated[int, Field(ge=0, le=3)]] = 1
-    """What DeepSpeed ZeRO shards: 1 optimizer state, 2 gradients too, 3 parameters too; what is recommended for the
-    variant, unless given."""
+    """What DeepSpeed ZeRO shards: 1 optimizer state, 2 also gradients, 3 also parameters; by default what is
+    recommended for the variant."""
     activation_checkpointing: MayChange[CheckpointingPolicy] = "none"
-    """Blocks whose activations are computed again in the backward: all, those that convolve, or every k-th."""
+    """Blocks whose activations are recomputed in the backward pass: all, the convolutional ones, or every k-th."""
     compile: MayChange[bool] = False
-    """Whether torch.compile makes one kernel graph of each block."""
+    """Whether each block is compiled with torch.compile."""
     checkpoint: MayChange[CheckpointSettings] = CheckpointSettings()
     evaluation: MayChange[EvaluationSettings] = EvaluationSettings()
     non_finite: MayChange[NonFiniteSettings] = NonFiniteSettings()
@@ -124,7 +124,7 @@ class TrainStage(Stage):
             # Its hooks gather parameters inside the blocks, which breaks their graphs.
             raise ValueError("compile does not work with zero_stage 3; use zero_stage 2, or leave compile out")
         if self.evaluation.weights == "ema" and self.ema_decay is None:
-            raise ValueError("evaluation.weights: there is no moving average without ema_decay; give it, or use raw")
+            raise ValueError("evaluation.weights: without ema_decay there is no moving average; set it, or use raw")
         return self
 
 
@@ -152,7 +152,7 @@ class Recipe(Section):
     """Folder of all run folders. A relative path starts at the recipe's folder."""
     seed: Annotated[int, Field(ge=0)] = 0
     shards: ShardBuildSettings | None = None
-    """Shards that are built first; none if they are there already."""
+    """Shards to build before the first stage, if they do not exist yet."""
     stages: Annotated[dict[Annotated[str, Field(pattern=r"^[\w.\-]+$")], AnyStage], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -161,7 +161,7 @@ class Recipe(Section):
         for name, stage in self.stages.items():
             if stage.start_from is not None and stage.start_from not in seen:
                 earlier = ", ".join(seen) or "there is none"
-                raise ValueError(f"stages.{name}.start_from: {stage.start_from} is no earlier stage ({earlier})")
+                raise ValueError(f"stages.{name}.start_from: {stage.start_from} is not an earlier stage ({earlier})")
             if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
             seen.append(name)

@@ -33,7 +33,7 @@ MayChange = Annotated[Setting, _MayChange()]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys and mistyped values are refused."""
+    """A part of a recipe; unknown keys and mistyped values are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -52,40 +52,40 @@ def changeable_settings(section: type[Section]) -> frozenset[str]:
 
 
 class StorageSettings(Section):
-    """How remote shards are reached; what is not given comes from the usual AWS variables and files."""
+    """How remote shards are reached; what is not set comes from the usual AWS variables and files."""
 
     endpoint: str | None = None
     """URL of an S3 server other than Amazon's."""
     profile: str | None = None
     """Profile in the AWS credentials file."""
     anonymous: bool = False
-    """Ask without credentials."""
+    """Send requests without credentials."""
     give_up_after: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without an answer after which the run stops, to be continued later."""
+    """Seconds without an answer after which the run stops; the same command continues it later."""
 
 
 class CacheSettings(Section):
-    """Where each node keeps remote shards; all its ranks share the folder."""
+    """Where each node caches remote shards; all its ranks share the folder."""
 
     folder: str = f"{tempfile.gettempdir()}/coatnet-shards-{getpass.getuser()}"
-    """On a disk of the node itself."""
+    """On a local disk of the node."""
     gigabytes: Annotated[float, Field(gt=0)] = 100.0
-    """Most that it holds."""
+    """Maximum size of the cache."""
     downloads: Annotated[int, Field(gt=0, le=64)] = 8
-    """Shards fetched at a time."""
+    """Shards downloaded at a time."""
 
 
 class RandomAugmentSettings(Section):
-    """RandAugment at the scale of the EfficientNet code, in which the paper states it."""
+    """RandAugment on the magnitude scale of the EfficientNet code, which the CoAtNet paper uses."""
 
     layers: PositiveInt
-    """Operations in a row on each training picture."""
+    """Consecutive operations on each training image."""
     magnitude: Annotated[float, Field(ge=0, le=30)]
-    """Their strength: 15 rotates by 45 degrees."""
+    """Strength of the operations: 15 rotates by 45 degrees."""
 
 
 class DataSettings(Section):
-    """Where samples come from and how they are ordered and cut."""
+    """Where samples come from, their order, and how images are cropped and augmented."""
 
     train: MayChange[str | None] = None
     """Folder of training shards, a path or a URL. Relative paths start at the recipe's folder."""
@@ -98,40 +98,40 @@ class DataSettings(Section):
     storage: MayChange[StorageSettings] = StorageSettings()
     cache: MayChange[CacheSettings] = CacheSettings()
     lanes: PositiveInt = 64
-    """Streams that a global batch is drawn from; divides the global batch."""
+    """Streams that a global batch is drawn from; must divide the global batch size."""
     shuffle_window: PositiveInt = 8192
-    """Samples shuffled among each other inside a lane."""
+    """Samples that are shuffled among each other within a lane."""
     crop: Literal["random", "whole"] = "random"
-    """Training view: a random window, or the whole picture resized."""
+    """Training view: a random window, or the whole image resized."""
     crop_area: Pair = (0.05, 1.0)
-    """Least and greatest share of the picture that a random window covers."""
+    """Minimum and maximum share of the image area that a random window covers."""
     flip: bool = True
-    """Mirror half of the training pictures."""
+    """Mirror half of the training images."""
     random_augment: RandomAugmentSettings | None = None
-    """RandAugment after crop and flip."""
+    """RandAugment after crop and flip; None for none."""
     evaluation_crop: Literal["center", "whole"] = "center"
-    """Evaluation view: the central S / (S + 32), or the whole picture resized."""
+    """Evaluation view: the central S / (S + 32), or the whole image resized."""
     skipped_share: MayChange[Annotated[float, Field(ge=0, le=1)]] = 0.001
-    """The run stops when more than this share of the samples read since its start cannot be used."""
+    """The run stops when more than this share of the samples read since its start is unusable."""
     skipped_run: MayChange[PositiveInt] = 32
-    """The run stops when so many samples that a rank reads one after the other cannot be used."""
+    """The run stops when a rank reads more than this many unusable samples in a row."""
     workers: MayChange[PositiveInt] = 4
     """Reader threads of each rank."""
 
     @model_validator(mode="after")
     def _area_is_a_range(self) -> Self:
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise ValueError("crop_area: must be two shares of the picture, 0 < least <= greatest <= 1")
+            raise ValueError("crop_area: must be two shares of the image area, 0 < minimum <= maximum <= 1")
         return self
 
 
 class ModelSettings(Section):
-    """Which network; options that are not given are the variant's own."""
+    """The network; options that are not set are those of the variant."""
 
     name: str
     """A variant such as `coatnet_5`."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth of the last block; rises linearly from 0 over the blocks."""
+    """Stochastic depth rate of the last block; it rises linearly from 0 over the blocks."""
     head_size: PositiveInt | None = None
     """Channels of one attention head."""
     relative_attention: BiasPlace | None = None
@@ -141,7 +141,7 @@ class ModelSettings(Section):
     pool: Pooling | None = None
     """2x2 pooling where a stage strides."""
     stride_in: StridePlace | None = None
-    """Where MBConv strides: in the 1x1 expansion or in the depthwise convolution."""
+    """Where MBConv strides: in the 1x1 expansion, or in the depthwise convolution."""
     head_hidden_layer: bool | None = None
     """A hidden layer before the classifier."""
     depths: Numbers | None = None
@@ -151,7 +151,7 @@ class ModelSettings(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that are given."""
+        """The options that are set."""
         return self.model_dump(exclude={"name", "drop_path_rate"}, exclude_none=True)
 
     @property
@@ -159,18 +159,18 @@ class ModelSettings(Section):
         """The variant with the options.
 
         Raises:
-            ValueError: an unknown name, or options that it does not take.
+            ValueError: an unknown name, or options that the variant does not have.
         """
         return find_variant(self.name, **self.options)
 
 
 class BatchSettings(Section):
-    """How many samples a step takes."""
+    """Samples of a step."""
 
     global_size: PositiveInt
     """Samples of one optimizer step over all ranks."""
     micro_size: PositiveInt
-    """Samples of one forward; BatchNorm's unit, so part of the run's identity. Divides `global_size`."""
+    """Samples of one forward pass, over which BatchNorm computes its statistics; must divide `global_size`."""
 
     @model_validator(mode="after")
     def _micro_divides_global(self) -> Self:
@@ -188,23 +188,23 @@ class BatchSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """AdamW and its learning rate over the stage."""
+    """AdamW and its learning rate schedule."""
 
     peak_learning_rate: Annotated[float, Field(gt=0)]
     minimum_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Where cosine and linear decay end."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps of linear rise from zero; or say `warmup_epochs`."""
+    """Steps of linear rise from zero; an alternative to `warmup_epochs`."""
     warmup_epochs: Annotated[float, Field(ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """Decoupled; biases, norms and relative tables are left alone."""
+    """Decoupled; not applied to biases, norms and relative bias tables."""
     betas: Pair = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Greatest global norm of the gradient; 0 for none."""
+    """Maximum global norm of the gradient; 0 disables clipping."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor from the learning rate of a layer to that of the one before it; the head has the whole rate."""
+    """Factor from the learning rate of a layer to that of the one before it; the head has the full rate."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -218,93 +218,93 @@ class OptimizerSettings(Section):
 
 
 class LossSettings(Section):
-    """What is minimized."""
+    """The training objective."""
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class CheckpointSettings(Section):
-    """When state is saved, where, and how much of it is kept."""
+    """When and where checkpoints are saved, and which are kept."""
 
     every_steps: PositiveInt = 1000
     """Steps between saves; the last step is always saved."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: PositiveInt | None = None
-    """Checkpoints of steps that are multiples of it are kept for good."""
+    """Checkpoints whose steps are multiples of this are kept permanently."""
     keep_best: Annotated[int, Field(ge=0)] = 0
-    """So many checkpoints with the best top-1 in an evaluation at their step are kept."""
+    """Number of checkpoints to keep with the best top-1 in an evaluation at their step."""
     folder: str | None = None
-    """A path or a URL below which `<recipe>/<stage>/step-...` is kept, instead of the run folder."""
+    """A path or URL below which `<recipe>/<stage>/step-...` is stored, instead of the run folder."""
     grace_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """After a signal that asks the run to stop: seconds after which it ends even if its save is not whole."""
+    """Seconds after a stop signal after which the run ends even if its save is not complete."""
 
 
 class EvaluationSettings(Section):
-    """When a training stage evaluates, and which weights; it always does at its end."""
+    """When a training stage evaluates, and which weights; it always evaluates at its end."""
 
     every_steps: PositiveInt | None = None
     weights: WhichWeights = "auto"
-    """`raw`, `ema`, or `auto`: the moving average where there is one."""
+    """`raw`, `ema`, or `auto`: the moving average if there is one."""
 
 
 class NonFiniteSettings(Section):
-    """What happens after a loss or a gradient that is not finite; the step itself is never applied."""
+    """What happens after a loss or gradient that is not finite; the step itself is never applied."""
 
     in_a_row: PositiveInt = 10
-    """So many in a row end the run, or roll it back."""
+    """Number of such steps in a row that end the run or roll it back."""
     roll_backs: Annotated[int, Field(ge=0)] = 0
-    """How often a run goes back to its last checkpoint and goes on behind the data that led there."""
+    """How often a run may return to its last checkpoint and continue after the data that caused them."""
 
 
 class WatchdogSettings(Section):
-    """When a rank that does not get on is taken to hang."""
+    """When a rank that makes no progress is considered hung."""
 
     setup_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    """For the time before the first step, and at least for the first step, save and evaluation of a start."""
+    """Limit before the first step, and minimum limit of the first step, save and evaluation of a start."""
     least_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """No step, save or evaluation is taken to hang before."""
+    """Minimum limit of a later step, save or evaluation."""
     factor: Annotated[float, Field(gt=1)] = 10.0
-    """Nor before so many times the longest one so far."""
+    """Their limit as a multiple of the longest one so far, if that is more."""
 
 
 class LogSettings(Section):
-    """What a person watching sees."""
+    """What is logged during training."""
 
     every_steps: PositiveInt = 10
     """Steps between log lines and TensorBoard points."""
     samples: bool = False
-    """Whether each rank writes down which samples it was trained on."""
+    """Whether each rank records which samples it was trained on."""
     histograms_every_steps: PositiveInt | None = None
-    """Steps between histograms of the weights; a file `histograms` in the run folder asks for one."""
+    """Steps between histograms of the weights; a file `histograms` in the run folder requests one."""
 
 
 class JobResources(Section):
-    """What a job asks Slurm for; what is not given is the site's default."""
+    """What a job requests from Slurm; what is not set is the site's default."""
 
     time_limit: str | None = None
-    """Time that a start may take, as `[days-]hours:minutes:seconds`; training saves and ends before it is over."""
+    """Time limit of a start, as `[days-]hours:minutes:seconds`; training saves and ends before it expires."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    """Features that the nodes must have."""
+    """Required features of the nodes."""
     memory_gigabytes: PositiveInt | None = None
-    """Of each node, in units of 2**30 bytes."""
+    """Memory of each node, in units of 2**30 bytes."""
     flags: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Further options of sbatch, such as `--exclusive`."""
+    """Additional options of sbatch, such as `--exclusive`."""
     container: str | None = None
-    """Image in which the ranks run."""
+    """Container image in which the ranks run."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     container_mounts: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Folders to be seen inside, as `PATH` or `PATH:PATH_INSIDE`."""
+    """Folders visible in the container, as `PATH` or `PATH:PATH_INSIDE`."""
 
     @field_validator("time_limit")
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
         if value is not None and not _TIME.match(value):
-            raise ValueError(f"{value!r} is no time; write [days-]hours:minutes:seconds, such as 1-12:00:00")
+            raise ValueError(f"{value!r} is not a time; write [days-]hours:minutes:seconds, such as 1-12:00:00")
         return value
 
     @field_validator("flags")
@@ -312,7 +312,9 @@ class JobResources(Section):
     def _are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for flag in value:
             if not flag.startswith("-"):
-                raise ValueError(f"{flag!r} is no option of sbatch; write it as one word, such as --nodelist=node[1-4]")
+                raise ValueError(
+                    f"{flag!r} is not an option of sbatch; write it as one word, such as --nodelist=node[1-4]"
+                )
         return value
 
     @property
@@ -326,18 +328,18 @@ class JobResources(Section):
 
 
 class Resources(JobResources):
-    """The machines of a stage. Not part of the run's identity: any of it may change between restarts."""
+    """The machines of a stage; any of this may change between two starts."""
 
     nodes: PositiveInt = 1
-    """Machines; divides `ranks`."""
+    """Machines; must divide `ranks`."""
     ranks: PositiveInt = 1
-    """Processes on all machines together, one for each GPU."""
+    """Processes on all machines together, one per GPU."""
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] = 1
     """0 for machines without GPUs."""
     gpu_gigabytes: Annotated[float, Field(gt=0)] = 80.0
-    """Memory of a GPU, in units of 1e9 bytes: what `coatnet doctor` holds the needs of a rank against."""
+    """Memory of a GPU, in units of 1e9 bytes, with which `coatnet doctor` compares what a rank needs."""
     cpus_per_rank: PositiveInt | None = None
-    """Processors of a rank; unless given, one for each of `data.workers` and, without GPUs, of `threads_per_rank`."""
+    """Processors of a rank; by default one for each of `data.workers` and, without GPUs, of `threads_per_rank`."""
     threads_per_rank: PositiveInt = 1
     """Compute threads of a rank without a GPU."""
 
@@ -354,26 +356,26 @@ class Resources(JobResources):
 
 
 class ShardBuildSettings(Section):
-    """Shards that a chain builds before its first stage, unless they are there; as `coatnet shards build` does."""
+    """Shards that a chain builds before its first stage if they do not exist, as `coatnet shards build` does."""
 
     source: str
-    """What `coatnet shards build` takes: a folder, a tar or a list of images."""
+    """The source as for `coatnet shards build`: a folder, a tar or a list of images."""
     folder: str
-    """Where `train` and `validation` come to lie."""
+    """Where the folders `train` and `validation` are created."""
     parts: PositiveInt = 1
-    """Jobs of an array that share the reading."""
+    """Jobs of an array that divide the reading among them."""
     seed: Annotated[int, Field(ge=0)] = 0
     samples_per_shard: PositiveInt = 4096
-    """Most images of one tar."""
+    """Maximum number of images in one tar."""
     validation_per_class: Annotated[int, Field(ge=0)] = 0
     short_side: PositiveInt | None = None
-    """Larger images are shrunk to it, in pixels."""
+    """Length to which larger images are shrunk, in pixels."""
     convert: bool = False
-    """Whether what is no upright RGB JPEG becomes one."""
+    """Whether images that are not upright RGB JPEGs are converted to that."""
     skip_broken: bool = False
     """Whether images that do not decode are left out."""
     processes: PositiveInt = 1
-    """That read, check and write in each job."""
+    """Processes of each job that read, check and write."""
     resources: JobResources = JobResources()
 
     @property

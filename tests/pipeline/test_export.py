@@ -95,7 +95,7 @@ def test_an_average_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         lambda: export(str(path), tmp_path / "out.safetensors", "ema"),
         lambda: load_weights(create_model(**MODEL), open_checkpoint(path), "ema"),
     ):
-        with pytest.raises(ConfigError, match="holds no moving average; take the raw weights, or auto"):
+        with pytest.raises(ConfigError, match="holds no moving average; use the raw weights, or auto"):
             use()
 
 

@@ -138,6 +138,6 @@ def test_a_missing_starting_checkpoint_is_reported_with_the_fix(shards: Path, tm
     assert start_digest(recipe, "finetune") is not None
     shutil.rmtree(run.checkpoints)
     with pytest.raises(
-        ConfigError, match="stage pretrain ended with is gone; restore it, or remove .*test/pretrain to"
+        ConfigError, match="stage pretrain ended with no longer exists; restore it, or remove .*test/pretrain to"
     ):
         start_digest(recipe, "finetune")

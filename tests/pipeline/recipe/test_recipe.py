@@ -1,4 +1,4 @@
-"""Recipes: what they may say, what is refused and how, overrides and defaults."""
+"""Recipes: defaults, overrides, and the errors for what is wrong."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def write(folder: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def test_defaults_hold_for_every_stage_and_its_own_keys_win(tmp_path: Path) -> None:
+def test_defaults_apply_to_every_stage_and_its_own_keys_win(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path))
     pretrain, finetune, evaluate = recipe.stages.values()
     assert isinstance(pretrain, TrainStage)
@@ -58,7 +58,7 @@ def test_defaults_hold_for_every_stage_and_its_own_keys_win(tmp_path: Path) -> N
     assert evaluate.model.name == "coatnet_debug"
 
 
-def test_relative_folders_start_at_the_recipe(tmp_path: Path) -> None:
+def test_relative_paths_start_at_the_folder_of_the_recipe(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path))
     assert recipe.runs == str(tmp_path / "runs")
     assert recipe.stages["pretrain"].data.train == str(tmp_path / "shards/train")
@@ -75,7 +75,7 @@ def test_overrides_reach_one_stage_every_stage_and_the_top(tmp_path: Path) -> No
     assert recipe.seed == 3
 
 
-def test_an_override_of_one_stage_leaves_the_shared_defaults_alone(tmp_path: Path) -> None:
+def test_an_override_of_one_stage_does_not_change_the_shared_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path), ["pretrain.data.lanes=2", "pretrain.batch.micro_size=8"])
     assert [stage.data.lanes for stage in recipe.stages.values()] == [2, 64, 64]
     assert [stage.batch.micro_size for stage in recipe.stages.values()] == [8, 4, 4]
@@ -95,10 +95,10 @@ def test_an_override_of_one_stage_leaves_the_shared_defaults_alone(tmp_path: Pat
         ("    micro_size: 4", "    micro_size: 3", r"recipe.yaml:8: .*micro_size 3 does not divide global_size 8; [24] would"),
         ("    epochs: 2", "    epochs: 2\n    steps: 3", r"recipe.yaml:15: .*either as epochs or as steps"),
         ("    resolution: 32\n", "", r"recipe.yaml:15: stages.pretrain.resolution: is missing"),
-        ("start_from: pretrain", "start_from: pretrian", r"pretrian is no earlier stage \(pretrain\)"),
+        ("start_from: pretrain", "start_from: pretrian", r"pretrian is not an earlier stage \(pretrain\)"),
         ("task: evaluate", "task: evalute", r"recipe.yaml:26: stages.evaluate.task: .*must be train or evaluate"),
         ("name: test", "name: a/b", r"recipe.yaml:1: name: "),
-        ("    epochs: 2", "    epochs: 2\n    epochs: 3", r"recipe.yaml:18: .*epochs is given twice \(first at .*:17\)"),
+        ("    epochs: 2", "    epochs: 2\n    epochs: 3", r"recipe.yaml:18: .*epochs is given twice \(first at .*:17\); remove one"),
         ("    epochs: 2", "    epochs: 2\n   bad: [", r"recipe.yaml:\d+: not YAML"),
         ("    peak_learning_rate: 1e-3", "    peak_learning_rate: 1e-3\n    warmup_steps: 2\n    warmup_epochs: 1", "keep one"),
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 0", r"zero_stage 0 with bf16_autocast"),
@@ -106,7 +106,7 @@ def test_an_override_of_one_stage_leaves_the_shared_defaults_alone(tmp_path: Pat
         ("stages:\n", "stages: 5\nmore:\n", r"unknown key more"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in RECIPE
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, RECIPE.replace(old, new, 1)))
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, old: str, new:
         ("seed=[", "the value is not YAML"),
     ],
 )
-def test_what_is_wrong_with_an_override_is_said(tmp_path: Path, override: str, message: str) -> None:
+def test_errors_in_an_override_name_it(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path), [override])
 
@@ -148,14 +148,14 @@ def test_yaml_aliases_are_copies(tmp_path: Path) -> None:
     assert recipe.stages["finetune"].data.lanes == 4
 
 
-def test_all_mistakes_are_kept_and_the_first_is_told(tmp_path: Path) -> None:
+def test_all_mistakes_are_kept_and_the_first_is_reported(tmp_path: Path) -> None:
     wrong = ["pretrain.epochs=x", "seed=-1"]
     with pytest.raises(SeveralErrors, match=r"seed: .* not -1 \(and 1 more\)$") as mistyped:
         load_recipe(write(tmp_path, RECIPE), wrong)
     assert [problem.partition(": ")[0] for problem in mistyped.value.problems] == [
         "override seed=-1", "override pretrain.epochs=x"
     ]  # fmt: skip
-    # What stands in `defaults` counts once, whatever stages there are.
+    # A mistake in `defaults` counts once, however many stages there are.
     text = RECIPE.replace("defaults:\n", "defaults:\n  sede: 1\n  stpes: {a: 1}\n", 1)
     with pytest.raises(SeveralErrors, match="unknown key stages.pretrain.sede") as unknown:
         load_recipe(write(tmp_path, text))

@@ -1,0 +1,161 @@
+"""The manifest: its bytes, and what is refused in its place."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.storage import Storage
+from pipeline.checkpoints.listing import checkpointed_stage, list_checkpoints
+from pipeline.checkpoints.manifest import (
+    CheckpointFacts,
+    FileEntry,
+    FragmentEntry,
+    Manifest,
+    RankRecord,
+    RunDigests,
+    RunFacts,
+    read_manifest,
+    signed,
+)
+from pipeline.checkpoints.store import CheckpointLocations
+from pipeline.checkpoints.verification import find_damage
+from pipeline.errors import ConfigError
+from pipeline.recipe.sections import CheckpointSettings
+from pipeline.run_folder import RunFolder
+from tests.pipeline.checkpoints.small import freeze, local, save
+
+MODEL = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32}
+FACTS = CheckpointFacts(RunFacts("pretrain", "fp32", MODEL, RunDigests("recipe", "index", "classes")), 7, 84, 2, 6, 2)
+RECORDS = [
+    RankRecord(
+        {"buffers.safetensors": FileEntry(3, "b"), "rank-00000.safetensors": FileEntry(5, "r0")},
+        (FragmentEntry("a", 0, 4, "rank-00000.safetensors"),),
+    ),
+    RankRecord({"rank-00001.safetensors": FileEntry(6, "r1")}, (FragmentEntry("a", 4, 6, "rank-00001.safetensors"),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("ema_updates", "sha256"),
+    [
+        (None, "5fe10c398919c1d4637c29fb3f0b69e8cf7fbfa97282e5f7cd2029fabe39684f"),
+        (5, "4c81d8084c826ea8ba735a779ebf18376328c622c015098b8445a52e9042dc39"),
+    ],
+)
+def test_the_same_state_always_gives_these_bytes(ema_updates: int | None, sha256: str) -> None:
+    manifest = Manifest.of(replace(FACTS, ema_updates=ema_updates), {"a": (2, 3)}, RECORDS)
+    assert hashlib.sha256(json.dumps(manifest.as_json(), indent=1).encode()).hexdigest() == sha256
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    manifest = Manifest.of(FACTS, {"a": (2, 3)}, RECORDS)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest.as_json()))
+    assert read_manifest(str(tmp_path), Storage()) == manifest
+    assert manifest.total_bytes == 14
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content.pop(key)
+
+
+def having(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without("step"), r"not a checkpoint \(step is missing\)"),
+        (without("index_digest"), r"not a checkpoint \(index_digest is missing\)"),
+        (without("files"), r"not a checkpoint \(files is missing\)"),
+        (having(step="7"), r"\(step: must be a whole number, not '7'\)"),
+        (having(step=True), r"\(step: must be a whole number, not True\)"),
+        (having(ema_updates=1.5), r"\(ema_updates: must be a whole number, not 1.5\)"),
+        (having(model=[]), r"\(model: must be an object, not \[\]\)"),
+        (having(parameters={"a": 6}), r"\(parameters: a: must be a list, not 6\)"),
+        (having(fragments=[{"parameter": "a", "start": 0, "file": "x"}]), r"\(fragments: stop is missing\)"),
+        (having(files={"x": {"bytes": 1, "sha256": None}}), r"\(files: x: sha256: must be a text, not None\)"),
+    ],
+)
+def test_a_key_that_is_missing_or_mistyped_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    content = Manifest.of(FACTS, {"a": (2, 3)}, RECORDS).as_json()
+    change(content)
+    (tmp_path / "manifest.json").write_text(json.dumps(signed(content)))
+    with pytest.raises(ConfigError, match=f"{tmp_path}: .*{reason}"):
+        read_manifest(str(tmp_path), Storage())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "manifest.json is not JSON"),
+        (b'{"step": 7', "manifest.json is not JSON"),
+        (b"[1]", "manifest.json is not a JSON object"),
+        (b"\x80abc", "not a checkpoint"),
+        (b'{"step": 7}', "manifest.json does not have its own checksum"),
+    ],
+)
+def test_a_manifest_that_is_torn_empty_or_something_else_is_reported(tmp_path: Path, text: bytes, reason: str) -> None:
+    save(tmp_path, 3)
+    location = local(tmp_path).at(3)
+    (Path(location) / "manifest.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=f"step-00000003: .*{reason}"):
+        read_manifest(location, Storage())
+    assert reason in str(find_damage(location, Storage()))
+    freeze(tmp_path)
+    stage = checkpointed_stage(RunFolder(tmp_path))
+    assert stage is not None
+    (listed,) = list_checkpoints(stage)
+    assert reason in str(listed.problem)
+    assert (listed.step, listed.samples, listed.kept) == (3, None, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ('{"locations": ["a"', "Expecting"),
+        ("[]", r"must be an object, not \[\]"),
+        ("{}", "locations is missing"),
+        ('{"locations": "a", "storage": {}, "keep_last": 1, "keep_every": null, "keep_best": 0}', "must be a list"),
+        ('{"locations": [], "storage": {}, "keep_last": "1", "keep_every": null, "keep_best": 0}', "a whole number"),
+    ],
+)
+def test_a_damaged_record_of_locations_is_reported_with_the_fix(tmp_path: Path, text: str, reason: str) -> None:
+    save(tmp_path, 3)
+    freeze(tmp_path)
+    (tmp_path / ".checkpoints.json").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"\.checkpoints\.json: damaged \(.*{reason}.*\); restore it from a copy, or"
+    ):
+        checkpointed_stage(RunFolder(tmp_path))
+
+
+def test_every_start_adds_its_location_once(tmp_path: Path) -> None:
+    run, store = RunFolder(tmp_path), local(tmp_path)
+    assert CheckpointLocations.load(run) is None
+    for location in ("one", "two", "one"):
+        CheckpointLocations.save(run, replace(store, location=location), CheckpointSettings(keep_last=5, keep_every=7))
+    assert CheckpointLocations.load(run) == CheckpointLocations(("one", "two"), store.storage, 5, 7, 0)
+
+
+def test_the_settings_of_the_last_start_decide_what_is_kept(tmp_path: Path) -> None:
+    freeze(tmp_path)
+    stage = checkpointed_stage(RunFolder(tmp_path))
+    assert stage is not None
+    assert stage.settings == CheckpointSettings()
+    storage = Storage(endpoint="http://here", give_up_after=5.0)
+    CheckpointLocations.save(
+        RunFolder(tmp_path), replace(local(tmp_path), storage=storage), CheckpointSettings(keep_last=5, keep_best=3)
+    )
+    stage = checkpointed_stage(RunFolder(tmp_path))
+    assert stage is not None
+    assert stage.settings == CheckpointSettings(keep_last=5, keep_best=3)
+    assert [store.storage for store in stage.stores] == [storage]

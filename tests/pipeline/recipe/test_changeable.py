@@ -1,0 +1,118 @@
+"""Which settings may change between two starts of a run: declared on the fields, and not part of a run's identity."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.checkpoints.manifest import RunDigests
+from pipeline.errors import ConfigError
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import EvaluateStage, TrainStage
+from pipeline.recipe.sections import changeable_settings
+from pipeline.run_folder import digests, run_folder
+from tests.pipeline.recipe.test_recipe import RECIPE
+from tests.support.recipes import write_recipe
+
+CHANGEABLE = {
+    "data.train", "data.validation", "data.label_map", "data.validation_label_map",
+    "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
+    "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
+    "resources",
+}  # fmt: skip
+ONLY_IN_TRAINING = {"zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite"}
+DOCUMENT = Path(__file__).parents[3] / "docs/recipe.md"
+
+
+def test_what_may_change_is_declared_on_these_fields() -> None:
+    assert changeable_settings(TrainStage) == CHANGEABLE
+    assert changeable_settings(EvaluateStage) == CHANGEABLE - ONLY_IN_TRAINING
+
+
+def settings_of(section: type[BaseModel]) -> set[str]:
+    """Dotted keys of all settings below a section."""
+    found = set()
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        found |= {f"{name}.{below}" for below in settings_of(nested[0])} if nested else {name}
+    return found
+
+
+def documented_settings() -> dict[str, bool]:
+    """Dotted keys of the table in docs/recipe.md, and whether a star stands behind them."""
+    text = DOCUMENT.read_text()
+    table = text[text.index("| setting | default |") :].partition("\n\n")[0]
+    found: dict[str, bool] = {}
+    for line in table.splitlines()[2:]:
+        first = line.split("|")[1]
+        keys = re.findall(r"`([\w.]+)`( \*)?", first)
+        # One star at the end of a row holds for all of it.
+        found |= {key: bool(star) or first.rstrip().endswith("*") for key, star in keys}
+    return found
+
+
+def test_the_documentation_has_every_setting_and_stars_those_that_may_change() -> None:
+    changeable = changeable_settings(TrainStage)
+    expected = {key: any(key == it or key.startswith(f"{it}.") for it in changeable) for key in settings_of(TrainStage)}
+    assert documented_settings() == expected
+
+
+def run_digests(folder: Path, stage: str, *overrides: str) -> RunDigests:
+    """Those of a stage of `RECIPE`, on data that exists in name only."""
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE)
+    recipe = load_recipe(path, ["pretrain.data.random_augment={layers: 2, magnitude: 15}", *overrides])
+    settings = recipe.stages[stage]
+    assert isinstance(settings, TrainStage)
+    data: Any = SimpleNamespace(digest="d", classes=("a", "b"))
+    nothing: Any = None
+    return digests(TrainPlan(stage, 7, settings, data, nothing, data, nothing, 10, 0))
+
+
+def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:
+    """Another digest would refuse the checkpoints of every run."""
+    classes = "3554d2b8a1e34099053865de8576d1460b807430ec8c6b85315c9607ba93d308"
+    assert run_digests(tmp_path, "pretrain") == RunDigests(
+        "1b17c46b4912d3500f2e6bdb570909e9ea75e75d09e4745a160469fb84c74464", "d", classes
+    )
+    assert run_digests(tmp_path, "finetune") == RunDigests(
+        "d84f9bcce79afb87cf24e9d77a6999a3bc2248b0694a05e111b5641a65845d10", "d", classes
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "changes_the_run"),
+    [
+        ("data.train=elsewhere", False),
+        ("data.cache.gigabytes=7", False),
+        ("zero_stage=2", False),
+        ("checkpoint.folder=elsewhere", False),
+        ("resources.ranks=2", False),
+        ("data.lanes=8", True),
+        ("optimizer.peak_learning_rate=1e-4", True),
+        ("precision=fp32", True),
+        ("batch.micro_size=2", True),
+    ],
+)
+def test_only_settings_that_may_not_change_are_part_of_the_digest(
+    tmp_path: Path, override: str, changes_the_run: bool
+) -> None:
+    assert (run_digests(tmp_path, "pretrain", override) != run_digests(tmp_path, "pretrain")) == changes_the_run
+
+
+def test_a_start_is_refused_with_the_settings_that_differ_and_may_not(shards: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, shards)
+    recipe = load_recipe(path)
+    folder = run_folder(recipe, "pretrain")
+    folder.create()
+    folder.freeze(plan_stage(recipe, "pretrain"), None)
+    folder.check(plan_stage(load_recipe(path, ["checkpoint.every_steps=7", "log.samples=true"]), "pretrain"), None)
+    changed = load_recipe(path, ["seed=3", "ema_decay=0.5", "log.samples=true"])
+    with pytest.raises(ConfigError, match="holds a run with other settings") as refused:
+        folder.check(plan_stage(changed, "pretrain"), None)
+    assert str(refused.value).splitlines()[1:3] == ["  ema_decay: not given -> 0.5", "  seed: 0 -> 3"]

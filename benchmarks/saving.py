@@ -1,4 +1,4 @@
-"""What training waits for when a checkpoint is saved, and how long until it is safe on the disk, against its size.
+"""How long a save stops training, and how long it takes until the checkpoint is on the disk, by its size.
 
 python -m benchmarks.saving --megabytes 64 256 1024 --folder FOLDER_ON_THE_DISK_IN_QUESTION
 """
@@ -50,9 +50,9 @@ def saving(
 ) -> list[dict[str, Any]]:
     """A row for each size: medians over the rounds, in which ours and the plain way take turns.
 
-    The first save also takes its memory. `plain` is a copy to this machine and safetensors' own `save_file`, flushed to
-    the disk, for which training waits; it neither hashes nor reads back. `Python beside it` is how fast a loop in
-    Python runs during a save, against how fast it runs alone.
+    The first save also allocates its memory. `plain` is a copy to the host and safetensors' own `save_file`, flushed to
+    the disk, while training waits; it neither hashes nor reads back. `Python beside it` is the speed of a Python loop
+    during a save, relative to its speed alone.
     """
     rows = []
     ranks = Ranks(0, 1, device)
@@ -88,7 +88,7 @@ def saving(
 
 
 def _state(size: int, device: torch.device) -> LiveState:
-    """Of `size` bytes, as 64 parameters with AdamW's moments."""
+    """A state of `size` bytes: 64 parameters with AdamW's moments."""
     elements = max(1, size // (64 * 4 * len(_KINDS)))
     names = [f"parameter{number}" for number in range(64)]
     fragments = [
@@ -107,7 +107,7 @@ def _plain(state: LiveState, path: Path) -> float:
 
 
 def _python_speed(seconds: float) -> float:
-    """Turns of a loop in Python per second, in a thread that needs Python's lock for each."""
+    """Iterations per second of a Python loop, which needs Python's lock for each."""
     turns, done = 0, threading.Event()
     began = time.perf_counter()
     timer = threading.Timer(seconds, done.set)

@@ -10,7 +10,7 @@ import torch
 
 from data.storage import Storage
 from pipeline.checkpoints.resume import open_whole
-from pipeline.distributed import join_ranks, leave_ranks, losses_named, rank_and_world_size
+from pipeline.distributed import join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
 from pipeline.errors import BEGUN_FILE
 from pipeline.evaluate import evaluate
 from pipeline.faults.preemption import StopRequests, StopSignals
@@ -61,21 +61,21 @@ def run_stage(
     folder.create()
     console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
-    with losses_named(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
+    with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.listen()
-        lock = folder.lock() if ranks.leads else None
-        if ranks.leads:
+        lock = folder.lock() if ranks.is_leader else None
+        if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
             folder.events.begin(ranks.world_size)
             if told := os.environ.get(BEGUN_FILE):
                 Path(told).touch()
         ranks.barrier()
         seconds = plan.stage.resources.time_limit_seconds
-        limit = time_limit(seconds, started, job_end_time()) if ranks.leads else None
+        limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
-        context = RunContext(folder, ranks, console if ranks.leads else None, requests, watchdog)
+        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog)
         if isinstance(plan, TrainPlan):
             try:
                 train(plan, context, start_from)
@@ -109,7 +109,7 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
             accuracy = evaluate(model, plan, folder, ranks, dtype)
         seconds = time.monotonic() - began
         monitor.evaluation(step, accuracy)
-    if ranks.leads:
+    if ranks.is_leader:
         folder.finish(
             {
                 "stage": plan.name,

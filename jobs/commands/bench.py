@@ -63,9 +63,10 @@ def _measure(
 ) -> dict[str, Any]:
     from jobs.bundled_recipes import load_recipe
     from pipeline.errors import ConfigError
+    from pipeline.gpus import PEAKS, present_gpu
     from pipeline.plan import TrainPlan, plan_stage
     from pipeline.recipe.schema import TrainStage
-    from pipeline.throughput import PEAKS, demand, measure, present_device, time_parts
+    from pipeline.throughput import demand, measure, time_parts
 
     loaded = load_recipe(recipe, overrides)
     name = stage or next((n for n, s in loaded.stages.items() if isinstance(s, TrainStage)), "")
@@ -76,7 +77,7 @@ def _measure(
     ranks = ranks or world_size
     if ranks > world_size:
         raise ConfigError(f"--ranks {ranks}: stage {name} has {world_size}")
-    device = device or present_device() or "H100"
+    device = device or present_gpu() or "H100"
     if device not in PEAKS:
         raise ConfigError(f"--device {device}: not one of {', '.join(PEAKS)}; say --images-per-second instead")
     asked = images_per_second or demand(plan.stage, device, utilization)

@@ -100,7 +100,7 @@ class HostCopy:
         saved = [fragment for fragment in state.fragments if fragment.saved_here]
         own = {f"{kind}.{f.parameter}": tensor for f in saved for kind, tensor in f.tensors.items()}
         contents: dict[str, Mapping[str, Tensor]] = {f"{rank_name(self._ranks.rank)}.safetensors": own}
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             contents = {BUFFERS: state.buffers, **contents}
         cuda = self._ranks.device.type == "cuda"
         for name, tensors in contents.items():

@@ -38,7 +38,7 @@ def open_whole(
     found[ranks.rank] = damage is not None
     ranks_with_damage = ranks.sum(found).nonzero().flatten().tolist()
     if ranks_with_damage:
-        reason = ranks.text_from(ranks_with_damage[0], damage or "")
+        reason = ranks.broadcast_text(ranks_with_damage[0], damage or "")
         raise ConfigError(f"{location}: damaged: {reason}; restore it from a copy")
     return checkpoint
 
@@ -58,7 +58,7 @@ def newest_whole(
         StorageDown, StorageRefused: a remote place that cannot be read.
     """
     found: list[tuple[int, CheckpointStore]] = []
-    if ranks.leads:
+    if ranks.is_leader:
         shutil.rmtree(places[0].scratch / _DOWNLOADS, ignore_errors=True)  # of a start that was killed
         found = [
             (step, place) for place in places for step in place.contents().steps if before is None or step < before
@@ -67,8 +67,8 @@ def newest_whole(
     damaged: list[tuple[int, CheckpointStore]] = []
     reasons: list[str] = []
     # One listing for all: a network file system may show ranks different ones.
-    for number in range(ranks.from_leader(len(found))):
-        location = ranks.text_from(0, found[number][1].at(found[number][0]) if ranks.leads else "")
+    for number in range(ranks.broadcast(len(found))):
+        location = ranks.broadcast_text(0, found[number][1].at(found[number][0]) if ranks.is_leader else "")
         try:
             checkpoint = open_whole(location, ranks, places[0].storage, places[0].scratch)
         except ConfigError as error:

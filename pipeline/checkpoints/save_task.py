@@ -96,20 +96,20 @@ class SaveTask:
             leftover, self._leftover = self._leftover, None
             if leftover is not None:
                 leftover.discard_own()
-            if self._ranks.leads:
+            if self._ranks.is_leader:
                 self._draft.sweep()
             part = self._write()
-            if not self._ranks.leads:
+            if not self._ranks.is_leader:
                 self._draft.put_part(part)
         except Exception as error:
             self._fail(error)
             with contextlib.suppress(Exception):
                 self._draft.clear_scratch()
                 self._draft.discard_own()
-                if not self._ranks.leads:
+                if not self._ranks.is_leader:
                     self._draft.put_part({"failed": self.failure})
         self._written.set()
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             if self.failure is None:
                 self._publish(part)
             if self.failure is not None:

@@ -87,7 +87,7 @@ class Saver:
         self._reason = ""
         self._reports: deque[SaveReport] = deque()
         place.scratch.mkdir(parents=True, exist_ok=True)
-        if ranks.leads:
+        if ranks.is_leader:
             place.check()
             remember(folder, place, settings)
             place.sweep()
@@ -123,7 +123,7 @@ class Saver:
                 self._begin(self._latest)
             if self.finish():
                 return
-        reason = self._ranks.text_from(0, self._reason)
+        reason = self._ranks.broadcast_text(0, self._reason)
         raise RunFailed(
             f"{self._place.location}: the last checkpoint cannot be saved, in {tries} tries ({reason}); fix that, and "
             "give the command again: it continues from the checkpoint before"
@@ -183,7 +183,7 @@ class Saver:
             if failed:
                 attempt.give_up()
             attempt.wait_published(self._patience)
-        number = secrets.randbits(47) + 1 if self._ranks.leads else 0
+        number = secrets.randbits(47) + 1 if self._ranks.is_leader else 0
         published, hanging, number = self._sum(
             attempt is not None and attempt.published, attempt is not None and attempt.alive, number
         )
@@ -214,7 +214,7 @@ class Saver:
 
     def _failed(self, step: int, began: float, stall: float, reason: str) -> None:
         self._reason = reason
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             seconds = time.monotonic() - began
             self._reports.append(SaveReport(step, step_name(step), stall, seconds, 0, reason))
             self._note("save_failed", step=step, reason=reason)

@@ -43,7 +43,7 @@ class NonFiniteSteps:
         if self.in_a_row < self._settings.in_a_row:
             return None
         first = step + 1 - self.in_a_row
-        roll_backs = self._ranks.from_leader(
+        roll_backs = self._ranks.broadcast(
             sum(entry["event"] == "roll_back" for entry in self._folder.events.entries())
         )
         if roll_backs >= self._settings.roll_backs:

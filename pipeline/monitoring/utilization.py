@@ -4,16 +4,14 @@ import torch
 
 from models.complexity import count_costs
 from pipeline.distributed import Ranks
+from pipeline.gpus import PEAKS, known_gpu
 from pipeline.plan import TrainPlan
-from pipeline.throughput import PEAKS
 
 
 def peak_operations(device: torch.device) -> float | None:
     """Dense bf16 operations per second of `device`, by its data sheet; None for an unknown device."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    gpu = known_gpu(device)
+    return PEAKS[gpu] if gpu else None
 
 
 def operations_per_image(plan: TrainPlan) -> int:

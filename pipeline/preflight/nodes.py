@@ -17,10 +17,11 @@ from data.errors import DataError, StorageDown
 from data.storage import join, remove, upload
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, losses_named, rank_and_world_size, with_gpus
+from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, rank_and_world_size, with_gpus
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
+from pipeline.gpus import present_gpu
 from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
 from pipeline.monitoring.progress import StageProgress
 from pipeline.plan import Plan, TrainPlan, plan_stage
@@ -43,7 +44,7 @@ from pipeline.preflight.versions import versions
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.run_folder import RunFolder, run_folder
-from pipeline.throughput import demand, present_device
+from pipeline.throughput import demand
 from pipeline.training_batches import open_stream
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def run_node_checks(
 
     limit = _LIMIT_SECONDS + seconds
     settings = WatchdogSettings(setup_seconds=limit, least_seconds=limit)
-    with losses_named(), Watchdog(settings, rank, world_size, node, folder.log_file(rank), end) as watchdog:
+    with name_lost_ranks(), Watchdog(settings, rank, world_size, node, folder.log_file(rank), end) as watchdog:
         checks = _NodeChecks(join_without_gpus(), node, watchdog, report)
         watchdog.listen()
         plan, nodes = checks.nodes(recipe, name)
@@ -97,7 +98,7 @@ def run_node_checks(
         if isinstance(plan, TrainPlan) and load is not None and all(fact.problem is None for fact in nodes):
             checks.reading(plan, load, seconds)
             checks.writing(plan, load, run_folder(recipe, name))
-        if checks.ranks.leads:
+        if checks.ranks.is_leader:
             finish_report(report)
         checks.ranks.barrier()
     leave_ranks()
@@ -141,14 +142,14 @@ class _NodeChecks:
         self._report(assess_writing(plan.name, facts, load))
 
     def _report(self, findings: Sequence[Finding]) -> None:
-        if self.ranks.leads:
+        if self.ranks.is_leader:
             append_to_report(self.report, findings)
 
 
 def _gather(ranks: Ranks, fact: "T") -> "list[T]":
     """The facts of all ranks, in rank order, on every rank."""
     kind = type(fact)
-    return [kind(**json.loads(text)) for text in ranks.texts(json.dumps(asdict(fact)))]
+    return [kind(**json.loads(text)) for text in ranks.gather_texts(json.dumps(asdict(fact)))]
 
 
 def _examine_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[Plan | None, NodeFacts]:
@@ -196,7 +197,7 @@ def _pace(plan: TrainPlan, folder: RunFolder, world_size: int) -> RankSpeed | No
     before = StageProgress.read(folder.progress)
     if before is not None and before.images_per_second > 0:
         return RankSpeed(before.images_per_second / world_size, "as in an earlier start")
-    device = present_device()
+    device = present_gpu()
     if device is None:
         return None
     return RankSpeed(demand(plan.stage, device, _UTILIZATION), f"{device} at {_UTILIZATION:.0%} of its peak")

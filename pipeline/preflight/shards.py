@@ -12,7 +12,15 @@ from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage, is_remote
-from pipeline.plan import Plan, TrainPlan, cache_need, cache_of, check_cache_cap, stage_dataset, train_plan
+from pipeline.plan import (
+    Plan,
+    TrainPlan,
+    check_cache_size,
+    open_stage_dataset,
+    required_cache_bytes,
+    stage_cache,
+    train_plan,
+)
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.schema import Recipe, TrainStage
@@ -37,7 +45,7 @@ class ShardAssessor:
         validation, train = datasets["validation"], datasets.get("train")
         plan: Plan | None = None
         if validation is not None and not training:
-            plan = Plan(name, self.recipe.seed, stage, validation, cache_of(stage))
+            plan = Plan(name, self.recipe.seed, stage, validation, stage_cache(stage))
         elif validation is not None and train is not None:
             with found.capture():
                 plan = train_plan(self.recipe, name, train, validation)
@@ -57,7 +65,7 @@ class ShardAssessor:
             found.ok(f"data.{part}: the chain builds the shards first, from {self.recipe.shards.source}")
             return None
         with found.capture():
-            dataset = stage_dataset(stage, part, "")
+            dataset = open_stage_dataset(stage, part, "")
             check_shards(dataset.index, dataset.storage)
             key = (dataset.index.folder, dataset.index.digest)
             if key not in self._problems:
@@ -85,8 +93,8 @@ class ShardAssessor:
 
     def _assess_cache(self, plan: Plan, found: Findings) -> None:
         training = plan if isinstance(plan, TrainPlan) else None
-        need = cache_need(plan.stage, plan.stage.resources.ranks, plan.validation, training)
-        check_cache_cap(plan.cache, need, "")
+        need = required_cache_bytes(plan.stage, plan.stage.resources.ranks, plan.validation, training)
+        check_cache_size(plan.cache, need, "")
         if need:
             found.ok(
                 f"data.cache.gigabytes: {plan.cache.bytes / 1e9:g}, and a node reads {need / 1e9:.1f} GB at a time"

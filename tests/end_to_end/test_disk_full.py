@@ -1,4 +1,4 @@
-"""A run on a disk that is full for a while: a real one, mounted for the test."""
+"""A run on a disk that is full for a while: a real file system, mounted for the test."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Four megabytes, of which a checkpoint takes one."""
+    """A file system of four megabytes; a checkpoint takes one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True)
@@ -31,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
+def test_a_run_survives_a_full_disk_and_saves_again_once_there_is_room(
     small_disk: Path, shards: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, shards)
@@ -43,7 +43,7 @@ def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
     )  # fmt: skip
     wait_until(lambda: (run / "checkpoints/step-00000010").exists(), process)
     room = os.statvfs(small_disk)
-    # What is left does for the event log.
+    # The rest is enough for the event log.
     ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - 400_000)))
 
     def failures() -> list[int]:

@@ -75,7 +75,7 @@ def test_of_a_sound_recipe_all_is_well_and_the_lines_say_what_was_looked_at(shar
         ("model.name=coatnet_8", "model: unknown model coatnet_8", "did you mean coatnet_7 or coatnet_6 or coatnet_5?"),
         ("pretrain.resolution=50", "resolution: 50 is no multiple of 16, as coatnet_debug needs", "48 is"),
         ("optimizer.warmup_steps=40", "optimizer: the warm-up of 40 steps fills the stage's 40", "shorten it"),
-        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index those that lie there with: coatnet shards index"),
+        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index existing ones with: coatnet shards index"),
         ("runs=/proc/nowhere", "checkpoints: /proc cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
         ("pretrain.checkpoint.folder=/proc/sys", "checkpoints: /proc/sys cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
     ],
@@ -235,7 +235,7 @@ def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tm
         f"estimate: {need.kinds}"
     )
     assert (fits.fix, tight.fix) == ("", full.fix)
-    assert full.fix.startswith("What helps most first: ")
+    assert full.fix.startswith("Change settings, most effective first: ")
     assert "batch.micro_size=32 (another run" in full.fix
     without = memory(1.01, "resources.gpus_per_rank=0")
     assert without == Finding("ok", "pretrain", "memory: the stage uses no GPUs, so their size is not checked")
@@ -379,11 +379,11 @@ def test_remote_shards_are_held_against_the_cache_and_read_from_here(
     assert wrong(findings) == []
     assert told(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
     (finding,) = wrong(found(tmp_path, shards, *remote, "data.cache.gigabytes=0.00001"))
-    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node reads at a time"
+    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node needs at the same time"
     assert not (tmp_path / "cache").exists()
     # Of the ranks, only those of one node count.
     monkeypatch.setattr(SampleOrder, "greatest_need", lambda order, sizes, ranks, of_node, steps: of_node * 10**12)
-    for nodes, need in ((1, "2000.1 would do"), (2, "1000.1 would do")):
+    for nodes, need in ((1, "set it to 2000.1,"), (2, "set it to 1000.1,")):
         (finding,) = wrong(found(tmp_path, shards, *remote, f"resources.nodes={nodes}"))
         assert finding.fix.startswith(need)
 

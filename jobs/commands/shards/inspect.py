@@ -75,9 +75,10 @@ def index(
     with exit_on_error(AGAIN):
         from data.indexing.index_shards import index_shards
         from data.indexing.inference import GivenFields
+        from data.indexing.scan import ScanOptions
         from data.label_files import read_classes
 
-        said = GivenFields(
+        given = GivenFields(
             image_fields=tuple(map(_extension, image_field)) if image_field else None,
             label_field=_extension(label_field) if label_field else None,
             label_key=label_key,
@@ -87,15 +88,12 @@ def index(
         with _progress(console) as (begin, advance):
             report = index_shards(
                 patterns,
-                said=said,
+                given=given,
                 classes=read_classes(classes, storage) if classes else None,
                 output=output,
                 overwrite=overwrite,
                 skip_broken_shards=skip_broken_shards,
-                storage=storage,
-                threads=threads,
-                begin=begin,
-                progress=advance,
+                scanning=ScanOptions(storage, threads, begin, advance),
             )
         for line in report_lines(report):
             console.print(line, soft_wrap=True, markup=False)
@@ -147,6 +145,7 @@ def verify(
     """Read shards again and hold them against their index."""
     with exit_on_error(AGAIN):
         from data.index import read_index
+        from data.indexing.scan import ScanOptions
         from data.indexing.verify import verify_shards
 
         storage, console = Storage(endpoint, profile, anonymous, give_up_after), _console()
@@ -154,7 +153,7 @@ def verify(
         wrong = 0
         with _progress(console) as (begin, advance):
             for difference in verify_shards(
-                index, decode_images=decode, storage=storage, threads=threads, begin=begin, progress=advance
+                index, decode_images=decode, scanning=ScanOptions(storage, threads, begin, advance)
             ):
                 wrong += 1
                 place = ": ".join(filter(None, (difference.shard and f"shard {difference.shard}", difference.key)))
@@ -207,12 +206,12 @@ def show(
 
 def draw_sheet(drawn: "list[DrawnSample]", count: int, seed: int) -> "Image.Image":
     """A contact sheet of `count` of the drawn samples."""
-    from data.indexing.contact_sheet import Picture, contact_sheet
+    from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 
     chosen = sorted(random.Random(seed).sample(range(len(drawn)), min(count, len(drawn))))
     return contact_sheet(
         [
-            Picture(one.thumbnail, ", ".join(one.classes) or one.problem, one.key)
+            CaptionedImage(one.thumbnail, ", ".join(one.classes) or one.problem, one.key)
             for one in map(drawn.__getitem__, chosen)
         ]
     )

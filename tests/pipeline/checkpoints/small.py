@@ -54,7 +54,7 @@ class ThreadRanks(Ranks):
     def barrier(self) -> None:
         self.table.exchange(self.rank, None)
 
-    def from_leader(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         return int(self.table.exchange(self.rank, number)[0])
 
 

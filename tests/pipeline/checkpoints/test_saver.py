@@ -334,7 +334,7 @@ def test_a_part_of_another_attempt_is_no_part(tmp_path: Path, monkeypatch: pytes
     def work(ranks: Ranks) -> bool:
         with saver(tmp_path, ranks) as one:
             one.save(live(9, ranks))
-            if ranks.leads:
+            if ranks.is_leader:
                 assert gate.reached.wait(60)
                 (folder,) = (tmp_path / "checkpoints").glob(".step-*")
                 (folder / "rank-00001.00000000abcd.json").write_text('{"files": {}, "fragments": []}')

@@ -36,7 +36,7 @@ class Started:
 
     def __init__(self, folder: RunFolder, plan: Plan, first_step: int, steps: int, ranks: Ranks) -> None:
         self.output = io.StringIO()
-        console = Console(file=self.output, width=200) if ranks.leads else None
+        console = Console(file=self.output, width=200) if ranks.is_leader else None
         self.monitor = Monitor(folder, plan, first_step, steps, ranks, console)
         self.monitor.begin(None, [])
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from benchmarks.timing import machine, report
 from data.storage import Storage
 from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
@@ -64,11 +66,11 @@ def saving(
             stalls, durable, plains, beside = [], [], [], []
             with Saver(place, run, CheckpointSettings(keep_last=1), ranks) as saver:
                 for step in range(1, rounds + 2):
-                    state.facts["step"] = step
+                    state = replace(state, facts=replace(state.facts, step=step))
                     alone = _python_speed(0.2)
                     stalls.append(saver.save(state))
                     during = _python_speed(0.05)
-                    saver.finish_whole(tries=1)
+                    saver.finish_or_retry(attempts=1)
                     (saved,) = saver.reports()
                     durable.append(saved.seconds)
                     beside.append(during / alone)
@@ -95,7 +97,8 @@ def _state(size: int, device: torch.device) -> LiveState:
         Fragment(name, 0, elements, {kind: torch.randn(elements, device=device) for kind in _KINDS}, True)
         for name in names
     ]
-    return LiveState({"step": 0, "world_size": 1}, fragments, {}, dict.fromkeys(names, (elements,)))
+    run = RunFacts("saving", "fp32", {}, RunDigests("", "", ""))
+    return LiveState(CheckpointFacts(run, 0, 0, 0, 0, 1), fragments, {}, dict.fromkeys(names, (elements,)))
 
 
 def _plain(state: LiveState, path: Path) -> float:

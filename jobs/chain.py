@@ -90,12 +90,12 @@ def result_table(recipe: Recipe) -> Table:
     for name in recipe.stages:
         result = run_folder(recipe, name).result()
         if result is not None:
-            speed = result["images_per_second"]
+            speed = result.images_per_second
             table.add_row(
                 name,
-                f"{result['steps']:,}",
+                f"{result.steps:,}",
                 f"{speed:,.0f}" if speed else "-",
-                f"{result['validation']['top1']:.2%}",
-                result["checkpoint"],
+                f"{result.validation.top1:.2%}",
+                result.checkpoint,
             )
     return table

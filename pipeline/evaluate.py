@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pipeline.images import normalized
 from pipeline.loss import LossKind, class_targets, classification_loss
 from pipeline.plan import Plan
 from pipeline.run_folder import RunFolder
+from pipeline.stage_result import ClassAccuracy, ValidationFigures
 from pipeline.training_batches import SkippedLimits, note_skipped
 
 _FORWARDS_BETWEEN_STOP_CHECKS = 8  # all ranks agree then whether one was asked to stop
@@ -43,21 +43,19 @@ class Accuracy:
         skipped = f" ({self.skipped:,} more cannot be used)" if self.skipped else ""
         return f"{best} {self.top1:.2%}  top-5 {self.top5:.2%}  on {self.samples:,} images{skipped}"
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def figures(self) -> ValidationFigures:
         """The figures over all classes."""
-        return {name: getattr(self, name) for name in ("top1", "top5", "loss", "samples", "skipped")}
+        return ValidationFigures(self.top1, self.top5, self.loss, self.samples, self.skipped)
 
-    def table(self, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-        """Samples, top-1 and top-5 of each class: the shares of its samples for which it is found.
-
-        None if it has no sample.
-        """
+    def table(self, classes: Sequence[str]) -> dict[str, ClassAccuracy]:
+        """The accuracy of each class."""
         return {
-            name: {
-                "samples": samples,
-                "top1": round(right / samples, 6) if samples else None,
-                "top5": round(right_in_five / samples, 6) if samples else None,
-            }
+            name: ClassAccuracy(
+                samples,
+                round(right / samples, 6) if samples else None,
+                round(right_in_five / samples, 6) if samples else None,
+            )
             for name, (samples, right, right_in_five) in zip(classes, self.of_classes.tolist(), strict=True)
         }
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from data.storage import Storage
-from pipeline.checkpoints.resume import open_whole
+from pipeline.checkpoints.resume import open_verified
 from pipeline.distributed import join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
 from pipeline.errors import BEGUN_FILE
 from pipeline.evaluate import evaluate
+from pipeline.event_log import Event
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
@@ -22,6 +23,7 @@ from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
+from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
 from pipeline.weights import build_model, chosen_weights, load_weights, to_precision
@@ -80,7 +82,7 @@ def run_stage(
             try:
                 train(plan, context, start_from)
             except torch.OutOfMemoryError as error:
-                begun = any(entry["event"] == "save" for entry in folder.events.entries())
+                begun = bool(folder.events.of(Event.SAVE))
                 raise out_of_memory(error, plan, world_size, begun=begun) from error
         else:
             assert start_from is not None
@@ -97,7 +99,7 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)
     storage = Storage(**stage.data.storage.model_dump())
-    with closing(open_whole(start_from, ranks, storage, folder.checkpoints)) as start:
+    with closing(open_verified(start_from, ranks, storage, folder.checkpoints)) as start:
         load_weights(model, start, stage.start_weights, classes_digest(plan))
         chosen, step = chosen_weights(start, stage.start_weights), start.step
     to_precision(model, dtype)
@@ -111,13 +113,13 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
         monitor.evaluation(step, accuracy)
     if ranks.is_leader:
         folder.finish(
-            {
-                "stage": plan.name,
-                "steps": step,
-                "images_per_second": round(accuracy.samples / seconds, 1),
-                "checkpoint": relative_location(start_from, folder),
-                "weights": chosen,
-                "validation": accuracy.as_dict(),
-                "classes": accuracy.table(plan.classes),
-            }
+            StageResult(
+                stage=plan.name,
+                steps=step,
+                images_per_second=round(accuracy.samples / seconds, 1),
+                checkpoint=relative_location(start_from, folder),
+                weights=chosen,
+                validation=accuracy.figures,
+                classes=accuracy.table(plan.classes),
+            )
         )

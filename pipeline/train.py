@@ -3,13 +3,15 @@
 import time
 from contextlib import closing
 
-from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.manifest import RunFacts
+from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.errors import ConfigError
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import digests, relative_location
+from pipeline.stage_result import StageResult
 from pipeline.training_run import RunContext, StartPoint, TrainingRun
 from pipeline.training_state import TrainingState
 from pipeline.weights import build_model, fitted_weights
@@ -35,16 +37,16 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     stage, folder, ranks, requests = plan.stage, context.folder, context.ranks, context.requests
 
     # Build, with the weights of the run's own newest checkpoint, else of the earlier stage, else the initial ones.
-    identity = digests(plan)
+    facts = RunFacts(plan.name, stage.precision, plan.model_arguments, digests(plan))
     store = checkpoint_store(folder, stage)
-    checkpoint, damaged = newest_whole(known_stores(folder, store), ranks)
-    if checkpoint and any(checkpoint.manifest[key] != value for key, value in identity.items()):
+    checkpoint, damaged = newest_intact(known_stores(folder, store), ranks)
+    if checkpoint and checkpoint.manifest.facts.run.digests != facts.digests:
         raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan, ranks.device)
     weights = None
     if start_from and not checkpoint:
-        with closing(open_whole(start_from, ranks, store.storage, store.scratch)) as earlier:
-            weights = fitted_weights(model, earlier, stage.start_weights, identity["classes_digest"])
+        with closing(open_verified(start_from, ranks, store.storage, store.scratch)) as earlier:
+            weights = fitted_weights(model, earlier, stage.start_weights, facts.digests.classes_digest)
     state = TrainingState(build_engine(model, stage, ranks), ranks, stage.ema_decay)
 
     # Resume.
@@ -53,15 +55,14 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         state.load(checkpoint)
         checkpoint.close()
         requests.saved(checkpoint.name)
-        start = StartPoint(checkpoint.step, checkpoint.manifest["skipped_samples"], checkpoint.name)
+        start = StartPoint(checkpoint.step, checkpoint.manifest.facts.skipped_samples, checkpoint.name)
     elif weights is not None:
         state.set_weights(weights)
 
     # Loop.
-    facts = {"stage": plan.name, "precision": stage.precision, "model": plan.model_arguments, **identity}
     with (
         Monitor(folder, plan, start.step, plan.steps, ranks, context.console) as monitor,
-        Saver(store, folder, stage.checkpoint, ranks, published=requests.saved) as saver,
+        Saver(store, folder, stage.checkpoint, ranks, on_published=requests.saved) as saver,
         TrainingRun(plan, context, state, monitor, saver, start, facts) as run,
         requests,
     ):
@@ -90,14 +91,14 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     if ranks.is_leader:
         images = (plan.steps - start.step) * stage.batch.global_size
         folder.finish(
-            {
-                "stage": plan.name,
-                "steps": plan.steps,
-                "samples": plan.steps * stage.batch.global_size,
-                "images_per_second": round(images / seconds, 1) if images else None,
-                "checkpoint": relative_location(store.at(plan.steps), folder),
-                "weights": "ema" if run.evaluates_average else "raw",
-                "validation": accuracy.as_dict(),
-                "classes": accuracy.table(plan.classes),
-            }
+            StageResult(
+                stage=plan.name,
+                steps=plan.steps,
+                samples=plan.steps * stage.batch.global_size,
+                images_per_second=round(images / seconds, 1) if images else None,
+                checkpoint=relative_location(store.at(plan.steps), folder),
+                weights="ema" if run.evaluates_average else "raw",
+                validation=accuracy.figures,
+                classes=accuracy.table(plan.classes),
+            )
         )

@@ -7,6 +7,7 @@ from data.errors import DataError
 from data.random_augment import RandomAugment
 from data.stream import MicroBatch, RankShare, SkippedSample, training_stream
 from pipeline.distributed import Ranks
+from pipeline.event_log import Event
 from pipeline.plan import TrainPlan
 from pipeline.recipe.sections import DataSettings
 from pipeline.run_folder import RunFolder
@@ -53,7 +54,7 @@ def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:
     """Record each sample of a micro-batch that could not be used in the event log."""
     for sample in batch.skipped:
         folder.events.record(
-            "sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank
+            Event.SAMPLE_SKIPPED, shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank
         )
 
 

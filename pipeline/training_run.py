@@ -3,18 +3,19 @@
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 import torch
 from rich.console import Console
 
-from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.resume import newest_whole
+from pipeline.checkpoints.manifest import RunFacts, step_name
+from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.distributed import Ranks
 from pipeline.errors import Preempted, RunFailed
 from pipeline.evaluate import Accuracy, EvaluationStopped, evaluate
+from pipeline.event_log import Event
 from pipeline.faults.non_finite import NonFiniteSteps
 from pipeline.faults.preemption import StopRequests, agreed_reason
 from pipeline.faults.watchdog import Watchdog
@@ -82,7 +83,7 @@ class TrainingRun:
         monitor: Monitor,
         saver: Saver,
         start: StartPoint,
-        facts: dict[str, Any],
+        facts: RunFacts,
     ) -> None:
         self._plan, self._context, self._state, self._monitor, self._saver = plan, context, state, monitor, saver
         self._start, self._facts = start, facts
@@ -179,8 +180,7 @@ class TrainingRun:
         with self._context.watchdog.section("save"), self._monitor.paused():
             self._monitor.flush()
             samples = self.step * self._plan.stage.batch.global_size
-            facts = {**self._facts, "step": self.step, "samples": samples, "skipped_samples": self.skipped}
-            self._saver.save(self._state.live(facts))
+            self._saver.save(self._state.live(self._facts, self.step, samples, self.skipped))
 
     def save_and_wait(self) -> None:
         """Save the state, and wait until the checkpoint is published.
@@ -190,7 +190,7 @@ class TrainingRun:
         """
         self.save()
         with self._context.watchdog.section("save"), self._monitor.paused():
-            self._saver.finish_whole()
+            self._saver.finish_or_retry()
         self.report_saves()
 
     def report_saves(self) -> None:
@@ -212,7 +212,7 @@ class TrainingRun:
             saved = step_name(self.step) if self._saver.finish() else None
         self.report_saves()
         if self._context.ranks.is_leader:
-            self._context.folder.events.record("stop", reason=reason, step=self.step, checkpoint=saved)
+            self._context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=saved)
         raise Preempted(reason, self.step, saved)
 
     def evaluate(self) -> Accuracy:
@@ -266,7 +266,7 @@ class TrainingRun:
             self._saver.finish()
             # A checkpoint of exactly that step holds the weights that led to it.
             stores = known_stores(folder, checkpoint_store(folder, self._plan.stage))
-            checkpoint, damaged = newest_whole(stores, ranks, before=first_bad_step)
+            checkpoint, damaged = newest_intact(stores, ranks, before=first_bad_step)
             self._monitor.damaged_checkpoints(damaged)
             if checkpoint is None:
                 raise RunFailed(
@@ -277,7 +277,7 @@ class TrainingRun:
             checkpoint.close()
         self.save_and_wait()
         if ranks.is_leader:
-            folder.events.record("roll_back", step=self.step, to=checkpoint.step)
+            folder.events.record(Event.ROLL_BACK, step=self.step, to=checkpoint.step)
             self._monitor.notify(
                 f"steps from {first_bad_step + 1} to {self.step} were not finite: continues from step {self.step} with "
                 f"the weights of {checkpoint.name}"

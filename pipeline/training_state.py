@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.checkpoints.checkpoint import AVERAGED, Checkpoint, load_state
 from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import CheckpointFacts, RunFacts
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from pipeline.weights import copy_tensors, load_buffers, persistent_buffers
@@ -56,11 +56,12 @@ class TrainingState:
                 "restore ema_decay, or give the recipe another name"
             )
         load_state(checkpoint, self.fragments, self.engine.parameters.shapes)
-        self.engine.optimizer_steps = checkpoint.manifest["optimizer_steps"]
+        self.engine.optimizer_steps = checkpoint.manifest.facts.optimizer_steps
         load_buffers(self.engine.module, checkpoint, "raw")
-        if self._average:
+        updates = checkpoint.manifest.facts.ema_updates
+        if self._average and updates is not None:
             copy_tensors(checkpoint.buffers("ema"), self._averaged_buffers)
-            self._average.updates = checkpoint.manifest["ema_updates"]
+            self._average.updates = updates
         self.engine.publish_masters()
 
     @torch.no_grad()
@@ -92,11 +93,11 @@ class TrainingState:
         finally:
             self._exchange(self._average)
 
-    def live(self, facts: dict[str, Any]) -> LiveState:
-        """What this rank contributes to a checkpoint with `facts` in its manifest, as views of the live tensors."""
-        facts = facts | {"optimizer_steps": self.engine.optimizer_steps, "world_size": self._ranks.world_size}
-        if self._average:
-            facts["ema_updates"] = self._average.updates
+    def live(self, run: RunFacts, step: int, samples: int, skipped_samples: int) -> LiveState:
+        """What this rank contributes to a checkpoint after `step` steps, as views of the live tensors."""
+        updates = self._average.updates if self._average else None
+        steps, world_size = self.engine.optimizer_steps, self._ranks.world_size
+        facts = CheckpointFacts(run, step, samples, skipped_samples, steps, world_size, updates)
         buffers = self._buffers | {AVERAGED + name: tensor for name, tensor in self._averaged_buffers.items()}
         return LiveState(facts, self.fragments, buffers, self.engine.parameters.shapes)
 

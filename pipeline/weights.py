@@ -47,7 +47,7 @@ def fitted_weights(
     except ValueError as error:
         raise ConfigError(f"{checkpoint.location}: {error}; start from a stage that trained the same model") from None
     load_buffers(model, checkpoint, chosen)
-    if classes_digest is not None and checkpoint.manifest.get("classes_digest", classes_digest) != classes_digest:
+    if classes_digest is not None and checkpoint.manifest.facts.run.digests.classes_digest != classes_digest:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.classifier.")}
     return weights
 

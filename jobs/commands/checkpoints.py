@@ -18,7 +18,7 @@ from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.checkpoints.listing import Listed
+    from pipeline.checkpoints.listing import ListedCheckpoint
 
 AGAIN = "the same command begins anew"
 
@@ -63,10 +63,11 @@ def verify(
 ) -> None:
     """Read every file of the published checkpoints and hold it against its checksum."""
     with exit_on_error(AGAIN):
-        from pipeline.checkpoints.listing import damage, find_runs
+        from pipeline.checkpoints.listing import find_runs
+        from pipeline.checkpoints.verification import find_damage
 
         console = Console(highlight=False)
-        found = [(place, one) for stage in find_runs(run) for place in stage.places for one in place.contents().steps]
+        found = [(place, one) for stage in find_runs(run) for place in stage.stores for one in place.contents().steps]
         chosen = [(place, one) for place, one in found if step in (None, one)]
         if step is not None and not chosen:
             steps = ", ".join(str(one) for _, one in found) or "none"
@@ -74,7 +75,7 @@ def verify(
         damaged = 0
         for place, one in chosen:
             with console.status(place.at(one)):
-                problem = damage(place.at(one), place.storage)
+                problem = find_damage(place.at(one), place.storage)
             damaged += problem is not None
             console.print(f"{place.at(one)}: {problem or 'whole'}", soft_wrap=True, markup=False)
         console.print(f"{len(chosen)} checkpoints, {damaged} damaged")
@@ -82,7 +83,7 @@ def verify(
             sys.exit(EXIT_CONFIG)
 
 
-def table(listed: "Sequence[Listed]") -> Table:
+def table(listed: "Sequence[ListedCheckpoint]") -> Table:
     """One row for each."""
     result = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     stages = len({one.stage for one in listed}) > 1

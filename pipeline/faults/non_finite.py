@@ -4,6 +4,7 @@ import numpy as np
 
 from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
+from pipeline.event_log import Event
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import RunFolder
 from pipeline.step import StepResult
@@ -43,9 +44,7 @@ class NonFiniteSteps:
         if self.in_a_row < self._settings.in_a_row:
             return None
         first = step + 1 - self.in_a_row
-        roll_backs = self._ranks.broadcast(
-            sum(entry["event"] == "roll_back" for entry in self._folder.events.entries())
-        )
+        roll_backs = self._ranks.broadcast(len(self._folder.events.of(Event.ROLL_BACK)))
         if roll_backs >= self._settings.roll_backs:
             series = f"{self.in_a_row} steps in a row, from step {first + 1} on,"
             which = series if self.in_a_row > 1 else f"step {first + 1}"
@@ -70,7 +69,7 @@ class NonFiniteSteps:
         }
         if samples:
             self._folder.events.record(
-                "not_finite",
+                Event.NOT_FINITE,
                 step=step + 1,
                 loss=str(result.loss),
                 gradient_norm=str(result.gradient_norm),

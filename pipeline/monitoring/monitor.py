@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from torch.utils.tensorboard.summary import image
 from pipeline.checkpoints.saver import SaveReport
 from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
+from pipeline.event_log import Event
 from pipeline.monitoring import charts
 from pipeline.monitoring.event_file import EventFile
 from pipeline.monitoring.histograms import Histogram
@@ -81,7 +83,7 @@ class Monitor:
             return
         self.damaged_checkpoints(damaged)
         self._folder.events.record(
-            "resume" if checkpoint else "start", step=self._first_step, ranks=self._ranks.world_size
+            Event.RESUME if checkpoint else Event.START, step=self._first_step, ranks=self._ranks.world_size
         )
         if checkpoint:
             self.notify(f"continues from checkpoint {checkpoint}")
@@ -93,7 +95,7 @@ class Monitor:
     def damaged_checkpoints(self, damaged: Sequence[str]) -> None:
         """Show which checkpoints were skipped as damaged, and why."""
         for reason in damaged if self._leads else []:
-            self._folder.events.record("checkpoint_damaged", reason=reason)
+            self._folder.events.record(Event.CHECKPOINT_DAMAGED, reason=reason)
             self.notify(f"skipped a damaged checkpoint: {reason}")
 
     def add_rank_times(self, seconds: Sequence[float]) -> None:
@@ -167,7 +169,7 @@ class Monitor:
             self._events.add(charts.end_of_stage(), step)
         # In this order: an evaluation that is in the event log is not repeated after a kill.
         self._events.flush()
-        self._folder.events.record("evaluation", step=step, **accuracy.as_dict())
+        self._folder.events.record(Event.EVALUATION, step=step, **asdict(accuracy.figures))
         self.notify(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
 
     def images(self, canvas: NDArray[np.uint8]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.event_log import Event
 from pipeline.run_folder import RunFolder
 from tests.support.command import start, wait_until
 from tests.support.recipes import write_recipe
@@ -47,7 +48,7 @@ def test_a_run_survives_a_full_disk_and_saves_again_once_there_is_room(
     ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - 400_000)))
 
     def failures() -> list[int]:
-        return [entry["step"] for entry in RunFolder(run).events.entries() if entry["event"] == "save_failed"]
+        return [entry.step for entry in RunFolder(run).events.of(Event.SAVE_FAILED)]
 
     wait_until(lambda: len(failures()) >= 2, process)
     failed = failures()
@@ -56,12 +57,10 @@ def test_a_run_survives_a_full_disk_and_saves_again_once_there_is_room(
     assert open_checkpoint(whole[0]).damage() is None
     assert open_checkpoint(whole[0]).step < failed[0]
     ballast.unlink()
-    wait_until(
-        lambda: any(e["event"] == "save" and e["step"] > failed[-1] for e in RunFolder(run).events.entries()), process
-    )
+    wait_until(lambda: any(save.step > failed[-1] for save in RunFolder(run).events.of(Event.SAVE)), process)
     os.killpg(process.pid, 9)
     process.wait(60)
-    reasons = {entry["reason"] for entry in RunFolder(run).events.entries() if entry["event"] == "save_failed"}
+    reasons = {entry.facts["reason"] for entry in RunFolder(run).events.of(Event.SAVE_FAILED)}
     assert all("No space left on device" in reason for reason in reasons)
     log = (run / "logs/rank-00000.log").read_text()
     assert f"the checkpoint of step {failed[0]} was not saved: " in log

@@ -16,6 +16,7 @@ from jobs.preflight import examine
 from models.complexity import count_parameters
 from models.variants import VARIANTS
 from pipeline.errors import ConfigError
+from pipeline.event_log import Event
 from pipeline.memory_estimate import estimate_memory
 from pipeline.plan import plan_stage
 from pipeline.preflight.disk_space import most_kept
@@ -28,6 +29,7 @@ from pipeline.run_folder import RunFolder, run_folder
 from tests.conftest import with_broken_member
 from tests.servers.s3 import S3Server
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 STAGES = ["pretrain", "finetune", "evaluate"]
 
@@ -246,7 +248,7 @@ def test_a_micro_batch_that_a_run_began_with_is_not_advised_to_change(shards: Pa
     folder.mkdir(parents=True)
     small = ["resources.gpu_gigabytes=0.001", "batch={global_size: 24000, micro_size: 6000}"]
     assert "batch.micro_size=3000" in told(found(tmp_path, shards, *small), "memory").fix
-    RunFolder(folder).events.record("save", step=5)
+    RunFolder(folder).events.record(Event.SAVE, step=5)
     assert "batch.micro_size" not in told(found(tmp_path, shards, *small), "memory").fix
 
 
@@ -348,7 +350,7 @@ def test_a_run_folder_of_other_settings_is_told_and_one_of_these_goes_on(shards:
     (finding,) = wrong(found(tmp_path, shards, "seed=1"))
     assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
     assert finding.fix == "Restore them, give the recipe another name, or remove the folder to begin anew"
-    folder.finish({"stage": "pretrain", "checkpoint": "pretrain/checkpoints/step-00000040"})
+    folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     assert told(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
 
 

@@ -87,8 +87,8 @@ def test_loading_and_saving_moves_every_number_unchanged(runs: Path, folder: str
     source = case.partition("-from-")[2] or case
     original = open_checkpoint(runs / f"{source}-whole/checkpoints/step-00000002")
     again = open_checkpoint(runs / folder / f"{case}-again/checkpoints/step-00000002")
-    assert again.manifest["optimizer_steps"] == original.manifest["optimizer_steps"] == 2
-    assert again.manifest["ema_updates"] == original.manifest["ema_updates"] == 2
+    assert again.manifest.facts.optimizer_steps == original.manifest.facts.optimizer_steps == 2
+    assert again.manifest.facts.ema_updates == original.manifest.facts.ema_updates == 2
     for name, shape in original.shapes.items():
         for kind in KINDS:
             elements = torch.Size(shape).numel()

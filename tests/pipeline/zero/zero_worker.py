@@ -35,6 +35,7 @@ from pipeline.training_state import TrainingState
 from pipeline.weights import build_model, load_weights, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import ZeroEngine, autocast, build_engine, model_dtype
+from tests.support.records import RUN
 from tests.support.training import train_here
 
 COMPILE_BLOCKS = CoAtNet.compile_blocks
@@ -73,8 +74,8 @@ def built(planned: TrainPlan, ranks: Ranks) -> TrainingState:
 def save(state: TrainingState, planned: TrainPlan, path: Path, step: int, ranks: Ranks) -> None:
     run = RunFolder(path)
     with Saver(checkpoint_store(run, planned.stage), run, planned.stage.checkpoint, ranks) as saver:
-        saver.save(state.live({"step": step}))
-        saver.finish_whole()
+        saver.save(state.live(RUN, step, 0, 0))
+        saver.finish_or_retry()
 
 
 def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from pipeline.plan import TrainPlan
 
 
 def peak_operations(device: torch.device) -> float | None:
-    """Dense bf16 operations per second of `device` by its maker's data sheet; None if it is not one that is known."""
+    """Dense bf16 operations per second of `device`, by its data sheet; None for an unknown device."""
     gpu = known_gpu(device)
     return PEAKS[gpu] if gpu else None
 

@@ -189,7 +189,7 @@ def test_a_flat_folder_or_tar_takes_its_labels_from_a_file(
             for path in sorted(flat.iterdir(), reverse=True):
                 add(tar, f"./{path.name}", path.read_bytes())
     if kind == "in order" and archive == "w:gz":
-        with pytest.raises(DataError, match="compressed, so labels without names do not fit to it"):
+        with pytest.raises(DataError, match="labels without names cannot be used with a compressed tar"):
             built(source, tmp_path / "out", labels=tmp_path / "labels.txt")
         return
     index = built(source, tmp_path / "out", labels=tmp_path / "labels.txt")
@@ -255,7 +255,7 @@ def test_a_tar_with_two_sets_needs_to_be_told_which(pictures: Path, expected: st
         for set_name in ("train", "test"):
             for picture in sorted(pictures.rglob("*.jpg")):
                 add(archive, f"{set_name}/{picture.parent.name}/{picture.name}", picture.read_bytes())
-    with pytest.raises(DataError, match="class folder bright lies in train and in test; take one .* --within test"):
+    with pytest.raises(DataError, match="class folder bright is both in train and in test; select one .* --within test"):
         built(source, tmp_path / "out")
     assert built(source, tmp_path / "out", samples_per_shard=9, within="train").digest == expected
 
@@ -363,7 +363,7 @@ def test_a_list_with_mistakes_is_refused(pictures: Path, tmp_path: Path, lines: 
         ({"validation_fraction": 0.1, "validation_per_class": 1}, "by count and by fraction: give one of them"),
         ({"validation_fraction": 0.001}, "takes no image of any class"),
         ({"part": (4, 3)}, "part 4/3: parts are numbered from 1"),
-        ({"within": "train"}, "--within names a folder of a tar"),
+        ({"within": "train"}, "--within selects a folder of a tar"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -374,7 +374,7 @@ def test_options_that_make_no_sense_are_refused(
 
 
 def test_a_flat_folder_without_labels_says_what_it_needs(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no class folders in it, only images; say their labels with --labels FILE"):
+    with pytest.raises(DataError, match="no class folders in it, only images; provide their labels with --labels FILE"):
         built(flat, tmp_path / "out")
 
 

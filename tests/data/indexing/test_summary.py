@@ -97,7 +97,7 @@ def test_few_bytes_of_few_remote_shards_are_fetched(
     write_shards(tmp_path, samples(120, lambda n: {"cls": n % 3}), per_shard=6)
     index_shards([str(tmp_path)])
     url = s3.put(tmp_path, "summary")
-    monkeypatch.setattr("data.indexing.summary._BEGINNING", 4 * 2560)
+    monkeypatch.setattr("data.indexing.summary._HEAD_BYTES", 4 * 2560)
     monkeypatch.setattr("data.indexing.summary._REMOTE_SHARDS", 5)
     with FaultProxy(s3.port) as proxy:
         drawn = list(draw_samples(open_dataset(url, Storage(endpoint=proxy.url)), 10, seed=3))
@@ -113,7 +113,7 @@ def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
     write_shards(tmp_path, samples(2, lambda n: {"cls": n % 3}))
     index_shards([str(tmp_path)])
     url = s3.put(tmp_path, "whole")
-    monkeypatch.setattr("data.indexing.summary._BEGINNING", 600)
+    monkeypatch.setattr("data.indexing.summary._HEAD_BYTES", 600)
     drawn = list(draw_samples(open_dataset(url, Storage()), 2, seed=3))
     assert [sample.problem for sample in drawn] == ["", ""]
 

@@ -126,7 +126,8 @@ def test_place_in_the_shard_agrees_with_the_id() -> None:
 def test_epochs_and_seeds_differ() -> None:
     def ids(seed: int, step: int) -> list[int]:
         order = SampleOrder(shard_samples=np.full(20, 10), seed=seed, batch=200, lanes=4, window=50)
-        return order.at(step, 0, 200).id.tolist()
+        found: list[int] = order.at(step, 0, 200).id.tolist()
+        return found
 
     assert ids(0, 0) == ids(0, 0)
     assert ids(0, 0) != ids(0, 1)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.pillow_transform import OPERATIONS as PILLOW
+from data.decode import Pixels
 from data.random_augment import OPERATIONS, RandomAugment
 
 Picture = Image.Image
@@ -89,7 +90,7 @@ def test_between_whole_magnitudes_blends_are_a_level_off_at_most(name: str, magn
 def test_pictures_of_one_colour_and_of_one_pixel_are_taken(name: str) -> None:
     for pixels in (np.full((32, 32, 3), 77, np.uint8), np.zeros((1, 1, 3), np.uint8)):
         out = OPERATIONS[name](pixels, 1.5, np.random.default_rng(0))
-        assert (out.shape, out.dtype) == (pixels.shape, np.uint8)
+        assert (out.shape, out.dtype) == (pixels.shape, np.dtype(np.uint8))
     if name in ("auto_contrast", "equalize", "sharpness"):
         assert np.array_equal(out, pixels)
 
@@ -105,10 +106,15 @@ def test_lengths_in_pixels_shrink_with_pictures_below_224_alone(size: int, shift
 
 def test_each_layer_draws_from_all_operations_alike_and_always_applies_one(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[str] = []
-    recorders = tuple(
-        lambda pixels, strength, rng, name=name: applied.append(f"{name} {strength}") or pixels for name in OPERATIONS
-    )
-    monkeypatch.setattr("data.random_augment._OPERATIONS", recorders)
+
+    def recorder(name: str) -> Callable[[Pixels, float, np.random.Generator], Pixels]:
+        def record(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+            applied.append(f"{name} {strength}")
+            return pixels
+
+        return record
+
+    monkeypatch.setattr("data.random_augment._OPERATIONS", tuple(map(recorder, OPERATIONS)))
     for seed in range(1600):
         RandomAugment(2, 15.0)(np.zeros((4, 4, 3), np.uint8), np.random.default_rng(seed))
     assert len(applied) == 3200

@@ -23,7 +23,7 @@ def expected(path: Path) -> list[tuple[str, int, int]]:
 def found(path: Path) -> tuple[list[tuple[str, int, int]], str | None]:
     with open(path, "rb") as file:
         names, damage = members(file.fileno())
-    return [tuple(member) for member in names], damage
+    return [(member.name, member.offset, member.size) for member in names], damage
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from data.storage import Storage
 from tests.conftest import CLASSES
 
 
-def built(source: Path | str, destination: Path, **options: object) -> ShardIndex:
-    return build_shards(source, destination, **options).indexes[destination]  # type: ignore[arg-type]
+def built(source: Path | str, destination: Path, **options: Any) -> ShardIndex:
+    return build_shards(source, destination, **options).indexes[destination]
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -255,7 +256,9 @@ def test_a_tar_with_two_sets_needs_to_be_told_which(pictures: Path, expected: st
         for set_name in ("train", "test"):
             for picture in sorted(pictures.rglob("*.jpg")):
                 add(archive, f"{set_name}/{picture.parent.name}/{picture.name}", picture.read_bytes())
-    with pytest.raises(DataError, match="class folder bright is both in train and in test; select one .* --within test"):
+    with pytest.raises(
+        DataError, match="class folder bright is both in train and in test; select one .* --within test"
+    ):
         built(source, tmp_path / "out")
     assert built(source, tmp_path / "out", samples_per_shard=9, within="train").digest == expected
 

@@ -18,7 +18,7 @@ def picture(width: int = 40, height: int = 30) -> Image.Image:
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)  # type: ignore[arg-type]
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

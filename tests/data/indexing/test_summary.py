@@ -130,5 +130,5 @@ def test_a_contact_sheet_has_the_pictures_in_rows_and_makes_large_ones_smaller()
     assert red.sum() == 3 * small.shape[0] * small.shape[1]
     assert blue.sum() == 3 * CELL * CELL // 2
     rows, columns = np.nonzero(red[: CELL + 16, : CELL + 16])
-    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == small.shape[:2]
+    assert (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1) == small.shape[:2]
     assert (pixels[:, 2 * CELL + 16 : 2 * CELL + 24] == 255).all(), "captions end at their cell"

@@ -1,4 +1,4 @@
-"""Random damage to shards, indexes and images: told or skipped, never a hang, a crash, or another order."""
+"""Random damage to shards, indexes and images is reported or skipped, without a hang, a crash, or another order."""
 
 import itertools
 import random
@@ -63,7 +63,7 @@ def whole(shards: Path) -> list[MicroBatch]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_shards_are_skipped_or_told_and_the_order_stays(
+def test_damaged_shards_are_skipped_or_reported_and_the_order_is_kept(
     seed: int, shards: Path, whole: list[MicroBatch], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shards / "train", tmp_path / "train"))
@@ -86,7 +86,7 @@ def test_damaged_shards_are_skipped_or_told_and_the_order_stays(
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_a_damaged_index_is_told_or_says_what_it_said(seed: int, shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_index_is_reported_or_unchanged(seed: int, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     shutil.copy(shards / "train" / "index.json", tmp_path / "train")
     damage(tmp_path / "train" / "index.json", seed)
@@ -99,7 +99,7 @@ def test_a_damaged_index_is_told_or_says_what_it_said(seed: int, shards: Path, t
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_damaged_label_map_is_told_or_read(seed: int, shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_label_map_is_reported_or_read(seed: int, shards: Path, tmp_path: Path) -> None:
     label_map = tmp_path / "map.yaml"
     label_map.write_text("rename: {bright: light, dark: night}\nothers: keep\nclasses: [light, night, striped]\n")
     damage(label_map, seed)

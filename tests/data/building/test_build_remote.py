@@ -1,4 +1,4 @@
-"""Building from S3: the shards are those that the same images give from the local disk."""
+"""Building from S3 gives the same shards as building from local files."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def test_parts_of_a_remote_tar_are_merged(s3: S3Server, whole_tar: Path, tmp_pat
     assert merged == digest(whole_tar / "whole.tar", tmp_path / "local")
 
 
-def test_what_is_not_there_or_not_allowed_is_told(
+def test_missing_and_forbidden_files_are_reported(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="s3://test/nowhere"):

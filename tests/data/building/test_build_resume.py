@@ -1,4 +1,4 @@
-"""Builds by several processes, in parts, and killed: always the same bytes, and nothing finished is done again."""
+"""Builds by several processes, in parts, and after kills: always the same bytes, and nothing finished is repeated."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_bytes_do_not_depend_on_how_much_is_sorted_at_a_time(
+def test_the_bytes_do_not_depend_on_the_memory_for_sorting(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     build_shards(pictures, tmp_path / "out", **OPTIONS | {"memory": 2**30})
@@ -85,7 +85,7 @@ def test_merging_names_the_missing_parts(pictures: Path, tmp_path: Path) -> None
         merge_parts(tmp_path / "out")
 
 
-def test_a_build_without_parts_finishes_what_parts_began(
+def test_a_build_without_parts_reuses_the_runs_of_parts(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     build_shards(pictures, tmp_path / "out", part=(1, 2), **OPTIONS)
@@ -166,7 +166,7 @@ def test_another_source_does_not_continue_an_unfinished_build(pictures: Path, tm
         build_shards(other, tmp_path / "out", **OPTIONS)
 
 
-def test_shards_may_be_cut_otherwise_after_a_refusal(pictures: Path, tmp_path: Path) -> None:
+def test_shard_sizes_may_change_after_an_error(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"class bright has only 20 .* \(what was read so far is kept in .*building"):
         build_shards(pictures, tmp_path / "out", **OPTIONS | {"validation_per_class": 20})
     options = OPTIONS | {"validation_per_class": 0, "samples_per_shard": 30}

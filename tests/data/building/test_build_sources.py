@@ -1,4 +1,4 @@
-"""Where images may come from, and what is wrong with it."""
+"""Layouts of sources, and the mistakes in them that are refused."""
 
 import gzip
 import io
@@ -213,7 +213,7 @@ def test_a_flat_folder_or_tar_takes_its_labels_from_a_file(
         (None, "labels.txt: no such file"),
     ],
 )
-def test_a_label_file_that_does_not_fit_is_refused(
+def test_a_label_file_that_does_not_match_is_refused(
     flat: Path, tmp_path: Path, labels: str | None, message: str
 ) -> None:
     if labels is not None:
@@ -223,7 +223,7 @@ def test_a_label_file_that_does_not_fit_is_refused(
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_validation_set_takes_the_classes_of_the_training_set(
+def test_a_validation_set_uses_the_classes_of_the_training_set(
     pictures: Path, flat: Path, shards: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "labels.txt").write_text("dark\n" * 3 + "striped\n" * 3)
@@ -244,13 +244,15 @@ def test_a_validation_set_takes_the_classes_of_the_training_set(
         ("bright\ndark\n\nstriped\n", "line 3 is empty"),
     ],
 )
-def test_a_class_list_that_does_not_fit_is_refused(pictures: Path, tmp_path: Path, classes: str, message: str) -> None:
+def test_a_class_list_that_does_not_match_is_refused(
+    pictures: Path, tmp_path: Path, classes: str, message: str
+) -> None:
     (tmp_path / "classes.txt").write_text(classes)
     with pytest.raises(DataError, match=message):
         built(pictures, tmp_path / "out", classes=tmp_path / "classes.txt")
 
 
-def test_a_tar_with_two_sets_needs_to_be_told_which(pictures: Path, expected: str, tmp_path: Path) -> None:
+def test_a_tar_with_two_sets_requires_a_selection(pictures: Path, expected: str, tmp_path: Path) -> None:
     source = tmp_path / "both.tar"
     with tarfile.open(source, "w") as archive:
         for set_name in ("train", "test"):
@@ -376,12 +378,12 @@ def test_options_that_make_no_sense_are_refused(
         built(pictures, tmp_path / "out", **options)
 
 
-def test_a_flat_folder_without_labels_says_what_it_needs(flat: Path, tmp_path: Path) -> None:
+def test_a_flat_folder_without_labels_is_refused_with_the_fix(flat: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no class folders in it, only images; provide their labels with --labels FILE"):
         built(flat, tmp_path / "out")
 
 
-def test_file_names_in_another_encoding_are_taken(tmp_path: Path) -> None:
+def test_file_names_in_another_encoding_are_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "class"
     folder.mkdir(parents=True)
     for name in (b"caf\xe9.jpg", b"plain.jpg"):

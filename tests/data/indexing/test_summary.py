@@ -41,12 +41,12 @@ def test_drawn_samples_are_those_of_the_shards_and_follow_the_seed(adopted: Path
     assert keys[0] == [sample.key for sample in drawn] != keys[1]
 
 
-def test_all_samples_are_drawn_when_more_are_asked_for(adopted: Path) -> None:
+def test_all_samples_are_drawn_when_more_are_requested(adopted: Path) -> None:
     drawn = draw_samples(open_dataset(str(adopted), Storage()), 100, seed=0)
     assert [sample.key for sample in drawn] == [f"picture_{number:04d}" for number in range(20)]
 
 
-def test_facts_are_those_of_the_index_and_the_pictures(adopted: Path) -> None:
+def test_the_summary_agrees_with_the_index_and_the_images(adopted: Path) -> None:
     dataset = open_dataset(str(adopted), Storage())
     facts = describe(dataset, list(draw_samples(dataset, 20, seed=0)))
     index = read_index(adopted)
@@ -82,7 +82,7 @@ def test_counts_follow_several_labels_and_a_label_map(tmp_path: Path) -> None:
     assert [(sample.key[-1], sample.classes) for sample in drawn] == [(n, ("insect",)) for n in "013"]
 
 
-def test_a_sample_that_cannot_be_used_is_drawn_with_its_problem(tmp_path: Path) -> None:
+def test_an_unusable_sample_is_drawn_with_its_problem(tmp_path: Path) -> None:
     write_members(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.cls", b"0"), ("b.jpg", b""), ("b.cls", b"0")])
     index_shards([str(tmp_path)])
     dataset = open_dataset(str(tmp_path), Storage())
@@ -91,7 +91,7 @@ def test_a_sample_that_cannot_be_used_is_drawn_with_its_problem(tmp_path: Path) 
     assert describe(dataset, drawn)["drawn"]["unusable"] == [{"shard": "0.tar", "key": "b", "problem": "empty file"}]
 
 
-def test_few_bytes_of_few_remote_shards_are_fetched(
+def test_few_bytes_of_few_remote_shards_are_downloaded(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path, samples(120, lambda n: {"cls": n % 3}), per_shard=6)
@@ -107,7 +107,7 @@ def test_few_bytes_of_few_remote_shards_are_fetched(
     assert not any(sample.problem for sample in drawn)
 
 
-def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
+def test_a_remote_shard_without_a_sample_in_its_head_is_downloaded_completely(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path, samples(2, lambda n: {"cls": n % 3}))
@@ -118,7 +118,7 @@ def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
     assert [sample.problem for sample in drawn] == ["", ""]
 
 
-def test_a_contact_sheet_has_the_pictures_in_rows_and_makes_large_ones_smaller() -> None:
+def test_a_contact_sheet_arranges_images_in_rows_and_shrinks_large_ones() -> None:
     small = np.full((10, 20, 3), (255, 0, 0), np.uint8)
     large = np.full((400, 800, 3), (0, 0, 255), np.uint8)
     sheet = contact_sheet(

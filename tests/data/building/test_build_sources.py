@@ -365,7 +365,7 @@ def test_a_list_with_mistakes_is_refused(pictures: Path, tmp_path: Path, lines: 
     ("options", "message"),
     [
         ({"validation_fraction": 1.0}, "a validation fraction of 1.0: it must be at least 0 and below 1"),
-        ({"validation_fraction": 0.1, "validation_per_class": 1}, "by count and by fraction: give one of them"),
+        ({"validation_fraction": 0.1, "validation_per_class": 1}, "by count and by fraction; give only one of them"),
         ({"validation_fraction": 0.001}, "takes no image of any class"),
         ({"part": (4, 3)}, "part 4/3: parts are numbered from 1"),
         ({"within": "train"}, "--within selects a folder of a tar"),

@@ -24,9 +24,9 @@ def test_an_image_too_narrow_for_a_window_gives_the_largest_centred_one() -> Non
 
 
 def test_centre_crop_is_s_over_s_plus_32() -> None:
-    picture = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
-    crop = center_crop(picture, 224)
-    assert np.array_equal(crop, picture[16:240, 38:262])
+    image = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
+    crop = center_crop(image, 224)
+    assert np.array_equal(crop, image[16:240, 38:262])
 
 
 @pytest.mark.parametrize("size", [(400, 470), (224, 900), (90, 70), (300, 100), (1500, 1200)])

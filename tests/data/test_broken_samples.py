@@ -23,7 +23,7 @@ Members = list[tuple[str, bytes]]
 def write_shards(
     pictures: Path, folder: Path, spoil: Callable[[Members], Members] = lambda members: members
 ) -> Dataset:
-    """Three shards of eight pictures; `spoil` changes the members of the second."""
+    """Three shards of eight images; `spoil` changes the members of the second."""
     folder.mkdir()
     encoded = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))[::2][: 3 * PER_SHARD]]
     entries = []
@@ -77,7 +77,7 @@ def of_size(side: int) -> Callable[[bytes], bytes]:
     [
         pytest.param(changed("key11.jpg", lambda jpeg: jpeg[:400]), "", id="broken JPEG"),
         pytest.param(changed("key11.jpg", lambda jpeg: b""), "empty file", id="zero-byte file"),
-        pytest.param(changed("key11.jpg", lambda jpeg: b"a text"), "neither JPEG, PNG nor WebP", id="text behind an image's name"),
+        pytest.param(changed("key11.jpg", lambda jpeg: b"a text"), "neither JPEG, PNG nor WebP", id="text under the name of an image"),
         pytest.param(changed("key11.jpg", of_size(30_000)), "30,000 x 30,000 pixels", id="a 30,000-pixel bomb"),
         pytest.param(renamed("key11.jpg", "key11.tiff"), "it has no image", id="wrong extension"),
         pytest.param(without("key11.cls"), "it has no label", id="missing label"),

@@ -34,7 +34,7 @@ STEPS = 16
 
 @pytest.fixture(scope="session")
 def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """URL and local folder of 96 pictures in 12 shards of about 50 KB."""
+    """URL and local folder of 96 images in 12 shards of about 50 KB."""
     folder = tmp_path_factory.mktemp("remote")
     write_pictures(folder / "pictures", per_class=32, size=96)
     build_shards(folder / "pictures", folder / "shards", samples_per_shard=8)
@@ -233,7 +233,7 @@ def test_a_killed_downloader_is_replaced_and_its_partial_files_are_removed(
     (downloader,) = downloaders(tmp_path)
     downloader.send_signal(signal.SIGKILL)
     proxy.faults = []
-    # Whoever waits first starts the next one, which begins by removing the halves.
+    # The first reader that waits starts the next one, which begins by removing partial files.
     for number in range(12):
         assert second.path(number).read_bytes() == (folder / dataset.index.shards[number].name).read_bytes()
     assert list((tmp_path / "shards").glob("*.part")) == []
@@ -287,19 +287,19 @@ def test_a_full_disk_is_reported_after_removing_the_partial_shard(
 ) -> None:
     """A disk cannot be filled here without harm: the error is raised where writing would meet it."""
     Cache(tmp_path, 1).make()
-    told: list[tuple[bool, str]] = []
+    reported: list[tuple[bool, str]] = []
 
     def full(shard: RequestedShard, part: Path) -> bool:
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     def fail(self: Downloader, shard: RequestedShard, failure: DownloadFailure) -> None:
-        told.append((any((tmp_path / "shards").iterdir()), failure.reason))
+        reported.append((any((tmp_path / "shards").iterdir()), failure.reason))
 
     monkeypatch.setattr("data.downloader.download", full)
     monkeypatch.setattr(Downloader, "_record_failure", fail)
     Downloader(tmp_path)._download(RequestedShard("s3://test/x.tar", 8, "0" * 64, Storage(), True))
-    assert told == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
+    assert reported == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
 
 
 def test_a_cached_shard_truncated_by_a_crash_is_downloaded_again(

@@ -76,8 +76,8 @@ def test_damaged_shards_are_skipped_or_reported_and_the_order_is_kept(
     damaged = {sample.position + 9 * step for step, batch in enumerate(found) for sample in batch.skipped}
     before, after = (np.concatenate([b.images for b in batches]) for batches in (whole, found))
     changed = {n for n in range(45) if not np.array_equal(before[n], after[n])}
-    # A flip inside a JPEG may still decode to a picture; then it is that sample with a blemish, in its place. All that
-    # changed lies in the shard that was damaged.
+    # A flipped bit inside a JPEG may still decode; then it is the same sample with an artefact, in its place. All
+    # changes are in the damaged shard.
     order = SampleOrder(index.shard_samples, seed=3, batch=9, lanes=3, window=20)
     of_shard = {
         9 * step + n for step in range(5) for n, shard in enumerate(order.at(step, 0, 9).shard) if shard == seed % 7

@@ -66,7 +66,7 @@ def test_each_operation_equals_pillows_to_the_level(name: str, magnitude: float)
 @pytest.mark.parametrize("magnitude", [0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0])
 @pytest.mark.parametrize("name", WARPS)
 def test_each_warp_equals_pillows_except_where_two_pixels_are_equally_near(name: str, magnitude: float) -> None:
-    # Each takes another one then. Which pixels those are shows when Pillow looks 1/256 of a pixel beside the place.
+    # Then each takes another one. Pillow's result at an offset of 1/256 pixel shows which pixels these are.
     for seed in range(4):
         pixels = photograph(224, 224 + 32 * (seed % 2), seed)
         ours = OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(seed))

@@ -78,9 +78,9 @@ def test_micro_batches_record_the_ordered_and_the_used_samples(shards: Path, tmp
         index = read_index(folder)
         order = SampleOrder(shard_samples=Dataset(index).shard_samples, seed=5, batch=12, lanes=4, window=10)
         for number, batch in enumerate(itertools.islice(stream(folder, micro_batch=12), 4)):
-            asked = order.at(number, 0, 12)
-            assert [(o.epoch, o.id) for o in batch.origins] == list(zip(asked.epoch, asked.id, strict=True))
-            assert [o.shard for o in batch.origins] == [index.shards[shard].name for shard in asked.shard]
+            ordered = order.at(number, 0, 12)
+            assert [(o.epoch, o.id) for o in batch.origins] == list(zip(ordered.epoch, ordered.id, strict=True))
+            assert [o.shard for o in batch.origins] == [index.shards[shard].name for shard in ordered.shard]
             broken = {skipped.position for skipped in batch.skipped}
             for position, origin in enumerate(batch.origins):
                 name = (origin.shard, origin.key)
@@ -89,10 +89,10 @@ def test_micro_batches_record_the_ordered_and_the_used_samples(shards: Path, tmp
 
 
 def test_labels_belong_to_their_images(shards: Path) -> None:
-    # The three kinds of picture differ in brightness and in contrast, whatever the crop.
+    # The three kinds of image differ in brightness and in contrast, whatever the crop.
     for batch in itertools.islice(stream(shards / "train"), 8):
-        for picture, label in zip(batch.images, batch.labels, strict=True):
-            assert label.tolist() == [0 if picture.min() > 120 else 2 if picture.max() > 130 else 1]
+        for image, label in zip(batch.images, batch.labels, strict=True):
+            assert label.tolist() == [0 if image.min() > 120 else 2 if image.max() > 130 else 1]
 
 
 def test_a_sample_that_does_not_decode_is_replaced_by_the_next_and_named(shards: Path, tmp_path: Path) -> None:

@@ -101,5 +101,5 @@ def test_flipped_bytes_and_truncation_are_reported_or_harmless(data: st.DataObje
 )
 def test_files_that_are_not_tars_are_reported(tmp_path: Path, content: bytes, damage: str) -> None:
     (tmp_path / "s.tar").write_bytes(content)
-    members, told = found(tmp_path / "s.tar")
-    assert (members, str(told)[: len(damage)]) == ([], damage)
+    members, reported = found(tmp_path / "s.tar")
+    assert (members, str(reported)[: len(damage)]) == ([], damage)

@@ -23,7 +23,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 
 def rotated(orientation: int, kind: str = "JPEG") -> bytes:
-    """The picture as a camera stores it that writes `orientation` into the EXIF data."""
+    """The image as stored by a camera that writes `orientation` into the EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     turns = {

@@ -22,7 +22,7 @@ NAMES = ("ant", "bee", "cat", "yak")
 
 @pytest.fixture(scope="module")
 def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty lossless pictures of three classes in five shards; a fourth class has none."""
+    """Twenty lossless images of three classes in five shards; a fourth class has none."""
     folder = write_shards(tmp_path_factory.mktemp("adopted"), samples(20, lambda n: {"cls": n % 3}, "png", "PNG"))
     index_shards([str(folder)], classes=NAMES)
     return folder

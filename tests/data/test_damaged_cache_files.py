@@ -1,4 +1,4 @@
-"""Damaged files of the cache, and a working directory with modules of our names."""
+"""Damaged files of the cache, and a working directory with modules named like ours."""
 
 import json
 import logging

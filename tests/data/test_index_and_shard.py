@@ -1,4 +1,4 @@
-"""Reading an index and a shard: what is refused, and how it is said."""
+"""Reading an index and a shard, and the messages for what is refused."""
 
 import hashlib
 import io
@@ -117,7 +117,7 @@ def shard_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 @pytest.mark.parametrize(("count", "message"), [(1, "2 samples, 1 in the index"), (3, "2 samples, 3 in the index")])
-def test_a_shard_of_another_count_than_its_index_says_is_refused(tmp_path: Path, count: int, message: str) -> None:
+def test_a_shard_with_another_count_than_in_the_index_is_refused(tmp_path: Path, count: int, message: str) -> None:
     path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"1")])
     with pytest.raises(DataError, match=message):
         Shard(path, ("jpg",), "cls", count)
@@ -139,7 +139,7 @@ def test_a_shard_of_another_count_than_its_index_says_is_refused(tmp_path: Path,
         ),
     ],
 )
-def test_a_sample_that_is_not_whole_keeps_its_place_and_says_what_it_lacks(
+def test_an_incomplete_sample_keeps_its_place_and_names_what_is_missing(
     tmp_path: Path, members: list[tuple[str, bytes]], broken: dict[int, str]
 ) -> None:
     count = len(broken) + 1 if len(members) < 6 else 3
@@ -158,7 +158,7 @@ def test_other_members_of_a_tar_are_ignored(tmp_path: Path) -> None:
     assert Shard(path, ("jpg",), "cls", 1).read(0) == EncodedSample("a", b"x", b"3")
 
 
-def test_samples_behind_the_end_of_a_truncated_tar_are_broken_and_those_before_are_not(tmp_path: Path) -> None:
+def test_only_samples_after_the_end_of_a_truncated_tar_are_broken(tmp_path: Path) -> None:
     path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x" * 5000), ("b.cls", b"0")])
     path.write_bytes(path.read_bytes()[:4000])
     shard = Shard(path, ("jpg",), "cls", 2)
@@ -175,5 +175,5 @@ def test_samples_behind_the_end_of_a_truncated_tar_are_broken_and_those_before_a
         ("noextension", None),
     ],
 )
-def test_keys_are_cut_as_webdataset_cuts_them(member: str, split: tuple[str, str] | None) -> None:
+def test_keys_are_split_as_webdataset_splits_them(member: str, split: tuple[str, str] | None) -> None:
     assert split_key(member) == split

@@ -1,4 +1,4 @@
-"""Records from JSON: what has the right types is taken, everything else is refused with the name of the field."""
+"""Typed records from JSON: valid content is accepted, everything else is refused with the name of the field."""
 
 from dataclasses import dataclass
 from typing import Literal

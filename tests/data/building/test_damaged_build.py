@@ -1,4 +1,4 @@
-"""Damaged files of an unfinished build: one line that names the file and the fix, or the work is done again."""
+"""Damaged files of an unfinished build are reported with the fix, or their content is made again."""
 
 from collections.abc import Callable
 from pathlib import Path

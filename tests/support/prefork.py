@@ -202,8 +202,8 @@ _real_popen = subprocess.Popen
 
 def _popen(command: list[str], **options: Any) -> Any:
     """In place of `subprocess.Popen` in a command: a rank becomes a fork, all else is what it always is."""
-    if command[:3] == [sys.executable, "-m", "jobs"]:
-        return _Rank(command[3:], options)
+    if command[:4] == [sys.executable, "-P", "-m", "jobs"]:
+        return _Rank(command[4:], options)
     return _real_popen(command, **options)
 
 

@@ -113,15 +113,19 @@ def table(listed: Sequence[tuple[str, Listed]]) -> Table:
 
 
 def _stages(target: Path) -> list[tuple[RunRef, Run]]:
-    """The training stages that `target` means, with their runs.
+    """The training stages at `target`, with their runs.
 
     Raises:
         ConfigError: there are none.
     """
     runs = find_runs(target)
     if len(runs) == 1 and target.is_file() and not runs[0].settings:
-        return [(runs[0], stage) for stage in checkpointed_stages(target)]  # also of stages that have yet to start here
-    return [(run, stage) for run in runs for name in run.stages() for stage in _of_folder(run.folder(name).path)]
+        # Also stages that have yet to start on this machine.
+        return [(runs[0], stage) for stage in checkpointed_stages(target)]
+    found = [(run, stage) for run in runs for name in run.stages() for stage in _of_folder(run.folder(name).path)]
+    if not found:
+        raise ConfigError(f"{target}: no training stage has started here")
+    return found
 
 
 def _of_folder(folder: Path) -> list[Run]:

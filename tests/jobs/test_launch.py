@@ -16,20 +16,20 @@ from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port
 from pipeline.run_folder import RunFolder
 
-LOST = Outcome(75, "rank 0 lost another rank", consequence=True)
+LOST = Outcome(75, "rank 0 lost another rank", is_consequence=True)
 BROKEN = Outcome(1, "ValueError: no")
 
 
 @pytest.mark.parametrize(
     ("codes", "written", "code", "message"),
     [
-        ([75, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by someone or by the system for want of memory; the same"),
+        ([75, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by a person or for lack of memory; the same"),
         ([75, 78], {0: LOST, 1: Outcome(78, "shard x is damaged")}, 78, "shard x is damaged"),
         ([None, 75, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
         ([75, 75], {0: LOST, 1: Outcome(75, "stopped by SIGTERM after step 3")}, 75, "stopped by SIGTERM after step 3"),
         ([75, -10], {0: LOST}, 75, "stopped by SIGUSR1; the same command continues"),
         ([-15, -9], {}, 137, "rank 1 was killed by SIGKILL"),
-        ([0, None, None], {}, 75, "asked to stop, and killed since ranks did not (rank 1, 2); the same command"),
+        ([0, None, None], {}, 75, "killed rank 1, 2, which did not stop in time; the same command"),
         ([130, 130], {0: Outcome(130, "stopped"), 1: Outcome(130, "stopped")}, 130, "stopped"),
         ([75, 1], {0: LOST, 1: BROKEN}, 1, "rank 1 failed: ValueError: no (log: runs/logs/rank-00001.log)"),
         ([75, 3], {0: LOST}, 3, "rank 1 exited with 3 (log: runs/logs/rank-00001.log)"),

@@ -101,7 +101,7 @@ def test_jobs_on_a_machine_without_slurm_are_refused_once(
     monkeypatch.setenv("PATH", str(tmp_path))
     findings = list(examine(load_recipe(write_recipe(tmp_path, shards)), ["pretrain", "evaluate"], slurm=True))
     assert wrong(findings) == [
-        Finding("error", "", "no Slurm on this machine", "go to one that has its commands, or put them on PATH")
+        Finding("error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH")
     ]
 
 

@@ -65,7 +65,7 @@ def test_a_rank_that_compiles_nothing_does_without_the_compiler(shards: Path, tm
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     recipe = write_recipe(tmp_path, shards)
     modules = imported(
-        "from pathlib import Path\nfrom jobs.cli import train\n"
+        "from pathlib import Path\nfrom jobs.commands.train import train\n"
         "train(Path(sys.argv[1]), 'pretrain', ['pretrain.steps=1', 'optimizer.warmup_steps=0'])",
         recipe,
         **alone,

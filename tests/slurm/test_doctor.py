@@ -39,7 +39,7 @@ def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
     assert (first.where, second.where) == ("pretrain", "evaluate")
     for finding in (first, second):
         assert finding.level == "ok"
-        assert finding.what.startswith("Slurm takes the job: it would start at 20")
+        assert finding.what.startswith("Slurm accepts the job: it would start at 20")
         assert finding.what.endswith(" on nodes node[1-2] in partition main")
     assert clock == Finding("ok", "", "clock: Slurm's controller agrees with this machine's")
     assert slurm.run("squeue", "--noheader") == ""
@@ -49,8 +49,8 @@ def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
 @pytest.mark.parametrize(
     ("override", "said", "fix"),
     [
-        ("resources.nodes=9 resources.ranks=9", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
-        ("resources.memory_gigabytes=900", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
+        ("resources.nodes=9 resources.ranks=9", "Requested node configuration is not available", "request less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
+        ("resources.memory_gigabytes=900", "Requested node configuration is not available", "request less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
         ("resources.partition=nope", "invalid partition specified: nope", "set resources.partition; there are: high, low, lowgrace, main"),
         ("resources.constraint=fast", "Invalid feature specification", "correct resources.constraint"),
         ("resources.flags=[--bogus]", 'unrecognized option \'--bogus\' Try "sbatch --help" for more information', "correct resources.flags"),
@@ -69,8 +69,8 @@ def test_a_job_for_nodes_of_which_one_is_down_is_only_doubtful(
     slurm.fail_node("node4")
     refused = requests(tmp_path, shards, "batch.global_size=12", "resources.nodes=4", "resources.ranks=4")[0]
     assert refused.level == "warning"
-    assert "is not available, since nodes are down or drained: 1" in refused.what
-    assert refused.fix.startswith("it may wait for them; or ask for less")
+    assert "is not available; 1 nodes are down or drained" in refused.what
+    assert refused.fix.startswith("the job may wait for them; or request less")
 
 
 def test_jobs_that_build_shards_are_tried_and_stages_that_are_done_are_not(
@@ -92,7 +92,7 @@ def test_a_controller_that_does_not_answer_is_told(
     slurm.kill_controller()
     monkeypatch.setattr("jobs.scheduler.slurm._ANSWER_SECONDS", 2)
     (finding,) = requests(tmp_path, shards)
-    assert (finding.level, finding.fix) == ("error", "try again later, or ask those who run it")
+    assert (finding.level, finding.fix) == ("error", "try again later, or ask its administrators")
     assert finding.what.startswith("Slurm does not answer: sbatch: ")
 
 

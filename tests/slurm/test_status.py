@@ -123,7 +123,7 @@ def test_a_chain_that_runs_and_waits_and_is_cancelled(slurm: SlurmCluster, run: 
         0,
         [
             f"cancelled pretrain, job {first}: it runs on node[1-2]; its ranks save and end",
-            f"cancelled finetune, job {second}: it waited for one of these",
+            f"cancelled finetune, job {second}: it was waiting for one of these",
         ],
     )
     await_state(0, "cancelled")
@@ -135,11 +135,11 @@ def test_jobs_that_ended_and_one_that_the_controller_has_forgotten(slurm: SlurmC
     submit(slurm, run, "pretrain", "exit 3")
     assert await_state(0, "failed")["reason"] == "failed: NonZeroExitCode"
     submit(slurm, run, "pretrain", "true")
-    assert await_state(0, "stopped")["reason"] == "its job ended, and the stage is not done"
+    assert await_state(0, "stopped")["reason"] == "its job ended before the stage was done"
     run.submit("finetune", "99999")
     assert states()[1] == ("cancelled", "before it started")
     # Those that ended are of no concern to scancel.
-    assert coatnet("cancel", "runs/small").output == "runs/small: nothing to cancel, no job of it waits or runs\n"
+    assert coatnet("cancel", "runs/small").output == "runs/small: nothing to cancel: none of its jobs is waiting or running\n"
 
 
 def test_a_job_that_is_requeued_says_when_it_starts(slurm: SlurmCluster, run: MadeRun) -> None:
@@ -165,7 +165,7 @@ def test_an_array_is_one_row_and_cancelled_as_a_whole(slurm: SlurmCluster, run: 
 def test_a_log_is_followed_until_the_job_is_over(
     slurm: SlurmCluster, run: MadeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs_module, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(logs_module, "_STATUS_SECONDS", 0.5)
     submit(slurm, run, "pretrain", "for n in 1 2 3; do echo line $n; sleep 1; done")
     result = coatnet("logs", "runs/small", "pretrain", "-f")
     assert (result.exit_code, result.output) == (0, "line 1\nline 2\nline 3\n")
@@ -226,7 +226,7 @@ def test_a_controller_that_is_down(slurm: SlurmCluster, run: MadeRun) -> None:
     assert shown.exit_code == 0
     assert re.search(rf"pretrain +{job} +unknown +Slurm does not answer", shown.output)
     assert re.search(r"finetune +- +stopped", shown.output)
-    assert "so this is what the folders say: squeue: " in shown.output
+    assert "so this is from the run folders alone: squeue: " in shown.output
     cancelled = coatnet("cancel", "runs/small")
     assert cancelled.exit_code == 75
     assert "the same command tries again" in cancelled.output

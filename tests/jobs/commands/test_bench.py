@@ -25,7 +25,7 @@ def test_the_readers_are_measured_as_training_runs_them(shards: Path, tmp_path: 
     assert facts["demand"] == 2 * facts["demand_per_rank"]
 
 
-@pytest.mark.parametrize(("asked", "verdict"), [("0.1", "enough: "), ("1e9", "too little: 0% of what is asked for")])
+@pytest.mark.parametrize(("asked", "verdict"), [("0.1", "enough: "), ("1e9", "too little: 0% of what is needed")])
 def test_people_are_told_whether_it_is_enough(shards: Path, tmp_path: Path, asked: str, verdict: str) -> None:
     done = coatnet(
         "bench", "data", write_recipe(tmp_path, shards), "finetune", "data.workers=2", "--seconds", "0.3",

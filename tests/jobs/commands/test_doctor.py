@@ -132,7 +132,7 @@ def test_shards_that_go_bad_are_told_by_the_readers(shards: Path, tmp_path: Path
 def test_several_machines_take_slurm(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 2, "nodes": 2, "gpus_per_rank": 0})
     (finding,) = wrong(findings(recipe, "--nodes", code=78))
-    assert finding["what"] == "resources.nodes is 2, and this command starts ranks on one machine"
+    assert finding["what"] == "resources.nodes is 2, but this command starts ranks on one machine"
 
 
 def test_a_rank_that_dies_ends_the_examination_and_what_was_found_before_is_told(shards: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_rank_that_dies_ends_the_examination_and_what_was_found_before_is_told
         os.kill(writer_of(folder / "pretrain/logs/rank-00001.log"), signal.SIGKILL)
         found = answer.result()
     (finding,) = wrong(found)
-    assert finding["what"].startswith("the examination ended early: rank 1 was killed by SIGKILL")
+    assert finding["what"].startswith("the node check ended early: rank 1 was killed by SIGKILL")
     assert finding["fix"] == f"see the logs in {folder}/pretrain/logs"
     assert found[-2]["what"].startswith("all-reduce: ")
 

@@ -101,7 +101,7 @@ def test_what_has_no_log_says_how_it_is(run: MadeRun, monkeypatch: pytest.Monkey
 
 def test_following_prints_what_comes_until_the_job_is_over(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs_module, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(logs_module, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(logs_module, "_STATUS_SECONDS", 0.1)
     cluster = Cluster(job7="PENDING")
     cluster.answer(monkeypatch)
     run.submit("pretrain", "7")
@@ -128,7 +128,7 @@ def test_following_prints_what_comes_until_the_job_is_over(run: MadeRun, monkeyp
 
 def test_following_ends_with_a_run_without_slurm(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs_module, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(logs_module, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(logs_module, "_STATUS_SECONDS", 0.1)
     folder = run.stage("pretrain")
     folder.log_file(0).write_text("one\n")
     begun = threading.Event()
@@ -174,7 +174,7 @@ def test_cancelling_a_run_ends_its_live_jobs_and_names_them(run: MadeRun, monkey
     cluster.answer(monkeypatch)
     assert coatnet("cancel", "runs/small").output.splitlines() == [
         "cancelled pretrain, job 6: it runs on node1; its ranks save and end",
-        "cancelled finetune, job 7: it waited",
+        "cancelled finetune, job 7: it was waiting",
     ]
     assert cluster.cancelled == ["6", "7"]
 
@@ -190,7 +190,7 @@ def test_a_stage_takes_those_along_that_wait_for_it(
     cluster.answer(monkeypatch)
     result = coatnet("cancel", "runs/small", stage)
     assert cluster.cancelled == cancelled
-    assert result.output.count("it waited for one of these") == len(cancelled) - 1
+    assert result.output.count("it was waiting for one of these") == len(cancelled) - 1
 
 
 def test_a_stage_may_be_named_by_its_folder(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_an_older_job_of_a_stage_that_still_lives_goes_too(run: MadeRun, monkeyp
 
 def test_nothing_to_cancel_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     result = coatnet("cancel", "runs/small")
-    assert (result.exit_code, result.output) == (0, "runs/small: nothing to cancel, no job of it waits or runs\n")
+    assert (result.exit_code, result.output) == (0, "runs/small: nothing to cancel: none of its jobs is waiting or running\n")
     run.submit("pretrain", "7")
     cluster = Cluster(job7="COMPLETING")  # Slurm refuses to cancel these
     cluster.answer(monkeypatch)
@@ -223,7 +223,7 @@ def test_nothing_to_cancel_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyP
 
 def test_a_run_without_slurm_is_stopped_where_it_was_started(run: MadeRun) -> None:
     lock = run.stage("pretrain").lock()
-    assert "pretrain runs without Slurm; Ctrl-C or SIGTERM stops it" in coatnet("cancel", "runs/small").output
+    assert "pretrain runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM" in coatnet("cancel", "runs/small").output
     lock.release()
 
 
@@ -251,8 +251,8 @@ def test_a_sweep_is_cancelled_as_a_whole_and_its_logs_are_read_run_by_run(
     cluster = Cluster(job7="PENDING", job8="PENDING")
     cluster.answer(monkeypatch)
     assert coatnet("cancel", "runs/both").output.splitlines() == [
-        "cancelled small pretrain, job 7: it waited",
-        "cancelled other pretrain, job 8: it waited",
+        "cancelled small pretrain, job 7: it was waiting",
+        "cancelled other pretrain, job 8: it was waiting",
     ]
     assert cluster.cancelled == ["7", "8"]
     base = MadeRun(tmp_path, "both")

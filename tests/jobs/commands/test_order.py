@@ -68,9 +68,9 @@ def test_people_get_a_table(shards: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["pretrain", "--step", "40"], "--step 40: stage pretrain has 40 steps, so the last is 39"),
-        (["pretrain", "--world", "2", "--rank", "2"], "--rank 2: of 2 ranks the last is 1"),
+        (["pretrain", "--world", "2", "--rank", "2"], "--rank 2: there are 2 ranks, so the last is 1"),
         (["pretrain", "--world", "3"], "3 ranks do not divide the 4 micro-batches of a step"),
-        (["evaluate"], "stage evaluate evaluates and has no steps"),
+        (["evaluate"], "stage evaluate evaluates, so it has no steps"),
     ],
 )
 def test_a_step_or_rank_that_is_not_is_refused(

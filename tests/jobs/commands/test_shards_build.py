@@ -21,8 +21,8 @@ def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -
     done = coatnet("shards", "build", "source", "plain", "--validation-fraction", "0.3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged, which --convert would convert",
-        "1 images are grey (dark/0001.jpg): 1 stored unchanged, which --convert would convert",
+        "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged (--convert converts them)",
+        "1 images are grey (dark/0001.jpg): 1 stored unchanged (--convert converts them)",
         "plain/train: 7 images of 3 classes in 1 shards, 0.0 MB",
         "plain/validation: 3 images of 3 classes in 1 shards, 0.0 MB",
     ]
@@ -30,8 +30,8 @@ def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -
 
     done = coatnet("shards", "build", "source", "small", "--convert", "--short-side", "16", folder=tmp_path)
     assert done.stdout.splitlines() == [
-        "1 images are PNG (dark/drawing.JPEG): 1 made upright RGB JPEGs",
-        "1 images are grey (dark/0001.jpg): 1 made upright RGB JPEGs",
+        "1 images are PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
+        "1 images are grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
         "10 images shrunk to a short side of 16 pixels",
         "small: 10 images of 3 classes in 1 shards, 0.0 MB",
     ]

@@ -26,7 +26,7 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
         "'label' (--label-key), and are class names (--label-by)",
         "no label: 1 of 25 samples",
         "  in-0003.tar: odd",
-        "warning: 4.00% of the samples cannot be used; a run stops beyond 0.1% unless data.skipped_share is greater",
+        "warning: 4.00% of the samples cannot be used; a run stops above 0.1% unless data.skipped_share allows more",
         "images: JPEG in jpg 25",
         f"{tmp_path}/in: 25 samples of 3 classes in 4 shards, 0.1 MB",
     ]
@@ -88,7 +88,7 @@ def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Pat
         (("verify", "in"), "no index.json there; build shards with"),
         (("show", "in"), "no index.json there; build shards with"),
         (("show", "in", "--output", "sheet.jpg"), "the contact sheet is a PNG"),
-        (("show", "in", "--output", "none/sheet.png"), "no folder none; make it first"),
+        (("show", "in", "--output", "none/sheet.png"), "no folder none; create it first"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

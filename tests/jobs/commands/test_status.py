@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_discovery import runs_at
+from jobs.run_discovery import find_runs
 from jobs.scheduler import slurm
 from jobs.scheduler.slurm import SlurmJob
-from jobs.scheduler.stage_status import StatusReport, clock, duration, look
+from jobs.scheduler.stage_status import StatusReport, clock, duration, stage_statuses
 from tests.jobs.runs import MadeRun, at, lines, row, rows, running, slurm_says, status
 from tests.support.recipes import write_recipe
 
@@ -61,7 +61,7 @@ def test_all_values_are_there_for_programs(run: MadeRun) -> None:
     run.progress("pretrain", 30, 40, left=20, ago=5)
     with running(run, "pretrain"):
         result = json.loads(status("runs/small", "--json").stdout)
-    assert "no such command" in result["slurm"]
+    assert "command not found" in result["slurm"]
     found = result["stages"][0]
     assert found.pop("checkpoint_age") == pytest.approx(30, abs=10)
     assert found.pop("seconds_left") == pytest.approx(15, abs=10)
@@ -112,7 +112,7 @@ def test_several_runs_stand_in_one_table(run: MadeRun, tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused_and_an_empty_folder_of_runs_is_none(run: MadeRun, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     assert status().output == "no runs yet\n"
-    for wrong, message in (("nothing", "no recipe file and no run folder"), ("runs", "no run folder, and none in it")):
+    for wrong, message in (("nothing", "not a recipe file or run folder"), ("runs", "not a run folder, and contains none")):
         result = status(wrong)
         assert result.exit_code == 78
         assert message in result.output
@@ -184,7 +184,7 @@ def test_after_its_last_step_a_run_evaluates_and_an_evaluation_has_no_steps(run:
     run.progress("pretrain", 40, 40, ago=2000, left=0)
     run.note("evaluate", "begin", ago=3000)
     with running(run, "pretrain"), running(run, "evaluate"):
-        assert [one["reason"] for one in rows("runs/small")] == ["saves and evaluates", ""]
+        assert [one["reason"] for one in rows("runs/small")] == ["saving and evaluating", ""]
 
 
 def test_how_a_run_without_slurm_ended(run: MadeRun) -> None:
@@ -197,7 +197,7 @@ def test_how_a_run_without_slurm_ended(run: MadeRun) -> None:
     run.exit("pretrain", 78, "stage pretrain: no such shards", ago=90)
     assert ended() == ("failed", "stage pretrain: no such shards")
     run.note("pretrain", "begin", ago=80)
-    assert ended() == ("stopped", "its processes are gone without a word")
+    assert ended() == ("stopped", "its processes ended without a message")
     run.exit("pretrain", 75, "rank 1 is gone", rank=0, ago=70)
     assert ended() == ("stopped", "rank 1 is gone")
     run.exit("pretrain", 1, "RuntimeError: no memory", rank=1, ago=70)
@@ -281,7 +281,7 @@ def test_a_long_reason_stands_below_the_table_as_a_whole(run: MadeRun) -> None:
 )
 def test_watching_ends_when_nothing_can_come_by_itself(run: MadeRun, states: list[str], settled: bool) -> None:
     run.freeze()
-    one = look(runs_at(Path("runs/small"))).stages[0]
+    one = stage_statuses(find_runs(Path("runs/small"))).stages[0]
     assert StatusReport([replace(one, state=state) for state in states], None).settled is settled  # type: ignore[arg-type]
 
 

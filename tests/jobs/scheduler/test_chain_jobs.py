@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.bundled_recipes import bundled_recipes
-from jobs.scheduler.chain_jobs import chain_steps, script_of, template
+from jobs.scheduler.chain_jobs import chain_jobs, as_script, batch_script
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
 from pipeline.errors import ConfigError
@@ -18,7 +18,7 @@ from tests.support.recipes import write_recipe
 def steps_of(recipe: Recipe) -> dict[str, list[str]]:
     """The words of the command of each step, the numbers of jobs it waits for being names."""
     folder = submission_folder(recipe)
-    return {step.name: step.command(step.waits_for) for step in chain_steps(recipe, folder, (recipe, folder))}
+    return {step.name: step.command(step.waits_for) for step in chain_jobs(recipe, folder, (recipe, folder))}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_resources_become_options_of_sbatch(path: Path) -> None:
         "sbatch", "--parsable", "--job-name=test.pretrain", f"--chdir={folder}", f"--output={folder}/pretrain.log",
         "--export=ALL", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=6", "--gpus-per-node=4", "--signal=USR2@180",
         "--time=1-00:00:00", "--mem=400G", "--partition=gpu", "--account=ml", "--qos=long", "--constraint=a100&ib",
-        "--exclusive", "--exclude=node17", template(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
+        "--exclusive", "--exclude=node17", batch_script(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
     ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_a_container_is_told_to_the_batch_script(path: Path) -> None:
     settings = ["container=an image.sif", "container_runtime=apptainer", "container_mounts=[/data, /scratch:/tmp]"]
     recipe = load_recipe(path, [f"resources.{setting}" for setting in settings])
     folder = submission_folder(recipe)
-    for step in chain_steps(recipe, folder, (recipe, folder)):
+    for step in chain_jobs(recipe, folder, (recipe, folder)):
         assert step.variables == {
             "COATNET_CONTAINER": "an image.sif",
             "COATNET_CONTAINER_RUNTIME": "apptainer",
@@ -106,7 +106,7 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
     alone = steps_of(load_recipe(path, ["shards.source=images", "shards.folder=new"]))
     assert list(alone) == ["shards", "pretrain", "finetune", "evaluate"]
     (path.parent / "new").mkdir()
-    assert script_of(chain_steps(recipe, submission_folder(recipe), (recipe, submission_folder(recipe)))).startswith(
+    assert as_script(chain_jobs(recipe, submission_folder(recipe), (recipe, submission_folder(recipe)))).startswith(
         "# shards: done\n# shards merge: done\njob1=$("
     )
 
@@ -125,13 +125,13 @@ def test_a_stage_cannot_have_the_name_of_the_folder_of_jobs(path: Path) -> None:
     path.write_text(path.read_text().replace("finetune", "slurm"))
     refused = coatnet("submit", path, "--no-doctor")
     assert refused.returncode == 78
-    assert "stage slurm: this is the folder for logs of jobs; give the stage another name" in refused.stderr
+    assert "stage slurm: job logs go to a folder of this name; rename the stage" in refused.stderr
 
 
 def test_without_slurm_it_says_so(path: Path) -> None:
     refused = coatnet("submit", path, "--no-doctor", PATH="/nowhere")
     assert refused.returncode == 78
-    assert "sbatch: no such command; go to a machine that has Slurm's, or put them on PATH" in refused.stderr
+    assert "sbatch: command not found; use a machine that has Slurm's commands, or put them on PATH" in refused.stderr
 
 
 def test_a_record_that_was_cut_short_costs_a_line(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another j
         (SlurmJob("7", "PENDING", ""), "waiting", ""),
         (SlurmJob("7", "REQUEUE_HOLD", "launch failed"), "waiting", "requeue hold: launch failed"),
         (SlurmJob("7", "RUNNING", "", "node1"), "running", ""),
-        (SlurmJob("7", "CONFIGURING", "", "node1"), "running", "nodes are being made ready"),
+        (SlurmJob("7", "CONFIGURING", "", "node1"), "running", "preparing nodes"),
         (SlurmJob("7", "COMPLETING", "", "node1"), "running", "ending"),
         (SlurmJob("7", "SUSPENDED", "", "node1"), "running", "suspended"),
         (SlurmJob("7", "CANCELLED", "DependencyNeverSatisfied"), "cancelled", "DependencyNeverSatisfied"),
@@ -38,7 +38,7 @@ OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another j
         (SlurmJob("7", "TIMEOUT", "TimeLimit"), "stopped", "time limit"),
         (SlurmJob("7", "NODE_FAIL", ""), "stopped", "a node failed"),
         (SlurmJob("7", "PREEMPTED", ""), "stopped", "preempted"),
-        (SlurmJob("7", "COMPLETED", ""), "stopped", "its job ended, and the stage is not done"),
+        (SlurmJob("7", "COMPLETED", ""), "stopped", "its job ended before the stage was done"),
         (SlurmJob("7", "UNKNOWN", ""), "cancelled", "before it started"),
     ],
     ids=lambda value: f"{value.state} {value.reason}" if isinstance(value, SlurmJob) else "",
@@ -98,15 +98,15 @@ def test_what_slurm_says_of_a_job(
         ),
         (
             [START],
-            ("stopped", "its job is gone without a word"),
+            ("stopped", "its job ended without a message"),
             ("failed", "failed: NonZeroExitCode"),
             ("unknown", "Slurm does not answer"),
         ),
         (
             [START, f"{at(9)} job 7: done"],
-            ("stopped", "its job ended, and the stage is not done"),
+            ("stopped", "its job ended before the stage was done"),
             ("failed", "failed: NonZeroExitCode"),
-            ("stopped", "its job ended, and the stage is not done"),
+            ("stopped", "its job ended before the stage was done"),
         ),
         (
             [OTHERS],
@@ -179,7 +179,7 @@ def test_slurm_that_is_down_is_told_below_the_table_and_the_folder_still_speaks(
         result = status("runs/small")
     assert lines(result)[2][:5] == ["pretrain", "7", "running", "-", "node[1-2]"]
     assert lines(result)[3][:7] == ["finetune", "8", "unknown", "Slurm", "does", "not", "answer"]
-    assert "Slurm does not answer, so this is what the folders say: squeue: slurm_load_jobs error" in result.output
+    assert "Slurm does not answer, so this is from the run folders alone: squeue: slurm_load_jobs error" in result.output
 
 
 def test_slurm_is_not_asked_about_what_is_done(run: MadeRun) -> None:

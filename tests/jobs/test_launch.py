@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port

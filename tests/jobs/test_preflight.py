@@ -284,7 +284,7 @@ def test_memory_of_a_node_is_held_against_what_is_asked_for(shards: Path, tmp_pa
 def test_so_many_checkpoints_lie_there_at_a_time(
     settings: dict[str, int], steps: int | None, most: tuple[int, int]
 ) -> None:
-    stage = TrainStage.model_construct(checkpoint=CheckpointSettings(**settings))
+    stage = TrainStage.model_construct(checkpoint=CheckpointSettings.model_validate(settings))
     assert most_kept(stage, steps) == most
 
 

@@ -57,10 +57,10 @@ def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single
 
     locally = coatnet("run", here / "recipe.yaml")
     assert locally.returncode == 0, locally.stderr
-    folder = SubmissionFolder(runs / "test" / "slurm")
+    submissions = SubmissionFolder(runs / "test" / "slurm")
     wait_until(lambda: slurm.job(jobs["evaluate"].job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
     assert {name: slurm.job(job.job)["JobState"] for name, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED"), (
-        logs(folder)
+        logs(submissions)
     )
     assert slurm.job(jobs["pretrain"].job)["NumNodes"] == "2"
     assert results(runs) == results(here / "runs")
@@ -70,7 +70,7 @@ def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single
         last = sorted(path.name for path in (one / "checkpoints").iterdir())[-1]
         assert checkpoint_bytes(one / "checkpoints" / last) == checkpoint_bytes(other / "checkpoints" / last)
     # The log of a job has what a person would see, and nothing else.
-    lines = folder.log("pretrain").read_text().splitlines()
+    lines = submissions.log("pretrain").read_text().splitlines()
     assert lines[0].endswith("tasks")
     assert all(line.startswith("pretrain  ") for line in lines[1:-1]), lines
     assert lines[-1].endswith(f"job {jobs['pretrain'].job}: done")

@@ -137,8 +137,10 @@ def test_the_job_is_cancelled_with_the_command(
 @pytest.mark.slow(seconds=15)
 def test_a_job_that_ends_early_is_told_with_its_last_words(shards: Path, tmp_path: Path, slurm: SlurmCluster) -> None:
     recipe = write_recipe(tmp_path, shards, resources=CPUS)
-    site = {"COATNET_CONTAINER": "image", "COATNET_CONTAINER_RUNTIME": "docker"}
-    done = coatnet("doctor", recipe, "--nodes", "--stage=pretrain", "--json", **site)
+    done = coatnet(
+        "doctor", recipe, "--nodes", "--stage=pretrain", "--json",
+        COATNET_CONTAINER="image", COATNET_CONTAINER_RUNTIME="docker",
+    )  # fmt: skip
     assert done.returncode == 78, done.stdout + done.stderr
     found = json.loads(done.stdout)[-1]
     assert "ended as FAILED: " in found["what"]

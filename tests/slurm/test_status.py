@@ -139,7 +139,10 @@ def test_jobs_that_ended_and_one_that_the_controller_has_forgotten(slurm: SlurmC
     run.submit("finetune", "99999")
     assert states()[1] == ("cancelled", "before it started")
     # Those that ended are of no concern to scancel.
-    assert coatnet("cancel", "runs/small").output == "runs/small: nothing to cancel: none of its jobs is waiting or running\n"
+    assert (
+        coatnet("cancel", "runs/small").output
+        == "runs/small: nothing to cancel: none of its jobs is waiting or running\n"
+    )
 
 
 def test_a_job_that_is_requeued_says_when_it_starts(slurm: SlurmCluster, run: MadeRun) -> None:

@@ -22,11 +22,12 @@ from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 
-WITHOUT_SLURM = {"PATH": "/nowhere"}
+NOWHERE = "/nowhere"
+"""A PATH without Slurm."""
 
 
-def findings(*arguments: str | Path, code: int = 0, **variables: str) -> list[dict[str, Any]]:
-    done = coatnet("doctor", *arguments, "--json", **WITHOUT_SLURM, **variables)
+def findings(*arguments: str | Path, code: int = 0) -> list[dict[str, Any]]:
+    done = coatnet("doctor", *arguments, "--json", PATH=NOWHERE)
     assert done.returncode == code, done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -38,12 +39,12 @@ def wrong(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_the_exit_code_says_whether_there_are_errors(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
-    sound = coatnet("doctor", recipe, fresh=True, **WITHOUT_SLURM)
+    sound = coatnet("doctor", recipe, fresh=True, PATH=NOWHERE)
     assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "0 errors, 0 warnings")
     assert "model: coatnet_debug at 48 pixels, fp32" in sound.stdout
-    doubtful = coatnet("doctor", recipe, "data.workers=9", "resources.cpus_per_rank=2", **WITHOUT_SLURM)
+    doubtful = coatnet("doctor", recipe, "data.workers=9", "resources.cpus_per_rank=2", PATH=NOWHERE)
     assert (doubtful.returncode, doubtful.stdout.splitlines()[-1]) == (0, "0 errors, 3 warnings")
-    ill = coatnet("doctor", recipe, "resources.ranks=3", "--stage", "finetune", **WITHOUT_SLURM)
+    ill = coatnet("doctor", recipe, "resources.ranks=3", "--stage", "finetune", PATH=NOWHERE)
     assert (ill.returncode, ill.stdout.splitlines()[-1]) == (78, "1 error, 0 warnings")
     assert "3 ranks do not divide the 4 micro-batches of a step" in ill.stdout
     assert "change resources.ranks or batch" in ill.stdout
@@ -69,7 +70,7 @@ def test_a_recipe_that_is_none_is_told_with_all_its_mistakes(shards: Path, tmp_p
 
 
 def test_counts_are_in_words() -> None:
-    levels = [Finding(level, "", "") for level in ("error", "warning", "error", "ok")]  # type: ignore[arg-type]
+    levels = [Finding(level, "", "") for level in ("error", "warning", "error", "ok")]
     assert summary(levels) == "2 errors, 1 warning"
 
 

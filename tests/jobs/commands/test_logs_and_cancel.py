@@ -213,7 +213,10 @@ def test_an_older_job_of_a_stage_that_still_lives_goes_too(run: MadeRun, monkeyp
 
 def test_nothing_to_cancel_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     result = coatnet("cancel", "runs/small")
-    assert (result.exit_code, result.output) == (0, "runs/small: nothing to cancel: none of its jobs is waiting or running\n")
+    assert (result.exit_code, result.output) == (
+        0,
+        "runs/small: nothing to cancel: none of its jobs is waiting or running\n",
+    )
     run.submit("pretrain", "7")
     cluster = Cluster(job7="COMPLETING")  # Slurm refuses to cancel these
     cluster.answer(monkeypatch)
@@ -223,7 +226,10 @@ def test_nothing_to_cancel_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyP
 
 def test_a_run_without_slurm_is_stopped_where_it_was_started(run: MadeRun) -> None:
     lock = run.stage("pretrain").lock()
-    assert "pretrain runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM" in coatnet("cancel", "runs/small").output
+    assert (
+        "pretrain runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM"
+        in coatnet("cancel", "runs/small").output
+    )
     lock.release()
 
 

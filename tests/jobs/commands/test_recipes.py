@@ -63,7 +63,9 @@ def test_a_copy_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no recipe coatnet-5-in22k comes with the program; did you mean coatnet-5-in21k" in refused(capsys, "coatnet-5-in22k")
+    assert "no recipe coatnet-5-in22k comes with the program; did you mean coatnet-5-in21k" in refused(
+        capsys, "coatnet-5-in22k"
+    )
     assert "no recipe xyz comes with the program; `coatnet recipes` lists them" in refused(capsys, "xyz")
 
 

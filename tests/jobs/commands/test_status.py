@@ -35,11 +35,7 @@ def test_a_chain_without_slurm_from_its_first_stage_to_its_last(run: MadeRun) ->
     with running(run, "finetune"):
         shown = lines(status("runs/small"))
     assert shown[0] == ["stage", "state", "step", "images/s", "loss", "top-1", "checkpoint", "age", "restarts", "ETA"]
-    assert (
-        shown[2][:-3]
-        == ["pretrain", "done", "40/40", "480", "1.2500", "75.00%", "step-00000040", "1", "min"][:-1] + ["2"][:0]
-        or shown[2]
-    )
+    assert " ".join(shown[2]) == "pretrain done 40/40 480 1.2500 75.00% step-00000040 1 min 0 -"
     assert " ".join(shown[3]) == "finetune running 4/6 512 1.2500 50.00% step-00000002 5 min 1 1:40"
 
 
@@ -112,7 +108,10 @@ def test_several_runs_stand_in_one_table(run: MadeRun, tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused_and_an_empty_folder_of_runs_is_none(run: MadeRun, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     assert status().output == "no runs yet\n"
-    for wrong, message in (("nothing", "not a recipe file or run folder"), ("runs", "not a run folder, and contains none")):
+    for wrong, message in (
+        ("nothing", "not a recipe file or run folder"),
+        ("runs", "not a run folder, and contains none"),
+    ):
         result = status(wrong)
         assert result.exit_code == 78
         assert message in result.output

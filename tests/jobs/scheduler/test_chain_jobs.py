@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.bundled_recipes import bundled_recipes
-from jobs.scheduler.chain_jobs import chain_jobs, as_script, batch_script
+from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
 from pipeline.errors import ConfigError

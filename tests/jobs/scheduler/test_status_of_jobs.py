@@ -179,7 +179,9 @@ def test_slurm_that_is_down_is_told_below_the_table_and_the_folder_still_speaks(
         result = status("runs/small")
     assert lines(result)[2][:5] == ["pretrain", "7", "running", "-", "node[1-2]"]
     assert lines(result)[3][:7] == ["finetune", "8", "unknown", "Slurm", "does", "not", "answer"]
-    assert "Slurm does not answer, so this is from the run folders alone: squeue: slurm_load_jobs error" in result.output
+    assert (
+        "Slurm does not answer, so this is from the run folders alone: squeue: slurm_load_jobs error" in result.output
+    )
 
 
 def test_slurm_is_not_asked_about_what_is_done(run: MadeRun) -> None:

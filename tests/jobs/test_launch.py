@@ -1,4 +1,4 @@
-"""Ranks as processes: which of several failures is told, and how long the others are waited for."""
+"""Ranks as processes: which of several failures is reported, and how long the others get to end."""
 
 import json
 import signal
@@ -37,38 +37,40 @@ BROKEN = Outcome(1, "ValueError: no")
         ([None, 3], {}, 3, "rank 1 exited with 3 (log: runs/logs/rank-00001.log)"),
     ],
 )  # fmt: skip
-def test_the_cause_is_told_and_not_its_consequences(
+def test_the_cause_is_reported_rather_than_its_consequences(
     codes: list[int | None], written: dict[int, Outcome], code: int, message: str, tmp_path: Path
 ) -> None:
     for rank, outcome in written.items():
         (tmp_path / f"{rank}.json").write_text(json.dumps(asdict(outcome)))
-    told = _outcome(codes, tmp_path, RunFolder(Path("runs")))
-    assert told.code == code
-    assert message in told.message
+    outcome = _outcome(codes, tmp_path, RunFolder(Path("runs")))
+    assert outcome.code == code
+    assert message in outcome.message
 
 
-DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+IGNORES_SIGTERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_ranks_that_do_not_end_are_waited_for_and_then_killed(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signalled", [True, False])
+def test_ranks_that_do_not_end_are_waited_for_and_then_killed(signalled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.launch._LEAVE_SECONDS", 0.5)
-    programs = [DEAF, DEAF] if asked else [DEAF, "print(flush=True); raise SystemExit(3)"]
+    programs = (
+        [IGNORES_SIGTERM, IGNORES_SIGTERM] if signalled else [IGNORES_SIGTERM, "print(flush=True); raise SystemExit(3)"]
+    )
     processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for program in programs]
     try:
         for process in processes:
             assert process.stdout
             process.stdout.readline()
         began = time.monotonic()
-        codes = _wait(processes, [(signal.SIGTERM, began)] if asked else [], 1.0)
-        assert codes == ([None, None] if asked else [None, 3])
-        assert time.monotonic() - began >= (1.0 if asked else 0.5)
+        codes = _wait(processes, [(signal.SIGTERM, began)] if signalled else [], 1.0)
+        assert codes == ([None, None] if signalled else [None, 3])
+        assert time.monotonic() - began >= (1.0 if signalled else 0.5)
     finally:
         _kill(processes, 0)
-    assert [process.returncode for process in processes] == [-9, -9 if asked else 3]
+    assert [process.returncode for process in processes] == [-9, -9 if signalled else 3]
 
 
-def test_a_port_is_kept_for_ranks_that_are_still_starting() -> None:
+def test_a_port_is_reserved_for_ranks_that_are_still_starting() -> None:
     with reserved_port() as port:
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))

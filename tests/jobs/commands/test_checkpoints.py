@@ -1,4 +1,4 @@
-"""`coatnet checkpoints` as a user meets it, on run folders in every condition."""
+"""`coatnet checkpoints` on run folders in every condition."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def listed(*arguments: str | Path) -> list[dict[str, Any]]:
 
 
 def started(recipe: Path, stage: str, *overrides: str) -> tuple[RunFolder, CheckpointStore]:
-    """The run folder of a stage as its first start makes it."""
+    """The run folder of a stage after its first start."""
     loaded = load_recipe(recipe, list(overrides))
     folder = run_folder(loaded, stage)
     folder.create()
@@ -91,7 +91,7 @@ def test_the_table_has_a_row_for_each(recipe: Path) -> None:
     assert lines[3][-4:] == ["-", "yes", "last", "2"]
 
 
-def test_what_is_unfinished_set_aside_or_damaged_is_named(recipe: Path) -> None:
+def test_unfinished_damaged_and_set_aside_checkpoints_are_named(recipe: Path) -> None:
     folder = pretrain(recipe) / "checkpoints"
     (folder / "step-00000040/manifest.json").unlink()
     (folder / "step-00000030/rank-00001.safetensors").unlink()
@@ -143,7 +143,7 @@ def test_checkpoints_elsewhere_are_found_from_the_run_folder(shards: Path, tmp_p
     assert [row["location"] for row in listed(path)] == [row["location"] for row in rows]
 
 
-def test_a_run_without_checkpoints_and_what_is_no_run(shards: Path, tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_lists_none_and_other_folders_are_refused(shards: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe", shards)
     assert "no checkpoints yet" in run(path).output
     for wrong, message in (
@@ -181,7 +181,7 @@ def test_a_run_in_which_nothing_trains_is_refused(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_checkpoints_in_an_object_store(s3: S3Server, shards: Path, tmp_path: Path) -> None:
+def test_checkpoints_in_an_object_store_are_listed_and_verified(s3: S3Server, shards: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, shards)
     name = f"s3://test/{tmp_path.name}-{os.getpid()}"
     folder, place = started(path, "pretrain", f"pretrain.checkpoint.folder={name}")

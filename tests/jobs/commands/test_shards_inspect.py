@@ -1,4 +1,4 @@
-"""`coatnet shards index`, `verify` and `show` as a user runs them."""
+"""`coatnet shards index`, `verify` and `show` on the command line."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Pat
         (("show", "in", "--output", "none/sheet.png"), "no folder none; create it first"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     write_shards(tmp_path / "in", samples(2, lambda n: {"cls": n % 3}))
     done = coatnet("shards", *arguments, folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (78, 1)

@@ -15,7 +15,6 @@ from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import Overrides, RecipePath
 from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import exit_on_error
-from jobs.preflight import examine
 from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, submit_chain
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import record, sweep_file, variations
@@ -67,6 +66,8 @@ def submit(
 
 def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
     """Examine each run: print warnings, refuse errors."""
+    from jobs.preflight import examine  # torch, which --no-doctor does without
+
     stderr = Console(stderr=True, highlight=False)
     found = dict.fromkeys(finding for run in runs for finding in examine(run, list(run.stages), slurm=True))
     for finding in found:

@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios measured in one run. Not tests: nothing here decides whether a change is right."""
+"""Benchmarks of speed and memory, mostly as ratios measured in one run; they are for people to read, not tests."""

@@ -1,4 +1,4 @@
-"""Each choice made for speed against the plain way of doing it, forward and backward unless it says otherwise.
+"""Each choice made for speed against the plain way of doing it, forward and backward unless stated otherwise.
 
 python -m benchmarks.choices --variant coatnet_0 --batch 8
 """
@@ -77,7 +77,7 @@ def _one_by_one(name: str, x: Tensor, width: int) -> Choice:
 def _strided(name: str, x: Tensor, width: int) -> Choice:
     linear = nn.Linear(x.shape[-1], 4 * width, bias=False)
     conv = nn.Conv2d(x.shape[-1], 4 * width, 1, stride=2, bias=False)
-    # Not channels-last: with few channels oneDNN's backward then writes where it must not (its issue 6035).
+    # Not channels-last: with few channels oneDNN's backward then writes out of bounds (its issue 6035).
     nchw = x.permute(0, 3, 1, 2).contiguous()
 
     def sliced(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from benchmarks.pictures import jpegs
+from benchmarks.jpegs import sample_jpegs
 from benchmarks.pillow_transform import OPERATIONS as PILLOW_OPERATIONS
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import interleaved, machine, report
@@ -31,7 +31,7 @@ from data.random_augment import OPERATIONS, RandomAugment
 SIZE = 224
 AREA = (0.05, 1.0)
 PILLOW = "Pillow"
-_TURN = 10  # pictures
+_TURN = 10  # images
 Transform = Callable[[bytes, np.random.Generator], Pixels]
 
 
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the reader's parallelism is between pictures
-    files = jpegs(arguments.images, arguments.limit)
+    torch.set_num_threads(1)  # the reader's parallelism is between images
+    files = sample_jpegs(arguments.images, arguments.limit)
     print(f"{machine(torch.device('cpu'))}; {len(files)} JPEGs of {sum(map(len, files)) / len(files) / 1e3:.0f} KB")
     if arguments.operations:
         report("RandAugment at magnitude 15", _operations(files, arguments.rounds), arguments.json)
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _decoders(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
     contestants = _contestants()
-    # Turns are short, so that what else the machine does falls on all alike.
+    # Turns are short, so that other load on the machine affects all contestants alike.
     turns = [files[start : start + _TURN] for start in range(0, len(files) - _TURN + 1, _TURN)]
     timings = interleaved(
         {name: partial(_run, run, cycle(turns)) for name, run in contestants.items()},
@@ -75,13 +75,13 @@ def _decoders(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
 
 
 def _run(transform: Transform, turns: Iterator[list[bytes]]) -> None:
-    # Nothing is kept: new memory for every picture would cost more than some of what is measured.
+    # Results are dropped: allocating memory for every image would take longer than some of what is measured.
     for number, file in enumerate(next(turns)):
         transform(file, np.random.default_rng(number))
 
 
 def _difference(transform: Transform, other: Transform, files: list[bytes]) -> float | str:
-    """Mean over the pictures of the root mean square difference in levels; nothing where they are not comparable."""
+    """Mean over the images of the root mean square difference in levels; empty if they are not comparable."""
     differences = []
     for number, file in enumerate(files):
         a, b = (run(file, np.random.default_rng(number)) for run in (transform, other))
@@ -128,7 +128,7 @@ def _with(decoder: Callable[[bytes], Pixels], resizer: Callable[[Pixels], Pixels
 
 
 def _with_scaling(file: bytes, rng: np.random.Generator) -> Pixels:
-    """libjpeg's scaled decoding, to 1/8 .. 8/8, where the crop stays at least as large as the output."""
+    """libjpeg's scaled decoding, 1/8 to 8/8, as long as the crop remains at least as large as the output."""
     height, width, *_ = simplejpeg.decode_jpeg_header(file)
     rows, columns = random_window(height, width, AREA, rng)
     least = SIZE / min(rows.stop - rows.start, columns.stop - columns.start)
@@ -177,15 +177,15 @@ def _resize_linear(pixels: Pixels) -> Pixels:
 
 
 def _operations(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of each operation on a crop, array to array with OpenCV and picture to picture with Pillow."""
+    """Milliseconds of each operation on a crop, array to array with OpenCV and image to image with Pillow."""
     crops = [TrainTransform(SIZE)(decode(file), np.random.default_rng(n)) for n, file in enumerate(files)]
-    pictures = [Image.fromarray(crop) for crop in crops]
+    images = [Image.fromarray(crop) for crop in crops]
     rows = []
     for name, operation in OPERATIONS.items():
         timings = interleaved(
             {
                 "ours": partial(_each, operation, crops),
-                "Pillow": partial(_each, PILLOW_OPERATIONS[name], pictures),
+                "Pillow": partial(_each, PILLOW_OPERATIONS[name], images),
             },
             rounds=rounds, device=torch.device("cpu"), clock=time.process_time,
         )  # fmt: skip
@@ -202,9 +202,9 @@ def _operations(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _each(operation: Callable[[Any, float, np.random.Generator], object], pictures: Sequence[object]) -> None:
-    for picture in pictures:
-        operation(picture, 1.5, np.random.default_rng(0))
+def _each(operation: Callable[[Any, float, np.random.Generator], object], images: Sequence[object]) -> None:
+    for image in images:
+        operation(image, 1.5, np.random.default_rng(0))
 
 
 if __name__ == "__main__":

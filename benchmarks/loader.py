@@ -1,4 +1,4 @@
-"""Our reader against the usual ones, with RandAugment (2, 15) at 224 pixels, by processor time and by the clock.
+"""Our reader against the usual ones, with RandAugment (2, 15) at 224 pixels, in processor time and wall time.
 
 python -m benchmarks.loader --images DIR
 """
@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmarks.pictures import jpegs
+from benchmarks.jpegs import sample_jpegs
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import cpu_seconds, machine, report
 from data.augment import TrainTransform
@@ -32,7 +32,7 @@ from data.decode import decode
 from data.index import read_index
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
-from data.stream import training_stream
+from data.stream import RankShare, training_stream
 
 SIZE = 224
 BATCH = 64
@@ -56,7 +56,7 @@ def main() -> None:
         batches = LOADERS[arguments.measure](arguments.folder, arguments.workers)
         print(json.dumps(_measure(batches, arguments.batches, warm_up=4 * arguments.workers)))
         return
-    files = jpegs(arguments.images, arguments.limit)
+    files = sample_jpegs(arguments.images, arguments.limit)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder, files, arguments.copies)
@@ -102,7 +102,7 @@ def _in_own_process(loader: str, folder: Path, arguments: argparse.Namespace) ->
 
 
 def _measure(batches: Iterator[object], count: int, warm_up: int) -> dict[str, float]:
-    """Rates over `count` batches, after `warm_up` that start workers and fill queues."""
+    """Rates over `count` batches, after `warm_up` batches that start workers and fill queues."""
     torch.set_num_threads(1)
     for _ in range(warm_up):
         next(batches)
@@ -118,13 +118,13 @@ def _ours(folder: Path, workers: int) -> Iterator[object]:
     # Few samples make few lanes: about as many for each shard as a large run has.
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=0, batch=4 * BATCH, lanes=4, window=8192)
     return training_stream(
-        dataset, order, TrainTransform(SIZE, random_augment=RandomAugment(LAYERS, MAGNITUDE)), micro_batch=BATCH,
-        rank=0, world_size=1, first_step=0, workers=workers,
+        dataset, order, TrainTransform(SIZE, random_augment=RandomAugment(LAYERS, MAGNITUDE)), RankShare(0, 1, BATCH),
+        first_step=0, workers=workers,
     )  # fmt: skip
 
 
 def _webdataset(folder: Path, workers: int, to_tensor: Callable[[bytes], torch.Tensor]) -> Iterator[object]:
-    """As its documentation has it: shards and samples shuffled, batches made in worker processes."""
+    """As in its documentation: shards and samples shuffled, batches made in worker processes."""
     shards = [str(path) for path in sorted((folder / "shards").glob("*.tar"))]
     samples = (
         webdataset.WebDataset(shards, resampled=True, shardshuffle=False)
@@ -137,9 +137,9 @@ def _webdataset(folder: Path, workers: int, to_tensor: Callable[[bytes], torch.T
 
 
 def _pillow_tensor(encoded: bytes) -> torch.Tensor:
-    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
-    picture = pillow_transform(picture, SIZE, (LAYERS, MAGNITUDE), np.random.default_rng())
-    return torch.from_numpy(np.array(picture))
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    image = pillow_transform(image, SIZE, (LAYERS, MAGNITUDE), np.random.default_rng())
+    return torch.from_numpy(np.array(image))
 
 
 def _our_tensor(encoded: bytes) -> torch.Tensor:

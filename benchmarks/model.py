@@ -7,7 +7,7 @@
     python -m benchmarks.model --variants coatnet_5 --dtype bf16 --batch 32 --where
 
 timm's models are `coatnet_N_224` as registered (average pooling, strided depthwise convolutions) and, to compare one
-network, `like ours`: timm's blocks with the paper's choices and our weights, whose logits are held against ours.
+network, `like ours`: timm's blocks with the paper's choices and our weights, whose logits are compared with ours.
 """
 
 import argparse
@@ -26,9 +26,8 @@ from models.coatnet import CoAtNet
 from models.complexity import count_costs
 from models.registry import create_model
 from models.variants import VARIANTS
+from pipeline.gpus import PEAKS, known_gpu
 
-# Dense bf16 arithmetic of the data sheets, in TFLOP/s.
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["coatnet_0"], choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch", default="8", help="pictures of a micro-batch, or `largest` that fits the GPU")
+    parser.add_argument("--batch", default="8", help="images of a micro-batch, or `largest` that fits the GPU")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
@@ -45,7 +44,7 @@ def main() -> None:
         "--policy", nargs="+", default=["none"], help="activation checkpointing of ours, one or several"
     )
     parser.add_argument("--compile", action="store_true", help="ours and timm's compiled as well")
-    parser.add_argument("--where", action="store_true", help="where the time of a training step goes, by kind of block")
+    parser.add_argument("--where", action="store_true", help="the time of a training step by kind of block")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # contestant and mode, in a process of its own
     arguments = parser.parse_args()
@@ -64,10 +63,10 @@ def main() -> None:
 def _rows(arguments: argparse.Namespace, variant: str) -> list[dict[str, Any]]:
     device = torch.device(arguments.device)
     batch = _largest_batch(arguments, variant) if arguments.batch == "largest" else int(arguments.batch)
-    x = _pictures(arguments, batch)
+    x = _images(arguments, batch)
     makers = _makers(arguments, variant)
     models = {name: make() for name, make in makers.items()}
-    _hold_against_timm(models, x)
+    _compare_with_timm(models, x)
     costs = count_costs(VARIANTS[variant], arguments.image_size)
     operations = 2 * batch * sum(cost.multiply_adds for cost in costs)
     rows = []
@@ -78,7 +77,8 @@ def _rows(arguments: argparse.Namespace, variant: str) -> list[dict[str, Any]]:
         for name, timing in timings.items():
             # Of the arithmetic of our model; recomputation does not count.
             tflops = passes * operations / timing.median / 1e12 if name.startswith("ours") else None
-            peak = next((p for gpu, p in PEAK_TFLOPS.items() if device.type == "cuda" and gpu in machine(device)), None)
+            gpu = known_gpu(device)
+            peak = PEAKS[gpu] / 1e12 if gpu else None
             rows.append(
                 {
                     "variant": variant,
@@ -97,7 +97,7 @@ def _rows(arguments: argparse.Namespace, variant: str) -> list[dict[str, Any]]:
 
 
 def _makers(arguments: argparse.Namespace, variant: str) -> dict[str, Callable[[], nn.Module]]:
-    """How to make each contestant."""
+    """A function for each contestant that creates it."""
     dtype, device = DTYPES[arguments.dtype], torch.device(arguments.device)
 
     def ours(policy: str, compiled: bool = False) -> CoAtNet:
@@ -139,13 +139,13 @@ def _makers(arguments: argparse.Namespace, variant: str) -> dict[str, Callable[[
     return makers
 
 
-def _pictures(arguments: argparse.Namespace, batch: int) -> Tensor:
+def _images(arguments: argparse.Namespace, batch: int) -> Tensor:
     size = arguments.image_size
     return torch.randn(batch, size, size, 3, device=arguments.device, dtype=DTYPES[arguments.dtype])
 
 
 def _for(model: nn.Module, x_BHWC: Tensor) -> Tensor:
-    """The pictures in the order that the model takes; timm's is contiguous (B, C, H, W), its default."""
+    """The images in the order that the model takes; timm's is contiguous (B, C, H, W), its default."""
     return x_BHWC if hasattr(model, "compile_blocks") else x_BHWC.permute(0, 3, 1, 2).contiguous()
 
 
@@ -166,8 +166,8 @@ def _run(model: nn.Module, x_BHWC: Tensor, mode: str) -> Callable[[], None]:
     return forward if mode == "forward" else step
 
 
-def _hold_against_timm(models: dict[str, nn.Module], x: Tensor) -> None:
-    """The two implementations of one network compute the same."""
+def _compare_with_timm(models: dict[str, nn.Module], x: Tensor) -> None:
+    """Check that the two implementations of the same network compute the same."""
     if not {"ours", "timm like ours"} <= models.keys() or x.dtype != torch.float32:
         return
     # Evaluation first: a forward in training moves timm's running statistics at once.
@@ -197,17 +197,17 @@ def _peak(
 
 def _peak_here(arguments: argparse.Namespace, name: str, mode: str) -> float:
     model = _makers(arguments, arguments.variants[0])[name]()
-    return peak_mebibytes(_run(model, _pictures(arguments, int(arguments.batch)), mode), torch.device(arguments.device))
+    return peak_mebibytes(_run(model, _images(arguments, int(arguments.batch)), mode), torch.device(arguments.device))
 
 
 def _largest_batch(arguments: argparse.Namespace, variant: str) -> int:
-    """The largest multiple of eight pictures whose training step fits the GPU beside bf16 weights and gradients."""
+    """The largest multiple of eight images whose training step fits the GPU beside bf16 weights and gradients."""
     assert arguments.device == "cuda", "the largest micro-batch is that of a GPU"
     model = next(iter(_makers(arguments, variant).values()))()
 
     def fits(batch: int) -> bool:
         try:
-            _run(model, _pictures(arguments, batch), "training step")()
+            _run(model, _images(arguments, batch), "training step")()
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -235,7 +235,7 @@ def _report_blocks(arguments: argparse.Namespace) -> None:
             parameter.data = parameter.data.to(dtype)
         if arguments.compile:
             model.compile_blocks(dynamic=False)
-        x = _pictures(arguments, int(arguments.batch))
+        x = _images(arguments, int(arguments.batch))
         costs = count_costs(model.variant, arguments.image_size)
         modules = [model.stem, *model.blocks, model.head]
         names = ["S0 stem"]

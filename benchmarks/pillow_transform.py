@@ -1,4 +1,4 @@
-"""The training transform as it is usually written, with Pillow: what ours is measured, and in tests held, against."""
+"""The training transform as it is usually written, with Pillow: the reference of ours in benchmarks and tests."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,46 +7,46 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from data.augment import random_window
 
-Picture = Image.Image
+PillowImage = Image.Image
 _GREY = (128, 128, 128)
 
 
 def pillow_transform(
-    picture: Picture, size: int, augment: tuple[int, float] | None, rng: np.random.Generator
-) -> Picture:
+    image: PillowImage, size: int, augment: tuple[int, float] | None, rng: np.random.Generator
+) -> PillowImage:
     """Random resized crop, flip, and RandAugment of (layers, magnitude): RGB in, (size, size) RGB out."""
-    rows, columns = random_window(picture.height, picture.width, (0.05, 1.0), rng)
+    rows, columns = random_window(image.height, image.width, (0.05, 1.0), rng)
     box = (columns.start, rows.start, columns.stop, rows.stop)
-    picture = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augment:
         layers, magnitude = augment
         for number in rng.integers(len(_OPERATIONS), size=layers):
-            picture = _OPERATIONS[number](picture, magnitude / 10, rng)
-    return picture
+            image = _OPERATIONS[number](image, magnitude / 10, rng)
+    return image
 
 
 def _either_way(amount: float, rng: np.random.Generator) -> float:
     return amount if rng.random() < 0.5 else -amount
 
 
-def _affine(picture: Picture, *matrix: float) -> Picture:
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=_GREY)
+def _affine(image: PillowImage, *matrix: float) -> PillowImage:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=_GREY)
 
 
-def _cutout(picture: Picture, reach: int, rng: np.random.Generator) -> Picture:
-    x, y = int(rng.integers(picture.width)), int(rng.integers(picture.height))
-    picture = picture.copy()
-    picture.paste(_GREY, (x - reach, y - reach, x + reach, y + reach))
-    return picture
+def _cutout(image: PillowImage, reach: int, rng: np.random.Generator) -> PillowImage:
+    x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
+    image = image.copy()
+    image.paste(_GREY, (x - reach, y - reach, x + reach, y + reach))
+    return image
 
 
 def _factor(strength: float) -> float:
     return 1.8 * strength + 0.1
 
 
-OPERATIONS: Mapping[str, Callable[[Picture, float, np.random.Generator], Picture]] = {
+OPERATIONS: Mapping[str, Callable[[PillowImage, float, np.random.Generator], PillowImage]] = {
     "auto_contrast": lambda p, s, rng: ImageOps.autocontrast(p),
     "equalize": lambda p, s, rng: ImageOps.equalize(p),
     "invert": lambda p, s, rng: ImageOps.invert(p),
@@ -64,5 +64,5 @@ OPERATIONS: Mapping[str, Callable[[Picture, float, np.random.Generator], Picture
     "translate_y": lambda p, s, rng: _affine(p, 1, 0, 0, 0, 1, _either_way(int(100 * s), rng)),
     "cutout": lambda p, s, rng: _cutout(p, int(40 * s), rng),
 }
-"""For pictures of 224 pixels and more, on which the lengths in pixels hold."""
+"""For images of 224 pixels and more, for which the lengths in pixels are meant."""
 _OPERATIONS = tuple(OPERATIONS.values())

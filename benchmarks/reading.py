@@ -1,7 +1,7 @@
-"""Shards and their order, apart from decoding.
+"""Reading of shards and the sample order, without decoding.
 
 python -m benchmarks.reading                                    tar headers; the order of three billion samples
-python -m benchmarks.reading --stream 100000                    memory and order over so many samples
+python -m benchmarks.reading --stream 100000                    memory and order of a stream of samples
 python -m benchmarks.reading --local FOLDER --remote URL        throughput of S3 against the local disk
 """
 
@@ -23,7 +23,7 @@ import psutil
 import torch
 from webdataset import TarWriter
 
-from benchmarks.pictures import jpegs
+from benchmarks.jpegs import sample_jpegs
 from benchmarks.timing import cpu_seconds, interleaved, machine, report
 from data.augment import TrainTransform
 from data.building.build import build_shards
@@ -32,7 +32,7 @@ from data.dataset import Dataset, open_dataset
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
 from data.storage import Storage
-from data.stream import MicroBatch, training_stream
+from data.stream import MicroBatch, RankShare, training_stream
 from data.tar import members
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=3_000_000_000, help="of the order")
-    parser.add_argument("--stream", type=int, metavar="SAMPLES", help="stream so many instead")
+    parser.add_argument("--stream", type=int, metavar="SAMPLES", help="measure a stream of SAMPLES instead")
     parser.add_argument("--images", type=Path, help="folder of JPEGs for --stream; generated ones if it is not given")
     parser.add_argument("--local", help="folder of shards")
     parser.add_argument("--remote", help="URL of the same shards")
@@ -133,16 +133,16 @@ def _positions(samples: int) -> list[dict[str, Any]]:
 def _training(dataset: Dataset, cache: Cache | None, micro_batch: int, workers: int) -> Generator[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=0, batch=1024, lanes=16, window=512)
     return training_stream(
-        dataset, order, TrainTransform(224, random_augment=RandomAugment(2, 15.0)), micro_batch=micro_batch, rank=0,
-        world_size=1, first_step=0, workers=workers, cache=cache,
+        dataset, order, TrainTransform(224, random_augment=RandomAugment(2, 15.0)), RankShare(0, 1, micro_batch),
+        first_step=0, workers=workers, cache=cache,
     )  # fmt: skip
 
 
 def _stream(samples: int, images: Path | None, workers: int) -> list[dict[str, Any]]:
-    """Resident memory along the way, and a digest of the labels' and pictures' order."""
+    """Resident memory along the way, and a digest of the labels' and images' order."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
-        files = jpegs(images, min(200, samples // 20))
+        files = sample_jpegs(images, min(200, samples // 20))
         for number, file in enumerate(files * 20):
             (folder / str(number % 20)).mkdir(parents=True, exist_ok=True)
             (folder / str(number % 20) / f"{number}.jpg").write_bytes(file)
@@ -169,7 +169,7 @@ def _stream(samples: int, images: Path | None, workers: int) -> list[dict[str, A
 def _remote(local: str, remote: str, rounds: int, seconds: float, workers: int) -> list[dict[str, Any]]:
     """Images per second, in turns; the remote shards come through an empty cache in every round.
 
-    Processor time is that of the reader and its downloader, not of the server, which a cluster has elsewhere.
+    Processor time is that of the reader and its downloader, without the server, which runs elsewhere in a cluster.
     """
     wall: dict[str, list[float]] = {"local": [], "remote": []}
     processor: dict[str, list[float]] = {"local": [], "remote": []}

@@ -1,4 +1,4 @@
-"""What the recipes of the paper ask for: GPUs, memory, time.
+"""What the recipes of the paper need: GPUs, memory, time.
 
     python -m benchmarks.recipes                          # the table of docs/recipes.md
     python -m benchmarks.recipes --recipe coatnet-5-in21k --device A100 --utilization 0.3
@@ -14,31 +14,32 @@ from pathlib import Path
 
 from jobs.bundled_recipes import bundled_recipes
 from models.complexity import count_parameters
+from pipeline.gpus import PEAKS
 from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.throughput import PEAKS, demand
+from pipeline.throughput import demand
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """Training samples and classes, for an estimate before there are shards to count them in."""
+class PaperDataset:
+    """Training samples and classes, for an estimate before the shards exist."""
 
     samples: int
     classes: int
 
 
 DATASETS = {
-    "in1k": Dataset(1_281_167, 1000),
-    "in21k": Dataset(12_720_275, 21_843),
-    # What their papers print is rounded: "300M" pictures with 18 thousand classes, "3B" with 30 thousand.
-    "jft": Dataset(300_000_000, 18_000),
-    "jft3b": Dataset(3_000_000_000, 30_000),
+    "in1k": PaperDataset(1_281_167, 1000),
+    "in21k": PaperDataset(12_720_275, 21_843),
+    # The papers print rounded numbers: "300M" images with 18 thousand classes, "3B" with 30 thousand.
+    "jft": PaperDataset(300_000_000, 18_000),
+    "jft3b": PaperDataset(3_000_000_000, 30_000),
 }
-"""By the folder of their shards."""
+"""By the name of the folder that has their shards."""
 
 SLACK = 1.2
-"""For what is not counted: gradients of activations, buckets of collectives, fragmentation."""
+"""Factor for what is not counted: gradients of activations, buckets of collectives, fragmentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Estimate:
     stage: TrainStage
     steps: int
     memory: float
-    """Gigabytes on each GPU, with slack."""
+    """Gigabytes on each GPU, with `SLACK`."""
     saved: float
     """Gigabytes of a checkpoint."""
     seconds: float
@@ -58,7 +59,7 @@ class Estimate:
 
     @property
     def save_minutes(self) -> float:
-        """Between two saves."""
+        """Minutes between two saves."""
         return self.stage.checkpoint.every_steps * self.seconds / 60
 
     @property
@@ -71,7 +72,7 @@ class Estimate:
 
 
 def estimates(recipe: Path, device: str = "H100", utilization: float = 0.4) -> Iterator[Estimate]:
-    """The training stages of `recipe`; none for one whose shards are not those of a dataset in `DATASETS`."""
+    """The training stages of `recipe` whose shards are those of a dataset in `DATASETS`."""
     loaded = load_recipe(recipe)
     for name, stage in loaded.stages.items():
         dataset = DATASETS.get(Path(stage.data.train or "").parent.name)
@@ -91,7 +92,7 @@ def estimates(recipe: Path, device: str = "H100", utilization: float = 0.4) -> I
 
 
 def markdown(rows: list[Estimate]) -> str:
-    """The rows as a table of docs/recipes.md; a recipe's name stands at its first stage."""
+    """The rows as the table of docs/recipes.md, with the name of a recipe at its first stage."""
     headings = (
         "recipe", "stage", "nodes x GPUs", "micro-batch", "precision, ZeRO", "recomputed", "GB of a GPU", "steps",
         "saved every", "GB of a save", "hours", "GPU-days",

@@ -1,4 +1,4 @@
-"""What training waits for when a checkpoint is saved, and how long until it is safe on the disk, against its size.
+"""How long a save stops training, and how long it takes until the checkpoint is on the disk, by its size.
 
 python -m benchmarks.saving --megabytes 64 256 1024 --folder FOLDER_ON_THE_DISK_IN_QUESTION
 """
@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from benchmarks.timing import machine, report
 from data.storage import Storage
 from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
@@ -50,9 +52,9 @@ def saving(
 ) -> list[dict[str, Any]]:
     """A row for each size: medians over the rounds, in which ours and the plain way take turns.
 
-    The first save also takes its memory. `plain` is a copy to this machine and safetensors' own `save_file`, flushed to
-    the disk, for which training waits; it neither hashes nor reads back. `Python beside it` is how fast a loop in
-    Python runs during a save, against how fast it runs alone.
+    The first save also allocates its memory. `plain` is a copy to the host and safetensors' own `save_file`, flushed to
+    the disk, while training waits; it neither hashes nor reads back. `Python beside it` is the speed of a Python loop
+    during a save, relative to its speed alone.
     """
     rows = []
     ranks = Ranks(0, 1, device)
@@ -64,11 +66,11 @@ def saving(
             stalls, durable, plains, beside = [], [], [], []
             with Saver(place, run, CheckpointSettings(keep_last=1), ranks) as saver:
                 for step in range(1, rounds + 2):
-                    state.facts["step"] = step
+                    state = replace(state, facts=replace(state.facts, step=step))
                     alone = _python_speed(0.2)
                     stalls.append(saver.save(state))
                     during = _python_speed(0.05)
-                    saver.finish_whole(tries=1)
+                    saver.finish_or_retry(attempts=1)
                     (saved,) = saver.reports()
                     durable.append(saved.seconds)
                     beside.append(during / alone)
@@ -88,14 +90,15 @@ def saving(
 
 
 def _state(size: int, device: torch.device) -> LiveState:
-    """Of `size` bytes, as 64 parameters with AdamW's moments."""
+    """A state of `size` bytes: 64 parameters with AdamW's moments."""
     elements = max(1, size // (64 * 4 * len(_KINDS)))
     names = [f"parameter{number}" for number in range(64)]
     fragments = [
         Fragment(name, 0, elements, {kind: torch.randn(elements, device=device) for kind in _KINDS}, True)
         for name in names
     ]
-    return LiveState({"step": 0, "world_size": 1}, fragments, {}, dict.fromkeys(names, (elements,)))
+    run = RunFacts("saving", "fp32", {}, RunDigests("", "", ""))
+    return LiveState(CheckpointFacts(run, 0, 0, 0, 0, 1), fragments, {}, dict.fromkeys(names, (elements,)))
 
 
 def _plain(state: LiveState, path: Path) -> float:
@@ -107,7 +110,7 @@ def _plain(state: LiveState, path: Path) -> float:
 
 
 def _python_speed(seconds: float) -> float:
-    """Turns of a loop in Python per second, in a thread that needs Python's lock for each."""
+    """Iterations per second of a Python loop, which needs Python's lock for each."""
     turns, done = 0, threading.Event()
     began = time.perf_counter()
     timer = threading.Timer(seconds, done.set)

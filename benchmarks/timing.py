@@ -25,7 +25,7 @@ class Timing:
         return statistics.median(self.seconds)
 
     def speed_against(self, other: "Timing") -> float:
-        """How many times as fast as `other`: the median over the rounds, in which both ran one after the other."""
+        """How many times as fast as `other`: the median of the ratios within a round."""
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
@@ -36,9 +36,9 @@ def interleaved(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time the contestants in turn, so that what else the machine does falls on all of them alike.
+    """Time the contestants in turn, so that other load on the machine affects all of them alike.
 
-    Each runs twice beforehand: for allocators, compilation and kernel selection. `clock` gives seconds;
+    Each runs twice before: for allocators, compilation and kernel selection. `clock` gives seconds;
     `time.process_time` counts those of the processor.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -54,23 +54,23 @@ def interleaved(
 
 
 def peak_mebibytes(run: Callable[[], object], device: torch.device) -> float:
-    """Memory that `run` adds at its peak: of the GPU's allocator, or the growth of this process's greatest size.
+    """Memory that `run` adds at its peak: in the GPU's allocator, or to the maximum resident size of this process.
 
-    On a CPU meaningful once in a process, before anything else has used much memory.
+    On a CPU it is meaningful once per process, before anything else has used much memory.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the greatest size is the present one from here on
-    before = _greatest_size()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the maximum to the present size
+    before = _maximum_size()
     run()
-    return (_greatest_size() - before) / 2**10
+    return (_maximum_size() - before) / 2**10
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of all below it that live."""
+    """User and system time of this process and of all its living descendants."""
     own = psutil.Process()
     return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
 
@@ -96,8 +96,8 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
         path.write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
 
 
-def _greatest_size() -> int:
-    """KiB of resident memory at the most, as the kernel counts them."""
+def _maximum_size() -> int:
+    """Maximum resident size in KiB, as the kernel counts it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 

@@ -1,6 +1,6 @@
 """timm's CoAtNets: as registered, and configured as the paper's authors built theirs, with our weights in it.
 
-timm is not a dependency. For this benchmark alone: `pip install --no-deps timm==1.0.31 torchvision==0.28.0
+timm is not a dependency. To install it for this benchmark: `pip install --no-deps timm==1.0.31 torchvision==0.28.0
 huggingface_hub`; this torchvision belongs to the torch of constraints.txt.
 """
 
@@ -20,7 +20,7 @@ def import_timm() -> Any:
         ImportError: it is not installed.
     """
     if not torch.cuda.is_available():
-        # torchvision's compiled half needs CUDA; its import asks for the schemas of two operations that lie there.
+        # torchvision's compiled half needs CUDA; its import looks for the schemas of two operations defined there.
         library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -90,7 +90,7 @@ def _timm_name(key: str, model: CoAtNet) -> str:
     ours = next(prefix for prefix in _NAMES if rest.startswith(prefix))
     theirs = _NAMES[ours]
     if ours == "attention_norm." and position > 0:
-        theirs = "norm1."  # only a stage's first block wraps it with its pooling
+        theirs = "norm1."  # only the first block of a stage wraps it with its pooling
     return f"stages.{stage_number}.blocks.{position}.{theirs}{rest[len(ours) :]}"
 
 

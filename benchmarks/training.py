@@ -1,6 +1,6 @@
-"""A training step against a bare PyTorch loop, and how long a restart takes.
+"""A training step against a plain PyTorch loop, and the time of a restart.
 
-python -m benchmarks.training               a step of ours against the bare loop, on one rank
+python -m benchmarks.training               one of our steps against the plain loop, on one rank
 python -m benchmarks.training --restart     from the command to the first step of a continued run
 """
 
@@ -20,19 +20,21 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.pictures import jpegs
+from benchmarks.jpegs import sample_jpegs
 from benchmarks.timing import interleaved, machine, report
 from data.building.build import build_shards
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.distributed import Ranks, join_ranks
+from pipeline.faults.preemption import REASONS
 from pipeline.faults.watchdog import Watchdog
 from pipeline.images import normalized
 from pipeline.loss import class_targets, classification_loss
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
-from pipeline.step import take_step
+from pipeline.step import StepContext, take_step
+from pipeline.step_message import StepMessage
 from pipeline.training_batches import open_stream
 from pipeline.weights import build_model
 from pipeline.zero.engine import build_engine
@@ -62,8 +64,8 @@ def main() -> None:
 
 
 def _recipe(folder: Path, arguments: argparse.Namespace) -> Path:
-    """A recipe on a few generated pictures."""
-    for number, file in enumerate(jpegs(None, 64)):
+    """A recipe on a few generated images."""
+    for number, file in enumerate(sample_jpegs(None, 64)):
         (folder / "images" / str(number % 4)).mkdir(parents=True, exist_ok=True)
         (folder / "images" / str(number % 4) / f"{number}.jpg").write_bytes(file)
     build_shards(folder / "images", folder / "shards", samples_per_shard=16, validation_per_class=2)
@@ -102,7 +104,7 @@ def _alone(threads: int) -> Ranks:
 
 
 def _steps(recipe: Path, arguments: argparse.Namespace, ranks: Ranks) -> list[dict[str, Any]]:
-    """The same micro-batches again and again, so that reading is left out."""
+    """Steps on the same micro-batches again and again, without reading."""
     planned = _plan(recipe, 1, ranks)
     batches = list(itertools.islice(open_stream(planned, 0, 1, 0), arguments.micro_batches))
     contestants: dict[str, Callable[[], object]] = {}
@@ -132,9 +134,11 @@ def _plan(recipe: Path, zero_stage: int, ranks: Ranks) -> TrainPlan:
 def _our_step(plan: TrainPlan, batches: list[MicroBatch], ranks: Ranks) -> Callable[[], object]:
     engine = build_engine(build_model(plan, ranks.device), plan.stage, ranks)
     engine.train()
-    reader, steps, clock = itertools.cycle(batches), itertools.count(), StepClock(ranks.device)
-    watchdog = Watchdog(plan.stage.watchdog, 0, 1, Path(os.devnull), _end)
-    return lambda: take_step(engine, plan, reader, next(steps), ranks, [0.0] * 4, clock, watchdog)
+    reader, steps = itertools.cycle(batches), itertools.count()
+    watchdog = Watchdog(plan.stage.watchdog, 0, 1, "node", Path(os.devnull), _end)
+    context = StepContext(engine, plan, ranks, StepClock(ranks.device), watchdog)
+    message = StepMessage([0.0] * len(REASONS), 0.0, [0.0] * 2)
+    return lambda: take_step(context, reader, next(steps), message)
 
 
 def _end(code: int, message: str) -> NoReturn:
@@ -142,7 +146,7 @@ def _end(code: int, message: str) -> NoReturn:
 
 
 def _bare_step(plan: TrainPlan, batches: list[MicroBatch], ranks: Ranks) -> Callable[[], object]:
-    """What anyone would write for this model on one device: the definition of a step, without ranks or DeepSpeed."""
+    """The usual loop for this model on one device: the definition of a step, without ranks or DeepSpeed."""
     stage = plan.stage
     model = build_model(plan, ranks.device).train()
     spared = model.no_weight_decay()
@@ -175,7 +179,7 @@ def _bare_step(plan: TrainPlan, batches: list[MicroBatch], ranks: Ranks) -> Call
 
 
 def _restart(recipe: Path, rounds: int) -> list[dict[str, Any]]:
-    """A run killed after its first save is continued; beside it, what importing the libraries takes anyway."""
+    """Continue a run that was killed after its first save; and, for comparison, import the libraries."""
     run = recipe.parent / "runs" / "benchmark" / "pretrain"
     log = run / "logs" / "rank-00000.log"
     seconds: dict[str, list[float]] = {"import torch and deepspeed": [], "command to first step": []}
@@ -185,7 +189,9 @@ def _restart(recipe: Path, rounds: int) -> list[dict[str, Any]]:
         subprocess.run([sys.executable, "-c", "import torch, deepspeed"], check=True, capture_output=True)
         seconds["import torch and deepspeed"].append(time.perf_counter() - began)
         log.write_text("")
-        (run / "events.jsonl").unlink()  # starts that are killed before they save would be refused in the end
+        (
+            run / "events.jsonl"
+        ).unlink()  # starts that are killed before they save are counted, and refused at some point
         began = time.perf_counter()
         _run_until(recipe, log, "images/s")
         seconds["command to first step"].append(time.perf_counter() - began)
@@ -197,7 +203,7 @@ def _restart(recipe: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def _run_until(recipe: Path, log: Path, text: str) -> None:
-    """Train until `text` is in the leader's log, then kill."""
+    """Train until `text` is in the leader's log, then kill the run."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs", "train", str(recipe), "pretrain"], stdout=subprocess.DEVNULL, stderr=errors

@@ -1,1 +1,1 @@
-"""WebDataset shards: build, index, order, read, decode, augment. Knows no model and no trainer."""
+"""WebDataset shards, from storage to augmented micro-batches; knows neither models nor pipeline nor jobs."""

@@ -1,7 +1,7 @@
-"""The one process of a node that fetches remote shards into its cache: `python -m data.downloader FOLDER`.
+"""The one process of a node that downloads remote shards into its cache: `python -m data.downloader FOLDER`.
 
-It works through the requests of all living readers, those that wait first; it ends with the reader that started it, and
-any other starts the next. Only what no living reader wants is evicted, the least recently used first.
+It serves the requests of all living readers, urgent shards first. It ends with the reader that started it; any other
+reader starts the next one. Only shards that no living reader requests are evicted, the least recently used first.
 """
 
 import hashlib
@@ -13,143 +13,140 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from data.atomic_file import unfinished_path, write_atomically
-from data.cache import STOP_SIGNALS, Cache, try_lock
+from data.cache import STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard, try_lock
 from data.errors import DataError, StorageDown
-from data.storage import Storage, pieces
+from data.json_records import parse_json
+from data.storage import pieces
 
 log = logging.getLogger(__name__)
 
-_PAUSE = 0.05  # seconds between looks at the requests
-
-
-class Wanted(NamedTuple):
-    """A shard that a reader wants."""
-
-    location: str
-    bytes: int
-    sha256: str
-    storage: Storage
-    now: bool
-    """Whether the reader is at it, and not only about to be."""
-
-
-class Requests(NamedTuple):
-    """What all living readers want, the most urgent first, and the cap and number of downloads they ask for."""
-
-    shards: list[Wanted]
-    bytes: int
-    downloads: int
-
-
-def read_requests(folder: Path) -> Requests:
-    """Collect the requests of the living and remove those of the dead."""
-    lists: list[list[Wanted]] = []
-    cap = downloads = 0
-    for request in sorted((folder / "requests").glob("*.json")):
-        lock_file = request.with_suffix(".lock")
-        lock = try_lock(lock_file)
-        if lock is not None:
-            for path in (request, unfinished_path(request), lock_file):
-                path.unlink(missing_ok=True)
-            lock.close()
-            continue
-        try:
-            content: dict[str, Any] = json.loads(request.read_text())
-        except FileNotFoundError:
-            continue
-        storage = Storage(**content["storage"])
-        cap, downloads = max(cap, content["bytes"]), max(downloads, content["downloads"])
-        lists.append(
-            [Wanted(**shard, storage=storage, now=n < content["now"]) for n, shard in enumerate(content["shards"])]
-        )
-    turns = [wanted for turn in zip_longest(*lists) for wanted in turn if wanted is not None]
-    shards: dict[str, Wanted] = {}
-    for wanted in sorted(turns, key=lambda wanted: not wanted.now):
-        shards.setdefault(wanted.sha256, wanted)
-    return Requests(list(shards.values()), cap, downloads)
+_POLL_INTERVAL = 0.05  # seconds between looks at the requests
+_ABANDONED_AFTER = 60.0  # seconds after which the lock of a reader without a request counts as left behind
 
 
 class Downloader:
-    """Fetches what is wished for into `folder`."""
+    """Downloads requested shards into the cache in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._cache = Cache(folder, 0)
         self._running: dict[str, tuple[int, Future[None]]] = {}  # sha256 -> bytes, download
         self._executor = ThreadPoolExecutor(64, thread_name_prefix="download")
+        self._unreadable: set[Path] = set()
         for part in (folder / "shards").glob("*.part"):
             part.unlink()
         for failure in (folder / "failed").iterdir():
             failure.unlink()
         for lock in (folder / "requests").glob("*.lock"):
-            # Of a reader killed before its first request, unless it is only just beginning.
-            if not lock.with_suffix(".json").exists() and time.time() - lock.stat().st_mtime > 60:
+            # Its reader was killed before its first request, unless it is only just starting.
+            if not lock.with_suffix(".json").exists() and time.time() - lock.stat().st_mtime > _ABANDONED_AFTER:
                 lock.unlink(missing_ok=True)
 
-    def turn(self) -> None:
-        """Look at the requests once: collect what has ended, make room, start what comes next."""
-        requests = read_requests(self._cache.folder)
-        wanted = {shard.sha256 for shard in requests.shards}
+    def update(self) -> None:
+        """Process the requests once: collect finished downloads, evict, start the next downloads."""
+        request = self._merged_requests()
+        requested = {shard.sha256 for shard in request.shards}
         for sha256 in [name for name, (_, future) in self._running.items() if future.done()]:
             del self._running[sha256]
-        for failure in (self._cache.folder / "failed").glob("[!.]*"):  # not what a download is just writing
-            if failure.name not in wanted:
+        for failure in (self._cache.folder / "failed").glob("[!.]*"):  # not those that are being written
+            if failure.name not in requested:
                 failure.unlink()
-        held = {path.stem: path for path in (self._cache.folder / "shards").glob("*.tar")}
-        sizes = {sha256: path.stat().st_size for sha256, path in held.items()}
+        stored = {path.stem: path for path in (self._cache.folder / "shards").glob("*.tar")}
+        sizes = {sha256: path.stat().st_size for sha256, path in stored.items()}
         used = sum(sizes.values()) + sum(size for size, _ in self._running.values())
-        idle = sorted((path.stat().st_mtime_ns, sha256) for sha256, path in held.items() if sha256 not in wanted)
-        for shard in requests.shards:
-            if len(self._running) >= requests.downloads:
+        evictable = sorted(
+            (path.stat().st_mtime_ns, sha256) for sha256, path in stored.items() if sha256 not in requested
+        )
+        for shard in request.shards:
+            if len(self._running) >= request.downloads:
                 break
             if sizes.get(shard.sha256, shard.bytes) != shard.bytes:
-                held.pop(shard.sha256).unlink()  # cut short by a crash of the node
+                stored.pop(shard.sha256).unlink()  # truncated by a crash of the node
                 used -= sizes.pop(shard.sha256)
-            if shard.sha256 in held or shard.sha256 in self._running or self._cache.failure(shard.sha256).exists():
+            if (
+                shard.sha256 in stored
+                or shard.sha256 in self._running
+                or self._cache.failure_path(shard.sha256).exists()
+            ):
                 continue
-            while idle and used + shard.bytes > requests.bytes:
-                _, sha256 = idle.pop(0)
-                held.pop(sha256).unlink()
+            while evictable and used + shard.bytes > request.bytes:
+                _, sha256 = evictable.pop(0)
+                stored.pop(sha256).unlink()
                 used -= sizes[sha256]
-            # What a reader waits for is fetched in any case: runs that share a cache must not wait for each other.
-            if used + shard.bytes > requests.bytes and not shard.now:
+            # Urgent shards are downloaded even beyond the cap: runs that share a cache must not wait for each other.
+            if used + shard.bytes > request.bytes and not shard.urgent:
                 break
             used += shard.bytes
-            self._running[shard.sha256] = (shard.bytes, self._executor.submit(self._fetch, shard))
+            self._running[shard.sha256] = (shard.bytes, self._executor.submit(self._download, shard))
 
-    def _fetch(self, shard: Wanted) -> None:
+    def _merged_requests(self) -> CacheRequest:
+        """One request for all living readers, urgent shards first, readers in turns; removes those of dead readers."""
+        requests: list[CacheRequest] = []
+        for path in sorted((self._cache.folder / "requests").glob("*.json")):
+            lock_file = path.with_suffix(".lock")
+            lock = try_lock(lock_file)
+            if lock is not None:
+                for left_behind in (path, unfinished_path(path), lock_file):
+                    left_behind.unlink(missing_ok=True)
+                lock.close()
+            elif (request := self._read_request(path)) is not None:
+                requests.append(request)
+        turns = [shard for turn in zip_longest(*(request.shards for request in requests)) for shard in turn if shard]
+        shards: dict[str, RequestedShard] = {}
+        for shard in sorted(turns, key=lambda shard: not shard.urgent):
+            shards.setdefault(shard.sha256, shard)
+        return CacheRequest(
+            tuple(shards.values()),
+            max((request.bytes for request in requests), default=0),
+            max((request.downloads for request in requests), default=0),
+        )
+
+    def _read_request(self, path: Path) -> CacheRequest | None:
+        """A reader's request; None if it was withdrawn or is damaged, which is logged once."""
+        try:
+            request = parse_json(CacheRequest, path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if path not in self._unreadable:
+                log.warning("%s: not a request for shards (%s); it is skipped", path, error)
+                self._unreadable.add(path)
+            return None
+        self._unreadable.discard(path)
+        return request
+
+    def _download(self, shard: RequestedShard) -> None:
         part = self._cache.folder / "shards" / f"{shard.sha256}.part"
         try:
-            # A byte may flip on the way; if it happens twice, the source is not what the index was made of.
+            # A byte may flip on the way; if it happens twice, the source differs from what was indexed.
             for attempt in (1, 2):
                 if download(shard, part):
-                    part.replace(self._cache.shard(shard.sha256))
+                    part.replace(self._cache.shard_path(shard.sha256))
                     return
-                log.warning("%s: another hash than in the index, attempt %d", shard.location, attempt)
+                log.warning("%s: sha256 differs from the index, attempt %d", shard.location, attempt)
             raise DataError(
-                f"shard {shard.location}: fetched twice, and its sha256 is not {shard.sha256[:16]}... as the index has "
-                "it; copy the shard again, or index the shards again with: coatnet shards index"
+                f"shard {shard.location}: downloaded twice, and its sha256 is not {shard.sha256[:16]}... as in the "
+                "index; copy the shard again, or index the shards again with: coatnet shards index"
             )
         except Exception as error:
             log.exception("%s", shard.location)
-            part.unlink(missing_ok=True)  # on a full disk it takes the room that the reason needs
+            part.unlink(missing_ok=True)  # on a full disk it takes the space that the failure record needs
             known = isinstance(error, DataError | StorageDown)
             reason = str(error) if known else f"shard {shard.location}: {type(error).__name__}: {error}"
-            self._fail(shard, {"down": isinstance(error, StorageDown), "reason": reason})
+            self._record_failure(shard, DownloadFailure(reason, isinstance(error, StorageDown)))
         finally:
             part.unlink(missing_ok=True)
 
-    def _fail(self, shard: Wanted, failed: dict[str, Any]) -> None:
-        failure = self._cache.failure(shard.sha256)
-        write_atomically(failure, json.dumps(failed))
+    def _record_failure(self, shard: RequestedShard, failure: DownloadFailure) -> None:
+        write_atomically(self._cache.failure_path(shard.sha256), json.dumps(asdict(failure)))
 
 
-def download(shard: Wanted, part: Path) -> bool:
-    """Fetch the shard to `part` and flush it to the disk; False if its sha256 is another one."""
+def download(shard: RequestedShard, part: Path) -> bool:
+    """Download the shard to `part` and flush it to the disk; False if its sha256 differs from the requested one."""
     sha256 = hashlib.sha256()
     with open(part, "wb") as file:
         for piece in pieces(shard.location, shard.bytes, shard.storage):
@@ -172,14 +169,14 @@ def main(folder: Path) -> None:
     downloader = Downloader(folder)
     os.write(1, b"ready\n")
 
-    def end_with_the_starter() -> None:
+    def end_with_the_reader() -> None:
         os.read(0, 1)
-        os._exit(0)  # parts are removed by the next downloader
+        os._exit(0)  # the next downloader removes partial downloads
 
-    threading.Thread(target=end_with_the_starter, daemon=True).start()
+    threading.Thread(target=end_with_the_reader, daemon=True).start()
     while True:
-        downloader.turn()
-        time.sleep(_PAUSE)
+        downloader.update()
+        time.sleep(_POLL_INTERVAL)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`index.json`: what a set of shards holds. Its presence says that the shards are whole."""
+"""`index.json`: what a set of shards contains. It is written last: where it exists, the shards are complete."""
 
 import hashlib
 import io
@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data.digest import json_sha256
 from data.errors import DataError
+from data.json_records import load_json, to_record
 from data.storage import Storage, checked, join, list_files, read_bytes, write_bytes
 
 FILE_NAME = "index.json"
@@ -21,7 +23,7 @@ VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One tar: name below the folder, samples, size in bytes, sha256 of the whole file in hex."""
+    """One tar: path below the folder, samples, size in bytes, sha256 of the file in hex."""
 
     name: str
     samples: int
@@ -31,37 +33,60 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True)
 class LabelFormat:
-    """How a sample says its classes."""
+    """How the label of a sample is stored."""
 
     field: str = "cls"
-    """Extension of the member: decimal digits or a name as text, or with `json` any of the forms below."""
+    """Extension of the member: a number or name as text, or for `json` one of the forms below."""
     key: str | None = None
-    """In a JSON object, the key of the label or of the list of labels; None where the JSON is the label or the list."""
+    """Key of the label or list of labels in a JSON object; None if the JSON is the label or the list itself."""
     by: Literal["number", "name"] = "number"
-    """Whether labels are positions in the class list or names in it."""
+    """Whether labels are positions in the class list or class names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FileHeader:
+    format: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _FieldNames:
+    image: tuple[str, ...]
+    label: LabelFormat
+
+
+@dataclass(frozen=True, slots=True)
+class _IndexFile:
+    fields: _FieldNames
+    labels_per_sample: int
+    labels_sha256: str | None
+    classes: tuple[str, ...]
+    shards: tuple[ShardEntry, ...]
+    digest: str
+    folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
     """The shards of one dataset in their canonical order.
 
-    A sample's id is its position in that order: the samples of the shards before its own, plus its place in the tar.
+    A sample's id is its position in that order: the number of samples in all earlier shards plus its place in the tar.
     """
 
     folder: str
-    """Path or URL that the shards lie under."""
+    """Path or URL of the folder with the shards."""
     classes: tuple[str, ...]
     """Class names; a label is a position in this list."""
     image_fields: tuple[str, ...]
-    """Extensions under which a sample's encoded image may lie."""
+    """Extensions that the encoded image of a sample may have."""
     label: LabelFormat
     shards: tuple[ShardEntry, ...]
     labels_per_sample: int = 1
-    """Most labels of one sample."""
+    """Greatest number of labels of one sample."""
     labels_sha256: str | None = None
-    """Of `labels.npy` beside the index; None where there is none."""
+    """Of `labels.npy` beside the index; None if there is none."""
     home: str = ""
-    """Path or URL of the folder with the index; empty where that is `folder`."""
+    """Path or URL of the folder with the index; empty if that is `folder`."""
 
     @property
     def samples(self) -> int:
@@ -78,8 +103,8 @@ class ShardIndex:
 
     @property
     def digest(self) -> str:
-        """sha256 over everything but the place: two copies of a dataset have the same digest."""
-        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+        """sha256 of everything but the location: copies of a dataset have the same digest."""
+        return json_sha256(self._content())
 
     def location(self, number: int) -> str:
         """Path or URL of shard `number`."""
@@ -99,44 +124,61 @@ class ShardIndex:
         }
 
     def write(self, storage: Storage = Storage()) -> None:  # noqa: B008 (immutable)
-        """Publish the index, whole or not at all, in its home."""
+        """Publish the index atomically in its home."""
         elsewhere = {"folder": self.folder} if self.home and self.home != self.folder else {}
         text = json.dumps({**self._content(), "digest": self.digest, **elsewhere}, indent=1) + "\n"
         write_bytes(join(self.home or self.folder, FILE_NAME), text.encode(), storage)
 
 
 def labels_file(labels: NDArray[np.int32]) -> tuple[bytes, str]:
-    """The content of `labels.npy` for labels (N, k), -1 where there is none, in the order of the index; its sha256."""
+    """The content of `labels.npy` and its sha256, for labels (N, k) in index order, padded with -1."""
     file = io.BytesIO()
     np.save(file, labels, allow_pickle=False)
     return file.getvalue(), hashlib.sha256(file.getvalue()).hexdigest()
 
 
 def read_labels(index: ShardIndex, storage: Storage) -> NDArray[np.int32]:
-    """The labels of all samples (N, k), -1 where there is none.
+    """The labels of all samples (N, k), padded with -1.
 
     Raises:
-        DataError: the index has no such file, or another one lies there.
+        DataError: the index has no such file, or it is missing, damaged or another one.
         StorageRefused, StorageDown: access refused, or no answer.
     """
     place = join(index.home or index.folder, LABELS_NAME)
     if index.labels_sha256 is None:
-        raise DataError(f"{place}: the index says nothing of it; index the shards again with: coatnet shards index")
+        raise DataError(f"{place}: the index does not list it; index the shards again with: coatnet shards index")
     try:
         data = read_bytes(place, storage)
     except FileNotFoundError:
         raise DataError(f"{place} is missing; copy it there or run: coatnet shards index") from None
     if hashlib.sha256(data).hexdigest() != index.labels_sha256:
-        raise DataError(f"{place}: not the file that the index was written with; copy it again")
-    labels: NDArray[np.int32] = np.load(io.BytesIO(data), allow_pickle=False)
+        raise DataError(f"{place}: does not match the index (another sha256); copy it again")
+    try:
+        labels = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{place}: not a numpy array ({error}); index the shards again") from None
+    if labels.dtype != np.int32 or labels.ndim != 2 or len(labels) != index.samples:
+        raise DataError(
+            f"{place}: {labels.dtype} {labels.shape} instead of int32 labels of {index.samples:,} samples; index the "
+            "shards again with: coatnet shards index"
+        )
     return labels
+
+
+def index_version(content: bytes) -> int | None:
+    """The format version of an `index.json`, None if the content is something else."""
+    try:
+        header = to_record(_FileHeader, load_json(content))
+    except ValueError:
+        return None
+    return header.version if header.format == FORMAT else None
 
 
 def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex:  # noqa: B008 (immutable)
     """The index in `folder`, a path or URL.
 
     Raises:
-        DataError: no index, or one that cannot be read or was changed.
+        DataError: no index, or one that is damaged, was changed, or has another version.
         StorageRefused, StorageDown: access refused, or no answer.
     """
     home = checked(folder)
@@ -145,38 +187,41 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
         data = read_bytes(path, storage)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"{home}: no {FILE_NAME} there; build shards with: coatnet shards build SOURCE {home}, or index those "
-            "that lie there with: coatnet shards index"
+            f"{home}: no {FILE_NAME} there; build shards with: coatnet shards build SOURCE {home}, or index "
+            "existing ones with: coatnet shards index"
         ) from None
     try:
-        content = json.loads(data)
-        if content["format"] != FORMAT or content["version"] != VERSION:
+        content = load_json(data)
+        header = to_record(_FileHeader, content)
+        if (header.format, header.version) != (FORMAT, VERSION):
             raise DataError(
-                f"{path}: format {content['format']} version {content['version']}, this program reads "
-                f"{FORMAT} version {VERSION}; index the shards again with: coatnet shards index"
+                f"{path}: format {header.format} version {header.version}, this program reads {FORMAT} version "
+                f"{VERSION}; index the shards again with: coatnet shards index"
             )
-        index = ShardIndex(
-            folder=checked(content.get("folder", home)),
-            classes=tuple(content["classes"]),
-            image_fields=tuple(content["fields"]["image"]),
-            label=LabelFormat(**content["fields"]["label"]),
-            shards=tuple(ShardEntry(**shard) for shard in content["shards"]),
-            labels_per_sample=content["labels_per_sample"],
-            labels_sha256=content["labels_sha256"],
-            home=home,
+        file = to_record(_IndexFile, content)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not an index of shards ({error}); copy it again, or index the shards again with: "
+            "coatnet shards index"
+        ) from None
+    index = ShardIndex(
+        folder=checked(file.folder or home),
+        classes=file.classes,
+        image_fields=file.fields.image,
+        label=file.fields.label,
+        shards=file.shards,
+        labels_per_sample=file.labels_per_sample,
+        labels_sha256=file.labels_sha256,
+        home=home,
+    )
+    if index.digest != file.digest:
+        raise DataError(
+            f"{path}: does not match its own digest, so it was damaged or edited by hand; copy it again, or index "
+            "the shards again with: coatnet shards index"
         )
-        if index.digest != content["digest"]:
-            raise DataError(
-                f"{path}: does not fit its own digest, so it was damaged or changed by hand; copy it again, or index "
-                "the shards again with: coatnet shards index"
-            )
-    except DataError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not an index of shards ({error}); index the shards again") from error
     for shard in index.shards:
         if ".." in PurePosixPath(shard.name).parts or PurePosixPath(shard.name).is_absolute():
-            raise DataError(f"{path}: shard {shard.name!r} lies outside the folder; this index is not to be trusted")
+            raise DataError(f"{path}: shard {shard.name!r} is outside the folder; do not trust this index")
     return index
 
 

@@ -1,6 +1,5 @@
 """What a sample says of its classes, and maps from one class list to another."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from data.digest import json_sha256
 from data.errors import DataError
 from data.index import LabelFormat
 
@@ -85,7 +85,7 @@ class LabelMap:
     @property
     def digest(self) -> str:
         """sha256 over what it does."""
-        return hashlib.sha256(json.dumps([self.classes, self.targets.tolist()]).encode()).hexdigest()
+        return json_sha256([self.classes, self.targets.tolist()])
 
     @property
     def drops(self) -> bool:

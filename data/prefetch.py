@@ -1,17 +1,17 @@
-"""How far readers run ahead of what uses their samples, and which shards that keeps open at a time. Numbers alone."""
+"""How far samples are prefetched, and which shards that needs at the same time: pure arithmetic."""
 
 import numpy as np
 
 from data.dataset import Dataset
 
 
-def steps_read_ahead(micro_batches: int, workers: int) -> int:
-    """Steps between that of the micro-batch asked for and that of the last one being read."""
+def prefetched_steps(micro_batches: int, workers: int) -> int:
+    """Steps from that of the micro-batch being consumed to that of the last one being read."""
     return -(-2 * workers // micro_batches)
 
 
 def evaluation_shards(dataset: Dataset, row: int, per_pass: int, workers: int) -> tuple[list[int], list[int]]:
-    """The shards of the passes being read when pass `row` begins, and the two behind them."""
+    """The shards of the passes being read when pass `row` starts, and the two after them."""
     ends = np.cumsum(dataset.shard_samples)
     first = int(np.searchsorted(ends, max(0, row - 2 * workers) * per_pass, side="right"))
     last = int(np.searchsorted(ends, min((row + 1) * per_pass, dataset.samples) - 1, side="right"))
@@ -19,7 +19,7 @@ def evaluation_shards(dataset: Dataset, row: int, per_pass: int, workers: int) -
 
 
 def evaluation_need(dataset: Dataset, per_pass: int, workers: int) -> int:
-    """Bytes that surely hold what `evaluation_shards` names at any time."""
+    """An upper bound of the bytes of the shards that `evaluation_shards` returns at any time."""
     samples = np.sort(dataset.shard_samples)
     touched = 4 + int(np.searchsorted(np.cumsum(samples), (2 * workers + 1) * per_pass, side="right"))
     return sum(sorted((shard.bytes for shard in dataset.index.shards), reverse=True)[:touched])

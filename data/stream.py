@@ -1,4 +1,4 @@
-"""Micro-batches from shards: read, decode and augment in threads, delivered in the order of the steps."""
+"""Streams of micro-batches: samples are read, decoded and augmented in threads and delivered in step order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -16,17 +16,17 @@ from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
 from data.order import SampleOrder, Samples, evaluation_positions
-from data.prefetch import evaluation_shards, steps_read_ahead
+from data.prefetch import evaluation_shards, prefetched_steps
 from data.random_streams import RandomStream
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 
-_TRIES = 100  # neighbours tried for a sample that cannot be used
+_MAX_REPLACEMENTS = 100  # samples tried in place of an unusable one
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedSample:
-    """A sample that could not be used: its place in the micro-batch, its shard, its key, and why."""
+    """An unusable sample: its position in the micro-batch, its shard, its key, and the reason."""
 
     position: int
     shard: str
@@ -35,71 +35,77 @@ class SkippedSample:
 
 
 class SampleOrigin(NamedTuple):
-    """Where a sample of a training micro-batch comes from."""
+    """The origin of a sample of a training micro-batch."""
 
     epoch: int
     id: int
-    """The sample that the order names, by its id in the index."""
+    """Of the sample in the order, its id in the index."""
     shard: str
     key: str
-    """The one that was used for it: the same, unless that is broken."""
+    """Of the sample that was read: the same one, unless that is unusable."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """m samples of up to k classes each, and what was skipped."""
+    """m samples with up to k classes each, and the samples that were skipped."""
 
     images: Pixels
     """(m, S, S, 3) uint8."""
     labels: NDArray[np.int64]
-    """(m, k), ascending, filled up with -1."""
+    """(m, k), ascending, padded with -1."""
     weights: NDArray[np.float32]
     """(m,)"""
     skipped: list[SkippedSample]
     origins: list[SampleOrigin]
-    """(m,) in training; empty in an evaluation, which reads in the order of the index."""
+    """(m,) in training; empty in an evaluation, which reads in index order."""
+
+
+class RankShare(NamedTuple):
+    """The share of every step's samples that one rank reads, in micro-batches."""
+
+    rank: int
+    world_size: int
+    micro_batch: int
 
 
 def training_stream(
     dataset: Dataset,
     order: SampleOrder,
     transform: TrainTransform,
+    share: RankShare,
     *,
-    micro_batch: int,
-    rank: int,
-    world_size: int,
     first_step: int,
     workers: int,
     cache: Cache | None = None,
 ) -> Generator[MicroBatch]:
-    """One rank's micro-batches of step `first_step`, then of the next step, without end.
+    """One rank's endless micro-batches, starting with those of step `first_step`.
 
-    A sample's pixels depend on (seed, epoch, sample id) alone. One that cannot be used is replaced by the next of
-    its shard that can, and reported in the micro-batch.
+    The pixels of a sample depend on (seed, epoch, sample id) only. An unusable sample is replaced by the next usable
+    one of its shard, and reported in the micro-batch.
 
     Raises:
-        DataError: shards that are missing or damaged, or no usable sample among `_TRIES` neighbours.
-        StorageDown: remote shards that cannot be had.
+        DataError: shards are missing or damaged, or `_MAX_REPLACEMENTS` samples in a row are unusable.
+        StorageDown: remote shards cannot be downloaded.
     """
-    share = order.batch // world_size
-    positions = range(rank * share, (rank + 1) * share, micro_batch)
-    behind = steps_read_ahead(len(positions), workers)
+    size = order.batch // share.world_size
+    positions = range(share.rank * size, (share.rank + 1) * size, share.micro_batch)
+    prefetched = prefetched_steps(len(positions), workers)
 
-    at_a_time = order.shards_ahead(first_step, positions.start, positions.stop, behind + 1)[0]
+    concurrent_shards = order.shards_ahead(first_step, positions.start, positions.stop, prefetched + 1)[0]
 
-    # Twice, since lanes do not come to their next windows together.
-    with closing(SampleReader(dataset, cache, 16 + 2 * len(at_a_time))) as reader:
+    # Twice, since lanes do not reach their next windows together.
+    with closing(SampleReader(dataset, cache, 16 + 2 * len(concurrent_shards))) as reader:
 
         def load(step: int, start: int) -> MicroBatch:
-            return _load_training(reader, order.at(step, start, start + micro_batch), transform, order.seed)
+            return _load_training(reader, order.at(step, start, start + share.micro_batch), transform, order.seed)
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             step = first_step
             while True:
                 if reader.cached:
-                    oldest = max(first_step, step - behind)
+                    oldest = max(first_step, step - prefetched)
                     now, ahead = order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest)
-                    reader.cached.want(now, ahead)
+                    reader.cached.request(now, ahead)
                 for start in positions:
                     yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
                 step += 1
@@ -110,29 +116,28 @@ def training_stream(
 def evaluation_stream(
     dataset: Dataset,
     transform: EvaluationTransform,
+    share: RankShare,
     *,
-    micro_batch: int,
-    rank: int,
-    world_size: int,
     workers: int,
     cache: Cache | None = None,
 ) -> Generator[MicroBatch]:
-    """One rank's share of all samples, each with weight 1 on one rank, filled up with weight 0.
+    """One rank's share of all samples: each has weight 1 on exactly one rank; padding has weight 0.
 
-    A sample that cannot be used gets weight 0 and is reported.
+    An unusable sample gets weight 0 and is reported.
 
     Raises:
-        DataError: shards that are missing or damaged.
-        StorageDown: remote shards that cannot be had.
+        DataError: shards are missing or damaged.
+        StorageDown: remote shards cannot be downloaded.
     """
     ends = np.cumsum(dataset.shard_samples)
-    ids, weights = evaluation_positions(dataset.samples, rank, world_size, micro_batch)
+    per_pass = share.micro_batch * share.world_size
+    ids, weights = evaluation_positions(dataset.samples, *share)
 
     with closing(SampleReader(dataset, cache)) as reader:
 
         def load(row: int) -> MicroBatch:
-            images = np.zeros((micro_batch, transform.size, transform.size, 3), np.uint8)
-            labels = np.full((micro_batch, dataset.labels_per_sample), -1, np.int64)
+            images = np.zeros((share.micro_batch, transform.size, transform.size, 3), np.uint8)
+            labels = np.full((share.micro_batch, dataset.labels_per_sample), -1, np.int64)
             weight, skipped = weights[row].copy(), list[SkippedSample]()
             for position, sample in enumerate(ids[row]):
                 shard = int(np.searchsorted(ends, sample, side="right"))
@@ -150,7 +155,7 @@ def evaluation_stream(
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):
                 if reader.cached:
-                    reader.cached.want(*evaluation_shards(dataset, row, micro_batch * world_size, workers))
+                    reader.cached.request(*evaluation_shards(dataset, row, per_pass, workers))
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
         yield from _in_order(tasks(), workers, reader)
@@ -175,15 +180,15 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
 def _usable(
     reader: SampleReader, shard: int, number: int, position: int, skipped: list[SkippedSample]
 ) -> tuple[str, Pixels, tuple[int, ...]]:
-    """Sample `number` of `shard`, or the next of it that can be used: its key, pixels and classes."""
+    """Key, pixels and classes of sample `number` of `shard`, or of the next usable one."""
     size = int(reader.dataset.shard_samples[shard])
-    for attempt in range(min(size, _TRIES)):
+    for attempt in range(min(size, _MAX_REPLACEMENTS)):
         try:
             return _decoded(reader, shard, (number + attempt) % size)
         except BrokenSample as error:
             skipped.append(SkippedSample(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
     raise DataError(
-        f"shard {reader.dataset.index.location(shard)}: {min(size, _TRIES)} samples in a row cannot be used "
+        f"shard {reader.dataset.index.location(shard)}: {min(size, _MAX_REPLACEMENTS)} samples in a row are unusable "
         f"(last: {skipped[-1].key}, {skipped[-1].reason}); copy it again or rebuild it"
     )
 
@@ -197,7 +202,7 @@ def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[str, Pixels
 
 
 def _in_order(tasks: Iterator[Callable[[], MicroBatch]], workers: int, reader: SampleReader) -> Iterator[MicroBatch]:
-    """Run `tasks` in threads, a few ahead of the reader, and yield their results in order."""
+    """Run `tasks` in threads, a few ahead of the consumer, and yield their results in order."""
     executor = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     pending: deque[Future[MicroBatch]] = deque()
     try:

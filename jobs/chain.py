@@ -1,4 +1,4 @@
-"""All stages of a recipe on this machine, in order, continuing where an earlier call stopped."""
+"""Run all stages of a recipe on this machine, in order, continuing where an earlier call stopped."""
 
 import os
 from pathlib import Path
@@ -12,18 +12,18 @@ from jobs.bundled_recipes import load_recipe
 from jobs.commands.shards.build import build_and_report
 from jobs.launch import launch_ranks, refuse_other_machines
 from pipeline.faults.preemption import StopSignals
-from pipeline.plan import check_model, plan_stage
+from pipeline.plan import Plan, check_model, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
 
 
 def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
-    """Run every stage of the recipe at `path` that is not done, and print what came of each; build its shards first.
+    """Run every stage of the recipe at `path` that is not done, and print the results; build its shards first.
 
     Raises:
         ConfigError, DataError: found before the first stage starts.
-        StageFailed: a stage ended otherwise than well.
+        StageFailed: a stage failed, or was asked to stop.
     """
     recipe = load_recipe(path, overrides)
     for name, stage in recipe.stages.items():
@@ -31,10 +31,12 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         check_model(recipe, stage, f"stage {name}: ")
     if recipe.shards:
         build_missing(recipe.shards, console)
+    plans = []
     for name in recipe.stages:
-        run_folder(recipe, name).check(plan_stage(recipe, name), start_digest(recipe, name))
-    for name in recipe.stages:
-        run_one(recipe, name, path, overrides, console, signals)
+        plans.append(plan_stage(recipe, name))
+        run_folder(recipe, name).check(plans[-1], start_digest(recipe, name))
+    for plan in plans:
+        _run_planned(plan, recipe, path, overrides, console, signals)
     console.print(result_table(recipe))
 
 
@@ -56,18 +58,25 @@ def run_one(
 
     Raises:
         ConfigError, DataError: the stage cannot start.
-        StageFailed: it ended otherwise than well, or was asked to stop.
+        StageFailed: it failed, or was asked to stop.
     """
-    plan, folder = plan_stage(recipe, name), run_folder(recipe, name)
+    plan = plan_stage(recipe, name)
     refuse_other_machines(name, plan.stage)
-    folder.check(plan, start_digest(recipe, name))
+    _run_planned(plan, recipe, path, overrides, console, signals)
+
+
+def _run_planned(
+    plan: Plan, recipe: Recipe, path: Path, overrides: list[str], console: Console, signals: StopSignals
+) -> None:
+    folder = run_folder(recipe, plan.name)
+    folder.check(plan, start_digest(recipe, plan.name))  # the stage it starts from may only just have ended
     if folder.result() is not None:
-        console.print(f"[bold]{name}[/]  done before")
+        console.print(f"[bold]{plan.name}[/]  done before")
         return
     if plan.stage.start_from:
-        final_checkpoint(recipe, plan.stage.start_from)  # refused here rather than by every rank
+        final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
     folder.create()
-    launch_ranks(["train", str(path), name, *overrides], plan.stage, folder, signals)
+    launch_ranks(["train", str(path), plan.name, *overrides], plan.stage, folder, signals)
 
 
 def result_table(recipe: Recipe) -> Table:
@@ -81,12 +90,12 @@ def result_table(recipe: Recipe) -> Table:
     for name in recipe.stages:
         result = run_folder(recipe, name).result()
         if result is not None:
-            speed = result["images_per_second"]
+            speed = result.images_per_second
             table.add_row(
                 name,
-                f"{result['steps']:,}",
+                f"{result.steps:,}",
                 f"{speed:,.0f}" if speed else "-",
-                f"{result['validation']['top1']:.2%}",
-                result["checkpoint"],
+                f"{result.validation.top1:.2%}",
+                result.checkpoint,
             )
     return table

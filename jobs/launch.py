@@ -18,11 +18,11 @@ from jobs.exit_codes import CONTINUES, EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, 
 from jobs.packages import own_packages_first
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
-from pipeline.faults.time_limit import STARTED
 from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.run_folder import RunFolder
 
 _LAUNCHER = "COATNET_LAUNCHER"
+_STARTED = "COATNET_STARTED"
 _LEAVE_SECONDS = 10
 """After one rank has failed, time for the others to notice and report what they know; then they are killed."""
 _SLACK_SECONDS = 30
@@ -55,7 +55,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
     Raises:
         StageFailed: with the outcome of the rank that caused the failure.
     """
-    signals.end_if_heard()  # a signal after the previous stage had ended
+    signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
     received: list[tuple[signal.Signals, float]] = []
 
@@ -65,7 +65,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
             process.send_signal(stop)
 
     with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes, reserved_port() as port:
-        signals.give_to(pass_on)
+        signals.set_handler(pass_on)
         try:
             _start(processes, command, stage, folder, Path(outcomes), port, signals.started)
             for stop, _ in received:  # while only some of the ranks had been started
@@ -81,7 +81,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
             _kill(processes, 0)
             raise
         finally:
-            signals.give_to(None)
+            signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
             raise StageFailed(_outcome(codes, Path(outcomes), folder))
@@ -101,6 +101,11 @@ def die_with_launcher() -> None:
 def is_rank() -> bool:
     """Whether this process was started as one rank of a group."""
     return "RANK" in os.environ
+
+
+def launch_time(own_start: float) -> float:
+    """When the command that launched this rank began, in seconds since the epoch; `own_start` if nothing did."""
+    return float(os.environ.get(_STARTED, own_start))
 
 
 def _start(
@@ -126,7 +131,7 @@ def _start(
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
                 OUTCOME_FILE: f"{outcomes}/{rank}.json",
-                STARTED: str(started),
+                _STARTED: str(started),
                 _LAUNCHER: str(os.getpid()),
             }
         )

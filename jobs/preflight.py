@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from jobs.scheduler.dry_run import dry_run
 from pipeline.errors import ConfigError
+from pipeline.event_log import Event
 from pipeline.plan import TrainPlan, check_model
 from pipeline.preflight.disk_space import assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding
@@ -38,11 +39,11 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
     for name in stages:
         stage = recipe.stages[name]
         yield from assess_settings(recipe, name, elsewhere=slurm)
-        found, plan = assessor.examine(name)
+        found, plan = assessor.assess(name)
         yield from found
         if isinstance(stage, TrainStage) and _has_a_model(recipe, stage):
             classes = len(plan.classes) if plan else _CLASSES
-            begun = any(entry["event"] == "save" for entry in run_folder(recipe, name).events.entries())
+            begun = bool(run_folder(recipe, name).events.of(Event.SAVE))
             yield from assess_memory(name, stage, classes, begun=begun)
             kept.append((name, stage, classes, plan.steps if isinstance(plan, TrainPlan) else stage.steps))
     yield from assess_disk_space(recipe, kept)

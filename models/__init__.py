@@ -1,1 +1,1 @@
-"""CoAtNet as a PyTorch module: blocks, relative attention, the variant table. Knows no device, rank or file."""
+"""CoAtNet as a PyTorch module: blocks, relative attention and the table of variants; depends on torch alone."""

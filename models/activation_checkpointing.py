@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a block keeps for its backward is dropped and computed again."""
+"""Activation checkpointing: the activations of a block are not stored for its backward, but recomputed in it."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,7 +11,7 @@ from models.options import CheckpointingPolicy
 
 
 def recomputed_blocks(policy: CheckpointingPolicy, convolves: list[bool]) -> list[bool]:
-    """For each block, the stem first, whether `policy` computes it again; `convolves` tells which are convolutional.
+    """For each block, the stem first, whether `policy` recomputes it; `convolves` says which are convolutional.
 
     Raises:
         ValueError: an unknown policy, or k below 1.
@@ -30,15 +30,15 @@ def recomputed_blocks(policy: CheckpointingPolicy, convolves: list[bool]) -> lis
 
 
 def recompute_in_backward(block: nn.Module, x: Tensor, *kept: tuple[Kept, ...] | None) -> Tensor:
-    """`block(x, *kept)`, keeping its inputs alone for the backward.
+    """`block(x, *kept)`, storing only its inputs for the backward.
 
-    Gradients and BatchNorm's statistics equal those of the plain call to the bit: what is recomputed draws nothing
-    at random and records nothing.
+    Gradients and BatchNorm's statistics equal those of the plain call to the bit: the recomputation draws no random
+    numbers and records no statistics.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), recording_paused(block)
 
-    # The reentrant form gives gradients equal to rounding only; DeepSpeed's own fails with ZeRO stage 3.
+    # The reentrant form gives gradients that are equal up to rounding only; DeepSpeed's own fails with ZeRO stage 3.
     y: Tensor = checkpoint(block, x, *kept, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return y

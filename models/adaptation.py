@@ -1,4 +1,4 @@
-"""Trained parameters made to fit a model for another picture size or other classes."""
+"""Adapts trained parameters to a model for another image size or other classes."""
 
 from torch import Tensor
 
@@ -7,13 +7,13 @@ from models.relative_bias import RelativeBias, resize_relative_bias
 
 
 def adapt_parameters(parameters: dict[str, Tensor], model: CoAtNet) -> dict[str, Tensor]:
-    """Trained parameters made to fit `model`: relative tables resized, another classifier dropped.
+    """Trained parameters adapted to `model`: relative tables are resized, a classifier of other classes is dropped.
 
-    Returns a dictionary of the model's names; a classifier trained for another number of classes is left out of it,
-    so that it keeps its initialization.
+    Returns a dictionary by the model's names, without a classifier that was trained for another number of classes, so
+    that the model's own keeps its initialization.
 
     Raises:
-        ValueError: the parameters are another architecture's; names the first that differ, with both shapes.
+        ValueError: the parameters are those of another architecture; names the first that differ, with both shapes.
     """
     wanted = dict(model.named_parameters())
     grids = {f"{name}.table": m.grid for name, m in model.named_modules() if isinstance(m, RelativeBias)}

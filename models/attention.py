@@ -14,8 +14,8 @@ from models.variants import Variant
 
 # A bias that needs a gradient leaves the memory-efficient kernel on GPUs: flash attention takes no bias there, and
 # cuDNN's takes none that needs a gradient. cuDNN's has returned wrong numbers with masks (pytorch PR 191612, issue
-# 196678), so it is left out of evaluation as well. On CPUs flash attention takes a bias without a gradient; it
-# evaluates four times as fast as MATH, which trains there, and keeps no attention matrix.
+# 196678), so it is not used in evaluation either. On CPUs flash attention takes a bias without a gradient; it
+# is four times as fast in evaluation as MATH, which trains there, and stores no attention matrix.
 ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -40,7 +40,7 @@ class RelativeAttention(nn.Module):
         B, H, W, _ = x_BHWC.shape
         qkv_BN3AD = self.qkv(x_BHWC).reshape(B, H * W, 3, self.heads, self.head_size)
         q_BAND, k_BAND, v_BAND = qkv_BN3AD.permute(2, 0, 3, 1, 4).unbind(0)
-        # One copy for the batch: the kernel pads a mask to eight columns, and would pad every sample's.
+        # One copy for the batch: the kernel pads a mask to eight columns, and would pad one for every sample.
         bias_1ANN = None if self.form == "none" else self.relative_bias((H, W), q_BAND.dtype)[None]
         mask = bias_1ANN if self.form == "pre_normalization" else None
         with sdpa_kernel(ATTENTION_BACKENDS):
@@ -73,8 +73,8 @@ class TransformerBlock(nn.Module):
     Args:
         in_width, width: channels in and out.
         stride: 1 or 2.
-        grid: cells (H, W) after pooling that the relative bias is made for.
-        variant: for its options.
+        grid: cells (H, W) after pooling, for which the relative bias is made.
+        variant: has the options.
     """
 
     branches = 2
@@ -102,7 +102,7 @@ class TransformerBlock(nn.Module):
         return y_BHWC
 
     def forward(self, x_BHWC: Tensor, kept: tuple[Kept, ...] | None = None) -> Tensor:
-        """(B, H, W, in_width) -> (B, H/stride, W/stride, width); dropped samples of `kept` are not computed."""
+        """(B, H, W, in_width) -> (B, H/stride, W/stride, width); samples that are not in `kept` are not computed."""
         shortcut: Tensor = self.shortcut(self._pool(x_BHWC))
         if kept is None:
             y_BHWC = shortcut + self._attend(x_BHWC)

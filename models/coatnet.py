@@ -74,13 +74,13 @@ class Head(nn.Module):
 class CoAtNet(nn.Module):
     """The network of one `Variant`; `models.registry.create_model` makes one by name.
 
-    The interface is timm's, but for pictures and features that are channels-last.
+    The interface is timm's, except that images and features are channels-last.
 
     Args:
         variant: stem, stages and options.
         num_classes: outputs of the classifier; 0 for none.
-        image_size: pixels (height, width) that the relative tables are made for; each a multiple of the variant's
-            stride. Pictures of other such sizes are taken as well, with the tables resized bilinearly on the way.
+        image_size: pixels (height, width) for which the relative tables are made; each a multiple of the variant's
+            stride. Images of other such sizes work too: the tables are resized bilinearly in the forward.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
 
     Raises:
@@ -101,7 +101,7 @@ class CoAtNet(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         """What `forward_intermediates` returns, stem first: `num_chs`, `reduction` (pixels per cell), `module`."""
         self._feature_steps: list[int] = []
-        """Of each of these, its place in stem and blocks."""
+        """Position of each of these among stem and blocks."""
         blocks: list[MBConv | TransformerBlock] = []
         width, stride = variant.stem_width, variant.stem_stride
         self._note_feature(0, width, stride)
@@ -118,19 +118,19 @@ class CoAtNet(nn.Module):
         last = max(1, len(blocks) - 1)
         rates = [drop_path_rate * number / last for number in range(len(blocks))]
         self.drop_rates = [(r,) * block.branches if r > 0.0 else () for r, block in zip(rates, blocks, strict=True)]
-        """Of each block, the rates of the branches that stochastic depth drops."""
+        """For each block, the rates at which stochastic depth drops its branches."""
         self.compiled = False
         self.set_grad_checkpointing(False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        """Logits (B, classes) of normalized pictures (B, H, W, 3)."""
+        """Logits (B, classes) of normalized images (B, H, W, 3)."""
         return self.forward_head(self.forward_features(x_BHWC))
 
     def forward_features(self, x_BHWC: Tensor) -> Tensor:
-        """The last block's output (B, H/stride, W/stride, D) for normalized pictures (B, H, W, 3).
+        """The last block's output (B, H/stride, W/stride, D) for normalized images (B, H, W, 3).
 
         Raises:
-            ValueError: pictures of another shape, or of a size that the strides do not divide.
+            ValueError: images of another shape, or of a size that the strides do not divide.
         """
         return self._run(x_BHWC)[0]
 
@@ -151,9 +151,9 @@ class CoAtNet(nn.Module):
         """Features after the stem and after each stage, as `feature_info` lists them.
 
         Args:
-            x_BHWC: normalized pictures (B, H, W, 3).
-            indices: positions in `feature_info`, negative ones from the end; or how many last ones; None for all.
-            stop_early: compute no block after the last one asked for.
+            x_BHWC: normalized images (B, H, W, 3).
+            indices: positions in `feature_info`, negative ones from the end; or the number of last ones; None for all.
+            stop_early: compute no block after the last requested one.
             output_fmt: `NHWC`, or `NCHW` for views of that order.
             intermediates_only: without the final features.
 
@@ -183,7 +183,7 @@ class CoAtNet(nn.Module):
         return self.head.classifier
 
     def reset_classifier(self, num_classes: int, *, seed: int = 0) -> None:
-        """A new, initialized classifier for `num_classes`, on the device and in the dtype of the head; 0 for none."""
+        """Replace the classifier by a new one, initialized, on the device and in the dtype of the head; 0 for none."""
         place = self.head.norm.weight
         self.num_classes = num_classes
         self.head.classifier = (
@@ -204,7 +204,7 @@ class CoAtNet(nn.Module):
         self.recomputed = recomputed_blocks(policy if enable else "none", convolves)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: biases, norms and relative tables."""
+        """Names of the parameters without weight decay: biases, norms and relative tables."""
         names = set()
         for prefix, module in self.named_modules():
             whole = isinstance(module, nn.LayerNorm | BatchNorm | RelativeBias)
@@ -216,7 +216,7 @@ class CoAtNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into layers from input to output, for layer-wise learning rates.
 
-        As timm's `group_parameters` reads it: one layer for each block, or `coarse`, for each stage.
+        In the form of timm's `group_parameters`: one layer for each block or, if `coarse`, for each stage.
         """
         stages = []
         first = 0
@@ -228,10 +228,10 @@ class CoAtNet(nn.Module):
         return {"stem": r"^stem\.", "blocks": [*blocks, (r"^head\.", (99999,))]}
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile stem and blocks in place, each as one graph; parameter names stay what they are.
+        """Compile stem and blocks in place, each as one graph; parameter names do not change.
 
-        Blocks of one kind and shape share their code. `options` go to `torch.compile`. Raises dynamo's limit of
-        compilations for one function to 64: the largest variants have 14 kinds of blocks, for training and evaluation.
+        Blocks of the same kind and shape share their code. `options` go to `torch.compile`. Raises dynamo's limit of
+        compilations per function to 64: the largest variants have 14 kinds of blocks, for training and evaluation.
         """
         self.compiled = True
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
@@ -248,9 +248,9 @@ class CoAtNet(nn.Module):
         self._feature_steps.append(step)
 
     def _run(self, x: Tensor, wanted: Container[int] = (), last: int | None = None) -> tuple[Tensor, dict[int, Tensor]]:
-        """The output of the last module run, and those at the `wanted` positions; position 0 is the stem."""
+        """The output of the last module that ran, and the outputs at the `wanted` positions; position 0 is the stem."""
         if x.dim() != 4 or x.shape[-1] != 3:
-            raise ValueError(f"pictures of shape {tuple(x.shape)}: must be (batch, height, width, 3), channels last")
+            raise ValueError(f"images of shape {tuple(x.shape)}: must be (batch, height, width, 3), channels last")
         _check_image_size((x.shape[1], x.shape[2]), self.variant)
         kept = self._draw_kept(x)
         outputs = {}
@@ -273,7 +273,7 @@ class CoAtNet(nn.Module):
         kept = draw_kept([rate for rates in self.drop_rates for rate in rates], x.shape[0], x.device)
         if self.compiled:
             for samples, _ in kept:
-                # Else every count of kept samples would be compiled anew.
+                # Otherwise every number of kept samples would be compiled anew.
                 torch._dynamo.maybe_mark_dynamic(samples, 0)
         drawn = iter(kept)
         return [tuple(islice(drawn, len(rates))) or None for rates in self.drop_rates]

@@ -1,4 +1,4 @@
-"""What a model costs, counted from the model itself: parameters, multiply-adds, activations kept for the backward.
+"""What a model costs, counted from the model itself: parameters, multiply-adds, activations stored for the backward.
 
 Counting runs the model on the meta device, where operations have shapes and no values, so it takes no memory and
 little time. Multiply-adds are those of convolutions, matrix products and attention; norms, softmax and look-ups are
@@ -29,7 +29,7 @@ class Published:
 
     parameters: str | None
     multiply_adds: dict[int, float]
-    """By side of the picture, in billions; the paper calls them FLOPs."""
+    """By side length of the image, in billions; the paper calls them FLOPs."""
 
 
 PUBLISHED: dict[str, Published] = {
@@ -50,20 +50,20 @@ PUBLISHED: dict[str, Published] = {
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a part of the model costs for one picture."""
+    """What a part of the model costs for one image."""
 
     multiply_adds: int
     """Of one forward."""
     activation_bytes: int
-    """Kept for the backward by one more picture in the micro-batch, in bf16 with the memory-efficient attention kernel.
+    """Stored for the backward by one more image in the micro-batch, in bf16 with memory-efficient attention.
 
-    What does not grow with the micro-batch (weights, relative tables) is left out. With activation checkpointing a
-    recomputed block keeps its input instead.
+    What does not grow with the micro-batch (weights, relative tables) does not count. With activation checkpointing a
+    recomputed block stores its input instead.
     """
 
 
 def count_parameters(variant: Variant, image_size: int = 224, num_classes: int = 1000) -> int:
-    """Parameters of a model with relative tables for square pictures of `image_size` pixels."""
+    """Parameters of a model with relative tables for square images of `image_size` pixels."""
     return sum(p.numel() for p in _on_meta(variant, (image_size, image_size), num_classes).parameters())
 
 
@@ -73,7 +73,7 @@ def count_parameters_without_dense_head(variant: Variant, image_size: int = 224,
 
 
 def count_costs(variant: Variant, image_size: int, num_classes: int = 1000) -> list[Cost]:
-    """The costs of stem, blocks and head for square pictures of `image_size` pixels."""
+    """The costs of stem, blocks and head for square images of `image_size` pixels."""
     side, width = image_size // variant.stem_stride, variant.stem_width
     blocks = []
     for stage in variant.stages:
@@ -90,11 +90,10 @@ def count_costs(variant: Variant, image_size: int, num_classes: int = 1000) -> l
 def count_training_cost(
     variant: Variant, image_size: int, num_classes: int = 1000, policy: CheckpointingPolicy = "none"
 ) -> Cost:
-    """What one picture costs in training, with activation checkpointing by `policy`.
+    """What one image costs in training, with activation checkpointing by `policy`.
 
-    Its multiply-adds are those of the forward, of a backward that costs two, and of what is computed again. Kept are
-    the inputs of recomputed blocks, and the activations of the largest of these, which are there once more during its
-    backward.
+    Its multiply-adds are those of the forward, of a backward that costs two forwards, and of the recomputation. Stored
+    are the inputs of recomputed blocks, and the activations of the largest of them, which exist during its backward.
     """
     costs = count_costs(variant, image_size, num_classes)
     convolves, input_bytes = [variant.stem == "convolutions"], [3 * image_size**2 * 2]
@@ -120,7 +119,7 @@ def count_training_cost(
 def _count_cost(part: Literal["stem", "block", "head"], variant: Variant, side: int, num_classes: int) -> Cost:
     """The cost of one part of a small `variant` for an input of `side` cells a side.
 
-    Kept, since a stage's blocks are alike and variants share many.
+    Cached, since the blocks of a stage are alike and variants share many.
     """
     size = side * variant.stem_stride if part == "block" else variant.stride
     model = _on_meta(variant, (size, size), num_classes).train()
@@ -160,7 +159,7 @@ class _MemoryEfficientAttention(TorchFunctionMode):
 
 
 def _saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Bytes of the storages that a forward of `module` keeps for its backward, parameters excepted."""
+    """Bytes of the storages that a forward of `module` stores for its backward, except parameters."""
     parameters = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     kept: dict[int, Tensor] = {}  # holds the tensors, so that no two storages have one address
 

@@ -1,8 +1,8 @@
 """Stochastic depth: in training, a sample skips a residual branch with a given probability.
 
-The decisions are drawn on the host before the forward and handed to the blocks. So a block is a pure function of its
-inputs: recomputing it for activation checkpointing repeats the decisions, a compiled block holds no random numbers,
-and the sizes of the work are known without waiting for the device.
+The decisions are drawn on the host before the forward and passed to the blocks. So a block is a pure function of its
+inputs: recomputing it for activation checkpointing repeats the decisions, a compiled block draws no random numbers,
+and the number of kept samples is known without waiting for the device.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Kept(NamedTuple):
     samples: Tensor
     """(b,) int64 positions in the micro-batch, at least one."""
     scale: Tensor
-    """() float32, what the branch is multiplied by."""
+    """() float32, the factor on the branch."""
 
     def of(self, x: Tensor) -> Tensor:
         """The kept samples of `x` (B, ...) -> (b, ...)."""
@@ -32,13 +32,13 @@ class Kept(NamedTuple):
 def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[Kept]:
     """One draw for each branch: every sample is kept with probability `1 - rate`, and scaled by `1 / (1 - rate)`.
 
-    From torch's default generator of the CPU, whatever the `device` that receives them.
+    Drawn from torch's default CPU generator, whatever the `device` that receives them.
     """
     kept, scales = [], []
     for rate in rates:
         samples = (torch.rand(batch) >= rate).nonzero().squeeze(1)
         scales.append(1.0 / (1.0 - rate) if samples.numel() else 0.0)
-        # A branch that one rank skips altogether would leave the collectives of sharded parameters unmatched.
+        # If one rank skipped a branch altogether, its collectives for sharded parameters would be missing.
         kept.append(samples if samples.numel() else torch.zeros(1, dtype=torch.long))
     if not kept:
         return []

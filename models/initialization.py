@@ -1,4 +1,4 @@
-"""Initial weights: N(0, std), norms the identity, as MaxViT does, whose authors wrote CoAtNet."""
+"""Initial weights: N(0, std), and norms as the identity, as in MaxViT, which shares authors with CoAtNet."""
 
 import hashlib
 from collections.abc import Container
@@ -17,11 +17,11 @@ RELATIVE_BIAS_STD = 0.02
 def initialize_parameters(
     model: nn.Module, seed: int, *, weight_std: float | None, only: Container[str] | None = None
 ) -> None:
-    """Fill parameters and buffers in place, on whatever device they are.
+    """Fill parameters and buffers in place, on any device.
 
-    Weights are N(0, `weight_std`), or N(0, 1 / fan-in) for None; relative tables N(0, 0.02); biases 0. What a
-    parameter gets follows from the seed and its name alone, and from the kind of device; so several processes can each
-    fill the parameters that they own, named by `only`, as are BatchNorm's statistics by their `running_mean`.
+    Weights are N(0, `weight_std`), or N(0, 1 / fan-in) for None; relative tables N(0, 0.02); biases 0. The values of a
+    parameter depend only on the seed, its name and the kind of device. So several processes can each fill the
+    parameters that they own, named in `only`; the `running_mean` there stands for all of a BatchNorm's statistics.
     """
     tasks = []
     # A CPU draws normal numbers in one thread; CoAtNet-7 has 2.4 billion of them.

@@ -27,10 +27,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class GatedLinear(nn.Linear):
-    """`Linear(x * gate)` for channels-last pictures and a gate for each of their channels.
+    """`Linear(x * gate)` for channels-last images and a gate for each of their channels.
 
-    A picture with more cells than the layer has outputs gates the weights and not the cells: that saves several passes
-    over the widest activations of the model, forward and backward, and keeping one of them.
+    For an image with more cells than the layer has outputs, the gate is applied to the weights instead of the cells.
+    That saves several passes over the widest activations of the model, forward and backward, and storing one of them.
     """
 
     def forward(self, x_BHWC: Tensor, gate_BC: Tensor) -> Tensor:  # type: ignore[override]
@@ -44,13 +44,13 @@ class GatedLinear(nn.Linear):
 class MBConv(nn.Module):
     """`Proj(Pool(x)) + Shrink(SE(DepthConv(Expand(Norm(x), stride))))` (paper, equation 5).
 
-    Where the stride sits in the 1x1 expansion, that reads a quarter of the pixels. Expansion and squeeze are relative
-    to the OUTPUT width: only so the published sizes and multiply-adds are met.
+    With the stride in the 1x1 expansion, that reads a quarter of the pixels. Expansion and squeeze are relative to the
+    OUTPUT width: only that gives the published sizes and multiply-adds.
 
     Args:
         in_width, width: channels in and out.
         stride: 1 or 2.
-        variant: for its options.
+        variant: has the options.
     """
 
     branches = 1

@@ -11,12 +11,12 @@ from models.options import ConvolutionNorm
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the last dimension of channels-last pictures.
+    """BatchNorm over the last dimension of channels-last images.
 
-    In training a forward normalizes by the statistics of its own micro-batch and adds them to a record;
+    In training, a forward normalizes by the statistics of its own micro-batch and adds them to a record;
     `recorded_statistics` and `move_running_statistics` turn the records of one step, from all its micro-batches on
-    all ranks, into one movement of the running statistics. That makes them independent of how many micro-batches
-    a rank computes. Statistics are float32 whatever the dtype of the activations.
+    all ranks, into one movement of the running statistics. So these do not depend on the number of micro-batches
+    that a rank computes. Statistics are float32 whatever the dtype of the activations.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-3, momentum: float = 0.01) -> None:
@@ -51,7 +51,7 @@ class BatchNorm(nn.Module):
 
     @torch.no_grad()
     def reset_statistics(self) -> None:
-        """Running statistics of normalized activations, and nothing recorded."""
+        """Reset the running statistics to those of normalized activations, and clear the records."""
         for buffer in (self.running_mean, self.recorded_mean, self.recorded_var):
             buffer.zero_()
         self.running_var.fill_(1.0)
@@ -69,7 +69,7 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
 
 @contextmanager
 def recording_paused(model: nn.Module) -> Iterator[None]:
-    """Forwards inside are repetitions, whose statistics have been recorded before."""
+    """Inside, forwards record no statistics: they repeat earlier ones that did."""
     norms = batch_norms(model)
     for norm in norms:
         norm.recording = False
@@ -81,7 +81,7 @@ def recording_paused(model: nn.Module) -> Iterator[None]:
 
 
 def recorded_statistics(model: nn.Module) -> Tensor:
-    """The sums over the micro-batches seen since the last movement: one flat float32 tensor, means then variances."""
+    """The sums over the micro-batches since the last movement: one flat float32 tensor, means then variances."""
     norms = batch_norms(model)
     records = [norm.recorded_mean for norm in norms] + [norm.recorded_var for norm in norms]
     return torch.cat(records) if records else torch.zeros(0, device=next(model.parameters()).device)
@@ -104,7 +104,7 @@ def move_running_statistics(model: nn.Module, statistics: Tensor) -> None:
 
 @torch.no_grad()
 def discard_recorded_statistics(model: nn.Module) -> None:
-    """Clear the records, as of a step that is not applied."""
+    """Clear the records, for a step that is not applied."""
     for norm in batch_norms(model):
         norm.recorded_mean.zero_()
         norm.recorded_var.zero_()

@@ -1,4 +1,4 @@
-"""The words by which a recipe or a caller chooses among forms of the model."""
+"""The values of the options by which a recipe or a caller chooses between forms of the model."""
 
 from typing import Literal
 
@@ -15,5 +15,5 @@ StridePlace = Literal["expansion", "depthwise"]
 """Where MBConv strides: in its first 1x1 convolution or in the depthwise one."""
 
 CheckpointingPolicy = Literal["none", "every_block", "mbconv"] | int
-"""Which blocks are computed again in the backward: none, all, those that convolve (stem and MBConv, which have the
+"""Which blocks are recomputed in the backward: none, all, the convolutional ones (stem and MBConv, which have the
 largest activations), or every k-th one. The stem counts as a block."""

@@ -1,4 +1,4 @@
-"""Pooling where a stage strides."""
+"""The pooling of blocks that stride."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -23,19 +23,19 @@ def create_model(
     Args:
         name: a key of `models.variants.VARIANTS`, such as `coatnet_5`.
         num_classes: outputs of the classifier; 0 for none.
-        image_size: pixels of a square picture, or (height, width); see `CoAtNet`.
+        image_size: pixels of a square image, or (height, width); see `CoAtNet`.
         drop_path_rate: stochastic depth of the last block.
-        seed: of the initialization. It gives the same weights on all devices of one kind.
-        device: where the model is made, directly; by default torch's default device. On `meta` it has no values.
-        options: replace the variant's own; see `find_variant`.
+        seed: of the initialization; the same seed gives the same weights on all devices of one kind.
+        device: on which the model is created directly; by default torch's default device. On `meta` it has no values.
+        options: override those of the variant; see `find_variant`.
 
     Raises:
-        ValueError: an unknown name or option, or what `Variant` and `CoAtNet` refuse.
+        ValueError: an unknown name or option, or an error of `Variant` or `CoAtNet`.
     """
     variant = find_variant(name, **options)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     device = torch.get_default_device() if device is None else torch.device(device)
-    # Torch's own initialization would take several times as long as ours, for nothing.
+    # On meta, since torch's own initialization would take several times as long as ours and be overwritten.
     with torch.device("meta"):
         model = CoAtNet(variant, num_classes=num_classes, image_size=size, drop_path_rate=drop_path_rate)
     if device.type != "meta":

@@ -35,7 +35,7 @@ class RelativeBias(nn.Module):
     """The table of one attention layer, trained for a grid of (H, W) cells.
 
     Called with a grid and a dtype it returns (heads, H*W, H*W); for another grid than the trained one the table is
-    resized on the way. In evaluation without gradients the result is kept for the next call with the same arguments.
+    resized first. In evaluation without gradients the result is cached for the next call with the same arguments.
     """
 
     def __init__(self, heads: int, grid: tuple[int, int]) -> None:
@@ -48,7 +48,7 @@ class RelativeBias(nn.Module):
         # A compiled block expands the table as a part of its graph.
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return expand_relative_bias(resize_relative_bias(self.table, grid), grid).to(dtype)
-        # What changes the table in place counts up its version; what replaces its storage changes the pointer.
+        # Changing the table in place increments its version; replacing its storage changes the pointer.
         key = (grid, dtype, self.table.device, self.table.data_ptr(), self.table._version)
         if self._expanded is None or self._expanded[0] != key:
             expanded = expand_relative_bias(resize_relative_bias(self.table, grid), grid).to(dtype)
@@ -56,6 +56,6 @@ class RelativeBias(nn.Module):
         return self._expanded[1]
 
     def train(self, mode: bool = True) -> "RelativeBias":
-        """Switch the mode and forget what was kept: optimizers write through views that count no version."""
+        """Switch the mode and drop the cached bias: optimizers write through views, which increment no version."""
         self._expanded = None
         return super().train(mode)

@@ -1,4 +1,4 @@
-"""The CoAtNet family as one table: which blocks, how many, how wide, and the options that the paper compares.
+"""The CoAtNet family as one table: kinds, numbers and widths of blocks, and the options that the paper compares.
 
 Source: Dai et al., "CoAtNet: Marrying Convolution and Attention for All Data Sizes", arXiv 2106.04803 v2.
 """
@@ -22,10 +22,10 @@ class BlockStage:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One member of the family: a stem, a chain of block stages, and what its blocks are made of.
+    """One member of the family: a stem, a chain of block stages, and the options of its blocks.
 
     Raises:
-        ValueError: a value that an option does not have, or a head size that does not divide a Transformer's width.
+        ValueError: an unknown value of an option, or a head size that does not divide a Transformer's width.
     """
 
     stem_width: int
@@ -82,7 +82,7 @@ class Variant:
         """This variant with other blocks per stage (`depths`), widths (the stem's, then the stages'), or options.
 
         Raises:
-            ValueError: not one number for each stage, or what the class refuses.
+            ValueError: a wrong number of depths or widths, or an error of the class.
         """
         depths = tuple(stage.depth for stage in self.stages) if depths is None else depths
         widths = (self.stem_width, *(stage.width for stage in self.stages)) if widths is None else widths
@@ -143,8 +143,8 @@ _STUDY: dict[str, Variant] = {
     "coatnet_2_vit_rel": Variant(768, (_attention(11, 768, stride=1),), stem="patches"),
 }
 
-# Ours, for two CPU cores and small pictures. At these widths weights of 0.02 would let the signal fade, and runs of
-# hundreds of steps need statistics that follow faster.
+# Ours, for two CPU cores and small images. At these widths weights of 0.02 would let the signal fade, and runs of
+# hundreds of steps need running statistics that move faster.
 _SMALL: dict[str, Variant] = {
     "coatnet_nano": Variant(
         32, (_conv(2, 32), _conv(2, 64), _attention(1, 96), _attention(1, 128, stride=1)),

@@ -1,1 +1,1 @@
-"""One training run: recipe, plan, engine, loop, checkpoint, evaluation, monitoring. Knows no scheduler."""
+"""One training run: recipe, plan, engine, loop, checkpoints, evaluation, monitoring; independent of any scheduler."""

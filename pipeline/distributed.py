@@ -1,4 +1,4 @@
-"""The processes of a run: who I am, which device is mine, and the few collectives that the pipeline uses."""
+"""The ranks of a run: this process's rank and device, and the few collectives that the pipeline uses."""
 
 import itertools
 import os
@@ -16,8 +16,8 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DeviceFailed, LostRank
 
 _NEVER = timedelta(days=7)
-"""How long a collective may take. The watchdog ends a run that hangs, and says who is late; a timeout of the process
-group would come before it and say only that somebody was."""
+"""How long a collective may take. The watchdog ends a run that hangs and names the rank that is late; a shorter timeout
+of the process group would end it first, without the name."""
 _CONNECT_SECONDS = 5.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -31,8 +31,8 @@ class Ranks:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """True on the one rank that speaks and publishes."""
+    def is_leader(self) -> bool:
+        """True on the one rank that reports and publishes."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -42,11 +42,11 @@ class Ranks:
         return tensor
 
     def barrier(self) -> None:
-        """Returns when all ranks have come here."""
+        """Return when all ranks have called this."""
         if self.world_size > 1:
             dist.barrier()
 
-    def from_leader(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """The leader's `number`, on every rank."""
         if self.world_size == 1:
             return number
@@ -54,7 +54,7 @@ class Ranks:
         dist.broadcast(value, 0)
         return int(value.item())
 
-    def text_from(self, rank: int, text: str) -> str:
+    def broadcast_text(self, rank: int, text: str) -> str:
         """The `text` of `rank`, on every rank."""
         letters = torch.tensor(list(text.encode()) if self.rank == rank else [], dtype=torch.uint8, device=self.device)
         size = self.sum(torch.tensor([len(letters)], dtype=torch.int64, device=self.device)).item()
@@ -62,7 +62,7 @@ class Ranks:
             letters = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
         return bytes(self.sum(letters).tolist()).decode() if size else ""
 
-    def texts(self, text: str) -> list[str]:
+    def gather_texts(self, text: str) -> list[str]:
         """The `text` of every rank, in their order, on every rank."""
         own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
@@ -75,29 +75,29 @@ class Ranks:
 
 
 class KeyValueStore(Protocol):
-    """Keys and values that all ranks see; torch has it."""
+    """Keys and values that all ranks share: the interface of torch's stores."""
 
     def set(self, key: str, value: str) -> None:
-        """Write."""
+        """Set the value of a key."""
 
     def get(self, key: str) -> bytes:
-        """Wait for the key, and read."""
+        """Wait until the key exists, and return its value."""
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all of them are there."""
+        """Whether all keys exist."""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a number that begins at 0; returns the sum."""
+        """Add to a number that starts at 0, and return the sum."""
 
     def compare_set(self, key: str, expected: str, value: str) -> bytes:
-        """Write if the key has the expected value, or none where that is empty; returns what it has then."""
+        """Set the value if the key has the expected one, or does not exist and that is empty; return the new value."""
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """What RANK and WORLD_SIZE say.
+    """The values of RANK and WORLD_SIZE.
 
     Raises:
-        ConfigError: one of the variables that a rank needs is not set.
+        ConfigError: one of the environment variables that a rank needs is not set.
     """
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing:
@@ -111,7 +111,7 @@ def rank_and_world_size() -> tuple[int, int]:
 def join_ranks(threads: int) -> Ranks:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
-    `threads` are this rank's compute threads if there is no GPU.
+    Without a GPU, this rank computes with `threads` threads.
 
     Raises:
         ConfigError: one of these variables is not set, or there are more ranks than GPUs.
@@ -125,10 +125,10 @@ def join_ranks(threads: int) -> Ranks:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        # DeepSpeed would inference the accelerator and warn about it.
+        # Otherwise DeepSpeed infers the accelerator and warns about it.
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads)
-    # Those that DeepSpeed makes take the defaults.
+    # For the process groups that DeepSpeed creates.
     dist.distributed_c10d.default_pg_timeout = _NEVER
     dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_NEVER)
@@ -136,10 +136,10 @@ def join_ranks(threads: int) -> Ranks:
 
 
 def join_without_gpus() -> Ranks:
-    """Join the same group for exchanges between processors, which need neither GPUs nor NCCL.
+    """Join the same group for communication between CPUs, which needs neither GPUs nor NCCL.
 
     Raises:
-        ConfigError: one of the variables that a rank needs is not set.
+        ConfigError: one of the environment variables that a rank needs is not set.
     """
     rank, world_size = rank_and_world_size()
     dist.init_process_group("gloo", timeout=_NEVER)
@@ -147,7 +147,7 @@ def join_without_gpus() -> Ranks:
 
 
 def with_gpus(ranks: Ranks, device: torch.device) -> Ranks:
-    """These ranks, which have joined without GPUs, as ranks that exchange through NCCL; all of them call it.
+    """The same ranks, which joined without GPUs, as ranks that communicate through NCCL; all of them call this.
 
     Raises:
         RuntimeError: NCCL does not start.
@@ -158,7 +158,7 @@ def with_gpus(ranks: Ranks, device: torch.device) -> Ranks:
 
 @dataclass(frozen=True, slots=True)
 class GroupRanks(Ranks):
-    """Ranks in a process group beside that which they have joined."""
+    """Ranks that communicate in another process group than the one they joined."""
 
     group: dist.ProcessGroup
 
@@ -169,12 +169,12 @@ class GroupRanks(Ranks):
 
 
 @contextmanager
-def losses_named() -> Iterator[None]:
-    """Turn what torch raises when another rank or this one's GPU is gone into an error that says so.
+def name_lost_ranks() -> Iterator[None]:
+    """Turn the errors of torch about another rank that is gone, or a GPU that fails, into ones that name the cause.
 
     Raises:
         LostRank: a process group of gloo or NCCL, or its store, lost a rank.
-        DeviceFailed: the GPU reports an error, such as one of its memory.
+        DeviceFailed: the GPU reports an error, such as a memory error.
     """
     try:
         yield
@@ -183,7 +183,7 @@ def losses_named() -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
         if isinstance(error, torch.AcceleratorError):
             raise DeviceFailed(f"{who} on {socket.gethostname()}: its GPU failed ({reason})") from error
-        # Gloo raises nothing more special than RuntimeError.
+        # Gloo raises no subclass of RuntimeError.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             raise LostRank(f"{who} lost another rank, whose log has the reason ({reason})") from error
         raise
@@ -192,11 +192,11 @@ def losses_named() -> Iterator[None]:
 def connect_store(name: str) -> KeyValueStore:
     """A connection to the store of the process group, for a thread other than the training thread.
 
-    Keys are apart from those of other names, and from those of an earlier start where the store outlives it. Calls
+    Its keys are separate from those of other names, and from those of an earlier start if the store outlives it. Calls
     block while the process that holds the store, the leader's or torchrun's, is stopped.
 
     Raises:
-        RuntimeError: there is no store, here and in all calls.
+        RuntimeError: there is no store; calls on the result raise it too.
     """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

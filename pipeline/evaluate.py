@@ -1,8 +1,7 @@
-"""Accuracy over every sample of a dataset once, whatever the number of ranks."""
+"""Accuracy over a dataset, each sample counted once, whatever the number of ranks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,22 +9,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment import EvaluationTransform
-from data.stream import evaluation_stream
+from data.stream import RankShare, evaluation_stream
 from pipeline.distributed import Ranks
 from pipeline.images import normalized
 from pipeline.loss import LossKind, class_targets, classification_loss
 from pipeline.plan import Plan
 from pipeline.run_folder import RunFolder
+from pipeline.stage_result import ClassAccuracy, ValidationFigures
 from pipeline.training_batches import SkippedLimits, note_skipped
 
-_PASSES_BETWEEN_LOOKS = 8  # forwards after which all ranks look together whether one was asked to stop
+_FORWARDS_BETWEEN_STOP_CHECKS = 8  # all ranks agree then whether one was asked to stop
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Shares are of `samples`, 0 to 1; `loss` is the mean without label smoothing.
+    """`top1` and `top5` are shares of `samples`, 0 to 1; `loss` is the mean without label smoothing.
 
-    Where samples have several labels, the best class may be any of them: precision@1, as in the paper on ImageNet-21K.
+    If samples have several labels, the best class may be any of them: precision@1, as in the paper on ImageNet-21K.
     """
 
     top1: float
@@ -33,31 +33,29 @@ class Accuracy:
     loss: float
     samples: int
     skipped: int
-    """Samples of the dataset that cannot be used and count nowhere."""
+    """Samples of the dataset that cannot be used and are not counted."""
     of_classes: NDArray[np.int64]
-    """(classes, 3): samples that have the class, of these those whose best class it is, or is one of the best five."""
+    """(classes, 3): samples with the class; those of them for which it is the best class; or one of the best five."""
 
     def text(self, kind: LossKind) -> str:
-        """For a person, in the words that the paper has for stages of that kind of loss."""
+        """A line for people, with the paper's term for stages of that kind of loss."""
         best = "precision@1" if kind == "sigmoid" else "top-1"
         skipped = f" ({self.skipped:,} more cannot be used)" if self.skipped else ""
         return f"{best} {self.top1:.2%}  top-5 {self.top5:.2%}  on {self.samples:,} images{skipped}"
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def figures(self) -> ValidationFigures:
         """The figures over all classes."""
-        return {name: getattr(self, name) for name in ("top1", "top5", "loss", "samples", "skipped")}
+        return ValidationFigures(self.top1, self.top5, self.loss, self.samples, self.skipped)
 
-    def table(self, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-        """Samples, top-1 and top-5 of each class: of the samples that have it, the share in which it is found.
-
-        None where there is no sample.
-        """
+    def table(self, classes: Sequence[str]) -> dict[str, ClassAccuracy]:
+        """The accuracy of each class."""
         return {
-            name: {
-                "samples": samples,
-                "top1": round(right / samples, 6) if samples else None,
-                "top5": round(right_in_five / samples, 6) if samples else None,
-            }
+            name: ClassAccuracy(
+                samples,
+                round(right / samples, 6) if samples else None,
+                round(right_in_five / samples, 6) if samples else None,
+            )
             for name, (samples, right, right_in_five) in zip(classes, self.of_classes.tolist(), strict=True)
         }
 
@@ -69,7 +67,7 @@ class EvaluationStopped(Exception):
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each label of a sample is its best class, and whether it is one of the best five: two (B, k) bool.
 
-    From logits (B, classes) and labels (B, k) int64, padded with -1, which is never right.
+    Takes logits (B, classes) and labels (B, k) int64, padded with -1, which never match.
     """
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     found = best[:, :, None] == labels[:, None, :]
@@ -85,35 +83,33 @@ def evaluate(
     dtype: torch.dtype,
     stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Accuracy:
-    """Evaluate `network`, which maps pictures (B, S, S, 3) to logits and is in evaluation mode, on all ranks together.
+    """Evaluate `network`, which maps images (B, S, S, 3) to logits and is in evaluation mode, on all ranks together.
 
-    Counts are sums of whole numbers, so the accuracies do not depend on the number of ranks. Samples that cannot be
-    used go into the event log.
+    Counts are sums of integers, so the accuracies do not depend on the number of ranks. Samples that cannot be used
+    are recorded in the event log.
 
     Raises:
-        DataError: too many samples cannot be used, or too many one after the other.
-        StorageDown: remote shards that cannot be had.
-        EvaluationStopped: `stop_wanted` on any rank; raised on all of them.
+        DataError: too many samples cannot be used, or too many in a row.
+        StorageDown: remote shards that cannot be fetched.
+        EvaluationStopped: `stop_wanted` returned True on any rank; raised on all of them.
     """
     stage = plan.stage
     limits = SkippedLimits(stage.data, stage.data.validation)
     stream = evaluation_stream(
         plan.validation,
         EvaluationTransform(stage.resolution, stage.data.evaluation_crop),
-        micro_batch=stage.batch.micro_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        RankShare(ranks.rank, ranks.world_size, stage.batch.micro_size),
         workers=stage.data.workers,
         cache=plan.cache,
     )
-    # Right in the first place, right in the first five, summed loss, samples.
+    # Correct in the first place, correct in the first five, summed loss, samples.
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    # The last row takes what counts nowhere: padding, and labels that a sample does not have.
+    # The last row takes what does not count: padding, and labels that a sample does not have.
     of_classes = torch.zeros(len(plan.classes) + 1, 3, dtype=torch.int64, device=ranks.device)
     for number, batch in enumerate(stream):
-        if number % _PASSES_BETWEEN_LOOKS == 0:
-            wanted = ranks.sum(torch.tensor([stop_wanted()], dtype=torch.int64, device=ranks.device))
-            if wanted.item():
+        if number % _FORWARDS_BETWEEN_STOP_CHECKS == 0:
+            stops = ranks.sum(torch.tensor([stop_wanted()], dtype=torch.int64, device=ranks.device))
+            if stops.item():
                 stream.close()
                 raise EvaluationStopped
         note_skipped(batch, folder, ranks)

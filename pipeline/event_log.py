@@ -1,13 +1,16 @@
 """The event log of a stage: what happened to it, in order, over all its starts.
 
-`events.jsonl` has one JSON object on a line, with `time`, `event` and what belongs to the event.
+`events.jsonl` has one JSON object on a line, with `time`, `event` and the facts of that event.
 """
 
 import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,75 @@ from pipeline.errors import RunFailed
 log = logging.getLogger(__name__)
 
 STARTS_WITHOUT_PROGRESS = 3
-# A stop that was asked for is none by itself: what it saved is noted, and one that saves nothing would go on for ever.
-_PROGRESS = ("save", "finish", "gave_up")
+
+
+class Event(StrEnum):
+    """The kinds of entries."""
+
+    BEGIN = "begin"
+    """All ranks of a start have joined."""
+    START = "start"
+    """Training begins at step 0."""
+    RESUME = "resume"
+    """Training continues from a checkpoint."""
+    SAVE = "save"
+    SAVE_FAILED = "save_failed"
+    REMOVAL_FAILED = "removal_failed"
+    """Of an old checkpoint."""
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"
+    EVALUATION = "evaluation"
+    SAMPLE_SKIPPED = "sample_skipped"
+    NOT_FINITE = "not_finite"
+    ROLL_BACK = "roll_back"
+    STOP = "stop"
+    """A start ended by a signal or its time limit."""
+    GAVE_UP = "gave_up"
+    """A start was refused, since the ones before it made no progress."""
+    FINISH = "finish"
+    """The stage is done."""
+
+
+# A stop is no progress in itself: a save is recorded separately, and stops without one could repeat forever.
+_PROGRESS = (Event.SAVE, Event.FINISH, Event.GAVE_UP)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One entry."""
+
+    time: str
+    """ISO 8601, with the zone of the machine that wrote it."""
+    event: Event
+    facts: Mapping[str, Any]
+    """What belongs to the event, by name."""
+
+    @property
+    def seconds(self) -> float:
+        """When it was recorded, in seconds since the epoch."""
+        return datetime.fromisoformat(self.time).timestamp()
+
+    @property
+    def step(self) -> int:
+        """Steps taken when it happened; -1 for events that have no step."""
+        step = self.facts.get("step")
+        return step if isinstance(step, int) else -1
+
+    @property
+    def top1(self) -> float | None:
+        """Of an evaluation, 0 to 1."""
+        top1 = self.facts.get("top1")
+        return float(top1) if isinstance(top1, int | float) else None
+
+    @classmethod
+    def parse(cls, line: str) -> "RunEvent | None":
+        """The entry on a line of the file; None for a line that was cut short or is no entry."""
+        try:
+            facts = json.loads(line)
+            when, event = facts.pop("time"), Event(facts.pop("event"))
+            datetime.fromisoformat(when)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return cls(when, event, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,58 +96,54 @@ class EventLog:
 
     path: Path
 
-    def record(self, event: str, **facts: Any) -> None:
-        """Add an entry. A full disk costs the entry and not the run."""
-        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+    def record(self, event: Event, **facts: Any) -> None:
+        """Add an entry. On a full disk the entry is lost and the run goes on."""
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event.value, **facts}
         line = (json.dumps(entry) + "\n").encode()
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                # One call, so that ranks do not write into each other's lines and a kill leaves no half one.
+                # One call, so that ranks do not write into each other's lines and a kill leaves no partial one.
                 os.write(file, line)
             finally:
                 os.close(file)
         except OSError as error:
-            log.warning("not noted in the event log (%s): %s", error.strerror, entry)
+            log.warning("not recorded in the event log (%s): %s", error.strerror, entry)
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[RunEvent]:
         """All entries that can be read, oldest first."""
-        entries = []
         lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # cut short by a full disk
-            if isinstance(entry, dict) and "event" in entry:
-                entries.append(entry)
-        return entries
+        return [entry for line in lines if (entry := RunEvent.parse(line))]
+
+    def of(self, event: Event) -> list[RunEvent]:
+        """The entries of one kind, oldest first."""
+        return [entry for entry in self.entries() if entry.event is event]
 
     def evaluated(self, step: int) -> bool:
-        """Whether an evaluation after `step` steps is noted that no later start from before that step has undone."""
+        """Whether an evaluation after `step` steps is recorded that no later start from an earlier step has undone."""
         for entry in reversed(self.entries()):
-            if entry["event"] == "evaluation" and entry.get("step") == step:
+            if entry.event is Event.EVALUATION and entry.step == step:
                 return True
-            if entry["event"] in ("start", "resume") and entry["step"] < step:
+            if entry.event in (Event.START, Event.RESUME) and entry.step < step:
                 return False
         return False
 
     def begin(self, ranks: int) -> None:
-        """Note a start of the stage on `ranks` ranks.
+        """Record a start of the stage on `ranks` ranks.
 
         Raises:
-            RunFailed: the last starts all ended without progress; the next one is let through again.
+            RunFailed: the last starts all ended without progress; the next call is let through again.
         """
-        vain = 0
+        fruitless = 0
         for entry in reversed(self.entries()):
-            if entry["event"] in _PROGRESS:
+            if entry.event in _PROGRESS:
                 break
-            vain += entry["event"] == "begin"
-        if vain >= STARTS_WITHOUT_PROGRESS:
-            self.record("gave_up", starts=vain)
+            fruitless += entry.event is Event.BEGIN
+        if fruitless >= STARTS_WITHOUT_PROGRESS:
+            self.record(Event.GAVE_UP, starts=fruitless)
             raise RunFailed(
-                f"{self.path.parent}: {vain} starts in a row ended without a new checkpoint; logs and events.jsonl in "
-                "this folder say how. If they ended for want of time, lower checkpoint.every_steps. The same command "
-                f"tries {STARTS_WITHOUT_PROGRESS} more times"
+                f"{self.path.parent}: {fruitless} starts in a row ended without a new checkpoint; the logs and "
+                "events.jsonl in this folder show why. If they ran out of time, lower checkpoint.every_steps. The same "
+                f"command makes {STARTS_WITHOUT_PROGRESS} more attempts"
             )
-        self.record("begin", ranks=ranks)
+        self.record(Event.BEGIN, ranks=ranks)

@@ -1,18 +1,20 @@
-"""A checkpoint's weights as one safetensors file, for whoever wants the model and not the training."""
+"""A checkpoint's weights as one safetensors file, for use of the model outside training."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from data.atomic_file import atomic_path
 from data.storage import is_remote
 from models.registry import create_model
-from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.listing import find_runs
 from pipeline.checkpoints.manifest import MANIFEST
+from pipeline.checkpoints.resume import open_verified
+from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from pipeline.recipe.sections import WhichWeights
 from pipeline.run_folder import absolute_location
@@ -23,8 +25,8 @@ def export(source: str, destination: Path, which: WhichWeights = "auto") -> dict
     """Write whole float32 weights and buffers, by the model's own names, to the safetensors file `destination`.
 
     Args:
-        source: a checkpoint, or the run folder of a stage: what its result names, or its newest checkpoint.
-        destination: replaced if it exists, once all is written.
+        source: a checkpoint, or the run folder of a stage: the checkpoint of its result, or else its newest one.
+        destination: replaced if it exists, once everything is written.
         which: the raw weights, their moving average, or `auto`: the average where there is one.
 
     Returns:
@@ -32,20 +34,18 @@ def export(source: str, destination: Path, which: WhichWeights = "auto") -> dict
         `ema`; `step`, steps trained; `source`, the checkpoint.
 
     Raises:
-        ConfigError: no checkpoint there, a damaged one, one without the average that is asked for, or a destination
-            that cannot be written.
+        ConfigError: no checkpoint there, a damaged one, one without the requested average, or a destination that
+            cannot be written.
     """
-    checkpoint = _whole(_checkpoint_of(source))
+    checkpoint = open_verified(_checkpoint_of(source), Ranks(0, 1, torch.device("cpu")))
     chosen = chosen_weights(checkpoint, which)
-    model = checkpoint.manifest.get("model")
-    if model is None:
-        raise ConfigError(f"{checkpoint.location}: does not say which model it holds, since no training stage wrote it")
+    model = checkpoint.manifest.facts.run.model
     tensors = checkpoint.parameters(chosen) | checkpoint.buffers(chosen)
-    # What the file says of itself must be enough to load it.
-    wanted = create_model(**model, device="meta").state_dict()
-    assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in wanted.items()}
+    # The metadata must be enough to load the file.
+    expected = create_model(**model, device="meta").state_dict()
+    assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in expected.items()}
     metadata = {
-        "format": "pt",  # by which other programs know whose tensors they are
+        "format": "pt",  # by which other programs recognize tensors of PyTorch
         "model": json.dumps(model),
         "weights": chosen,
         "step": str(checkpoint.step),
@@ -56,28 +56,21 @@ def export(source: str, destination: Path, which: WhichWeights = "auto") -> dict
 
 
 def _checkpoint_of(source: str) -> str:
-    """The path or URL of the checkpoint that `source` means."""
+    """The path or URL of the checkpoint that `source` names."""
     if is_remote(source) or (Path(source) / MANIFEST).exists():
         return source
-    runs = find_runs(Path(source))
-    if len(runs) > 1:
-        raise ConfigError(f"{source}: has several stages ({', '.join(run.stage for run in runs)}); name one's folder")
-    result = runs[0].folder.result()
+    stages = find_runs(Path(source))
+    if len(stages) > 1:
+        names = ", ".join(stage.stage for stage in stages)
+        raise ConfigError(f"{source}: has several stages ({names}); give the folder of one")
+    result = stages[0].folder.result()
     if result is not None:
-        return absolute_location(str(result["checkpoint"]), runs[0].folder)
-    steps = [(step, place) for place in runs[0].places for step in place.contents().steps]
+        return absolute_location(result.checkpoint, stages[0].folder)
+    steps = [(step, store) for store in stages[0].stores for step in store.contents().steps]
     if not steps:
-        raise ConfigError(f"{source}: no checkpoint yet")
-    step, place = max(steps, key=lambda found: found[0])
-    return place.at(step)
-
-
-def _whole(location: str) -> Checkpoint:
-    checkpoint = open_checkpoint(location)
-    damage = checkpoint.damage()
-    if damage:
-        raise ConfigError(f"{location}: damaged: {damage}; restore it from a copy, or export another checkpoint")
-    return checkpoint
+        raise ConfigError(f"{source}: no checkpoint yet; train the stage until it has saved one")
+    step, store = max(steps, key=lambda found: found[0])
+    return store.at(step)
 
 
 def _publish(tensors: dict[str, Any], metadata: dict[str, str], destination: Path) -> None:
@@ -85,4 +78,6 @@ def _publish(tensors: dict[str, Any], metadata: dict[str, str], destination: Pat
         with atomic_path(destination) as unfinished:
             save_file(tensors, unfinished, metadata)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{destination}: cannot be written ({error}); name another file, or make room") from None
+        raise ConfigError(
+            f"{destination}: cannot be written ({error}); give another file, or free some space"
+        ) from None

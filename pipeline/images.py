@@ -1,4 +1,4 @@
-"""Micro-batches on the device, and pictures for people."""
+"""Images of micro-batches: normalized on the device, and back to a form that can be viewed."""
 
 import numpy as np
 import torch
@@ -18,14 +18,14 @@ def normalized(images: NDArray[np.uint8], device: torch.device, dtype: torch.dty
 
 
 def viewable(images: Tensor) -> NDArray[np.uint8]:
-    """What `normalized` was made of: (B, H, W, 3) on any device -> uint8 on the host."""
+    """The inverse of `normalized`: (B, H, W, 3) on any device -> uint8 on the host."""
     mean, std = torch.tensor(_MEAN, device=images.device), torch.tensor(_STD, device=images.device)
     pixels: NDArray[np.uint8] = (images.float() * std + mean).round().clamp(0, 255).byte().cpu().numpy()
     return pixels
 
 
 def grid(images: NDArray[np.uint8], columns: int = 8, rows: int = 4) -> NDArray[np.uint8]:
-    """Up to rows x columns pictures of (B, H, W, 3) uint8 side by side, two pixels apart, on white."""
+    """Up to rows x columns images of (B, H, W, 3) uint8 in a grid, two pixels apart, on white."""
     _, height, width, _ = images.shape
     rows = min(rows, -(-len(images) // columns))
     canvas = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, 3), 255, np.uint8)

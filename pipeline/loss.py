@@ -10,12 +10,12 @@ LossKind = Literal["softmax", "sigmoid"]
 
 
 def class_targets(labels: Tensor, classes: int, *, kind: LossKind, label_smoothing: float) -> Tensor:
-    """Targets (B, classes) float32 of labels (B, k) int64, of which -1 is none; k is 1 where samples have one label.
+    """Targets (B, classes) float32 of labels (B, k) int64, padded with -1; k is 1 if samples have one label.
 
     Smoothing s gives "softmax" the distribution (1 - s) * one-hot + s / classes, and moves the targets of "sigmoid"
     from {0, 1} to {s/2, 1 - s/2}.
     """
-    # -1 falls into a column that is cut off again.
+    # -1 goes into an extra column that is cut off again.
     hot = torch.zeros(len(labels), classes + 1, device=labels.device)
     hot = hot.scatter_(1, torch.where(labels < 0, classes, labels), 1.0)[:, :classes]
     return hot * (1 - label_smoothing) + label_smoothing / (classes if kind == "softmax" else 2)

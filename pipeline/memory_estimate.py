@@ -1,4 +1,4 @@
-"""What a GPU's memory holds in training, by kind, worked out before it is full; and what to do when it is."""
+"""An estimate of the GPU memory that training needs, by kind; and what to change when the memory is full."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,19 +17,19 @@ _GATHERED = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of one rank, at the end of a backward, when most is held."""
+    """Bytes of one rank at the end of a backward, when most is in use."""
 
     weights: int
     gradients: int
     optimizer_state: int
-    """Float32 master weights, where they are not the weights themselves, and AdamW's two moments."""
+    """Float32 master weights, unless they are the weights themselves, and AdamW's two moments."""
     moving_average: int
     buckets: int
-    """In which gradients are reduced while the backward goes on, and weights that ZeRO 3 has gathered."""
+    """Buffers in which gradients are reduced during the backward, and weights that ZeRO 3 has gathered."""
     activations: int
-    """Of a micro-batch. Under bf16_autocast somewhat more, as norms keep float32 there."""
+    """Of a micro-batch; somewhat more under bf16_autocast, where norms compute in float32."""
     staging: int
-    """On the host: the copy from which a checkpoint is written while training goes on."""
+    """On the host: the copy from which a checkpoint is written while training continues."""
 
     @property
     def device(self) -> int:
@@ -38,7 +38,7 @@ class MemoryEstimate:
 
     @property
     def kinds(self) -> str:
-        """What holds how much of the GPU's memory, for a person; the greatest first."""
+        """The kinds of GPU memory with their sizes, for people; the largest first."""
         held = ((getattr(self, field.name), field.name) for field in fields(self) if field.name != "staging")
         return ", ".join(
             f"{name.replace('_', ' ')} {_gigabytes(size)}" for size, name in sorted(held, reverse=True) if size
@@ -53,14 +53,14 @@ def estimate_memory(stage: TrainStage, classes: int, world_size: int) -> MemoryE
     share = -(-parameters // world_size)
     average = 4 if stage.ema_decay is not None else 0
     cost = count_training_cost(variant, stage.resolution, classes, stage.activation_checkpointing)
-    per_picture = cost.activation_bytes * (2 if stage.precision == "fp32" else 1)  # counted in bf16
+    per_image = cost.activation_bytes * (2 if stage.precision == "fp32" else 1)  # counted in bf16
     return MemoryEstimate(
         weights=weights,
         gradients=gradients,
         optimizer_state=state,
         moving_average=average * (share if stage.zero_stage else parameters),
         buckets=bucket_bytes(parameters, stage.precision, stage.zero_stage, world_size),
-        activations=stage.batch.micro_size * per_picture,
+        activations=stage.batch.micro_size * per_image,
         staging=(12 + average) * share,
     )
 
@@ -85,37 +85,38 @@ def bytes_of_state(parameters: int, precision: Precision, zero_stage: int, world
 
 
 def bucket_bytes(parameters: int, precision: Precision, zero_stage: int, world_size: int) -> int:
-    """Bytes that communication holds on each rank beside weights and gradients."""
-    # With bf16 at ZeRO 1 DeepSpeed takes another optimizer, which reduces the gradients where they are.
+    """Bytes that communication needs on each rank, beside weights and gradients."""
+    # With bf16 at ZeRO 1 DeepSpeed uses another optimizer, which reduces the gradients in place.
     if zero_stage == 0 or (zero_stage == 1 and precision == "bf16"):
         return 0
     bucket = 4 * _BUCKET
     if zero_stage == 2 and precision == "bf16":
-        # The gradients come into a bucket of bf16, which is copied to be summed in float32.
+        # Gradients are collected in a bucket of bf16, which is copied to be summed in float32.
         bucket = 2 * _BUCKET + 4 * min(parameters, _BUCKET)
     gathered = min(parameters, _GATHERED) if zero_stage == 3 and world_size > 1 else 0
     return bucket + (2 if precision == "bf16" else 4) * gathered
 
 
 def checkpoint_bytes(stage: TrainStage, parameters: int) -> int:
-    """Bytes of a checkpoint: master weight, AdamW's two moments and the moving average of each parameter; buffers, a
-    thousandth of that, are left out.
+    """Bytes of a checkpoint: master weight, AdamW's two moments and the moving average of each parameter.
+
+    Buffers, a thousandth of that, are not counted.
     """
     return parameters * (12 + (4 if stage.ema_decay is not None else 0))
 
 
 def out_of_memory(error: BaseException, plan: TrainPlan, world_size: int, *, begun: bool) -> RunFailed:
-    """What to tell when a GPU's memory is full: what holds it, and which setting to change first.
+    """The error for a GPU whose memory is full: what it is used for, and which settings to change first.
 
     Args:
-        error: torch.OutOfMemoryError, whose message has what was asked for.
+        error: torch.OutOfMemoryError, whose message has the size of the failed allocation.
         plan: of the stage.
-        world_size: ranks.
-        begun: whether the run has a checkpoint, with which its micro-batch is settled.
+        world_size: number of ranks.
+        begun: whether the run has a checkpoint, after which its micro-batch must not change.
     """
     memory = estimate_memory(plan.stage, len(plan.classes), world_size)
-    said = str(error).partition("\n")[0].rstrip(".")
-    parts = [f"the GPU's memory is full ({said})" if said else "the GPU's memory is full"]
+    reason = str(error).partition("\n")[0].rstrip(".")
+    parts = [f"the GPU's memory is full ({reason})" if reason else "the GPU's memory is full"]
     if torch.cuda.is_available():
         allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         parts.append(f"torch holds {_gigabytes(allocated)} and has reserved {_gigabytes(reserved)}")
@@ -128,29 +129,29 @@ def out_of_memory(error: BaseException, plan: TrainPlan, world_size: int, *, beg
 
 
 def remedies(stage: TrainStage, classes: int, world_size: int, *, begun: bool) -> str:
-    """Which settings to change for less memory, with what each saves: the most useful first, and last what would make
-    it another run. `begun` as for `out_of_memory`.
+    """The settings that reduce the memory, and by how much: the most effective first, and last one that makes it
+    another run. `begun` as for `out_of_memory`.
     """
     memory = estimate_memory(stage, classes, world_size)
     found: list[tuple[int, str]] = []
 
-    def weigh(change: str, ranks: int = world_size, **settings: Any) -> None:
+    def consider(change: str, ranks: int = world_size, **settings: Any) -> None:
         changed = estimate_memory(stage.model_copy(update=settings), classes, ranks)
         found.append((memory.device - changed.device, change))
 
     for policy in ("mbconv", "every_block"):
-        weigh(f"activation_checkpointing={policy}", activation_checkpointing=policy)
+        consider(f"activation_checkpointing={policy}", activation_checkpointing=policy)
     for zero_stage in range(stage.zero_stage + 1, 3 if stage.compile else 4):
-        weigh(f"zero_stage={zero_stage}", zero_stage=zero_stage)
+        consider(f"zero_stage={zero_stage}", zero_stage=zero_stage)
     if stage.zero_stage and stage.batch.micro_batches % (2 * world_size) == 0:
-        weigh(f"resources.ranks={2 * world_size}", 2 * world_size)
+        consider(f"resources.ranks={2 * world_size}", 2 * world_size)
     found.sort(key=lambda remedy: -remedy[0])
     if not begun and stage.batch.micro_size % 2 == 0:
         half = stage.batch.micro_size // 2
         change = f"batch.micro_size={half} (another run, as BatchNorm sees it: remove the run folder with it)"
-        weigh(change, batch=stage.batch.model_copy(update={"micro_size": half}))
+        consider(change, batch=stage.batch.model_copy(update={"micro_size": half}))
     advice = [f"{change}, {_gigabytes(saved)} less" for saved, change in found if saved > 0.01 * memory.device]
-    return f"What helps most first: {'; '.join(advice)}" if advice else "Use GPUs with more memory"
+    return f"Change settings, most effective first: {'; '.join(advice)}" if advice else "Use GPUs with more memory"
 
 
 def _gigabytes(size: int) -> str:

@@ -1,11 +1,12 @@
-"""What follows from a stage, its data and the number of ranks, worked out and checked before anything runs."""
+"""The plan of a stage: what follows from its settings, its data and the number of ranks, checked before it runs."""
 
 import math
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
 from data.order import SampleOrder
-from data.prefetch import evaluation_need, steps_read_ahead
+from data.prefetch import evaluation_need, prefetched_steps
 from data.storage import Storage, is_remote
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -37,6 +38,13 @@ class Plan:
     def classes(self) -> tuple[str, ...]:
         return self.validation.classes
 
+    @cached_property
+    def model_arguments(self) -> dict[str, Any]:
+        """What `create_model` takes for the stage's model, except what only training needs; JSON can hold it."""
+        model = self.stage.model
+        size = {"num_classes": len(self.classes), "image_size": self.stage.resolution}
+        return {"name": model.name, **size, **model.options}
+
 
 @dataclass(frozen=True)
 class TrainPlan(Plan):
@@ -50,7 +58,7 @@ class TrainPlan(Plan):
     warmup_steps: int
 
     def learning_rate(self, step: int) -> float:
-        """The rate of step `step`, from 0."""
+        """The learning rate of step `step`, from 0."""
         settings = self.stage.optimizer
         return learning_rate(
             step,
@@ -65,14 +73,14 @@ class TrainPlan(Plan):
 def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look_at_shards: bool = True) -> Plan:
     """The plan of stage `name` on `world_size` ranks, by default those of the recipe.
 
-    With `look_at_shards` every shard is looked for, which one rank does for all.
+    With `look_at_shards` every shard file is checked for, which one rank does for all.
 
     Raises:
-        ConfigError: an unknown stage, model or option, a missing compiler, a picture size that the model
-            cannot take, ranks that do not divide the micro-batches, lanes that do not fit, or an earlier stage with
+        ConfigError: an unknown stage, model or option, a missing compiler, an image size that the model does not
+            support, ranks that do not divide the micro-batches, lanes that do not fit, or an earlier stage with
             another model.
-        DataError: shards that are absent or not whole.
-        StorageDown: remote shards that cannot be reached for now.
+        DataError: shards that are missing or truncated.
+        StorageDown: remote shards that cannot be reached at present.
     """
     if name not in recipe.stages:
         raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
@@ -83,19 +91,19 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
         check_compiler(where)
     world_size = world_size or stage.resources.ranks
     storage = Storage(**stage.data.storage.model_dump())
-    cache = cache_of(stage)
-    validation = stage_dataset(stage, "validation", where)
+    cache = stage_cache(stage)
+    validation = open_stage_dataset(stage, "validation", where)
     if look_at_shards:
         check_shards(validation.index, storage)
     if not isinstance(stage, TrainStage):
-        _check_cache(cache, cache_need(stage, world_size, validation), where)
+        _check_cache_fits(cache, required_cache_bytes(stage, world_size, validation), where)
         return Plan(name, recipe.seed, stage, validation, cache)
     check_ranks(stage, world_size, where)
-    train = stage_dataset(stage, "train", where)
+    train = open_stage_dataset(stage, "train", where)
     if look_at_shards:
         check_shards(train.index, storage)
     plan = train_plan(recipe, name, train, validation)
-    _check_cache(cache, cache_need(stage, world_size, validation, plan), where)
+    _check_cache_fits(cache, required_cache_bytes(stage, world_size, validation, plan), where)
     return plan
 
 
@@ -103,7 +111,7 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
     """The plan of the training stage `name` on its datasets.
 
     Raises:
-        ConfigError: classes that differ, lanes that do not fit, or a warm-up that is too long.
+        ConfigError: training and validation classes differ, lanes do not fit, or the warm-up is too long.
     """
     stage, where = recipe.stages[name], f"stage {name}: "
     assert isinstance(stage, TrainStage)
@@ -122,11 +130,11 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
         raise ConfigError(
             f"{where}optimizer: the warm-up of {warmup_steps} steps fills the stage's {steps}; shorten it"
         )
-    return TrainPlan(name, recipe.seed, stage, validation, cache_of(stage), train, order, steps, warmup_steps)
+    return TrainPlan(name, recipe.seed, stage, validation, stage_cache(stage), train, order, steps, warmup_steps)
 
 
 def sample_order(stage: TrainStage, seed: int, shard_samples: NDArray[np.int64], where: str) -> SampleOrder:
-    """The order of the samples of shards (S,).
+    """The order in which a stage trains on its samples; `shard_samples` (S,) has the samples of each shard.
 
     Raises:
         ConfigError: lanes that do not fit.
@@ -143,11 +151,11 @@ def sample_order(stage: TrainStage, seed: int, shard_samples: NDArray[np.int64],
         raise ConfigError(f"{where}data.lanes: {error}") from None
 
 
-def stage_dataset(stage: Stage, part: Literal["train", "validation"], where: str) -> Dataset:
-    """The training or evaluation samples of a stage, as their index has them.
+def open_stage_dataset(stage: Stage, part: Literal["train", "validation"], where: str) -> Dataset:
+    """The training or validation samples of a stage.
 
     Raises:
-        ConfigError: samples with several classes, where the loss takes one.
+        ConfigError: samples have several classes, and the loss takes one.
         DataError, StorageDown: as for `open_dataset`.
     """
     data = stage.data
@@ -165,10 +173,10 @@ def stage_dataset(stage: Stage, part: Literal["train", "validation"], where: str
 
 
 def check_ranks(stage: TrainStage, world_size: int, where: str) -> None:
-    """Refuse ranks that do not divide the micro-batches of a step.
+    """Check that the ranks share the micro-batches of a step evenly.
 
     Raises:
-        ConfigError: the numbers.
+        ConfigError: they do not.
     """
     if stage.batch.micro_batches % world_size:
         raise ConfigError(
@@ -178,14 +186,14 @@ def check_ranks(stage: TrainStage, world_size: int, where: str) -> None:
         )
 
 
-def cache_of(stage: Stage) -> Cache:
-    """Where the nodes of a stage keep remote shards."""
+def stage_cache(stage: Stage) -> Cache:
+    """The cache in which the nodes of a stage keep remote shards."""
     settings = stage.data.cache
     return Cache(Path(settings.folder), int(settings.gigabytes * 1e9), settings.downloads)
 
 
-def cache_need(stage: Stage, world_size: int, validation: Dataset, plan: TrainPlan | None = None) -> int:
-    """Bytes of remote shards that a node reads at a time, in training with `plan`."""
+def required_cache_bytes(stage: Stage, world_size: int, validation: Dataset, plan: TrainPlan | None = None) -> int:
+    """Bytes of remote shards that a node needs at the same time: for the evaluation, and for the training of `plan`."""
     need = 0
     if is_remote(validation.index.folder):
         need = evaluation_need(validation, stage.batch.micro_size * world_size, stage.data.workers)
@@ -194,7 +202,7 @@ def cache_need(stage: Stage, world_size: int, validation: Dataset, plan: TrainPl
             np.array([shard.bytes for shard in plan.train.index.shards], np.int64),
             world_size,
             int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
-            1 + steps_read_ahead(stage.batch.micro_batches // world_size, stage.data.workers),
+            1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
         )
     return need
 
@@ -206,36 +214,37 @@ def _first_difference(train: Dataset, validation: Dataset) -> str:
     return ""
 
 
-def check_cache_cap(cache: Cache, need: int, where: str) -> None:
-    """Refuse a cache that may not hold what a node reads at a time.
+def check_cache_size(cache: Cache, need: int, where: str) -> None:
+    """Check that a cache is allowed to hold the `need` bytes of shards that a node needs at the same time.
 
     Raises:
-        ConfigError: the number that would do.
+        ConfigError: it is not; the message has a sufficient size.
     """
     if need > cache.bytes:
         raise ConfigError(
-            f"{where}data.cache.gigabytes: {cache.bytes / 1e9:g} is too little for the shards that a node reads at a "
-            f"time; {math.ceil(need / 1e8) / 10:g} would do, or make data.shuffle_window smaller"
+            f"{where}data.cache.gigabytes: {cache.bytes / 1e9:g} is too little for the shards that a node needs at "
+            f"the same time; set it to {math.ceil(need / 1e8) / 10:g}, or reduce data.shuffle_window"
         )
 
 
-def _check_cache(cache: Cache, need: int, where: str) -> None:
-    check_cache_cap(cache, need, where)
+def _check_cache_fits(cache: Cache, need: int, where: str) -> None:
+    """Check the size of the cache, and the free space of its disk."""
+    check_cache_size(cache, need, where)
     if need:
         cache.make()
-        free = shutil.disk_usage(cache.folder).free + cache.held()
+        free = shutil.disk_usage(cache.folder).free + cache.used_bytes()
         if free < need:
             raise ConfigError(
                 f"{where}data.cache.folder: {cache.folder} has room for {free / 1e9:.1f} GB of shards and needs "
-                f"{need / 1e9:.1f}; use another disk, or make data.shuffle_window smaller"
+                f"{need / 1e9:.1f}; use another disk, or reduce data.shuffle_window"
             )
 
 
 def check_model(recipe: Recipe, stage: Stage, where: str) -> None:
-    """Refuse a model that there is not, that cannot take the pictures, or that is not that of the stage before.
+    """Check that the model exists, supports the resolution, and is that of the stage it starts from.
 
     Raises:
-        ConfigError: which of these.
+        ConfigError: one of these does not hold.
     """
     try:
         variant = stage.model.variant
@@ -256,12 +265,12 @@ def check_model(recipe: Recipe, stage: Stage, where: str) -> None:
 
 
 def check_compiler(where: str) -> None:
-    """Refuse a machine without the compiler that torch.compile needs.
+    """Check that this machine has the compiler that torch.compile needs.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it has none.
     """
-    # Torch writes C++ for CPUs, and C for the launchers of its GPU kernels.
+    # Torch generates C++ for CPUs, and C for the launchers of its GPU kernels.
     names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc"]
     if not any(name and shutil.which(name) for name in names):
         raise ConfigError(

@@ -1,34 +1,53 @@
-"""The folder of one stage of one run: everything that is known of it lies here, and restarts go by it.
+"""The folder of one stage of one run: everything known about the stage is stored here, and restarts rely on it.
 
 runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  logs/  progress.json  result.json
 """
 
 import fcntl
+import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
+from data.digest import json_sha256
 from data.storage import Storage, is_remote, join, read_bytes
+from pipeline.checkpoints.manifest import MANIFEST, RunDigests
 from pipeline.errors import ConfigError
-from pipeline.event_log import EventLog
+from pipeline.event_log import Event, EventLog
+from pipeline.json_record import parse_record, to_json
+from pipeline.stage_result import StageResult
 
-if TYPE_CHECKING:  # those who only look at a folder start in half the time without numpy and pydantic
+if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
     from pipeline.plan import Plan, TrainPlan
     from pipeline.recipe.schema import Recipe
 
-# Settings that may change between restarts: they decide where and how fast the run is computed, and not what.
-FREE_SETTINGS = (
-    "data.train", "data.validation", "data.label_map", "data.validation_label_map",  # their digests count
-    "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
-    "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
-    "resources",
-)  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class FrozenStage:
+    """`recipe.yaml` of a run folder: what a stage was at its first start."""
+
+    stage: str
+    seed: int
+    task: Literal["train", "evaluate"]
+    index_digests: Mapping[str, str]
+    """Of the indexes of `train` and `validation` shards."""
+    start_digest: str | None
+    """See `start_digest`."""
+    content: Mapping[str, Any]
+    """The whole file, with all settings of the stage."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the stage, as `TrainStage` and `EvaluateStage` have them."""
+        own = {"stage", "seed", "index_digests", "start_digest"}
+        return {key: value for key, value in self.content.items() if key not in own}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +57,7 @@ class RunFolder:
     path: Path
 
     @property
-    def _recipe(self) -> Path:
+    def recipe(self) -> Path:
         return self.path / "recipe.yaml"
 
     @property
@@ -69,29 +88,57 @@ class RunFolder:
         """The log of one rank."""
         return self.logs / f"rank-{rank:05d}.log"
 
-    def check(self, plan: "Plan", start_digest: str | None) -> None:
-        """Hold the stage's settings, data and starting weights against those of its first start, if there was one.
+    def frozen(self) -> FrozenStage | None:
+        """What `freeze` wrote; None before the first start, or where another kind of recipe is in its place.
 
         Raises:
-            ConfigError: the folder belongs to another run; names what differs.
+            ConfigError: the file is damaged.
         """
-        if not self._recipe.exists():
+        try:
+            content = yaml.safe_load(self.recipe.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("empty or cut short" if content is None else "not a mapping")
+            if "index_digests" not in content and "stages" in content:
+                return None
+            return parse_record(FrozenStage, {**content, "content": content})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise self.damaged_recipe(error) from None
+
+    def damaged_recipe(self, error: Exception) -> ConfigError:
+        """The error for a `recipe.yaml` that cannot be what `freeze` wrote."""
+        reason = " ".join(str(error).split())
+        return ConfigError(
+            f"{self.recipe}: damaged ({reason}); restore it from a copy, or remove the run folder to start over"
+        )
+
+    def check(self, plan: "Plan", start_digest: str | None) -> None:
+        """Compare the stage's settings, data and starting weights with those of its first start, if there was one.
+
+        Raises:
+            ConfigError: the folder belongs to another run, and what differs; or its recipe is damaged.
+        """
+        if not self.recipe.exists():
             return
-        before, now = _flat(yaml.safe_load(self._recipe.read_text())), _flat(_settings(plan, start_digest))
+        frozen = self.frozen()
+        if frozen is None:
+            raise self.damaged_recipe(ValueError("not the record of a stage"))
+        before, now = _flat(frozen.content), _flat(_settings(plan, start_digest))
         changes = [
             f"  {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not _is_free(key)
+            if before.get(key) != now.get(key) and not _may_change(key)
         ]
         if changes:
             changed = "\n".join(changes)
             raise ConfigError(
                 f"{self.path} holds a run with other settings:\n{changed}\n"
-                "Restore them, give the recipe another name, or remove the folder to begin anew"
+                "Restore them, give the recipe another name, or remove the folder to start over"
             )
 
     def create(self) -> None:
-        """Make the folder and those in it.
+        """Create the folder and those in it.
 
         Raises:
             ConfigError: it cannot be written.
@@ -103,10 +150,10 @@ class RunFolder:
             raise ConfigError(f"run folder {self.path}: {error.strerror}; set runs to a folder you can write") from None
 
     def freeze(self, plan: "Plan", start_digest: str | None) -> None:
-        """Check the stage, and write down at its first start what `check` compares."""
+        """Check the stage, and at its first start write what `check` compares."""
         self.check(plan, start_digest)
-        if not self._recipe.exists():
-            write_atomically(self._recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
+        if not self.recipe.exists():
+            write_atomically(self.recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
 
     def lock(self) -> FileLock:
         """Hold the folder for this process.
@@ -122,10 +169,10 @@ class RunFolder:
         return lock
 
     def held(self) -> bool:
-        """Whether a process that this machine can know of runs the stage. Writes nothing."""
+        """Whether a process that this machine can see runs the stage. Writes nothing."""
         try:
             with open(self.path / ".lock", "rb") as lock:
-                # Shared, and for no time: those who look do not see each other, and a start that waits does not notice.
+                # Shared and released at once: observers do not see each other, and a start that waits does not notice.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -133,18 +180,27 @@ class RunFolder:
             return False
         return False
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: StageResult) -> None:
         """Publish `result.json`: the stage is done."""
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")
-        self.events.record("finish")
+        write_atomically(self.path / "result.json", json.dumps(to_json(result), indent=1) + "\n")
+        self.events.record(Event.FINISH)
 
-    def result(self) -> dict[str, Any] | None:
-        """What `finish` published, or None while the stage is not done."""
+    def result(self) -> StageResult | None:
+        """What `finish` published, or None while the stage is not done.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        path = self.path / "result.json"
         try:
-            content: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+            return parse_record(StageResult, json.loads(path.read_text()))
         except FileNotFoundError:
             return None
-        return content
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path}: damaged ({error}); restore it from a copy, or remove it and run the stage again, which "
+                "continues from its last checkpoint"
+            ) from None
 
 
 def run_folder(recipe: "Recipe", stage: str) -> RunFolder:
@@ -162,7 +218,7 @@ def final_checkpoint(recipe: "Recipe", stage: str) -> str:
     result = folder.result()
     if result is None:
         raise ConfigError(f"stage {stage} is not done ({folder.path} has no result.json); run it first")
-    return absolute_location(str(result["checkpoint"]), folder)
+    return absolute_location(result.checkpoint, folder)
 
 
 def absolute_location(checkpoint: str, folder: RunFolder) -> str:
@@ -171,8 +227,8 @@ def absolute_location(checkpoint: str, folder: RunFolder) -> str:
 
 
 def relative_location(checkpoint: str, folder: RunFolder) -> str:
-    """A checkpoint's place as `result.json` has it: from the recipe's folder if it lies below that, so that one can
-    move it, and whole otherwise.
+    """A checkpoint's location as `result.json` has it: relative to the recipe's folder if it is below that, so that
+    the folder can be moved, and complete otherwise.
     """
     if not is_remote(checkpoint) and Path(checkpoint).is_relative_to(folder.path.parent):
         return str(Path(checkpoint).relative_to(folder.path.parent))
@@ -180,12 +236,12 @@ def relative_location(checkpoint: str, folder: RunFolder) -> str:
 
 
 def start_digest(recipe: "Recipe", stage: str) -> str | None:
-    """What tells the weights that a stage starts from from others: the sha256 of their checkpoint's manifest.
+    """What identifies the weights that a stage starts from: the sha256 of their checkpoint's manifest.
 
     None if it starts from none, or from a stage that is not done.
 
     Raises:
-        ConfigError: the checkpoint is gone.
+        ConfigError: the checkpoint no longer exists.
         StorageDown, StorageRefused: a remote one that cannot be read.
     """
     start = recipe.stages[stage].start_from
@@ -194,7 +250,7 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
     try:
-        return hashlib.sha256(read_bytes(join(checkpoint, "manifest.json"), storage)).hexdigest()
+        return hashlib.sha256(read_bytes(join(checkpoint, MANIFEST), storage)).hexdigest()
     except FileNotFoundError:
         raise ConfigError(
             f"{checkpoint}: the checkpoint that stage {start} ended with is gone; restore it, or remove "
@@ -202,23 +258,15 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
         ) from None
 
 
-def digests(plan: "TrainPlan") -> dict[str, str]:
+def digests(plan: "TrainPlan") -> RunDigests:
     """What tells a run from others in its checkpoints: of the settings that make it what it is, and of its data."""
-    settings = {key: value for key, value in _flat(_settings(plan, None)).items() if not _is_free(key)}
-    return {
-        "recipe_digest": _digest(settings),
-        "index_digest": plan.train.digest,
-        "classes_digest": classes_digest(plan),
-    }
+    settings = {key: value for key, value in _flat(_settings(plan, None)).items() if not _may_change(key)}
+    return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
 
 
 def classes_digest(plan: "Plan") -> str:
-    """What tells the classes, in their order, from others: a classifier fits no others, be they as many."""
-    return _digest(plan.classes)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """What identifies the classes in their order: a classifier fits no others, even if there are as many."""
+    return json_sha256(plan.classes)
 
 
 def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
@@ -231,7 +279,7 @@ def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
     return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests, "start_digest": start_digest}
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -242,5 +290,15 @@ def _shown(value: Any) -> str:
     return "not given" if value is None else json.dumps(value)
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_SETTINGS)
+@functools.cache
+def _changeable() -> frozenset[str]:
+    from pipeline.recipe.schema import TrainStage
+    from pipeline.recipe.sections import changeable_settings
+
+    return changeable_settings(TrainStage)  # an evaluation stage has some of the same
+
+
+def _may_change(key: str) -> bool:
+    """Whether the setting, or a section that it is in, may change between two starts."""
+    parts = key.split(".")
+    return any(".".join(parts[:count]) in _changeable() for count in range(1, len(parts) + 1))

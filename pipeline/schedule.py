@@ -13,10 +13,10 @@ def learning_rate(
     minimum: float,
     schedule: Literal["cosine", "linear", "constant"],
 ) -> float:
-    """The rate of step `step` (from 0) of `steps`.
+    """The learning rate of step `step` (from 0) of `steps`.
 
-    Rises linearly over `warmup_steps` steps and reaches `peak` with the last of them; then falls to `minimum` along a
-    half cosine or a line, or stays.
+    It rises linearly over `warmup_steps` steps and reaches `peak` with the last of them; then it falls to `minimum`
+    along a half cosine or a line, or stays constant.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

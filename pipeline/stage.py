@@ -2,33 +2,52 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from data.storage import Storage
-from pipeline.checkpoints.resume import open_whole
-from pipeline.distributed import join_ranks, leave_ranks, losses_named, rank_and_world_size
+from pipeline.checkpoints.resume import open_verified
+from pipeline.distributed import join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
 from pipeline.errors import BEGUN_FILE
 from pipeline.evaluate import evaluate
+from pipeline.event_log import Event
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
 from pipeline.memory_estimate import out_of_memory
 from pipeline.monitoring.monitor import Monitor
-from pipeline.monitoring.output import divert_output
+from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
+from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
 from pipeline.weights import build_model, chosen_weights, load_weights, to_precision
 from pipeline.zero.engine import autocast, model_dtype
 
 
-def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
+def run_stage(
+    recipe: Recipe,
+    name: str,
+    signals: StopSignals,
+    *,
+    node: str,
+    started: float,
+    job_end_time: Callable[[], float | None],
+) -> None:
     """Run stage `name` as one rank of the process group that the environment describes; see `join_ranks`.
+
+    Args:
+        recipe: with the stage.
+        name: of the stage.
+        signals: of this process.
+        node: name of this machine, for messages.
+        started: when the launching command began, from which `resources.time_limit` counts; seconds since the epoch.
+        job_end_time: when the scheduler ends this job, or None; called on the leader only.
 
     Raises:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
@@ -42,28 +61,28 @@ def run_stage(recipe: Recipe, name: str, signals: StopSignals) -> None:
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
-    console = divert_output(folder, rank)
+    console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
-    with losses_named(), Watchdog(plan.stage.watchdog, rank, world_size, log_file, signals.end) as watchdog:
+    with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
-        watchdog.joined()
-        lock = folder.lock() if ranks.leads else None
-        if ranks.leads:
+        watchdog.listen()
+        lock = folder.lock() if ranks.is_leader else None
+        if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
             folder.events.begin(ranks.world_size)
             if told := os.environ.get(BEGUN_FILE):
                 Path(told).touch()
         ranks.barrier()
         seconds = plan.stage.resources.time_limit_seconds
-        limit = time_limit(seconds, signals.started, os.environ) if ranks.leads else None
+        limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
-        context = RunContext(folder, ranks, console if ranks.leads else None, requests, watchdog)
+        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog)
         if isinstance(plan, TrainPlan):
             try:
                 train(plan, context, start_from)
             except torch.OutOfMemoryError as error:
-                begun = any(entry["event"] == "save" for entry in folder.events.entries())
+                begun = bool(folder.events.of(Event.SAVE))
                 raise out_of_memory(error, plan, world_size, begun=begun) from error
         else:
             assert start_from is not None
@@ -80,7 +99,7 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)
     storage = Storage(**stage.data.storage.model_dump())
-    with closing(open_whole(start_from, ranks, storage, folder.checkpoints)) as start:
+    with closing(open_verified(start_from, ranks, storage, folder.checkpoints)) as start:
         load_weights(model, start, stage.start_weights, classes_digest(plan))
         chosen, step = chosen_weights(start, stage.start_weights), start.step
     to_precision(model, dtype)
@@ -92,15 +111,15 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
             accuracy = evaluate(model, plan, folder, ranks, dtype)
         seconds = time.monotonic() - began
         monitor.evaluation(step, accuracy)
-    if ranks.leads:
+    if ranks.is_leader:
         folder.finish(
-            {
-                "stage": plan.name,
-                "steps": step,
-                "images_per_second": round(accuracy.samples / seconds, 1),
-                "checkpoint": relative_location(start_from, folder),
-                "weights": chosen,
-                "validation": accuracy.as_dict(),
-                "classes": accuracy.table(plan.classes),
-            }
+            StageResult(
+                stage=plan.name,
+                steps=step,
+                images_per_second=round(accuracy.samples / seconds, 1),
+                checkpoint=relative_location(start_from, folder),
+                weights=chosen,
+                validation=accuracy.figures,
+                classes=accuracy.table(plan.classes),
+            )
         )

@@ -1,8 +1,7 @@
 """One optimizer step on one rank: forward and backward over its micro-batches, one exchange, the update."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +17,24 @@ from pipeline.loss import class_targets, classification_loss
 from pipeline.mixup import mixed, mixing_weight
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
-from pipeline.zero.engine import model_dtype, optimizer_step
+from pipeline.step_message import StepMessage
+from pipeline.zero.engine import ZeroEngine
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What all steps of a run need on one rank."""
+
+    engine: ZeroEngine
+    plan: TrainPlan
+    ranks: Ranks
+    clock: StepClock
+    watchdog: Watchdog
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step; the first four are the same on all ranks."""
+    """The outcome of a step; the first four fields are the same on all ranks."""
 
     loss: float
     """The mean over the global batch."""
@@ -31,13 +42,13 @@ class StepResult:
     """Before clipping."""
     skipped: int
     """Samples that had to be replaced."""
-    notes: list[float]
-    """The sums over the ranks of what each gave."""
+    message: StepMessage
+    """The sum over the ranks."""
     batches: list[MicroBatch]
-    """Those of this rank."""
+    """The micro-batches of this rank."""
     losses: Tensor
     """(micro-batches of this rank,) float32, the mean of each."""
-    pictures: Tensor
+    images: Tensor
     """The first micro-batch of this rank as the model sees it: (m, S, S, 3) float32, normalized."""
 
     @property
@@ -46,51 +57,39 @@ class StepResult:
         return bool(np.isfinite(self.loss) and np.isfinite(self.gradient_norm))
 
 
-def take_step(
-    engine: Any,
-    plan: TrainPlan,
-    reader: Iterator[MicroBatch],
-    step: int,
-    ranks: Ranks,
-    notes: Sequence[float],
-    clock: StepClock,
-    watchdog: Watchdog,
-) -> StepResult:
-    """Take step `step`, from 0, with the next micro-batches of `reader`.
-
-    Args:
-        notes: of this rank; summed over all ranks in the exchange that a step needs anyway.
-    """
+def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, message: StepMessage) -> StepResult:
+    """Take step `step`, from 0, with the next micro-batches of `reader`; `message` is that of this rank."""
+    engine, plan, ranks, watchdog = context.engine, context.plan, context.ranks, context.watchdog
     rounds = plan.stage.batch.micro_batches // ranks.world_size
     first = ranks.rank * rounds
-    batches, losses, pictures = [], [], torch.empty(0)
+    batches, losses, first_images = [], [], torch.empty(0)
     for turn in range(rounds):
         watchdog.at("reading", step, turn)
-        with clock.waiting_for_data():
+        with context.clock.waiting_for_data():
             batch = next(reader)
         watchdog.at("computing", step, turn)
         images, targets = _inputs(batch, plan, step, first + turn, ranks.device)
-        # What is dropped follows from the micro-batch's place in the run, not from where it is computed.
+        # Which samples are dropped depends on the micro-batch's position in the run, not on the rank that computes it.
         torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, first + turn))
-        with clock.computing():
-            logits = engine(images.to(model_dtype(plan.stage.precision)))
+        with context.clock.computing():
+            logits = engine(images.to(engine.dtype))
             loss = classification_loss(logits, targets, plan.stage.loss.kind).mean()
         engine.backward(loss)
         batches.append(batch)
         losses.append(loss.detach())
-        pictures = images if turn == 0 else pictures
+        first_images = images if turn == 0 else first_images
         if turn + 1 < rounds:
-            engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
+            engine.accumulate()
 
     watchdog.at("exchanging", step, rounds - 1)
     own = torch.stack(losses)
-    told = own.new_tensor([sum(len(batch.skipped) for batch in batches), *notes])
-    sums = ranks.sum(torch.cat([own.sum()[None], told, recorded_statistics(engine.module)]))
-    statistics = sums[1 + len(told) :] / plan.stage.batch.micro_batches
-    loss_sum, skipped, *noted = sums[: 1 + len(told)].tolist()
+    numbers = own.new_tensor([sum(len(batch.skipped) for batch in batches), *message.pack()])
+    sums = ranks.sum(torch.cat([own.sum()[None], numbers, recorded_statistics(engine.module)]))
+    statistics = sums[1 + len(numbers) :] / plan.stage.batch.micro_batches
+    loss_sum, skipped, *packed = sums[: 1 + len(numbers)].tolist()
     mean = loss_sum / plan.stage.batch.micro_batches
-    norm = optimizer_step(engine, apply=bool(np.isfinite(mean)))
-    result = StepResult(mean, norm, round(skipped), noted, batches, own, pictures)
+    norm = engine.step(apply=bool(np.isfinite(mean)))
+    result = StepResult(mean, norm, round(skipped), StepMessage.unpack(packed), batches, own, first_images)
     if result.applied:
         move_running_statistics(engine.module, statistics)
     else:
@@ -99,7 +98,7 @@ def take_step(
 
 
 def _inputs(batch: MicroBatch, plan: TrainPlan, step: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pictures (m, S, S, 3) and targets (m, classes), float32 on the device, mixed where the recipe mixes."""
+    """Images (m, S, S, 3) and targets (m, classes), float32 on the device, mixed if the recipe has MixUp."""
     stage = plan.stage
     images = normalized(batch.images, device, torch.float32)
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)

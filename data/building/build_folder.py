@@ -1,4 +1,4 @@
-"""The folder of an unfinished build beside its destination: what it is building, and how far it is."""
+"""The folder of an unfinished build beside its destination: what is being built, and what is done already."""
 
 import json
 import re
@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from data.atomic_file import atomic_file
+from data.atomic_file import write_atomically
 from data.building.conversion import Conversion
 from data.errors import DataError
+from data.json_records import load_json, parse_json, to_record
+from data.settings_diff import changed_settings
 
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What decides about the runs: another value needs a build from the beginning."""
+    """What determines the sorted runs: changing any of it requires a new build."""
 
     seed: int
     conversion: Conversion
@@ -31,14 +33,14 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """What decides how runs become shards: may be changed for the next call after a refusal."""
+    """What determines how runs become shards: may be changed in the next call after an error."""
 
     samples_per_shard: int | None
     shard_bytes: int | None
     validation_per_class: int
     validation_fraction: float
     classes: str | None
-    """Place of a class list."""
+    """Location of a class list."""
     skip_broken: bool
 
 
@@ -62,6 +64,11 @@ class BuildPlan:
     writing: WriteOptions
 
 
+@dataclass(frozen=True, slots=True)
+class _PlanVersion:
+    version: int
+
+
 class BuildFolder:
     """`.NAME.building` beside a destination NAME.
 
@@ -69,74 +76,66 @@ class BuildFolder:
     runs/       checked images; see `data.building.sorted_runs`
     parts/      for each finished part the names of its runs
     shards/     what becomes the destination
-    entries/    for each finished shard what it holds
+    entries/    for each finished shard its index entry
     """
 
     def __init__(self, destination: Path) -> None:
-        whole = destination if destination.name else destination.absolute()
-        self.path = whole.with_name(f".{whole.name}.building")
+        named = destination if destination.name else destination.absolute()
+        self.path = named.with_name(f".{named.name}.building")
         self.runs = self.path / "runs"
         self.shards = self.path / "shards"
         self.entries = self.path / "entries"
+        self._parts = self.path / "parts"
+        self._plan = self.path / "plan.json"
 
     def begin(self, plan: BuildPlan, part: BuildPart | None) -> None:
-        """Make the folder, or continue in it.
+        """Create the folder, or continue in it.
 
         Raises:
-            DataError: an unfinished build of something else lies there.
+            DataError: it contains an unfinished build of something else.
         """
-        for folder in (self.runs, self.path / "parts", self.shards, self.entries):
+        for folder in (self.runs, self._parts, self.shards, self.entries):
             folder.mkdir(parents=True, exist_ok=True)
-        try:
-            before = self.plan()
-        except FileNotFoundError:
-            before = None
-        if before is not None:
-            old, new = _flat(asdict(before)), _flat(asdict(plan))
-            free = {f"writing.{name}" for name in WriteOptions.__slots__} if part is None else {"writing.skip_broken"}
-            changes = [
-                f"{name.rpartition('.')[2]} was {old.get(name)}, now {new[name]}"
-                for name in new
-                if old.get(name) != new[name] and name not in free
-            ]
+        if self._plan.exists():
+            free = set(WriteOptions.__slots__) if part is None else {"skip_broken"}
+            changes = changed_settings(_options(self.plan()), _options(plan), ignored=lambda name: name in free)
             if changes:
                 raise DataError(
-                    f"{self.path}: an unfinished build with other options lies there ({'; '.join(changes)}); continue "
-                    "it with its own options, or remove that folder to begin anew"
+                    f"{self.path}: contains an unfinished build with other options ({'; '.join(changes)}); continue it "
+                    "with its own options, or remove that folder to start again"
                 )
-        with atomic_file(self.path / "plan.json", shared=True) as file:
-            file.write(json.dumps({"version": _VERSION, **asdict(plan)}, indent=1).encode())
+        write_atomically(self._plan, json.dumps({"version": _VERSION, **asdict(plan)}, indent=1), shared=True)
 
     def plan(self) -> BuildPlan:
         """What is being built.
 
         Raises:
-            FileNotFoundError: nothing is.
-            DataError: by another version of this program.
+            FileNotFoundError: no build has begun.
+            DataError: the plan is damaged, or of another version of this program.
         """
-        content: dict[str, Any] = json.loads((self.path / "plan.json").read_bytes())
-        if content.pop("version") != _VERSION:
-            raise DataError(f"{self.path}: begun by another version of this program; remove that folder")
-        reading = content["reading"]
-        return BuildPlan(
-            content["source"],
-            content["source_bytes"],
-            ReadOptions(**{**reading, "conversion": Conversion(**reading["conversion"])}),
-            WriteOptions(**content["writing"]),
-        )
+        data = self._plan.read_bytes()
+        try:
+            content = load_json(data)
+            if to_record(_PlanVersion, content).version != _VERSION:
+                raise DataError(f"{self.path}: begun by another version of this program; remove that folder")
+            return to_record(BuildPlan, content)
+        except ValueError as error:
+            raise DataError(
+                f"{self._plan}: not the plan of a build ({error}); remove {self.path} to start again"
+            ) from None
 
     def finish_part(self, part: BuildPart, runs: list[str]) -> None:
-        with atomic_file(self.path / "parts" / f"{part.number}-of-{part.parts}.json", shared=True) as file:
-            file.write(json.dumps(runs).encode())
+        """Record the runs of a part that has been read completely."""
+        write_atomically(self._parts / f"{part.number}-of-{part.parts}.json", json.dumps(runs), shared=True)
 
     def all_runs(self) -> list[str]:
         """The names of the runs of all parts.
 
         Raises:
-            DataError: a part is missing.
+            DataError: a part is missing, or its file is damaged.
         """
         finished: dict[int, dict[int, Path]] = {}
-        for path in (self.path / "parts").glob("*.json"):
+        for path in self._parts.glob("*.json"):
             if match := re.fullmatch(r"(\d+)-of-(\d+)", path.stem):
                 finished.setdefault(int(match[2]), {})[int(match[1])] = path
         if not finished:
@@ -149,11 +148,11 @@ class BuildFolder:
                 f"{self.path}: {len(missing)} of {count} parts are not finished: {', '.join(missing[:10])}{more}; run "
                 f"them with: coatnet shards build ... --part {missing[0]}"
             )
-        return sorted(name for path in parts.values() for name in json.loads(path.read_bytes()))
+        return sorted(name for number, path in parts.items() for name in _read_part(path, BuildPart(number, count)))
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold off other processes that would write the same shards.
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing the same shards.
 
         Raises:
             DataError: another process does.
@@ -172,15 +171,24 @@ class BuildFolder:
             lock.release()
 
     def is_small(self) -> bool:
-        """Whether next to nothing is lost with it."""
+        """Whether removing it loses next to no work."""
         return len(list(self.runs.glob("*.npz"))) <= 1
 
     def remove(self) -> None:
+        """Remove the folder with everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def _options(plan: BuildPlan) -> dict[str, object]:
+    source = {"source": plan.source, "source_bytes": plan.source_bytes}
+    return source | asdict(plan.reading) | asdict(plan.writing)
+
+
+def _read_part(path: Path, part: BuildPart) -> list[str]:
+    try:
+        return parse_json(list[str], path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not the runs of a part ({error}); remove it and read the part again with: coatnet shards build "
+            f"... --part {part}"
+        ) from None

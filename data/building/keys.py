@@ -1,4 +1,4 @@
-"""An image's place in the global shuffle and its key in a shard: functions of its name alone."""
+"""The position of an image in the global shuffle and its key in a shard: functions of its name only."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ _LONGEST = 80  # bytes of a key; with an extension it fits into a plain tar head
 
 
 def encoded_name(name: str) -> bytes:
-    """The name as bytes; names that the file system holds in another encoding than UTF-8 keep their own."""
+    """The name as bytes; a file name in another encoding than UTF-8 keeps its bytes."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -18,17 +18,17 @@ def decoded_name(name: bytes) -> str:
 
 
 def readable(name: str) -> str:
-    """The name for a person: what is no UTF-8 shows as a replacement character."""
+    """The name for display: bytes that are not UTF-8 become replacement characters."""
     return encoded_name(name).decode("utf-8", "replace")
 
 
 def shuffle_rank(name: str, seed: int) -> int:
-    """64 random bits of an image; the shuffled order of a dataset is that of (rank, name)."""
+    """64 random bits of an image; a dataset is shuffled by sorting by (rank, name)."""
     return int.from_bytes(hashlib.blake2b(encoded_name(name), digest_size=8, key=b"%d" % seed).digest(), "little")
 
 
 def sample_key(name: str) -> str:
-    """A WebDataset key: folder/stem without further dots, short enough for a tar header. Two names may share one."""
+    """A WebDataset key: folder/stem without further dots, short enough for a tar header. Not unique."""
     folder, _, file_name = name.rpartition("/")
     stem = file_name.rpartition(".")[0] or file_name
     key = "/".join(_UNSAFE.sub("_", part) for part in (folder, stem) if part)
@@ -38,5 +38,5 @@ def sample_key(name: str) -> str:
 
 
 def key_hash(name: str) -> int:
-    """64 bits that are equal where the keys are."""
+    """64 bits that are equal if the keys are."""
     return int.from_bytes(hashlib.blake2b(sample_key(name).encode(), digest_size=8).digest(), "little")

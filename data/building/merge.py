@@ -1,4 +1,4 @@
-"""From runs to the finished dataset: shards written by several processes, labels, index, and the rename."""
+"""From sorted runs to the finished dataset: shards written by several processes, labels, index, final rename."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,44 +35,57 @@ from data.storage import Storage
 
 
 class BuildProgress(NamedTuple):
-    """How far a build is."""
+    """Progress of a build."""
 
     phase: str
     images: int
-    """Read or written in this phase, those of earlier calls with them."""
+    """Read or written in this phase, including those of earlier calls."""
     bytes: int
     share: float
-    """Of this phase that is done, 0 .. 1, about."""
+    """Share of this phase that is done, approximately, 0 .. 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """A build in progress: its folders and options, and the means to carry it out."""
+
+    folder: BuildFolder
+    destination: Path
+    reading: ReadOptions
+    writing: WriteOptions
+    storage: Storage
+    workers: Workers
+    progress: Callable[[BuildProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
 class KindCount:
-    """Images that are no upright RGB JPEG, and what became of them."""
+    """Images that are not upright RGB JPEGs, and how they were handled."""
 
     kind: str
     images: int
     encoded_again: int
-    """How many of them are upright RGB JPEGs in the shards; the others are stored unchanged."""
+    """How many were converted to upright RGB JPEGs; the others are stored unchanged."""
     first: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build wrote."""
+    """What a build has written."""
 
     indexes: dict[Path, ShardIndex]
-    """By final folder; empty after one part of a build."""
+    """By final folder; empty after a single part of a build."""
     images: int
     left_out: list[Broken]
     kinds: list[KindCount]
     shrunk: int
     short_side: int | None
-    """To which images were shrunk."""
+    """The short side to which images were shrunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Set:
-    """The training or validation set, or all: its images in shuffled order, their labels, and the cuts into shards."""
+class _Split:
+    """The training set, the validation set, or everything: shuffled images, labels, and bounds of its shards."""
 
     name: str
     images: Int64
@@ -80,77 +93,67 @@ class _Set:
     cuts: list[tuple[int, int]]
 
     def paths(self, building: BuildFolder) -> list[Path]:
-        """Of the shards."""
+        """Of its shards."""
         prefix = self.name or "shard"
         return [building.shards / self.name / f"{prefix}-{number:06d}.tar" for number in range(len(self.cuts))]
 
 
-def merge_runs(
-    building: BuildFolder,
-    destination: Path,
-    runs: list[str],
-    reading: ReadOptions,
-    writing: WriteOptions,
-    storage: Storage,
-    workers: Workers,
-    progress: Callable[[BuildProgress], None],
-) -> BuildReport:
-    """Write the shards of all runs, then labels and index, and rename all to `destination`.
+def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
+    """Write the shards of all runs, then labels and index, and rename the result to the destination.
 
     Raises:
         DataError: broken images, labels that are not in the class list, a class too small for the validation split, or
             a disk that is too full.
     """
+    building, writing = build.folder, build.writing
     paths = [building.runs / name for name in runs]
     images = read_images(paths)
     order, again = shuffled(images)
     names = [readable(images.name(image)) for image in again]
     left_out = [*images.broken, *(Broken(name, "another image has the same name") for name in names)]
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
-    classes, labels = _labels(images, writing.classes, storage)
-    sets = _split(images, order, labels[order], classes, writing)
+    classes, labels = _labels(images, writing.classes, build.storage)
+    splits = _split(images, order, labels[order], classes, writing)
     as_json = labels.shape[1] > 1
 
     repeated = repetitions(images.key_hash[order])
     repetition = {int(order[position]): count for position, count in repeated.items()}
-    for part in sets:
-        (building.shards / part.name).mkdir(exist_ok=True)
-    _remove_strangers(building, {path for part in sets for path in part.paths(building)})
-    _refuse_full_disk(building, sum(int(tar_bytes(images.size[part.images]).sum()) for part in sets))
-    tasks = (
-        task for part in sets for task in _tasks(building, paths, images, part, repetition, as_json, reading.memory)
-    )
-    entries = _write(tasks, len(order), workers, progress)
+    for split in splits:
+        (building.shards / split.name).mkdir(exist_ok=True)
+    _remove_obsolete(building, {path for split in splits for path in split.paths(building)})
+    _refuse_full_disk(building, sum(int(tar_bytes(images.size[split.images]).sum()) for split in splits))
+    tasks = (task for split in splits for task in _tasks(build, paths, images, split, repetition, as_json))
+    entries = _write(build, tasks, len(order))
 
     indexes: dict[Path, ShardIndex] = {}
-    for part in sets:
-        folder = building.shards / part.name
-        most = int((part.labels >= 0).sum(axis=1).max(initial=1))
-        content, sha256 = labels_file(np.ascontiguousarray(part.labels[:, :most]))
+    for split in splits:
+        folder = building.shards / split.name
+        most = int((split.labels >= 0).sum(axis=1).max(initial=1))
+        content, sha256 = labels_file(np.ascontiguousarray(split.labels[:, :most]))
         (folder / LABELS_NAME).write_bytes(content)
         index = ShardIndex(
             folder=str(folder),
             classes=classes,
-            image_fields=tuple(sorted({images.extensions[e] for e in np.unique(images.extension[part.images])})),
+            image_fields=tuple(sorted({images.extensions[e] for e in np.unique(images.extension[split.images])})),
             label=LabelFormat("json", "labels") if as_json else LabelFormat(),
-            shards=tuple(entries[path] for path in part.paths(building)),
+            shards=tuple(entries[path] for path in split.paths(building)),
             labels_per_sample=most,
             labels_sha256=sha256,
         )
         index.write()
-        final = destination / part.name
+        final = build.destination / split.name
         indexes[final] = replace(index, folder=str(final), home=str(final))
-    if destination.exists():
-        destination.rmdir()
-    building.shards.rename(destination)
+    if build.destination.exists():
+        build.destination.rmdir()
+    building.shards.rename(build.destination)
     building.remove()
-    return report(images, order, left_out, reading, indexes)
+    return report(images, order, left_out, build.reading, indexes)
 
 
 def report(
     images: Images, order: Int64, left_out: list[Broken], reading: ReadOptions, indexes: dict[Path, ShardIndex]
 ) -> BuildReport:
-    """What there is to say about the images in `order`."""
+    """The report on the images in `order`."""
     kind = images.kind[order]
     again = (kind & Kind.ENCODED_AGAIN) > 0
     kinds = []
@@ -166,7 +169,7 @@ def report(
 def refuse_broken(broken: list[Broken], images: int, skip_broken: bool) -> None:
     """
     Raises:
-        DataError: images are broken and not to be skipped.
+        DataError: there are broken images, and they must not be skipped.
     """
     if broken and not skip_broken:
         tars = [b for b in broken if b.is_tar]
@@ -189,36 +192,37 @@ def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tupl
     return ordered, relabelled(images, ordered, "the images")
 
 
-def _split(images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: WriteOptions) -> list[_Set]:
-    def cut(name: str, chosen: NDArray[np.bool_]) -> _Set:
+def _split(
+    images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: WriteOptions
+) -> list[_Split]:
+    def cut(name: str, chosen: NDArray[np.bool_]) -> _Split:
         mine = order[chosen]
         bounds = cuts(tar_bytes(images.size[mine]), writing.samples_per_shard, writing.shard_bytes)
-        return _Set(name, mine, labels[chosen], list(bounds))
+        return _Split(name, mine, labels[chosen], list(bounds))
 
     if not writing.validation_per_class and not writing.validation_fraction:
         return [cut("", np.ones(len(order), np.bool_))]
     mask = validation_mask(labels, classes, writing.validation_per_class, writing.validation_fraction)
     if not mask.any():
         raise DataError(
-            f"a validation fraction of {writing.validation_fraction} takes no image of any class; take a larger one"
+            f"a validation fraction of {writing.validation_fraction} takes no image of any class; use a larger one"
         )
     return [cut("train", ~mask), cut("validation", mask)]
 
 
 def _tasks(
-    building: BuildFolder,
+    build: BuildContext,
     runs: list[Path],
     images: Images,
-    part: _Set,
+    split: _Split,
     repetition: dict[int, int],
     as_json: bool,
-    memory: int,
 ) -> Iterator[ShardTask]:
-    for path, (begin, end) in zip(part.paths(building), part.cuts, strict=True):
-        rows = part.images[begin:end]
+    for path, (begin, end) in zip(split.paths(build.folder), split.cuts, strict=True):
+        rows = split.images[begin:end]
         yield ShardTask(
             path=path,
-            entry=building.entries / f"{path.name}.json",
+            entry=build.folder.entries / f"{path.name}.json",
             runs=runs,
             run=images.run[rows],
             offset=images.offset[rows],
@@ -226,16 +230,14 @@ def _tasks(
             names=[images.encoded_name(image) for image in rows.tolist()],
             repetition=[repetition.get(image, 1) for image in rows.tolist()],
             extensions=[images.extensions[e] for e in images.extension[rows].tolist()],
-            labels=part.labels[begin:end],
+            labels=split.labels[begin:end],
             as_json=as_json,
-            memory=memory,
+            memory=build.reading.memory,
         )
 
 
-def _write(
-    tasks: Iterator[ShardTask], images: int, workers: Workers, progress: Callable[[BuildProgress], None]
-) -> dict[Path, ShardEntry]:
-    """The entries of all shards by path; those that an earlier call finished are not written again."""
+def _write(build: BuildContext, tasks: Iterator[ShardTask], images: int) -> dict[Path, ShardEntry]:
+    """The entries of all shards by path; shards that an earlier call finished are not written again."""
     entries: dict[Path, ShardEntry] = {}
     samples = written = 0
 
@@ -243,7 +245,7 @@ def _write(
         nonlocal samples, written
         entries[path] = entry
         samples, written = samples + entry.samples, written + entry.bytes
-        progress(BuildProgress("writing shards", samples, written, samples / images))
+        build.progress(BuildProgress("writing shards", samples, written, samples / images))
 
     def unfinished() -> Iterator[ShardTask]:
         for task in tasks:
@@ -253,13 +255,13 @@ def _write(
             else:
                 count(task.path, entry)
 
-    for path, entry in workers.results(write_shard, unfinished()):
+    for path, entry in build.workers.results(write_shard, unfinished()):
         count(path, entry)
     return entries
 
 
-def _remove_strangers(building: BuildFolder, expected: set[Path]) -> None:
-    """Shards of an earlier call that had other options."""
+def _remove_obsolete(building: BuildFolder, expected: set[Path]) -> None:
+    """Remove the shards of an earlier call with other options."""
     for path in building.shards.rglob("*"):
         if path.is_file() and path not in expected:
             path.unlink()
@@ -273,4 +275,4 @@ def _refuse_full_disk(building: BuildFolder, needed: int) -> None:
     free = shutil.disk_usage(building.path).free
     if free < needed - written:
         missing = f"{(needed - written) / 1e9:,.1f} GB more and {free / 1e9:,.1f} GB are free"
-        raise DataError(f"{building.path}: the shards need {missing}; make room")
+        raise DataError(f"{building.path}: the shards need {missing}; free some space")

@@ -1,4 +1,4 @@
-"""Writing one shard: a WebDataset tar whose samples lie in runs."""
+"""Writing one shard: a WebDataset tar with samples from sorted runs."""
 
 import hashlib
 import io
@@ -13,12 +13,13 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from data.atomic_file import atomic_file
+from data.atomic_file import atomic_file, write_atomically
 from data.building.keys import decoded_name, sample_key
 from data.building.sorted_runs import images_file
 from data.index import ShardEntry
+from data.json_records import parse_json
 
-_NEAR = 2**16  # bytes between two wanted images that are quicker read than jumped over
+_NEAR = 2**16  # bytes between two images that are faster to read than to skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class ShardTask:
 
     path: Path
     entry: Path
-    """The file that says, once the shard is whole, what it holds."""
+    """The file that records, once the shard is complete, its `FinishedShard`."""
     runs: list[Path]
     run: NDArray[np.int32]
     """Position in `runs`."""
@@ -35,18 +36,18 @@ class ShardTask:
     size: NDArray[np.int64]
     names: list[bytes]
     repetition: list[int]
-    """The how-maniest sample with its key."""
+    """Of each sample, counting from 1: which of the samples with the same key it is."""
     extensions: list[str]
     labels: NDArray[np.int32]
-    """(n, k), -1 where there is none."""
+    """(n, k), padded with -1."""
     as_json: bool
-    """Whether labels are written as JSON lists: needed when there is not exactly one for each sample."""
+    """Whether labels are written as JSON lists: necessary unless each sample has exactly one."""
     memory: int
-    """Bytes of images that are held at a time."""
+    """Bytes of images in memory at a time."""
 
     @property
     def digest(self) -> str:
-        """Of all that decides about the shard's bytes."""
+        """Of everything that determines the bytes of the shard."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.path.name, [run.name for run in self.runs], self.names, self.repetition)).encode())
         digest.update(repr((self.extensions, self.as_json)).encode())
@@ -55,26 +56,34 @@ class ShardTask:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A shard that has been written: the digest of its task, and its entry in the index."""
+
+    task: str
+    shard: ShardEntry
+
+
 def finished_shard(task: ShardTask) -> ShardEntry | None:
-    """The entry of a shard that an earlier build wrote as this one would."""
+    """The entry of a shard that an earlier build wrote for the same task; None if it must be written (again)."""
     try:
-        content = json.loads(task.entry.read_bytes())
-        if content["task"] == task.digest and task.path.stat().st_size == content["shard"]["bytes"]:
-            return ShardEntry(**content["shard"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        finished = parse_json(FinishedShard, task.entry.read_bytes())
+        if finished.task == task.digest and task.path.stat().st_size == finished.shard.bytes:
+            return finished.shard
+    except (FileNotFoundError, ValueError):
         pass
     return None
 
 
 def write_shard(task: ShardTask) -> tuple[Path, ShardEntry]:
-    """Write a shard, then its entry; its path and entry.
+    """Write a shard, then its entry; returns its path and entry.
 
     Raises:
         OSError: the disk is full or cannot be written, or a run is missing.
     """
     with atomic_file(task.path) as file:
         hashing = _Hashing(file)
-        # Whole seconds: tarfile spends another 1,024 bytes on every member's fraction of a second. Owner and mode are
+        # Integer times: tarfile spends another 1,024 bytes per member on fractions of a second. Owner and mode are
         # fixed, so that the same samples give the same bytes.
         writer = webdataset.TarWriter(hashing, mtime=0, encoder=False)
         for position, encoded in enumerate(_images(task)):
@@ -82,13 +91,12 @@ def write_shard(task: ShardTask) -> tuple[Path, ShardEntry]:
             label = json.dumps({"labels": labels}) if task.as_json else str(labels[0])
             key = sample_key(decoded_name(task.names[position]))
             if task.repetition[position] > 1:
-                key += f"~{task.repetition[position]}"  # no key has a ~ of its own
+                key += f"~{task.repetition[position]}"  # no key contains a ~ itself
             field = "json" if task.as_json else "cls"
             writer.write({"__key__": key, task.extensions[position]: encoded, field: label.encode()})
         writer.close()
     entry = ShardEntry(task.path.name, len(task.names), hashing.bytes, hashing.sha256.hexdigest())
-    with atomic_file(task.entry) as file:
-        file.write(json.dumps({"task": task.digest, "shard": asdict(entry)}).encode())
+    write_atomically(task.entry, json.dumps(asdict(FinishedShard(task.digest, entry))))
     return task.path, entry
 
 
@@ -100,7 +108,7 @@ def _images(task: ShardTask) -> Iterator[bytes]:
 
 
 def _read(task: ShardTask, samples: NDArray[np.int64]) -> list[bytes]:
-    """The images of `samples`, each run's from its beginning to its end and neighbours at once."""
+    """The images of `samples`; each run is read front to back, and neighbours in one request."""
     images: dict[int, bytes] = {}
     order = samples[np.lexsort((task.offset[samples], task.run[samples]))]
     run, start, stop = task.run[order], task.offset[order], task.offset[order] + task.size[order]
@@ -123,7 +131,7 @@ def _read_extent(run: Path, start: int, stop: int) -> bytes:
 
 
 class _Hashing(io.RawIOBase):
-    """Passes what is written on to a file, counting and hashing it."""
+    """Forwards writes to a file, counting and hashing the bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

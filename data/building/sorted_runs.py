@@ -1,15 +1,17 @@
-"""Runs: checked images on a local disk, sorted by their place in the shuffle, from which shards are merged.
+"""Sorted runs: checked images on a local disk, in shuffled order, from which shards are merged.
 
-A run is a file of images one after the other and a table of them. The table is written last, so a run that has one is
-whole. (External merge sort; Knuth, TAOCP 3, 5.4.)
+A run is a file of concatenated images and a table of them. The table is written last, so its presence means that the
+run is complete. (External merge sort; Knuth, TAOCP 3, 5.4.)
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +23,15 @@ from data.building.keys import encoded_name, key_hash, shuffle_rank
 from data.building.source import Broken, Image, ImageBatch, ImageFile
 from data.decode import DecodeError
 from data.errors import DataError, StorageRefused
+from data.json_records import parse_json
 from data.storage import Storage, is_remote, read_bytes
 
-_REQUESTS = 16  # files of a remote source that one worker asks for at the same time
+_REQUESTS = 16  # concurrent requests of one worker to a remote source
 
 
 @dataclass(frozen=True, slots=True)
 class RunTask:
-    """A run to be made: its place without suffix, and what goes into it."""
+    """A run to be made: its path without suffix, and what goes into it."""
 
     path: Path
     batch: ImageBatch
@@ -41,7 +44,7 @@ class RunTask:
 
 @dataclass(frozen=True, slots=True)
 class RunTable:
-    """The images of a run; arrays (n,), or (n + 1,) where they say where something begins and ends."""
+    """The images of a run; arrays (n,), or (n + 1,) for bounds."""
 
     rank: NDArray[np.uint64]
     key_hash: NDArray[np.uint64]
@@ -69,20 +72,37 @@ class RunTable:
         return int(self.size.sum())
 
 
+_ABOUT = "about"
+"""The array of the file that holds the rest of the table, as JSON."""
+_DTYPES = {
+    "rank": np.uint64, "key_hash": np.uint64, "offset": np.int64, "size": np.int64, "kind": np.uint8,
+    "extension": np.uint8, "label_bounds": np.int64, "labels": np.int32, "name_bounds": np.int64, "names": np.uint8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _AboutRun:
+    extensions: list[str]
+    classes: list[str]
+    broken: list[Broken]
+
+
 def table_file(run: Path) -> Path:
+    """Where the table of a run is stored."""
     return run.with_name(f"{run.name}.npz")
 
 
 def images_file(run: Path) -> Path:
+    """Where the images of a run are stored."""
     return run.with_name(f"{run.name}.images")
 
 
 def make_run(task: RunTask) -> tuple[str, RunTable]:
-    """Read, check and convert the images of a batch, and publish them as a run; its name and table.
+    """Read, check and convert the images of a batch, and publish them as a run; returns its name and table.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        StorageRefused, StorageDown: the source refuses access or does not answer.
+        StorageRefused, StorageDown: the source denies access or does not answer.
     """
     rows: list[_Row] = []
     broken: list[Broken] = []
@@ -107,15 +127,31 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
 
 
 def read_table(run: Path) -> RunTable:
-    """The table of a run."""
-    with np.load(table_file(run), allow_pickle=False) as arrays:
-        about = json.loads(arrays["about"].tobytes())
-        return RunTable(
-            **{name: arrays[name] for name in arrays.files if name != "about"},
-            extensions=about["extensions"],
-            classes=about["classes"],
-            broken=[Broken(**entry) for entry in about["broken"]],
-        )
+    """The table of a run.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    path = table_file(run)
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            arrays = {name: _read_column(archive, name) for name in (*_DTYPES, _ABOUT)}
+        for name, dtype in _DTYPES.items():
+            if arrays[name].dtype != dtype or arrays[name].ndim != 1:
+                raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
+        about = parse_json(_AboutRun, arrays.pop(_ABOUT).tobytes())
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: not the table of a run ({error}); remove it and read the source again with the same coatnet "
+            "shards build command"
+        ) from None
+    return RunTable(**arrays, extensions=about.extensions, classes=about.classes, broken=about.broken)
+
+
+def _read_column(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        column: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return column
 
 
 @dataclass(slots=True)
@@ -207,11 +243,8 @@ def _table(rows: list[_Row], broken: list[Broken]) -> RunTable:
 
 
 def _write_table(path: Path, table: RunTable) -> None:
-    about = {
-        "extensions": table.extensions,
-        "classes": table.classes,
-        "broken": [{"name": b.name, "reason": b.reason, "is_tar": b.is_tar} for b in table.broken],
-    }
-    arrays = {name: getattr(table, name) for name in RunTable.__slots__ if name not in about}
+    about = json.dumps(asdict(_AboutRun(table.extensions, table.classes, table.broken)))
+    arrays: dict[str, Any] = {name: getattr(table, name) for name in _DTYPES}
+    arrays[_ABOUT] = np.frombuffer(about.encode(), np.uint8)
     with atomic_file(path, shared=True) as file:
-        np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+        np.savez(file, **arrays)

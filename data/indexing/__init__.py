@@ -1,1 +1,1 @@
-"""Shards that others built: index, verify and show them as they are."""
+"""Indexing, verifying and summarising existing WebDataset shards, which are only ever read and never modified."""

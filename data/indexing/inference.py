@@ -1,4 +1,4 @@
-"""What the members of a WebDataset that others built are: which hold images, which the labels, and how."""
+"""Which members of an existing WebDataset are the images, which are the labels, and how labels are stored."""
 
 import json
 import tarfile
@@ -19,13 +19,13 @@ LABEL_KEYS = (
     "label", "labels", "cls", "class", "classes", "class_id", "class_index", "class_name", "category", "category_id",
     "target", "synset", "wnid",
 )  # fmt: skip
-"""Keys of a JSON object that are taken for the label's, the likeliest first."""
+"""Keys of a JSON object that may be the label, most likely first."""
 _LARGEST_LABEL = 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class GivenFields:
-    """What a person says of the members; None is inferred."""
+    """What the user specifies about the members; None is inferred."""
 
     image_fields: tuple[str, ...] | None = None
     label_field: str | None = None
@@ -34,7 +34,7 @@ class GivenFields:
 
 
 class Fields(NamedTuple):
-    """What the members are, and in words what of that is a inference."""
+    """What the members are, and a description of what was inferred."""
 
     image_fields: tuple[str, ...]
     label: LabelFormat
@@ -57,13 +57,13 @@ class ShardHead:
         return Counter(extension for found in self.extensions.values() for extension in found)
 
 
-def read_beginning(location: str, storage: Storage, label_field: str | None, samples: int = 64) -> ShardHead:
-    """The first samples of the tar at `location`, as far as it can be read; a remote one in small ranges.
+def read_head(location: str, storage: Storage, label_field: str | None, samples: int = 64) -> ShardHead:
+    """The first samples of the tar at `location`, as far as it is readable; a remote one is read in small ranges.
 
     Raises:
-        StorageRefused, StorageDown: access refused, or no answer.
+        StorageRefused, StorageDown: access denied, or no answer.
     """
-    beginning = ShardHead(location)
+    head = ShardHead(location)
     labels = (label_field,) if label_field else LABEL_FIELDS
     with open_file(location, storage) as file:
         try:
@@ -73,88 +73,88 @@ def read_beginning(location: str, storage: Storage, label_field: str | None, sam
                     if split is None:
                         continue
                     key, extension = split
-                    if key not in beginning.extensions and len(beginning.extensions) == samples:
+                    if key not in head.extensions and len(head.extensions) == samples:
                         break
-                    beginning.extensions.setdefault(key, set()).add(extension)
+                    head.extensions.setdefault(key, set()).add(extension)
                     content = tar.extractfile(member)
                     if extension in labels and member.size <= _LARGEST_LABEL and content is not None:
-                        beginning.contents.setdefault(extension, []).append(content.read())
+                        head.contents.setdefault(extension, []).append(content.read())
         except (tarfile.TarError, EOFError):
-            pass  # the pass over the whole shard says what is wrong with it
-    return beginning
+            pass  # the scan of the whole shard reports the damage
+    return head
 
 
-def infer_fields(beginning: ShardHead, said: GivenFields) -> Fields:
-    """What the members are, as far as `said` leaves it open.
+def infer_fields(head: ShardHead, given: GivenFields) -> Fields:
+    """What the members are, inferred as far as `given` leaves it open.
 
     Raises:
-        DataError: it cannot be told, or what was said is not there.
+        DataError: it cannot be inferred, or what was given does not occur.
     """
     inferred: list[str] = []
-    image_fields = _image_fields(beginning, said, inferred)
-    label = _label_format(beginning, said, inferred)
+    image_fields = _image_fields(head, given, inferred)
+    label = _label_format(head, given, inferred)
     return Fields(image_fields, label, inferred)
 
 
-def _image_fields(beginning: ShardHead, said: GivenFields, inferred: list[str]) -> tuple[str, ...]:
-    counts = beginning.counts
-    if said.image_fields is not None:
-        if not any(counts[name] for name in said.image_fields):
-            raise DataError(f"{beginning.location}: no {' or '.join(said.image_fields)} members; {_seen(counts)}")
-        return said.image_fields
+def _image_fields(head: ShardHead, given: GivenFields, inferred: list[str]) -> tuple[str, ...]:
+    counts = head.counts
+    if given.image_fields is not None:
+        if not any(counts[name] for name in given.image_fields):
+            raise DataError(f"{head.location}: no {' or '.join(given.image_fields)} members; {_seen(counts)}")
+        return given.image_fields
     candidates = sorted((name for name in IMAGE_FIELDS if counts[name]), key=lambda name: -counts[name])
     if not candidates:
         raise DataError(
-            f"{beginning.location}: no {', '.join(IMAGE_FIELDS)} members; {_seen(counts)}; name the extension of the "
-            "images with --image-field"
+            f"{head.location}: no {', '.join(IMAGE_FIELDS)} members; {_seen(counts)}; specify the extension of "
+            "the images with --image-field"
         )
-    # Two pictures in one sample are the image and something else, such as a mask.
+    # Of two images in one sample, one is something else, such as a mask.
     chosen: list[str] = []
     for name in candidates:
-        beside = [c for c in chosen if any({c, name} <= found for found in beginning.extensions.values())]
+        beside = [c for c in chosen if any({c, name} <= found for found in head.extensions.values())]
         if beside:
-            inferred.append(f"{name} members stand beside {beside[0]} ones and are passed over")
+            inferred.append(f"{name} members accompany {beside[0]} ones and are ignored")
         else:
             chosen.append(name)
-    # Others may come in later shards.
+    # Others may occur in later shards.
     chosen += [name for name in IMAGE_FIELDS if name not in candidates]
     inferred.append(f"images are the {' '.join(name for name in chosen if counts[name])} members (--image-field)")
     return tuple(name for name in IMAGE_FIELDS if name in chosen)
 
 
-def _label_format(beginning: ShardHead, said: GivenFields, inferred: list[str]) -> LabelFormat:
-    name = said.label_field
-    key = said.label_key
+def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> LabelFormat:
+    name = given.label_field
+    key = given.label_key
     if name is None:
-        name = "json" if key is not None else _label_field(beginning)
+        name = "json" if key is not None else _label_field(head)
         inferred.append(f"labels are in the {name} members (--label-field)")
-    contents = beginning.contents.get(name)
+    contents = head.contents.get(name)
     if not contents:
-        raise DataError(f"{beginning.location}: no {name} members; {_seen(beginning.counts)}; see --label-field")
+        raise DataError(f"{head.location}: no {name} members; {_seen(head.counts)}; see --label-field")
     if name.rpartition(".")[2] == "json" and key is None:
-        key = _json_key(beginning.location, contents)
+        key = _json_key(head.location, contents)
         if key is not None:
             inferred.append(f"under the key {key!r} (--label-key)")
-    by = said.label_by
+    by = given.label_by
     if by is None:
         by = _by(contents, LabelFormat(name, key))
         inferred.append(f"and are class {by}s (--label-by)")
     return LabelFormat(name, key, by)
 
 
-def _label_field(beginning: ShardHead) -> str:
+def _label_field(head: ShardHead) -> str:
     for name in LABEL_FIELDS:
-        contents = beginning.contents.get(name)
+        contents = head.contents.get(name)
         if contents and (name != "json" or _likely_key(contents) is not False):
             return name
     raise DataError(
-        f"{beginning.location}: no {', '.join(LABEL_FIELDS)} members with a label; {_seen(beginning.counts)}; name the "
-        "extension of the labels with --label-field, and in JSON their key with --label-key"
+        f"{head.location}: no {', '.join(LABEL_FIELDS)} members with a label; {_seen(head.counts)}; specify "
+        "the extension of the labels with --label-field, and in JSON their key with --label-key"
     )
 
 
 def _likely_key(contents: list[bytes]) -> str | Literal[False] | None:
-    """The key under which JSON has the label, None where it is the label itself, False if that cannot be told."""
+    """The key of the label in JSON, None if the JSON is the label itself, False if that is unclear."""
     objects = []
     for content in contents:
         try:
@@ -176,7 +176,7 @@ def _json_key(location: str, contents: list[bytes]) -> str | None:
     key = _likely_key(contents)
     if key is False:
         raise DataError(
-            f"{location}: which key of its json members is the label? The first is {contents[0][:200]!r}; name it "
+            f"{location}: which key of its json members is the label? The first is {contents[0][:200]!r}; specify it "
             "with --label-key"
         )
     return key

@@ -1,4 +1,4 @@
-"""One pass over one shard: its bytes and hash, its samples and labels, and what is wrong with them."""
+"""One pass over a shard: its size and hash, its samples and labels, and the problems with them."""
 
 import hashlib
 import os
@@ -6,11 +6,11 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,6 @@ from data.shard import Group, groups, split_key
 from data.storage import Storage, is_remote, join, pieces
 from data.tar import members
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 _LOCAL_PIECE = 4 * 2**20  # bytes
 _NO_SUCH_CLASS = -2
 
@@ -35,16 +32,16 @@ class Problem(StrEnum):
 
     NO_IMAGE = "no image"
     NO_LABEL = "no label"
-    LABEL_UNREADABLE = "a label that cannot be read"
-    LABEL_UNKNOWN = "a label that is no class"
-    KEY_TWICE = "its key twice in the shard"
+    LABEL_UNREADABLE = "an unreadable label"
+    LABEL_UNKNOWN = "a label that is not in the class list"
+    KEY_REPEATED = "a repeated key"
     IMAGE_EMPTY = "an empty image"
     IMAGE_UNKNOWN = "an image that is neither JPEG, PNG nor WebP"
     IMAGE_BROKEN = "an image that does not decode"
 
 
-class Found(NamedTuple):
-    """One problem: place of the sample in the shard, its key, and details, which may be empty."""
+class SampleProblem(NamedTuple):
+    """A problem with one sample: its place in the shard, its key, and details, which may be empty."""
 
     problem: Problem
     place: int
@@ -54,95 +51,118 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardScan:
-    """What a pass over a shard found."""
+    """The result of a pass over a shard."""
 
     entry: ShardEntry
     damage: str | None
-    """What is wrong with the tar."""
-    found: list[Found]
-    """Problems of samples, by place."""
+    """What is wrong with the tar itself."""
+    problems: list[SampleProblem]
+    """By place."""
     label_values: tuple[Any, ...]
-    """Labels as the samples give them, numbers or names, each once."""
+    """The different labels as they are stored, numbers or names."""
     label_places: NDArray[np.int32]
-    """(samples, k) positions in `label_values`, -1 where there is none."""
+    """(samples, k) positions in `label_values`, padded with -1."""
     formats: Counter[tuple[str, str]]
     """(extension, format by the first bytes) -> images."""
     key_hashes: NDArray[np.int64]
-    """Of the different keys; they hold within this process alone."""
+    """Of the different keys; only valid within this process."""
     packed_keys: bytes
 
     @property
     def keys(self) -> list[str]:
-        """Key of each sample."""
+        """The key of each sample."""
         text = zlib.decompress(self.packed_keys).decode("utf-8", "surrogateescape")
         return text.split("\0") if self.entry.samples else []
 
-    def labels(self, numbers: Mapping[Any, int]) -> tuple[NDArray[np.int32], list[Found]]:
-        """Labels (samples, k), ascending, -1 where there is none, with the classes that `numbers` gives to the values;
-        and the samples with a value that it lacks, which get no label.
+    def labels(self, numbers: Mapping[Any, int]) -> tuple[NDArray[np.int32], list[SampleProblem]]:
+        """Labels (samples, k), ascending, padded with -1, as class numbers by `numbers`; and the samples with
+        a stored value that it lacks, which get no label.
         """
         classes = np.array([*(numbers.get(value, _NO_SUCH_CLASS) for value in self.label_values), -1], np.int32)
         rows = classes[self.label_places]
         unknown = np.flatnonzero((rows == _NO_SUCH_CLASS).any(axis=1))
-        found = []
+        problems = []
         keys = self.keys if len(unknown) else []
         for place in unknown.tolist():
             value = self.label_values[self.label_places[place][rows[place] == _NO_SUCH_CLASS][0]]
-            found.append(Found(Problem.LABEL_UNKNOWN, place, keys[place], repr(value)[:60]))
+            problems.append(SampleProblem(Problem.LABEL_UNKNOWN, place, keys[place], repr(value)[:60]))
         rows[unknown] = -1
-        # Empty places go last; as unsigned numbers they are the greatest.
-        return np.sort(rows.view(np.uint32), axis=1).view(np.int32), found
+        # The padding goes last: as an unsigned number it is the greatest.
+        return np.sort(rows.view(np.uint32), axis=1).view(np.int32), problems
 
 
 def class_numbers(classes: tuple[str, ...], label: LabelFormat) -> Mapping[Any, int]:
-    """Label as a sample gives it -> position in the class list."""
+    """Stored label -> position in the class list."""
     return {name if label.by == "name" else number: number for number, name in enumerate(classes)}
 
 
-def scan_shard(
-    folder: str, name: str, size: int, image_fields: tuple[str, ...], label: LabelFormat, storage: Storage,
-    temporary: Path, *, decode_images: bool = False, progress: Callable[[int], None] = lambda count: None,
-) -> ShardScan:  # fmt: skip
-    """Read shard `name` of `size` bytes below `folder` once; a remote one lies in `temporary` meanwhile.
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """How shards are read, and how progress is reported."""
 
-    Args:
-        progress: called with each number of bytes that were read.
-
-    Raises:
-        DataError: the shard is missing, or no room for a remote one.
-        StorageRefused, StorageDown: access refused, or no answer.
-    """
-    location = join(folder, name)
-    path = temporary / f"{hashlib.sha256(location.encode()).hexdigest()}.tar" if is_remote(location) else Path(location)
-    sha256, length = hashlib.sha256(), 0
-    try:
-        for piece in _fetched(location, size, storage, path) if is_remote(location) else _read(path):
-            sha256.update(piece)
-            length += len(piece)
-            progress(len(piece))
-        with open(path, "rb") as file:
-            found, damage = members(file.fileno())
-            samples = groups(found, image_fields, label.field)
-            entry = ShardEntry(name, len(samples), length, sha256.hexdigest())
-            return _examined(file.fileno(), entry, _in_words(file.fileno(), damage), samples, label, decode_images)
-    except FileNotFoundError:
-        raise DataError(f"shard {location}: it was listed and is missing; copy it back and try again") from None
-    finally:
-        if is_remote(location):
-            path.unlink(missing_ok=True)
+    storage: Storage = field(default_factory=Storage)
+    threads: int = 4
+    """Shards that are read concurrently."""
+    begin: Callable[[int], None] = lambda total: None
+    """Called once with the bytes of all shards."""
+    progress: Callable[[int], None] = lambda count: None
+    """Called by all threads with the number of bytes of each read."""
 
 
-def scanned_in_parallel(
-    function: Callable[[Item, Path], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """`function` of each item and a folder for remote shards, in the order of the items; the first error ends all."""
-    with TemporaryDirectory(prefix="coatnet-shards-") as temporary, ThreadPoolExecutor(threads) as executor:
-        futures = deque(executor.submit(function, item, Path(temporary)) for item in items)
+@dataclass(frozen=True, slots=True)
+class ShardScanner:
+    """Reads shards below `folder` whose samples have these fields; with `decode_images` it decodes every image."""
+
+    folder: str
+    image_fields: tuple[str, ...]
+    label: LabelFormat
+    options: ScanOptions
+    decode_images: bool = False
+
+    def scan_all(self, shards: Iterable[tuple[str, int | None]]) -> Iterator[ShardScan | None]:
+        """The scan of each shard, given as name and size in bytes, in their order; None where the size is None.
+
+        Raises:
+            DataError: a shard vanished, or there is no space for a remote one.
+            StorageRefused, StorageDown: access denied, or no answer.
+        """
+        with (
+            TemporaryDirectory(prefix="coatnet-shards-") as temporary,
+            ThreadPoolExecutor(self.options.threads) as executor,
+        ):
+            futures = deque(
+                None if size is None else executor.submit(self._scan, name, size, Path(temporary))
+                for name, size in shards
+            )
+            try:
+                while futures:
+                    future = futures.popleft()
+                    yield None if future is None else future.result()
+            finally:
+                executor.shutdown(cancel_futures=True)
+
+    def _scan(self, name: str, size: int, temporary: Path) -> ShardScan:
+        """Read one shard; a remote one is kept in `temporary` meanwhile."""
+        location = join(self.folder, name)
+        remote = is_remote(location)
+        path = temporary / f"{hashlib.sha256(location.encode()).hexdigest()}.tar" if remote else Path(location)
+        sha256, length = hashlib.sha256(), 0
         try:
-            while futures:
-                yield futures.popleft().result()
+            for piece in _downloaded(location, size, self.options.storage, path) if remote else _read(path):
+                sha256.update(piece)
+                length += len(piece)
+                self.options.progress(len(piece))
+            with open(path, "rb") as file:
+                found, damage = members(file.fileno())
+                samples = groups(found, self.image_fields, self.label.field)
+                entry = ShardEntry(name, len(samples), length, sha256.hexdigest())
+                damage = _describe_damage(file.fileno(), damage)
+                return _scan_samples(file.fileno(), entry, damage, samples, self.label, self.decode_images)
+        except FileNotFoundError:
+            raise DataError(f"shard {location}: it was listed but is missing now; copy it back and try again") from None
         finally:
-            executor.shutdown(cancel_futures=True)
+            if remote:
+                path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Iterator[bytes]:
@@ -151,7 +171,7 @@ def _read(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _fetched(location: str, size: int, storage: Storage, path: Path) -> Iterator[bytes]:
+def _downloaded(location: str, size: int, storage: Storage, path: Path) -> Iterator[bytes]:
     with open(path, "wb") as file:
         for piece in pieces(location, size, storage):
             try:
@@ -159,12 +179,12 @@ def _fetched(location: str, size: int, storage: Storage, path: Path) -> Iterator
             except OSError as error:
                 raise DataError(
                     f"{path.parent}: {error.strerror}; each thread keeps one shard there: set TMPDIR to a folder on a "
-                    "larger disk, or take fewer --threads"
+                    "larger disk, or use fewer --threads"
                 ) from error
             yield piece
 
 
-def _in_words(descriptor: int, damage: str | None) -> str | None:
+def _describe_damage(descriptor: int, damage: str | None) -> str | None:
     if damage is None:
         return None
     start = os.pread(descriptor, 4, 0)
@@ -174,7 +194,7 @@ def _in_words(descriptor: int, damage: str | None) -> str | None:
     return damage
 
 
-def _examined(
+def _scan_samples(
     descriptor: int,
     entry: ShardEntry,
     damage: str | None,
@@ -182,7 +202,7 @@ def _examined(
     label: LabelFormat,
     decode_images: bool,
 ) -> ShardScan:
-    found: list[Found] = []
+    problems: list[SampleProblem] = []
     formats: Counter[tuple[str, str]] = Counter()
     value_places: dict[Any, int] = {}
     labels: list[list[int]] = []
@@ -190,10 +210,10 @@ def _examined(
     for place, (key, image, label_member) in enumerate((g.key, g.image, g.label) for g in samples):
 
         def note(problem: Problem, detail: str = "", place: int = place, key: str = key) -> None:
-            found.append(Found(problem, place, key, detail))
+            problems.append(SampleProblem(problem, place, key, detail))
 
         if key in seen:
-            note(Problem.KEY_TWICE)
+            note(Problem.KEY_REPEATED)
         seen.add(key)
         row: list[int] = []
         if label_member is None:
@@ -229,7 +249,7 @@ def _examined(
     return ShardScan(
         entry=entry,
         damage=damage,
-        found=found,
+        problems=problems,
         label_values=tuple(value_places),
         label_places=places,
         formats=formats,
@@ -239,10 +259,10 @@ def _examined(
 
 
 def _label_values(content: bytes, label: LabelFormat) -> list[Any]:
-    """The different labels that a member gives, in their order.
+    """The different labels in a member, in their order.
 
     Raises:
-        ValueError: it gives none, or some are of the other kind.
+        ValueError: there are none, or some are names instead of numbers or the reverse.
     """
     found = values(content, label)
     if label.by == "number":

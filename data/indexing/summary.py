@@ -1,4 +1,4 @@
-"""What a dataset holds, from its index, its labels, and a few samples drawn at random."""
+"""A summary of a dataset from its index, its labels, and a few samples drawn at random."""
 
 import io
 from bisect import bisect_left
@@ -22,8 +22,8 @@ from data.indexing.contact_sheet import thumbnail
 from data.shard import BrokenSample, Shard
 from data.storage import is_remote, read_bytes
 
-_BEGINNING = 8 * 2**20
-"""Bytes of a remote shard that samples are drawn from; the whole shard where they hold none."""
+_HEAD_BYTES = 8 * 2**20
+"""Bytes at the start of a remote shard that samples are drawn from; the whole shard if they contain none."""
 _REMOTE_SHARDS = 16
 _QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
 
@@ -36,23 +36,23 @@ class DrawnSample:
     key: str
     classes: tuple[str, ...]
     format: str
-    """Such as "JPEG RGB"; empty where the sample cannot be used."""
+    """Such as "JPEG RGB"; empty if the sample is unusable."""
     width: int
     height: int
     thumbnail: Pixels | None
-    """None where the sample cannot be used."""
+    """None if the sample is unusable."""
     problem: str
-    """Why it cannot be used."""
+    """Why it is unusable."""
 
 
 def draw_samples(dataset: Dataset, count: int, seed: int) -> Iterator[DrawnSample]:
     """Up to `count` samples, the same ones for the same seed, in the order of the shards.
 
-    Those of a remote dataset come from the first megabytes of a few shards, so that little is fetched.
+    Those of a remote dataset come from the first megabytes of a few shards, so that little is downloaded.
 
     Raises:
-        DataError: a shard is missing or another one.
-        StorageRefused, StorageDown: access refused, or no answer.
+        DataError: a shard is missing or differs from the index.
+        StorageRefused, StorageDown: access denied, or no answer.
     """
     rng = np.random.default_rng(seed)
     sizes = dataset.shard_samples
@@ -67,26 +67,26 @@ def draw_samples(dataset: Dataset, count: int, seed: int) -> Iterator[DrawnSampl
         wanted = Counter(np.searchsorted(np.cumsum(sizes), drawn, side="right").tolist())
     with TemporaryDirectory(prefix="coatnet-shards-") as temporary:
         for number, samples in wanted.items():
-            shard, readable = _opened(dataset, number, Path(temporary) / "beginning.tar")
+            shard, readable = _opened(dataset, number, Path(temporary) / "head.tar")
             candidates = bisect_left(range(int(sizes[number])), readable, key=partial(dataset.place, number))
             for chosen in np.sort(rng.choice(candidates, min(samples, candidates), replace=False)).tolist():
                 yield _drawn(dataset, number, shard, dataset.place(number, chosen))
 
 
-def _opened(dataset: Dataset, number: int, beginning: Path) -> tuple[Shard, int]:
-    """Shard `number`, of a remote one its beginning; and how many of its first samples it has."""
+def _opened(dataset: Dataset, number: int, head: Path) -> tuple[Shard, int]:
+    """Shard `number`, or the head of a remote one; and how many of its samples are available, from the first."""
     index = dataset.index
     entry, location = index.shards[number], index.location(number)
     try:
         if not is_remote(location):
             return Shard(Path(location), index.image_fields, index.label.field, entry.samples), entry.samples
-        for length in (min(_BEGINNING, entry.bytes), entry.bytes):
-            beginning.write_bytes(read_bytes(location, dataset.storage, 0, length))
-            shard = Shard(beginning, index.image_fields, index.label.field, entry.samples)
+        for length in (min(_HEAD_BYTES, entry.bytes), entry.bytes):
+            head.write_bytes(read_bytes(location, dataset.storage, 0, length))
+            shard = Shard(head, index.image_fields, index.label.field, entry.samples)
             if length == entry.bytes:
                 break
             if shard.readable > 1:
-                return shard, shard.readable - 1  # the last one may be cut
+                return shard, shard.readable - 1  # the last one may be truncated
         return shard, entry.samples
     except FileNotFoundError:
         raise DataError(f"shard {location} is missing; copy it there, and see: coatnet shards verify") from None
@@ -106,26 +106,26 @@ def _drawn(dataset: Dataset, number: int, shard: Shard, place: int) -> DrawnSamp
 
 
 def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
-    """(classes,) samples of each class, one with several classes counted under each; and samples without any.
+    """(classes,) samples of each class, one with several classes counted for each; and samples without any.
 
     Raises:
-        DataError: no `labels.npy`, or not the one that belongs to the index.
-        StorageRefused, StorageDown: access refused, or no answer.
+        DataError: no `labels.npy`, or one that does not match the index.
+        StorageRefused, StorageDown: access denied, or no answer.
     """
     labels = read_labels(dataset.index, dataset.storage)
     if dataset.label_map is not None:
-        # One more class at the end: where a sample has fewer labels than others, -1 points at it.
+        # One more class at the end, which the padding of -1 selects.
         labels = np.append(dataset.label_map.targets, np.int32(-1))[labels]
         labels = labels if dataset.kept is None else labels[dataset.kept]
     rows = np.sort(labels, axis=1)
-    # Classes that a label map merged count once for a sample.
+    # Classes that a label map merged count once per sample.
     first = np.concatenate([np.ones((len(rows), 1), bool), rows[:, 1:] != rows[:, :-1]], axis=1)
     counts = np.bincount(rows[first & (rows >= 0)], minlength=len(dataset.classes))
     return counts, int((rows < 0).all(axis=1).sum())
 
 
 def describe(dataset: Dataset, drawn: list[DrawnSample]) -> dict[str, Any]:
-    """The facts that `--json` prints; docs/adopting.md has the keys."""
+    """What `--json` prints; the keys are documented in docs/adopting.md."""
     index = dataset.index
     usable = [sample for sample in drawn if not sample.problem]
     try:

@@ -1,7 +1,6 @@
-"""Shards held against their index: every byte read again."""
+"""Comparing shards with their index; every byte is read again."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,12 +8,12 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.index import LABELS_NAME, ShardEntry, ShardIndex, read_labels
-from data.indexing.scan import Problem, ShardScan, class_numbers, scan_shard, scanned_in_parallel
-from data.storage import Storage, list_files
+from data.indexing.scan import ScanOptions, ShardScan, ShardScanner, class_numbers
+from data.storage import list_files
 
 
 class Difference(NamedTuple):
-    """What is wrong: with which shard, and with which sample of it; both empty where it is with all."""
+    """What differs, in which shard and which sample; both are empty if it concerns all of them."""
 
     shard: str
     key: str
@@ -25,57 +24,48 @@ def verify_shards(
     index: ShardIndex,
     *,
     decode_images: bool = False,
-    storage: Storage = Storage(),  # noqa: B008 (immutable)
-    threads: int = 4,
-    begin: Callable[[int], None] = lambda total: None,
-    progress: Callable[[int], None] = lambda count: None,
+    scanning: ScanOptions = ScanOptions(),  # noqa: B008 (immutable)
 ) -> Iterator[Difference]:
-    """What of the shards differs from `index`, in its order: presence, size, sha256, samples, labels, `labels.npy`.
+    """Differences between the shards and `index`, in its order: presence, size, sha256, samples, labels, `labels.npy`.
 
-    With `decode_images` every image is decoded, and samples that cannot be used are told too; without it they are not,
-    as an adopted dataset may have some.
+    With `decode_images` every image is decoded, and unusable samples are reported as well; without it they are not, as
+    an indexed dataset may have some.
 
     Raises:
-        DataError: the shards' folder or a shard vanished.
-        StorageRefused, StorageDown: access refused, or no answer.
+        DataError: the folder of the shards is missing, or a shard vanished.
+        StorageRefused, StorageDown: access denied, or no answer.
     """
     try:
-        sizes = list_files(index.folder, storage, below=any("/" in shard.name for shard in index.shards))
+        sizes = list_files(index.folder, scanning.storage, below=any("/" in shard.name for shard in index.shards))
     except FileNotFoundError:
-        raise DataError(f"{index.folder}: no such folder, and the shards should lie in it") from None
+        raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
     labels: NDArray[np.int32] | None = None
     if index.labels_sha256 is not None:
         try:
-            labels = read_labels(index, storage)
+            labels = read_labels(index, scanning.storage)
         except DataError as error:
             yield Difference("", "", str(error))
-    begin(sum(sizes.get(shard.name, 0) for shard in index.shards))
+    scanning.begin(sum(sizes.get(shard.name, 0) for shard in index.shards))
 
-    def examine_one(entry: ShardEntry, temporary: Path) -> ShardScan | ShardEntry:
-        if entry.name not in sizes:
-            return entry
-        return scan_shard(
-            index.folder, entry.name, sizes[entry.name], index.image_fields, index.label, storage, temporary,
-            decode_images=decode_images, progress=progress,
-        )  # fmt: skip
-
+    scanner = ShardScanner(index.folder, index.image_fields, index.label, scanning, decode_images)
     numbers = class_numbers(index.classes, index.label)
     start = 0
-    for entry, scan in zip(index.shards, scanned_in_parallel(examine_one, index.shards, threads), strict=True):
-        if isinstance(scan, ShardEntry):
+    scans = scanner.scan_all((shard.name, sizes.get(shard.name)) for shard in index.shards)
+    for entry, scan in zip(index.shards, scans, strict=True):
+        if scan is None:
             yield Difference(entry.name, "", "is missing")
         else:
-            yield from _of_bytes(entry, scan)
+            yield from _file_differences(entry, scan)
             rows, unknown = scan.labels(numbers)
             if labels is not None and len(rows) == entry.samples:
-                yield from _of_labels(index, entry, scan, rows, labels[start : start + entry.samples])
+                yield from _label_differences(index, entry, scan, rows, labels[start : start + entry.samples])
             if decode_images:
-                for found in sorted([*scan.found, *unknown], key=lambda found: found.place):
-                    yield Difference(entry.name, found.key, _in_words(found.problem, found.detail))
+                for problem, _, key, detail in sorted([*scan.problems, *unknown], key=lambda problem: problem.place):
+                    yield Difference(entry.name, key, f"has {problem}{f' ({detail})' if detail else ''}")
         start += entry.samples
 
 
-def _of_bytes(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference]:
+def _file_differences(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference]:
     there = scan.entry
     if there.bytes != entry.bytes:
         yield Difference(entry.name, "", f"has {there.bytes:,} bytes, {entry.bytes:,} in the index")
@@ -87,7 +77,7 @@ def _of_bytes(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference]:
         yield Difference(entry.name, "", f"has {there.samples:,} samples, {entry.samples:,} in the index")
 
 
-def _of_labels(
+def _label_differences(
     index: ShardIndex, entry: ShardEntry, scan: ShardScan, rows: NDArray[np.int32], expected: NDArray[np.int32]
 ) -> Iterator[Difference]:
     width = max(rows.shape[1], expected.shape[1])
@@ -101,7 +91,3 @@ def _of_labels(
 
 def _names(index: ShardIndex, row: NDArray[np.int32]) -> str:
     return ", ".join(index.classes[number] for number in row.tolist() if number >= 0) or "none"
-
-
-def _in_words(problem: Problem, detail: str) -> str:
-    return f"has {problem}{f' ({detail})' if detail else ''}"

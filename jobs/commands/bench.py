@@ -13,9 +13,10 @@ from jobs.commands.arguments import AsJson, Overrides, RecipePath
 from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
+from pipeline.gpus import PEAKS, present_gpu
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.throughput import PEAKS, LoaderCosts, LoaderThroughput, demand, measure, present_device, time_parts
+from pipeline.throughput import LoaderCosts, LoaderThroughput, demand, measure, time_parts
 
 bench = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -83,7 +84,7 @@ def data(
         ranks = ranks or world_size
         if ranks > world_size:
             raise ConfigError(f"--ranks {ranks}: stage {plan.name} has {world_size}")
-        device = device or present_device() or "H100"
+        device = device or present_gpu() or "H100"
         if device not in PEAKS:
             raise ConfigError(f"--device {device}: not one of {', '.join(PEAKS)}; give --images-per-second instead")
         per_rank = images_per_second or demand(plan.stage, device, utilization)

@@ -16,9 +16,17 @@ from jobs.commands.arguments import AsJson, RunPath
 from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from jobs.run_discovery import RunRef, find_runs
-from pipeline.checkpoints.listing import Listed, Run, damage, list_checkpoints
-from pipeline.checkpoints.listing import find_runs as checkpointed_stages
+from pipeline.checkpoints.listing import (
+    CheckpointedStage,
+    ListedCheckpoint,
+    checkpointed_stage,
+    list_checkpoints,
+    stage_of_recipe,
+)
+from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 
 
 class _ListsByDefault(TyperGroup):
@@ -63,7 +71,7 @@ def verify(
     with exit_on_error(STARTS_OVER):
         console = make_console()
         found = [
-            (place, one) for _, stage in _stages(target) for place in stage.places for one in place.contents().steps
+            (place, one) for _, stage in _stages(target) for place in stage.stores for one in place.contents().steps
         ]
         chosen = [(place, one) for place, one in found if step in (None, one)]
         if step is not None and not chosen:
@@ -72,7 +80,7 @@ def verify(
         damaged = 0
         for place, one in chosen:
             with console.status(place.at(one)):
-                problem = damage(place.at(one), place.storage)
+                problem = find_damage(place.at(one), place.storage)
             damaged += problem is not None
             print_line(console, f"{place.at(one)}: {problem or 'intact'}")
         print_line(console, f"{len(chosen)} checkpoints, {damaged} damaged")
@@ -80,7 +88,7 @@ def verify(
             sys.exit(EXIT_CONFIG)
 
 
-def table(listed: Sequence[tuple[str, Listed]]) -> Table:
+def table(listed: Sequence[tuple[str, ListedCheckpoint]]) -> Table:
     """A row for each checkpoint, which comes with the name of its run."""
     shown = {
         "run": len({run for run, _ in listed}) > 1,
@@ -112,7 +120,7 @@ def table(listed: Sequence[tuple[str, Listed]]) -> Table:
     return result
 
 
-def _stages(target: Path) -> list[tuple[RunRef, Run]]:
+def _stages(target: Path) -> list[tuple[RunRef, CheckpointedStage]]:
     """The training stages at `target`, with their runs.
 
     Raises:
@@ -121,18 +129,14 @@ def _stages(target: Path) -> list[tuple[RunRef, Run]]:
     runs = find_runs(target)
     if len(runs) == 1 and target.is_file() and not runs[0].settings:
         # Also stages that have yet to start on this machine.
-        return [(runs[0], stage) for stage in checkpointed_stages(target)]
-    found = [(run, stage) for run in runs for name in run.stages() for stage in _of_folder(run.folder(name).path)]
+        recipe = load_recipe(target)
+        training = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
+        return [(runs[0], stage_of_recipe(recipe, name)) for name in training]
+    folders = [(run, run.folder(name)) for run in runs for name in run.stages()]
+    found = [(run, stage) for run, folder in folders if (stage := checkpointed_stage(folder))]
     if not found:
         raise ConfigError(f"{target}: no training stage has started here")
     return found
-
-
-def _of_folder(folder: Path) -> list[Run]:
-    try:
-        return checkpointed_stages(folder)
-    except ConfigError:
-        return []  # it evaluates, builds shards or has yet to start
 
 
 def _number(value: int | None) -> str:

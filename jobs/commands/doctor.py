@@ -1,6 +1,7 @@
 """`coatnet doctor`: what would go wrong with a recipe, before hours of GPUs are spent on it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,10 +20,11 @@ from jobs.exit_codes import end_process, exit_on_error
 from jobs.launch import die_with_launcher
 from jobs.preflight import examine
 from jobs.scheduler import slurm
+from jobs.scheduler.job_end import node_name
 from jobs.scheduler.node_check import check_nodes
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.faults.preemption import StopSignals
-from pipeline.preflight.finding import Finding, refusal
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.run_folder import RunFolder
 
@@ -50,19 +52,20 @@ def doctor(
     with StopSignals(end_process) as signals, exit_on_error("nothing was changed"):
         if report is not None:
             die_with_launcher()
-            from pipeline.preflight.nodes import assess_nodes_as_rank  # torch, which only the ranks need
+            from pipeline.preflight.nodes import run_node_checks  # torch, which only the ranks need
 
             logs = RunFolder(report.with_suffix(""))
-            assess_nodes_as_rank(load_recipe(recipe, overrides), stage or "", logs, report, seconds, signals)
+            node = node_name(os.environ)
+            run_node_checks(load_recipe(recipe, overrides), stage or "", logs, report, seconds, signals, node)
             return
         console = make_console()
         with console.status("checking") as status:
             try:
                 loaded = load_recipe(recipe, overrides)
             except SeveralErrors as errors:
-                findings = [refusal("", ConfigError(problem)) for problem in errors.problems]
+                findings = [finding_of_error("", ConfigError(problem)) for problem in errors.problems]
             except ConfigError as error:
-                findings = [refusal("", error)]
+                findings = [finding_of_error("", error)]
             else:
                 stages = [stage] if stage is not None else list(loaded.stages)
                 findings = list(examine(loaded, stages, slurm=slurm.available()))

@@ -44,7 +44,7 @@ def order(
         samples = plan.order.at(step, first, last)
         with closing(SampleReader(plan.train, plan.cache)) as reader:
             if reader.cached:
-                reader.cached.want(sorted(set(samples.shard.tolist())), [])
+                reader.cached.request(sorted(set(samples.shard.tolist())), [])
             rows = [
                 {
                     "rank": position // share,

@@ -14,8 +14,8 @@ from jobs.scheduler.chain_jobs import batch_script, chain_jobs
 from jobs.scheduler.submissions import SubmissionFolder
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
-from pipeline.preflight.finding import Finding, refusal
-from pipeline.preflight.nodes import read_report
+from pipeline.preflight.finding import Finding, finding_of_error
+from pipeline.preflight.report import read_report
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import RunFolder
 
@@ -54,7 +54,7 @@ def check_nodes(
             report.unlink(missing_ok=True)
             return _check_by_slurm(check) if slurm.available() else _check_here(check)
     except (ConfigError, slurm.SchedulerDown) as error:
-        return [*read_report(report)[0], refusal(stage, error)]
+        return [*read_report(report)[0], finding_of_error(stage, error)]
 
 
 def _check_here(check: _NodeCheck) -> list[Finding]:
@@ -85,14 +85,14 @@ def _check_by_slurm(check: _NodeCheck) -> list[Finding]:
         slurm.cancel([number])
         end_process(EXIT_TRY_AGAIN, f"stopped by {received.name}; job {number} is cancelled")
 
-    check.signals.give_to(cancel)
+    check.signals.set_handler(cancel)
     try:
         job = _wait(number, check.show_progress)
     except BaseException:
         slurm.cancel([number])
         raise
     finally:
-        check.signals.give_to(None)
+        check.signals.set_handler(None)
     found, is_complete = read_report(check.report)
     deadline = time.monotonic() + _REPORT_DELAY
     while not is_complete and job.state in ("COMPLETED", "UNKNOWN") and time.monotonic() < deadline:

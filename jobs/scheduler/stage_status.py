@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
 from jobs.scheduler.submissions import Submission
 from pipeline.checkpoints.manifest import step_name
 from pipeline.errors import ConfigError
+from pipeline.event_log import Event
 from pipeline.monitoring.progress import StageProgress
 from pipeline.run_folder import RunFolder
 
@@ -127,9 +127,9 @@ class _StageRecord:
         self.result = self.folder.result()
         self.progress = StageProgress.read(self.folder.progress)
         self.done = self.result is not None or self._has_shards()
-        begins = [entry for entry in self.entries if entry["event"] == "begin"]
+        begins = [entry for entry in self.entries if entry.event is Event.BEGIN]
         self.restarts = len(begins) - 1 if begins else None
-        self.begun = _seconds(begins[-1]) if begins else None
+        self.begun = begins[-1].seconds if begins else None
         self.outcome: JobOutcome | None = None
         if self.submission is not None:
             self.outcome = job_outcome(run.submissions.logs(stage), self.submission.job)
@@ -143,9 +143,9 @@ class _StageRecord:
         if state == "running":
             reason, speed, left = self._pace(job, reason, now)
         elif self.result is not None:
-            speed = self.result.get("images_per_second")
+            speed = self.result.images_per_second
         checkpoint, saved = self._checkpoint()
-        progress, result = self.progress, self.result or {}
+        progress, result = self.progress, self.result
         planned = self.run.recipe.get("stages", {}).get(self.stage, {}).get("steps")
         return StageStatus(
             run=self.run.name,
@@ -155,8 +155,8 @@ class _StageRecord:
             reason=reason,
             slurm_state=job.state if job else None,
             nodes=(job.nodes if job else "") or (self.outcome.nodes if self.outcome else ""),
-            step=result.get("steps", progress.step if progress else None),
-            steps=result.get("steps", progress.steps if progress else planned),
+            step=result.steps if result else progress.step if progress else None,
+            steps=result.steps if result else progress.steps if progress else planned,
             images_per_second=speed,
             loss=progress.loss if progress else None,
             top1=self._top1(),
@@ -229,10 +229,10 @@ class _StageRecord:
         if not self.entries:
             return "not started", ""
         last = self.entries[-1]
-        if last["event"] == "gave_up":
-            return "failed", f"gave up: {last.get('starts')} starts in a row ended without a new checkpoint"
-        if last["event"] == "stop":
-            return "stopped", f"by {last.get('reason')} after step {last.get('step', 0):,}"
+        if last.event is Event.GAVE_UP:
+            return "failed", f"gave up: {last.facts.get('starts')} starts in a row ended without a new checkpoint"
+        if last.event is Event.STOP:
+            return "stopped", f"by {last.facts.get('reason')} after step {last.step:,}"
         return "stopped", "its processes ended without a message"
 
     def _rank_exit(self) -> tuple[int, str] | None:
@@ -245,18 +245,18 @@ class _StageRecord:
         return min(found, key=lambda one: one[0] in (EXIT_TRY_AGAIN, EXIT_INTERRUPTED), default=None)
 
     def _top1(self) -> float | None:
-        if self.result is not None and "validation" in self.result:
-            return float(self.result["validation"]["top1"])
-        accuracies = [entry["top1"] for entry in self.entries if entry["event"] == "evaluation" and "top1" in entry]
-        return accuracies[-1] if accuracies else None
+        if self.result is not None:
+            return self.result.validation.top1
+        evaluations = [entry for entry in self.entries if entry.event is Event.EVALUATION and entry.top1 is not None]
+        return evaluations[-1].top1 if evaluations else None
 
     def _checkpoint(self) -> tuple[str | None, float | None]:
         """Name and time of the newest checkpoint."""
-        saves = [entry for entry in self.entries if entry["event"] == "save"]
-        saved = _seconds(saves[-1]) if saves else None
-        if self.result is not None and "checkpoint" in self.result:
-            return self.result["checkpoint"], saved
-        return (step_name(saves[-1]["step"]) if saves else None), saved
+        saves = [entry for entry in self.entries if entry.event is Event.SAVE]
+        saved = saves[-1].seconds if saves else None
+        if self.result is not None:
+            return self.result.checkpoint, saved
+        return (step_name(saves[-1].step) if saves else None), saved
 
     def _pace(self, job: slurm.SlurmJob | None, reason: str, now: float) -> tuple[str, float | None, float | None]:
         """Reason, images per second and seconds left of a stage that runs."""
@@ -327,11 +327,6 @@ def _why_waiting(job: slurm.SlurmJob, now: float, *, again: bool) -> str:
 def _in_words(state: str, reason: str) -> str:
     words = state.lower().replace("_", " ")
     return f"{words}: {reason}" if reason else words
-
-
-def _seconds(entry: Mapping[str, Any]) -> float:
-    """When an entry of the event log was written, in seconds since the epoch."""
-    return datetime.strptime(entry["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
 
 
 def _local_seconds(text: str) -> float:

@@ -1,1 +1,1 @@
-"""Checkpoints: written behind the training, published whole or not at all, and read at any world size."""
+"""Checkpoints: written in the background of training, published whole or not at all, readable at any world size."""

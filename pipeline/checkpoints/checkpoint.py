@@ -3,35 +3,36 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data.storage import Storage, is_remote, join, list_files, pieces
-from pipeline.checkpoints.manifest import BUFFERS, missing_or_cut, read_manifest, writer_of
+from data.storage import Storage, is_remote, join, pieces
+from pipeline.checkpoints.manifest import BUFFERS, Manifest, read_manifest
+from pipeline.checkpoints.verification import checksum_differs, damaged_file
 from pipeline.errors import ConfigError
 from pipeline.zero.fragments import Fragment
 
 AVERAGED = "ema."
-"""Before the names of averaged buffers in their file."""
+"""What the names of averaged buffers begin with in their file."""
 
 
 class Checkpoint:
-    """Files of a remote one are downloaded as they are needed, checked, and kept until `close`.
+    """A published checkpoint; files of a remote one are downloaded as needed, verified, and kept until `close`.
 
     Args:
-        location: folder or URL of a published checkpoint.
+        location: its folder or URL.
         manifest: its manifest.
         storage: how a URL is reached.
-        scratch: folder for what is downloaded, emptied first; by default a temporary one.
+        scratch: folder for downloads, emptied first; by default a temporary one.
     """
 
     def __init__(
-        self, location: str, manifest: dict[str, Any], storage: Storage | None = None, scratch: Path | None = None
+        self, location: str, manifest: Manifest, storage: Storage | None = None, scratch: Path | None = None
     ) -> None:
         self.location = location
         self.manifest = manifest
@@ -43,8 +44,8 @@ class Checkpoint:
             self._folder = scratch or Path(self._temporary.name)  # type: ignore[union-attr]
             self.close()
         self._ranges: dict[str, list[tuple[int, int, str]]] = {}
-        for entry in manifest["fragments"]:
-            self._ranges.setdefault(entry["parameter"], []).append((entry["start"], entry["stop"], entry["file"]))
+        for entry in manifest.fragments:
+            self._ranges.setdefault(entry.parameter, []).append((entry.start, entry.stop, entry.file))
 
     @property
     def name(self) -> str:
@@ -54,17 +55,17 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Steps taken when it was saved."""
-        return int(self.manifest["step"])
+        return self.manifest.facts.step
 
     @property
     def has_average(self) -> bool:
         """Whether it holds a moving average of weights and buffers."""
-        return "ema_updates" in self.manifest
+        return self.manifest.facts.ema_updates is not None
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Parameter names and shapes."""
-        return {name: tuple(shape) for name, shape in self.manifest["parameters"].items()}
+        return self.manifest.parameters
 
     def read(self, parameter: str, kind: str, start: int, stop: int) -> Tensor:
         """Elements `start` .. `stop` of one flattened tensor of state; (stop - start,) float32 on the CPU."""
@@ -80,12 +81,12 @@ class Checkpoint:
         """All weights or their moving averages, whole, float32 on the CPU."""
         kind = "ema" if which == "ema" else "master"
         whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
-        for file in sorted({entry["file"] for entry in self.manifest["fragments"]}):
+        for file in sorted({entry.file for entry in self.manifest.fragments}):
             with safe_open(self._local(file), framework="pt") as tensors:
-                for entry in self.manifest["fragments"]:
-                    if entry["file"] == file:
-                        name = entry["parameter"]
-                        whole[name].view(-1)[entry["start"] : entry["stop"]] = tensors.get_tensor(f"{kind}.{name}")
+                for entry in self.manifest.fragments:
+                    if entry.file == file:
+                        name = entry.parameter
+                        whole[name].view(-1)[entry.start : entry.stop] = tensors.get_tensor(f"{kind}.{name}")
         return whole
 
     def buffers(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
@@ -98,24 +99,15 @@ class Checkpoint:
         }
 
     def damage(self, share: int = 0, shares: int = 1) -> str | None:
-        """What is wrong with the files, or None. Rank `share` of `shares` hashes its part of them.
-
-        A rank's part has the file that the same rank wrote, which is the one that it will read.
-        """
-        problem = missing_or_cut(self.manifest, list_files(self.location, self._storage))
-        if problem is not None:
-            return problem
-        for name, expected in sorted(self.manifest["files"].items()):
-            if writer_of(name) % shares != share:
-                continue
-            if self._remote:
-                try:
-                    self._local(name)
-                except ConfigError as error:
-                    return str(error)
-            elif _sha256(self._folder / name) != expected["sha256"]:
-                return _DIFFERS.format(name)
-        return None
+        """What is wrong with the files, or None; see `damaged_file`. Remote files that were hashed need no download."""
+        return damaged_file(
+            self.location,
+            self.manifest,
+            self._storage,
+            share=share,
+            shares=shares,
+            sha256_of=self._download if self._remote else None,
+        )
 
     def close(self) -> None:
         """Remove what was downloaded."""
@@ -123,47 +115,48 @@ class Checkpoint:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _local(self, name: str) -> Path:
-        """Where the file `name` lies on this machine; downloaded and checked if it did not.
+        """The file `name` on this machine, downloaded and verified if necessary.
 
         Raises:
-            ConfigError: what was downloaded does not have its checksum.
+            ConfigError: the download does not have the checksum of the manifest.
         """
         path = self._folder / name
-        if self._remote and not path.exists():
-            entry, digest = self.manifest["files"][name], hashlib.sha256()
-            unfinished = path.with_name(f".{name}.part")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(unfinished, "wb") as file:
-                for piece in pieces(join(self.location, name), entry["bytes"], self._storage):
-                    file.write(piece)
-                    digest.update(piece)
-            if digest.hexdigest() != entry["sha256"]:
-                raise ConfigError(_DIFFERS.format(name))
-            unfinished.replace(path)
+        if self._remote and not path.exists() and self._download(name) != self.manifest.files[name].sha256:
+            raise ConfigError(f"{self.location}: {checksum_differs(name)}; restore it from a copy")
         return path
 
-
-_DIFFERS = "{} does not have the checksum of the manifest"
+    def _download(self, name: str) -> str:
+        """Download the file `name`, keep it if it is what the manifest says, and return its sha256."""
+        entry, digest = self.manifest.files[name], hashlib.sha256()
+        unfinished = self._folder / f".{name}.part"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            for piece in pieces(join(self.location, name), entry.bytes, self._storage):
+                file.write(piece)
+                digest.update(piece)
+        if digest.hexdigest() == entry.sha256:
+            unfinished.replace(self._folder / name)
+        return digest.hexdigest()
 
 
 def open_checkpoint(location: str | Path, storage: Storage | None = None, scratch: Path | None = None) -> Checkpoint:
-    """The checkpoint in the folder or at the URL `location`; its manifest is checked, other files are not.
+    """The checkpoint in the folder or at the URL `location`; its manifest is verified, its other files are not.
 
     Raises:
         ConfigError: not a checkpoint, or a damaged manifest.
-        StorageDown, StorageRefused: a remote place that cannot be read.
+        StorageDown, StorageRefused: a remote store that cannot be read.
     """
     location = str(location).rstrip("/")
     return Checkpoint(location, read_manifest(location, storage or Storage()), storage, scratch)
 
 
-def load_state(checkpoint: Checkpoint, state: Iterable[Fragment], shapes: dict[str, tuple[int, ...]]) -> None:
+def load_state(checkpoint: Checkpoint, state: Iterable[Fragment], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Copy the ranges that this rank holds into the live state.
 
     Raises:
         ConfigError: the checkpoint is another model's.
     """
-    if checkpoint.shapes != shapes:
+    if dict(checkpoint.shapes) != dict(shapes):
         differing = sorted(
             name for name in checkpoint.shapes.keys() | shapes.keys() if checkpoint.shapes.get(name) != shapes.get(name)
         )
@@ -171,13 +164,8 @@ def load_state(checkpoint: Checkpoint, state: Iterable[Fragment], shapes: dict[s
         raise ConfigError(
             f"{checkpoint.location}: a checkpoint of another model: {name} is {checkpoint.shapes.get(name, 'absent')} "
             f"there and {shapes.get(name, 'absent')} in this model ({len(differing)} parameters differ); "
-            "use another recipe name or remove the run folder"
+            "give the recipe another name, or remove the run folder"
         )
     for fragment in state:
         for kind, live in fragment.tensors.items():
             live.copy_(checkpoint.read(fragment.parameter, kind, fragment.start, fragment.stop))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

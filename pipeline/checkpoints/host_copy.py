@@ -1,6 +1,6 @@
-"""A rank's state copied out of the device, laid out in memory as the files will be.
+"""A rank's state copied from the device to host memory, laid out as the files will be.
 
-The memory is taken once and used by every save. With a GPU it is pinned, so that copies run at the speed of the bus.
+The memory is allocated once and reused by every save. With a GPU it is pinned, so that copies run at bus speed.
 """
 
 import json
@@ -9,12 +9,11 @@ import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import BUFFERS, rank_name
+from pipeline.checkpoints.manifest import BUFFERS, CheckpointFacts, rank_name
 from pipeline.distributed import Ranks
 from pipeline.zero.fragments import Fragment
 
@@ -28,37 +27,38 @@ _CODES = {
 
 @dataclass(frozen=True, slots=True)
 class LiveState:
-    """What one rank gives to a checkpoint; the tensors are views of what is being trained.
+    """What one rank contributes to a checkpoint; the tensors are views of what is being trained.
 
     Args:
-        facts: of the manifest, equal on all ranks; `step` is among them.
-        fragments: the ranges that this rank holds, one of a parameter at the most, of any kinds.
+        facts: for the manifest, equal on all ranks.
+        fragments: the ranges that this rank holds, at most one of each parameter.
         buffers: by name, equal on all ranks.
         shapes: of all parameters, by name.
     """
 
-    facts: dict[str, Any]
+    facts: CheckpointFacts
     fragments: Sequence[Fragment]
     buffers: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
 
 
 class HostFile:
-    """The content of one safetensors file in memory of this machine: `header`, then `memory`, (bytes,) uint8.
+    """The content of one safetensors file in host memory: `header`, then `memory`, (bytes,) uint8.
+
+    Tensors are ordered by element size, largest first, and then by name, as in the library, so that each is aligned.
 
     Args:
-        tensors: what the file is for; values come with `fill`. Greater element sizes first and then by name, as the
-            library orders them, so that each is aligned.
-        pinned: lock the memory for the GPU that is current.
+        tensors: names, shapes and dtypes; `fill` copies the values.
+        pinned: lock the memory for the current GPU.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool) -> None:
         self._layout = _layout(tensors)
-        entries, places, end = {}, {}, 0
+        entries, ranges, end = {}, {}, 0
         for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
             tensor = tensors[name]
             start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
-            places[name] = (start, end)
+            ranges[name] = (start, end)
             offsets = {"data_offsets": [start, end]}
             entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)} | offsets
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
@@ -69,7 +69,7 @@ class HostFile:
             _pin(self.memory)
         self._views = {
             name: self.memory[start:stop].view(tensors[name].dtype).view(tensors[name].shape)
-            for name, (start, stop) in places.items()
+            for name, (start, stop) in ranges.items()
         }
 
     @property
@@ -78,29 +78,29 @@ class HostFile:
         return [memoryview(self.header), self.memory.numpy().data]
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether `tensors` have the names, shapes and dtypes that this was made for."""
+        """Whether `tensors` have the names, shapes and dtypes of this file."""
         return self._layout == _layout(tensors)
 
     @torch.no_grad()
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the values; from a GPU they are there only after it is synchronized."""
+        """Copy the values; from a GPU the copy is complete only after a synchronization."""
         for name, view in self._views.items():
             view.copy_(tensors[name], non_blocking=True)
 
 
 class HostCopy:
-    """Memory for the files of one rank; `files` by name after the first `fill`."""
+    """Host memory for the files of one rank; `files` has them by name after the first `fill`."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self.files: dict[str, HostFile] = {}
 
     def fill(self, state: LiveState) -> None:
-        """Copy the fragments that this rank saves, and on the leader the buffers; returns when they are all there."""
+        """Copy the fragments that this rank saves, and on the leader the buffers; returns when the copy is complete."""
         saved = [fragment for fragment in state.fragments if fragment.saved_here]
         own = {f"{kind}.{f.parameter}": tensor for f in saved for kind, tensor in f.tensors.items()}
         contents: dict[str, Mapping[str, Tensor]] = {f"{rank_name(self._ranks.rank)}.safetensors": own}
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             contents = {BUFFERS: state.buffers, **contents}
         cuda = self._ranks.device.type == "cuda"
         for name, tensors in contents.items():
@@ -116,7 +116,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch
 
 
 def _pin(memory: Tensor) -> None:
-    """Lock memory for the GPU in place: torch's own pinned memory is rounded up to a power of two."""
+    """Lock memory for the GPU in place: torch rounds the size of its own pinned memory up to a power of two."""
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     portable = 1  # cudaHostRegisterPortable
     failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), portable))

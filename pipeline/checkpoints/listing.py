@@ -1,21 +1,28 @@
-"""What checkpoints a run has, for a person: without ranks or DeepSpeed, also while the run goes on."""
+"""The checkpoints of a run, listed for a person: without ranks or DeepSpeed, also while the run is training."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
-from data.storage import Storage, is_remote, join, list_files, pieces
-from pipeline.checkpoints.manifest import missing_or_cut, read_manifest
+from data.storage import Storage, join
+from pipeline.checkpoints.manifest import Manifest, read_manifest
 from pipeline.checkpoints.retention import accuracies, reasons_to_keep
-from pipeline.checkpoints.store import CheckpointStore, checkpoint_store, known_stores, remembered, store_below
+from pipeline.checkpoints.store import (
+    CheckpointLocations,
+    CheckpointStore,
+    Contents,
+    checkpoint_store,
+    known_stores,
+    store_below,
+)
+from pipeline.checkpoints.verification import reason_at
 from pipeline.errors import ConfigError
+from pipeline.event_log import Event
 from pipeline.recipe.loader import load_recipe
-from pipeline.recipe.schema import TrainStage
+from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, relative_location, run_folder
 
@@ -24,11 +31,11 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """The run folder of a training stage, where its checkpoints lie, and which of them are kept."""
+class CheckpointedStage:
+    """The run folder of a training stage, where its checkpoints are stored, and which of them are kept."""
 
     folder: RunFolder
-    places: list[CheckpointStore]
+    stores: list[CheckpointStore]
     settings: CheckpointSettings
 
     @property
@@ -37,8 +44,8 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """One checkpoint, or what is left of one; None where that is not known."""
+class ListedCheckpoint:
+    """One checkpoint, or what is left of one; None where something is not known."""
 
     stage: str
     location: str
@@ -49,145 +56,129 @@ class Listed:
     bytes: int
     world_size: int | None
     when: str | None
-    """As the event log has it, in ISO 8601."""
+    """From the event log, in ISO 8601."""
     top1: float | None
     """Of the evaluation after that step, 0 to 1."""
     problem: str | None
-    """What is wrong, as far as was looked."""
+    """What is wrong, as far as it was examined."""
     kept: list[str]
     """Why it is kept."""
 
 
-def find_runs(path: Path) -> list[Run]:
+def find_runs(path: Path) -> list[CheckpointedStage]:
     """The training stages of a recipe file, of a folder of run folders, or of one run folder.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is none of these, or what a run folder holds is damaged.
     """
     if path.is_file():
         recipe = load_recipe(path)
-        stages = [(name, stage) for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
-        runs = []
-        for name, stage in stages:
-            folder = run_folder(recipe, name)
-            place = checkpoint_store(folder, stage)
-            place = replace(place, storage=_impatient(place.storage))
-            runs.append(Run(folder, known_stores(folder, place), stage.checkpoint))
-        return runs
-    found = [below for below in [path, *path.glob("*/")] if (below / "recipe.yaml").is_file()] if path.is_dir() else []
-    found.sort(key=lambda below: (below / "recipe.yaml").stat().st_mtime)  # in the order of the chain
-    frozen = [(RunFolder(below.resolve()), yaml.safe_load((below / "recipe.yaml").read_text())) for below in found]
-    runs = [_of_folder(folder, content) for folder, content in frozen if _is_of_training(content)]
-    if not runs:
+        return [stage_of_recipe(recipe, name) for name, it in recipe.stages.items() if isinstance(it, TrainStage)]
+    folders = [RunFolder(below.resolve()) for below in [path, *path.glob("*/")]] if path.is_dir() else []
+    folders = [folder for folder in folders if folder.recipe.is_file()]
+    folders.sort(key=lambda folder: folder.recipe.stat().st_mtime)  # in the order of the chain
+    stages = [stage for folder in folders if (stage := checkpointed_stage(folder))]
+    if not stages:
         raise ConfigError(
             f"{path}: no run folder of a training stage, no folder of such, and no recipe file; give one of these"
         )
-    return runs
+    return stages
 
 
-def list_checkpoints(run: Run) -> Iterator[Listed]:
-    """All that lies where the run keeps its checkpoints, newest first, those that are no checkpoints last.
+def stage_of_recipe(recipe: Recipe, name: str) -> CheckpointedStage:
+    """The training stage `name` with the settings of the recipe."""
+    folder, stage = run_folder(recipe, name), recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    return _checkpointed(folder, checkpoint_store(folder, stage), stage.checkpoint)
 
-    No files are read but the manifests.
+
+def checkpointed_stage(folder: RunFolder) -> CheckpointedStage | None:
+    """The training stage in `folder` with the settings of its last start; None if there is none.
 
     Raises:
-        StorageDown, StorageRefused: a remote place that cannot be read.
+        ConfigError: the record of the stage or of its checkpoints is damaged.
     """
-    events = run.folder.events.entries()
-    top1 = accuracies(events)
-    when = {entry["step"]: entry["time"] for entry in events if entry.get("event") == "save"}
-    for place in run.places:
-        contents = place.contents()
-        listed = [_published(run, place, step, contents.published[step], top1, when) for step in contents.steps]
-        kept = reasons_to_keep(
-            [one.step for one in listed if one.step is not None and not one.problem], run.settings, top1
-        )
-        for one in listed:
-            final = ["final"] if _is_final(run.folder, one.location) else []
-            yield replace(one, kept=final + kept.get(one.step or 0, []))
+    frozen = folder.frozen()
+    if frozen is None or frozen.task != "train":
+        return None
+    try:
+        stage = TrainStage.model_validate(frozen.settings)
+    except ValidationError as error:
+        raise folder.damaged_recipe(error) from None
+    settings, storage = stage.checkpoint, Storage(**stage.data.storage.model_dump())
+    last_start = CheckpointLocations.load(folder)
+    if last_start is not None:
+        kept = {name: getattr(last_start, name) for name in ("keep_last", "keep_every", "keep_best")}
+        settings, storage = settings.model_copy(update=kept), last_start.storage
+    return _checkpointed(folder, store_below(folder, settings.folder, storage), settings)
+
+
+def list_checkpoints(stage: CheckpointedStage) -> Iterator[ListedCheckpoint]:
+    """All checkpoints of a stage in each of its stores: published ones, newest first, then damaged and unfinished ones.
+
+    Of their files only the manifests are read.
+
+    Raises:
+        ConfigError: the result of the stage is damaged.
+        StorageDown, StorageRefused: a remote store that cannot be read.
+    """
+    for store in stage.stores:
+        contents = store.contents()
+        yield from _published(stage, store, contents)
         for state, folders in (("damaged", contents.damaged), ("unfinished", contents.unfinished)):
             for name, files in sorted(folders.items()):
-                why = "set aside" if state == "damaged" else "no checkpoint yet, or left by a save that did not end"
-                step = int(digits.group(1)) if (digits := _STEP.search(name)) else None
-                yield Listed(
-                    run.stage,
-                    join(place.location, name),
-                    state,
-                    step,
-                    None,
-                    sum(files.values()),
-                    None,
-                    None,
-                    None,
-                    why,
-                    [],
+                why = "set aside" if state == "damaged" else "not a checkpoint yet, or left by an unfinished save"
+                yield ListedCheckpoint(
+                    stage=stage.stage,
+                    location=join(store.location, name),
+                    state=state,
+                    step=int(digits.group(1)) if (digits := _STEP.search(name)) else None,
+                    samples=None,
+                    bytes=sum(files.values()),
+                    world_size=None,
+                    when=None,
+                    top1=None,
+                    problem=why,
+                    kept=[],
                 )
 
 
-def damage(location: str, storage: Storage) -> str | None:
-    """What is wrong with the checkpoint at `location`, every file read and hashed; None if it is whole.
+def _checkpointed(folder: RunFolder, store: CheckpointStore, settings: CheckpointSettings) -> CheckpointedStage:
+    # Someone may be waiting for the answer.
+    patient = store.storage
+    store = replace(store, storage=replace(patient, give_up_after=min(patient.give_up_after, _GIVE_UP_AFTER)))
+    return CheckpointedStage(folder, known_stores(folder, store), settings)
 
-    Raises:
-        StorageDown, StorageRefused: a remote place that cannot be read.
-    """
+
+def _published(stage: CheckpointedStage, store: CheckpointStore, contents: Contents) -> Iterator[ListedCheckpoint]:
+    events, result = stage.folder.events.entries(), stage.folder.result()
+    top1 = accuracies(events)
+    saved = {event.step: event.time for event in events if event.event is Event.SAVE}
+    examined = {step: _examine(store, step, contents.published[step]) for step in contents.steps}
+    intact = [step for step, (_, problem) in examined.items() if problem is None]
+    kept = reasons_to_keep(intact, stage.settings, top1)
+    for step, (manifest, problem) in examined.items():
+        location = store.at(step)
+        is_final = result is not None and result.checkpoint == relative_location(location, stage.folder)
+        yield ListedCheckpoint(
+            stage=stage.stage,
+            location=location,
+            state="published",
+            step=step,
+            samples=manifest.facts.samples if manifest else None,
+            bytes=sum(contents.published[step].values()),
+            world_size=manifest.facts.world_size if manifest else None,
+            when=saved.get(step),
+            top1=top1.get(step),
+            problem=problem,
+            kept=(["final"] if is_final else []) + kept.get(step, []),
+        )
+
+
+def _examine(store: CheckpointStore, step: int, sizes: dict[str, int]) -> tuple[Manifest | None, str | None]:
+    """The manifest, and what is wrong with it or with the sizes of the files."""
     try:
-        manifest = read_manifest(location, storage)
-        problem = missing_or_cut(manifest, list_files(location, storage))
-        if problem is not None:
-            return problem
-        for name, expected in sorted(manifest["files"].items()):
-            if _sha256(join(location, name), expected["bytes"], storage) != expected["sha256"]:
-                return f"{name} does not have the checksum of the manifest"
-    except (ConfigError, OSError) as error:
-        return str(error).removeprefix(f"{location}: ")
-    return None
-
-
-def _of_folder(folder: RunFolder, frozen: dict[str, Any]) -> Run:
-    """From what the run folder itself tells; the settings are those of its last start."""
-    settings, last_start = CheckpointSettings(**frozen["checkpoint"]), remembered(folder)
-    last = {name: value for name, value in last_start.items() if name in CheckpointSettings.model_fields}
-    storage = Storage(**last_start.get("storage", frozen["data"]["storage"]))
-    place = store_below(folder, settings.folder, _impatient(storage))
-    return Run(folder, known_stores(folder, place), settings.model_copy(update=last))
-
-
-def _impatient(storage: Storage) -> Storage:
-    """Someone may be waiting for the answer."""
-    return replace(storage, give_up_after=min(storage.give_up_after, _GIVE_UP_AFTER))
-
-
-def _is_of_training(frozen: object) -> bool:
-    """Whether it is what a training stage wrote into its run folder, rather than a recipe."""
-    return isinstance(frozen, dict) and frozen.get("task") == "train" and "index_digests" in frozen
-
-
-def _published(
-    run: Run, place: CheckpointStore, step: int, sizes: dict[str, int], top1: dict[int, float], when: dict[int, str]
-) -> Listed:
-    location = place.at(step)
-    facts: dict[str, Any] = {}
-    try:
-        facts = read_manifest(location, place.storage)
-        problem = missing_or_cut(facts, sizes)
+        manifest = read_manifest(store.at(step), store.storage)
     except ConfigError as error:
-        problem = str(error).removeprefix(f"{location}: ")
-    return Listed(
-        run.stage, location, "published", step, facts.get("samples"), sum(sizes.values()), facts.get("world_size"),
-        when.get(step), top1.get(step), problem, [],
-    )  # fmt: skip
-
-
-def _is_final(folder: RunFolder, location: str) -> bool:
-    result = folder.result()
-    return result is not None and result["checkpoint"] == relative_location(location, folder)
-
-
-def _sha256(location: str, size: int, storage: Storage) -> str:
-    if not is_remote(location):
-        with open(location, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for piece in pieces(location, size, storage):
-        digest.update(piece)
-    return digest.hexdigest()
+        return None, reason_at(store.at(step), error)
+    return manifest, manifest.missing_or_cut(sizes)

@@ -1,25 +1,137 @@
-"""What is in a checkpoint: its names, and the manifest that makes a folder of files one. Needs no torch.
+"""What is in a checkpoint: the names of its files, and the manifest that describes them. Needs no torch.
 
     step-00012000/  manifest.json  buffers.safetensors  rank-00000.safetensors  rank-00001.safetensors ...
 
-A folder without a manifest is no checkpoint.
+A folder without a manifest is not a checkpoint.
 """
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from data.digest import json_sha256
 from data.storage import Storage, join, read_bytes
 from pipeline.errors import ConfigError
+from pipeline.json_record import FLAT, parse_record, to_json
 
 MANIFEST = "manifest.json"
 BUFFERS = "buffers.safetensors"
-_VERSION = 1
+_FORMAT = {"format": "coatnet-checkpoint", "version": 1}
 _RANK = re.compile(r"^rank-(\d{5,})\b")
 _NAME = re.compile(r"^step-(\d{8,})$")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size and checksum of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentEntry:
+    """Elements `start` .. `stop` of the flattened `parameter` are stored in `file`."""
+
+    parameter: str
+    start: int
+    stop: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """What one rank wrote into a checkpoint, or why it could not."""
+
+    files: Mapping[str, FileEntry]
+    fragments: tuple[FragmentEntry, ...]
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDigests:
+    """What tells a run from others: digests of its settings, of its training shards, and of its classes."""
+
+    recipe_digest: str
+    index_digest: str
+    classes_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What all checkpoints of a stage have in common."""
+
+    stage: str
+    precision: str
+    model: Mapping[str, Any]
+    """Arguments of `models.registry.create_model`."""
+    digests: RunDigests = field(metadata=FLAT)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What a checkpoint is of."""
+
+    run: RunFacts = field(metadata=FLAT)
+    step: int
+    """Steps taken."""
+    samples: int
+    """Samples trained on."""
+    skipped_samples: int
+    """Samples so far that could not be used and were replaced."""
+    optimizer_steps: int
+    """How often AdamW has stepped."""
+    world_size: int
+    """Ranks that wrote it."""
+    ema_updates: int | None = None
+    """How often the moving average was updated; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A whole checkpoint."""
+
+    facts: CheckpointFacts = field(metadata=FLAT)
+    parameters: Mapping[str, tuple[int, ...]]
+    """Name -> shape."""
+    fragments: tuple[FragmentEntry, ...]
+    """Together every element of every parameter once."""
+    files: Mapping[str, FileEntry]
+    """Every other file by name."""
+
+    @classmethod
+    def of(
+        cls, facts: CheckpointFacts, parameters: Mapping[str, tuple[int, ...]], records: Sequence[RankRecord]
+    ) -> "Manifest":
+        """The manifest of what all ranks wrote.
+
+        Raises:
+            ValueError: the fragments are not every element of every parameter once.
+        """
+        fragments = tuple(fragment for record in records for fragment in record.fragments)
+        _check_coverage(parameters, fragments)
+        return cls(facts, parameters, fragments, {k: v for record in records for k, v in record.files.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `manifest.json`, with its own checksum."""
+        return signed({**_FORMAT, **to_json(self)})
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    def missing_or_cut(self, sizes: Mapping[str, int]) -> str | None:
+        """What is wrong with files of the `sizes` in bytes, by name, if one is missing or of another size."""
+        for name, expected in sorted(self.files.items()):
+            if name not in sizes:
+                return f"{name} is missing"
+            if sizes[name] != expected.bytes:
+                return f"{name} has {sizes[name]:,} bytes instead of {expected.bytes:,}"
+        return None
 
 
 def step_name(step: int) -> str:
@@ -34,12 +146,12 @@ def step_of(name: str) -> int | None:
 
 
 def rank_name(rank: int) -> str:
-    """What the files of a rank begin with."""
+    """What the names of a rank's files begin with."""
     return f"rank-{rank:05d}"
 
 
 def writer_of(file: str) -> int:
-    """The rank that wrote `file`; the buffers are the leader's."""
+    """The rank that wrote `file`; the leader wrote the buffers."""
     match = _RANK.match(file)
     return int(match.group(1)) if match else 0
 
@@ -47,48 +159,37 @@ def writer_of(file: str) -> int:
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
     """`manifest` with the sha256 of its other content, as JSON with sorted keys, under `sha256`."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+    return content | {"sha256": json_sha256(content)}
 
 
-def read_manifest(location: str, storage: Storage) -> dict[str, Any]:
-    """The manifest of the checkpoint at `location`, held against its own checksum.
+def read_manifest(location: str, storage: Storage) -> Manifest:
+    """The manifest of the checkpoint at `location`, verified against its own checksum.
 
     Raises:
         ConfigError: not a checkpoint, or a damaged manifest.
-        StorageDown, StorageRefused: a remote place that cannot be read.
+        StorageDown, StorageRefused: a remote store that cannot be read.
     """
     try:
-        manifest: dict[str, Any] = json.loads(read_bytes(join(location, MANIFEST), storage))
-        if signed(manifest) != manifest:
+        content = json.loads(read_bytes(join(location, MANIFEST), storage))
+        if not isinstance(content, dict):
+            raise ValueError(f"{MANIFEST} is not a JSON object")
+        if signed(content) != content:
             raise ConfigError(f"{location}: {MANIFEST} does not have its own checksum")
+        return parse_record(Manifest, content)
     except FileNotFoundError:
         raise ConfigError(f"{location}: not a checkpoint ({MANIFEST} is missing)") from None
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{location}: {MANIFEST} is not JSON ({error})") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{location}: not a checkpoint ({error})") from None
-    return manifest
 
 
-def whole_manifest(
-    facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], parts: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The signed manifest of what all ranks wrote.
-
-    Args:
-        facts: go into it as they are.
-        shapes: of all parameters, by name.
-        parts: what each rank wrote: `files` (name -> bytes and sha256) and `fragments`.
-
-    Raises:
-        ValueError: the fragments are not every element of every parameter once.
-    """
-    files = {name: entry for part in parts for name, entry in part["files"].items()}
-    fragments = [fragment for part in parts for fragment in part["fragments"]]
-    ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
+def _check_coverage(parameters: Mapping[str, Sequence[int]], fragments: Sequence[FragmentEntry]) -> None:
+    """Refuse fragments that are not every element of every parameter once."""
+    ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in parameters}
     for fragment in fragments:
-        ranges[fragment["parameter"]].append((fragment["start"], fragment["stop"]))
-    for name, shape in shapes.items():
+        ranges[fragment.parameter].append((fragment.start, fragment.stop))
+    for name, shape in parameters.items():
         end = 0
         for start, stop in sorted(ranges[name]):
             if start != end:
@@ -96,24 +197,3 @@ def whole_manifest(
             end = stop
         if end != math.prod(shape):
             raise ValueError(f"{name}: elements from {end} are missing")
-    return signed(
-        {
-            "format": "coatnet-checkpoint", "version": _VERSION, **facts,
-            "parameters": {name: list(shape) for name, shape in shapes.items()}, "fragments": fragments, "files": files,
-        }
-    )  # fmt: skip
-
-
-def total_bytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of all files that a manifest names."""
-    return sum(int(entry["bytes"]) for entry in manifest["files"].values())
-
-
-def missing_or_cut(manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> str | None:
-    """What is wrong with files of the `sizes` in bytes, by name, if one is missing or of another size."""
-    for name, expected in sorted(manifest["files"].items()):
-        if name not in sizes:
-            return f"{name} is missing"
-        if sizes[name] != expected["bytes"]:
-            return f"{name} has {sizes[name]:,} bytes instead of {expected['bytes']:,}"
-    return None

@@ -1,4 +1,4 @@
-"""One attempt to write one checkpoint, on one rank, in a thread behind the training."""
+"""One attempt to write one checkpoint, on one rank, in a background thread of training."""
 
 import contextlib
 import logging
@@ -7,51 +7,51 @@ import time
 from collections.abc import Callable
 
 from pipeline.checkpoints.host_copy import HostFile, LiveState
-from pipeline.checkpoints.manifest import rank_name, total_bytes, whole_manifest
-from pipeline.checkpoints.staged import Part, StagedCheckpoint
+from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord, rank_name
+from pipeline.checkpoints.staged import StagedCheckpoint
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY = (0.02, 1.0)  # seconds between looks for the parts of other ranks, at first and at most
-_PARTS_LIMIT = 1800.0  # seconds without a new part after which the leader gives up
+_POLL_EVERY = (0.02, 1.0)  # seconds between looks for the records of other ranks, at first and at most
+_RECORDS_LIMIT = 1800.0  # seconds without a new record after which the leader gives up
 
 
 class SaveTask:
     """Writes the files of this rank; the leader then waits for those of the others and publishes.
 
     Args:
-        place: of the checkpoints.
+        store: where the checkpoint goes.
         number: of the attempt, the same on all ranks.
-        state: what the checkpoint is of; its tensors are not looked at.
-        files: their copy, which must stay as it is until the thread has ended.
+        state: what is saved; its tensors are not read.
+        files: their copy, which must not change until the thread has ended.
         ranks: of the run.
-        ended: called in the leader's thread when the checkpoint is published or given up.
-        leftover: an attempt that failed, whose room is given back first.
+        on_end: called in the leader's thread when the checkpoint is published or abandoned.
+        leftover: an attempt that failed, whose files are removed first.
     """
 
     def __init__(
         self,
-        place: CheckpointStore,
+        store: CheckpointStore,
         number: int,
         state: LiveState,
         files: dict[str, HostFile],
         ranks: Ranks,
-        ended: Callable[["SaveTask"], None],
+        on_end: Callable[["SaveTask"], None],
         leftover: "SaveTask | None" = None,
     ) -> None:
-        self.step = int(state.facts["step"])
+        self.step = state.facts.step
         self.failure: str | None = None
         """Why this rank could not write, or on the leader why the checkpoint is not published."""
         self.bytes = 0
-        """Of the whole checkpoint; known to the leader once it is published."""
+        """Of the whole checkpoint; the leader knows it after publishing."""
         self.published = False
-        self._state, self._files, self._ranks, self._ended = state, files, ranks, ended
+        self._state, self._files, self._ranks, self._on_end = state, files, ranks, on_end
         self._leftover = leftover
-        self._draft = StagedCheckpoint(place, self.step, number, ranks.rank, self.move)
-        self._written, self._given_up = threading.Event(), threading.Event()
-        self._moved = time.monotonic()
+        self._staged = StagedCheckpoint(store, self.step, number, ranks.rank, self.note_progress)
+        self._written, self._abandoned = threading.Event(), threading.Event()
+        self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -61,104 +61,102 @@ class SaveTask:
         return self._thread.is_alive()
 
     def wait_written(self, patience: float) -> bool:
-        """Wait until this rank's files are whole; False when they cannot be, or nothing moves for so many seconds."""
+        """Wait until this rank's files are complete; False if that failed, or stalled for `patience` seconds."""
         return self._wait(self._written.is_set, patience) and self.failure is None
 
     def wait_published(self, patience: float) -> bool:
-        """Wait until the thread has ended, as above; whether the checkpoint is published, which the leader knows."""
+        """Wait until the thread has ended, as above; on the leader, whether the checkpoint is published."""
         if not self._wait(lambda: not self.alive, patience):
-            self.give_up()
-            self._wait(lambda: not self.alive, patience=2 * _LOOK_EVERY[1])
+            self.abandon()
+            self._wait(lambda: not self.alive, patience=2 * _POLL_EVERY[1])
         return self.published
 
-    def give_up(self) -> None:
-        """Have the leader stop waiting for parts that will not come."""
-        self._given_up.set()
+    def abandon(self) -> None:
+        """Make the leader stop waiting for records that will not come."""
+        self._abandoned.set()
 
     def discard_own(self) -> None:
-        """Give back the room of what this rank has left after the attempt failed."""
-        self._draft.discard_own()
+        """Remove what this rank has left after the attempt failed."""
+        self._staged.discard_own()
 
     def _wait(self, condition: Callable[[], bool], patience: float) -> bool:
         while not condition():
-            if time.monotonic() - self._moved > patience:
+            if time.monotonic() - self._last_progress > patience:
                 return False
             self._thread.join(0.01)
         return True
 
-    def move(self) -> None:
-        """Something got on."""
-        self._moved = time.monotonic()
+    def note_progress(self) -> None:
+        """Restart the time that `wait_written` and `wait_published` allow."""
+        self._last_progress = time.monotonic()
 
     def _run(self) -> None:
-        part: Part = {}
+        record = RankRecord({}, ())
         try:
             leftover, self._leftover = self._leftover, None
             if leftover is not None:
                 leftover.discard_own()
-            if self._ranks.leads:
-                self._draft.sweep()
-            part = self._write()
-            if not self._ranks.leads:
-                self._draft.put_part(part)
+            if self._ranks.is_leader:
+                self._staged.sweep()
+            record = self._write()
+            if not self._ranks.is_leader:
+                self._staged.write_record(record)
         except Exception as error:
             self._fail(error)
             with contextlib.suppress(Exception):
-                self._draft.clear_scratch()
-                self._draft.discard_own()
-                if not self._ranks.leads:
-                    self._draft.put_part({"failed": self.failure})
+                self._staged.clear_scratch()
+                self._staged.discard_own()
+                if not self._ranks.is_leader:
+                    self._staged.write_record(RankRecord({}, (), self.failure))
         self._written.set()
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             if self.failure is None:
-                self._publish(part)
+                self._publish(record)
             if self.failure is not None:
                 with contextlib.suppress(Exception):
-                    self._draft.discard()
-            self._ended(self)
+                    self._staged.discard()
+            self._on_end(self)
 
-    def _write(self) -> Part:
-        entries = {name: self._draft.write(name, file.blocks) for name, file in self._files.items()}
+    def _write(self) -> RankRecord:
+        entries = {name: self._staged.write(name, file.blocks) for name, file in self._files.items()}
         own = f"{rank_name(self._ranks.rank)}.safetensors"
-        fragments = [
-            {"parameter": f.parameter, "start": f.start, "stop": f.stop, "file": own}
-            for f in self._state.fragments
-            if f.saved_here
-        ]
-        self._draft.clear_scratch()
-        return {"files": entries, "fragments": fragments}
+        fragments = tuple(
+            FragmentEntry(f.parameter, f.start, f.stop, own) for f in self._state.fragments if f.saved_here
+        )
+        self._staged.clear_scratch()
+        return RankRecord(entries, fragments)
 
-    def _publish(self, own: Part) -> None:
+    def _publish(self, own: RankRecord) -> None:
         try:
-            parts = {0: own} | self._collect(set(range(1, self._ranks.world_size)))
-            ordered = [parts[rank] for rank in range(self._ranks.world_size)]
-            manifest = whole_manifest(self._state.facts, self._state.shapes, ordered)
-            self._draft.publish(manifest)
-            self.bytes = total_bytes(manifest)
+            records = {0: own} | self._collect(set(range(1, self._ranks.world_size)))
+            ordered = [records[rank] for rank in range(self._ranks.world_size)]
+            manifest = Manifest.of(self._state.facts, self._state.shapes, ordered)
+            self._staged.publish(manifest)
+            self.bytes = manifest.total_bytes
             self.published = True
         except Exception as error:
             self._fail(error)
 
-    def _collect(self, awaited: set[int]) -> dict[int, Part]:
-        parts: dict[int, Part] = {}
-        pause, deadline = _LOOK_EVERY[0], time.monotonic() + _PARTS_LIMIT
+    def _collect(self, awaited: set[int]) -> dict[int, RankRecord]:
+        records: dict[int, RankRecord] = {}
+        pause, deadline = _POLL_EVERY[0], time.monotonic() + _RECORDS_LIMIT
         while awaited:
-            given_up = self._given_up.is_set()
-            found = self._draft.parts(awaited)
-            for rank, part in sorted(found.items()):
-                if "failed" in part:
-                    raise OSError(f"rank {rank}: {part['failed']}")
-                self.move()
-                pause, deadline = _LOOK_EVERY[0], time.monotonic() + _PARTS_LIMIT
-            parts |= found
+            abandoned = self._abandoned.is_set()
+            found = self._staged.records(awaited)
+            for rank, record in sorted(found.items()):
+                if record.failed is not None:
+                    raise OSError(f"rank {rank}: {record.failed}")
+                self.note_progress()
+                pause, deadline = _POLL_EVERY[0], time.monotonic() + _RECORDS_LIMIT
+            records |= found
             awaited = awaited - found.keys()
-            if awaited and (given_up or time.monotonic() > deadline):
+            if awaited and (abandoned or time.monotonic() > deadline):
                 names = ", ".join(map(str, sorted(awaited)))
-                raise OSError(f"nothing came from rank {names}, whose log may say why")
+                raise OSError(f"no record from rank {names}; its log may show why")
             if awaited:
-                self._given_up.wait(pause)
-                pause = min(2 * pause, _LOOK_EVERY[1])
-        return parts
+                self._abandoned.wait(pause)
+                pause = min(2 * pause, _POLL_EVERY[1])
+        return records
 
     def _fail(self, error: Exception) -> None:
         log.warning("checkpoint of step %d", self.step, exc_info=error)

@@ -1,4 +1,4 @@
-"""Saves behind the training: it waits for the copy out of the device, and a thread does the rest."""
+"""Saves in the background: training waits for the copy from the device, and a thread does the rest."""
 
 import contextlib
 import logging
@@ -16,18 +16,19 @@ from pipeline.checkpoints.host_copy import HostCopy, LiveState
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.retention import accuracies, prune
 from pipeline.checkpoints.save_task import SaveTask
-from pipeline.checkpoints.store import CheckpointStore, remember
+from pipeline.checkpoints.store import CheckpointLocations, CheckpointStore
 from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
+from pipeline.event_log import Event
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-_GIVE_UP_AFTER = 120.0  # seconds without an answer of a remote place, for one request
-_LAST_PATIENCE = 30.0  # when the run ends by an error
+_GIVE_UP_AFTER = 120.0  # seconds without an answer from a remote store, for one request
+_LAST_PATIENCE = 30.0  # when the run ends with an error
 PATIENCE = 180.0
-"""Seconds without a byte written after which a write is taken to hang. Uploads give up before."""
+"""Seconds without a byte written after which a write is considered hung. Uploads give up earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,11 @@ class SaveReport:
     stall: float
     """Seconds that training waited."""
     seconds: float
-    """From the call until it was published or given up."""
+    """From the call until the checkpoint was published or abandoned."""
     bytes: int
-    """Of all files; 0 if it was given up."""
+    """Of all files; 0 if it was abandoned."""
     failure: str | None
-    """Why it was given up."""
+    """Why it was abandoned."""
 
 
 class Saver:
@@ -54,136 +55,142 @@ class Saver:
     next save tries again; checkpoints are removed only after a newer one is published.
 
     Args:
-        place: where they lie.
+        store: where they go.
         folder: of the run, for the event log.
         settings: which are kept.
         ranks: of the run.
-        patience: seconds without a byte written after which a write is taken to hang.
-        published: called with the name of each that is, in the leader's thread.
+        patience: seconds without a byte written after which a write is considered hung.
+        on_published: called with the name of each published checkpoint, in the leader's thread.
 
     Raises:
-        StorageDown, StorageRefused: the leader cannot read the remote place.
+        ConfigError: the leader cannot write the store.
+        StorageDown, StorageRefused: the leader cannot read the remote store.
     """
 
     def __init__(
         self,
-        place: CheckpointStore,
+        store: CheckpointStore,
         folder: RunFolder,
         settings: CheckpointSettings,
         ranks: Ranks,
         *,
         patience: float = PATIENCE,
-        published: Callable[[str], None] = lambda name: None,
+        on_published: Callable[[str], None] = lambda name: None,
     ) -> None:
-        # A save that fails is tried again, and the data may be worth a longer wait than that.
-        hasty = replace(place.storage, give_up_after=min(place.storage.give_up_after, _GIVE_UP_AFTER))
-        self._place, self._folder, self._settings, self._ranks = replace(place, storage=hasty), folder, settings, ranks
-        self._patience, self._tell = patience, published
+        # Shorter than for data: a save that fails is tried again.
+        storage = replace(store.storage, give_up_after=min(store.storage.give_up_after, _GIVE_UP_AFTER))
+        self._store, self._folder, self._settings, self._ranks = (
+            replace(store, storage=storage),
+            folder,
+            settings,
+            ranks,
+        )
+        self._patience, self._on_published = patience, on_published
         self._copy = HostCopy(ranks)
         self._latest: LiveState | None = None
         self._attempt: SaveTask | None = None
         self._published: bool | None = None
-        """Whether the last attempt was, once all ranks have agreed on it."""
+        """Whether the last attempt was published, once all ranks have agreed on it."""
         self._reason = ""
         self._reports: deque[SaveReport] = deque()
-        place.scratch.mkdir(parents=True, exist_ok=True)
-        if ranks.leads:
-            place.check()
-            remember(folder, place, settings)
-            place.sweep()
-        elif place.remote:
-            place.sweep_scratch()
+        store.scratch.mkdir(parents=True, exist_ok=True)
+        if ranks.is_leader:
+            store.check()
+            CheckpointLocations.save(folder, store, settings)
+            store.sweep()
+        elif store.remote:
+            store.sweep_scratch()
 
     def save(self, state: LiveState) -> float:
         """Begin to save `state`; returns the seconds that training waited.
 
-        They go by until the save before has ended, and for the copy of `state` into memory of this machine. A second
-        call for one step does nothing.
+        It waits for the end of the save before, and for the copy of `state` to host memory. A second call for one step
+        does nothing.
         """
-        same = self._attempt is not None and self._attempt.step == state.facts["step"]
+        same = self._attempt is not None and self._attempt.step == state.facts.step
         return 0.0 if same and self._published is not False else self._begin(state)
 
     def finish(self) -> bool:
-        """Wait for the save in flight; whether the last one is published, and True if there was none."""
+        """Wait for the save in flight; returns whether the last one is published, and True if there was none."""
         if not self._is_saved:
             self._agree()
         return self._is_saved
 
-    def finish_whole(self, tries: int = 3, pause: float = 10.0) -> None:
-        """Wait until the last save is published; try again, after so many seconds, if it is not.
+    def finish_or_retry(self, attempts: int = 3, pause: float = 10.0) -> None:
+        """Wait until the last save is published; if it fails, try again after `pause` seconds.
 
         For the end of a stage: the state must still be what it was at that save.
 
         Raises:
-            RunFailed: not after so many tries.
+            RunFailed: all attempts failed.
         """
-        for number in range(tries):
+        for number in range(attempts):
             if number > 0 and self._latest is not None:
                 time.sleep(pause)
                 self._begin(self._latest)
             if self.finish():
                 return
-        reason = self._ranks.text_from(0, self._reason)
+        reason = self._ranks.broadcast_text(0, self._reason)
         raise RunFailed(
-            f"{self._place.location}: the last checkpoint cannot be saved, in {tries} tries ({reason}); fix that, and "
-            "give the command again: it continues from the checkpoint before"
+            f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts ({reason}); fix "
+            "the cause and repeat the command: it continues from the previous checkpoint"
         )
 
     def reports(self) -> list[SaveReport]:
-        """How saves went that ended since the last call; on the leader, in order."""
+        """The saves that ended since the last call, in order; on the leader."""
         return [self._reports.popleft() for _ in range(len(self._reports))]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Let the save in flight end, unless a person or a signal wants this process to; without the other ranks."""
+        """Let the save in flight end, unless a person or a signal interrupts this process; without the other ranks."""
         if self._attempt is not None and (kind is None or issubclass(kind, Exception)):
             self._attempt.wait_published(min(self._patience, _LAST_PATIENCE))
 
     @property
     def _is_saved(self) -> bool:
         """Whether the latest state is published, as far as all ranks have agreed."""
-        latest = self._latest.facts["step"] if self._latest is not None else None
+        latest = self._latest.facts.step if self._latest is not None else None
         return latest is None or (bool(self._published) and self._attempt is not None and self._attempt.step == latest)
 
     def _begin(self, state: LiveState) -> float:
-        began, step = time.monotonic(), state.facts["step"]
+        began, step = time.monotonic(), state.facts.step
         self._latest = state
         number = self._agree()
         if number == 0:
-            # Its memory is still being read. A late success of that write is nobody's loss.
+            # Its memory is still being read. If that write succeeds late after all, no harm is done.
             stall = time.monotonic() - began
-            self._failed(step, began, stall, "a rank still hangs in the write of an earlier one")
+            self._report_failure(step, began, stall, "a rank still hangs while writing an earlier checkpoint")
             return stall
         leftover = self._attempt if self._published is False else None
         self._copy.fill(state)
         stall = time.monotonic() - began
         self._published = None
         self._attempt = SaveTask(
-            self._place,
+            self._store,
             number,
             state,
             self._copy.files,
             self._ranks,
-            ended=partial(self._ended, began=began, stall=stall),
+            on_end=partial(self._report_end, began=began, stall=stall),
             leftover=leftover,
         )
         return stall
 
     def _agree(self) -> int:
-        """Wait for the attempt in flight, and agree with all ranks on what became of it.
+        """Wait for the attempt in flight, and agree with all ranks on its outcome.
 
         Returns the number of the next attempt, or 0 when a rank's thread has not ended.
         """
         attempt = self._attempt
         if attempt is not None and self._published is None:
-            # Which ranks have failed is asked here, too: one whose disk is gone cannot put down a part that says so.
+            # Ranks exchange failures here, too: one whose disk is gone cannot write a record of its failure.
             (failed,) = self._sum(not attempt.wait_written(self._patience))
             if failed:
-                attempt.give_up()
+                attempt.abandon()
             attempt.wait_published(self._patience)
-        number = secrets.randbits(47) + 1 if self._ranks.leads else 0
+        number = secrets.randbits(47) + 1 if self._ranks.is_leader else 0
         published, hanging, number = self._sum(
             attempt is not None and attempt.published, attempt is not None and attempt.alive, number
         )
@@ -196,29 +203,29 @@ class Saver:
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self._ranks.device)
         return [int(number) for number in self._ranks.sum(tensor).tolist()]
 
-    def _ended(self, attempt: SaveTask, began: float, stall: float) -> None:
-        """In the leader's thread: write down how it went, and make room."""
+    def _report_end(self, attempt: SaveTask, began: float, stall: float) -> None:
+        """In the leader's thread: record the outcome, and remove old checkpoints."""
         if not attempt.published:
-            self._failed(attempt.step, began, stall, attempt.failure or "")
+            self._report_failure(attempt.step, began, stall, attempt.failure or "")
             return
         name, seconds = step_name(attempt.step), time.monotonic() - began
-        self._tell(name)
+        self._on_published(name)
         self._reports.append(SaveReport(attempt.step, name, stall, seconds, attempt.bytes, None))
-        self._note("save", step=attempt.step, checkpoint=name, seconds=round(seconds, 3), bytes=attempt.bytes)
+        self._record(Event.SAVE, step=attempt.step, checkpoint=name, seconds=round(seconds, 3), bytes=attempt.bytes)
         try:
             top1 = accuracies(self._folder.events.entries()) if self._settings.keep_best else {}
-            prune(self._place, self._settings, top1, attempt.move)
+            prune(self._store, self._settings, top1, attempt.note_progress)
         except Exception as error:
-            log.warning("old checkpoints", exc_info=error)
-            self._note("removal_failed", reason=str(error))
+            log.warning("old checkpoints could not be removed", exc_info=error)
+            self._record(Event.REMOVAL_FAILED, reason=str(error))
 
-    def _failed(self, step: int, began: float, stall: float, reason: str) -> None:
+    def _report_failure(self, step: int, began: float, stall: float, reason: str) -> None:
         self._reason = reason
-        if self._ranks.leads:
+        if self._ranks.is_leader:
             seconds = time.monotonic() - began
             self._reports.append(SaveReport(step, step_name(step), stall, seconds, 0, reason))
-            self._note("save_failed", step=step, reason=reason)
+            self._record(Event.SAVE_FAILED, step=step, reason=reason)
 
-    def _note(self, event: str, **facts: Any) -> None:
+    def _record(self, event: Event, **facts: Any) -> None:
         with contextlib.suppress(OSError):  # the disk of the run folder may be the one that is full
             self._folder.events.record(event, **facts)

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a stage lie: the run folder, another folder, or an object store. Needs no torch.
+"""Where the checkpoints of a stage are stored: the run folder, another folder, or an object store. Needs no torch.
 
 step-00012000/                    published
 .step-00012000.<attempt>.writing/ being written; in an object store: a folder without a manifest
@@ -10,26 +10,26 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data.atomic_file import write_atomically
 from data.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
+from pipeline.json_record import parse_record, to_json
 from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 
 DAMAGED = "damaged-"
 WRITING = ".writing"
-_REMEMBERED = ".checkpoints.json"  # in the run folder
+_LOCATIONS = ".checkpoints.json"  # in the run folder
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What lies at a place, as step -> file name -> bytes; of unfinished and damaged ones by folder name."""
+    """What is in a store, as step -> file name -> bytes; unfinished and damaged checkpoints by folder name."""
 
     published: dict[int, dict[str, int]]
     unfinished: dict[str, dict[str, int]]
@@ -37,7 +37,7 @@ class Contents:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the published ones, newest first."""
+        """Steps of the published checkpoints, newest first."""
         return sorted(self.published, reverse=True)
 
 
@@ -48,7 +48,7 @@ class CheckpointStore:
     Args:
         location: folder or URL.
         storage: how a URL is reached.
-        scratch: folder of this machine in which files lie on their way to and from a remote place.
+        scratch: local folder for files on their way to and from a remote store.
     """
 
     location: str
@@ -60,14 +60,14 @@ class CheckpointStore:
         return is_remote(self.location)
 
     def at(self, step: int) -> str:
-        """Where the checkpoint of `step` lies."""
+        """Path or URL of the checkpoint of `step`."""
         return join(self.location, step_name(step))
 
     def contents(self) -> Contents:
-        """What lies there now.
+        """What it holds now.
 
         Raises:
-            StorageDown, StorageRefused: a remote place that cannot be read.
+            StorageDown, StorageRefused: a remote store that cannot be read.
         """
         contents = Contents({}, {}, {})
         for name, files in (_remote_folders(self) if self.remote else _local_folders(Path(self.location))).items():
@@ -83,31 +83,31 @@ class CheckpointStore:
                 contents.published[step] = files
         return contents
 
-    def remove(self, step: int, moved: Callable[[], None] = lambda: None) -> None:
-        """Remove the checkpoint of `step`; `moved` is called along the way."""
+    def remove(self, step: int, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Remove the checkpoint of `step`; calls `on_progress` after each file."""
         if self.remote:
-            # Without its manifest it is no checkpoint any more, however the removal ends.
+            # Without its manifest it is no longer a checkpoint, however the removal ends.
             remove(join(self.at(step), MANIFEST), self.storage)
-            self.empty(step_name(step), moved)
+            self.empty(step_name(step), on_progress)
         else:
-            # Killed half way, it leaves what the next save sweeps away, and nothing that looks like a checkpoint.
+            # If this is killed half way, the next save sweeps up the rest, and nothing looks like a checkpoint.
             name = f".{step_name(step)}.removed{WRITING}"
             shutil.rmtree(Path(self.location) / name, ignore_errors=True)
             Path(self.at(step)).rename(Path(self.location) / name)
-            self.empty(name, moved)
+            self.empty(name, on_progress)
 
-    def empty(self, name: str, moved: Callable[[], None] = lambda: None) -> None:
-        """Remove the folder `name` and what is in it; `moved` is called along the way."""
+    def empty(self, name: str, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Remove the folder `name` and what is in it; calls `on_progress` after each file."""
         folder = join(self.location, name)
         if self.remote:
             for file in _remote_files(folder, self.storage):
                 remove(join(folder, file), self.storage)
-                moved()
+                on_progress()
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside(self, step: int) -> None:
-        """Take the checkpoint of `step`, which is damaged, out of the way of new ones; its files stay."""
+        """Rename the checkpoint of `step`, which is damaged, so that it does not block new ones; its files stay."""
         if self.remote:
             manifest = join(self.at(step), MANIFEST)
             write_bytes(join(self.at(step), DAMAGED + MANIFEST), read_bytes(manifest, self.storage), self.storage)
@@ -118,73 +118,96 @@ class CheckpointStore:
         Path(self.at(step)).rename(aside)
 
     def check(self) -> None:
-        """Make the folder, and see that it can be written.
+        """Create the folder, and make sure that it can be written.
 
         Raises:
             ConfigError: it cannot.
-            StorageDown, StorageRefused: a remote place.
+            StorageDown, StorageRefused: a remote store.
         """
         try:
             check_writable(self.location, self.storage)
         except (OSError, NotImplementedError) as error:
             if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise ConfigError(
-                    f"checkpoint.folder: {self.location} cannot be written ({error}); use a place that can"
+                    f"checkpoint.folder: {self.location} cannot be written ({error}); set one that can"
                 ) from None
 
-    def sweep_scratch(self, but: tuple[str, ...] = ()) -> None:
-        """Remove what saves that did not end have left on this machine, except what begins like one of `but`."""
+    def sweep_scratch(self, spared: tuple[str, ...] = ()) -> None:
+        """Remove what unfinished saves left on this machine, except names that begin with one of `spared`."""
         for home in {self.scratch} if self.remote else {self.scratch, Path(self.location)}:
             for folder in home.glob(f".step-*{WRITING}"):
-                if not folder.name.startswith(but):
+                if not folder.name.startswith(spared):
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def sweep(self, but: tuple[int, str] | None = None) -> None:
-        """Remove what saves that did not end have left, except that of a step and attempt that goes on."""
-        spared = (writing_name(*but), step_name(but[0])) if but else ()
+    def sweep(self, in_flight: tuple[int, str] | None = None) -> None:
+        """Remove what unfinished saves left, except that of the step and attempt `in_flight`."""
+        spared = (writing_name(*in_flight), step_name(in_flight[0])) if in_flight else ()
         self.sweep_scratch(spared)
         for name in self.contents().unfinished if self.remote else ():
             if not name.startswith(spared):
                 self.empty(name)
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointLocations:
+    """What a run folder records of its checkpoints at every start: where they are, and which of them are kept."""
+
+    locations: tuple[str, ...]
+    """Of all starts, oldest first."""
+    storage: Storage
+    """How URLs among them are reached."""
+    keep_last: int
+    keep_every: int | None
+    keep_best: int
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> "CheckpointLocations | None":
+        """What the last start recorded; None before the first.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        path = folder.path / _LOCATIONS
+        try:
+            return parse_record(cls, json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path}: damaged ({error}); restore it from a copy, or remove it: checkpoints are then looked for in "
+                "the run folder and in the checkpoint.folder of the recipe alone"
+            ) from None
+
+    @classmethod
+    def save(cls, folder: RunFolder, store: CheckpointStore, settings: CheckpointSettings) -> None:
+        """Record `store` as the newest location, and what is kept of it."""
+        before = cls.load(folder)
+        locations = dict.fromkeys([*(before.locations if before else ()), store.location])
+        record = cls(tuple(locations), store.storage, settings.keep_last, settings.keep_every, settings.keep_best)
+        write_atomically(folder.path / _LOCATIONS, json.dumps(to_json(record)))
+
+
 def writing_name(step: int, attempt: str) -> str:
-    """What the folders begin with in which this machine has the unfinished files of a save."""
+    """What the names of the folders with the unfinished files of a save begin with."""
     return f".{step_name(step)}.{attempt}"
 
 
 def checkpoint_store(folder: RunFolder, stage: TrainStage) -> CheckpointStore:
-    """Where the run in `folder` keeps its checkpoints: there, or below `checkpoint.folder`."""
+    """Where the run in `folder` keeps its checkpoints: in it, or below `checkpoint.folder`."""
     return store_below(folder, stage.checkpoint.folder, Storage(**stage.data.storage.model_dump()))
 
 
 def store_below(folder: RunFolder, below: str | None, storage: Storage) -> CheckpointStore:
-    """Where the run in `folder` keeps its checkpoints: there, or `below` a path or URL."""
+    """Where the run in `folder` keeps its checkpoints: in it, or `below` a path or URL."""
     location = join(below, f"{folder.path.parent.name}/{folder.path.name}") if below else str(folder.checkpoints)
     return CheckpointStore(location, storage, folder.checkpoints)
 
 
-def known_stores(folder: RunFolder, place: CheckpointStore) -> list[CheckpointStore]:
-    """`place`, and those that earlier starts of the run in `folder` used before the setting was changed."""
-    others = [str(folder.checkpoints), *remembered(folder).get("places", [])]
-    return [replace(place, location=location) for location in dict.fromkeys([place.location, *others])]
-
-
-def remember(folder: RunFolder, place: CheckpointStore, settings: CheckpointSettings) -> None:
-    """Write into the run folder where its checkpoints lie, how that is reached, and which of them are kept."""
-    places = dict.fromkeys([*remembered(folder).get("places", []), place.location])
-    kept = {name: getattr(settings, name) for name in ("keep_last", "keep_every", "keep_best")}
-    content = {"places": list(places), "storage": asdict(place.storage), **kept}
-    write_atomically(folder.path / _REMEMBERED, json.dumps(content))
-
-
-def remembered(folder: RunFolder) -> dict[str, Any]:
-    """What `remember` wrote; empty before the first start."""
-    try:
-        content: dict[str, Any] = json.loads((folder.path / _REMEMBERED).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content
+def known_stores(folder: RunFolder, store: CheckpointStore) -> list[CheckpointStore]:
+    """`store`, and those that earlier starts of the run in `folder` used before the setting was changed."""
+    last_start = CheckpointLocations.load(folder)
+    others = [str(folder.checkpoints), *(last_start.locations if last_start else ())]
+    return [replace(store, location=location) for location in dict.fromkeys([store.location, *others])]
 
 
 def _local_folders(folder: Path) -> dict[str, dict[str, int]]:
@@ -201,9 +224,9 @@ def _local_folders(folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def _remote_folders(place: CheckpointStore) -> dict[str, dict[str, int]]:
+def _remote_folders(store: CheckpointStore) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for path, size in _remote_files(place.location, place.storage).items():
+    for path, size in _remote_files(store.location, store.storage).items():
         name, slash, file = path.partition("/")
         if slash:
             found.setdefault(name, {})[file] = size

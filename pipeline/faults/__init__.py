@@ -1,1 +1,1 @@
-"""What can end or spoil a run: signals, time limits, hangs, steps that are not finite. Knows no model."""
+"""What can end or spoil a run: signals, time limits, hangs, non-finite steps. Knows no model and no scheduler."""

@@ -1,7 +1,7 @@
-"""What the ranks make of a hang together: where each is, who is behind, who does not answer.
+"""What the ranks find out about a hang together: where each one is, who is behind, and who does not answer.
 
-They talk through the store of the process group, from the watchdogs' threads. Calls of the store may block while the
-leader's process is stopped, since it lives there.
+The watchdog threads communicate through the store of the process group. The leader hosts it, so calls to the store may
+block while the leader's process is stopped.
 """
 
 import json
@@ -13,11 +13,11 @@ from pipeline.distributed import KeyValueStore
 
 PHASES = ("", "reading", "computing", "exchanging")
 
-_ANSWER_SECONDS = 10.0  # in which the watchdogs of all ranks answer an alarm
-_READ_SECONDS = 5.0  # in which they read what the leader makes of it
+_ANSWER_SECONDS = 10.0  # for the watchdogs of all ranks to answer an alarm
+_READ_SECONDS = 5.0  # for them to read the leader's assessment
 GATHER_SECONDS = _ANSWER_SECONDS + 2 * _READ_SECONDS
-_PAUSE = 0.1
-_SHOWN = 8  # ranks named in a message
+_POLL_SECONDS = 0.1
+_MOST_NAMED = 8  # ranks in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +26,17 @@ class RankPosition:
 
     node: str
     section: str
-    turn: int
-    """Sections entered and left so far: the same on ranks that are equally far."""
+    transitions: int
+    """Sections entered and left so far: equal on ranks that have come equally far."""
     step: int
     micro_batch: int
     phase: str
-    """One of `PHASES`; empty where a section has none."""
+    """One of `PHASES`; empty in sections without phases."""
 
     @property
-    def place(self) -> tuple[int, int, int, int]:
-        """Less is further behind."""
-        return self.turn, self.step, self.micro_batch, PHASES.index(self.phase)
+    def order(self) -> tuple[int, int, int, int]:
+        """Sorts positions; the smallest is furthest behind."""
+        return self.transitions, self.step, self.micro_batch, PHASES.index(self.phase)
 
     def __str__(self) -> str:
         where = f"in section {self.section}"
@@ -47,72 +47,73 @@ class RankPosition:
         )
 
 
-def describe_hang(reports: dict[int, RankPosition], nodes: dict[int, str], world_size: int) -> str:
-    """Who is late, and where the others are.
+def describe_hang(positions: dict[int, RankPosition], nodes: dict[int, str], world_size: int) -> str:
+    """Which ranks are behind or silent, and where the others are.
 
     Args:
-        reports: of the ranks that answered, at least one.
-        nodes: of ranks as they were known before.
-        world_size: so many should have answered.
+        positions: by rank, of those that answered (at least one).
+        nodes: by rank, as announced at the start.
+        world_size: the number of ranks expected to answer.
     """
     if world_size == 1:
-        return f"this rank is {reports[0]}"
-    first = max(reports.values(), key=lambda report: report.place)
-    silent = [rank for rank in range(world_size) if rank not in reports]
+        return f"this rank is {positions[0]}"
+    first = max(positions.values(), key=lambda position: position.order)
+    silent = [rank for rank in range(world_size) if rank not in positions]
     if silent:
         who, verb = _named(silent, nodes), "does" if len(silent) == 1 else "do"
         return f"{who} {verb} not answer, as when a process or a node is stopped; the others are {first}"
-    last = min(reports.values(), key=lambda report: report.place)
-    if last.place == first.place:
+    last = min(positions.values(), key=lambda position: position.order)
+    if last.order == first.order:
         return f"all {world_size} ranks are {first}"
-    late = [rank for rank in sorted(reports) if reports[rank].place == last.place]
-    who, verb = _named(late, {rank: reports[rank].node for rank in late}), "is" if len(late) == 1 else "are"
+    behind = [rank for rank in sorted(positions) if positions[rank].order == last.order]
+    who, verb = _named(behind, {rank: positions[rank].node for rank in behind}), "is" if len(behind) == 1 else "are"
     return f"{who} {verb} behind, {last}; the others are {first}"
 
 
-def announce(store: KeyValueStore, rank: int, node: str) -> None:
-    """Say where `rank` runs, for the case that it cannot say it later."""
+def announce_node(store: KeyValueStore, rank: int, node: str) -> None:
+    """Publish where `rank` runs, in case it cannot answer later."""
     store.set(f"node/{rank}", node)
 
 
-def alarm(store: KeyValueStore) -> str | None:
-    """Why a rank has raised the alarm, or None."""
+def alarm_reason(store: KeyValueStore) -> str | None:
+    """Why a rank has raised the alarm; None if none has."""
     return _get(store, "alarm")
 
 
-def gather_hang_report(store: KeyValueStore, rank: int, world_size: int, report: RankPosition, reason: str) -> str:
-    """Raise the alarm for `reason` unless it is raised, report, and hear what is wrong; takes `GATHER_SECONDS` at most.
+def gather_hang_report(store: KeyValueStore, rank: int, world_size: int, position: RankPosition, reason: str) -> str:
+    """Raise the alarm for `reason` unless another rank has, publish this rank's position, and return the assessment.
 
-    The leader decides; where it does not answer, each rank does by itself.
+    The leader assesses for all ranks; if it does not answer, each rank does so by itself. Takes at most
+    `GATHER_SECONDS`.
     """
-    store.set(f"report/{rank}", json.dumps(asdict(report)))
+    store.set(f"position/{rank}", json.dumps(asdict(position)))
     reason = store.compare_set("alarm", "", reason).decode()
-    until = time.monotonic() + _ANSWER_SECONDS
+    deadline = time.monotonic() + _ANSWER_SECONDS
     if rank != 0:
-        while time.monotonic() < until + _READ_SECONDS:
-            told = _get(store, "verdict")
-            if told is not None:
-                store.add("heard", 1)
-                return told
-            time.sleep(_PAUSE)
-    reports: dict[int, RankPosition] = {}
+        while time.monotonic() < deadline + _READ_SECONDS:
+            from_leader = _get(store, "assessment")
+            if from_leader is not None:
+                store.add("received", 1)
+                return from_leader
+            time.sleep(_POLL_SECONDS)
+    positions: dict[int, RankPosition] = {}
     while True:
         for other in range(world_size):
-            told = None if other in reports else _get(store, f"report/{other}")
-            if told is not None:
-                reports[other] = RankPosition(**json.loads(told))
-        if len(reports) == world_size or time.monotonic() >= until:
+            answer = None if other in positions else _get(store, f"position/{other}")
+            if answer is not None:
+                positions[other] = RankPosition(**json.loads(answer))
+        if len(positions) == world_size or time.monotonic() >= deadline:
             break
-        time.sleep(_PAUSE)
-    nodes = {other: _get(store, f"node/{other}") or "" for other in range(world_size) if other not in reports}
-    told = f"{describe_hang(reports, nodes, world_size)} ({reason})"
+        time.sleep(_POLL_SECONDS)
+    nodes = {other: _get(store, f"node/{other}") or "" for other in range(world_size) if other not in positions}
+    assessment = f"{describe_hang(positions, nodes, world_size)} ({reason})"
     if rank == 0:
-        store.set("verdict", told)
-        until = time.monotonic() + _READ_SECONDS
-        # The store goes with this process.
-        while store.add("heard", 0) < len(reports) - 1 and time.monotonic() < until:
-            time.sleep(_PAUSE)
-    return told
+        store.set("assessment", assessment)
+        deadline = time.monotonic() + _READ_SECONDS
+        # The store ends with this process.
+        while store.add("received", 0) < len(positions) - 1 and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+    return assessment
 
 
 def _get(store: KeyValueStore, key: str) -> str | None:
@@ -121,6 +122,6 @@ def _get(store: KeyValueStore, key: str) -> str | None:
 
 def _named(ranks: Iterable[int], nodes: dict[int, str]) -> str:
     ranks = list(ranks)
-    shown = [f"{rank} on {nodes[rank]}" if nodes.get(rank) else str(rank) for rank in ranks[:_SHOWN]]
-    more = f" and {len(ranks) - _SHOWN:,} more" if len(ranks) > _SHOWN else ""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}{more}"
+    named = [f"{rank} on {nodes[rank]}" if nodes.get(rank) else str(rank) for rank in ranks[:_MOST_NAMED]]
+    more = f" and {len(ranks) - _MOST_NAMED:,} more" if len(ranks) > _MOST_NAMED else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(named)}{more}"

@@ -1,7 +1,8 @@
-"""Asking a run to stop: SIGTERM, SIGUSR1 and SIGUSR2, or a time limit that comes near.
+"""Stopping a run early: on SIGTERM, SIGUSR1 or SIGUSR2, or when a time limit comes near.
 
-Any rank may be asked. The loop puts `StopRequests.flags` into the exchange of each step, so that all ranks learn of it
-at the same step boundary, save and leave. Outside the loop nothing is lost by ending at once, which `StopSignals` does.
+Any rank may receive the request. The training loop adds `StopRequests.flags` to the exchange of each step, so that all
+ranks learn of it at the same step boundary, save and exit. Outside the loop, ending at once loses nothing, and that is
+what `StopSignals` does.
 """
 
 import logging
@@ -21,54 +22,54 @@ log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 TIME_LIMIT = "the time limit"
 REASONS = (*(stop.name for stop in STOP_SIGNALS), TIME_LIMIT)
-"""Why a run is asked to stop, in the order of `StopRequests.flags`."""
+"""Why a run is stopped early, in the order of `StopRequests.flags`."""
 
-# One request to stop may arrive several times: a scheduler sends CONT and TERM together, to launcher and ranks alike;
-# a launcher passes on what it gets; `kill` reaches a whole process group.
+# One request may arrive several times: a scheduler sends CONT and TERM together, and to launcher and ranks alike; a
+# launcher forwards what it receives; `kill` reaches a whole process group.
 _SAME_REQUEST_SECONDS = 5.0
 
-End = Callable[[int, str], NoReturn]
+EndProcess = Callable[[int, str], NoReturn]
 """Ends this process at once, from any thread, with an exit code and a message."""
 
 
 class StopSignals:
-    """Hears the signals that ask a process to stop, from `with` on; entered in the main thread.
+    """Receives the stop signals of this process, from `with` on; must be entered in the main thread.
 
-    The main thread may sit in a collective or an import and not come to a Python handler for long. So only the C part
-    of the handler is used: it wakes a thread (signal.set_wakeup_fd), which does what is to be done.
+    The main thread may be in a collective or an import and not run a Python handler for a long time. So only the C part
+    of the handler is used: it wakes a thread (signal.set_wakeup_fd), which acts on the signal.
 
-    A signal ends the process with `end` at once, unless it is given to somebody else.
+    A signal ends the process with `end` at once, unless a handler is set.
 
     Attributes:
-        started: when this process began, seconds since the epoch.
-        last_checkpoint: the newest checkpoint known to be whole, for the message.
+        started: when this process began, in seconds since the epoch.
+        last_checkpoint: the newest checkpoint known to be complete, for the message.
     """
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: EndProcess) -> None:
         self.end = end
         self.started = time.time()
         self.last_checkpoint: str | None = None
         self.first: str | None = None
-        """Name of the first signal heard."""
-        self._take: Callable[[signal.Signals], None] = self._end_at_once
+        """Name of the first signal received."""
+        self._handler: Callable[[signal.Signals], None] = self._end_at_once
         self._before: dict[signal.Signals, Any] = {}
 
-    def give_to(self, take: Callable[[signal.Signals], None] | None) -> None:
-        """Have `take` called, in the listening thread, for each signal from now on; None ends the process again."""
-        self._take = take or self._end_at_once
+    def set_handler(self, handler: Callable[[signal.Signals], None] | None) -> None:
+        """Call `handler`, in the listening thread, for each signal from now on; None restores ending the process."""
+        self._handler = handler or self._end_at_once
 
-    def end_if_heard(self) -> None:
-        """End this process if a signal has come, whoever it was given to."""
+    def exit_if_signalled(self) -> None:
+        """End this process if it has received a signal, even one that a handler has seen."""
         if self.first is not None:
             self._end_at_once(signal.Signals[self.first])
 
     def __enter__(self) -> Self:
-        # Neither end is inherited by processes that are started.
+        # Child processes inherit neither end.
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for stop in STOP_SIGNALS:
-            self._before[stop] = signal.signal(stop, _woken)
+            self._before[stop] = signal.signal(stop, _do_nothing)
             signal.siginterrupt(stop, False)  # native code need not be ready for EINTR
         threading.Thread(target=self._listen, name="stop signals", daemon=True).start()
         return self
@@ -83,30 +84,30 @@ class StopSignals:
 
     def _listen(self) -> None:
         with self._receiver:
-            while heard := self._receiver.recv(64):
-                for number in heard:
+            while numbers := self._receiver.recv(64):
+                for number in numbers:
                     if number in STOP_SIGNALS:
                         received = signal.Signals(number)
                         self.first = self.first or received.name
-                        self._take(received)
+                        self._handler(received)
 
     def _end_at_once(self, received: signal.Signals) -> None:
-        whole = f"{self.last_checkpoint} is whole; " if self.last_checkpoint else ""
+        complete = f"{self.last_checkpoint} is complete; " if self.last_checkpoint else ""
         self.end(
-            EXIT_TRY_AGAIN, f"stopped by {received.name}; {whole}the same command continues from the last checkpoint"
+            EXIT_TRY_AGAIN, f"stopped by {received.name}; {complete}the same command continues from the last checkpoint"
         )
 
 
 class StopRequests:
-    """What asks the loop of this rank to stop, from `with` on.
+    """Requests to stop the training loop of this rank, from `with` on.
 
-    A first signal is remembered for the loop. A second one that is not the same request, or the time after the first,
-    ends the process with what is whole; that needs nothing from the training thread, which may hang.
+    The first signal is kept for the loop. A second one that is not the same request, or the end of the grace period
+    after the first, ends the process; this does not depend on the training thread, which may hang.
 
     Args:
         signals: of this process.
-        grace_seconds: after the first signal, in which the run must be saved.
-        time_limit: of this start, on the rank that minds it.
+        grace_seconds: time after the first signal in which the run must be saved.
+        time_limit: of this start, on the one rank that enforces it.
     """
 
     def __init__(self, signals: StopSignals, grace_seconds: float, time_limit: TimeLimit | None = None) -> None:
@@ -117,8 +118,8 @@ class StopRequests:
         self._first: tuple[str, float] | None = None
 
     @property
-    def wanted(self) -> str | None:
-        """Why this rank wants to stop, one of `REASONS`."""
+    def reason(self) -> str | None:
+        """Why this rank should stop, one of `REASONS`; None if nothing asks it to."""
         if self._first is not None:
             return self._first[0]
         if self._time_limit is not None and self._time_limit.near(self.margin.seconds):
@@ -127,58 +128,58 @@ class StopRequests:
 
     @property
     def signalled(self) -> bool:
-        """Whether a signal came to this rank."""
+        """Whether this rank has received a signal."""
         return self._first is not None
 
     @property
     def flags(self) -> list[float]:
-        """1 at the reason for which this rank wants to stop and 0 at all others, to be summed over the ranks."""
-        wanted = self.wanted
-        return [float(reason == wanted) for reason in REASONS]
+        """1 at this rank's reason to stop and 0 at all others, to be summed over the ranks."""
+        own = self.reason
+        return [float(reason == own) for reason in REASONS]
 
     def saved(self, checkpoint: str) -> None:
-        """`checkpoint` is whole: what a process that ends at once will name."""
+        """Record that `checkpoint` is complete; a process that ends at once names it."""
         self._signals.last_checkpoint = checkpoint
 
     def __enter__(self) -> Self:
-        self._signals.give_to(self._heard)
+        self._signals.set_handler(self._received)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A process that leaves with an exception is about to end; until then a second signal and the deadline hold.
+        # After an exception the process is about to end; until then a second signal and the deadline still apply.
         if kind is None:
-            self._signals.give_to(None)
-            self._signals.end_if_heard()
+            self._signals.set_handler(None)
+            self._signals.exit_if_signalled()
 
-    def _heard(self, received: signal.Signals) -> None:
+    def _received(self, received: signal.Signals) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = (received.name, now)
-            message = f"its save was not whole after checkpoint.grace_seconds ({self._grace_seconds:g})"
+            message = f"its save was not complete after checkpoint.grace_seconds ({self._grace_seconds:g})"
             deadline = threading.Timer(self._grace_seconds, self._end, [message])
             deadline.daemon = True
             deadline.start()
-            log.warning("%s: this start is to end at the next step", received.name)
+            log.warning("%s: this start ends after the current step", received.name)
         elif now - self._first[1] > _SAME_REQUEST_SECONDS:
             self._end(f"a second signal, {received.name}, ended it at once")
 
     def _end(self, why: str) -> None:
         assert self._first is not None
-        whole = self._signals.last_checkpoint
+        complete = self._signals.last_checkpoint
         what = (
-            f"{whole} is whole, and the same command continues from it"
-            if whole
-            else "nothing was saved before, so it begins anew"
+            f"{complete} is complete, and the same command continues from it"
+            if complete
+            else "nothing had been saved, so the same command starts over"
         )
         self._signals.end(EXIT_TRY_AGAIN, f"stopped by {self._first[0]}; {why}; {what}")
 
 
 def agreed_reason(flags: Sequence[float]) -> str | None:
-    """The reason to stop in `flags` that were summed over the ranks, or None."""
+    """The reason to stop by `flags` summed over the ranks; None if no rank has one."""
     return next((reason for reason, flag in zip(REASONS, flags, strict=True) if flag), None)
 
 
-def _woken(_number: int, _frame: FrameType | None) -> None:
-    """The Python part of the handler: without one, there is no C part."""
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """The Python part of the handler: without one, Python does not install the C part."""

@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, logs, TensorBoard. Nothing here may change what a run computes."""
+"""What can be seen of a run: progress, logs, TensorBoard. Nothing here may change what a run computes or end it."""

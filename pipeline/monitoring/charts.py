@@ -1,6 +1,4 @@
-"""What TensorBoard shows of a stage beside its curves: their layout, the recipe as text, settings against results."""
-
-from typing import Any
+"""What TensorBoard shows of a stage besides its curves: their layout, the recipe as text, settings beside results."""
 
 import yaml
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -22,7 +20,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from pipeline.plan import Plan, TrainPlan
 
-# Regular expressions of tags by chart, by category; the first category is the one that is open.
+# Regular expressions of tags, by chart, by category; the first category is the one that is expanded.
 _LAYOUT: dict[str, dict[str, list[str]]] = {
     "what matters": {
         "loss": ["train/loss$", "validation/loss$"],
@@ -41,7 +39,7 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "slowest rank": ["wall_time_of_ranks/.*_slowest_rank$"],
     },
     "checkpoints, memory, trouble": {
-        "seconds of a save: training stands, writing": ["wall_time/checkpoint_"],
+        "seconds of a save: training paused, writing": ["wall_time/checkpoint_"],
         "GB on the device": ["usage/device_"],
         "GB on the host, this rank": ["usage/host_"],
         "samples skipped": ["train/skipped_samples$"],
@@ -60,8 +58,14 @@ _NUMBERS = (
     "resolution", "steps", "global_size", "micro_size", "peak_learning_rate", "warmup_steps", "weight_decay",
     "layer_decay", "drop_path_rate", "label_smoothing", "mixup_alpha", "ema_decay", "seed",
 )  # fmt: skip
-_FIRST = ("model", "resolution", "steps", "global_size", "peak_learning_rate")  # the five that a person sees unasked
-_WORDS = ("stage", "model", "precision", "schedule", "loss", "random_augment")
+_SHOWN_AT_FIRST = (
+    "model",
+    "resolution",
+    "steps",
+    "global_size",
+    "peak_learning_rate",
+)  # the columns that are shown at first
+_TEXTS = ("stage", "model", "precision", "schedule", "loss", "random_augment")
 _RESULTS = {
     "validation/top1": "top-1",
     "validation/precision_at_1": "precision@1",
@@ -92,25 +96,23 @@ def layout() -> Summary:
 
 
 def recipe_text(plan: Plan) -> Summary:
-    """The stage's settings, complete, as YAML."""
+    """The complete settings of the stage, as YAML."""
     settings = {"stage": plan.name, "seed": plan.seed, **plan.stage.model_dump(mode="json")}
-    # A block without a fence: four spaces do what three ticks do, and nothing in a value can end it.
+    # A code block by indentation instead of a fence: nothing in a value can end it.
     lines = yaml.safe_dump(settings, sort_keys=False).splitlines()
     return text_pb("recipe", "\n".join(f"    {line}" for line in lines))
 
 
 def settings_of_stage(plan: Plan) -> Summary:
-    """The telling settings, for the HPARAMS tab; its columns of results are the last points of `validation/...`."""
-    known = _settings(plan)
+    """The most important settings, for the HPARAMS tab; its result columns are the last points of `validation/...`."""
     start = SessionStartInfo()
-    for name in _NUMBERS:
-        if known.get(name) is not None:
-            start.hparams[name].number_value = known[name]
-    for name in _WORDS:
-        if known.get(name) is not None:
-            start.hparams[name].string_value = known[name]
-    types = dict.fromkeys(_WORDS, DATA_TYPE_STRING) | dict.fromkeys(_NUMBERS, DATA_TYPE_FLOAT64)
-    infos = [HParamInfo(name=name, type=kind, differs=name in _FIRST) for name, kind in types.items()]
+    for name, value in _settings(plan).items():
+        if isinstance(value, str):
+            start.hparams[name].string_value = value
+        elif value is not None:
+            start.hparams[name].number_value = value
+    types = dict.fromkeys(_TEXTS, DATA_TYPE_STRING) | dict.fromkeys(_NUMBERS, DATA_TYPE_FLOAT64)
+    infos = [HParamInfo(name=name, type=kind, differs=name in _SHOWN_AT_FIRST) for name, kind in types.items()]
     metrics = [MetricInfo(name=MetricName(tag=tag), display_name=shown) for tag, shown in _RESULTS.items()]
     experiment = HParamsPluginData(experiment=Experiment(hparam_infos=infos, metric_infos=metrics))
     return Summary(
@@ -122,19 +124,20 @@ def settings_of_stage(plan: Plan) -> Summary:
 
 
 def end_of_stage() -> Summary:
-    """Tells the HPARAMS tab that the stage is done."""
+    """Marks the stage as done in the HPARAMS tab."""
     end = HParamsPluginData(session_end_info=SessionEndInfo(status=STATUS_SUCCESS))
     return Summary(value=[_hparams(hparams_metadata.SESSION_END_INFO_TAG, end)])
 
 
 def scalars(values: dict[str, float]) -> Summary:
-    """Points of curves, by tag."""
+    """One point of each curve, by tag."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: Plan) -> dict[str, float | str | None]:
+    """The columns that this stage has a value for."""
     stage = plan.stage
-    known: dict[str, Any] = {
+    values: dict[str, float | str | None] = {
         "stage": plan.name,
         "model": stage.model.name,
         "precision": stage.precision,
@@ -145,7 +148,12 @@ def _settings(plan: Plan) -> dict[str, Any]:
     }
     if isinstance(plan, TrainPlan):
         augment = plan.stage.data.random_augment
-        known |= plan.stage.optimizer.model_dump() | {
+        optimizer = plan.stage.optimizer
+        values |= {
+            "peak_learning_rate": optimizer.peak_learning_rate,
+            "schedule": optimizer.schedule,
+            "weight_decay": optimizer.weight_decay,
+            "layer_decay": optimizer.layer_decay,
             "steps": plan.steps,
             "warmup_steps": plan.warmup_steps,
             "global_size": plan.stage.batch.global_size,
@@ -155,7 +163,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
             "ema_decay": plan.stage.ema_decay,
             "random_augment": f"{augment.layers} x {augment.magnitude:g}" if augment else None,
         }
-    return known
+    return values
 
 
 def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:

@@ -1,4 +1,4 @@
-"""Histograms of the weights, counted where their shards are, in the fixed bins that TensorBoard's own writer takes."""
+"""Histograms of the weights, counted on the ranks that hold them, in the fixed bins of TensorBoard's own writer."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from pipeline.distributed import Ranks
 from pipeline.zero.fragments import Fragment
 
-_PIECE = 2**22  # elements counted at a time
+_CHUNK = 2**22  # elements counted at a time
 
 
 def _bin_edges() -> list[float]:
@@ -23,19 +23,19 @@ def _bin_edges() -> list[float]:
 
 
 EDGES = _bin_edges()
-"""Bin i holds EDGES[i - 1] <= x < EDGES[i]; the last one, what is above all of them."""
+"""Bin i holds EDGES[i - 1] <= x < EDGES[i]; the last one holds everything above the last edge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """The values of one parameter: counts (len(EDGES) + 1,), their sum and the sum of their squares."""
+    """The distribution of one parameter: counts (len(EDGES) + 1,), sum and sum of squares of the values."""
 
     counts: NDArray[np.int64]
     sum: float
     sum_squares: float
 
     def summary(self, tag: str) -> Summary:
-        """As TensorBoard reads it; least and greatest value are those of the bins."""
+        """As TensorBoard reads it; minimum and maximum are bin edges."""
         filled = np.flatnonzero(self.counts)
         first, last = int(filled[0]), int(filled[-1])
         limits = [-sys.float_info.max, *EDGES, sys.float_info.max]  # of bin i: limits[i], limits[i + 1]
@@ -53,9 +53,9 @@ class Histogram:
 
 @torch.no_grad()
 def weight_histograms(fragments: Sequence[Fragment], parameters: Sequence[str], ranks: Ranks) -> dict[str, Histogram]:
-    """A histogram for each of `parameters` from the fragments of all ranks, which call it together.
+    """A histogram of each of `parameters`, from the fragments of all ranks, which call this together.
 
-    One exchange of some 12 KB for each parameter.
+    Exchanges about 12 KB per parameter.
     """
     rows = {name: row for row, name in enumerate(parameters)}
     bins = len(EDGES) + 1
@@ -65,10 +65,10 @@ def weight_histograms(fragments: Sequence[Fragment], parameters: Sequence[str], 
         if not fragment.saved_here:  # replicated state counts once
             continue
         row = table[rows[fragment.parameter]]
-        for piece in torch.split(fragment.tensors["master"], _PIECE):
-            row[:bins] += torch.bincount(torch.bucketize(piece, edges, right=True), minlength=bins)
-            row[bins] += piece.sum(dtype=torch.float64)
-            row[bins + 1] += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
+        for chunk in torch.split(fragment.tensors["master"], _CHUNK):
+            row[:bins] += torch.bincount(torch.bucketize(chunk, edges, right=True), minlength=bins)
+            row[bins] += chunk.sum(dtype=torch.float64)
+            row[bins + 1] += torch.linalg.vector_norm(chunk, dtype=torch.float64).square()
     whole = ranks.sum(table).cpu().numpy()
     return {
         name: Histogram(whole[row, :bins].astype(np.int64), float(whole[row, bins]), float(whole[row, bins + 1]))

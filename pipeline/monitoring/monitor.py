@@ -1,10 +1,11 @@
-"""What a person watching sees: a progress bar or plain lines, a log file, TensorBoard."""
+"""What the leader shows of a stage: a progress bar or plain lines, a log file, TensorBoard."""
 
 import logging
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from torch.utils.tensorboard.summary import image
 from pipeline.checkpoints.saver import SaveReport
 from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
+from pipeline.event_log import Event
 from pipeline.monitoring import charts
 from pipeline.monitoring.event_file import EventFile
 from pipeline.monitoring.histograms import Histogram
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """The leader's view of one stage; on other ranks there is only its clock.
+    """Shows one stage, on the leader; on other ranks only its clock is in use.
 
     Args:
         folder: of the run.
@@ -43,7 +45,7 @@ class Monitor:
             that a curve never goes back in time.
         steps: of the whole stage.
         ranks: this process among those of the run.
-        console: where a person looks; the leader has one.
+        console: for the user; None on all ranks but the leader.
     """
 
     def __init__(
@@ -59,10 +61,10 @@ class Monitor:
         if console is None:
             return
         self._console = console
-        self._events = EventFile(folder.tensorboard, first_step + 1, self.say)
+        self._events = EventFile(folder.tensorboard, first_step + 1, self.notify)
         self._intervals = 0
         self._rank_times = RankTimes(ranks.world_size)
-        self._histograms_asked = False
+        self._histograms_requested = False
         self._utilization = Utilization(plan, ranks) if isinstance(plan, TrainPlan) else None
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -76,28 +78,28 @@ class Monitor:
         self._progress.start()
 
     def begin(self, checkpoint: str | None, damaged: list[str]) -> None:
-        """Say where the run starts, and which checkpoints were passed over."""
+        """Show where this start begins, and which checkpoints were skipped as damaged."""
         if not self._leads:
             return
-        self.passed_over(damaged)
+        self.damaged_checkpoints(damaged)
         self._folder.events.record(
-            "resume" if checkpoint else "start", step=self._first_step, ranks=self._ranks.world_size
+            Event.RESUME if checkpoint else Event.START, step=self._first_step, ranks=self._ranks.world_size
         )
         if checkpoint:
-            self.say(f"continues from checkpoint {checkpoint}")
-        # One step beyond the first, or a start that fails before its first save would leave another copy behind.
+            self.notify(f"continues from checkpoint {checkpoint}")
+        # At the step after the first, which the next start purges: one that fails before its first save leaves no copy.
         for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
             self._events.add(summary, self._first_step + 1)
         self._events.flush()
 
-    def passed_over(self, damaged: Sequence[str]) -> None:
-        """Say which checkpoints are damaged, and why."""
+    def damaged_checkpoints(self, damaged: Sequence[str]) -> None:
+        """Show which checkpoints were skipped as damaged, and why."""
         for reason in damaged if self._leads else []:
-            self._folder.events.record("checkpoint_damaged", reason=reason)
-            self.say(f"passed over a checkpoint: {reason}")
+            self._folder.events.record(Event.CHECKPOINT_DAMAGED, reason=reason)
+            self.notify(f"skipped a damaged checkpoint: {reason}")
 
-    def rank_times(self, seconds: Sequence[float]) -> None:
-        """The sum over the ranks of `clock.slots`: what the ranks' last steps took."""
+    def add_rank_times(self, seconds: Sequence[float]) -> None:
+        """Add the sum over the ranks of `clock.contribution`: the times of the ranks' last steps."""
         if self._leads:
             self._rank_times.add(seconds)
 
@@ -125,7 +127,7 @@ class Monitor:
             points["train/mfu"] = utilization
         self._events.add(charts.scalars(points), step)
         self._events.flush()
-        # The first steps of a start also warm everything up and say little about the others.
+        # The first steps of a start include the warm-up and say little about later ones.
         seconds = (self._steps - step) * batch / max(1e-9, speed)
         left = seconds if self._intervals else None
         eta = str(timedelta(seconds=round(left))) if left is not None else "-"
@@ -135,25 +137,23 @@ class Monitor:
         self._intervals += 1
         state = f"loss {loss:.4f}  {speed:,.0f} images/s  ETA {eta}"
         self._progress.update(self._task, completed=step, state=state)
-        self.say(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
+        self.notify(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
         for message in slow_ranks:
-            self.say(message)
-        self._histograms_asked = self._histograms_asked or os.path.exists(self._histogram_request)
+            self.notify(message)
+        self._histograms_requested = self._histograms_requested or os.path.exists(self._histogram_request)
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Keep what happens inside, such as a save, out of the images per second."""
-        with self.clock.aside():
-            yield
+    def paused(self) -> AbstractContextManager[None]:
+        """Exclude the body, such as a save, from step times and images per second."""
+        return self.clock.paused()
 
     def saved(self, reports: Sequence[SaveReport]) -> None:
-        """Show how saves went."""
+        """Show the outcome of saves."""
         for report in reports if self._leads else []:
             points = {"wall_time/checkpoint_stall_seconds": report.stall}
             if report.failure is None:
                 points["wall_time/checkpoint_write_seconds"] = report.seconds
             else:
-                self.say(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run goes on")
+                self.notify(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run continues")
             self._events.add(charts.scalars(points), report.step)
             self._events.flush()
 
@@ -161,31 +161,31 @@ class Monitor:
         """Show the accuracy after `step` steps."""
         if not self._leads:
             return
-        # What the paper reports where samples may have several labels.
+        # The paper's metric if samples may have several labels.
         best = "precision_at_1" if self._plan.stage.loss.kind == "sigmoid" else "top1"
         points = {best: accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
         self._events.add(charts.scalars({f"validation/{name}": value for name, value in points.items()}), step)
         if step == self._steps:
             self._events.add(charts.end_of_stage(), step)
-        # In this order: what the event log has is not done again after a kill.
+        # In this order: an evaluation that is in the event log is not repeated after a kill.
         self._events.flush()
-        self._folder.events.record("evaluation", step=step, **accuracy.as_dict())
-        self.say(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
+        self._folder.events.record(Event.EVALUATION, step=step, **asdict(accuracy.figures))
+        self.notify(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
 
-    def pictures(self, canvas: NDArray[np.uint8]) -> None:
-        """Show pictures (H, W, 3) uint8 as the model sees them in its first step."""
+    def images(self, canvas: NDArray[np.uint8]) -> None:
+        """Show images (H, W, 3) uint8 as the model sees them in its first step."""
         if self._leads:
-            picture = image("train/images", canvas, dataformats="HWC")  # type: ignore[no-untyped-call]
-            self._events.add(picture, 1)
+            summary = image("train/images", canvas, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._events.add(summary, 1)
 
-    def wants_histograms(self, step: int) -> bool:
-        """On the leader, whether all ranks are to make histograms after step `step`; False on the others.
+    def histograms_due(self, step: int) -> bool:
+        """On the leader, whether all ranks must make histograms after step `step`; False on the others.
 
-        The recipe asks for them every so many steps, a person by a file `histograms` in the run folder, which is
-        looked for when a step is shown.
+        They are due every `log.histograms_every_steps` steps, and once if there is a file `histograms` in the run
+        folder, which is checked whenever a step is shown.
         """
         every = self._plan.stage.log.histograms_every_steps
-        return self._leads and (self._histograms_asked or (every is not None and step % every == 0))
+        return self._leads and (self._histograms_requested or (every is not None and step % every == 0))
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """Show the weights of each parameter after `step` steps."""
@@ -194,24 +194,19 @@ class Monitor:
         for parameter, histogram in histograms.items():
             self._events.add(histogram.summary(f"weights/{parameter}"), step)
         self._events.flush()
-        if self._histograms_asked:
+        if self._histograms_requested:
             with suppress(OSError):
                 self._histogram_request.unlink()
-            self._histograms_asked = False
-            self.say(f"histograms of the weights after step {step} are in TensorBoard")
-
-    def go_back(self, step: int) -> None:
-        """The run goes on from step `step`: TensorBoard drops what it has shown beyond."""
-        if self._leads:
-            self._events.purge(step + 1)
+            self._histograms_requested = False
+            self.notify(f"histograms of the weights after step {step} are in TensorBoard")
 
     def flush(self) -> None:
-        """Write to the disk what TensorBoard is to see: before a save, or a kill after it would leave a gap."""
+        """Write the TensorBoard events to disk; called before a save, or a kill right after it would leave a gap."""
         if self._leads:
             self._events.flush()
 
-    def say(self, message: str, *, show: bool = True) -> None:
-        """A line in the log and, unless told otherwise, above the progress bar."""
+    def notify(self, message: str, *, show: bool = True) -> None:
+        """Write a line to the log and, if `show`, above the progress bar."""
         log.info("%s  %s", self._plan.name, message)
         if show and self._leads:
             self._console.print(Text.assemble((self._plan.name, "bold"), f"  {message}"), soft_wrap=True)
@@ -230,7 +225,7 @@ class Monitor:
 
 
 def _memory_in_use(device: torch.device) -> dict[str, float]:
-    """GB (1e9 bytes) of this process on the host and, where there is a GPU, on it; peaks are those of this start."""
+    """Memory of this process on the host and on its GPU, if it has one, in GB (1e9 bytes); peaks are of this start."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     memory = {"usage/host_gigabytes": resident / 1e9}
     if device.type == "cuda":

@@ -1,7 +1,8 @@
-"""How large the weights are and how far the last step moved them, stage by stage, from the sharded state of AdamW."""
+"""Norms of the weights and of their last update, by stage of the model, from the sharded state of AdamW."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -12,8 +13,7 @@ from pipeline.distributed import Ranks
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
 
-# Elements taken at a time, so that temporaries stay small beside a full GPU.
-_PIECE = 2**22
+_CHUNK = 2**22  # elements taken at a time, so that temporaries fit beside a full GPU
 
 
 def stage_names(variant: Variant) -> tuple[str, ...]:
@@ -21,60 +21,72 @@ def stage_names(variant: Variant) -> tuple[str, ...]:
     return ("stem", *(f"s{number + 1}" for number in range(len(variant.stages))), "head")
 
 
-def stage_places(variant: Variant) -> Callable[[str], int]:
-    """A function from a parameter's name to the place of its stage in `stage_names`."""
+def stage_index(variant: Variant) -> Callable[[str], int]:
+    """A function from a parameter's name to the index of its stage in `stage_names`."""
     ends = list(accumulate(stage.depth for stage in variant.stages))
 
-    def place(parameter: str) -> int:
+    def index(parameter: str) -> int:
         part, _, rest = parameter.partition(".")
         if part == "blocks":
             return 1 + bisect_right(ends, int(rest.partition(".")[0]))
         return {"stem": 0, "head": len(ends) + 1}[part]
 
-    return place
+    return index
+
+
+@dataclass(frozen=True, slots=True)
+class AdamWStep:
+    """What AdamW's last step depended on, besides the state of each parameter."""
+
+    settings: OptimizerSettings
+    rate: float
+    """The learning rate."""
+    number: int
+    """Steps that AdamW has taken; 0 before its first step, when no weight has moved."""
+    undecayed: Container[str]
+    """Parameters without weight decay."""
+    rate_scale: Mapping[str, float]
+    """Factor on the rate, by parameter; 1 if missing."""
+
+    def update(self, parameter: str, weight: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """What the step subtracted from (part of) `parameter`, whose weights and moments after it are given."""
+        rate = self.rate * self.rate_scale.get(parameter, 1.0)
+        decay = 0.0 if parameter in self.undecayed else rate * self.settings.weight_decay
+        first, second = self.settings.betas
+        moved = mean / (variance.sqrt().div_((1 - second**self.number) ** 0.5).add_(self.settings.eps))
+        moved *= rate / (1 - first**self.number)
+        # after = (1 - decay) before - moved, solved for before - after.
+        return moved.add_(weight, alpha=decay).div_(1 - decay)
 
 
 @torch.no_grad()
 def weight_and_update_norms(
-    fragments: Sequence[Fragment],
-    variant: Variant,
-    settings: OptimizerSettings,
-    ranks: Ranks,
-    *,
-    rate: float,
-    steps: int,
-    undecayed: Container[str],
-    rate_scale: Mapping[str, float],
+    fragments: Sequence[Fragment], variant: Variant, step: AdamWStep, ranks: Ranks
 ) -> dict[str, float]:
-    """The norm of the weights of each stage, and that of AdamW's last update over it; all ranks call it together.
+    """The norm of the weights of each stage, and the ratio of AdamW's last update to it; all ranks call this together.
 
-    The update is worked out from the moments that the last step left, so no copy of the weights is kept.
+    The update follows from the moments after the last step, so no copy of the weights is needed.
 
     Args:
         fragments: the state of this rank.
         variant: of the model.
-        settings: AdamW's.
-        rate: learning rate of the last step.
-        steps: how often AdamW has stepped; before its first step the updates are 0.
-        undecayed: parameters without weight decay.
-        rate_scale: factor on the rate, by parameter; 1 where there is none.
+        step: the last one.
+        ranks: all of them.
 
     Returns:
         `weight_norm/<stage>` and `update_ratio/<stage>`, with `all` for the whole model.
     """
-    names, place = stage_names(variant), stage_places(variant)
+    names, index = stage_names(variant), stage_index(variant)
     sums = torch.zeros(2, len(names), dtype=torch.float64, device=ranks.device)
     for fragment in fragments:
         if not fragment.saved_here:  # replicated state counts once
             continue
-        stage = place(fragment.parameter)
-        scaled = rate * rate_scale.get(fragment.parameter, 1.0)
-        decay = 0.0 if fragment.parameter in undecayed else scaled * settings.weight_decay
-        state = (torch.split(fragment.tensors[kind], _PIECE) for kind in ("master", "exp_avg", "exp_avg_sq"))
+        stage = index(fragment.parameter)
+        state = (torch.split(fragment.tensors[kind], _CHUNK) for kind in ("master", "exp_avg", "exp_avg_sq"))
         for weight, mean, variance in zip(*state, strict=True):
             sums[0, stage] += _square_sum(weight)
-            if steps:
-                sums[1, stage] += _square_sum(_update(weight, mean, variance, scaled, decay, steps, settings))
+            if step.number:
+                sums[1, stage] += _square_sum(step.update(fragment.parameter, weight, mean, variance))
     squares = ranks.sum(sums).cpu()
     squares = torch.cat([squares, squares.sum(dim=1, keepdim=True)], dim=1)
     norms, updates = squares.sqrt().tolist()
@@ -83,17 +95,6 @@ def weight_and_update_norms(
         scalars[f"weight_norm/{name}"] = norm
         scalars[f"update_ratio/{name}"] = update / norm if norm else 0.0
     return scalars
-
-
-def _update(
-    weight: Tensor, mean: Tensor, variance: Tensor, rate: float, decay: float, steps: int, settings: OptimizerSettings
-) -> Tensor:
-    """What AdamW's step `steps` took from the weights, which are `weight` after it."""
-    first, second = settings.betas
-    moved = mean / (variance.sqrt().div_((1 - second**steps) ** 0.5).add_(settings.eps))
-    moved *= rate / (1 - first**steps)
-    # after = (1 - decay) before - moved, solved for before - after.
-    return moved.add_(weight, alpha=decay).div_(1 - decay)
 
 
 def _square_sum(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a rank's output goes: messages to its log, the leader's words to people. No write of these can end the run."""
+"""Where a rank's output goes: messages to its log, progress to the console. No failed write ends the run."""
 
 import io
 import logging
@@ -15,9 +15,9 @@ from pipeline.run_folder import RunFolder
 
 
 class LossyFile(io.FileIO):
-    """A file that takes every write: what a full disk or a closed terminal does not take is lost.
+    """A file whose writes never fail: what a full disk or a closed terminal does not accept is lost.
 
-    `failed` is called with the reason at the first write that fails, and again only after one that did not.
+    `failed` is called with the reason of the first failed write, and again only after a write has succeeded.
     """
 
     def __init__(self, descriptor: int, failed: Callable[[str], None] = lambda reason: None) -> None:
@@ -26,7 +26,7 @@ class LossyFile(io.FileIO):
         self._failing = False
 
     def write(self, data: Any) -> int:
-        """The bytes of `data`, written or lost."""
+        """Returns the size of `data` in bytes, whether written or lost."""
         try:
             written = super().write(data)
         except OSError as error:
@@ -38,25 +38,25 @@ class LossyFile(io.FileIO):
         return memoryview(data).nbytes if written is None else written
 
 
-def divert_output(folder: RunFolder, rank: int) -> Console:
-    """Send log messages, and what libraries print, to the log of this rank; returns the standard output as it was."""
-    people = Console(file=_text(LossyFile(os.dup(1))), highlight=False)
+def redirect_output(folder: RunFolder, rank: int) -> Console:
+    """Send log messages and what libraries print to this rank's log; returns a console on the old standard output."""
+    console = Console(file=_text(LossyFile(os.dup(1))), highlight=False)
     path = folder.log_file(rank)
 
-    def say_once(reason: str) -> None:
+    def warn(reason: str) -> None:
         if rank == 0:
-            people.print(f"{path} cannot be written ({reason}); the run goes on without", soft_wrap=True)
+            console.print(f"{path} cannot be written ({reason}); the run continues without it", soft_wrap=True)
 
     with open(path, "ab") as log_file:
         os.dup2(log_file.fileno(), 1)
-        if CAUSE_FILE in os.environ:  # nobody needs to see it to learn how this ends
+        if CAUSE_FILE in os.environ:  # the cause of a failure is reported there, not on stderr
             os.dup2(log_file.fileno(), 2)
-    sys.stdout = _text(LossyFile(1, say_once))
+    sys.stdout = _text(LossyFile(1, warn))
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     logging.getLogger(__name__).info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
-    return people
+    return console
 
 
 def _text(file: LossyFile) -> io.TextIOWrapper:

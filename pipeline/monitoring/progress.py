@@ -1,4 +1,4 @@
-"""How far a stage is, in a small file for those who look from outside: `progress.json` in the run folder."""
+"""The progress of a stage, published in a small file for other processes: `progress.json` in the run folder."""
 
 import json
 import logging
@@ -21,9 +21,9 @@ class StageProgress:
     loss: float
     images_per_second: float
     seconds_left: float | None
-    """None while a start is too young to tell."""
+    """None until a start has run long enough for an estimate."""
     time: float
-    """When this was so, in seconds since the epoch."""
+    """Of this record, in seconds since the epoch."""
 
     @classmethod
     def now(cls, step: int, steps: int, *, loss: float, images_per_second: float, seconds_left: float | None) -> Self:
@@ -31,7 +31,7 @@ class StageProgress:
         return cls(step, steps, loss, images_per_second, seconds_left, time.time())
 
     def write(self, path: Path) -> None:
-        """Publish it; a full disk costs the news and not the run."""
+        """Publish it; on a full disk the update is lost and the run continues."""
         try:
             write_atomically(path, json.dumps(asdict(self)) + "\n")
         except OSError as error:
@@ -39,7 +39,7 @@ class StageProgress:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """What was published last, or None."""
+        """The progress published last; None if there is none that can be read."""
         try:
             content = json.loads(path.read_text())
             return cls(**{field.name: content[field.name] for field in fields(cls)})

@@ -1,4 +1,4 @@
-"""Which samples a run was trained on, written down as it happens: for audits, not for the run itself."""
+"""A log of the samples that a run was trained on: for audits, never read by the run itself."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 class SampleLog:
     """One rank's file in `samples/` of the run folder: a JSON line for each applied step.
 
-    `{"step": 12, "start": 64, "epochs": [...], "ids": [...]}`: in step 12 (from 0) the positions of the global batch
-    from 64 on held these samples of the index. A step taken again after a restart has a later line, which counts.
+    `{"step": 12, "start": 64, "epochs": [...], "ids": [...]}`: in step 12 (from 0), the positions of the global batch
+    from 64 on held these samples of the index. A step repeated after a restart has several lines; the last one counts.
     """
 
     def __init__(self, folder: RunFolder, plan: TrainPlan, ranks: Ranks) -> None:
@@ -24,7 +24,7 @@ class SampleLog:
         self._start = ranks.rank * plan.stage.batch.global_size // ranks.world_size
 
     def write(self, step: int, batches: list[MicroBatch]) -> None:
-        """Add the line of a step in which this rank took `batches`. A full disk costs the line and not the run."""
+        """Log a step in which this rank took `batches`; on a full disk the line is lost and the run continues."""
         origins = [origin for batch in batches for origin in batch.origins]
         line = {
             "step": step,
@@ -36,4 +36,4 @@ class SampleLog:
             with open(self._path, "a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            log.warning("the samples of step %d are not written down: %s", step, error)
+            log.warning("the samples of step %d are missing from the sample log: %s", step, error)

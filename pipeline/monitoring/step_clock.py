@@ -1,4 +1,4 @@
-"""Where the time of a rank's steps goes."""
+"""Timing of a rank's steps."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The steps since the last look at the clock; times in seconds."""
+    """The steps since the previous interval; times in seconds."""
 
     steps: int
     seconds: float
@@ -21,31 +21,31 @@ class Interval:
 
 
 class StepClock:
-    """Measures the steps of one rank: how long they take, wait for data and compute forward.
+    """Measures the steps of one rank: how long they take, wait for data, and run the forward pass.
 
-    On a GPU the forward is measured by events in its stream, read a step later, so that nothing waits for them.
+    On a GPU the forward is timed by events in its stream, read one step later so that nothing waits for them.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._began = time.perf_counter()
-        self._aside = 0.0
+        self._paused = 0.0
         self._steps: list[float] = []
-        self._waited = self._computed = 0.0
+        self._data_wait = self._forward = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._last_waited = self._last_computed = 0.0
+        self._last_data_wait = self._last_forward = 0.0
         self._last_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """What happens inside is waiting for the next micro-batch."""
+        """The body waits for the next micro-batch."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
+        self._data_wait += time.perf_counter() - began
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """What happens inside is this rank's own forward of a micro-batch."""
+        """The body is this rank's forward pass of a micro-batch."""
         if self._on_gpu:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
@@ -55,45 +55,45 @@ class StepClock:
         else:
             began = time.perf_counter()
             yield
-            self._computed += time.perf_counter() - began
+            self._forward += time.perf_counter() - began
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What happens inside, such as a save, belongs to no step."""
+    def paused(self) -> Iterator[None]:
+        """The body, such as a save, does not count towards any step."""
         began = time.perf_counter()
         yield
-        self._aside += time.perf_counter() - began
+        self._paused += time.perf_counter() - began
 
     def step_done(self) -> None:
-        """A step is done, and the next one begins."""
+        """End the current step and begin the next."""
         now = time.perf_counter()
-        self._steps.append(now - self._began - self._aside)
-        self._began, self._aside = now, 0.0
-        self._last_waited, self._last_computed, self._last_events = self._waited, self._computed, self._events
-        self._waited, self._computed, self._events = 0.0, 0.0, []
+        self._steps.append(now - self._began - self._paused)
+        self._began, self._paused = now, 0.0
+        self._last_data_wait, self._last_forward, self._last_events = self._data_wait, self._forward, self._events
+        self._data_wait, self._forward, self._events = 0.0, 0.0, []
 
-    def of_last_step(self) -> tuple[float, float]:
-        """Seconds that the last finished step waited for data and computed forward on this rank; 0 before there is one.
+    def last_step_times(self) -> tuple[float, float]:
+        """Seconds of data wait and of forward in the last complete step of this rank; 0 before there is one.
 
-        On a GPU, returns when the forwards of that step are over.
+        On a GPU, waits until the forwards of that step are over.
         """
         for start, end in self._last_events:
             end.synchronize()
-            self._last_computed += start.elapsed_time(end) / 1e3
+            self._last_forward += start.elapsed_time(end) / 1e3
         self._last_events = []
-        return self._last_waited, self._last_computed
+        return self._last_data_wait, self._last_forward
 
-    def slots(self, rank: int, world_size: int) -> list[float]:
-        """`of_last_step` in this rank's places of 2 x world_size zeros: all data waits, then all forwards.
+    def contribution(self, rank: int, world_size: int) -> list[float]:
+        """This rank's share of a sum over the ranks: 2 x world_size values, all data waits and then all forwards.
 
-        The sum over the ranks is what `RankTimes.add` takes.
+        All are 0 but the two of this rank. The sum is what `RankTimes.add` takes.
         """
-        slots = [0.0] * (2 * world_size)
-        slots[rank], slots[world_size + rank] = self.of_last_step()
-        return slots
+        times = [0.0] * (2 * world_size)
+        times[rank], times[world_size + rank] = self.last_step_times()
+        return times
 
     def interval(self) -> Interval | None:
-        """The steps since the last call; None if there was none."""
+        """The steps since the last call; None if there were none."""
         if not self._steps:
             return None
         p50, p90, p99 = np.percentile(self._steps, [50, 90, 99]).tolist()

@@ -1,39 +1,37 @@
-"""How much of what its GPUs could compute a run uses: model FLOP/s utilization (MFU)."""
+"""Model FLOP/s utilization (MFU): the share of its GPUs' peak that a run uses."""
 
 import torch
 
 from models.complexity import count_costs
 from pipeline.distributed import Ranks
+from pipeline.gpus import PEAKS, known_gpu
 from pipeline.plan import TrainPlan
-from pipeline.throughput import PEAKS
 
 
 def peak_operations(device: torch.device) -> float | None:
-    """Dense bf16 operations per second of `device` by its maker's data sheet; None if it is not one that is known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    """Dense bf16 operations per second of `device`, by its data sheet; None for an unknown device."""
+    gpu = known_gpu(device)
+    return PEAKS[gpu] if gpu else None
 
 
 def operations_per_image(plan: TrainPlan) -> int:
-    """Operations that training on one picture takes: a backward is two forwards, a multiply-add two operations.
+    """Operations to train on one image: a backward counts as two forwards, a multiply-add as two operations.
 
-    What activation checkpointing computes again is not counted: it brings the training no further.
+    Recomputation by activation checkpointing is not counted, by the definition of MFU.
     """
     costs = count_costs(plan.stage.model.variant, plan.stage.resolution, len(plan.classes))
     return 3 * 2 * sum(cost.multiply_adds for cost in costs)
 
 
 class Utilization:
-    """MFU of a run on GPUs like that of this rank; on devices whose peak is not known there is none.
+    """MFU of a run, assuming that all ranks have the same GPU; there is none for devices whose peak is not known.
 
-    The peak is that of bf16 also where the recipe says fp32.
+    The peak is that of bf16, even if the recipe says fp32.
     """
 
     def __init__(self, plan: TrainPlan, ranks: Ranks) -> None:
         peak = peak_operations(ranks.device)
-        # Counting takes a second or two, which nobody needs to wait for without a peak.
+        # Counting takes a second or two, so it is skipped if there is no peak to compare with.
         self._per_image = operations_per_image(plan) / (ranks.world_size * peak) if peak else None
 
     def at(self, images_per_second: float) -> float | None:

@@ -1,1 +1,1 @@
-"""What can be found out about a stage before it runs: on the machine at hand, and on the nodes as its ranks."""
+"""Checks of a stage before it runs, on this machine and on its nodes: they report findings, and change no run."""

@@ -1,4 +1,4 @@
-"""What to think of what the ranks of a stage found out about their nodes. Numbers alone."""
+"""Findings from the facts that the ranks of a stage have measured on their nodes; nothing is measured here."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.sections import DataSettings, Resources
 
 _CLOCKS_APART = 5.0  # seconds
-_OTHERS_HOLD = 0.05  # of a GPU's memory; a context of CUDA takes a hundredth
-_SHOWN = 4  # nodes named in a line
+_HELD_SHARE = 0.05  # of a GPU's memory; a CUDA context takes a hundredth
+_MOST_NAMED = 4  # nodes in a message
 
 
 class Fact(Protocol):
-    """What one rank found out."""
+    """What one rank measured."""
 
     @property
     def node(self) -> str:
-        """Where it runs."""
+        """The node of the rank."""
 
 
 F = TypeVar("F", bound=Fact)
@@ -30,25 +30,26 @@ class NodeFacts:
 
     node: str
     gpu: str | None
-    """Name of the rank's own; None where it has none."""
+    """Name of the rank's own GPU; None if it has none."""
     gpus: int
-    """That it sees."""
+    """Number of GPUs that the rank sees."""
     gpu_bytes: int
+    """Memory of the rank's own GPU."""
     gpu_free: int
-    """Bytes of its memory that nobody holds."""
+    """Bytes of it that no process holds."""
     processors: int
-    """That this process may run on."""
+    """Number of cores that this process may run on."""
     time: float
-    """By its clock, at one moment on all ranks; seconds since the epoch."""
+    """The node's clock, read at the same moment on all ranks; seconds since the epoch."""
     versions: dict[str, str]
     problem: str | None
-    """Why the stage cannot start here."""
+    """Why the stage cannot start here; None if it can."""
     fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AllReduceFacts:
-    """An all-reduce of `bytes` on each rank."""
+    """An all-reduce of `bytes` per rank."""
 
     node: str
     bytes: int
@@ -58,7 +59,7 @@ class AllReduceFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReadFacts:
-    """What the readers of a rank delivered."""
+    """What the readers of a rank delivered in `seconds`."""
 
     node: str
     images: int
@@ -69,7 +70,7 @@ class ReadFacts:
 
 @dataclass(frozen=True, slots=True)
 class WriteFacts:
-    """A file that a rank wrote where checkpoints go."""
+    """A file that a rank wrote to where checkpoints are stored."""
 
     node: str
     bytes: int
@@ -79,7 +80,7 @@ class WriteFacts:
 
 @dataclass(frozen=True, slots=True)
 class RankSpeed:
-    """What a rank trains on, and how that is known."""
+    """Images per second that a rank trains on, and how that is known."""
 
     images_per_second: float
     source: str
@@ -87,7 +88,7 @@ class RankSpeed:
 
 @dataclass(frozen=True, slots=True)
 class StepLoad:
-    """What a step of the stage is."""
+    """What training needs from the nodes."""
 
     images: int
     """Of a step, over all ranks."""
@@ -96,21 +97,25 @@ class StepLoad:
     every_steps: int
     """Steps between saves."""
     pace: RankSpeed | None
+    """None if it is not known."""
 
     def step_seconds(self, ranks: int) -> float | None:
-        """How long a step computes, where that is known."""
+        """How long a step computes; None if the pace is not known."""
         return self.images / (ranks * self.pace.images_per_second) if self.pace else None
 
 
 def assess_nodes(
-    where: str, facts: Sequence[NodeFacts], asked: Resources, data: DataSettings, needed_bytes: int | None
+    where: str, facts: Sequence[NodeFacts], resources: Resources, data: DataSettings, needed_bytes: int | None
 ) -> list[Finding]:
-    """GPUs, processors, clocks, versions, and whether the stage could start on every rank."""
+    """GPUs, processors, clocks, versions, and whether the stage can start on every rank.
+
+    `needed_bytes` of GPU memory for a rank; None if not known.
+    """
     found = Findings(where)
     for problem, fix in dict.fromkeys((fact.problem, fact.fix) for fact in facts if fact.problem):
         found.error(f"{problem} (on {_nodes(fact for fact in facts if fact.problem == problem)})", fix)
-    if asked.gpus_per_rank:
-        _judge_gpus(found, facts, asked, needed_bytes)
+    if resources.gpus_per_rank:
+        _assess_gpus(found, facts, resources, needed_bytes)
     least = min(fact.processors for fact in facts)
     if least < data.workers:
         few = _nodes(fact for fact in facts if fact.processors < data.workers)
@@ -122,13 +127,13 @@ def assess_nodes(
         by_version = _grouped(facts, lambda fact, name=name: fact.versions.get(name, "none"))  # type: ignore[misc]
         if len(by_version) > 1:
             which = ", ".join(f"{version} on {_nodes(those)}" for version, those in by_version.items())
-            found.error(f"versions of {name} differ: {which}", "let all nodes use one installation")
+            found.error(f"versions of {name} differ: {which}", "use one installation on all nodes")
     apart = max(fact.time for fact in facts) - min(fact.time for fact in facts)
     if apart > _CLOCKS_APART:
         early, late = min(facts, key=lambda fact: fact.time), max(facts, key=lambda fact: fact.time)
         found.warning(
             f"clocks: those of {early.node} and {late.node} are {apart:.0f} s apart",
-            "have them synchronized (chrony, ntpd): time limits and curves go by them",
+            "synchronize them (chrony, ntpd): time limits and curves depend on them",
         )
     if all(finding.level == "ok" for finding in found):
         nodes = len({fact.node for fact in facts})
@@ -136,13 +141,14 @@ def assess_nodes(
     return found
 
 
-def _judge_gpus(found: Findings, facts: Sequence[NodeFacts], asked: Resources, needed_bytes: int | None) -> None:
+def _assess_gpus(found: Findings, facts: Sequence[NodeFacts], resources: Resources, needed_bytes: int | None) -> None:
     without = [fact for fact in facts if fact.gpu is None]
     if without:
+        where = f"on {_nodes(without)} (GPUs there: {without[0].gpus})"
         found.error(
-            f"GPUs: {len(without)} of {len(facts)} ranks have none, on {_nodes(without)} with {without[0].gpus}",
-            "see what nvidia-smi and `python -c 'import torch; print(torch.version.cuda)'` say there; without GPUs, "
-            "resources.gpus_per_rank=0",
+            f"GPUs: {len(without)} of {len(facts)} ranks have none, {where}",
+            "check nvidia-smi and `python -c 'import torch; print(torch.version.cuda)'` there; to train without GPUs, "
+            "set resources.gpus_per_rank=0",
         )
         return
     by_name = _grouped(facts, lambda fact: fact.gpu or "")
@@ -152,29 +158,30 @@ def _judge_gpus(found: Findings, facts: Sequence[NodeFacts], asked: Resources, n
     least = min(fact.gpu_bytes for fact in facts)
     what = f"GPUs: {len(facts)} x {facts[0].gpu}, {gigabytes(least)}"
     if needed_bytes is not None and needed_bytes > least:
-        found.error(f"{what}, and a rank needs {gigabytes(needed_bytes)}", "set resources.gpu_gigabytes, and ask again")
-    elif least < asked.gpu_gigabytes * 1e9:
+        found.error(
+            f"{what}, and a rank needs {gigabytes(needed_bytes)}",
+            "set resources.gpu_gigabytes to the actual size, and check again",
+        )
+    elif least < resources.gpu_gigabytes * 1e9:
         fix = f"set resources.gpu_gigabytes={int(least / 1e9)}"
-        found.warning(f"{what}, and resources.gpu_gigabytes says {asked.gpu_gigabytes:g}", fix)
+        found.warning(f"{what}, and resources.gpu_gigabytes is {resources.gpu_gigabytes:g}", fix)
     else:
         found.ok(what)
-    held = [fact for fact in facts if fact.gpu_bytes - fact.gpu_free > _OTHERS_HOLD * fact.gpu_bytes]
+    held = [fact for fact in facts if fact.gpu_bytes - fact.gpu_free > _HELD_SHARE * fact.gpu_bytes]
     if held:
         most = max(fact.gpu_bytes - fact.gpu_free for fact in held)
         found.warning(
-            f"GPUs: others hold up to {gigabytes(most)} of their memory on {_nodes(held)}",
-            "end them, or ask for whole nodes (resources.flags: [--exclusive])",
+            f"GPUs: other processes hold up to {gigabytes(most)} of their memory on {_nodes(held)}",
+            "end them, or request whole nodes (resources.flags: [--exclusive])",
         )
 
 
 def assess_all_reduce(where: str, facts: Sequence[AllReduceFacts], load: StepLoad | None) -> list[Finding]:
-    """The bandwidth as nccl-tests count it (bus bandwidth), against what the gradients of a step need."""
+    """The bus bandwidth as defined by nccl-tests, compared with what the gradients of a step need."""
     found, ranks = Findings(where), len(facts)
-    if _failed(
-        found, "all-reduce", facts, "see what NCCL_DEBUG=INFO says, and set NCCL_SOCKET_IFNAME in slurm/site.sh"
-    ):
+    if _failed(found, "all-reduce", facts, "run with NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME for the job"):
         return found
-    factor = 2 * (ranks - 1) / ranks  # each byte crosses a link so often
+    factor = 2 * (ranks - 1) / ranks  # how often each byte crosses a link
     bandwidth = factor * facts[0].bytes / max(fact.seconds for fact in facts)
     what = f"all-reduce: {bandwidth / 1e9:,.2f} GB/s bus bandwidth between {ranks} ranks"
     step = load.step_seconds(ranks) if load else None
@@ -184,7 +191,7 @@ def assess_all_reduce(where: str, facts: Sequence[AllReduceFacts], load: StepLoa
     if step is not None and load is not None and load.pace is not None and seconds > step:
         found.warning(
             f"{what}, which computes for {step:,.2g} s ({load.pace.source})",
-            "see with NCCL_DEBUG=INFO which network is used, and set NCCL_SOCKET_IFNAME in slurm/site.sh",
+            "check with NCCL_DEBUG=INFO which network is used, and set NCCL_SOCKET_IFNAME for the job",
         )
     else:
         found.ok(what)
@@ -192,9 +199,9 @@ def assess_all_reduce(where: str, facts: Sequence[AllReduceFacts], load: StepLoa
 
 
 def assess_reading(where: str, facts: Sequence[ReadFacts], load: StepLoad) -> list[Finding]:
-    """What all readers deliver, against what training asks for."""
+    """What the readers of all ranks deliver, compared with what training needs."""
     found = Findings(where)
-    if _failed(found, "reading", facts, "fix that where the shards lie"):
+    if _failed(found, "reading", facts, "repair the shards"):
         return found
     delivered = sum(fact.images / fact.seconds for fact in facts)
     skipped = sum(fact.skipped for fact in facts)
@@ -204,12 +211,12 @@ def assess_reading(where: str, facts: Sequence[ReadFacts], load: StepLoad) -> li
     if load.pace is None:
         found.ok(what)
         return found
-    asked = load.pace.images_per_second * len(facts)
-    what += f", and training asks for {asked:,.0f} ({load.pace.source})"
-    if delivered < asked:
+    needed = load.pace.images_per_second * len(facts)
+    what += f", and training needs {needed:,.0f} ({load.pace.source})"
+    if delivered < needed:
         found.warning(
             what,
-            "raise data.workers with resources.cpus_per_rank, or see where the time goes with `coatnet bench data`",
+            "raise data.workers and resources.cpus_per_rank, or find the bottleneck with `coatnet bench data`",
         )
     else:
         found.ok(what)
@@ -217,7 +224,7 @@ def assess_reading(where: str, facts: Sequence[ReadFacts], load: StepLoad) -> li
 
 
 def assess_writing(where: str, facts: Sequence[WriteFacts], load: StepLoad) -> list[Finding]:
-    """What all ranks write together, and what that makes of a save."""
+    """What all ranks write together, and how long a save takes at that rate."""
     found = Findings(where)
     if _failed(found, "checkpoints", facts, "set runs or checkpoint.folder to a folder that all nodes can write"):
         return found
@@ -235,12 +242,12 @@ def assess_writing(where: str, facts: Sequence[WriteFacts], load: StepLoad) -> l
     return found
 
 
-class _Tried(Fact, Protocol):
+class _Measurement(Fact, Protocol):
     @property
     def problem(self) -> str | None: ...
 
 
-def _failed(found: Findings, what: str, facts: Sequence[_Tried], fix: str) -> bool:
+def _failed(found: Findings, what: str, facts: Sequence[_Measurement], fix: str) -> bool:
     problems = _grouped([fact for fact in facts if fact.problem], lambda fact: fact.problem or "")
     for problem, those in problems.items():
         found.error(f"{what}: {problem} (on {_nodes(those)})", fix)
@@ -255,7 +262,7 @@ def _grouped(facts: Iterable[F], key: Callable[[F], str]) -> dict[str, list[F]]:
 
 
 def _nodes(facts: Iterable[Fact]) -> str:
-    """Names of nodes, for a person."""
+    """The names of the nodes, shortened for a message."""
     names = list(dict.fromkeys(fact.node for fact in facts))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Whether the checkpoints that will be kept have room where they go, and whether that place can be written."""
+"""Whether there is space for the checkpoints that a stage keeps, and whether their folder can be written."""
 
 import math
 import os
@@ -14,99 +14,99 @@ from models.complexity import count_parameters
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.memory_estimate import checkpoint_bytes
-from pipeline.preflight.finding import Finding, refusal
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.run_folder import run_folder
 
-_SLOW_CLOCK = 5.0  # seconds
+_CLOCKS_APART = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What the checkpoints of a stage take."""
+class SpaceNeed:
+    """Disk space for the checkpoints of a stage."""
 
     stage: str
-    each: int
-    """Bytes of one."""
-    most: int
-    """That lie there at a time, with one being written."""
-    soon: int
-    """The same, but for those that `keep_every` piles up over the stage."""
-    held: int = 0
-    """Bytes that lie there now."""
+    checkpoint_bytes: int
+    """Of one checkpoint."""
+    peak: int
+    """Most checkpoints stored at a time, including the one being written."""
+    early_peak: int
+    """The same without those that `keep_every` accumulates over the stage."""
+    stored_bytes: int = 0
+    """Of the checkpoints stored now."""
 
-    def more(self, checkpoints: int) -> int:
-        """Bytes that are still to come until so many lie there."""
-        return max(0, self.each * checkpoints - self.held)
+    def missing_bytes(self, checkpoints: int) -> int:
+        """Bytes yet to be written until `checkpoints` are stored."""
+        return max(0, self.checkpoint_bytes * checkpoints - self.stored_bytes)
 
 
 def most_kept(stage: TrainStage, steps: int | None) -> tuple[int, int]:
-    """Most checkpoints that lie there at a time in `steps` steps: what retention keeps, and the one being written; and
-    the same without those that `keep_every` keeps, which are not counted either where the steps are not known.
+    """Most checkpoints stored at a time in `steps` steps: those that retention keeps, and the one being written; and
+    the same without those that `keep_every` keeps. If the steps are not known, both are without them.
     """
     settings = stage.checkpoint
-    soon = settings.keep_last + settings.keep_best + 1
+    early = settings.keep_last + settings.keep_best + 1
     if steps is None:
-        return soon, soon
-    saves, piled = -(-steps // settings.every_steps), 0
+        return early, early
+    saves, accumulated = -(-steps // settings.every_steps), 0
     if settings.keep_every:
-        piled = steps // math.lcm(settings.keep_every, settings.every_steps)
-    return min(soon + piled, saves), min(soon, saves)
+        accumulated = steps // math.lcm(settings.keep_every, settings.every_steps)
+    return min(early + accumulated, saves), min(early, saves)
 
 
 def assess_disk_space(recipe: Recipe, stages: Sequence[tuple[str, TrainStage, int, int | None]]) -> list[Finding]:
-    """Room and rights for the checkpoints of stages with their classes and, where known, their steps.
+    """Space and permissions for the checkpoints of stages, given as name, stage, number of classes, and steps if known.
 
-    Stages whose checkpoints share a disk are counted together, since those of one stay when the next runs.
+    Stages whose checkpoints share a disk are added up, since the checkpoints of one are kept while the next runs.
     """
     found: list[Finding] = []
-    on_disk: dict[int, list[tuple[Need, Path]]] = {}
+    on_disk: dict[int, list[tuple[SpaceNeed, Path]]] = {}
     for name, stage, classes, steps in stages:
-        place = checkpoint_store(run_folder(recipe, name), stage)
+        store = checkpoint_store(run_folder(recipe, name), stage)
         parameters = count_parameters(stage.model.variant, stage.resolution, classes)
-        need = Need(name, checkpoint_bytes(stage, parameters), *most_kept(stage, steps))
-        if place.remote:
-            found.append(_examine_remote(place, need))
+        need = SpaceNeed(name, checkpoint_bytes(stage, parameters), *most_kept(stage, steps))
+        if store.remote:
+            found.append(_assess_remote(store, need))
             continue
-        home = existing_parent(Path(place.location))
+        home = existing_parent(Path(store.location))
         try:
             probe_writing(home)
         except OSError as error:
             what = f"checkpoints: {home} cannot be written ({error.strerror})"
             found.append(Finding("error", name, what, "set runs or checkpoint.folder to a folder that you can write"))
             continue
-        held = sum(sum(files.values()) for files in place.contents().published.values())
-        on_disk.setdefault(home.stat().st_dev, []).append((replace(need, held=held), home))
+        stored = sum(sum(files.values()) for files in store.contents().published.values())
+        on_disk.setdefault(home.stat().st_dev, []).append((replace(need, stored_bytes=stored), home))
     for needs in on_disk.values():
-        found.append(_examine_disk([need for need, _ in needs], needs[0][1]))
+        found.append(_assess_disk([need for need, _ in needs], needs[0][1]))
     return found
 
 
-def _examine_disk(needs: Sequence[Need], home: Path) -> Finding:
-    free, more = shutil.disk_usage(home).free, sum(need.more(need.most) for need in needs)
-    each = ", ".join(f"{need.stage} {need.most} of {gigabytes(need.each)}" for need in needs)
-    what = f"checkpoints: at most {each}; {gigabytes(more)} more, and {home} has {gigabytes(free)} free"
+def _assess_disk(needs: Sequence[SpaceNeed], home: Path) -> Finding:
+    free, missing = shutil.disk_usage(home).free, sum(need.missing_bytes(need.peak) for need in needs)
+    each = ", ".join(f"{need.stage} {need.peak} of {gigabytes(need.checkpoint_bytes)}" for need in needs)
+    what = f"checkpoints: at most {each}; {gigabytes(missing)} more, and {home} has {gigabytes(free)} free"
     where = needs[0].stage if len(needs) == 1 else ""
-    if more > free:
-        full_soon = sum(need.more(need.soon) for need in needs) > free
-        fix = "keep fewer (checkpoint.keep_last, keep_every, keep_best), or set checkpoint.folder to a place with room"
-        return Finding("error" if full_soon else "warning", where, what, fix)
+    if missing > free:
+        full_early = sum(need.missing_bytes(need.early_peak) for need in needs) > free
+        fix = "keep fewer (checkpoint.keep_last, keep_every, keep_best), or set checkpoint.folder to a larger disk"
+        return Finding("error" if full_early else "warning", where, what, fix)
     return Finding("ok", where, what)
 
 
-def _examine_remote(place: CheckpointStore, need: Need) -> Finding:
+def _assess_remote(store: CheckpointStore, need: SpaceNeed) -> Finding:
     try:
-        check_writable(place.location, place.storage)
+        check_writable(store.location, store.storage)
     except Exception as error:
         if isinstance(error, OSError | NotImplementedError):
-            error = ConfigError(f"{place.location} cannot be written ({error}); use a place that can")
-        return refusal(need.stage, error)
-    what = f"checkpoints: {place.location} can be written; at most {need.most} of {gigabytes(need.each)}"
+            error = ConfigError(f"{store.location} cannot be written ({error}); use a place that can be written")
+        return finding_of_error(need.stage, error)
+    what = f"checkpoints: {store.location} can be written; at most {need.peak} of {gigabytes(need.checkpoint_bytes)}"
     return Finding("ok", need.stage, what)
 
 
 def assess_clock(recipe: Recipe) -> Finding | None:
-    """This machine's clock against that of the file server of the run folders; None where these cannot be written."""
+    """Compare this machine's clock with the file server's of the run folders; None if these cannot be written."""
     home = existing_parent(Path(recipe.runs))
     try:
         before = time.time()
@@ -114,20 +114,20 @@ def assess_clock(recipe: Recipe) -> Finding | None:
         after = time.time()
     except OSError:
         return None
-    late = max(before - stamp, stamp - after, 0.0)
-    return clock_finding(f"the file server of {home}", late)
+    difference = max(before - stamp, stamp - after, 0.0)
+    return clock_finding(f"the file server of {home}", difference)
 
 
 def clock_finding(whose: str, seconds: float) -> Finding:
-    """What to think of a clock that is off by `seconds`."""
+    """The finding on a clock that differs from this machine's by `seconds`."""
     what = f"clock: {whose} and this machine differ by {seconds:.0f} s"
-    if seconds > _SLOW_CLOCK:
-        return Finding("warning", "", what, "have them synchronized (chrony, ntpd): time limits and curves go by them")
+    if seconds > _CLOCKS_APART:
+        return Finding("warning", "", what, "synchronize them (chrony, ntpd): time limits and curves depend on them")
     return Finding("ok", "", f"clock: {whose} agrees with this machine's")
 
 
 def probe_writing(folder: Path) -> float:
-    """Write a file into `folder` and remove it; returns the time that the file server gave it.
+    """Write a file into `folder` and remove it; returns its modification time, by the file server's clock.
 
     Raises:
         OSError: it cannot be written.
@@ -140,12 +140,12 @@ def probe_writing(folder: Path) -> float:
 
 
 def existing_parent(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that there is."""
+    """`path` if it is a folder, or else its nearest parent that exists."""
     while not path.is_dir():
         path = path.parent
     return path
 
 
 def gigabytes(size: int) -> str:
-    """A size for a person."""
+    """A size for a message."""
     return f"{size / 1e9:,.1f} GB" if size >= 5e7 else f"{size / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""A line of what was found: all is well, something is doubtful, or it would fail; and what to do about it."""
+"""A finding of a check: something is in order, doubtful, or would fail; and what to do about it."""
 
 import re
 from collections.abc import Iterator
@@ -14,21 +14,22 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line; `where` is the name of a stage, or empty."""
+    """What a check found, and the fix if there is something to fix."""
 
     level: Level
     where: str
+    """Name of a stage; empty if the finding concerns no single stage."""
     what: str
     fix: str = ""
 
     @property
     def line(self) -> str:
-        """All of it but the level."""
+        """Everything but the level, on one line."""
         return "".join([f"stage {self.where}: " if self.where else "", self.what, f"; {self.fix}" if self.fix else ""])
 
 
 class Findings(list[Finding]):
-    """Findings on one stage."""
+    """Findings about one stage."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -44,18 +45,19 @@ class Findings(list[Finding]):
         self.append(Finding("error", self.where, what, fix))
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """What is refused inside becomes a finding."""
+    def capture(self) -> Iterator[None]:
+        """Turn an error raised in the body into a finding."""
         try:
             yield
         except (ConfigError, DataError, StorageDown) as error:
-            self.append(refusal(self.where, error))
+            self.append(finding_of_error(self.where, error))
 
 
-def refusal(where: str, error: Exception) -> Finding:
-    """What an error says to a person, who is told by it what is wrong and, behind a semicolon, the fix."""
+def finding_of_error(where: str, error: Exception) -> Finding:
+    """Split the message of an error, which reads `what is wrong; the fix`, into a finding."""
     message = str(error).removeprefix(f"stage {where}: ")
-    # Lists of changes stand on lines of their own, the fix on the last; what is in brackets belongs to its word.
+    # Lists of changes stand on lines of their own, with the fix on the last one; a semicolon in parentheses splits
+    # nothing.
     what, _, fix = message.rpartition("\n") if "\n" in message else (message, "", "")
     if not fix:
         parts = re.split(r"; (?![^(]*\))", message, maxsplit=1)

@@ -1,16 +1,15 @@
-"""What the nodes of a stage can do, found out by its ranks: GPUs, exchange, reading and writing."""
+"""What the nodes of a stage can do, found out by its ranks: GPUs, all-reduce, reading and writing."""
 
 import json
 import logging
 import os
-import socket
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import torch
 
@@ -18,10 +17,11 @@ from data.errors import DataError, StorageDown
 from data.storage import join, remove, upload
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, losses_named, rank_and_world_size, with_gpus
+from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, rank_and_world_size, with_gpus
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
+from pipeline.gpus import present_gpu
 from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
 from pipeline.monitoring.progress import StageProgress
 from pipeline.plan import Plan, TrainPlan, plan_stage
@@ -38,125 +38,137 @@ from pipeline.preflight.assessment import (
     assess_writing,
 )
 from pipeline.preflight.disk_space import existing_parent
-from pipeline.preflight.finding import Finding, refusal
+from pipeline.preflight.finding import Finding, finding_of_error
+from pipeline.preflight.report import append_to_report, finish_report
 from pipeline.preflight.versions import versions
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.run_folder import RunFolder, run_folder
-from pipeline.throughput import demand, present_device
+from pipeline.throughput import demand
 from pipeline.training_batches import open_stream
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-_PATIENCE_SECONDS = 180.0
-_EXCHANGED = 64 * 2**20  # bytes
-_TIMES = 5
-_WARM_UP = 2  # micro-batches, and all-reduces
+    T = TypeVar("T", bound=DataclassInstance)
+
+_LIMIT_SECONDS = 180.0  # of the watchdog
+_ALL_REDUCE_BYTES = 64 * 2**20
+_ALL_REDUCES = 5
+_WARM_UP = 2  # all-reduces, and micro-batches
 _MOST_WRITTEN = 256 * 2**20  # bytes
 _LEAST_WRITTEN = 2**20
 _UTILIZATION = 0.4
-"""Share of a GPU's peak that training is taken to reach, as in docs/recipes.md."""
+"""Share of a GPU's peak that training is assumed to reach, as in docs/recipes.md."""
 
 
-def assess_nodes_as_rank(
-    recipe: Recipe, name: str, folder: RunFolder, report: Path, seconds: float, signals: StopSignals
+def run_node_checks(
+    recipe: Recipe, name: str, folder: RunFolder, report: Path, seconds: float, signals: StopSignals, node: str
 ) -> None:
-    """As one rank of stage `name`: find out, and have the leader write what is found into `report`, a line at a time.
+    """Run the checks as one rank of stage `name`; the leader appends the findings to `report` as they are made.
 
     Args:
         recipe: with the stage.
         name: of the stage.
         folder: for logs.
-        report: JSON lines, each a `Finding`; the last one is empty.
-        seconds: how long readers run.
+        report: see `read_report`.
+        seconds: how long the readers run.
         signals: of this process.
+        node: name of this machine.
 
     Raises:
         LostRank: another rank is gone.
     """
     rank, world_size = rank_and_world_size()
     folder.logs.mkdir(parents=True, exist_ok=True)
-    log_file = folder.log_file(rank)
 
     def end(code: int, message: str) -> NoReturn:
         signals.end(code, message.partition(". The same command")[0])
 
-    patience = _PATIENCE_SECONDS + seconds
-    settings = WatchdogSettings(setup_seconds=patience, least_seconds=patience)
-    with losses_named(), Watchdog(settings, rank, world_size, log_file, end) as watchdog:
-        ranks = join_without_gpus()
-        watchdog.joined()
-        plan, machine = _machine(recipe, name, ranks)
-        stage, node = recipe.stages[name], machine.node
-        machines = _gathered(ranks, machine)
-        training = plan if isinstance(plan, TrainPlan) else None
-        if ranks.leads:
-            needed = estimate_memory(training.stage, len(training.classes), world_size).device if training else None
-            _tell(ranks, report, assess_nodes(name, machines, stage.resources, stage.data, needed))
-        load = _load(training, run_folder(recipe, name), world_size) if training else None
+    limit = _LIMIT_SECONDS + seconds
+    settings = WatchdogSettings(setup_seconds=limit, least_seconds=limit)
+    with name_lost_ranks(), Watchdog(settings, rank, world_size, node, folder.log_file(rank), end) as watchdog:
+        checks = _NodeChecks(join_without_gpus(), node, watchdog, report)
+        watchdog.listen()
+        plan, nodes = checks.nodes(recipe, name)
+        load = _load(plan, run_folder(recipe, name), world_size) if isinstance(plan, TrainPlan) else None
         if world_size > 1:
-            with watchdog.section("all-reduce"):
-                # Where a GPU is missing on one rank, none of them waits for it in NCCL.
-                on_gpus = all(machine.gpu for machine in machines)
-                exchanges = _gathered(ranks, _exchange(ranks, node, on_gpus))
-            _tell(ranks, report, assess_all_reduce(name, exchanges, load))
-        if all(machine.problem is None for machine in machines) and training is not None and load is not None:
-            with watchdog.section("reading"):
-                readings = _gathered(ranks, _read(ranks, node, training, seconds))
-            _tell(ranks, report, assess_reading(name, readings, load))
-            with watchdog.section("writing"):
-                writings = _gathered(ranks, _write(ranks, node, training, run_folder(recipe, name), load))
-            _tell(ranks, report, assess_writing(name, writings, load))
-        _tell(ranks, report, None)
-        ranks.barrier()
+            # If a GPU is missing on one rank, the others must not wait for it in NCCL.
+            checks.all_reduce(name, load, on_gpus=all(fact.gpu for fact in nodes))
+        if isinstance(plan, TrainPlan) and load is not None and all(fact.problem is None for fact in nodes):
+            checks.reading(plan, load, seconds)
+            checks.writing(plan, load, run_folder(recipe, name))
+        if checks.ranks.is_leader:
+            finish_report(report)
+        checks.ranks.barrier()
     leave_ranks()
 
 
-def read_report(report: Path) -> tuple[list[Finding], bool]:
-    """What the leader has written so far, and whether that is all."""
-    found: list[Finding] = []
-    with suppress(FileNotFoundError):
-        for line in report.read_text().splitlines():
-            with suppress(ValueError):  # half a line
-                content = json.loads(line)
-                if not content:
-                    return found, True
-                found.append(Finding(**content))
-    return found, False
+@dataclass(frozen=True, slots=True)
+class _NodeChecks:
+    """The checks; all ranks call them in the same order."""
+
+    ranks: Ranks
+    node: str
+    watchdog: Watchdog
+    report: Path
+
+    def nodes(self, recipe: Recipe, name: str) -> tuple[Plan | None, list[NodeFacts]]:
+        """Check what each rank sees of its node; returns the plan, None if the stage cannot start, and the facts."""
+        plan, fact = _examine_node(recipe, name, self.ranks, self.node)
+        facts, stage = _gather(self.ranks, fact), recipe.stages[name]
+        needed = None
+        if isinstance(plan, TrainPlan):
+            needed = estimate_memory(plan.stage, len(plan.classes), self.ranks.world_size).device
+        self._report(assess_nodes(name, facts, stage.resources, stage.data, needed))
+        return plan, facts
+
+    def all_reduce(self, name: str, load: StepLoad | None, *, on_gpus: bool) -> None:
+        """Measure an all-reduce between all ranks."""
+        with self.watchdog.section("all-reduce"):
+            facts = _gather(self.ranks, _time_all_reduce(self.ranks, self.node, on_gpus))
+        self._report(assess_all_reduce(name, facts, load))
+
+    def reading(self, plan: TrainPlan, load: StepLoad, seconds: float) -> None:
+        """Read micro-batches on all ranks at once."""
+        with self.watchdog.section("reading"):
+            facts = _gather(self.ranks, _read(self.ranks, self.node, plan, seconds))
+        self._report(assess_reading(plan.name, facts, load))
+
+    def writing(self, plan: TrainPlan, load: StepLoad, folder: RunFolder) -> None:
+        """Write a file on all ranks at once to where checkpoints are stored."""
+        with self.watchdog.section("writing"):
+            facts = _gather(self.ranks, _write(self.ranks, self.node, plan, folder, load))
+        self._report(assess_writing(plan.name, facts, load))
+
+    def _report(self, findings: Sequence[Finding]) -> None:
+        if self.ranks.is_leader:
+            append_to_report(self.report, findings)
 
 
-def _tell(ranks: Ranks, report: Path, findings: Sequence[Finding] | None) -> None:
-    if ranks.leads:
-        lines = [{}] if findings is None else [asdict(finding) for finding in findings]
-        with open(report, "a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _gathered(ranks: Ranks, fact: T) -> list[T]:
-    """What all ranks found out, in their order, on every rank."""
+def _gather(ranks: Ranks, fact: "T") -> "list[T]":
+    """The facts of all ranks, in rank order, on every rank."""
     kind = type(fact)
-    return [kind(**json.loads(text)) for text in ranks.texts(json.dumps(asdict(fact)))]  # type: ignore[call-overload]
+    return [kind(**json.loads(text)) for text in ranks.gather_texts(json.dumps(asdict(fact)))]
 
 
-def _machine(recipe: Recipe, name: str, ranks: Ranks) -> tuple[Plan | None, NodeFacts]:
-    """The plan of the stage, None where it cannot start, and what this rank sees."""
+def _examine_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[Plan | None, NodeFacts]:
+    """The plan of the stage, None if it cannot start here, and what this rank sees of its node."""
     plan: Plan | None = None
     problem: Finding | None = None
     local_rank = int(os.environ["LOCAL_RANK"])
     try:
-        # The shards are looked for by one rank of each node.
+        # One rank of each node looks for the shards.
         plan = plan_stage(recipe, name, ranks.world_size, look_at_shards=local_rank == 0)
     except (ConfigError, DataError, StorageDown) as error:
-        problem = refusal(name, error)
+        problem = finding_of_error(name, error)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    own = local_rank < gpus
-    free, total = torch.cuda.mem_get_info(local_rank) if own else (0, 0)
+    has_gpu = local_rank < gpus
+    free, total = torch.cuda.mem_get_info(local_rank) if has_gpu else (0, 0)
     ranks.barrier()
     return plan, NodeFacts(
-        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        gpu=torch.cuda.get_device_name(local_rank) if own else None,
+        node=node,
+        gpu=torch.cuda.get_device_name(local_rank) if has_gpu else None,
         gpus=gpus,
         gpu_bytes=total,
         gpu_free=free,
@@ -181,34 +193,34 @@ def _load(plan: TrainPlan, folder: RunFolder, world_size: int) -> StepLoad:
 
 
 def _pace(plan: TrainPlan, folder: RunFolder, world_size: int) -> RankSpeed | None:
-    """From an earlier start, else from the GPU's peak; None where neither is known."""
+    """From an earlier start, or else from the GPU's peak; None if neither is known."""
     before = StageProgress.read(folder.progress)
     if before is not None and before.images_per_second > 0:
         return RankSpeed(before.images_per_second / world_size, "as in an earlier start")
-    device = present_device()
+    device = present_gpu()
     if device is None:
         return None
     return RankSpeed(demand(plan.stage, device, _UTILIZATION), f"{device} at {_UTILIZATION:.0%} of its peak")
 
 
-def _exchange(ranks: Ranks, node: str, on_gpus: bool) -> AllReduceFacts:
+def _time_all_reduce(ranks: Ranks, node: str, on_gpus: bool) -> AllReduceFacts:
     try:
-        among = with_gpus(ranks, torch.device("cuda", int(os.environ["LOCAL_RANK"]))) if on_gpus else ranks
-        tensor = torch.zeros(_EXCHANGED // 4, device=among.device)
+        group = with_gpus(ranks, torch.device("cuda", int(os.environ["LOCAL_RANK"]))) if on_gpus else ranks
+        tensor = torch.zeros(_ALL_REDUCE_BYTES // 4, device=group.device)
         began = 0.0
-        for number in range(_WARM_UP + _TIMES):
+        for number in range(_WARM_UP + _ALL_REDUCES):
             if number == _WARM_UP:
-                _synchronize(among.device)
+                _synchronize(group.device)
                 ranks.barrier()
                 began = time.monotonic()
-            among.sum(tensor)
-        _synchronize(among.device)
-        return AllReduceFacts(node, _EXCHANGED, (time.monotonic() - began) / _TIMES)
+            group.sum(tensor)
+        _synchronize(group.device)
+        return AllReduceFacts(node, _ALL_REDUCE_BYTES, (time.monotonic() - began) / _ALL_REDUCES)
     except RuntimeError as error:
         if not on_gpus:
-            raise  # what ranks tell each other goes the same way
+            raise  # the ranks exchange their facts the same way, so nothing could be reported
         logging.getLogger(__name__).exception("all-reduce")
-        return AllReduceFacts(node, _EXCHANGED, 0.0, str(error).strip().partition("\n")[0])
+        return AllReduceFacts(node, _ALL_REDUCE_BYTES, 0.0, str(error).strip().partition("\n")[0])
 
 
 def _synchronize(device: torch.device) -> None:
@@ -217,7 +229,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _read(ranks: Ranks, node: str, plan: TrainPlan, seconds: float) -> ReadFacts:
-    """Micro-batches of this rank's share as training reads them, while all other ranks do."""
+    """Read micro-batches of this rank's share as training does, while all other ranks do the same."""
     images = skipped = 0
     problem = None
     began = ended = time.monotonic()
@@ -241,7 +253,7 @@ def _read(ranks: Ranks, node: str, plan: TrainPlan, seconds: float) -> ReadFacts
 
 
 def _write(ranks: Ranks, node: str, plan: TrainPlan, folder: RunFolder, load: StepLoad) -> WriteFacts:
-    """A file as large as this rank's part of a checkpoint, to where that will lie."""
+    """Write a file as large as this rank's part of a checkpoint to where checkpoints will be stored."""
     place = checkpoint_store(folder, plan.stage)
     size = min(_MOST_WRITTEN, max(_LEAST_WRITTEN, load.checkpoint_bytes // ranks.world_size))
     name = f".doctor-{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""Whether the settings of a stage go together, as far as that shows without its data."""
+"""Whether the settings of a stage fit each other, as far as that can be checked without its data."""
 
 from pathlib import Path
 
@@ -10,30 +10,32 @@ from pipeline.recipe.schema import Recipe, TrainStage
 
 
 def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
-    """Model, picture size, compiler, and how a batch is shared; with `elsewhere` the stage runs on other machines."""
+    """Model, image size, compiler, and how a batch is split; with `elsewhere`, the stage runs on other machines."""
     found, stage = Findings(name), recipe.stages[name]
-    asked = stage.resources
-    with found.told():
+    resources = stage.resources
+    with found.capture():
         check_model(recipe, stage, "")
         found.ok(f"model: {stage.model.name} at {stage.resolution} pixels, {stage.precision}")
     if isinstance(stage, TrainStage):
         if stage.compile and not elsewhere:
-            with found.told():
+            with found.capture():
                 check_compiler("")
-        with found.told():
-            check_ranks(stage, asked.ranks, "")
+        with found.capture():
+            check_ranks(stage, resources.ranks, "")
             found.ok(
-                f"batch: {stage.batch.global_size:,} pictures as {stage.batch.micro_batches:,} micro-batches of "
-                f"{stage.batch.micro_size} on {asked.nodes} x {asked.ranks_per_node} ranks, "
-                f"{stage.batch.micro_batches // asked.ranks} each"
+                f"batch: {stage.batch.global_size:,} images as {stage.batch.micro_batches:,} micro-batches of "
+                f"{stage.batch.micro_size} on {resources.nodes} x {resources.ranks_per_node} ranks, "
+                f"{stage.batch.micro_batches // resources.ranks} each"
             )
-        with found.told():  # lanes against samples as many as could be wanted
+        with found.capture():  # the number of lanes, assuming enough samples
             sample_order(stage, recipe.seed, np.array([stage.data.lanes]), "")
-    if asked.cpus_per_rank is not None and asked.cpus_per_rank < stage.data.workers:
+    if resources.cpus_per_rank is not None and resources.cpus_per_rank < stage.data.workers:
         found.warning(
-            f"resources.cpus_per_rank: {asked.cpus_per_rank} processors for {stage.data.workers} reader threads",
-            f"set it to {stage.busy_threads}, or data.workers to {asked.cpus_per_rank}",
+            f"resources.cpus_per_rank: {resources.cpus_per_rank} processors for {stage.data.workers} reader threads",
+            f"set it to {stage.busy_threads}, or data.workers to {resources.cpus_per_rank}",
         )
-    if asked.container and asked.container.startswith("/") and not Path(asked.container).exists():
-        found.warning(f"resources.container: {asked.container} is not on this machine", "see that the nodes have it")
+    if resources.container and resources.container.startswith("/") and not Path(resources.container).exists():
+        found.warning(
+            f"resources.container: {resources.container} is not on this machine", "make sure that the nodes have it"
+        )
     return found

@@ -1,7 +1,7 @@
-"""Whether the shards of a stage are there, can be read from here, and fit each other, the model and the cache."""
+"""Whether the shards of a stage exist, can be read from here, and fit each other, the model and the cache."""
 
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,15 @@ from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage, is_remote
-from pipeline.plan import Plan, TrainPlan, cache_need, cache_of, check_cache_cap, stage_dataset, train_plan
+from pipeline.plan import (
+    Plan,
+    TrainPlan,
+    check_cache_size,
+    open_stage_dataset,
+    required_cache_bytes,
+    stage_cache,
+    train_plan,
+)
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.schema import Recipe, TrainStage
@@ -23,30 +31,29 @@ Part = Literal["train", "validation"]
 
 @dataclass
 class ShardAssessor:
-    """Looks at the shards of the stages of `recipe`, at those that several have in common once."""
+    """Assesses the shards of the stages of `recipe`, those that several stages share only once."""
 
     recipe: Recipe
+    _problems: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """By folder and digest of an index, what is wrong with its samples."""
 
-    def __post_init__(self) -> None:
-        self._looked: dict[tuple[str, str], str] = {}
-
-    def examine(self, name: str) -> tuple[Findings, Plan | None]:
-        """What is found, and the plan of the stage if its data allow one and are there already."""
+    def assess(self, name: str) -> tuple[Findings, Plan | None]:
+        """The findings, and the plan of the stage; None if its data are wrong or have yet to be built."""
         found, stage = Findings(name), self.recipe.stages[name]
         training = isinstance(stage, TrainStage)
         datasets = {part: self._dataset(name, part, found) for part in parts_of(training)}
         validation, train = datasets["validation"], datasets.get("train")
         plan: Plan | None = None
         if validation is not None and not training:
-            plan = Plan(name, self.recipe.seed, stage, validation, cache_of(stage))
+            plan = Plan(name, self.recipe.seed, stage, validation, stage_cache(stage))
         elif validation is not None and train is not None:
-            with found.told():
+            with found.capture():
                 plan = train_plan(self.recipe, name, train, validation)
         if plan is not None:
-            with found.told():
-                self._examine_cache(plan, found)
-            with found.told():
-                self._examine_run_folder(plan, found)
+            with found.capture():
+                self._assess_cache(plan, found)
+            with found.capture():
+                self._assess_run_folder(plan, found)
         return found, plan
 
     def _dataset(self, name: str, part: Part, found: Findings) -> Dataset | None:
@@ -57,17 +64,16 @@ class ShardAssessor:
             assert self.recipe.shards is not None
             found.ok(f"data.{part}: the chain builds the shards first, from {self.recipe.shards.source}")
             return None
-        with found.told():
-            dataset = stage_dataset(stage, part, "")
+        with found.capture():
+            dataset = open_stage_dataset(stage, part, "")
             check_shards(dataset.index, dataset.storage)
-            looked = (dataset.index.folder, dataset.index.digest)
-            if looked not in self._looked:
-                problem = unreadable(dataset.index, dataset.storage)
-                self._looked[looked] = problem or ""
-            problem = self._looked[looked]
+            key = (dataset.index.folder, dataset.index.digest)
+            if key not in self._problems:
+                self._problems[key] = unreadable(dataset.index, dataset.storage)
+            problem = self._problems[key]
             if problem:
                 found.warning(
-                    f"data.{part}: {problem}", f"look at the rest with: coatnet shards verify {folder} --decode"
+                    f"data.{part}: {problem}", f"check the rest with: coatnet shards verify {folder} --decode"
                 )
             found.ok(
                 f"data.{part}: {dataset.samples:,} samples of {len(dataset.classes):,} classes in "
@@ -85,16 +91,16 @@ class ShardAssessor:
             and not (Path(folder) / FILE_NAME).exists()
         )
 
-    def _examine_cache(self, plan: Plan, found: Findings) -> None:
+    def _assess_cache(self, plan: Plan, found: Findings) -> None:
         training = plan if isinstance(plan, TrainPlan) else None
-        need = cache_need(plan.stage, plan.stage.resources.ranks, plan.validation, training)
-        check_cache_cap(plan.cache, need, "")
+        need = required_cache_bytes(plan.stage, plan.stage.resources.ranks, plan.validation, training)
+        check_cache_size(plan.cache, need, "")
         if need:
             found.ok(
                 f"data.cache.gigabytes: {plan.cache.bytes / 1e9:g}, and a node reads {need / 1e9:.1f} GB at a time"
             )
 
-    def _examine_run_folder(self, plan: Plan, found: Findings) -> None:
+    def _assess_run_folder(self, plan: Plan, found: Findings) -> None:
         folder = run_folder(self.recipe, plan.name)
         folder.check(plan, start_digest(self.recipe, plan.name))
         if folder.result() is not None:
@@ -104,12 +110,12 @@ class ShardAssessor:
 
 
 def parts_of(training: bool) -> tuple[Part, ...]:
-    """Which shards a stage reads."""
+    """Which parts of its data a stage reads."""
     return ("train", "validation") if training else ("validation",)
 
 
 def assess_source(recipe: Recipe) -> list[Finding]:
-    """Whether shards that the chain is to build can be: none if they are there."""
+    """Whether the shards that the chain must build first can be built; no finding if they exist."""
     shards = recipe.shards
     if shards is None or Path(shards.folder).exists():
         return []
@@ -119,11 +125,11 @@ def assess_source(recipe: Recipe) -> list[Finding]:
 
 
 def unreadable(index: ShardIndex, storage: Storage) -> str | None:
-    """What is wrong with the first samples of the first and the last shard, None if nothing.
+    """What is wrong with the first samples of the first and the last shard; None if nothing is.
 
     Raises:
-        DataError: a shard that cannot be read at all.
-        StorageDown: no answer.
+        DataError: a shard cannot be read at all.
+        StorageDown: the storage does not answer.
     """
     filled = [number for number, shard in enumerate(index.shards) if shard.samples]
     for number in dict.fromkeys(filled[:1] + filled[-1:]):
@@ -137,7 +143,7 @@ def unreadable(index: ShardIndex, storage: Storage) -> str | None:
                         decode(content.read())
                         break
         except DecodeError as error:
-            return f"shard {location}: its first picture does not decode ({error})"
+            return f"shard {location}: its first image does not decode ({error})"
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"shard {location}: cannot be read ({error}); copy it again or fix its rights") from None
     return None

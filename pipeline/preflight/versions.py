@@ -1,4 +1,4 @@
-"""The versions of what a run consists of, and whether they are those that this program asks for."""
+"""The versions of what a run depends on, and whether this program supports them."""
 
 import hashlib
 import platform
@@ -14,7 +14,7 @@ _SOURCES = ("models", "data", "pipeline", "jobs")
 
 
 def versions() -> dict[str, str]:
-    """Of Python, torch, DeepSpeed and the sources of this program, by name."""
+    """The versions of Python, torch, DeepSpeed and the sources of this program, by name."""
     found = {"Python": platform.python_version()}
     found |= {name: metadata.version(name) for name in ("torch", "deepspeed")}
     return found | {"coatnet": source_digest()}
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def source_digest() -> str:
-    """The beginning of a sha256 of all source files of this program: where it differs, so does the program."""
+    """The first digits of a sha256 of all source files of this program; equal on nodes that run the same program."""
     home = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for package in _SOURCES:
@@ -32,9 +32,9 @@ def source_digest() -> str:
 
 
 def assess_versions() -> list[Finding]:
-    """What is installed against the ranges of the package."""
+    """Compare what is installed with the ranges that the package requires."""
     found = [
-        Finding("error", "", f"version: {problem}", "install what is asked for: pip install -c constraints.txt .")
+        Finding("error", "", f"version: {problem}", "install the required versions: pip install -c constraints.txt .")
         for problem in unmet(_requirements())
     ]
     named = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -42,7 +42,7 @@ def assess_versions() -> list[Finding]:
 
 
 def unmet(requirements: list[str]) -> list[str]:
-    """Which of requirements such as `torch>=2.11` are not met here, and by what; those of extras are passed over."""
+    """Which requirements, such as `torch>=2.11`, are not met, and by which version; those of extras are ignored."""
     problems = []
     for requirement in requirements:
         match = re.match(r"^([\w.-]+)\s*>=\s*([\d.]+)\s*$", requirement)
@@ -52,17 +52,17 @@ def unmet(requirements: list[str]) -> list[str]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            problems.append(f"{name} is not installed, {least} or newer is asked for")
+            problems.append(f"{name} is not installed, {least} or newer is required")
             continue
         if _numbers(version) < _numbers(least):
-            problems.append(f"{name} {version} is installed, {least} or newer is asked for")
+            problems.append(f"{name} {version} is installed, {least} or newer is required")
     return problems
 
 
 def _requirements() -> list[str]:
     try:
         return metadata.requires(_DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:  # run from a folder of sources
+    except metadata.PackageNotFoundError:  # run from a source folder
         return []
 
 

@@ -12,6 +12,7 @@ from pipeline.recipe.sections import (
     EvaluationSettings,
     LogSettings,
     LossSettings,
+    MayChange,
     ModelSettings,
     NonFiniteSettings,
     OptimizerSettings,
@@ -56,9 +57,9 @@ class Stage(Section):
     loss: LossSettings = LossSettings()
     precision: Precision = RECOMMENDED_OTHERWISE[0]
     """Of weights and arithmetic; what is recommended for the variant, unless given."""
-    log: LogSettings = LogSettings()
-    watchdog: WatchdogSettings = WatchdogSettings()
-    resources: Resources = Resources()
+    log: MayChange[LogSettings] = LogSettings()
+    watchdog: MayChange[WatchdogSettings] = WatchdogSettings()
+    resources: MayChange[Resources] = Resources()
 
     @property
     def busy_threads(self) -> int:
@@ -89,16 +90,16 @@ class TrainStage(Stage):
     """MixUp inside each micro-batch, its weight from Beta(alpha, alpha); 0 for none."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of the moving average of the weights; none without it."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    zero_stage: MayChange[Annotated[int, Field(ge=0, le=3)]] = 1
     """What DeepSpeed ZeRO shards: 1 optimizer state, 2 gradients too, 3 parameters too; what is recommended for the
     variant, unless given."""
-    activation_checkpointing: CheckpointingPolicy = "none"
+    activation_checkpointing: MayChange[CheckpointingPolicy] = "none"
     """Blocks whose activations are computed again in the backward: all, those that convolve, or every k-th."""
-    compile: bool = False
+    compile: MayChange[bool] = False
     """Whether torch.compile makes one kernel graph of each block."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    non_finite: NonFiniteSettings = NonFiniteSettings()
+    checkpoint: MayChange[CheckpointSettings] = CheckpointSettings()
+    evaluation: MayChange[EvaluationSettings] = EvaluationSettings()
+    non_finite: MayChange[NonFiniteSettings] = NonFiniteSettings()
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import getpass
 import math
 import re
 import tempfile
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
@@ -21,10 +21,34 @@ Pair = Annotated[tuple[Annotated[float, Strict()], Annotated[float, Strict()]], 
 WhichWeights = Literal["auto", "raw", "ema"]
 
 
+Setting = TypeVar("Setting")
+
+
+class _MayChange:
+    """Marks a setting that may change between two starts of a run: it decides where, how fast and how reliably the run
+    is computed, and not what."""
+
+
+MayChange = Annotated[Setting, _MayChange()]
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys and mistyped values are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def changeable_settings(section: type[Section]) -> frozenset[str]:
+    """Dotted keys of the settings and sections below `section` that are declared `MayChange`."""
+    found = set()
+    for name, field in section.model_fields.items():
+        if any(isinstance(mark, _MayChange) for mark in field.metadata):
+            found.add(name)
+        else:
+            for kind in (field.annotation, *get_args(field.annotation)):
+                if isinstance(kind, type) and issubclass(kind, Section):
+                    found |= {f"{name}.{below}" for below in changeable_settings(kind)}
+    return frozenset(found)
 
 
 class StorageSettings(Section):
@@ -63,16 +87,16 @@ class RandomAugmentSettings(Section):
 class DataSettings(Section):
     """Where samples come from and how they are ordered and cut."""
 
-    train: str | None = None
+    train: MayChange[str | None] = None
     """Folder of training shards, a path or a URL. Relative paths start at the recipe's folder."""
-    validation: str
+    validation: MayChange[str]
     """Folder of evaluation shards, a path or a URL."""
-    label_map: str | None = None
+    label_map: MayChange[str | None] = None
     """File that renames, merges or drops classes of the training shards."""
-    validation_label_map: str | None = None
+    validation_label_map: MayChange[str | None] = None
     """The same for the evaluation shards."""
-    storage: StorageSettings = StorageSettings()
-    cache: CacheSettings = CacheSettings()
+    storage: MayChange[StorageSettings] = StorageSettings()
+    cache: MayChange[CacheSettings] = CacheSettings()
     lanes: PositiveInt = 64
     """Streams that a global batch is drawn from; divides the global batch."""
     shuffle_window: PositiveInt = 8192
@@ -87,11 +111,11 @@ class DataSettings(Section):
     """RandAugment after crop and flip."""
     evaluation_crop: Literal["center", "whole"] = "center"
     """Evaluation view: the central S / (S + 32), or the whole picture resized."""
-    skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    skipped_share: MayChange[Annotated[float, Field(ge=0, le=1)]] = 0.001
     """The run stops when more than this share of the samples read since its start cannot be used."""
-    skipped_run: PositiveInt = 32
+    skipped_run: MayChange[PositiveInt] = 32
     """The run stops when so many samples that a rank reads one after the other cannot be used."""
-    workers: PositiveInt = 4
+    workers: MayChange[PositiveInt] = 4
     """Reader threads of each rank."""
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: built from a stage, with AdamW, and asked for what the training loop needs."""
+"""A model in training under DeepSpeed ZeRO with AdamW: what the training loop needs of it, and nothing of DeepSpeed."""
 
 import logging
 import math
@@ -6,19 +6,136 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from models.coatnet import CoAtNet
 from pipeline.distributed import Ranks
 from pipeline.recipe.schema import Precision, TrainStage
-from pipeline.zero.fragments import parameter_slices, torch_optimizer
-from pipeline.zero.optimizer import AdamW, build_adamw, layer_numbers, rate_scales, scaled_ranges
+from pipeline.zero.fragments import Fragment, holders, parameter_slices
+from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, scaled_ranges
 
 
-def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> Any:
-    """A DeepSpeed engine over `model` with AdamW; weight decay only where the model wants it.
+class ZeroEngine:
+    """A model whose weights, gradients and AdamW state are sharded; all ranks call its methods in the same order.
+
+    `build_engine` makes one.
+
+    Attributes:
+        module: the model. With ZeRO 3 its parameters are empty outside a forward.
+        parameters: shapes, weight decay and learning-rate scales of its parameters.
+        dtype: of the images that it takes.
+        masters: the float32 weights that this rank optimizes, as AdamW's tensors.
+    """
+
+    def __init__(self, engine: Any, adamw: AdamW, parameters: ParameterTable, stage: TrainStage, ranks: Ranks) -> None:
+        self.module = cast(CoAtNet, engine.module)
+        self.parameters = parameters
+        self.dtype = model_dtype(stage.precision)
+        self._engine, self._adamw = engine, adamw
+        self._zero = None if engine.optimizer is adamw else engine.optimizer
+        """DeepSpeed's optimizer around AdamW; stage 0 without bf16 has none."""
+        assert self._zero is None or self._zero.optimizer is adamw
+        self._zero_stage = stage.zero_stage
+        self._slices = parameter_slices(engine, ranks)
+        self.masters = holders(self._slices)
+        if stage.optimizer.layer_decay < 1.0:
+            adamw.scales = scaled_ranges(self._slices, parameters.rate_scales)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of normalized images (B, S, S, 3) of `dtype`."""
+        logits: Tensor = self._engine(images)
+        return logits
+
+    def train(self) -> None:
+        """Switch to training mode."""
+        self._engine.train()
+
+    def eval(self) -> None:
+        """Switch to evaluation mode."""
+        self._engine.eval()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's mean loss to that of the step."""
+        self._engine.backward(loss)
+
+    def accumulate(self) -> None:
+        """Continue with the next micro-batch of the step: called after each `backward` but the last."""
+        self._engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
+
+    def step(self, *, apply: bool = True) -> float:
+        """Apply the accumulated gradient, unless its norm is not finite or `apply`, the same on all ranks, is False.
+
+        A step that is not applied changes nothing: the next one is as if this one's gradient had never existed.
+
+        Returns:
+            The global norm of the gradient before clipping; nan or inf if it is not finite.
+        """
+        if self._zero is None:
+            # DeepSpeed keeps no norm here. The gradients are averaged by now and equal on all ranks.
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            self._adamw.allowed = lambda: apply and math.isfinite(norm)
+            self._engine.step()
+        else:
+            # DeepSpeed sets the norm before it calls AdamW; in case it does not, that of an earlier step must not be
+            # used. Its norm of gradients that are not finite is inf or -1.
+            zero = self._zero
+            zero._global_grad_norm = math.nan
+            self._adamw.allowed = lambda: apply and 0.0 <= float(zero._global_grad_norm) < math.inf
+            self._engine.step()
+            norm = float(zero._global_grad_norm)
+        self._adamw.allowed = lambda: False
+        return norm
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step, of which each layer takes its fraction."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that AdamW has applied, which its bias correction depends on."""
+        return self._adamw.steps
+
+    @optimizer_steps.setter
+    def optimizer_steps(self, steps: int) -> None:
+        self._adamw.steps = steps
+
+    def fragments(self, averages: list[Tensor] | None = None) -> list[Fragment]:
+        """The state that this rank holds, in parameter order. Creates AdamW's moments as zeros before the first step.
+
+        Args:
+            averages: moving averages of `masters`, in the same order.
+        """
+        numbers = {id(master): number for number, master in enumerate(self.masters)}
+        result = []
+        for part in self._slices:
+            state = {"master": part.holder.data, **self._adamw.moments(part.holder)}
+            if averages is not None:
+                state["ema"] = averages[numbers[id(part.holder)]]
+            views = {kind: part.view(tensor) for kind, tensor in state.items()}
+            result.append(Fragment(part.parameter, part.start, part.stop, views, part.saved_here))
+        return result
+
+    @torch.no_grad()
+    def publish_masters(self) -> None:
+        """Bring the weights that forwards use up to date on all ranks, after writing to the masters."""
+        if self._zero is not None and self._zero_stage in (1, 2):
+            self._zero.update_lp_params()
+        elif self._zero is not None and self._zero_stage == 3:
+            # Otherwise weights gathered by an earlier forward would keep their values.
+            self._zero._partition_all_parameters()
+            for number in range(len(self._zero.fp32_partitioned_groups_flat)):
+                self._zero._reassign_or_swap_out_partitioned_parameters(number)
+        # Makes modules drop what they cached of earlier weights for evaluation.
+        self.module.train(self.module.training)
+
+
+def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> ZeroEngine:
+    """Put `model` under DeepSpeed with AdamW; weight decay only where the model wants it.
 
     The stage's activation checkpointing and compilation are applied to the model.
     """
@@ -33,31 +150,30 @@ def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> Any:
         # It would compile a shared-memory all-reduce for a minute or two at first use, and fail without a compiler.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
-    # Else an engine with autocast would decide how later ones of the process communicate.
+    # Otherwise an engine with autocast would decide how later ones of this process communicate.
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     if AdamW not in ZERO_SUPPORTED_OPTIMIZERS:
-        # DeepSpeed goes by the very class, and would warn of ours.
+        # DeepSpeed checks for the exact class, and would warn about ours.
         ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)
     model.set_grad_checkpointing(policy=stage.activation_checkpointing)
-    scales = rate_scales(layer_numbers(model), stage.optimizer.layer_decay)
-    adamw = build_adamw(model, stage.optimizer)
-    with _compiling_nothing():
+    parameters = ParameterTable.of(model, stage.optimizer)
+    adamw = build_adamw(model, stage.optimizer, parameters.undecayed)
+    with _without_compiler():
         engine, *_ = deepspeed.initialize(
             model=model.to(ranks.device), optimizer=adamw, config=_configuration(stage, ranks)
         )
     # BatchNorm's statistics lose small movements in bf16; DeepSpeed before 0.19.2 would cast them.
     assert all(buffer.dtype == torch.float32 for buffer in engine.module.buffers())
-    if stage.optimizer.layer_decay < 1.0:
-        adamw.scales = scaled_ranges(parameter_slices(engine, ranks), scales)
+    zero_engine = ZeroEngine(engine, adamw, parameters, stage, ranks)
     if stage.compile:
-        # Last: what is compiled are the parameters that DeepSpeed has put into its flat buffers. Checkpointing lies
-        # outside, so that it recomputes compiled blocks.
+        # Last, because DeepSpeed has moved the parameters into its flat buffers by now. Checkpointing wraps the
+        # compiled blocks, and recomputes them.
         model.compile_blocks(dynamic=False)
-    return engine
+    return zero_engine
 
 
 @contextmanager
-def _compiling_nothing() -> Iterator[None]:
+def _without_compiler() -> Iterator[None]:
     """Inside, torch.compile leaves functions as they are.
 
     DeepSpeed imports its Muon, which is decorated with it, whichever optimizer is used: without this, a start takes
@@ -99,44 +215,11 @@ def _configuration(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
     return configuration
 
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """The rate of the next step, in every parameter group; layers have their fractions of it."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-
-
-def optimizer_step(engine: Any, *, apply: bool = True) -> float:
-    """Apply the accumulated gradient, unless its norm is not finite or `apply`, alike on all ranks, is False.
-
-    A step that is not applied changes nothing: the next one is as if this one's gradient had never been.
-
-    Returns:
-        The global norm of the gradient before clipping; nan or inf if it is not finite.
-    """
-    adamw, zero = torch_optimizer(engine), engine.optimizer
-    assert isinstance(adamw, AdamW)
-    if zero is adamw:
-        # Stage 0 keeps no norm. The gradients are the averaged ones by now, equal on all ranks.
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        adamw.allowed = lambda: apply and math.isfinite(norm)
-        engine.step()
-    else:
-        # It is computed before AdamW is called; should it not be, an earlier step's must not be taken for it. Where
-        # gradients are not finite, DeepSpeed's norms are inf or -1.
-        zero._global_grad_norm = math.nan
-        adamw.allowed = lambda: apply and 0.0 <= float(zero._global_grad_norm) < math.inf
-        engine.step()
-        norm = float(zero._global_grad_norm)
-    adamw.allowed = lambda: False
-    return norm
-
-
 def model_dtype(precision: Precision) -> torch.dtype:
-    """Dtype of the weights that forwards use, and of the pictures that a model takes."""
+    """Dtype of the weights that forwards use, and of the images that a model takes."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """What a model without an engine computes in, so that it computes as an engine of the precision does."""
+    """The autocast context in which a model without an engine computes as an engine of that precision does."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16_autocast")

@@ -1,8 +1,9 @@
-"""AdamW for one stage: two parameter groups, a rate for each layer, and steps that can be refused."""
+"""AdamW for one stage: two parameter groups, a learning rate for each layer, and steps that can be refused."""
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,21 +13,22 @@ from models.coatnet import CoAtNet
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import ParameterSlice
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class AdamW(torch.optim.AdamW):
-    """Fused AdamW that steps only while `allowed`, and with a fraction of the rate in some ranges of its tensors.
+    """Fused AdamW that steps only while `allowed`, and with a fraction of the learning rate in ranges of its tensors.
 
-    DeepSpeed flattens a parameter group into one tensor. So that layers with rates of their own do not each need a
-    group, and with it a partition and its collectives, `scales` says of which range what fraction of the group's rate
-    is meant. A step is then the same arithmetic as with a group for each rate.
+    DeepSpeed flattens a parameter group into one tensor. A group for each layer's learning rate would cost a partition
+    and its collectives each; instead `scales` holds the fraction for each range of a tensor. The arithmetic of a step
+    is the same as with separate groups.
     """
 
     allowed: Callable[[], bool]
-    """Asked at each step; one that is refused changes nothing. Refuses until told otherwise: DeepSpeed steps at other
-    times, too."""
+    """Called at each step; if it returns False, the step changes nothing. Refuses by default, because DeepSpeed also
+    steps at times when no step is wanted."""
     scales: dict[Tensor, list[tuple[int, int, float]]]
-    """Tensor -> start, stop and fraction of ranges of its elements that cover all that is used of it; empty where all
-    have the whole rate."""
+    """Tensor -> (start, stop, fraction) of ranges that cover all elements in use; empty if every fraction is 1."""
 
     def __init__(self, parameters: Any, settings: OptimizerSettings) -> None:
         super().__init__(parameters, lr=settings.peak_learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
@@ -45,8 +47,27 @@ class AdamW(torch.optim.AdamW):
         for group in self.param_groups:
             self._scaled_step(group)
 
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The moments of a tensor that it optimizes, created as zeros before the first step."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return {name: state[name] for name in MOMENTS}
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far, as its bias correction counts them."""
+        return max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        for state in self.state.values():
+            state["step"].fill_(steps)
+
     def _scaled_step(self, group: dict[str, Any]) -> None:
-        """What `torch.optim.AdamW` does with `group`, range by range."""
+        """Step `group` as `torch.optim.AdamW` does, range by range."""
         ranges: dict[float, list[tuple[Tensor, ...]]] = {}
         for holder in group["params"]:
             if holder.grad is None:
@@ -54,7 +75,7 @@ class AdamW(torch.optim.AdamW):
             state = self.state[holder]
             tensors = (holder.data, holder.grad, state["exp_avg"], state["exp_avg_sq"])
             for start, stop, scale in self.scales[holder]:
-                # The count is a copy, since the kernel counts up for every range.
+                # A copy of the step count, since the kernel increments it for every range.
                 parts = (*(_part(tensor, start, stop) for tensor in tensors), state["step"].clone())
                 ranges.setdefault(scale, []).append(parts)
             state["step"] += 1
@@ -69,20 +90,37 @@ class AdamW(torch.optim.AdamW):
             )  # fmt: skip
 
 
-def build_adamw(model: CoAtNet, settings: OptimizerSettings) -> AdamW:
-    """AdamW over two groups, with weight decay and without; the model says which parameters decay spares."""
-    spared = model.no_weight_decay()
-    decayed = [p for name, p in model.named_parameters() if name not in spared]
-    undecayed = [p for name, p in model.named_parameters() if name in spared]
+@dataclass(frozen=True, slots=True)
+class ParameterTable:
+    """Properties of a model's parameters, by name: collected before ZeRO 3, which leaves the tensors empty."""
+
+    shapes: dict[str, tuple[int, ...]]
+    undecayed: frozenset[str]
+    """Names of the parameters without weight decay."""
+    rate_scales: dict[str, float]
+    """Fraction of the learning rate that each parameter trains with."""
+
+    @classmethod
+    def of(cls, model: CoAtNet, settings: OptimizerSettings) -> Self:
+        """The table of `model`, whose parameters are still whole."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        scales = rate_scales(layer_numbers(model), settings.layer_decay)
+        return cls(shapes, frozenset(model.no_weight_decay()), scales)
+
+
+def build_adamw(model: CoAtNet, settings: OptimizerSettings, undecayed: Container[str]) -> AdamW:
+    """AdamW over two parameter groups: with weight decay, and without it for the names in `undecayed`."""
+    decayed = [p for name, p in model.named_parameters() if name not in undecayed]
+    spared = [p for name, p in model.named_parameters() if name in undecayed]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": spared, "weight_decay": 0.0},
     ]
     return AdamW(groups, settings)
 
 
 def layer_numbers(model: CoAtNet) -> dict[str, int]:
-    """Parameter name -> its layer: 0 is the stem, then one for each block, then the head."""
+    """Parameter name -> number of its layer: 0 for the stem, then one for each block, then the head."""
     matcher = model.group_matcher()
     patterns = [(matcher["stem"], None), *matcher["blocks"]]
     keys = {}
@@ -94,19 +132,17 @@ def layer_numbers(model: CoAtNet) -> dict[str, int]:
 
 
 def rate_scales(layers: dict[str, int], layer_decay: float) -> dict[str, float]:
-    """Parameter name -> fraction of the learning rate: `layer_decay` to the power of the layers that follow its own."""
+    """Parameter name -> fraction of the learning rate: `layer_decay` to the power of the number of layers after it."""
     last = max(layers.values())
     return {name: layer_decay ** (last - layer) for name, layer in layers.items()}
 
 
-def scaled_ranges(
-    everything: list[ParameterSlice], scales: dict[str, float]
-) -> dict[Tensor, list[tuple[int, int, float]]]:
-    """`AdamW.scales` for the places of one rank; neighbours with the same scale are one range."""
+def scaled_ranges(slices: list[ParameterSlice], scales: dict[str, float]) -> dict[Tensor, list[tuple[int, int, float]]]:
+    """`AdamW.scales` for the slices of one rank; adjacent slices with the same scale become one range."""
     result: dict[Tensor, list[tuple[int, int, float]]] = {}
-    for place in sorted(everything, key=lambda place: place.offset):
-        ranges = result.setdefault(place.holder, [])
-        start, stop, scale = place.offset, place.offset + place.stop - place.start, scales[place.parameter]
+    for part in sorted(slices, key=lambda part: part.offset):
+        ranges = result.setdefault(part.holder, [])
+        start, stop, scale = part.offset, part.offset + part.stop - part.start, scales[part.parameter]
         if ranges and ranges[-1][1:] == (start, scale):
             start = ranges.pop()[0]
         ranges.append((start, stop, scale))

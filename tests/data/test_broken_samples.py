@@ -14,7 +14,7 @@ from data.dataset import Dataset
 from data.errors import DataError
 from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.order import SampleOrder
-from data.stream import MicroBatch, evaluation_stream, training_stream
+from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 
 PER_SHARD = 8
 Members = list[tuple[str, bytes]]
@@ -44,7 +44,7 @@ def write_shards(
 def one_epoch(dataset: Dataset, workers: int = 2) -> list[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=0, batch=6, lanes=2, window=100)
     stream = training_stream(
-        dataset, order, TrainTransform(16, crop="whole", flip=False), micro_batch=3, rank=0, world_size=1, first_step=0,
+        dataset, order, TrainTransform(16, crop="whole", flip=False), RankShare(0, 1, 3), first_step=0,
         workers=workers,
     )  # fmt: skip
     return list(itertools.islice(stream, 8))
@@ -105,7 +105,7 @@ def test_a_sample_that_cannot_be_used_is_replaced_and_named(
     assert labels[twelve].tolist() == [[0], [0]]
     assert np.array_equal(pictures_after, np.concatenate([b.images for b in one_epoch(spoiled, workers=1)]))
 
-    evaluated = evaluation_stream(spoiled, EvaluationTransform(16), micro_batch=5, rank=0, world_size=1, workers=1)
+    evaluated = evaluation_stream(spoiled, EvaluationTransform(16), RankShare(0, 1, 5), workers=1)
     weights, named = zip(*[(batch.weights.sum(), batch.skipped) for batch in evaluated], strict=True)
     assert sum(weights) == 23
     assert [sample.key for batch in named for sample in batch] == [skipped.key]

@@ -15,14 +15,14 @@ import pytest
 
 from data.augment import EvaluationTransform, TrainTransform
 from data.building.build import build_shards
-from data.cache import Cache, CachedShards
+from data.cache import Cache, CachedShards, DownloadFailure, RequestedShard
 from data.dataset import Dataset, open_dataset
-from data.downloader import Downloader, Wanted
+from data.downloader import Downloader
 from data.errors import DataError, StorageDown, StorageRefused
 from data.index import read_index
 from data.order import SampleOrder
 from data.storage import Storage
-from data.stream import MicroBatch, evaluation_stream, training_stream
+from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 from tests.conftest import write_pictures
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
@@ -54,7 +54,7 @@ def impatient(proxy: FaultProxy, give_up_after: float = 60) -> Storage:
 def batches(dataset: Dataset, cache: Cache | None, first_step: int = 0) -> Iterator[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
     return training_stream(
-        dataset, order, TrainTransform(16), micro_batch=6, rank=0, world_size=1, first_step=first_step, workers=2,
+        dataset, order, TrainTransform(16), RankShare(0, 1, 6), first_step=first_step, workers=2,
         cache=cache,
     )  # fmt: skip
 
@@ -176,7 +176,7 @@ def test_a_shard_whose_hash_is_wrong_is_fetched_again_and_then_refused(
     dataset = open_dataset(remote[0], impatient(proxy))
     name = dataset.index.shards[3].name
     proxy.faults = [Fault("flip", path=name)]
-    with pytest.raises(DataError, match=f"cached/{name}: fetched twice, and its sha256 is not"):
+    with pytest.raises(DataError, match=f"cached/{name}: downloaded twice, and its sha256 is not"):
         pixels(batches(dataset, Cache(tmp_path, 10**9)))
     assert shard_requests(proxy)[name] == 2
 
@@ -191,14 +191,12 @@ def test_the_cache_stays_below_its_cap_and_evicts_only_what_nobody_wants(
     cap = order.greatest_need(np.array(sizes), ranks=1, ranks_of_node=1, steps=3)
     assert cap < sum(sizes)
     streams = [
-        training_stream(
-            data, order, TrainTransform(16), micro_batch=6, rank=0, world_size=1, first_step=0, workers=2, cache=cache
-        )
+        training_stream(data, order, TrainTransform(16), RankShare(0, 1, 6), first_step=0, workers=2, cache=cache)
         for data, cache in ((dataset, Cache(tmp_path, cap)), (Dataset(read_index(folder)), None))
     ]
     greatest = 0
     for remote_batch, local_batch in itertools.islice(zip(*streams, strict=True), 60):
-        greatest = max(greatest, Cache(tmp_path, cap).held())
+        greatest = max(greatest, Cache(tmp_path, cap).used_bytes())
         assert np.array_equal(remote_batch.images, local_batch.images)
     assert cap / 2 < greatest <= cap
     assert max(shard_requests(proxy).values()) > 1  # evicted and fetched again
@@ -211,7 +209,7 @@ def test_readers_share_one_downloader_and_each_shard_is_fetched_once(
     dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
     readers = [CachedShards(cache, dataset) for _ in range(4)]
     for reader in readers:
-        reader.want(range(12), [])
+        reader.request(range(12), [])
     for reader, number in itertools.product(readers, range(12)):
         assert reader.path(number).stat().st_size == dataset.index.shards[number].bytes
     assert len(downloaders(tmp_path)) == 1
@@ -229,8 +227,8 @@ def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
     dataset, cache = open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9, downloads=2)
     first, second = CachedShards(cache, dataset), CachedShards(cache, dataset)
     proxy.faults = [Fault("stall")]
-    first.want(range(12), [])
-    second.want(range(12), [])
+    first.request(range(12), [])
+    second.request(range(12), [])
     wait_until(lambda: len(list((tmp_path / "shards").glob("*.part"))) == 2)
     (downloader,) = downloaders(tmp_path)
     downloader.send_signal(signal.SIGKILL)
@@ -249,7 +247,7 @@ def test_signals_that_ask_a_job_to_stop_do_not_disturb_the_downloader_from_its_f
     dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
     reader = CachedShards(cache, dataset)
     held_back = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    starting = threading.Thread(target=reader.want, args=[range(12), []])
+    starting = threading.Thread(target=reader.request, args=[range(12), []])
     starting.start()
     wait_until(lambda: len(downloaders(tmp_path)) == 1)  # long before it has imported what it needs
     (downloader,) = downloaders(tmp_path)
@@ -271,13 +269,13 @@ def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tupl
     child = os.fork()
     if child == 0:  # a reader that is killed while it wants something
         reader = CachedShards(cache, dataset)
-        reader._see_to_a_downloader = lambda: None  # type: ignore[method-assign]
-        reader.want(range(12), [])
+        reader._ensure_downloader = lambda: None  # type: ignore[method-assign]
+        reader.request(range(12), [])
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert len(list((tmp_path / "requests").glob("*.json"))) == 1
     reader = CachedShards(cache, dataset)
-    reader.want([0], [])
+    reader.request([0], [])
     reader.path(0)
     wait_until(lambda: len(list((tmp_path / "requests").glob("*.json"))) == 1)
     reader.close()
@@ -291,16 +289,16 @@ def test_a_full_disk_is_told_and_the_half_shard_makes_room_for_the_telling(
     Cache(tmp_path, 1).make()
     told: list[tuple[bool, str]] = []
 
-    def full(shard: Wanted, part: Path) -> bool:
+    def full(shard: RequestedShard, part: Path) -> bool:
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    def fail(self: Downloader, shard: Wanted, failed: dict[str, str]) -> None:
-        told.append((any((tmp_path / "shards").iterdir()), failed["reason"]))
+    def fail(self: Downloader, shard: RequestedShard, failure: DownloadFailure) -> None:
+        told.append((any((tmp_path / "shards").iterdir()), failure.reason))
 
     monkeypatch.setattr("data.downloader.download", full)
-    monkeypatch.setattr(Downloader, "_fail", fail)
-    Downloader(tmp_path)._fetch(Wanted("s3://test/x.tar", 8, "0" * 64, Storage(), True))
+    monkeypatch.setattr(Downloader, "_record_failure", fail)
+    Downloader(tmp_path)._download(RequestedShard("s3://test/x.tar", 8, "0" * 64, Storage(), True))
     assert told == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
 
 
@@ -310,7 +308,7 @@ def test_a_cached_shard_that_a_crash_of_the_node_cut_short_is_fetched_again(
     url, folder = remote
     dataset, cache = open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9)
     cache.make()
-    cache.shard(dataset.index.shards[2].sha256).write_bytes(b"half of it")
+    cache.shard_path(dataset.index.shards[2].sha256).write_bytes(b"half of it")
     assert np.array_equal(pixels(batches(dataset, cache)), pixels(batches(Dataset(read_index(folder)), None)))
 
 
@@ -320,9 +318,7 @@ def test_evaluation_reads_remote_shards_through_a_small_cache(
     url, folder = remote
 
     def labels(dataset: Dataset, cache: Cache | None) -> list[np.ndarray]:
-        stream = evaluation_stream(
-            dataset, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1, cache=cache
-        )
+        stream = evaluation_stream(dataset, EvaluationTransform(16), RankShare(0, 1, 4), workers=1, cache=cache)
         return [array for batch in stream for array in (batch.labels, batch.images)]
 
     found = labels(open_dataset(url, impatient(proxy)), Cache(tmp_path, 300_000))

@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.index import read_index
 from data.order import SampleOrder
 from data.storage import Storage
-from data.stream import MicroBatch, training_stream
+from data.stream import MicroBatch, RankShare, training_stream
 
 Result = TypeVar("Result")
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 def one_epoch(dataset: Dataset) -> list[MicroBatch]:
     order = SampleOrder(dataset.shard_samples, seed=3, batch=9, lanes=3, window=20)
     stream = training_stream(
-        dataset, order, TrainTransform(8, crop="whole", flip=False), micro_batch=9, rank=0, world_size=1, first_step=0,
+        dataset, order, TrainTransform(8, crop="whole", flip=False), RankShare(0, 1, 9), first_step=0,
         workers=2,
     )  # fmt: skip
     found = list(itertools.islice(stream, 5))

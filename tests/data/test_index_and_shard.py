@@ -34,7 +34,7 @@ def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
     [
         (lambda folder: (folder / "index.json").unlink(), "no index.json there; build shards with"),
         (lambda folder: (folder / "index.json").write_text("{"), "not an index of shards"),
-        (lambda folder: _replace_in_index(folder, '"samples": 7', '"samples": 8'), "does not fit its own digest"),
+        (lambda folder: _replace_in_index(folder, '"samples": 7', '"samples": 8'), "does not match its own digest"),
         (lambda folder: (folder / "train-000001.tar").unlink(), "shard train-000001.tar is missing"),
         (lambda folder: (folder / "train-000002.tar").write_bytes(b"x"), "train-000002.tar has 1 bytes and"),
     ],

@@ -19,7 +19,7 @@ from data.index import read_index
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
 from data.shard import Shard
-from data.stream import MicroBatch, evaluation_stream, training_stream
+from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 from tests.conftest import with_broken_member
 
 
@@ -36,7 +36,7 @@ def stream(
     dataset = Dataset(read_index(folder))
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
     return training_stream(
-        dataset, order, TrainTransform(16, random_augment=augment), micro_batch=micro_batch, rank=rank, world_size=world_size,
+        dataset, order, TrainTransform(16, random_augment=augment), RankShare(rank, world_size, micro_batch),
         first_step=first_step, workers=workers,
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def test_a_shard_without_any_good_sample_stops_the_stream(tmp_path: Path) -> Non
     build_shards(tmp_path / "source", tmp_path / "shards")
     path = tmp_path / "shards" / read_index(tmp_path / "shards").shards[0].name
     path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
-    with pytest.raises(DataError, match="12 samples in a row cannot be used"):
+    with pytest.raises(DataError, match="12 samples in a row are unusable"):
         next(stream(tmp_path / "shards"))
 
 
@@ -130,9 +130,7 @@ def test_evaluation_reads_every_sample_once(shards: Path, world_size: int, micro
         batches = evaluation_stream(
             dataset,
             EvaluationTransform(16, "whole"),
-            micro_batch=micro_batch,
-            rank=rank,
-            world_size=world_size,
+            RankShare(rank, world_size, micro_batch),
             workers=2,
         )
         counted += [
@@ -143,7 +141,7 @@ def test_evaluation_reads_every_sample_once(shards: Path, world_size: int, micro
 
 def test_evaluation_gives_a_broken_sample_no_weight_and_names_it(shards: Path, tmp_path: Path) -> None:
     dataset = Dataset(read_index(with_broken_member(shards, tmp_path / "train", broken=2)))
-    batches = list(evaluation_stream(dataset, EvaluationTransform(16), micro_batch=4, rank=0, world_size=1, workers=1))
+    batches = list(evaluation_stream(dataset, EvaluationTransform(16), RankShare(0, 1, 4), workers=1))
     assert sum(batch.weights.sum() for batch in batches) == dataset.samples - 1
     assert len([sample for batch in batches for sample in batch.skipped]) == 1
 

@@ -1,4 +1,4 @@
-"""Runs that are killed and asked to stop at random moments, held against one that nobody disturbed.
+"""Runs that are killed and stopped at random moments, compared with an uninterrupted one.
 
 `python -m tests.end_to_end.fault_driver --kills 1000` is the long form of test_faults.py.
 """
@@ -63,26 +63,26 @@ class Fault:
     victim: Victim
     signal: signal.Signals
     moment: Moment
-    """While it starts; when a step is done; or when a save of a step has begun."""
+    """During the start, after a step, or after the save of a step has begun."""
     step: int
     """That step, or a later one."""
     delay: float
-    """Seconds after that moment: of a start, a step, or a save about as many as they last."""
+    """Seconds after that moment, at most about as long as a start, a step or a save takes."""
     ranks: int
-    """Of the start."""
+    """Number of ranks of the start."""
     rank: int
-    """Which of them is the victim, modulo their number."""
+    """The victim, modulo the number of ranks."""
     fresh: bool
-    """Whether the start is a real one, and no fork of a process that has done the imports."""
+    """Whether the command starts in a new interpreter instead of a fork (`tests/support/prefork.py`)."""
 
 
 def steps_for(faults: int) -> int:
-    """Steps of a run that lives through so many faults."""
+    """Length of a run that survives that many faults."""
     return faults * STEPS_PER_FAULT + MARGIN
 
 
 def draw_faults(count: int, worlds: tuple[int, ...], fresh: int, rng: random.Random) -> list[Fault]:
-    """`count` faults in the order of their steps, every kind of them equally often, `fresh` of them in real starts.
+    """`count` faults in the order of their steps, every kind equally often, `fresh` of them in new interpreters.
 
     Their moments are steps of the run rather than times, so that a slow machine does not change what is tested.
     """
@@ -121,11 +121,11 @@ class Run:
 
     @property
     def settings(self) -> list[str]:
-        """What the recipe does not say already."""
+        """Settings on top of the recipe."""
         return [
             f"pretrain.steps={self.steps}",
             f"pretrain.checkpoint.every_steps={EVERY}",
-            # Small, as rounding that differs between numbers of ranks grows with the steps.
+            # Small, because differences in rounding between numbers of ranks grow with the steps.
             "pretrain.optimizer.peak_learning_rate=3e-4",
             "pretrain.data.random_augment={layers: 2, magnitude: 15}",
             "log.samples=true",
@@ -135,19 +135,19 @@ class Run:
         return ["train", str(self.recipe), "pretrain", *self.settings, f"resources.ranks={world}"]
 
     def survive(self, fault: Fault) -> None:
-        """Start until `fault` has ended it."""
+        """Start until `fault` has ended a start."""
         while not self._struck(fault):
-            self.counts["ended for want of progress"] += 1
+            self.counts["stopped without progress"] += 1
 
     def finish(self, world: int = 2) -> None:
-        """Give the command until the run is done."""
+        """Repeat the command until the run is done."""
         while (done := coatnet(*self.command(world))).returncode == 70:
             assert NO_PROGRESS in done.stderr, done.stderr
-            self.counts["ended for want of progress"] += 1
+            self.counts["stopped without progress"] += 1
         assert done.returncode == 0, done.stderr
 
     def _struck(self, fault: Fault) -> bool:
-        """Start, and whether `fault` has ended it; else it has ended by itself, as after three without progress."""
+        """Start once; whether `fault` ended it, or it stopped by itself after three starts without progress."""
         log, left_over = Tail(self.folder / "logs" / "rank-00000.log"), self._unpublished()
         process = start(*self.command(fault.ranks), fresh=fault.fresh)
         self._wait_for(fault, process, log, left_over)
@@ -177,14 +177,14 @@ class Run:
         self._expect_code(fault, code, errors)
         self.counts[f"{fault.signal.name} of {fault.victim}"] += 1
         self.counts[f"with {fault.ranks} ranks"] += 1
-        self.counts["real starts"] += fault.fresh
+        self.counts["new interpreters"] += fault.fresh
         published = [int(path.name.removeprefix("step-")) for path in (self.folder / "checkpoints").glob("step-*")]
         begun = [step_of(name) for name, _ in self._unpublished() - left_over]
         self.counts["inside a save"] += max(begun, default=0) > max(published, default=0)
         return True
 
     def _wait_for(self, fault: Fault, process: Process, log: "Tail", left_over: set[tuple[str, int]]) -> None:
-        """Until the moment of `fault` has come, or the process has ended."""
+        """Wait for the moment of `fault`, or for the end of the process."""
         deadline = time.monotonic() + 300
         while process.poll() is None:
             step = log.step()
@@ -201,7 +201,7 @@ class Run:
             time.sleep(0.001 if fault.moment == "save" else 0.005)
 
     def _unpublished(self) -> set[tuple[str, int]]:
-        """Names of saves that have begun and are not published, and when something was last written into them."""
+        """Names of saves that have begun but are not published, with the time of their last change."""
         found = set()
         for path in (self.folder / "checkpoints").glob(".step-*.writing"):
             with contextlib.suppress(FileNotFoundError):
@@ -210,7 +210,7 @@ class Run:
 
     def _expect_code(self, fault: Fault, code: int, errors: str) -> None:
         if fault.signal == signal.SIGTERM:
-            # Before it listens, a launcher dies of it as any process does.
+            # Before its handlers are installed, the signal kills a launcher.
             expected = {75, -signal.SIGTERM} if (fault.moment, fault.victim) == ("start", "launcher") else {75}
             assert code in expected, f"{fault}: ended with {code}: {errors}"
         elif fault.victim == "rank":
@@ -220,12 +220,12 @@ class Run:
 
 
 def step_of(unpublished: str) -> int:
-    """The step that is saved under a name such as `.step-00000012.writing`."""
+    """The step in a name such as `.step-00000012.writing`."""
     return int(re.findall(r"\d+", unpublished)[0])
 
 
 class Tail:
-    """The last step that a log has since this object was made."""
+    """The last step in a log since this object was created."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -245,7 +245,7 @@ class Tail:
 
 
 def assert_whole(checkpoint: Path) -> None:
-    """Hold every file of a checkpoint that is visible against its manifest."""
+    """Check every file of a published checkpoint against its manifest."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         data = (checkpoint / name).read_bytes()
@@ -262,7 +262,7 @@ def assert_equal(run: Run, reference: Run) -> None:
 
 
 def greatest_differences(run: Run, reference: Run) -> dict[str, float]:
-    """Between two runs: of the training loss, the validation loss, and the weights, relative to their size."""
+    """Relative differences of training loss, validation loss and weights between two runs."""
     found = {}
     ours, others = curves(run.folder), curves(reference.folder)
     for tag in ("train/loss", "validation/loss"):
@@ -277,7 +277,7 @@ def greatest_differences(run: Run, reference: Run) -> dict[str, float]:
 
 
 def assert_audit_is_exact(run: Run) -> None:
-    """Every line that a rank wrote about a step has the samples that the order says, and each step has all of them."""
+    """Every line of the sample logs has the samples of the sample order, and together they have all of them."""
     plan = plan_stage(load_recipe(run.recipe, run.settings), "pretrain")
     assert isinstance(plan, TrainPlan)
     batch = plan.order.batch
@@ -289,11 +289,11 @@ def assert_audit_is_exact(run: Run) -> None:
             samples = plan.order.at(line["step"], span.start, span.stop)
             assert (line["ids"], line["epochs"]) == (samples.id.tolist(), samples.epoch.tolist()), path
             seen[line["step"], span] = True
-    assert seen.all(), f"{int((~seen).sum())} positions of the order that no rank took"
+    assert seen.all(), f"{int((~seen).sum())} positions of the sample order that no rank logged"
 
 
 def make_recipe(folder: Path, shards: Path) -> Path:
-    """A recipe with everything that is random, saves every few steps, and steps of some ten milliseconds."""
+    """A recipe with all sources of randomness, saves every few steps, and steps of some ten milliseconds."""
     return write_recipe(
         folder,
         shards,
@@ -306,7 +306,7 @@ def make_recipe(folder: Path, shards: Path) -> Path:
 
 
 def undisturbed(folder: Path, shards: Path, steps: int, *, fresh: bool = False) -> Run:
-    """A run on two ranks that nobody disturbs."""
+    """An uninterrupted run on two ranks."""
     run = Run(make_recipe(folder, shards), steps)
     done = coatnet(*run.command(2), fresh=fresh)
     assert done.returncode == 0, done.stderr
@@ -314,7 +314,7 @@ def undisturbed(folder: Path, shards: Path, steps: int, *, fresh: bool = False) 
 
 
 def disturbed(folder: Path, shards: Path, faults: list[Fault]) -> Run:
-    """A run that lives through `faults` and is done."""
+    """A finished run that survived `faults`."""
     run = Run(make_recipe(folder, shards), steps_for(len(faults)))
     for number, fault in enumerate(faults):
         run.survive(fault)
@@ -325,10 +325,10 @@ def disturbed(folder: Path, shards: Path, faults: list[Fault]) -> Run:
 
 
 def main() -> None:
-    """Two runs, one on two ranks and one on changing numbers of them, which take a third of the faults."""
+    """Two runs, one on two ranks and one on changing numbers of them, the latter with a third of the faults."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--fresh", type=int, default=20, help="of them in real starts")
+    parser.add_argument("--fresh", type=int, default=20, help="of them in new interpreters")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)

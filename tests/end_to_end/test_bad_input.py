@@ -1,4 +1,4 @@
-"""What a user gets wrong: one message that names it and the fix, exit 78, no traceback, nothing overwritten."""
+"""Mistakes of users: one message that names the mistake and the fix, exit code 78, no traceback, nothing overwritten."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def assert_refused(folder: Path, message: str, *arguments: str | Path, lines: in
     assert tree(folder) == before
 
 
-def test_shards_from_a_source_that_is_not_there(tmp_path: Path) -> None:
+def test_shards_from_a_source_that_does_not_exist(tmp_path: Path) -> None:
     assert_refused(tmp_path, "error: absent: no such file or folder", "shards", "build", "absent", "out")
 
 
@@ -41,7 +41,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, arguments: tuple[str, .
     assert_refused(tmp_path, "error: /proc/", *arguments)
 
 
-def test_a_model_that_there_is_not_is_refused_before_the_shards_of_a_recipe_are_built(tmp_path: Path) -> None:
+def test_an_unknown_model_is_refused_before_the_shards_of_a_recipe_are_built(tmp_path: Path) -> None:
     write_recipe(tmp_path, tmp_path / "new")
     write_pictures(tmp_path / "source", per_class=1)
     settings = ("shards.source=source", "shards.folder=new", "model.name=coatnet_8")
@@ -96,12 +96,12 @@ def test_a_recipe_with_an_unknown_key(shards: Path, tmp_path: Path) -> None:
         ("runs=/proc/nowhere", "run folder /proc/nowhere/test/pretrain: "),
     ],
 )
-def test_settings_that_cannot_be(shards: Path, tmp_path: Path, override: str, message: str) -> None:
+def test_impossible_settings(shards: Path, tmp_path: Path, override: str, message: str) -> None:
     write_recipe(tmp_path, shards)
     assert_refused(tmp_path, message, "run", "recipe.yaml", override)
 
 
-def test_a_stage_whose_start_is_not_done(shards: Path, tmp_path: Path) -> None:
+def test_a_stage_whose_predecessor_is_not_done(shards: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path, shards)
     assert_refused(tmp_path, "stage pretrain is not done", "train", "recipe.yaml", "finetune")
 
@@ -124,7 +124,7 @@ def test_a_run_folder_of_another_recipe_and_of_other_data(shards: Path, tmp_path
 
 
 def test_a_stage_that_started_from_weights_that_are_gone(shards: Path, tmp_path: Path) -> None:
-    """Pretraining anew must not leave a fine-tuning of the old weights standing as its result."""
+    """A repeated pretraining must not keep the fine-tuning of the old weights as its result."""
     short = ["pretrain.steps=5", "finetune.steps=2", "resources.ranks=1"]
     write_recipe(tmp_path, shards)
     assert coatnet("run", "recipe.yaml", *short, folder=tmp_path).returncode == 0
@@ -136,7 +136,7 @@ def test_a_stage_that_started_from_weights_that_are_gone(shards: Path, tmp_path:
 
 
 def test_a_checkpoint_of_another_model(shards: Path, tmp_path: Path) -> None:
-    """Found by the ranks, long after the recipe was checked: still one message and nothing overwritten."""
+    """The ranks find it, long after the recipe was checked: still one message and nothing overwritten."""
     write_recipe(tmp_path, shards)
     done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -217,7 +217,7 @@ def test_too_many_samples_that_do_not_decode(shards: Path, tmp_path: Path) -> No
     shutil.copytree(shards, tmp_path / "damaged")
     for shard in sorted((tmp_path / "damaged/train").glob("*.tar"))[:3]:
         data = shard.read_bytes()
-        # Every other picture loses its first bytes.
+        # Every other image loses its first bytes.
         parts = data.split(b"\xff\xd8\xff")
         shard.write_bytes(
             b"".join(part + (b"\xff\xd8\xff", b"\0\0\0")[i % 2] for i, part in enumerate(parts[:-1])) + parts[-1]
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_70(shards: Path, tmp_path: 
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(shards: Path, tmp_path: Path) -> None:
-    """Weights made so that the loss is finite and the gradient is not."""
+    """With weights for which the loss is finite and the gradient is not."""
     write_recipe(tmp_path, shards)
     train = ["train", "recipe.yaml", "pretrain", "resources.ranks=1", "pretrain.steps=6", "checkpoint.every_steps=1"]
     train.append("non_finite.in_a_row=1")

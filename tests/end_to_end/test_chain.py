@@ -1,4 +1,4 @@
-"""The whole chain of a recipe as a user runs it: pretrain, fine-tune at a larger size, evaluate, look."""
+"""The whole chain of a recipe as a user runs it: pretrain, fine-tune at a larger size, evaluate, inspect."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def chain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """The recipe of a finished chain, and what the command printed."""
     recipe = write_recipe(tmp_path_factory.mktemp("chain"), shards)
     stage_folder(recipe, "pretrain").mkdir(parents=True)
-    (stage_folder(recipe, "pretrain") / "histograms").touch()  # asks for them
+    (stage_folder(recipe, "pretrain") / "histograms").touch()  # requests them
     done = coatnet("run", recipe, fresh=True)
     assert done.returncode == 0, done.stderr
     return recipe, done.stdout
@@ -59,7 +59,7 @@ def test_the_output_shows_progress_and_ends_with_the_table(chain: tuple[Path, st
     assert "pretrain/checkpoints/step-00000040" in table
 
 
-def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> None:
+def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:
     folder = stage_folder(chain[0], "pretrain")
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         "recipe.yaml", "checkpoints", "tensorboard", "events.jsonl", "logs", "progress.json", "result.json",
@@ -82,7 +82,7 @@ def test_a_run_folder_holds_what_a_person_looks_for(chain: tuple[Path, str]) -> 
 
 
 def fetch(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
-    """What TensorBoard's server answers; nothing while it is not up."""
+    """The answer of TensorBoard's server, empty until it is up."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/data/plugin/{path}",
         data=json.dumps(body).encode() if body else None,
@@ -131,7 +131,7 @@ TRAIN_TAGS = {
 VALIDATION_TAGS = {f"validation/{name}" for name in ("top1", "top5", "loss")}
 
 
-def test_tensorboard_serves_the_curves_and_the_pictures(tensorboard: int) -> None:
+def test_tensorboard_serves_the_curves_and_the_images(tensorboard: int) -> None:
     tags = {run.split("/")[1]: set(tags) for run, tags in fetch(tensorboard, "scalars/tags").items()}
     assert tags["pretrain"] >= TRAIN_TAGS | VALIDATION_TAGS
     assert tags["finetune"] == tags["pretrain"]
@@ -142,7 +142,7 @@ def test_tensorboard_serves_the_curves_and_the_pictures(tensorboard: int) -> Non
 
 def test_every_chart_of_the_layout_finds_its_curves(tensorboard: int) -> None:
     tags = set(fetch(tensorboard, "scalars/tags")["test/pretrain/tensorboard"])
-    # What only a GPU, or only trouble, gives.
+    # Only written on GPUs, or after failures.
     tags |= {"train/mfu", "usage/device_allocated_gigabytes", "train/steps_not_applied"}
     categories = fetch(tensorboard, "custom_scalars/layout")["category"]
     charts = {chart["title"]: chart["multiline"]["tag"] for category in categories for chart in category["chart"]}
@@ -170,7 +170,7 @@ def test_tensorboard_shows_settings_beside_results_and_no_run_but_the_stages(ten
     assert results["validation/top1"] > 0.6
 
 
-def test_histograms_that_a_file_asked_for_are_of_every_parameter_at_the_step_behind(
+def test_histograms_requested_by_a_file_cover_every_parameter_at_the_next_step(
     chain: tuple[Path, str], tensorboard: int
 ) -> None:
     folder = stage_folder(chain[0], "pretrain")
@@ -181,7 +181,7 @@ def test_histograms_that_a_file_asked_for_are_of_every_parameter_at_the_step_beh
     assert fetch(tensorboard, "histograms/tags")["test/pretrain/tensorboard"].keys() == found.keys()
 
 
-def test_the_pictures_are_one_grid_of_the_first_micro_batch(chain: tuple[Path, str]) -> None:
+def test_the_images_are_one_grid_of_the_first_micro_batch(chain: tuple[Path, str]) -> None:
     events = EventAccumulator(str(stage_folder(chain[0], "finetune") / "tensorboard"))
     events.Reload()
     (image,) = events.Images("train/images")
@@ -193,13 +193,13 @@ def test_the_pictures_are_one_grid_of_the_first_micro_batch(chain: tuple[Path, s
 def test_fine_tuning_starts_from_the_pretrained_weights_with_resized_tables(
     chain: tuple[Path, str], shards: Path, tmp_path: Path
 ) -> None:
-    """With a learning rate of next to nothing, fine-tuning must leave the pretrained weights where they were."""
+    """With a negligible learning rate, fine-tuning must leave the pretrained weights unchanged."""
     recipe = chain[0]
     copy = tmp_path / "chain"
     shutil.copytree(recipe.parent, copy)
     shutil.rmtree(copy / "runs/test/finetune")
     done = coatnet("train", copy / "recipe.yaml", "finetune", "optimizer.peak_learning_rate=1e-12", "finetune.steps=1")
-    # The settings of `pretrain` are not those of its run any more, but this stage is not it.
+    # The override also changes the settings of `pretrain`, whose run is not started here.
     assert done.returncode == 0, done.stderr
     before = open_checkpoint(stage_folder(recipe, "pretrain") / "checkpoints/step-00000040").parameters()
     after = open_checkpoint(copy / "runs/test/finetune/checkpoints/step-00000001").parameters()
@@ -247,7 +247,7 @@ def test_the_accuracy_is_that_of_the_final_weights(chain: tuple[Path, str]) -> N
     fine_tuned = json.loads((stage_folder(chain[0], "finetune") / "result.json").read_text())
     assert result["validation"] == fine_tuned["validation"]
     assert fine_tuned["samples"] == 6 * 12
-    assert fine_tuned["validation"]["top1"] > 0.6  # three classes that pixels tell apart
+    assert fine_tuned["validation"]["top1"] > 0.6  # the classes differ in brightness and pattern
 
 
 def test_a_finished_chain_is_recognised_and_left_alone(chain: tuple[Path, str]) -> None:

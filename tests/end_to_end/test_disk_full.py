@@ -1,4 +1,4 @@
-"""A run on a disk that is full for a while: a real one, mounted for the test."""
+"""A run on a disk that is full for a while: a real file system, mounted for the test."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.event_log import Event
 from pipeline.run_folder import RunFolder
 from tests.support.command import start, wait_until
 from tests.support.recipes import write_recipe
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Four megabytes, of which a checkpoint takes one."""
+    """A file system of four megabytes; a checkpoint takes one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True)
@@ -31,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
+def test_a_run_survives_a_full_disk_and_saves_again_once_there_is_room(
     small_disk: Path, shards: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, shards)
@@ -43,11 +44,11 @@ def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
     )  # fmt: skip
     wait_until(lambda: (run / "checkpoints/step-00000010").exists(), process)
     room = os.statvfs(small_disk)
-    # What is left does for the event log.
+    # The rest is enough for the event log.
     ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - 400_000)))
 
     def failures() -> list[int]:
-        return [entry["step"] for entry in RunFolder(run).events.entries() if entry["event"] == "save_failed"]
+        return [entry.step for entry in RunFolder(run).events.of(Event.SAVE_FAILED)]
 
     wait_until(lambda: len(failures()) >= 2, process)
     failed = failures()
@@ -56,14 +57,12 @@ def test_a_run_whose_disk_is_full_goes_on_and_saves_again_when_there_is_room(
     assert open_checkpoint(whole[0]).damage() is None
     assert open_checkpoint(whole[0]).step < failed[0]
     ballast.unlink()
-    wait_until(
-        lambda: any(e["event"] == "save" and e["step"] > failed[-1] for e in RunFolder(run).events.entries()), process
-    )
+    wait_until(lambda: any(save.step > failed[-1] for save in RunFolder(run).events.of(Event.SAVE)), process)
     os.killpg(process.pid, 9)
     process.wait(60)
-    reasons = {entry["reason"] for entry in RunFolder(run).events.entries() if entry["event"] == "save_failed"}
+    reasons = {entry.facts["reason"] for entry in RunFolder(run).events.of(Event.SAVE_FAILED)}
     assert all("No space left on device" in reason for reason in reasons)
     log = (run / "logs/rank-00000.log").read_text()
     assert f"the checkpoint of step {failed[0]} was not saved: " in log
-    assert "the run goes on" in log
+    assert "the run continues" in log
     assert json.loads((run / ".checkpoints.json").read_text())["keep_last"] == 1

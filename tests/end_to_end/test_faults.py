@@ -1,4 +1,4 @@
-"""A run that is killed and asked to stop fifty times ends as the one that nobody disturbed.
+"""A run that is killed and stopped fifty times ends with the results of an uninterrupted one.
 
 `python -m tests.end_to_end.fault_driver --kills 1000` does it a thousand times.
 """
@@ -37,23 +37,23 @@ def on_changing_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return disturbed(tmp_path_factory.mktemp("changing"), shards, faults)
 
 
-def test_every_kind_of_fault_struck(on_two_ranks: Run, on_changing_ranks: Run) -> None:
+def test_every_kind_of_fault_occurred(on_two_ranks: Run, on_changing_ranks: Run) -> None:
     for run, faults in ((on_two_ranks, ON_TWO_RANKS), (on_changing_ranks, ON_CHANGING_RANKS)):
         counts = run.counts
         assert sum(counts[f"{number.name} of {victim}"] for victim, number in KINDS) == faults
         assert all(counts[f"{number.name} of {victim}"] for victim, number in KINDS)
         assert counts["inside a save"]
-        assert counts["real starts"]
+        assert counts["new interpreters"]
     assert all(on_changing_ranks.counts[f"with {world} ranks"] for world in (1, 2, 4))
 
 
-def test_on_as_many_ranks_every_curve_and_every_byte_are_those_of_the_undisturbed_run(
+def test_on_a_fixed_number_of_ranks_every_curve_and_byte_equals_the_uninterrupted_run(
     on_two_ranks: Run, shards: Path, tmp_path: Path
 ) -> None:
     assert_equal(on_two_ranks, undisturbed(tmp_path, shards, steps_for(ON_TWO_RANKS), fresh=True))
 
 
-def test_on_changing_numbers_of_ranks_it_differs_by_rounding_alone(
+def test_on_changing_numbers_of_ranks_only_rounding_differs(
     on_changing_ranks: Run, shards: Path, tmp_path: Path
 ) -> None:
     differences = greatest_differences(on_changing_ranks, undisturbed(tmp_path, shards, steps_for(ON_CHANGING_RANKS)))

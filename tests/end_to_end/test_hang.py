@@ -1,4 +1,4 @@
-"""Runs of two ranks of which one hangs: every rank's stacks are written, and the message names the one that is late."""
+"""Runs of two ranks of which one hangs: the stacks of every rank are written, and the message names the late one."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from tests.support.command import coatnet, ended, rank, start, wait_until
 from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
-# A step takes a fraction of a second, however busy the machine.
+# Steps take a fraction of a second even on a busy machine.
 LIMITS = "watchdog={setup_seconds: 300, least_seconds: 15, factor: 2}"
 NODE = socket.gethostname()
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_a_rank_that_does_not_answer_is_named(late: int, shards: Path, tmp_path: Path) -> None:
-    """The one that is well sits in the exchange, in native code, and hears nothing."""
+def test_a_rank_that_does_not_respond_is_named(late: int, shards: Path, tmp_path: Path) -> None:
+    """The healthy rank waits in native code, in the all-reduce, where no Python signal handler runs."""
     recipe = write_recipe(tmp_path, shards)
     logs = [tmp_path / f"runs/test/pretrain/logs/rank-{number:05d}.log" for number in (0, 1)]
     process = start("train", recipe, "pretrain", "pretrain.steps=3000", LIMITS)
@@ -29,27 +29,27 @@ def test_a_rank_that_does_not_answer_is_named(late: int, shards: Path, tmp_path:
     rank(process, late).suspend()
     message = ended(process)
     assert process.returncode == 75, message
-    if late == 0:  # it holds the store in which the ranks confer
+    if late == 0:  # it hosts the store through which the ranks communicate
         assert f"hang: rank 0 does not answer; rank 1 on {NODE} is in section step, " in message
     else:
         assert f"hang: rank 1 on {NODE} does not answer, as when a process or a node is stopped; " in message
         assert "the others are in section step, " in message
     assert re.search(rf"\(rank {1 - late} has been in section \w+ for [\d,]+ s; the limit is \d+ s\)", message)
     assert "The same command continues from the last checkpoint" in message
-    well = logs[1 - late].read_text()
-    assert f"; the stacks of all threads of rank {1 - late}:" in well
-    assert "in take_step" in well
+    healthy = logs[1 - late].read_text()
+    assert f"; the stacks of all threads of rank {1 - late}:" in healthy
+    assert "in take_step" in healthy
 
 
-def test_a_rank_whose_storage_does_not_answer_is_named_and_all_stacks_are_written(
+def test_a_rank_whose_storage_does_not_respond_is_named_and_all_stacks_are_written(
     pictures: Path, tmp_path: Path
 ) -> None:
-    """A shard that blocks who opens it, as a file of a network file system whose server is gone does."""
+    """Opening one shard blocks, as it does on a network file system whose server is gone."""
     build_shards(pictures, tmp_path / "shards", samples_per_shard=1, validation_per_class=5)
     recipe = write_recipe(tmp_path, tmp_path / "shards")
     run = tmp_path / "runs/test/pretrain"
     logs = [run / f"logs/rank-{number:05d}.log" for number in (0, 1)]
-    # Small windows and many shards: more than stay open, so that each is opened again soon, by whichever rank needs it.
+    # Small windows and more shards than are kept open, so that each is soon opened again by whichever rank needs it.
     changes = ["pretrain.steps=3000", "data.shuffle_window=2"]
     process = start("train", recipe, "pretrain", *changes, LIMITS)
     wait_until(lambda: logs[0].exists() and "step 4/3000" in logs[0].read_text(), process)

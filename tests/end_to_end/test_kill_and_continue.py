@@ -1,4 +1,4 @@
-"""What a killed run of two ranks says, and the ends that its continuation may come to; test_faults.py kills at random."""
+"""Messages of a killed run of two ranks, and special cases of continuing it; test_faults.py kills at random moments."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ from tests.support.recipes import checkpoint_bytes, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 SETTINGS = [
-    # Enough steps that none of the moments below is near the end, however slow the killer.
+    # Enough steps that no kill below is near the end, however late it comes.
     "pretrain.steps=120", "pretrain.checkpoint.every_steps=10",
-    # All that is random.
+    # Everything random.
     "pretrain.data.random_augment={layers: 2, magnitude: 15}", "pretrain.mixup_alpha=0.8",
 ]  # fmt: skip
 FINAL = "step-00000120"
@@ -21,7 +21,7 @@ FINAL = "step-00000120"
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a pretraining that nobody disturbed."""
+    """The run folder of an uninterrupted pretraining."""
     recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
     done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
@@ -37,14 +37,16 @@ def test_a_killed_rank_is_named_and_the_others_end(shards: Path, tmp_path: Path)
     message = process.stderr.read().decode()  # type: ignore[union-attr]
     assert process.returncode == 128 + 9
     assert "rank 1 was killed by SIGKILL, by a person or for lack of memory; the same command" in message
-    # What the other rank met was only a consequence, in whatever collective it was: for a scheduler, try again.
+    # The other rank only failed as a consequence, in whichever collective it was; a scheduler should try again.
     last = log.read_text().splitlines()[-1]
     assert "exit 75: rank 0 lost another rank, whose log has the reason (" in last
     assert last.endswith("); the same command continues from the last checkpoint")
     assert "Traceback" not in log.read_text()
 
 
-def test_a_run_killed_after_its_last_save_only_evaluates_again(undisturbed: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_save_only_repeats_the_evaluation(
+    undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
     recipe = write_recipe(tmp_path, shards)
     run = tmp_path / "runs" / "test" / "pretrain"
     shutil.copytree(undisturbed, run)
@@ -55,7 +57,7 @@ def test_a_run_killed_after_its_last_save_only_evaluates_again(undisturbed: Path
     assert json.loads((run / "result.json").read_text()) == result | {"images_per_second": None}
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_with_the_same_end(
+def test_a_damaged_newest_checkpoint_is_skipped_with_the_same_result(
     undisturbed: Path, shards: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, shards)

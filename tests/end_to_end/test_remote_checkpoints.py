@@ -1,4 +1,4 @@
-"""A chain whose checkpoints lie in an object store: killed while one is sent, and continued to the same end."""
+"""A chain with checkpoints in an object store: killed during an upload, and continued to the same result."""
 
 import json
 import uuid

@@ -88,7 +88,7 @@ def test_a_cache_too_small_is_refused_with_the_number_that_would_do(local: Path,
     refused = coatnet("train", "recipe.yaml", "pretrain", *CHANGES, "data.cache.gigabytes=1e-5", folder=tmp_path)
     assert refused.returncode == 78
     assert (
-        "data.cache.gigabytes: 1e-05 is too little for the shards that a node reads at a time; 0.1 would do"
+        "data.cache.gigabytes: 1e-05 is too little for the shards that a node needs at the same time; set it to 0.1"
         in refused.stderr
     )
 

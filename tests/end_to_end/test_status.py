@@ -1,4 +1,4 @@
-"""What `coatnet status` says of a run that trains, is killed, is stopped and is done."""
+"""`coatnet status` of a run that trains, is killed, is stopped and is done."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.support.recipes import write_recipe
 pytestmark = pytest.mark.slow(seconds=40)
 
 
-def test_a_run_on_this_machine_is_seen_in_all_its_states(shards: Path, tmp_path: Path) -> None:
+def test_a_run_on_this_machine_is_shown_in_all_its_states(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
 
     def pretrain() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def test_a_run_on_this_machine_is_seen_in_all_its_states(shards: Path, tmp_path:
         return found
 
     assert pretrain()["state"] == "not started"
-    long = ["run", recipe, "pretrain.steps=3000"]
+    long: list[str | Path] = ["run", recipe, "pretrain.steps=3000"]
     process = start(*long)
     wait_until(lambda: (pretrain()["step"] or 0) > 10, process)
     found = pretrain()

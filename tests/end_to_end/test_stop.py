@@ -1,27 +1,27 @@
-"""Runs of two ranks that are asked to stop: by signals to anyone at any time, and by time limits."""
+"""Runs of two ranks that are stopped: by signals to any process at any time, and by time limits."""
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.command import Process, coatnet, ended, hears, rank, start, wait_until
+from tests.support.command import Process, coatnet, ended, handles, rank, start, wait_until
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
-STEPS = 100  # so many that no stop comes near the end, however slow it is sent
+STEPS = 100  # enough that no stop arrives near the end, however late it is sent
 SETTINGS = [f"pretrain.steps={STEPS}", "pretrain.checkpoint.every_steps=10"]
 AGAIN = "the same command continues"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a pretraining that nobody disturbed."""
+    """The run folder of an uninterrupted pretraining."""
     recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), shards)
     done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
@@ -29,7 +29,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def message_of(process: Process) -> str:
-    """What a stopped command says, which has ended with 75 and left nobody behind."""
+    """The message of a stopped command, which has exited with 75 and left no rank behind."""
     message = ended(process)
     assert process.returncode == 75, message
     assert message.startswith("error: stopped by "), message
@@ -37,24 +37,24 @@ def message_of(process: Process) -> str:
     return message
 
 
-def test_a_run_that_is_stopped_in_every_way_ends_like_the_undisturbed_one(
+def test_a_run_that_is_stopped_in_every_way_equals_the_uninterrupted_one(
     undisturbed: Path, shards: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, shards)
     run = tmp_path / "runs" / "test" / "pretrain"
     log = run / "logs" / "rank-00000.log"
 
-    def launcher(process: subprocess.Popen[bytes]) -> None:
+    def launcher(process: Process) -> None:
         process.send_signal(signal.SIGTERM)
 
-    def one_rank(process: subprocess.Popen[bytes]) -> None:
+    def one_rank(process: Process) -> None:
         rank(process, 1).send_signal(signal.SIGUSR2)
 
-    def everyone(process: subprocess.Popen[bytes]) -> None:
+    def everyone(process: Process) -> None:
         os.killpg(process.pid, signal.SIGCONT)
         os.killpg(process.pid, signal.SIGUSR1)
 
-    stops: list[tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = [
+    stops: list[tuple[str, Callable[[Process], None]]] = [
         ("SIGTERM", launcher), ("SIGUSR2", one_rank), ("SIGUSR1", everyone),
     ]  # fmt: skip
     reached = 0
@@ -67,21 +67,25 @@ def test_a_run_that_is_stopped_in_every_way_ends_like_the_undisturbed_one(
         assert (last["event"], last["reason"]) == ("stop", name)
         reached = last["step"]
         checkpoint = f"step-{reached:08d}"
-        assert message == f"error: stopped by {name} after step {reached}, saved as {checkpoint}; {AGAIN}\n"
+        assert (
+            message
+            == f"error: stopped by {name} after step {reached}, saved as {checkpoint}; {AGAIN} from the last checkpoint\n"
+        )
         assert (run / "checkpoints" / checkpoint / "manifest.json").exists()
     assert not (tmp_path / "runs/test/finetune").exists()
 
-    # A limit that is near at once still lets each start make a step.
-    for settings, variables in (
+    # Even if the limit is near from the beginning, each start takes one step.
+    limits: tuple[tuple[list[str], dict[str, Any]], ...] = (
         (["resources.time_limit=0:00:05"], {}),
         ([], {"SLURM_JOB_END_TIME": str(int(time.time()) + 20)}),
-    ):
+    )
+    for settings, variables in limits:
         limited = coatnet("train", recipe, "pretrain", *SETTINGS, *settings, **variables)
         reached += 1
         assert limited.returncode == 75, limited.stderr
         assert f"stopped by the time limit after step {reached}, saved as step-{reached:08d}; {AGAIN}" in limited.stderr
 
-    distant = {"SLURM_JOB_END_TIME": str(int(time.time()) + 100_000)}
+    distant: dict[str, Any] = {"SLURM_JOB_END_TIME": str(int(time.time()) + 100_000)}
     done = coatnet("train", recipe, "pretrain", *SETTINGS, "resources.time_limit=1-00:00:00", **distant)
     assert done.returncode == 0, done.stderr
     final = f"checkpoints/step-{STEPS:08d}"
@@ -90,16 +94,16 @@ def test_a_run_that_is_stopped_in_every_way_ends_like_the_undisturbed_one(
 
 
 @pytest.mark.parametrize("moment", ["launcher-starts", "ranks-start", "ranks-import", "one-rank-imports"])
-def test_a_signal_before_the_first_step_ends_it_at_once(moment: str, shards: Path, tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_ends_the_run_at_once(moment: str, shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
     process = start("train", recipe, "pretrain", *SETTINGS)
     if moment == "launcher-starts":
-        wait_until(lambda: hears(process.pid, signal.SIGUSR1), process)
+        wait_until(lambda: handles(process.pid, signal.SIGUSR1), process)
         process.send_signal(signal.SIGUSR1)
     else:
         wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, process)
         if moment != "ranks-start":
-            wait_until(lambda: all(hears(rank(process, n).pid, signal.SIGUSR1) for n in (0, 1)), process)
+            wait_until(lambda: all(handles(rank(process, n).pid, signal.SIGUSR1) for n in (0, 1)), process)
         target = rank(process, 1).pid if moment == "one-rank-imports" else process.pid
         os.kill(target, signal.SIGUSR1)
     assert message_of(process) == f"error: stopped by SIGUSR1; {AGAIN} from the last checkpoint\n"
@@ -109,7 +113,9 @@ def test_a_signal_before_the_first_step_ends_it_at_once(moment: str, shards: Pat
 
 
 @pytest.mark.parametrize("how", ["deadline", "second signal"])
-def test_a_run_that_cannot_agree_still_ends_and_says_what_is_whole(how: str, shards: Path, tmp_path: Path) -> None:
+def test_a_run_whose_ranks_cannot_agree_still_ends_and_names_the_last_whole_checkpoint(
+    how: str, shards: Path, tmp_path: Path
+) -> None:
     recipe = write_recipe(tmp_path, shards)
     run = tmp_path / "runs" / "test" / "pretrain"
     grace = 3 if how == "deadline" else 600
@@ -119,26 +125,27 @@ def test_a_run_that_cannot_agree_still_ends_and_says_what_is_whole(how: str, sha
     rank(process, 1).suspend()
     newest = 0
     while newest != (newest := len((run / "events.jsonl").read_text())):
-        time.sleep(2)  # rank 0 comes to where it waits for rank 1
+        time.sleep(2)  # rank 0 reaches the point where it waits for rank 1
     process.send_signal(signal.SIGTERM)
     if how == "second signal":
         time.sleep(7)
         process.send_signal(signal.SIGUSR2)
     message = message_of(process)
     why = {
-        "deadline": "its save was not whole after checkpoint.grace_seconds (3)",
+        "deadline": "its save was not complete after checkpoint.grace_seconds (3)",
         "second signal": "a second signal, SIGUSR2, ended it at once",
     }[how]
-    # Rank 0 does not hear that its newest one is whole if rank 1 is suspended just then.
+    # Rank 0 does not learn that the newest one is complete if rank 1 is suspended at that moment.
     published = [path.name for path in (run / "checkpoints").glob("step-*")]
     assert message in [
-        f"error: stopped by SIGTERM; {why}; {whole} is whole, and {AGAIN} from it\n" for whole in published
+        f"error: stopped by SIGTERM; {why}; {whole} is complete, and {AGAIN} from it\n" for whole in published
     ]
 
 
 def test_a_stage_of_several_machines_is_refused_before_anything_runs(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
-    for command in (["run", recipe], ["train", recipe, "finetune"]):
+    commands: tuple[list[str | Path], ...] = (["run", recipe], ["train", recipe, "finetune"])
+    for command in commands:
         refused = coatnet(*command, "finetune.resources.nodes=2", "finetune.resources.ranks=4")
         assert refused.returncode == 78
         assert "stage finetune: resources.nodes is 2, but this command starts ranks on one machine; " in refused.stderr

@@ -18,6 +18,7 @@ from jobs.scheduler.slurm import SlurmJob
 from jobs.scheduler.submissions import FOLDER, Submission, SubmissionFolder
 from pipeline.monitoring.progress import StageProgress
 from pipeline.run_folder import RunFolder
+from tests.support.records import stage_result
 
 
 def at(seconds: float, style: str = "%Y-%m-%d %H:%M:%S") -> str:
@@ -75,8 +76,7 @@ class MadeRun:
     def finish(self, stage: str, steps: int = 40) -> None:
         """Write the result of a stage that is done."""
         checkpoint = f"{stage}/checkpoints/step-{steps:08d}"
-        result = {"steps": steps, "images_per_second": 480.5, "checkpoint": checkpoint, "validation": {"top1": 0.75}}
-        self.stage(stage).finish(result)
+        self.stage(stage).finish(stage_result(checkpoint, stage, steps))
 
     def exit(self, stage: str, code: int, message: str, rank: int = 0, ago: float = 0) -> None:
         """Append the line with which the log of a rank ends."""

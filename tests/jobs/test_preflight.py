@@ -16,6 +16,7 @@ from jobs.preflight import examine
 from models.complexity import count_parameters
 from models.variants import VARIANTS
 from pipeline.errors import ConfigError
+from pipeline.event_log import Event
 from pipeline.memory_estimate import estimate_memory
 from pipeline.plan import plan_stage
 from pipeline.preflight.disk_space import most_kept
@@ -28,6 +29,7 @@ from pipeline.run_folder import RunFolder, run_folder
 from tests.conftest import with_broken_member
 from tests.servers.s3 import S3Server
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 STAGES = ["pretrain", "finetune", "evaluate"]
 
@@ -54,7 +56,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
     sizes = [f"{read_index(shards / part).bytes / 1e6:,.1f} MB" for part in ("train", "validation")]
     assert [finding.what for finding in findings if finding.where == "pretrain"] == [
         "model: coatnet_debug at 32 pixels, fp32",
-        "batch: 12 pictures as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
+        "batch: 12 images as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
         f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
@@ -75,7 +77,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         ("model.name=coatnet_8", "model: unknown model coatnet_8", "did you mean coatnet_7 or coatnet_6 or coatnet_5?"),
         ("pretrain.resolution=50", "resolution: 50 is no multiple of 16, as coatnet_debug needs", "48 is"),
         ("optimizer.warmup_steps=40", "optimizer: the warm-up of 40 steps fills the stage's 40", "shorten it"),
-        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index those that lie there with: coatnet shards index"),
+        ("data.train=nowhere", "{folder}/nowhere: no index.json there", "build shards with: coatnet shards build SOURCE {folder}/nowhere, or index existing ones with: coatnet shards index"),
         ("runs=/proc/nowhere", "checkpoints: /proc cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
         ("pretrain.checkpoint.folder=/proc/sys", "checkpoints: /proc/sys cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
     ],
@@ -171,10 +173,8 @@ def test_a_first_image_that_does_not_decode_is_a_warning(shards: Path, tmp_path:
     train = f"data.train={tmp_path / 'broken'}"
     (finding,) = wrong(found(tmp_path, shards, train))
     assert finding.level == "warning"
-    assert finding.what.startswith(
-        f"data.train: shard {tmp_path}/broken/{index.shards[1].name}: its first picture does"
-    )
-    assert finding.fix == f"look at the rest with: coatnet shards verify {tmp_path}/broken --decode"
+    assert finding.what.startswith(f"data.train: shard {tmp_path}/broken/{index.shards[1].name}: its first image does")
+    assert finding.fix == f"check the rest with: coatnet shards verify {tmp_path}/broken --decode"
 
 
 def test_shards_that_several_stages_share_are_read_once(
@@ -239,10 +239,10 @@ def test_memory_beyond_the_gpus_is_an_error_and_near_it_a_warning(shards: Path, 
         f"estimate: {need.kinds}"
     )
     assert (fits.fix, tight.fix) == ("", full.fix)
-    assert full.fix.startswith("What helps most first: ")
+    assert full.fix.startswith("Change settings, most effective first: ")
     assert "batch.micro_size=32 (another run" in full.fix
     without = memory(1.01, "resources.gpus_per_rank=0")
-    assert without == Finding("ok", "pretrain", "memory: no GPUs, so none is held against the needs of a rank")
+    assert without == Finding("ok", "pretrain", "memory: the stage uses no GPUs, so their size is not checked")
 
 
 def test_the_micro_batch_of_a_run_that_has_saved_is_not_advised_to_change(shards: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_the_micro_batch_of_a_run_that_has_saved_is_not_advised_to_change(shards
     folder.mkdir(parents=True)
     small = ["resources.gpu_gigabytes=0.001", "batch={global_size: 24000, micro_size: 6000}"]
     assert "batch.micro_size=3000" in the_finding(found(tmp_path, shards, *small), "memory").fix
-    RunFolder(folder).events.record("save", step=5)
+    RunFolder(folder).events.record(Event.SAVE, step=5)
     assert "batch.micro_size" not in the_finding(found(tmp_path, shards, *small), "memory").fix
 
 
@@ -357,15 +357,15 @@ def test_a_run_folder_with_other_settings_is_reported_and_one_with_the_same_cont
     (finding,) = wrong(found(tmp_path, shards, "seed=1"))
     assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
     assert finding.fix == "Restore them, give the recipe another name, or remove the folder to begin anew"
-    folder.finish({"stage": "pretrain", "checkpoint": "pretrain/checkpoints/step-00000040"})
+    folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     assert the_finding(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
 
 
 def test_versions_older_than_required_are_listed() -> None:
     asked = ["numpy>=999.1", "rich>=1", "surely-not-installed>=2", "ruff>=99; extra == 'development'"]
     assert unmet(asked) == [
-        f"numpy {metadata.version('numpy')} is installed, 999.1 or newer is asked for",
-        "surely-not-installed is not installed, 2 or newer is asked for",
+        f"numpy {metadata.version('numpy')} is installed, 999.1 or newer is required",
+        "surely-not-installed is not installed, 2 or newer is required",
     ]
     first, second = metadata.version("numpy").split(".")[:2]
     assert unmet([f"numpy>={first}.{second}", f"numpy>={first}"]) == []
@@ -375,7 +375,7 @@ def test_versions_older_than_required_are_listed() -> None:
 def test_unmet_versions_are_errors(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["torch>=99"])
     (finding,) = wrong(found(tmp_path, shards))
-    assert finding.what == f"version: torch {metadata.version('torch')} is installed, 99 or newer is asked for"
+    assert finding.what == f"version: torch {metadata.version('torch')} is installed, 99 or newer is required"
 
 
 @pytest.mark.slow
@@ -388,11 +388,11 @@ def test_remote_shards_are_compared_with_the_cache_and_read_from_here(
     assert wrong(findings) == []
     assert the_finding(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
     (finding,) = wrong(found(tmp_path, shards, *remote, "data.cache.gigabytes=0.00001"))
-    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node reads at a time"
+    assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node needs at the same time"
     assert not (tmp_path / "cache").exists()
     # Of the ranks, only those of one node count.
     monkeypatch.setattr(SampleOrder, "greatest_need", lambda order, sizes, ranks, of_node, steps: of_node * 10**12)
-    for nodes, need in ((1, "2000.1 would do"), (2, "1000.1 would do")):
+    for nodes, need in ((1, "set it to 2000.1,"), (2, "set it to 1000.1,")):
         (finding,) = wrong(found(tmp_path, shards, *remote, f"resources.nodes={nodes}"))
         assert finding.fix.startswith(need)
 

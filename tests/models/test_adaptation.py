@@ -1,4 +1,4 @@
-"""Trained weights in a model for another picture size, other classes, or of another kind."""
+"""Trained weights in a model for another image size, other classes, or of another kind."""
 
 import pytest
 import torch

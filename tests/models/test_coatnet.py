@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,10 +11,15 @@ from models.attention import TransformerBlock
 from models.coatnet import CoAtNet
 from models.mbconv import MBConv
 from models.registry import create_model
+from models.relative_bias import RelativeBias
 
 
 def debug(image_size: int | tuple[int, int] = 32, **settings: object) -> CoAtNet:
     return create_model("coatnet_debug", num_classes=7, image_size=image_size, **settings)  # type: ignore[arg-type]
+
+
+def intermediates(model: CoAtNet, x: torch.Tensor, **settings: Any) -> list[torch.Tensor]:
+    return cast(list[torch.Tensor], model.forward_intermediates(x, **settings, intermediates_only=True))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (32, 64)])
@@ -69,10 +75,10 @@ def test_intermediates_are_what_feature_info_says() -> None:
 def test_intermediates_can_be_chosen_reordered_and_cut_short() -> None:
     model = debug().eval()
     x = torch.randn(2, 32, 32, 3)
-    everything = model.forward_intermediates(x, intermediates_only=True)
-    last_two = model.forward_intermediates(x, 2, intermediates_only=True)
+    everything = intermediates(model, x)
+    last_two = intermediates(model, x, indices=2)
     assert [f.shape for f in last_two] == [f.shape for f in everything[-2:]]
-    chosen = model.forward_intermediates(x, [-1, 0], output_fmt="NCHW", intermediates_only=True)
+    chosen = intermediates(model, x, indices=[-1, 0], output_fmt="NCHW")
     assert torch.equal(chosen[0].permute(0, 2, 3, 1), everything[-1])
     assert torch.equal(chosen[1].permute(0, 2, 3, 1), everything[0])
     model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("computed a block that nobody asked for"))
@@ -93,7 +99,7 @@ def test_the_classifier_can_be_replaced_and_removed(hidden: bool) -> None:
     model.reset_classifier(5)
     assert model(x).shape == (2, 5)
     assert model.num_classes == 5
-    assert model.head.classifier.weight.abs().sum() > 0
+    assert model.get_parameter("head.classifier.weight").abs().sum() > 0
     model.reset_classifier(0)
     assert torch.equal(model(x), before)
     assert create_model("coatnet_debug", num_classes=0, image_size=32)(x).shape == (2, 32)
@@ -153,19 +159,20 @@ def test_activations_are_channels_last_from_stem_to_head() -> None:
 def test_a_strided_expansion_reads_a_quarter_of_the_pixels() -> None:
     model = debug(64)
     seen = []
-    model.blocks[0].expand.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model.get_submodule("blocks.0.expand").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     model(torch.randn(2, 64, 64, 3))
     assert seen == [(2, 16, 16, 8)]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 48)])
-def test_pictures_of_another_size_are_taken_with_resized_tables(size: tuple[int, int]) -> None:
+def test_images_of_another_size_are_taken_with_resized_tables(size: tuple[int, int]) -> None:
     trained, other = debug(32), debug(size)
     x = torch.randn(2, *size, 3)
     state = trained.state_dict()
     for name in [name for name in state if name.endswith("table")]:
-        grid = other.get_submodule(name.rpartition(".")[0]).grid
-        shape = (2 * grid[0] - 1, 2 * grid[1] - 1)
+        bias = other.get_submodule(name.rpartition(".")[0])
+        assert isinstance(bias, RelativeBias)
+        shape = (2 * bias.grid[0] - 1, 2 * bias.grid[1] - 1)
         state[name] = torch.nn.functional.interpolate(state[name][None], size=shape, mode="bilinear")[0]
     other.load_state_dict(state)
     for training in (True, False):
@@ -227,7 +234,7 @@ def test_bad_arguments_are_named() -> None:
             create_model("coatnet_debug", num_classes=3, image_size=32, drop_path_rate=rate)
 
 
-def test_bad_pictures_are_named() -> None:
+def test_bad_images_are_named() -> None:
     model = debug()
     with pytest.raises(ValueError, match=r"shape \(2, 3, 32, 32\): must be \(batch, height, width, 3\), channels last"):
         model(torch.randn(2, 3, 32, 32))

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.coatnet import CoAtNet
 from models.norm import recorded_statistics
+from models.options import CheckpointingPolicy
 from models.registry import create_model
 
 pytestmark = pytest.mark.slow
@@ -29,17 +30,17 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def pair(policy: str = "none", **options: Any) -> tuple[CoAtNet, CoAtNet, CompileCounterWithBackend]:
+def pair(policy: CheckpointingPolicy = "none", **options: Any) -> tuple[CoAtNet, CoAtNet, CompileCounterWithBackend]:
     """Two equal models, the second compiled; aot_eager traces forward and backward and needs no C compiler."""
-    models = [
+    eager, compiled = (
         create_model("coatnet_debug", num_classes=3, image_size=32, drop_path_rate=0.3, depths=(2, 2, 3, 2), **options)
         for _ in range(2)
-    ]
-    for model in models:
+    )
+    for model in (eager, compiled):
         model.set_grad_checkpointing(policy=policy)
     counter = CompileCounterWithBackend("aot_eager")
-    models[1].compile_blocks(backend=counter, dynamic=False)
-    return *models, counter
+    compiled.compile_blocks(backend=counter, dynamic=False)
+    return eager, compiled, counter
 
 
 def outcome(model: CoAtNet, seed: int) -> list[torch.Tensor]:
@@ -50,7 +51,7 @@ def outcome(model: CoAtNet, seed: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("options", [{}, OTHER], ids=["paper", "other-options"])
 @pytest.mark.parametrize("policy", ["none", "every_block"])
-def test_compiled_blocks_train_and_evaluate_as_eager_ones(policy: str, options: dict[str, Any]) -> None:
+def test_compiled_blocks_train_and_evaluate_as_eager_ones(policy: CheckpointingPolicy, options: dict[str, Any]) -> None:
     eager, compiled, counter = pair(policy, **options)
     graphs = []
     for seed in range(3):
@@ -72,5 +73,5 @@ def test_a_block_compiled_alone_is_one_graph(training: bool) -> None:
     x = torch.randn(2, 32, 32, 3)
     for module in (model.stem, *model.blocks):
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)
+        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)  # type: ignore[no-untyped-call]
         x = module(x).detach()

@@ -35,14 +35,15 @@ def test_weights_have_the_variants_spread_and_the_rest_is_neutral() -> None:
             # Five standard deviations of the estimate.
             assert abs(parameter.std().item() / 0.02 - 1) < 5 / (2 * parameter.numel()) ** 0.5, name
     nano = create_model("coatnet_nano")
-    assert nano.head.hidden.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    assert nano.get_parameter("head.hidden.weight").std().item() == pytest.approx(128**-0.5, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_weights_and_no_two_parameters_share_them() -> None:
     first, second, other = (create_model("coatnet_debug", num_classes=3, image_size=32, seed=s) for s in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert not torch.equal(first.head.classifier.weight, other.head.classifier.weight)
-    a, b = first.blocks[2].feed_forward.expand.weight, first.blocks[3].feed_forward.expand.weight
+    classifiers = [model.get_parameter("head.classifier.weight") for model in (first, other)]
+    assert not torch.equal(*classifiers)
+    a, b = (first.get_parameter(f"blocks.{number}.feed_forward.expand.weight") for number in (2, 3))
     assert a.shape == b.shape
     assert not torch.equal(a, b)
 

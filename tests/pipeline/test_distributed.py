@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed import losses_named
+from pipeline.distributed import name_lost_ranks
 from pipeline.errors import DeviceFailed, LostRank
 from tests.support.command import environment
 from tests.support.ports import free_ports
@@ -51,7 +51,7 @@ def test_what_is_lost_is_named(
     error: RuntimeError, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(kind) as raised, losses_named():
+    with pytest.raises(kind) as raised, name_lost_ranks():
         raise error
     assert (type(raised.value), str(raised.value)) == (kind, message)
 

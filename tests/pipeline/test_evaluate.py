@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.evaluate import Accuracy, hits
+from pipeline.stage_result import ClassAccuracy
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_the_best_class_is_called_as_in_the_paper() -> None:
 def test_the_table_of_classes_has_shares_of_their_own_samples_and_no_figure_without_one() -> None:
     accuracy = Accuracy(0.5, 1.0, 0.1, 4, 0, np.array([[3, 1, 2], [0, 0, 0], [1, 1, 1]]))
     assert accuracy.table(["cat", "dog", "eel"]) == {
-        "cat": {"samples": 3, "top1": 0.333333, "top5": 0.666667},
-        "dog": {"samples": 0, "top1": None, "top5": None},
-        "eel": {"samples": 1, "top1": 1.0, "top5": 1.0},
+        "cat": ClassAccuracy(samples=3, top1=0.333333, top5=0.666667),
+        "dog": ClassAccuracy(samples=0, top1=None, top5=None),
+        "eel": ClassAccuracy(samples=1, top1=1.0, top5=1.0),
     }

@@ -1,11 +1,13 @@
-"""The event log: what is read back, and when a stage that never gets on is no longer started."""
+"""The event log: what is read back, and when a stage that makes no progress is no longer started."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import RunFailed
-from pipeline.event_log import EventLog
+from pipeline.event_log import Event, EventLog
 
 
 @pytest.fixture
@@ -17,58 +19,78 @@ def test_three_starts_without_progress_are_followed_by_a_refusal_and_then_by_thr
     for _ in range(2):
         for _ in range(3):
             events.begin(2)
-            events.record("start", step=0)
-        with pytest.raises(RunFailed, match=r"3 starts in a row ended without a new checkpoint.*tries 3 more times"):
+            events.record(Event.START, step=0)
+        with pytest.raises(RunFailed, match=r"3 starts in a row ended without a new checkpoint.*makes 3 more attempts"):
             events.begin(2)
-    assert [entry["event"] for entry in events.entries()].count("begin") == 6
+    assert len(events.of(Event.BEGIN)) == 6
 
 
-def test_stops_that_save_nothing_are_no_progress(events: EventLog) -> None:
+def test_stops_without_a_save_are_not_progress(events: EventLog) -> None:
     for _ in range(3):
         events.begin(2)
-        events.record("stop", reason="the time limit", step=3, checkpoint=None)
+        events.record(Event.STOP, reason="the time limit", step=3, checkpoint=None)
     with pytest.raises(RunFailed, match=r"3 starts in a row"):
         events.begin(2)
 
 
-@pytest.mark.parametrize("event", ["save", "finish"])
-def test_a_save_and_an_end_are_progress(events: EventLog, event: str) -> None:
+@pytest.mark.parametrize("event", [Event.SAVE, Event.FINISH])
+def test_a_save_and_the_end_are_progress(events: EventLog, event: Event) -> None:
     for _ in range(3):
         events.begin(2)
         events.begin(2)
         events.record(event, step=3)
-        events.record("evaluation", step=3)
+        events.record(Event.EVALUATION, step=3)
 
 
-def test_a_line_cut_short_is_passed_over(events: EventLog) -> None:
-    events.record("start", step=0)
-    events.path.write_bytes(events.path.read_bytes() + b'{"time": "2026-')
-    events.path.write_bytes(events.path.read_bytes() + b"\n\xff\n")
-    events.record("save", step=5)
-    assert [entry["event"] for entry in events.entries()] == ["start", "save"]
+def test_lines_that_are_no_entries_are_passed_over(events: EventLog) -> None:
+    events.record(Event.START, step=0)
+    with open(events.path, "ab") as file:
+        file.write(
+            b'{"time": "2026-\n\xff\n[1]\n3\n{}\n\n{"time": 7, "event": "save"}\n{"time": "noon", "event": "save"}\n'
+        )
+        file.write(b'{"time": "2026-11-22T13:12:39+0000", "event": "unheard-of"}\n{"event": "save"}\n')
+    events.record(Event.SAVE, step=5)
+    assert [entry.event for entry in events.entries()] == [Event.START, Event.SAVE]
 
 
 def test_evaluations_are_found_by_step(events: EventLog) -> None:
     assert not events.evaluated(7)
-    events.record("evaluation", step=7, top1=0.5)
+    events.record(Event.EVALUATION, step=7, top1=0.5)
     assert events.evaluated(7)
     assert not events.evaluated(8)
 
 
-def test_an_evaluation_does_not_stand_when_the_run_went_back_before_it(events: EventLog) -> None:
-    events.record("start", step=0)
-    events.record("evaluation", step=6, top1=0.5)
-    events.record("resume", step=6)
+def test_an_evaluation_no_longer_counts_when_the_run_resumed_before_it(events: EventLog) -> None:
+    events.record(Event.START, step=0)
+    events.record(Event.EVALUATION, step=6, top1=0.5)
+    events.record(Event.RESUME, step=6)
     assert events.evaluated(6)
-    events.record("resume", step=3)
+    events.record(Event.RESUME, step=3)
     assert not events.evaluated(6)
-    events.record("evaluation", step=6, top1=0.5)
+    events.record(Event.EVALUATION, step=6, top1=0.5)
     assert events.evaluated(6)
 
 
-def test_a_diary_that_cannot_be_written_costs_the_entry_and_not_the_run(
+def test_if_the_log_cannot_be_written_the_entry_is_lost_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    EventLog(Path("/dev/full")).record("save", step=5)
+    EventLog(Path("/dev/full")).record(Event.SAVE, step=5)
     assert "No space left on device" in caplog.text
     assert "'step': 5" in caplog.text
+
+
+def test_an_entry_has_time_event_and_facts(events: EventLog) -> None:
+    before = time.time()
+    events.record(Event.EVALUATION, step=3, top1=0.5)
+    events.record(Event.STOP, reason="SIGTERM")
+    evaluation, stop = events.entries()
+    assert (evaluation.step, evaluation.top1, evaluation.facts) == (3, 0.5, {"step": 3, "top1": 0.5})
+    assert before - 1 <= evaluation.seconds <= time.time()
+    assert (stop.step, stop.top1, stop.facts["reason"]) == (-1, None, "SIGTERM")
+    assert json.loads(events.path.read_text().splitlines()[0]).keys() == {"time", "event", "step", "top1"}
+
+
+def test_facts_of_another_type_are_no_facts(events: EventLog) -> None:
+    events.path.write_text('{"time": "2026-11-22T13:12:39+0000", "event": "evaluation", "step": "x", "top1": "y"}\n')
+    (entry,) = events.entries()
+    assert (entry.step, entry.top1) == (-1, None)

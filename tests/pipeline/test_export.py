@@ -1,5 +1,7 @@
 """Export and the choice between raw and averaged weights, from checkpoints of one rank without an engine."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from models.coatnet import CoAtNet
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import AVERAGED, open_checkpoint
 from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import signed
 from pipeline.errors import ConfigError
 from pipeline.export import export
 from pipeline.run_folder import RunFolder
 from pipeline.weights import fitted_weights, load_weights, persistent_buffers
 from pipeline.zero.fragments import Fragment
-from tests.pipeline.checkpoints.small import saver
+from tests.pipeline.checkpoints.small import freeze, saver
 from tests.support.exported import load_exported
+from tests.support.records import RUN, checkpoint_facts, stage_result
 
 MODEL: dict[str, Any] = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32, "depths": [1, 1, 2, 1]}
 
@@ -33,7 +37,7 @@ def model(seed: int) -> CoAtNet:
     return made.eval()
 
 
-def save(run: Path, step: int, averaged: bool, facts: dict[str, Any] | None = None) -> Path:
+def save(run: Path, step: int, averaged: bool) -> Path:
     """A checkpoint with the weights of `model(step)`, and those of `model(step + 1)` as their average."""
     raw, average = model(step), model(step + 1)
     own, other = dict(raw.named_parameters()), dict(average.named_parameters())
@@ -44,15 +48,14 @@ def save(run: Path, step: int, averaged: bool, facts: dict[str, Any] | None = No
             tensors["ema"] = other[name].detach().view(-1)
         fragments.append(Fragment(name, 0, parameter.numel(), tensors, True))
     buffers = persistent_buffers(raw)
-    facts = {"step": step, "model": MODEL} if facts is None else facts
+    facts = checkpoint_facts(step, replace(RUN, model=MODEL), ema_updates=step if averaged else None)
     if averaged:
-        facts["ema_updates"] = step
         buffers |= {AVERAGED + name: buffer for name, buffer in persistent_buffers(average).items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
     with saver(run, keep_last=9) as one:
         one.save(LiveState(facts, fragments, buffers, shapes))
         assert one.finish()
-    (run / "recipe.yaml").write_text("{task: train, index_digests: {}, checkpoint: {}, data: {storage: {}}}")
+    freeze(run)
     return run / "checkpoints" / f"step-{step:08d}"
 
 
@@ -67,7 +70,7 @@ def assert_equal(one: CoAtNet, other: CoAtNet) -> None:
     ("averaged", "which", "taken"),
     [(True, "auto", "ema"), (True, "raw", "raw"), (True, "ema", "ema"), (False, "auto", "raw"), (False, "raw", "raw")],
 )
-def test_export_and_loading_take_the_weights_asked_for(averaged: bool, which: Any, taken: str, tmp_path: Path) -> None:
+def test_export_and_loading_take_the_requested_weights(averaged: bool, which: Any, taken: str, tmp_path: Path) -> None:
     path, file = save(tmp_path, 5, averaged), tmp_path / "out.safetensors"
     metadata = export(str(path), file, which)
     assert (metadata["weights"], metadata["step"], metadata["source"]) == (taken, "5", str(path))
@@ -86,7 +89,7 @@ def test_export_and_loading_take_the_weights_asked_for(averaged: bool, which: An
     assert all(torch.equal(persistent_buffers(begun)[n], b) for n, b in persistent_buffers(wanted).items())
 
 
-def test_an_average_that_is_not_there_cannot_be_had(tmp_path: Path) -> None:
+def test_an_average_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 5, averaged=False)
     for use in (
         lambda: export(str(path), tmp_path / "out.safetensors", "ema"),
@@ -96,13 +99,13 @@ def test_an_average_that_is_not_there_cannot_be_had(tmp_path: Path) -> None:
             use()
 
 
-def test_a_run_folder_stands_for_its_result_and_else_for_its_newest_checkpoint(tmp_path: Path) -> None:
+def test_a_run_folder_means_the_checkpoint_of_its_result_or_else_the_newest(tmp_path: Path) -> None:
     run = tmp_path / "pretrain"
     save(run, 5, averaged=False)
     save(run, 6, averaged=False)
     file = tmp_path / "out.safetensors"
     assert export(str(run), file)["step"] == "6"
-    RunFolder(run).finish({"checkpoint": "pretrain/checkpoints/step-00000005"})
+    RunFolder(run).finish(stage_result("pretrain/checkpoints/step-00000005"))
     assert export(str(run), file)["step"] == "5"
     assert_equal(load_exported(file), model(5))
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.safetensors"]
@@ -110,13 +113,16 @@ def test_a_run_folder_stands_for_its_result_and_else_for_its_newest_checkpoint(t
 
 def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> None:
     path, file = save(tmp_path, 5, averaged=False), tmp_path / "out.safetensors"
-    anonymous = save(tmp_path / "other", 5, averaged=False, facts={"step": 5})
-    with pytest.raises(ConfigError, match="does not say which model it holds"):
+    anonymous = save(tmp_path / "other", 5, averaged=False)
+    manifest = json.loads((anonymous / "manifest.json").read_text())
+    del manifest["model"]
+    (anonymous / "manifest.json").write_text(json.dumps(signed(manifest)))
+    with pytest.raises(ConfigError, match="step-00000005: damaged: not a checkpoint .model is missing.; restore it"):
         export(str(anonymous), file)
     with pytest.raises(ConfigError, match="no run folder of a training stage"):
         export(str(tmp_path / "nowhere"), file)
     with pytest.raises(
-        ConfigError, match="cannot be written .*No such file or directory.*; name another file, or make room"
+        ConfigError, match="cannot be written .*No such file or directory.*; give another file, or free some space"
     ):
         export(str(path), tmp_path / "missing" / "out.safetensors")
     with open(path / "rank-00000.safetensors", "r+b") as damaged:

@@ -107,14 +107,17 @@ def test_the_message_says_what_was_asked_for_what_is_held_and_what_to_change(
     )
     assert f"each rank needs {memory.device / 1e9:.1f} GB: activations {memory.activations / 1e9:.1f} GB, " in message
     assert (
-        "with micro-batches of 64 on 8 ranks. What helps most first: activation_checkpointing=every_block, " in message
+        "with micro-batches of 64 on 8 ranks. Change settings, most effective first: activation_checkpointing=every_block, "
+        in message
     )
     assert "zero_stage=2, " in message
     assert "batch.micro_size=" not in message
 
 
 def advice(message: str) -> list[str]:
-    return [part.partition(",")[0] for part in message.partition("What helps most first: ")[2].split("; ")]
+    return [
+        part.partition(",")[0] for part in message.partition("Change settings, most effective first: ")[2].split("; ")
+    ]
 
 
 def test_settings_that_help_are_named_in_the_order_of_what_they_save(planned: Callable[..., TrainPlan]) -> None:

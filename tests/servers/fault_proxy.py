@@ -1,6 +1,6 @@
-"""An HTTP/1.1 proxy on loopback that spoils chosen exchanges between a client and a server.
+"""An HTTP/1.1 proxy on loopback that injects faults into chosen exchanges between a client and a server.
 
-Signatures stay valid: requests pass unchanged.
+Requests pass unchanged, so that signatures remain valid.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ _ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>%s</Code><Messag
 class Fault:
     """What happens to some requests.
 
-    status      an error answer with `status` and `code`; the server is not asked
-    reset       the connection is reset after `after` bytes of the answer's body
+    status      an error response with `status` and `code`; the server does not see the request
+    reset       the connection is reset after `after` bytes of the response body
     truncate    the connection is closed after `after` bytes, though more were promised
-    stall       nothing more comes after `after` bytes
+    stall       nothing more is sent after `after` bytes
     flip        byte `after` of the body is inverted
-    cut         the connection is reset after `after` bytes of the request's body, which the server does not see
-    hang        nothing more of the request's body is taken after `after` bytes
+    cut         the connection is reset after `after` bytes of the request body; the server does not see the request
+    hang        nothing more of the request body is read after `after` bytes
     """
 
     action: Literal["status", "reset", "truncate", "stall", "flip", "cut", "hang"]
     path: str = ".tar"
-    """Only requests whose path contains this."""
+    """Applies only to requests whose path contains this."""
     method: str = "GET"
     share: float = 1.0
-    """Of those, the share that is spoiled, evenly spread."""
+    """Share of those requests that fail, evenly spread."""
     times: int | None = None
-    """How many are spoiled at most."""
+    """Maximum number of faults."""
     after: int = 1000
     status: int = 503
     code: str = "SlowDown"
@@ -42,7 +42,7 @@ class Fault:
     _seen: int = 0
 
     def strikes(self, method: str, path: str) -> bool:
-        """Whether this request is spoiled."""
+        """Whether the fault applies to this request."""
         if method != self.method or self.path not in path or (self.times is not None and self.fired >= self.times):
             return False
         self._seen += 1
@@ -52,7 +52,7 @@ class Fault:
 
 
 class FaultProxy:
-    """Passes everything on to `port` of this machine, but for what `faults` say; runs in a thread of its own."""
+    """Forwards everything to `port` of this machine, except for `faults`; runs in a thread of its own."""
 
     def __init__(self, port: int) -> None:
         self._upstream = port
@@ -91,7 +91,7 @@ class FaultProxy:
                 head, fields = await _head(client)
                 method, path, _ = head.split(" ", 2)
                 self.requests.append((method, path))
-                if any(name.lower() == "expect" for name, _ in fields):  # not part of what is signed
+                if any(name.lower() == "expect" for name, _ in fields):  # not part of the signature
                     await _send(answer, b"HTTP/1.1 100 Continue\r\n\r\n")
                     fields = [(name, value) for name, value in fields if name.lower() != "expect"]
                 fault = next((f for f in self.faults if f.strikes(method, path)), None)
@@ -126,7 +126,7 @@ class FaultProxy:
 
 
 async def _spoiled(body: AsyncIterator[bytes], fault: Fault | None) -> AsyncIterator[bytes | None]:
-    """The body up to where the fault strikes; None there if the connection is to end."""
+    """The body as the fault changes it; None where the connection ends."""
     sent = 0
     async for block in body:
         if fault is None:
@@ -151,7 +151,7 @@ async def _end(answer: asyncio.StreamWriter, fault: Fault | None) -> None:
         await asyncio.sleep(3600)
     if fault.action in ("reset", "cut"):
         await asyncio.sleep(0.05)
-        # Closing without lingering sends a reset.
+        # Closing with a linger time of zero sends a reset.
         answer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         answer.transport.abort()
 
@@ -183,7 +183,7 @@ async def _read_body(reader: asyncio.StreamReader, fields: list[tuple[str, str]]
 
 async def _body(reader: asyncio.StreamReader, fields: list[tuple[str, str]]) -> AsyncIterator[bytes]:
     headers: dict[str, Any] = {name.lower(): value for name, value in fields}
-    if "chunked" in headers.get("transfer-encoding", ""):  # passed on as it is, framing included
+    if "chunked" in headers.get("transfer-encoding", ""):  # forwarded as it is, framing included
         while True:
             size = await reader.readuntil(b"\r\n")
             yield size

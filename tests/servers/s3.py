@@ -17,12 +17,12 @@ KEY, SECRET = "testkey", "testsecret"
 
 
 def program() -> str | None:
-    """Where SeaweedFS lies."""
+    """Path of SeaweedFS."""
     return shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 class S3Server:
-    """SeaweedFS with the bucket `test`, which the key above may write and `readonly` may read, and `public` for all."""
+    """SeaweedFS with two buckets: `test`, which the key above may write and `readonly` may read, and the public `public`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,13 +48,13 @@ class S3Server:
             try:
                 self.start()
                 return
-            except ChildProcessError:  # somebody else was quicker to take one of the ports
+            except ChildProcessError:  # another process has taken one of the ports
                 if attempt == 2:
                     raise
 
     @property
     def environment(self) -> dict[str, str]:
-        """The usual variables for a client with all rights."""
+        """The usual variables, for a client with all permissions."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -64,7 +64,7 @@ class S3Server:
         }
 
     def files(self) -> s3fs.S3FileSystem:
-        """A client with all rights."""
+        """A client with all permissions."""
         return s3fs.S3FileSystem(
             key=KEY, secret=SECRET, endpoint_url=self.url, skip_instance_cache=True, use_listings_cache=False
         )
@@ -78,7 +78,7 @@ class S3Server:
         return f"s3://{bucket}/{name}"
 
     def start(self) -> None:
-        """Start, or start again with the same data."""
+        """Start, or restart with the same data."""
         p = [str(port) for port in self._ports]
         weed = program()
         assert weed is not None
@@ -102,15 +102,15 @@ class S3Server:
                 for bucket in ("test", "public"):
                     if not files.exists(bucket):
                         files.mkdir(bucket)
-                files.pipe_file("test/ready", b"yes")  # through all its parts
+                files.pipe_file("test/ready", b"yes")  # involves all of its components
                 return
             except Exception:
                 if self._process.poll() is not None:
                     raise ChildProcessError((self._folder / "log").read_text()[-2000:]) from None
-                assert time.monotonic() < deadline, "the S3 server does not answer"
+                assert time.monotonic() < deadline, "the S3 server does not respond"
                 time.sleep(0.1)
 
     def stop(self) -> None:
-        """Kill it; its data stays."""
+        """Kill it; its data remains."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(30)

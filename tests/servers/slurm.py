@@ -1,4 +1,4 @@
-"""A real Slurm cluster on this machine, for root: munge, a controller, four nodes, and on demand accounting."""
+"""A real Slurm cluster on this machine, for root: munge, a controller, four nodes, and optionally accounting."""
 
 import contextlib
 import itertools
@@ -22,14 +22,14 @@ _PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-clie
 _ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _SERVICES = ("munge", "database", "accounting", "controller")
 _ISOLATED = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# The shell stays as the first process of the namespace, and reaps what is orphaned there.
+# The shell remains the first process of the namespace and reaps orphans.
 _BOOT = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && "$@"; exit $?'
-# Keys of `scontrol show job` whose value is the rest of the line, whatever it holds.
+# Keys of `scontrol show job` whose value is the rest of the line.
 _LONG_VALUES = re.compile("JobName|Command|WorkDir|Std(Err|In|Out)|(Admin|System)?Comment")
 
 
 def obstacle(accounting: bool = False) -> str | None:
-    """Why no cluster can be started here, or None."""
+    """Why a cluster cannot be started here, or None."""
     if os.geteuid():
         return "no Slurm: starting one needs root"
     programs = _PACKAGES | (_ACCOUNTING_PACKAGES if accounting else {})
@@ -37,23 +37,23 @@ def obstacle(accounting: bool = False) -> str | None:
     if missing:
         return f"no Slurm: apt-get install {' '.join(missing)}"
     if subprocess.run([*_ISOLATED, "true"], capture_output=True).returncode:
-        return "no Slurm: this machine does not let root make namespaces"
+        return "no Slurm: root cannot create namespaces on this machine"
     return None
 
 
 class SlurmCluster:
     """Four nodes, `node1` to `node4`, of 4 CPUs, 4,000 MB and 4 GPUs; the partitions are `main`, `low`, `lowgrace`, `high`.
 
-    `high` preempts `main`'s neighbours `low` and `lowgrace`, of which the second grants 10 s of grace. Every daemon has its
-    own namespaces of mounts, host names and processes: in jobs `hostname` says `node1`, the nodes' names resolve, process
-    ids are those of the node, and the death of a namespace's first process is the power loss of a node, which nothing in
-    it survives. The kernel ends them all with the thread that started the cluster, however that ends.
+    `high` preempts `low` and `lowgrace`; the latter has a grace time of 10 s. Every daemon has its own mount, host name and
+    process namespaces: in jobs `hostname` prints `node1`, names of nodes resolve, process ids are those of the node, and
+    killing the first process of a namespace is the power loss of a node, which no process on it survives. The kernel kills
+    all of them when the thread that started the cluster ends, however it ends.
 
     Args:
-        folder: for all that the daemons write, without spaces.
-        accounting: whether `sacct` works, which takes seconds more to start.
-        nodes: how many.
-        requeue_delay: seconds that a job waits after it was requeued; 120 if a cluster does not say.
+        folder: for all files of the daemons; the path must not contain spaces.
+        accounting: whether `sacct` works; starting it takes some more seconds.
+        nodes: their number.
+        requeue_delay: seconds that a requeued job waits; Slurm's default is 120.
     """
 
     def __init__(self, folder: Path, accounting: bool = False, nodes: int = 4, requeue_delay: int = 10) -> None:
@@ -69,21 +69,21 @@ class SlurmCluster:
         key.write_bytes(os.urandom(128))
         names = " ".join([*_SERVICES, *self.nodes])
         (folder / "hosts").write_text(Path("/etc/hosts").read_text() + f"\n127.0.0.1 {names}\n")
-        for gpu in range(GPUS):  # only device nodes are taken for GPUs: these are /dev/null
+        for gpu in range(GPUS):  # Slurm only accepts device files as GPUs: these are /dev/null
             os.mknod(folder / "dev" / f"gpu{gpu}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
 
     @property
     def environment(self) -> dict[str, str]:
-        """What clients need."""
+        """Variables that clients need."""
         return {"SLURM_CONF": str(self._short / "slurm.conf"), "PATH": _path()}
 
     def start(self) -> None:
-        """Start everything; the nodes are idle then.
+        """Start everything and wait until the nodes are idle.
 
         Raises:
-            ChildProcessError: a daemon ended, with its last words.
+            ChildProcessError: a daemon ended; the message has the end of its log.
         """
-        # The path of a socket holds 107 bytes, fewer than a test's folder may have: the daemons see it through a link.
+        # Paths of sockets are limited to 107 bytes, which the folder of a test may exceed: the daemons use a symbolic link.
         self._links = tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")
         self._short = Path(self._links.name) / "c"
         self._short.symlink_to(self.folder)
@@ -92,31 +92,31 @@ class SlurmCluster:
                 self._configure()
                 self._start_daemons()
                 return
-            except ChildProcessError:  # perhaps somebody else was quicker to take one of the ports
+            except ChildProcessError:  # another process may have taken one of the ports
                 self._kill(*self._daemons)
                 if attempt == 3:
                     self._links.cleanup()
                     raise
 
     def stop(self) -> None:
-        """Kill everything, jobs included; the logs stay."""
+        """Kill everything, including jobs; the logs remain."""
         self._kill(*self._daemons)
         self._links.cleanup()
 
     def reset(self) -> None:
-        """Cancel all jobs and bring everything back that is down: the nodes are idle then."""
+        """Cancel all jobs, restart what is down, and wait until the nodes are idle."""
         for name in ("controller", *self.nodes):
             if not self._runs(name):
                 self._start_daemon(name)
         self._await_answer("scontrol", "ping", daemon="controller")
         self.run("scancel", "--full", "--signal=KILL", "--state=RUNNING", check=False)
-        _wait(lambda: not self._cancel_jobs(), "a job does not end")
-        _wait(lambda: self._usable(self.nodes, "idle"), "a node does not come back")
+        _wait(lambda: not self._cancel_jobs(), "a job has not ended")
+        _wait(lambda: self._usable(self.nodes, "idle"), "a node is not idle again")
 
     def fail_node(self, name: str, told: bool = True) -> None:
-        """A power loss: the daemon, the steps and the jobs of a node die at once.
+        """A power loss: daemon, steps and jobs of a node die at once.
 
-        The controller notices after SlurmdTimeout, 15 to 35 s; with `told`, as if by an administrator, now.
+        The controller notices after SlurmdTimeout, 15 to 35 s; with `told` it is informed at once, as if by an administrator.
         """
         self._kill(name)
         if told:
@@ -125,27 +125,27 @@ class SlurmCluster:
     def start_node(self, name: str) -> None:
         """Boot a node that failed, and wait until it takes jobs."""
         self._start_daemon(name)
-        _wait(lambda: self._usable([name], "idle", "mixed", "allocated"), f"{name} does not come back")
+        _wait(lambda: self._usable([name], "idle", "mixed", "allocated"), f"{name} is not usable again")
 
     def kill_controller(self) -> None:
-        """SIGKILL for slurmctld; jobs go on. What it was told in the last seconds it may not have saved."""
+        """SIGKILL for slurmctld; jobs continue. Changes of the last seconds may not have been saved."""
         self._kill("controller")
 
     def start_controller(self) -> None:
-        """Start slurmctld again with what it saved, and wait until it answers."""
+        """Restart slurmctld with its saved state and wait until it responds."""
         self._start_daemon("controller")
         self._await_answer("scontrol", "ping", daemon="controller")
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """What runs on a node, its daemon included, as this machine sees it: the ids in jobs are others."""
+        """The processes of a node including its daemon, with the process ids of this machine, not those inside jobs."""
         processes: list[psutil.Process] = psutil.Process(self._daemons[name].pid).children(recursive=True)
         return processes
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a client's command; returns its output.
+        """Run a client command and return its output.
 
         Raises:
-            ChildProcessError: it failed, with what it said, unless not `check`.
+            ChildProcessError: it failed and `check` is set; the message has its output.
         """
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | self.environment)
         if check and done.returncode:
@@ -153,7 +153,7 @@ class SlurmCluster:
         return done.stdout
 
     def job(self, number: str | int) -> dict[str, str]:
-        """What `scontrol show job` says of a job, or of one task of an array, by its keys: JobState, Reason, NodeList, ..."""
+        """The fields of `scontrol show job` for a job or one task of an array: JobState, Reason, NodeList, ..."""
         return parse_job(self.run("scontrol", "show", "job", str(number)))
 
     def wait_for(self, number: str | int, *states: str, seconds: float = 120) -> dict[str, str]:
@@ -165,13 +165,13 @@ class SlurmCluster:
         return job
 
     def requeue_now(self, number: str | int, seconds: float = 120) -> None:
-        """Spare a job that is being requeued its delay, once it pends; if it has ended meanwhile, the delay is over."""
+        """Shorten the delay of a job that is being requeued, once it is pending; does nothing if it has ended meanwhile."""
         if self.wait_for(number, "PENDING", "COMPLETED", "FAILED", seconds=seconds)["JobState"] == "PENDING":
-            # Not `now`: on the node and in the second in which it was killed its new credential counts as revoked.
+            # Not `now`: in the second in which the job was killed, its node would treat the new credential as revoked.
             self.run("scontrol", "update", f"jobid={number}", "StartTime=now+2", check=False)
 
     def end_soon(self, number: str | int, seconds: int) -> None:
-        """Let the time limit of a running job be that far away; Slurm looks twice a minute."""
+        """Set the time limit of a running job that many seconds ahead; Slurm checks limits twice a minute."""
         self.run("scontrol", "update", f"jobid={number}", f"EndTime=now+{seconds}")
 
     def _configure(self) -> None:
@@ -192,7 +192,7 @@ class SlurmCluster:
         for node in self.nodes:
             self._start_daemon(node)
         self._await_answer("scontrol", "ping", daemon="controller")
-        _wait(self._up, "the nodes do not come up")
+        _wait(self._up, "the nodes are not up")
 
     def _up(self) -> bool:
         return all(map(self._alive, self._daemons)) and self._usable(self.nodes, "idle")
@@ -265,7 +265,7 @@ class SlurmCluster:
             client = subprocess.run(command, capture_output=True, env=os.environ | self.environment)
             return self._alive(daemon) and client.returncode == 0
 
-        _wait(answers, f"{daemon} does not answer")
+        _wait(answers, f"{daemon} does not respond")
 
     def _cancel_jobs(self) -> list[str]:
         jobs = self.run("squeue", "--noheader", "--all", "--format=%A").split()

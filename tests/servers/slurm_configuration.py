@@ -1,11 +1,11 @@
-"""What the daemons of the tests' Slurm cluster are told: fast scheduling, preemption by partition, pretended GPUs."""
+"""Configuration of the tests' Slurm cluster: fast scheduling, preemption by partition, simulated GPUs."""
 
 import os
 import secrets
 from pathlib import Path
 
 GPUS = 4
-"""Of each node."""
+"""Per node."""
 
 _CONFIGURATION = """
 ClusterName=test
@@ -49,7 +49,7 @@ PartitionName=high PriorityTier=20 PreemptMode=OFF
 NodeName=DEFAULT CPUs=4 RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN
 """
 
-# slurmdbd and its clients need the socket under a name of its own.
+# Connections to slurmdbd take the socket of munge from AccountingStoragePass, not from AuthInfo.
 _WITH_ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -80,8 +80,8 @@ CommunicationParameters=NoInAddrAny
 def write_configuration(
     folder: Path, seen_as: Path, nodes: list[str], ports: dict[str, int], requeue_delay: int, accounting: bool
 ) -> None:
-    """The files that the daemons read, in `folder`, which they see as `seen_as`."""
-    # The port of a job's ranks follows from its number: clusters on this machine must not count alike.
+    """Write the configuration files into `folder`, which the daemons see as `seen_as`."""
+    # The port of a job's ranks depends on its number: clusters on this machine must use different numbers.
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first_job = 1 + 2000 * secrets.randbelow(5) + 1000 * (worker % 2) + 500 * accounting
     values = {

@@ -1,4 +1,4 @@
-"""The tests' Slurm cluster does what tests ask of it."""
+"""The tests' Slurm cluster behaves as tests expect."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ time.sleep(600)
 """
 
 
-def test_a_record_of_a_job_may_hold_anything() -> None:
+def test_values_in_the_record_of_a_job_may_contain_anything() -> None:
     record = (
         "JobId=7 ArrayJobId=6 ArrayTaskId=1 JobName=a Name=b c\n   JobState=RUNNING Reason=None Dependency=(null)\n"
         "   NtasksPerN:B:S:C=0:0:*:* CoreSpec=*\n   Command=/a b/c.sh --x=1 Y=2\n   Comment=one\ntwo\n   Power=\n\n\n"
@@ -40,7 +40,7 @@ def test_a_record_of_a_job_may_hold_anything() -> None:
 
 
 @pytest.mark.slow
-def test_tasks_run_on_nodes_of_their_own_names(slurm: SlurmCluster) -> None:
+def test_tasks_see_the_names_of_their_nodes(slurm: SlurmCluster) -> None:
     printed = slurm.run(
         "srun", "--nodes=2", "--gpus-per-node=4", "sh", "-c", 'echo "$(hostname) $SLURM_PROCID $CUDA_VISIBLE_DEVICES"'
     )
@@ -66,7 +66,7 @@ def test_a_job_whose_node_lost_power_runs_again_on_others(slurm: SlurmCluster, t
 
 
 @pytest.mark.slow
-def test_nothing_outlives_a_killed_session(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_session(slurm: SlurmCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", START_AND_WAIT, str(tmp_path / "slurm"), _script(tmp_path, "sleep 600")]
     session = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     try:

@@ -17,6 +17,7 @@ from pipeline.run_folder import run_folder
 from tests.servers.slurm import SlurmCluster
 from tests.support.command import Process, coatnet, start
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_jobs_that_build_shards_are_checked_and_stages_that_are_done_are_not(
     recipe = load_recipe(write_recipe(tmp_path, shards))
     folder = run_folder(recipe, "pretrain")
     folder.create()
-    folder.finish({"stage": "pretrain"})
+    folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     build = f"shards={{source: {tmp_path}, folder: built, resources: {{partition: nope}}}}"
     refused, _ = requests(tmp_path, shards, build)
     assert (refused.level, refused.where) == ("error", "shards")

@@ -1,4 +1,4 @@
-"""What a job does with how its tasks end: real jobs, whose tasks are a small script instead of a rank."""
+"""How `slurm/launch.sh` starts tasks and acts on how they end: real jobs whose tasks run a small script instead of a rank."""
 
 import os
 import shlex
@@ -8,11 +8,12 @@ import stat
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jobs.scheduler.job_log import job_outcome
 from tests.servers.slurm import SlurmCluster
 from tests.support.paths import ROOT
 
@@ -24,7 +25,7 @@ Submit = Callable[..., str]
 
 
 @pytest.fixture
-def submit(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
+def submit(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
     """Submits a template whose tasks run the given lines of shell as `coatnet`; the log is `log` in the test's folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -66,7 +67,7 @@ def notes(folder: Path) -> list[str]:
     return [path.name for path in folder.glob(".coatnet-job-*")]
 
 
-def test_tasks_learn_who_they_are_and_get_their_arguments_unchanged(
+def test_tasks_get_their_rank_and_their_arguments_unchanged(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path
 ) -> None:
     task = (
@@ -87,7 +88,7 @@ def test_tasks_learn_who_they_are_and_get_their_arguments_unchanged(
 @pytest.mark.parametrize(
     ("task", "code", "said"),
     [
-        # The first cause counts, and not the greatest code of those that end because of it.
+        # The first cause counts, not the highest code among the tasks that fail because of it.
         (
             'if [ "$RANK" = 1 ]; then printf "78\\nthe recipe is wrong\\n" > "$COATNET_CAUSE_FILE"; exit 78; fi; exec sleep 60',
             "78",
@@ -106,7 +107,7 @@ def test_tasks_learn_who_they_are_and_get_their_arguments_unchanged(
         ("exit 2", "2", "failed with exit code 2, not requeued: srun ended with 2"),
     ],
 )
-def test_what_would_fail_again_is_not_requeued(
+def test_a_failure_that_would_recur_is_not_requeued(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, task: str, code: str, said: str
 ) -> None:
     job = slurm.wait_for(submit(task, "recipe.yaml"), "FAILED")
@@ -126,7 +127,7 @@ def test_what_would_fail_again_is_not_requeued(
         ("exit 1", "requeued: srun ended with 1"),  # as srun itself does where it loses a node
     ],
 )
-def test_what_passes_is_requeued_and_tries_again(
+def test_a_temporary_failure_is_requeued(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, trouble: str, said: str
 ) -> None:
     task = f'touch "$COATNET_BEGUN_FILE" "begun $RANK"; [ ! -e fixed ] || exit 0\n{trouble}'
@@ -142,12 +143,12 @@ def test_what_passes_is_requeued_and_tries_again(
     assert notes(tmp_path) == []
 
 
-def test_a_template_without_a_recipe_says_what_it_wants(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+def test_a_template_without_a_recipe_asks_for_one(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
     slurm.wait_for(submit("exit 0"), "FAILED")
     assert "1: which RECIPE?" in (tmp_path / "log").read_text()
 
 
-def test_starts_that_do_not_even_begin_are_given_up_after_three(
+def test_a_job_stops_after_three_starts_that_never_began_the_run(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path
 ) -> None:
     job = submit("kill -9 $$", "recipe.yaml")
@@ -168,22 +169,22 @@ while :; do sleep 0.1; done
 """
 
 
-def test_a_cancelled_job_saves_and_does_not_come_back(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
     job = submit(SAVES.replace('"$COATNET_BEGUN_FILE" ', ""), "recipe.yaml")
     wait_until((tmp_path / "running").exists)
     slurm.run("scancel", job)
     wait_until(lambda: len(log_of(tmp_path)) == 2)
     assert log_of(tmp_path)[1] == "ended as COMPLETING None: saved"
     assert slurm.wait_for(job, "CANCELLED")["Restarts"] == "0"
-    assert notes(tmp_path) == []  # it had not begun, which would count only if it came back
+    assert notes(tmp_path) == []  # the run had not begun, which counts only for a requeued job
 
 
 @pytest.mark.slow(seconds=40)
-def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
+def test_a_job_is_requeued_at_its_time_limit_with_and_without_a_warning_signal(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = {}
-    for name, signal_option, seconds in (("told", "USR2@120", 120), ("ended", "URG@1", 1)):
+    for name, signal_option, seconds in (("warned", "USR2@120", 120), ("ended", "URG@1", 1)):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         jobs[name] = submit(SAVES, "recipe.yaml", options=(f"--signal={signal_option}", "--time=10"))
@@ -198,7 +199,7 @@ def test_a_job_comes_back_after_its_limit_be_it_told_of_it_or_ended(
 
 
 @pytest.mark.parametrize("partition", ["low", "lowgrace"])
-def test_a_preempted_job_comes_back(slurm: SlurmCluster, submit: Submit, tmp_path: Path, partition: str) -> None:
+def test_a_preempted_job_runs_again(slurm: SlurmCluster, submit: Submit, tmp_path: Path, partition: str) -> None:
     job = submit(SAVES, "recipe.yaml", options=(f"--partition={partition}", "--exclusive"))
     wait_until((tmp_path / "running").exists)
     (tmp_path / "fixed").touch()
@@ -209,7 +210,7 @@ def test_a_preempted_job_comes_back(slurm: SlurmCluster, submit: Submit, tmp_pat
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
 
 
-def test_the_templates_are_found_whatever_their_folder_is_called(
+def test_the_templates_work_in_a_folder_with_an_awkward_name(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path
 ) -> None:
     odd = tmp_path / 'it\'s a "folder"\nof =templates'
@@ -220,8 +221,41 @@ def test_the_templates_are_found_whatever_their_folder_is_called(
     assert (tmp_path / "said").read_text() == "3\n"
 
 
+def test_the_site_file_can_be_named_by_a_variable(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "our site" / "settings.sh"
+    site.parent.mkdir()
+    site.write_text("export OMP_NUM_THREADS=5\n")
+    templates = tmp_path / "templates"
+    shutil.copytree(TEMPLATES, templates)
+    (templates / "site.sh").write_text("export OMP_NUM_THREADS=3\n")
+    for named, threads in ((str(site), "5"), ("our site/settings.sh", "5"), ("", "3")):
+        monkeypatch.setenv("COATNET_SITE", named)
+        (tmp_path / "log").unlink(missing_ok=True)
+        job = submit('echo "$OMP_NUM_THREADS" > threads', "recipe.yaml", folder=templates)
+        slurm.wait_for(job, "COMPLETED")
+        assert (tmp_path / "threads").read_text() == f"{threads}\n"
+
+
+def test_a_site_file_that_cannot_be_read_fails_the_job_with_78(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COATNET_SITE", str(tmp_path / "absent.sh"))
+    number = submit("touch started", "recipe.yaml")
+    job = slurm.wait_for(number, "FAILED")
+    assert (job["Restarts"], job["ExitCode"]) == ("0", "78:0")
+    said = f"COATNET_SITE is {tmp_path}/absent.sh, which is not a readable file on node1; correct or unset it"
+    assert log_of(tmp_path) == [f"failed with exit code 78, not requeued: {said}"]
+    outcome = job_outcome([tmp_path / "log"], number)
+    assert outcome is not None
+    assert (outcome.kind, outcome.why) == ("failed", said)
+    assert not (tmp_path / "started").exists()
+    assert notes(tmp_path) == []
+
+
 STAND_IN = """#!/usr/bin/env bash
-# In place of a program that is not there: writes down its arguments, then runs what would run in the container.
+# Stands in for a program that is not installed: records its arguments, then runs the command meant for the container.
 printf '%s\\n' "$@" > "stand-in-$SLURM_PROCID"
 while [ "$1" != bash ]; do shift; done
 exec "$@"
@@ -251,7 +285,7 @@ def test_tasks_run_in_a_container_by_apptainer(
 def test_tasks_run_in_a_container_by_pyxis(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Pyxis is a plugin of srun that this Slurm does not have: its options are taken out again, and looked at.
+    # Pyxis is an srun plugin that this Slurm does not have: the stand-in removes its options and records them.
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").write_text(
         "#!/usr/bin/env bash\n"
@@ -272,7 +306,7 @@ def test_tasks_run_in_a_container_by_pyxis(
     ]
 
 
-def test_shards_are_read_by_an_array_and_merged(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+def test_an_array_reads_shards_and_a_job_merges_them(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
     task = 'printf "%s|" "$@" > "arguments $SLURM_ARRAY_TASK_ID"'
     options = ("--array=1-3", "--nodes=1", "--ntasks-per-node=1")
     parts = submit(task, "build", "a source", "shards", "--seed=1", template="shards", options=options)
@@ -284,7 +318,7 @@ def test_shards_are_read_by_an_array_and_merged(slurm: SlurmCluster, submit: Sub
     assert (tmp_path / "arguments ").read_text() == "shards|merge|shards|"
 
 
-def test_tensorboard_says_how_to_reach_it_and_answers(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+def test_tensorboard_logs_its_address_and_serves(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
     (tmp_path / "tensorboard").symlink_to(Path(sys.executable).with_name("tensorboard"))
     submit("", str(tmp_path), template="tensorboard", options=("--nodes=1",))
     wait_until(lambda: "http://localhost:" in text_of(tmp_path))
@@ -300,7 +334,7 @@ def test_tensorboard_says_how_to_reach_it_and_answers(slurm: SlurmCluster, submi
     wait_until(answers)
 
 
-def test_signals_reach_the_ranks_and_not_only_srun(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+def test_signals_reach_the_ranks(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
     task = 'trap \'touch "heard $RANK"; exit 0\' USR1\ntouch "running $RANK"\nwhile :; do sleep 0.1; done'
     job = submit(task, "recipe.yaml")
     wait_until(lambda: all((tmp_path / f"running {rank}").exists() for rank in (0, 1)))

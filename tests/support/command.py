@@ -1,6 +1,6 @@
 """The `coatnet` command as a user runs it, in a process group of its own.
 
-Commands are forks of a process that has done the imports (`tests/support/prefork.py`), unless a test asks for a `fresh` one.
+Commands are forks of a process that has done the imports (`tests/support/prefork.py`); `fresh=True` starts a new interpreter.
 """
 
 import os
@@ -23,7 +23,7 @@ Process = Forked | subprocess.Popen[bytes]
 
 
 def environment() -> dict[str, str]:
-    """The present variables, without those that make a process a rank."""
+    """The current environment, without the variables that make a process a rank."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "COATNET_OUTCOME_FILE")}
     return kept | {"COLUMNS": "120", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
 
@@ -36,7 +36,7 @@ def _server() -> PreforkServer:
 def coatnet(
     *arguments: str | Path, folder: Path | None = None, fresh: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, with `variables` set; output and errors as text."""
+    """Run to the end, with `variables` added to the environment; output and errors as text."""
     with tempfile.NamedTemporaryFile("ab") as output, tempfile.NamedTemporaryFile("ab") as errors:
         process = _start(arguments, folder, fresh, environment() | variables, output, errors)
         try:
@@ -50,8 +50,8 @@ def coatnet(
 
 def start(*arguments: str | Path, fresh: bool = False) -> Process:
     """Start in the background."""
-    with tempfile.NamedTemporaryFile("ab") as errors, open(os.devnull, "ab") as nowhere:
-        process = _start(arguments, None, fresh, environment(), nowhere, errors)
+    with tempfile.NamedTemporaryFile("ab") as errors, open(os.devnull, "ab") as devnull:
+        process = _start(arguments, None, fresh, environment(), devnull, errors)
         process.stderr = open(errors.name, "rb")  # noqa: SIM115 (read when the process has ended)
     return process
 
@@ -64,11 +64,11 @@ def _start(
     output: IO[bytes],
     errors: IO[bytes],
 ) -> Process:
-    words = list(map(str, arguments))
+    texts = list(map(str, arguments))
     if not fresh:
-        return _server().start(words, folder or Path.cwd(), variables, output, errors)
+        return _server().start(texts, folder or Path.cwd(), variables, output, errors)
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *words],
+        [sys.executable, "-m", "jobs", *texts],
         cwd=folder,
         env=variables,
         stdin=subprocess.DEVNULL,
@@ -79,7 +79,7 @@ def _start(
 
 
 def ranks(process: Process) -> list[psutil.Process]:
-    """The rank processes of a launcher, in order; none when it has ended."""
+    """The rank processes of a launcher, in order; none after it has ended."""
     try:
         children = psutil.Process(process.pid).children()
         return sorted(children, key=lambda rank: (rank.create_time(), rank.pid))
@@ -88,7 +88,7 @@ def ranks(process: Process) -> list[psutil.Process]:
 
 
 def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 120) -> None:
-    """Poll `condition` until it holds; fails when `process` ends first."""
+    """Poll `condition` until it holds; fails if `process` ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended early with {process.returncode}: {process.stderr.read()!r}"  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def wait_until(condition: Callable[[], bool], process: Process, seconds: float =
 
 
 def kill(process: Process, who: str) -> None:
-    """SIGKILL to `everyone`, the `launcher` alone or `rank 1` alone; returns when all of them are gone."""
+    """Send SIGKILL to `everyone`, to the `launcher` alone or to `rank 1` alone; returns when launcher and ranks have ended."""
     started = ranks(process)
     if who == "everyone":
         os.killpg(process.pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ def kill(process: Process, who: str) -> None:
 
 
 def ended(process: Process, seconds: float = 300) -> str:
-    """What a command said on its standard error when it has ended by itself and left no rank behind; else it is killed."""
+    """Wait until a command has ended and left no rank behind, else kill it; returns its standard error."""
     started = ranks(process)
     try:
         process.wait(seconds)
@@ -128,7 +128,7 @@ def rank(process: Process, number: int) -> psutil.Process:
     return ranks(process)[number]
 
 
-def hears(pid: int, number: signal.Signals) -> bool:
+def handles(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))

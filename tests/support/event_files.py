@@ -1,4 +1,4 @@
-"""What TensorBoard makes of a folder of event files, by the code that its server reads them with."""
+"""Event files as TensorBoard's server reads them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """Step and value of every point by tag, over all event files; of scalars, pictures, texts and histograms alike."""
+    """Step and value of every point by tag, over all event files; for scalars, images, texts and histograms alike."""
     events = EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0, "images": 0, "text": 0, "histograms": 0})
     events.Reload()
     return {

@@ -1,4 +1,4 @@
-"""Loading exported models as the documentation says."""
+"""Loading exported models as documented."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 
 def load_exported(path: Path) -> CoAtNet:
-    """The model in `path`, by the very lines of docs/formats.md."""
+    """The model in `path`, loaded by the code in docs/formats.md."""
     text = (ROOT / "docs/formats.md").read_text()
     lines = text[text.index("    with safe_open(") :].partition("\n\n")[0]
     names = {"safe_open": safe_open, "load_file": load_file, "create_model": create_model, "json": json}

@@ -5,9 +5,9 @@ import socket
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, and that no client, no rank of a command or of a Slurm job will be given.
+    """Ports on which nothing listens, and which are never assigned to clients or to ranks of commands and Slurm jobs.
 
-    Clients get theirs from the system's ephemeral range, above these, and jobs count from 20,000.
+    Clients get ports of the system's ephemeral range, which is higher; those of jobs start at 20,000.
     """
     ports: list[int] = []
     for port in random.SystemRandom().sample(range(12000, 20000), 1000):

@@ -1,13 +1,13 @@
-"""The `coatnet` command and its ranks as forks of one process that has done the imports: seconds spared at each start.
+"""The `coatnet` command and its ranks as forks of one process that has done the imports, which saves seconds per start.
 
-They are real processes that run the very same `main`, with their own environment, signals and deaths; a real start is
-`tests.support.command.coatnet(..., fresh=True)`. Three processes stand behind a command:
+They are real processes that run the same `main`, with their own environment, signals and exit codes; for a new interpreter
+use `tests.support.command.coatnet(..., fresh=True)`. Three processes are involved in a command:
 
-server   imports, then forks for every request; ends when the process of the tests does
+server   imports, then forks for every request; ends with the process of the tests
 keeper   waits for the command and sends its exit code
 command  `main` of `coatnet`; the ranks that it starts are forks of it
 
-This module stays light at its top: processes that a command spawns with `multiprocessing` import it again.
+This module imports little at its top: processes that a command spawns with `multiprocessing` import it again.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 class Forked:
-    """A command that was started, with what tests use of `subprocess.Popen`."""
+    """A running command, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -48,7 +48,7 @@ class Forked:
         """The exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it still runs.
+            subprocess.TimeoutExpired: it is still running.
         """
         if self.returncode is None:
             self._connection.settimeout(None if timeout is None else max(timeout, 1e-6))
@@ -71,12 +71,12 @@ class Forked:
 
 
 class PreforkServer:
-    """Starts commands; to start it takes the time of the imports. It ends with the process that has it."""
+    """Starts commands. Creating it takes as long as the imports; the server process ends with the process that created it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="coatnet-prefork-")
         self._address = f"{self._folder.name}/socket"
-        # More than one thread would not survive the forks.
+        # Threads do not survive a fork.
         fixed = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.prefork", self._address],
@@ -90,7 +90,7 @@ class PreforkServer:
     def start(
         self, arguments: list[str], folder: Path, environment: dict[str, str], stdout: IO[bytes], stderr: IO[bytes]
     ) -> Forked:
-        """Start `coatnet ARGUMENTS` in `folder`, leading a process group of its own."""
+        """Start `coatnet ARGUMENTS` in `folder` as the leader of a process group of its own."""
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
         request = json.dumps({"arguments": arguments, "folder": str(folder), "environment": environment}).encode()
@@ -100,11 +100,11 @@ class PreforkServer:
 
 
 def _line(connection: socket.socket) -> str:
-    """A line from a connection; waits until it is whole, or fails by the connection's timeout before it has begun."""
+    """A line from a connection. The connection's timeout applies to its first byte only."""
     received = b""
     while not received.endswith(b"\n"):
-        piece = connection.recv(1)  # what is behind it is another line
-        assert piece, "the server of forks is gone"
+        piece = connection.recv(1)  # the rest belongs to the next line
+        assert piece, "the prefork server has ended"
         received += piece
         connection.settimeout(None)
     return received.decode()
@@ -116,11 +116,11 @@ def _serve(address: str) -> NoReturn:
     listener.listen()
     _import_all()
     assert os.listdir("/proc/self/task") == [str(os.getpid())], "threads do not survive a fork"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers need nobody to wait for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     print("ready", flush=True)
     while True:
         readable, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in readable:  # its other end is gone, and with it whoever could ask
+        if sys.stdin in readable:  # end of file: the process of the tests has ended
             os._exit(0)
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -148,7 +148,7 @@ def _import_all() -> None:
 
 
 def _keep(connection: socket.socket) -> NoReturn:
-    """Start the command that is asked for, and tell its process id and, when it has ended, its exit code."""
+    """Start the requested command; send its process id and, once it has ended, its exit code."""
     size, (stdout, stderr), _, _ = socket.recv_fds(connection, 8, 2)
     request = json.loads(_exactly(connection, int.from_bytes(size, "big")))
     command = os.fork()
@@ -159,10 +159,11 @@ def _keep(connection: socket.socket) -> NoReturn:
         os.chdir(request["folder"])
         subprocess.Popen = _popen  # type: ignore[assignment, misc]
         _run(request["arguments"], request["environment"], os.open(os.devnull, os.O_RDONLY), stdout, stderr)
-    os.close(stdout), os.close(stderr)
+    os.close(stdout)
+    os.close(stderr)
     connection.sendall(f"{command}\n".encode())
     _, status = os.waitpid(command, 0)
-    with contextlib.suppress(BrokenPipeError):  # nobody wants to know
+    with contextlib.suppress(BrokenPipeError):  # the tests have ended
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
@@ -175,14 +176,17 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 def _run(arguments: list[str], environment: dict[str, str], stdin: int, stdout: int, stderr: int) -> NoReturn:
-    """Be a process that was started as `coatnet ARGUMENTS`."""
+    """Run `python -m jobs ARGUMENTS` in this process as if it had been started for it."""
+    import jobs
     from jobs.cli import main
 
     os.environ.clear()
     os.environ.update(environment)
     for place, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, place)
-    sys.argv = ["coatnet", *arguments]
+    # What `python -m jobs` has, which is where usage messages take the program's name from.
+    sys.argv = [f"{jobs.__path__[0]}/__main__.py", *arguments]
+    sys.modules["__main__"].__package__ = "jobs"
     code: Any = 1
     try:
         main()
@@ -191,33 +195,35 @@ def _run(arguments: list[str], environment: dict[str, str], stdin: int, stdout: 
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-    # Nothing of the processes that this one is a fork of may run at its end.
+    # Exit handlers of the processes that this one was forked from must not run.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 _real_popen = subprocess.Popen
+_RANK_PROGRAMS = ([sys.executable, "-m", "jobs"], [sys.executable, "-P", "-m", "jobs"])
 
 
 def _popen(command: list[str], **options: Any) -> Any:
-    """In place of `subprocess.Popen` in a command: a rank becomes a fork, all else is what it always is."""
-    if command[:4] == [sys.executable, "-P", "-m", "jobs"]:
-        return _Rank(command[4:], options)
+    """Replaces `subprocess.Popen` in a command: a rank becomes a fork, everything else starts as usual."""
+    for program in _RANK_PROGRAMS:
+        if command[: len(program)] == program:
+            return _Rank(command[len(program) :], options)
     return _real_popen(command, **options)
 
 
 class _Rank:
-    """What `jobs/launch.py` uses of `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that `jobs/launch.py` uses."""
 
     def __init__(self, arguments: list[str], options: dict[str, Any]) -> None:
         self.args = arguments
         self.returncode: int | None = None
-        # A signal that comes between must meet neither process in the state of the other.
+        # A signal that arrives meanwhile must not find one process with the handlers of the other.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.pid = os.fork()
         if self.pid == 0:
-            signal.set_wakeup_fd(-1)  # else the launcher would hear what is sent to the rank
+            signal.set_wakeup_fd(-1)  # else the launcher would receive the rank's signals
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 if callable(signal.getsignal(number)) and number != signal.SIGINT:
                     signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Rank processes of a test's own: a Python file started once for each rank."""
+"""Rank processes for a test: a Python file that is started once per rank."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def start_ranks(count: int, worker: Path, *arguments: str | Path) -> list[subpro
 
 
 def end_well(ranks: list[subprocess.Popen[str]], seconds: float = 900) -> None:
-    """Wait until all ranks are done; fails with what they printed when one did not end with 0."""
+    """Wait until all ranks have ended; fails with their output unless all exit codes are 0."""
     outputs = [rank.communicate(timeout=seconds)[0] for rank in ranks]
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)[-4000:]
 

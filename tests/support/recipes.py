@@ -1,4 +1,4 @@
-"""Small recipes for tests, and what their runs leave behind."""
+"""Small recipes for tests, and reading what their runs wrote."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.checkpoints.manifest import signed
 
-logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it remarks on every restart of a run
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about every restart of a run
 
 
 def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
@@ -56,7 +56,7 @@ def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
 
 
 def curves(run_folder: Path) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value of all scalars, as TensorBoard shows them over all starts of the run."""
+    """Tag -> step -> value of all scalars, as TensorBoard shows them across the starts of a run."""
     events = EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     found = {}
@@ -78,7 +78,7 @@ def events(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def sign_again(checkpoint: Path, **changes: Any) -> None:
-    """Give a checkpoint whose files a test has edited a manifest that fits them, with `changes` in it."""
+    """Make the manifest match the files of a checkpoint that a test has edited; `changes` replace its entries."""
     manifest = json.loads((checkpoint / "manifest.json").read_text()) | changes
     for name in manifest["files"]:
         data = (checkpoint / name).read_bytes()

@@ -1,4 +1,4 @@
-"""WebDatasets as others build them: with the webdataset library's own writer, or member by member."""
+"""WebDatasets as other tools build them: with the writer of the webdataset library, or member by member."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 
 
 def picture(number: int, image_format: str = "JPEG", size: tuple[int, int] = (20, 12)) -> bytes:
-    """An encoded picture of one colour, PNG and WebP without loss."""
+    """An encoded image of one colour; PNG and WebP are lossless."""
     file = io.BytesIO()
     color = tuple(np.add(COLORS[number % 3], number % 40))
     Image.new("RGB", size, color).save(file, image_format, **({"lossless": True} if image_format == "WEBP" else {}))
@@ -22,7 +22,7 @@ def picture(number: int, image_format: str = "JPEG", size: tuple[int, int] = (20
 
 
 def samples(count: int, label: Any, extension: str = "jpg", image_format: str = "JPEG") -> list[dict[str, Any]]:
-    """Samples for the writer; `label` makes of a number the label members."""
+    """Samples for the writer; `label` returns the label members of a sample number."""
     return [
         {"__key__": f"picture_{number:04d}", extension: picture(number, image_format), **label(number)}
         for number in range(count)
@@ -39,7 +39,7 @@ def write_shards(folder: Path, content: Sequence[dict[str, Any]], per_shard: int
 
 
 def write_members(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    """A tar of just these members."""
+    """A tar of these members only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, data in members:

@@ -22,9 +22,10 @@ def train_here(
 ) -> None:
     """Train `plan` into `folder` as the rank that this process is; `signals` may ask it to stop."""
     folder.create()
-    watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, folder.log_file(ranks.rank), _end)
+    log_file = folder.log_file(ranks.rank)
+    watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, "node", log_file, _end)
     requests = StopRequests(signals or StopSignals(_end), plan.stage.checkpoint.grace_seconds)
-    train(plan, RunContext(folder, ranks, Console() if ranks.leads else None, requests, watchdog), start_from)
+    train(plan, RunContext(folder, ranks, Console() if ranks.is_leader else None, requests, watchdog), start_from)
 
 
 def _end(code: int, message: str) -> NoReturn:

@@ -7,6 +7,7 @@ import typer
 
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
+from data.indexing.scan import ScanOptions
 from data.label_files import read_classes
 from data.storage import Storage
 from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, Threads
@@ -60,15 +61,12 @@ def index(
         with reading_progress(console) as (begin, advance):
             report = index_shards(
                 patterns,
-                said=given,
+                given=given,
                 classes=read_classes(classes, storage) if classes else None,
                 output=output,
                 overwrite=overwrite,
                 skip_broken_shards=skip_broken_shards,
-                storage=storage,
-                threads=threads,
-                begin=begin,
-                progress=advance,
+                scanning=ScanOptions(storage, threads, begin, advance),
             )
         for line in report_lines(report):
             print_line(console, line)

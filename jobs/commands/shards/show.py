@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.dataset import open_dataset
-from data.indexing.contact_sheet import Picture, contact_sheet
+from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
 from data.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsUrl
@@ -63,7 +63,7 @@ def draw_sheet(drawn: Sequence[DrawnSample], count: int, seed: int) -> Image.Ima
     chosen = sorted(random.Random(seed).sample(range(len(drawn)), min(count, len(drawn))))
     return contact_sheet(
         [
-            Picture(one.thumbnail, ", ".join(one.classes) or one.problem, one.key)
+            CaptionedImage(one.thumbnail, ", ".join(one.classes) or one.problem, one.key)
             for one in map(drawn.__getitem__, chosen)
         ]
     )

@@ -7,6 +7,7 @@ import typer
 
 from data.errors import EXIT_CONFIG
 from data.index import read_index
+from data.indexing.scan import ScanOptions
 from data.indexing.verify import verify_shards
 from data.storage import Storage
 from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, ShardsUrl, Threads
@@ -31,7 +32,7 @@ def verify(
         problems = 0
         with reading_progress(console) as (begin, advance):
             for difference in verify_shards(
-                index, decode_images=decode, storage=storage, threads=threads, begin=begin, progress=advance
+                index, decode_images=decode, scanning=ScanOptions(storage, threads, begin, advance)
             ):
                 problems += 1
                 place = ": ".join(filter(None, (difference.shard and f"shard {difference.shard}", difference.key)))

@@ -143,8 +143,11 @@ def interrupt(source: Path, destination: Path, **options: object) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 4}, r"\.out\.building: an unfinished build with other options lies there \(seed was 3, now 4\)"),
-        ({"short_side": 8, "quality": 90}, r"\(short_side was None, now 8; quality was 95, now 90\)"),
+        ({"seed": 4}, r"\.out\.building: contains an unfinished build with other options \(seed: 3 -> 4\)"),
+        (
+            {"short_side": 8, "quality": 90},
+            r"\(conversion\.quality: 95 -> 90; conversion\.short_side: not given -> 8\)",
+        ),
     ],
 )
 def test_other_options_do_not_continue_an_unfinished_build(
@@ -158,7 +161,7 @@ def test_other_options_do_not_continue_an_unfinished_build(
 def test_another_source_does_not_continue_an_unfinished_build(pictures: Path, tmp_path: Path) -> None:
     interrupt(pictures, tmp_path / "out")
     other = write_pictures(tmp_path / "other", per_class=20)
-    with pytest.raises(DataError, match=r"\(source was .*/pictures, now .*/other\); continue .* or remove that folder"):
+    with pytest.raises(DataError, match=r"\(source: .*/pictures\" -> .*/other\"\); continue .* or remove that folder"):
         build_shards(other, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
 
 

@@ -110,7 +110,7 @@ def test_a_tar_of_tars_is_read_in_parts_which_merge_to_the_same_shards(
 
 def test_a_compressed_tar_is_refused_in_parts(pictures: Path, tmp_path: Path) -> None:
     source = write_tar_of_tars(pictures, tmp_path / "whole.tar.gz", "w:gz")
-    with pytest.raises(DataError, match=r"whole\.tar\.gz: can only be read from beginning to end, so not in parts"):
+    with pytest.raises(DataError, match=r"whole\.tar\.gz: can only be read sequentially and not in parts"):
         build_shards(source, tmp_path / "out", part=(1, 2))
 
 

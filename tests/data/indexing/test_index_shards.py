@@ -17,7 +17,7 @@ from data.errors import DataError, StorageRefused
 from data.index import LabelFormat, read_index, read_labels
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
-from data.indexing.scan import Problem
+from data.indexing.scan import Problem, ScanOptions
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from data.storage import Storage
@@ -34,7 +34,7 @@ def read_back(folder: str, cache: Cache | None = None) -> dict[str, tuple[bytes,
     dataset = open_dataset(folder, Storage())
     reader = SampleReader(dataset, cache)
     if reader.cached:
-        reader.cached.want(range(len(dataset.shard_samples)), [])
+        reader.cached.request(range(len(dataset.shard_samples)), [])
     found = {}
     for shard, count in enumerate(dataset.shard_samples.tolist()):
         for number in range(count):
@@ -118,7 +118,7 @@ def test_a_mask_beside_the_image_is_passed_over(tmp_path: Path) -> None:
     report = index_shards([str(tmp_path)])
     assert report.index.image_fields == ("jpg",)
     assert report.problems.samples == 0
-    assert "png members stand beside jpg ones and are passed over" in report.inferred
+    assert "png members accompany jpg ones and are ignored" in report.inferred
 
 
 def test_images_of_several_extensions_and_of_a_named_one_are_taken(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_images_of_several_extensions_and_of_a_named_one_are_taken(tmp_path: Pat
         {"__key__": "c", "img": picture(2, "PNG"), "cls": 2},
     ]
     write_shards(tmp_path, content)
-    report = index_shards([str(tmp_path)], said=GivenFields(image_fields=("jpg", "jpeg", "img")))
+    report = index_shards([str(tmp_path)], given=GivenFields(image_fields=("jpg", "jpeg", "img")))
     assert report.formats == {("jpg", "JPEG"): 1, ("jpeg", "JPEG"): 1, ("img", "PNG"): 1}
     assert set(read_back(str(tmp_path))) == {"a", "b", "c"}
 
@@ -152,7 +152,7 @@ GOOD = [("good.jpg", picture(0)), ("good.cls", b"0")]
         ([("bad.jpg", picture(1)), ("bad.cls", b"3")], Problem.LABEL_UNKNOWN, "bad", "3"),
         ([("bad.jpg", b""), ("bad.cls", b"0")], Problem.IMAGE_EMPTY, "bad", ""),
         ([("bad.jpg", b"<html>"), ("bad.cls", b"0")], Problem.IMAGE_UNKNOWN, "bad", ""),
-        ([("x.jpg", picture(1)), ("x.cls", b"0"), *GOOD], Problem.KEY_TWICE, "good", ""),
+        ([("x.jpg", picture(1)), ("x.cls", b"0"), *GOOD], Problem.KEY_REPEATED, "good", ""),
     ],
 )
 def test_a_sample_with_a_problem_is_named_and_refused_by_the_reader(
@@ -216,7 +216,7 @@ def test_a_broken_first_shard_does_not_hinder_the_guess(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "said", "message"),
+    ("label", "given", "message"),
     [
         (
             lambda n: {"x": b""},
@@ -240,16 +240,16 @@ def test_a_broken_first_shard_does_not_hinder_the_guess(tmp_path: Path) -> None:
         (
             lambda n: {"cls": "x"},
             GivenFields(label_by="number"),
-            "none of 4 samples can be used; the first, picture_0000",
+            "none of 4 samples is usable; the first, picture_0000",
         ),
     ],
 )
 def test_members_that_are_not_understood_are_told(
-    tmp_path: Path, label: Label, said: GivenFields, message: str
+    tmp_path: Path, label: Label, given: GivenFields, message: str
 ) -> None:
     write_shards(tmp_path, samples(4, label))
     with pytest.raises(DataError, match=message):
-        index_shards([str(tmp_path)], said=said)
+        index_shards([str(tmp_path)], given=given)
     assert not (tmp_path / "index.json").exists()
 
 
@@ -258,7 +258,7 @@ def test_the_index_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> N
     written = []
     for threads in (1, 2, 9):
         output = tmp_path / str(threads)
-        report = index_shards([str(tmp_path / "shards")], output=str(output), threads=threads)
+        report = index_shards([str(tmp_path / "shards")], output=str(output), scanning=ScanOptions(threads=threads))
         written.append(
             (report.index.digest, (output / "index.json").read_bytes(), (output / "labels.npy").read_bytes())
         )
@@ -272,7 +272,7 @@ def adopt(folder: Path, **options: Any) -> IndexingReport:
 def test_an_index_is_replaced_when_asked_or_when_it_is_of_an_older_version(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(4, lambda n: {"cls": n % 3}))
     adopt(tmp_path)
-    with pytest.raises(DataError, match="there already; .*coatnet shards verify, or replace it with --overwrite"):
+    with pytest.raises(DataError, match="already exists; .*coatnet shards verify, or replace it with --overwrite"):
         adopt(tmp_path)
     adopt(tmp_path, overwrite=True)
     path = tmp_path / "index.json"
@@ -289,7 +289,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_pass(tmp_path: Path)
     (tmp_path / "file").write_text("")
     read: list[int] = []
     with pytest.raises(DataError, match=r"the index cannot be written there .*--output"):
-        adopt(tmp_path / "shards", output=str(tmp_path / "file" / "folder"), progress=read.append)
+        adopt(tmp_path / "shards", output=str(tmp_path / "file" / "folder"), scanning=ScanOptions(progress=read.append))
     assert read == []
 
 
@@ -297,7 +297,7 @@ def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(9, lambda n: {"cls": n % 3}))
     totals: list[int] = []
     read: list[int] = []
-    report = adopt(tmp_path, begin=totals.append, progress=read.append)
+    report = adopt(tmp_path, scanning=ScanOptions(begin=totals.append, progress=read.append))
     assert totals == [sum(read)] == [report.index.bytes]
 
 
@@ -333,9 +333,9 @@ def test_those_who_may_only_read_are_told_at_once_and_write_the_index_elsewhere(
     storage = Storage(endpoint=os.environ["AWS_ENDPOINT_URL"])  # with a client of its own
     read: list[int] = []
     with pytest.raises(StorageRefused, match=r"access refused .*; or write the index elsewhere with --output"):
-        index_shards([url], storage=storage, progress=read.append)
+        index_shards([url], scanning=ScanOptions(storage, progress=read.append))
     assert read == []
-    index_shards([url], storage=storage, output=str(tmp_path / "index"))
+    index_shards([url], scanning=ScanOptions(storage), output=str(tmp_path / "index"))
     assert read_index(tmp_path / "index").folder == url
     assert len(read_back(str(tmp_path / "index"), Cache(tmp_path / "cache", 10**9))) == 10
 
@@ -347,7 +347,7 @@ def test_a_bad_connection_changes_nothing(
     with FaultProxy(s3.port) as proxy:
         proxy.faults = [Fault("truncate", share=0.5), Fault("status", share=0.3)]
         storage = Storage(endpoint=proxy.url, greatest_delay=0.03, read_timeout=1)
-        there = index_shards([url], storage=storage, output=str(tmp_path / "index"))
+        there = index_shards([url], scanning=ScanOptions(storage), output=str(tmp_path / "index"))
     assert sum(fault.fired for fault in proxy.faults) > 0
     assert there.index.digest == index_shards([str(tmp_path / "there")]).index.digest
 

@@ -9,7 +9,7 @@ import pytest
 from data.dataset import open_dataset
 from data.decode import decode
 from data.index import read_index
-from data.indexing.contact_sheet import CELL, Picture, contact_sheet, sheet_size
+from data.indexing.contact_sheet import CELL, CaptionedImage, contact_sheet, sheet_size
 from data.indexing.index_shards import index_shards
 from data.indexing.summary import class_counts, describe, draw_samples
 from data.storage import Storage
@@ -121,7 +121,9 @@ def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
 def test_a_contact_sheet_has_the_pictures_in_rows_and_makes_large_ones_smaller() -> None:
     small = np.full((10, 20, 3), (255, 0, 0), np.uint8)
     large = np.full((400, 800, 3), (0, 0, 255), np.uint8)
-    sheet = contact_sheet([Picture(small, "a", "b"), Picture(large, "x" * 500, "y"), Picture(None, "z", "")] * 3)
+    sheet = contact_sheet(
+        [CaptionedImage(small, "a", "b"), CaptionedImage(large, "x" * 500, "y"), CaptionedImage(None, "z", "")] * 3
+    )
     assert sheet.size == sheet_size(columns=8, rows=2)
     pixels = np.asarray(sheet)
     red, blue = ((pixels == color).all(axis=2) for color in ((255, 0, 0), (0, 0, 255)))

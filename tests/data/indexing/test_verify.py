@@ -9,8 +9,8 @@ import pytest
 
 from data.index import labels_file, read_index
 from data.indexing.index_shards import index_shards
+from data.indexing.scan import ScanOptions
 from data.indexing.verify import Difference, verify_shards
-from data.storage import Storage
 from tests.servers.s3 import S3Server
 from tests.support.third_party import picture, samples, write_members, write_shards
 
@@ -91,7 +91,7 @@ def test_a_label_changed_in_a_shard_is_named_by_its_key(adopted: Path) -> None:
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "labels.npy is missing"),
-        (lambda path: path.write_bytes(b"x"), "labels.npy: not the file that the index was written with"),
+        (lambda path: path.write_bytes(b"x"), "labels.npy: does not match the index"),
     ],
 )
 def test_labels_that_are_not_those_of_the_index_are_told(
@@ -128,5 +128,5 @@ def test_progress_counts_every_byte_that_is_there(adopted: Path) -> None:
     (adopted / "in-0001.tar").unlink()
     totals: list[int] = []
     read: list[int] = []
-    list(verify_shards(read_index(adopted), storage=Storage(), begin=totals.append, progress=read.append))
+    list(verify_shards(read_index(adopted), scanning=ScanOptions(begin=totals.append, progress=read.append)))
     assert totals == [sum(read)] == [2 * 20480]

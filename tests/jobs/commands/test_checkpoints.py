@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
-from pipeline.checkpoints.listing import damage, find_runs
+from pipeline.checkpoints.listing import find_runs
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
+from pipeline.checkpoints.verification import find_damage
+from pipeline.event_log import Event
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
@@ -18,6 +20,7 @@ from pipeline.run_folder import RunFolder, run_folder
 from tests.pipeline.checkpoints.small import save
 from tests.servers.s3 import S3Server
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 
 def run(*arguments: str | Path) -> Result:
@@ -47,9 +50,9 @@ def recipe(shards: Path, tmp_path: Path) -> Path:
     """The recipe of a run with checkpoints of step 10, 20, 30 and 40 by two ranks, evaluated at 10 and 20."""
     path = write_recipe(tmp_path, shards)
     folder, _ = started(path, "pretrain")
-    save(folder.path, 10, 20, 30, 40, count=2, keep_last=2, keep_every=20, keep_best=1, place=None)
-    folder.events.record("evaluation", step=20, top1=0.5)
-    folder.events.record("evaluation", step=40, top1=0.75)
+    save(folder.path, 10, 20, 30, 40, count=2, keep_last=2, keep_every=20, keep_best=1)
+    folder.events.record(Event.EVALUATION, step=20, top1=0.5)
+    folder.events.record(Event.EVALUATION, step=40, top1=0.75)
     return path
 
 
@@ -77,7 +80,7 @@ def test_why_each_is_kept_follows_the_settings_of_the_last_start(recipe: Path) -
     assert [row["kept"] for row in listed(pretrain(recipe))] == [
         ["newest", "every 20", "best"], ["last 2"], ["every 20"],
     ]  # fmt: skip
-    RunFolder(pretrain(recipe)).finish({"checkpoint": "pretrain/checkpoints/step-00000040"})
+    RunFolder(pretrain(recipe)).finish(stage_result("pretrain/checkpoints/step-00000040"))
     assert listed(pretrain(recipe))[0]["kept"] == ["final", "newest", "every 20", "best"]
 
 
@@ -104,13 +107,13 @@ def test_unfinished_damaged_and_set_aside_checkpoints_are_named(recipe: Path) ->
         (40, "published", "not a checkpoint (manifest.json is missing)"),
         (30, "published", "rank-00001.safetensors is missing"),
         (20, "damaged", "set aside"),
-        (50, "unfinished", "no checkpoint yet, or left by a save that did not end"),
+        (50, "unfinished", "not a checkpoint yet, or left by an unfinished save"),
     ]
     assert all(row["kept"] == [] for row in rows)
     assert rows[-1]["bytes"] == 7
     shown = run(pretrain(recipe)).output
     assert "damaged: set aside" in shown
-    assert "unfinished: no checkpoint yet" in shown
+    assert "unfinished: not a checkpoint yet" in shown
 
 
 def test_verify_hashes_everything_and_says_which_are_damaged(recipe: Path) -> None:
@@ -137,7 +140,7 @@ def test_verify_hashes_everything_and_says_which_are_damaged(recipe: Path) -> No
 def test_checkpoints_elsewhere_are_found_from_the_run_folder(shards: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, shards)
     folder, place = started(path, "pretrain", f"pretrain.checkpoint.folder={tmp_path / 'elsewhere'}")
-    save(folder.path, 10, place=place)
+    save(folder.path, 10, store=place)
     rows = listed(folder.path)
     assert [row["location"] for row in rows] == [str(tmp_path / "elsewhere/test/pretrain/step-00000010")]
     assert [row["location"] for row in listed(path)] == [row["location"] for row in rows]
@@ -185,7 +188,7 @@ def test_checkpoints_in_an_object_store_are_listed_and_verified(s3: S3Server, sh
     path = write_recipe(tmp_path, shards)
     name = f"s3://test/{tmp_path.name}-{os.getpid()}"
     folder, place = started(path, "pretrain", f"pretrain.checkpoint.folder={name}")
-    save(folder.path, 10, 20, count=2, place=place)
+    save(folder.path, 10, 20, count=2, store=place)
     files = s3.files()
     files.pipe_file(f"{place.location}/step-00000030/rank-00000.safetensors".removeprefix("s3://"), b"123")
     rows = listed(folder.path)
@@ -199,5 +202,5 @@ def test_checkpoints_in_an_object_store_are_listed_and_verified(s3: S3Server, sh
     found = run("verify", folder.path)
     assert found.exit_code == 78
     assert f"{place.at(20)}: rank-00001.safetensors does not have the checksum of the manifest" in found.output
-    assert damage(place.at(10), place.storage) is None
+    assert find_damage(place.at(10), place.storage) is None
     assert [one.stage for one in find_runs(folder.path)] == ["pretrain"]

@@ -16,7 +16,7 @@ from data.index import read_index
 from jobs.commands.doctor import summary
 from pipeline.monitoring.progress import StageProgress
 from pipeline.preflight.finding import Finding
-from pipeline.preflight.nodes import read_report
+from pipeline.preflight.report import read_report
 from tests.support.command import coatnet
 from tests.support.recipes import write_recipe
 
@@ -98,7 +98,7 @@ def test_the_readers_must_match_the_speed_of_an_earlier_start(shards: Path, tmp_
     StageProgress.now(3, 6, loss=1.0, images_per_second=1e9, seconds_left=None).write(folder / "progress.json")
     found = findings(recipe, "--nodes", "--seconds", "0.3", "--stage", "finetune")
     reading, writing = wrong(found)
-    assert reading["what"].endswith("images/s by 1 ranks, and training asks for 1,000,000,000 (as in an earlier start)")
+    assert reading["what"].endswith("images/s by 1 ranks, and training needs 1,000,000,000 (as in an earlier start)")
     assert writing["what"].endswith("s (as in an earlier start)")
     assert not any(one["what"].startswith("all-reduce") for one in found)  # one rank exchanges nothing
 

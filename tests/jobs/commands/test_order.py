@@ -10,7 +10,7 @@ import pytest
 from data.augment import TrainTransform
 from data.decode import decode
 from data.sample_reader import SampleReader
-from data.stream import training_stream
+from data.stream import RankShare, training_stream
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from tests.servers.s3 import S3Server
@@ -39,9 +39,7 @@ def test_the_audit_names_the_samples_that_the_stream_reads(shards: Path, tmp_pat
     plan = plan_stage(load_recipe(recipe), "pretrain")
     assert isinstance(plan, TrainPlan)
     whole = TrainTransform(24, crop="whole", flip=False)
-    stream = training_stream(
-        plan.train, plan.order, whole, micro_batch=12, rank=0, world_size=1, first_step=7, workers=1
-    )
+    stream = training_stream(plan.train, plan.order, whole, RankShare(0, 1, 12), first_step=7, workers=1)
     (batch,) = itertools.islice(stream, 1)
     reader = SampleReader(plan.train, None)
     names = [shard.name for shard in plan.train.index.shards]

@@ -1,4 +1,4 @@
-"""A small state to save, and ranks as threads of this process: their exchanges are real, and start at once."""
+"""A small state to save, and ranks as threads of this process: their collectives are real, and start at once."""
 
 import threading
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from torch import Tensor
 
 from data.storage import Storage
@@ -19,6 +20,7 @@ from pipeline.distributed import Ranks
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from pipeline.zero.fragments import Fragment
+from tests.support.records import checkpoint_facts
 
 Answer = TypeVar("Answer")
 
@@ -28,7 +30,7 @@ KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 
 
 class _Table:
-    """Where so many threads lay down something each, and see what all have laid down."""
+    """Exchanges one value of each thread with all of them."""
 
     def __init__(self, count: int) -> None:
         self._barrier = threading.Barrier(count, timeout=60)
@@ -54,7 +56,7 @@ class ThreadRanks(Ranks):
     def barrier(self) -> None:
         self.table.exchange(self.rank, None)
 
-    def from_leader(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         return int(self.table.exchange(self.rank, number)[0])
 
 
@@ -84,33 +86,46 @@ def live(step: int, ranks: Ranks = ALONE) -> LiveState:
             fragments.append(Fragment(name, start, stop, tensors, True))
         begin += size
     buffers = {"mean": torch.full((3,), float(step)), "batches": torch.tensor(step)}
-    facts = {"step": step, "samples": 12 * step, "world_size": ranks.world_size}
-    return LiveState(facts, fragments, buffers, SHAPES)
+    return LiveState(checkpoint_facts(step, world_size=ranks.world_size), fragments, buffers, SHAPES)
 
 
 def local(folder: Path) -> CheckpointStore:
-    """The place of the run in `folder`."""
+    """The store of the run in `folder`."""
     return CheckpointStore(str(folder / "checkpoints"), Storage(), folder / "checkpoints")
 
 
 def saver(
-    folder: Path, ranks: Ranks = ALONE, place: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
+    folder: Path, ranks: Ranks = ALONE, store: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
 ) -> Saver:
     """A saver of the run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Saver(place or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
+    return Saver(store or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
 
 
-def save(folder: Path, *steps: int, count: int = 1, place: CheckpointStore | None = None, **kept: Any) -> None:
+def save(folder: Path, *steps: int, count: int = 1, store: CheckpointStore | None = None, **kept: Any) -> None:
     """Save the state after each of `steps` by `count` ranks, each save published before the next begins."""
 
     def work(ranks: Ranks) -> None:
-        with saver(folder, ranks, place, **kept) as one:
+        with saver(folder, ranks, store, **kept) as one:
             for step in steps:
                 one.save(live(step, ranks))
                 assert one.finish()
 
     together(count, work)
+
+
+STAGE: dict[str, Any] = {
+    "task": "train", "resolution": 32, "steps": 9, "data": {"train": "t", "validation": "v"},
+    "model": {"name": "coatnet_0"}, "batch": {"global_size": 8, "micro_size": 8},
+    "optimizer": {"peak_learning_rate": 1e-3},
+}  # fmt: skip
+"""A small training stage."""
+
+
+def freeze(folder: Path, **changes: Any) -> None:
+    """Write what the first start of a stage freezes in its run folder."""
+    frozen = {"stage": folder.name, "seed": 0, **STAGE, "index_digests": {"train": "t"}, "start_digest": None}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(frozen | changes))
 
 
 def holds(checkpoint: Checkpoint, step: int) -> bool:
@@ -128,5 +143,5 @@ def opened(folder: Path, step: int) -> Checkpoint:
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder, sorted."""
+    """The names in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Damage is found, passed over and told; what is unfinished is not seen."""
+"""Damaged checkpoints are detected, passed over and reported; unfinished ones are ignored."""
 
 import shutil
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
@@ -15,8 +15,9 @@ from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, run_folder, start_digest
-from tests.pipeline.checkpoints.small import ALONE, holds, local, names, save, together
+from tests.pipeline.checkpoints.small import ALONE, STAGE, holds, local, names, save, together
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 
 def cut(path: Path) -> None:
@@ -29,18 +30,18 @@ def flipped(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, "{} is missing"),
     "cut": (cut, "{} has "),
     "flipped": (flipped, "{} does not have "),
-    "empty": (lambda path: path.write_bytes(b"") and None, "{} has 0 bytes"),
+    "empty": (lambda path: path.write_bytes(b""), "{} has 0 bytes"),
 }
 FILES = ["rank-00000.safetensors", "rank-00001.safetensors", "buffers.safetensors", "manifest.json"]
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_the_newest_whole_checkpoint_is_taken_and_the_reason_for_passing_others_given(
+def test_the_newest_intact_checkpoint_is_taken_and_the_reason_for_passing_over_others_is_given(
     tmp_path: Path, file: str, damage: str
 ) -> None:
     save(tmp_path, 1, 2, 3, count=2, keep_last=9)
@@ -48,7 +49,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_reason_for_passing_others_
     do(tmp_path / "checkpoints/step-00000003" / file)
 
     def work(ranks: Ranks) -> tuple[int, list[str]]:
-        checkpoint, skipped = newest_whole([local(tmp_path)], ranks)
+        checkpoint, skipped = newest_intact([local(tmp_path)], ranks)
         assert checkpoint is not None
         assert holds(checkpoint, 2)
         return checkpoint.step, skipped
@@ -69,76 +70,71 @@ def test_every_file_is_hashed_by_some_rank_whatever_their_number(tmp_path: Path)
         flipped(tmp_path / file / file)
         for count in (1, 2, 3, 5):
             with pytest.raises(ConfigError, match="damaged"):
-                together(count, lambda ranks, file=file: open_whole(tmp_path / file, ranks))  # type: ignore[misc]
+                together(count, lambda ranks, file=file: open_verified(tmp_path / file, ranks))  # type: ignore[misc]
 
 
-def test_an_unfinished_save_is_no_checkpoint_however_much_of_it_is_there(tmp_path: Path) -> None:
+def test_an_unfinished_save_is_not_a_checkpoint_however_complete_it_looks(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "step-00000002", folder / ".step-00000003.0000000000ab.writing")
-    checkpoint, skipped = newest_whole([local(tmp_path)], ALONE)
+    checkpoint, skipped = newest_intact([local(tmp_path)], ALONE)
     assert checkpoint is not None
     assert (checkpoint.step, skipped) == (2, [])
 
 
-def test_a_file_too_many_is_no_damage(tmp_path: Path) -> None:
+def test_an_extra_file_is_not_damage(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "checkpoints/step-00000001/rank-00001.0000000000ab.json").write_text("{}")
-    checkpoint, skipped = newest_whole([local(tmp_path)], ALONE)
+    checkpoint, skipped = newest_intact([local(tmp_path)], ALONE)
     assert checkpoint is not None
     assert skipped == []
 
 
-def test_checkpoints_none_of_which_is_whole_stop_the_run_and_stay_where_they_are(tmp_path: Path) -> None:
+def test_if_no_checkpoint_is_intact_the_run_stops_and_they_stay_where_they_are(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     for step in (1, 2):
         (tmp_path / "checkpoints" / step_name(step) / "buffers.safetensors").unlink()
-    with pytest.raises(ConfigError, match="none of its 2 checkpoints is whole .*step-00000002: damaged: buffers"):
-        newest_whole([local(tmp_path)], ALONE)
+    with pytest.raises(ConfigError, match="none of its 2 checkpoints is intact .*step-00000002: damaged: buffers"):
+        newest_intact([local(tmp_path)], ALONE)
     assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000002"]
 
 
-def test_no_checkpoint_at_all_is_a_start(tmp_path: Path) -> None:
-    assert newest_whole([local(tmp_path)], ALONE) == (None, [])
+def test_without_checkpoints_the_run_starts_from_scratch(tmp_path: Path) -> None:
+    assert newest_intact([local(tmp_path)], ALONE) == (None, [])
 
 
-def test_checkpoints_are_found_where_earlier_starts_kept_them(tmp_path: Path) -> None:
-    """Another `checkpoint.folder` must not begin the run anew."""
+def test_checkpoints_are_found_where_earlier_starts_stored_them(tmp_path: Path) -> None:
+    """Another `checkpoint.folder` must not make the run start over."""
     run = RunFolder(tmp_path / "runs/recipe/stage")
-    stage = TrainStage.model_validate(
-        {
-            "resolution": 32, "steps": 9, "data": {"train": "t", "validation": "v"}, "model": {"name": "coatnet_0"},
-            "batch": {"global_size": 8, "micro_size": 8}, "optimizer": {"peak_learning_rate": 1e-3},
-        }
-    )  # fmt: skip
+    stage = TrainStage.model_validate(STAGE)
     elsewhere = [
         stage.model_copy(update={"checkpoint": CheckpointSettings(folder=str(tmp_path / name))})
         for name in ("one", "two")
     ]
-    save(run.path, 4, place=checkpoint_store(run, elsewhere[0]))
+    save(run.path, 4, store=checkpoint_store(run, elsewhere[0]))
     assert (tmp_path / "one/recipe/stage/step-00000004/manifest.json").exists()
     for now in (stage, *elsewhere):
-        checkpoint, _ = newest_whole(known_stores(run, checkpoint_store(run, now)), ALONE)
+        checkpoint, _ = newest_intact(known_stores(run, checkpoint_store(run, now)), ALONE)
         assert checkpoint is not None
         assert holds(checkpoint, 4)
     save(run.path, 6)
     for now in (stage, *elsewhere):
-        checkpoint, _ = newest_whole(known_stores(run, checkpoint_store(run, now)), ALONE)
+        checkpoint, _ = newest_intact(known_stores(run, checkpoint_store(run, now)), ALONE)
         assert checkpoint is not None
         assert holds(checkpoint, 6)
     flipped(run.checkpoints / "step-00000006/buffers.safetensors")
-    checkpoint, _ = newest_whole(known_stores(run, checkpoint_store(run, elsewhere[1])), ALONE)
+    checkpoint, _ = newest_intact(known_stores(run, checkpoint_store(run, elsewhere[1])), ALONE)
     assert checkpoint is not None
     assert checkpoint.step == 4
     assert names(run.checkpoints) == ["damaged-step-00000006"]
 
 
-def test_a_start_that_is_gone_is_told_with_the_way_out(shards: Path, tmp_path: Path) -> None:
+def test_a_missing_starting_checkpoint_is_reported_with_the_fix(shards: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, shards))
     run = run_folder(recipe, "pretrain")
     save(run.path, 4)
     assert start_digest(recipe, "finetune") is None
-    run.finish({"checkpoint": "pretrain/checkpoints/step-00000004"})
+    run.finish(stage_result("pretrain/checkpoints/step-00000004"))
     assert start_digest(recipe, "finetune") is not None
     shutil.rmtree(run.checkpoints)
     with pytest.raises(

@@ -13,9 +13,8 @@ import pytest
 
 from data.errors import StorageDown, StorageRefused
 from data.storage import Storage, file_size, read_bytes, remove, upload
-from pipeline.checkpoints import staged as draft
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.checkpoints.resume import newest_whole, open_whole
+from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
@@ -30,19 +29,19 @@ STEP_3 = "step-00000003"
 
 
 @pytest.fixture
-def place(s3: S3Server, tmp_path: Path) -> CheckpointStore:
-    """A place of this test alone."""
+def store(s3: S3Server, tmp_path: Path) -> CheckpointStore:
+    """A store that no other test uses."""
     return CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(greatest_delay=0.2), tmp_path / "run/checkpoints")
 
 
-def remote_names(s3: S3Server, place: CheckpointStore, step: str = "") -> list[str]:
-    location = f"{place.location}/{step}".removeprefix("s3://").rstrip("/")
+def remote_names(s3: S3Server, store: CheckpointStore, step: str = "") -> list[str]:
+    location = f"{store.location}/{step}".removeprefix("s3://").rstrip("/")
     # This server goes on to list the emptied folder itself.
     return sorted(path[len(location) + 1 :] for path in s3.files().find(location) if len(path) > len(location))
 
 
-def spoil(s3: S3Server, place: CheckpointStore, file: str, damage: str) -> None:
-    path = f"{place.location}/{STEP_3}/{file}".removeprefix("s3://")
+def spoil(s3: S3Server, store: CheckpointStore, file: str, damage: str) -> None:
+    path = f"{store.location}/{STEP_3}/{file}".removeprefix("s3://")
     data = bytearray(s3.files().cat_file(path))
     if damage == "missing":
         s3.files().rm_file(path)
@@ -51,52 +50,52 @@ def spoil(s3: S3Server, place: CheckpointStore, file: str, damage: str) -> None:
     s3.files().pipe_file(path, bytes(data[:-1] if damage == "cut" else data))
 
 
-def test_what_is_saved_is_read_back_and_nothing_stays_on_this_machine(
-    s3: S3Server, place: CheckpointStore, tmp_path: Path
+def test_what_was_saved_is_read_back_and_nothing_stays_on_this_machine(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path
 ) -> None:
-    save(tmp_path / "run", 3, count=2, place=place)
-    assert remote_names(s3, place) == [
+    save(tmp_path / "run", 3, count=2, store=store)
+    assert remote_names(s3, store) == [
         f"{STEP_3}/{name}"
         for name in ("buffers.safetensors", "manifest.json", "rank-00000.safetensors", "rank-00001.safetensors")
     ]
-    assert names(place.scratch) == []
+    assert names(store.scratch) == []
 
     def work(ranks: Ranks) -> list[str]:
-        checkpoint, skipped = newest_whole([place], ranks)
+        checkpoint, skipped = newest_intact([store], ranks)
         assert checkpoint is not None
         assert skipped == []
-        # So far each rank has what it hashed, which is what it saved.
-        mine = names(place.scratch / f".downloads/rank-0000{ranks.rank}")
+        # So far each rank has downloaded what it hashed, which is what it saved.
+        mine = names(store.scratch / f".downloads/rank-0000{ranks.rank}")
         assert holds(checkpoint, 3)
         assert checkpoint.buffers()["batches"].item() == 3
         checkpoint.close()
         return mine
 
     assert together(2, work) == [["buffers.safetensors", "rank-00000.safetensors"], ["rank-00001.safetensors"]]
-    assert names(place.scratch / ".downloads") == []
-    with_no_folder_given = open_checkpoint(f"{place.location}/{STEP_3}")
+    assert names(store.scratch / ".downloads") == []
+    with_no_folder_given = open_checkpoint(f"{store.location}/{STEP_3}")
     assert holds(with_no_folder_given, 3)
 
 
-def test_old_ones_go_and_so_does_what_a_killed_save_has_left(
-    s3: S3Server, place: CheckpointStore, tmp_path: Path
+def test_old_checkpoints_and_leftovers_of_a_killed_save_are_removed(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path
 ) -> None:
     files = s3.files()
-    root = place.location.removeprefix("s3://")
+    root = store.location.removeprefix("s3://")
     files.pipe_file(f"{root}/step-00000002/rank-00000.safetensors", b"left")
     files.pipe_file(f"{root}/step-00000004/rank-00007.safetensors", b"left")
-    staged = place.scratch / ".step-00000002.0000000000ab.writing"
+    staged = store.scratch / ".step-00000002.0000000000ab.writing"
     staged.mkdir(parents=True)
-    save(tmp_path / "run", 1, 3, 4, place=place, keep_last=2)
-    assert {name.partition("/")[0] for name in remote_names(s3, place)} == {STEP_3, "step-00000004"}
-    assert "rank-00007.safetensors" not in remote_names(s3, place, "step-00000004")
-    assert names(place.scratch) == []
+    save(tmp_path / "run", 1, 3, 4, store=store, keep_last=2)
+    assert {name.partition("/")[0] for name in remote_names(s3, store)} == {STEP_3, "step-00000004"}
+    assert "rank-00007.safetensors" not in remote_names(s3, store, "step-00000004")
+    assert names(store.scratch) == []
 
 
-def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, place: CheckpointStore, tmp_path: Path) -> None:
-    save(tmp_path / "run", 1, 3, place=place)
-    spoil(s3, place, "manifest.json", "missing")
-    checkpoint, skipped = newest_whole([place], ALONE)
+def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, store: CheckpointStore, tmp_path: Path) -> None:
+    save(tmp_path / "run", 1, 3, store=store)
+    spoil(s3, store, "manifest.json", "missing")
+    checkpoint, skipped = newest_intact([store], ALONE)
     assert checkpoint is not None
     assert (checkpoint.step, skipped) == (1, [])
 
@@ -106,14 +105,14 @@ def test_a_checkpoint_without_manifest_does_not_exist(s3: S3Server, place: Check
     [("rank-00001.safetensors", "flipped"), ("buffers.safetensors", "missing"), ("rank-00000.safetensors", "cut"),
      ("manifest.json", "flipped")],
 )  # fmt: skip
-def test_damaged_ones_are_passed_over_and_out_of_the_way(
-    s3: S3Server, place: CheckpointStore, tmp_path: Path, file: str, damage: str
+def test_damaged_checkpoints_are_passed_over_and_set_aside(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path, file: str, damage: str
 ) -> None:
-    save(tmp_path / "run", 1, 3, count=2, place=place)
-    spoil(s3, place, file, damage)
+    save(tmp_path / "run", 1, 3, count=2, store=store)
+    spoil(s3, store, file, damage)
 
     def work(ranks: Ranks) -> list[str]:
-        checkpoint, skipped = newest_whole([place], ranks)
+        checkpoint, skipped = newest_intact([store], ranks)
         assert checkpoint is not None
         assert holds(checkpoint, 1)
         return skipped
@@ -122,15 +121,15 @@ def test_damaged_ones_are_passed_over_and_out_of_the_way(
     assert others == [reason]
     assert f"{STEP_3}: damaged: " in reason
     assert file in reason
-    assert "damaged-manifest.json" in remote_names(s3, place, STEP_3)
-    assert place.contents().steps == [1]
-    save(tmp_path / "run", 3, count=2, place=place)  # the run comes by again
-    checkpoint = open_whole(place.at(3), ALONE, place.storage)
+    assert "damaged-manifest.json" in remote_names(s3, store, STEP_3)
+    assert store.contents().steps == [1]
+    save(tmp_path / "run", 3, count=2, store=store)  # the run reaches this step again
+    checkpoint = open_verified(store.at(3), ALONE, store.storage)
     assert holds(checkpoint, 3)
-    assert len(remote_names(s3, place, STEP_3)) == 4
+    assert len(remote_names(s3, store, STEP_3)) == 4
 
 
-def test_connections_cut_during_uploads_only_take_time(s3: S3Server, place: CheckpointStore, tmp_path: Path) -> None:
+def test_connections_cut_during_uploads_only_cost_time(s3: S3Server, store: CheckpointStore, tmp_path: Path) -> None:
     with FaultProxy(s3.port) as proxy:
         faults = [
             Fault("cut", path="rank-00001.safetensors", method="PUT", times=2, after=5000),
@@ -139,20 +138,20 @@ def test_connections_cut_during_uploads_only_take_time(s3: S3Server, place: Chec
             Fault("reset", path="rank-00000.safetensors", method="GET", times=1, after=5000),
         ]
         proxy.faults += faults
-        save(tmp_path / "run", 3, count=2, place=replace(place, storage=replace(place.storage, endpoint=proxy.url)))
+        save(tmp_path / "run", 3, count=2, store=replace(store, storage=replace(store.storage, endpoint=proxy.url)))
         assert [fault.fired for fault in faults] == [2, 1, 1, 1]
-    assert holds(open_whole(place.at(3), ALONE, place.storage), 3)
+    assert holds(open_verified(store.at(3), ALONE, store.storage), 3)
 
 
-def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
-    s3: S3Server, place: CheckpointStore, tmp_path: Path
+def test_an_upload_that_always_fails_is_recorded_and_the_next_save_works(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path
 ) -> None:
     with FaultProxy(s3.port) as proxy:
-        storage = replace(place.storage, endpoint=proxy.url, give_up_after=0.5)
+        storage = replace(store.storage, endpoint=proxy.url, give_up_after=0.5)
         proxy.faults.append(Fault("cut", path=f"{STEP_3}/rank-00001.safetensors", method="PUT", after=100))
 
         def work(ranks: Ranks) -> list[bool]:
-            with saver(tmp_path / "run", ranks, replace(place, storage=storage)) as one:
+            with saver(tmp_path / "run", ranks, replace(store, storage=storage)) as one:
                 published = []
                 for step in (1, 3, 5):
                     one.save(live(step, ranks))
@@ -160,61 +159,59 @@ def test_an_upload_that_never_gets_through_is_told_and_the_next_save_works(
                 return published
 
         assert together(2, work) == [[True, False, True], [True, False, True]]
-    (told,) = [entry for entry in events(tmp_path / "run") if entry["event"] == "save_failed"]
-    assert told["step"] == 3
-    assert "rank 1: " in told["reason"]
-    assert "no answer in 0 s" in told["reason"]
-    assert place.contents().steps == [5, 1]
-    assert remote_names(s3, place, STEP_3) == []
-    assert names(place.scratch) == []
+    (failed_save,) = [entry for entry in events(tmp_path / "run") if entry["event"] == "save_failed"]
+    assert failed_save["step"] == 3
+    assert "rank 1: " in failed_save["reason"]
+    assert "no answer in 0 s" in failed_save["reason"]
+    assert store.contents().steps == [5, 1]
+    assert remote_names(s3, store, STEP_3) == []
+    assert names(store.scratch) == []
 
 
-def test_a_server_that_takes_in_something_else_publishes_nothing(
-    s3: S3Server, place: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_upload_that_arrives_altered_is_not_published(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = draft.upload
-
     def spoiled(path: Path, *arguments: Any) -> None:
         """A byte changes on the way, which the server's own checks would not let through from here."""
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        real(path, *arguments)
+        upload(path, *arguments)
 
-    monkeypatch.setattr(draft, "upload", spoiled)
-    with saver(tmp_path / "run", ALONE, place) as one:
+    monkeypatch.setattr("pipeline.checkpoints.staged.upload", spoiled)
+    with saver(tmp_path / "run", ALONE, store) as one:
         one.save(live(3))
         assert not one.finish()
-        assert "what was read is not what had been written" in str(one.reports()[0].failure)
-    assert remote_names(s3, place) == []
+        assert "the data read back differs from what was written" in str(one.reports()[0].failure)
+    assert remote_names(s3, store) == []
 
 
-def test_a_place_that_refuses_is_told_at_the_start(
+def test_a_store_that_refuses_access_is_reported_at_the_start(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readonly")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readonly")
-    # A client that no other test has, as it keeps its credentials.
-    place = CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(give_up_after=7), tmp_path / "run/checkpoints")
+    # A client of this test alone, since clients keep their credentials.
+    store = CheckpointStore(f"s3://test/{uuid.uuid4().hex}", Storage(give_up_after=7), tmp_path / "run/checkpoints")
     with pytest.raises(StorageRefused, match="access refused"):
-        saver(tmp_path / "run", ALONE, place)
+        saver(tmp_path / "run", ALONE, store)
 
 
-def test_a_server_that_is_away_at_the_start_is_no_empty_place(s3: S3Server, place: CheckpointStore) -> None:
-    """It would begin the run anew."""
+def test_a_server_that_is_unreachable_at_the_start_is_not_an_empty_store(s3: S3Server, store: CheckpointStore) -> None:
+    """The run would start over."""
     with FaultProxy(s3.port) as proxy:
         proxy.faults.append(Fault("status", path="", method="GET"))
-        storage = replace(place.storage, endpoint=proxy.url, give_up_after=0.3)
+        storage = replace(store.storage, endpoint=proxy.url, give_up_after=0.3)
         with pytest.raises(StorageDown):
-            newest_whole([replace(place, storage=storage)], ALONE)
+            newest_intact([replace(store, storage=storage)], ALONE)
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(place: CheckpointStore) -> None:
+def test_a_checkpoint_that_does_not_exist_is_refused(store: CheckpointStore) -> None:
     with pytest.raises(ConfigError, match="not a checkpoint"):
-        open_checkpoint(place.at(3), place.storage)
+        open_checkpoint(store.at(3), store.storage)
 
 
-def test_large_files_go_up_in_parts_each_sent_again_by_itself(s3: S3Server, tmp_path: Path) -> None:
+def test_large_files_are_uploaded_in_parts_that_are_retried_one_by_one(s3: S3Server, tmp_path: Path) -> None:
     path, part = tmp_path / "large", 5 * 2**20
     path.write_bytes(os.urandom(3 * part + 17))
     location = f"s3://test/{uuid.uuid4().hex}/large"
@@ -234,7 +231,7 @@ def test_large_files_go_up_in_parts_each_sent_again_by_itself(s3: S3Server, tmp_
         file_size(location, Storage())
 
 
-def test_an_upload_in_parts_that_fails_leaves_no_parts(s3: S3Server, tmp_path: Path) -> None:
+def test_a_failed_upload_in_parts_leaves_no_parts(s3: S3Server, tmp_path: Path) -> None:
     path, part = tmp_path / "large", 5 * 2**20
     path.write_bytes(os.urandom(2 * part))
     name = uuid.uuid4().hex
@@ -246,16 +243,16 @@ def test_an_upload_in_parts_that_fails_leaves_no_parts(s3: S3Server, tmp_path: P
     assert not left.get("Uploads")
 
 
-def test_a_file_system_is_not_shared_with_a_fork(s3: S3Server, place: CheckpointStore) -> None:
-    """Its event loop stays behind, and requests would wait for ever."""
+def test_a_file_system_is_not_shared_with_a_fork(s3: S3Server, store: CheckpointStore) -> None:
+    """Its event loop stays behind, and requests would wait forever."""
     program = (
         "import os, sys; from data.storage import Storage, file_size; where = sys.argv[1];"
         "file_size(where, Storage()); child = os.fork();"
         "os._exit(file_size(where, Storage()) != 3) if child == 0 else None;"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
-    s3.files().pipe_file(f"{place.location}/x".removeprefix("s3://"), b"abc")
-    process = subprocess.Popen([sys.executable, "-c", program, f"{place.location}/x"], start_new_session=True)
+    s3.files().pipe_file(f"{store.location}/x".removeprefix("s3://"), b"abc")
+    process = subprocess.Popen([sys.executable, "-c", program, f"{store.location}/x"], start_new_session=True)
     try:
         assert process.wait(60) == 0
     finally:

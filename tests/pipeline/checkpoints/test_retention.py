@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoints.manifest import step_name
-from pipeline.checkpoints.resume import newest_whole
+from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.retention import reasons_to_keep
+from pipeline.event_log import Event
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import ALONE, live, local, names, save, saver
@@ -27,39 +28,39 @@ TOP1 = {10: 0.2, 20: 0.7, 30: 0.5, 40: 0.7, 45: 0.1}
         ({"keep_last": 9}, {50: ["newest"], **{step: ["last 9"] for step in (45, 40, 30, 20, 10)}}),
     ],
 )
-def test_last_ones_multiples_and_best_ones_are_kept(settings: dict[str, Any], kept: dict[int, list[str]]) -> None:
+def test_the_last_the_multiples_and_the_best_are_kept(settings: dict[str, Any], kept: dict[int, list[str]]) -> None:
     reasons = reasons_to_keep([10, 20, 30, 40, 45, 50], CheckpointSettings(**settings), TOP1)
     assert list(reasons) == [50, 45, 40, 30, 20, 10]
     assert {step: why for step, why in reasons.items() if why} == kept
 
 
-def test_old_ones_go_after_each_save(tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed_after_each_save(tmp_path: Path) -> None:
     with saver(tmp_path, keep_last=2, keep_every=20, keep_best=1) as one:
         for step in (5, 10, 15, 20, 25, 30, 35):
             one.save(live(step))
-            RunFolder(tmp_path).events.record("evaluation", step=step, top1=1 / step)
+            RunFolder(tmp_path).events.record(Event.EVALUATION, step=step, top1=1 / step)
         assert one.finish()
     assert names(tmp_path / "checkpoints") == [step_name(step) for step in (5, 20, 30, 35)]
 
 
-def test_none_goes_before_a_newer_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_is_removed_before_a_newer_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, keep_last=1)
     seen: list[list[str]] = []
-    place = local(tmp_path)
-    real = type(place).remove
+    store = local(tmp_path)
+    real = type(store).remove
 
     def noted(self: Any, step: int, *arguments: Any) -> None:
         seen.append([name for name in names(tmp_path / "checkpoints") if name[0] != "."])
         real(self, step, *arguments)
 
-    monkeypatch.setattr(type(place), "remove", noted)
+    monkeypatch.setattr(type(store), "remove", noted)
     save(tmp_path, 2, keep_last=1)
     assert seen == [["step-00000001", "step-00000002"]]
 
 
 @pytest.mark.parametrize("file", ["buffers.safetensors", "manifest.json"])
 def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path, file: str) -> None:
-    """They would push out the only whole ones."""
+    """They would displace the only intact ones."""
     save(tmp_path, 10, 20, 30, keep_last=9)
     for step in (20, 30):
         (tmp_path / "checkpoints" / step_name(step) / file).unlink()
@@ -69,11 +70,11 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path, file: str) -> 
     assert names(tmp_path / "checkpoints") == [step_name(step) for step in (20, 30, 40, 50)]
 
 
-def test_set_aside_ones_do_not_count_either(tmp_path: Path) -> None:
+def test_checkpoints_set_aside_do_not_count_either(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, 30, keep_last=9)
     for step in (20, 30):
         (tmp_path / "checkpoints" / step_name(step) / "buffers.safetensors").unlink()
-    checkpoint, _ = newest_whole([local(tmp_path)], ALONE)
+    checkpoint, _ = newest_intact([local(tmp_path)], ALONE)
     assert checkpoint is not None
     assert checkpoint.step == 10
     save(tmp_path, 15, keep_last=2)
@@ -82,10 +83,10 @@ def test_set_aside_ones_do_not_count_either(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_removal_that_fails_is_told_and_the_checkpoint_stands(
+def test_a_removal_that_fails_is_recorded_and_the_new_checkpoint_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that lets one write and not remove, which the one here cannot be made to be."""
+    """A server that permits writing but not removing, which the one here cannot be configured to do."""
     save(tmp_path, 1, keep_last=1)
 
     def refused(*arguments: Any) -> None:
@@ -93,18 +94,18 @@ def test_a_removal_that_fails_is_told_and_the_checkpoint_stands(
 
     monkeypatch.setattr(type(local(tmp_path)), "remove", refused)
     save(tmp_path, 2, keep_last=1)
-    events = [entry for entry in RunFolder(tmp_path).events.entries() if entry["event"] == "removal_failed"]
-    assert [entry["reason"] for entry in events] == ["[Errno 13] Permission denied"]
+    events = RunFolder(tmp_path).events.of(Event.REMOVAL_FAILED)
+    assert [entry.facts["reason"] for entry in events] == ["[Errno 13] Permission denied"]
     assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000002"]
 
 
-def test_a_diary_whose_last_line_was_cut_is_read(tmp_path: Path) -> None:
+def test_an_event_log_whose_last_line_was_cut_short_is_read(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.events.entries() == []
-    run.events.record("evaluation", step=3, top1=0.5)
+    run.events.record(Event.EVALUATION, step=3, top1=0.5)
     with open(tmp_path / "events.jsonl", "a") as events:
         events.write('{"time": "2026-')
-    assert [entry["step"] for entry in run.events.entries()] == [3]
+    assert [entry.step for entry in run.events.entries()] == [3]
 
 
 def test_a_removal_that_is_killed_leaves_nothing_that_looks_like_a_checkpoint(

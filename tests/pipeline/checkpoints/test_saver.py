@@ -1,6 +1,7 @@
-"""Saving behind the training: what training waits for, what is written, and what becomes of trouble."""
+"""Saving in the background: what training waits for, what is written, and how failures are handled."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,32 @@ import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from pipeline.checkpoints import staged as draft
+from pipeline.checkpoints import staged
 from pipeline.checkpoints.host_copy import HostFile
-from pipeline.checkpoints.manifest import whole_manifest
+from pipeline.checkpoints.manifest import FileEntry, FragmentEntry, Manifest, RankRecord
 from pipeline.checkpoints.save_task import SaveTask
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.zero.fragments import Fragment
 from tests.pipeline.checkpoints.small import ALONE, holds, live, local, names, opened, save, saver, together
 from tests.support.recipes import checkpoint_bytes, events
+from tests.support.records import checkpoint_facts
 
 
 class Gate:
-    """Holds the writing of some files back: in place of a slow or dead disk, which cannot be had at will."""
+    """Holds the writing of some files back: in place of a slow or dead disk, which a test cannot have."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: str = "rank-00000.safetensors") -> None:
         self.open, self.reached = threading.Event(), threading.Event()
-        real = draft._write_checked
+        real = staged._write_verified
 
-        def held(path: Path, *arguments: Any) -> dict[str, Any]:
+        def held(path: Path, *arguments: Any) -> FileEntry:
             if path.name == file:
                 self.reached.set()
                 assert self.open.wait(60)
             return real(path, *arguments)
 
-        monkeypatch.setattr(draft, "_write_checked", held)
+        monkeypatch.setattr(staged, "_write_verified", held)
 
 
 def test_files_are_byte_for_byte_those_of_the_library() -> None:
@@ -80,7 +82,7 @@ def test_training_goes_on_and_changes_the_state_while_it_is_written(
 
 
 def test_the_next_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its memory is used again, and at most one save is in flight."""
+    """Its memory is reused, and at most one save is in flight."""
     gate = Gate(monkeypatch)
     with saver(tmp_path) as one:
         one.save(live(3))
@@ -96,10 +98,10 @@ def test_the_next_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pyt
     assert holds(opened(tmp_path, 6), 6)
 
 
-def test_reports_and_diary_tell_stall_seconds_and_bytes(tmp_path: Path) -> None:
+def test_reports_and_event_log_have_stall_seconds_and_bytes(tmp_path: Path) -> None:
     with saver(tmp_path) as one:
         stalls = [one.save(live(step)) for step in (3, 6)]
-        assert one.save(live(6)) == 0.0  # asked for twice
+        assert one.save(live(6)) == 0.0  # a second call for the same step
         assert one.finish()
         reports = one.reports()
         assert one.reports() == []
@@ -114,22 +116,22 @@ def test_reports_and_diary_tell_stall_seconds_and_bytes(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_saved_is_finished(tmp_path: Path) -> None:
+def test_without_a_save_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     with saver(tmp_path) as one:
         assert one.finish()
-        one.finish_whole()
+        one.finish_or_retry()
     assert names(tmp_path / "checkpoints") == []
 
 
-def test_memory_is_taken_once(tmp_path: Path) -> None:
+def test_memory_is_allocated_once(tmp_path: Path) -> None:
     with saver(tmp_path) as one:
         one.save(live(3))
-        places = {name: file.memory.data_ptr() for name, file in one._copy.files.items()}
+        addresses = {name: file.memory.data_ptr() for name, file in one._copy.files.items()}
         one.save(live(6))
-        assert {name: file.memory.data_ptr() for name, file in one._copy.files.items()} == places
+        assert {name: file.memory.data_ptr() for name, file in one._copy.files.items()} == addresses
 
 
-def test_state_that_leaves_out_elements_is_never_published(tmp_path: Path) -> None:
+def test_state_with_missing_elements_is_never_published(tmp_path: Path) -> None:
     with saver(tmp_path) as one:
         state = live(1)
         cut = Fragment("b", 0, 49, {kind: t[:49] for kind, t in state.fragments[1].tensors.items()}, True)
@@ -150,19 +152,19 @@ def test_state_that_leaves_out_elements_is_never_published(tmp_path: Path) -> No
     ],
 )
 def test_fragments_must_be_every_element_once(ranges: list[tuple[int, int]], message: str) -> None:
-    part = {"files": {}, "fragments": [{"parameter": "b", "start": a, "stop": b, "file": "x"} for a, b in ranges]}
+    record = RankRecord({}, tuple(FragmentEntry("b", start, stop, "x") for start, stop in ranges))
     with pytest.raises(ValueError, match=message):
-        whole_manifest({"step": 1}, {"b": (2, 5)}, [part])
+        Manifest.of(checkpoint_facts(1), {"b": (2, 5)}, [record])
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
+def test_a_write_that_fails_on_any_rank_is_recorded_and_the_next_save_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     folder = tmp_path / "checkpoints"
-    real, failures = draft._write_checked, [f"rank-{failing:05d}.safetensors"]
+    real, failures = staged._write_verified, [f"rank-{failing:05d}.safetensors"]
 
-    def failed(path: Path, *arguments: Any) -> dict[str, Any]:
+    def failed(path: Path, *arguments: Any) -> FileEntry:
         """A disk that refuses once; a full one is in test_disk_full.py."""
         if path.name in failures:
             failures.remove(path.name)
@@ -170,7 +172,7 @@ def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
         return real(path, *arguments)
 
     save(tmp_path, 1, count=2)
-    monkeypatch.setattr(draft, "_write_checked", failed)
+    monkeypatch.setattr(staged, "_write_verified", failed)
 
     def work(ranks: Ranks) -> list[bool]:
         with saver(tmp_path, ranks) as one:
@@ -181,31 +183,31 @@ def test_a_write_that_fails_on_any_rank_is_told_and_the_next_save_works(
             return published
 
     assert together(2, work) == [[False, True], [False, True]]
-    told = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
-    assert told["step"] == 2
-    assert told["reason"] == ("" if failing == 0 else "rank 1: ") + "[Errno 5] Input/output error"
+    failed_save = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
+    assert failed_save["step"] == 2
+    assert failed_save["reason"] == ("" if failing == 0 else "rank 1: ") + "[Errno 5] Input/output error"
     assert names(folder) == ["step-00000001", "step-00000003"]
 
 
-def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than_to_the_next_save(
+def test_a_rank_that_can_write_nothing_at_all_delays_the_others_only_until_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even a part that says so: what ranks tell each other in passing is enough."""
-    real_write, real_part = draft._write_checked, draft.StagedCheckpoint.put_part
+    """Not even a record of its failure: what ranks exchange at the next save is enough."""
+    real_write, real_record = staged._write_verified, staged.StagedCheckpoint.write_record
 
-    def failed(path: Path, *arguments: Any) -> dict[str, Any]:
+    def failed(path: Path, *arguments: Any) -> FileEntry:
         """A mount that is gone on rank 1."""
         if path.name.startswith("rank-00001") and "00000002" in str(path):
             raise OSError(116, "Stale file handle")
         return real_write(path, *arguments)
 
-    def part_failed(self: draft.StagedCheckpoint, part: dict[str, Any]) -> None:
-        if "failed" in part:
+    def record_failed(self: staged.StagedCheckpoint, record: RankRecord) -> None:
+        if record.failed is not None:
             raise OSError(116, "Stale file handle")
-        real_part(self, part)
+        real_record(self, record)
 
-    monkeypatch.setattr(draft, "_write_checked", failed)
-    monkeypatch.setattr(draft.StagedCheckpoint, "put_part", part_failed)
+    monkeypatch.setattr(staged, "_write_verified", failed)
+    monkeypatch.setattr(staged.StagedCheckpoint, "write_record", record_failed)
 
     def work(ranks: Ranks) -> bool:
         with saver(tmp_path, ranks) as one:
@@ -214,13 +216,13 @@ def test_a_rank_that_can_write_nothing_at_all_holds_up_the_others_no_longer_than
             return one.finish()
 
     assert together(2, work) == [True, True]
-    told = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
-    assert told["reason"] == "nothing came from rank 1, whose log may say why"
+    failed_save = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
+    assert failed_save["reason"] == "no record from rank 1; its log may show why"
     assert names(tmp_path / "checkpoints") == ["step-00000004"]
 
 
 @pytest.mark.parametrize("hanging", [0, 1])
-def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
+def test_a_write_that_hangs_is_abandoned_and_saves_work_again_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: int
 ) -> None:
     gate = Gate(monkeypatch, f"rank-{hanging:05d}.safetensors")
@@ -228,7 +230,7 @@ def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
     def work(ranks: Ranks) -> list[bool]:
         with saver(tmp_path, ranks, patience=0.5) as one:
             one.save(live(2, ranks))
-            one.save(live(4, ranks))  # given up, as the thread is still in the old one
+            one.save(live(4, ranks))  # abandoned, since the thread is still busy with the old one
             published = [one.finish()]
             one._patience = 60  # what follows may be slow
             gate.open.set()
@@ -239,12 +241,12 @@ def test_a_write_that_hangs_is_given_up_and_saves_work_again_when_it_ends(
             return [*published, one.finish()]
 
     assert together(2, work) == [[False, True], [False, True]]
-    told = [entry for entry in events(tmp_path) if entry["event"] == "save_failed"]
-    assert told[-1]["reason"] == "a rank still hangs in the write of an earlier one"
+    failed_saves = [entry for entry in events(tmp_path) if entry["event"] == "save_failed"]
+    assert failed_saves[-1]["reason"] == "a rank still hangs while writing an earlier checkpoint"
     assert holds(opened(tmp_path, 6), 6)
 
 
-def test_a_late_end_of_an_earlier_save_is_not_taken_for_the_last_one(
+def test_an_earlier_save_that_ends_late_is_not_mistaken_for_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -257,11 +259,11 @@ def test_a_late_end_of_an_earlier_save_is_not_taken_for_the_last_one(
         one._attempt._thread.join(60)
         assert names(tmp_path / "checkpoints") == ["step-00000002"]
         assert not one.finish()
-        one.finish_whole(pause=0)
+        one.finish_or_retry(pause=0)
         assert holds(opened(tmp_path, 4), 4)
 
 
-def test_an_error_of_the_run_lets_the_save_in_flight_end_and_an_interruption_does_not(
+def test_after_an_error_of_the_run_the_save_in_flight_ends_and_after_an_interruption_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(folder: Path, error: BaseException) -> None:
@@ -286,31 +288,31 @@ def test_an_error_of_the_run_lets_the_save_in_flight_end_and_an_interruption_doe
         monkeypatch.undo()
 
 
-def test_the_last_checkpoint_is_tried_again_and_then_ends_the_run(
+def test_the_last_checkpoint_is_retried_and_then_its_failure_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = draft._write_checked, [2]
+    real, left = staged._write_verified, [2]
 
-    def failed(path: Path, *arguments: Any) -> dict[str, Any]:
-        """A disk that refuses so many times."""
+    def failed(path: Path, *arguments: Any) -> FileEntry:
+        """A disk that refuses a number of times."""
         if path.name == "rank-00001.safetensors" and left[0] > 0:
             left[0] -= 1
             raise OSError(28, "No space left on device")
         return real(path, *arguments)
 
-    monkeypatch.setattr(draft, "_write_checked", failed)
+    monkeypatch.setattr(staged, "_write_verified", failed)
 
     def work(ranks: Ranks) -> None:
         with saver(tmp_path, ranks) as one:
             one.save(live(9, ranks))
-            one.finish_whole(tries=3, pause=0.01)
+            one.finish_or_retry(attempts=3, pause=0.01)
 
     together(2, work)
     assert holds(opened(tmp_path, 9), 9)
     local(tmp_path).remove(9)
     left[0] = 100
     with pytest.raises(
-        RunFailed, match=r"checkpoints: the last checkpoint cannot be saved, in 3 tries \(rank 1: .*No space"
+        RunFailed, match=r"checkpoints: the last checkpoint could not be saved in 3 attempts \(rank 1: .*No space"
     ):
         together(2, work)
 
@@ -327,14 +329,14 @@ def test_leftovers_of_a_killed_save_are_swept_away_and_never_mixed_into_a_new_on
     assert holds(opened(tmp_path, 9), 9)
 
 
-def test_a_part_of_another_attempt_is_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left in the folder of this very attempt, as a server that wakes up late might."""
+def test_a_record_of_another_attempt_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder of this very attempt, as a server that wakes up late might leave it."""
     gate = Gate(monkeypatch, "rank-00001.safetensors")
 
     def work(ranks: Ranks) -> bool:
         with saver(tmp_path, ranks) as one:
             one.save(live(9, ranks))
-            if ranks.leads:
+            if ranks.is_leader:
                 assert gate.reached.wait(60)
                 (folder,) = (tmp_path / "checkpoints").glob(".step-*")
                 (folder / "rank-00001.00000000abcd.json").write_text('{"files": {}, "fragments": []}')
@@ -350,13 +352,11 @@ def test_a_part_of_another_attempt_is_no_part(tmp_path: Path, monkeypatch: pytes
     assert len(names(tmp_path / "checkpoints/step-00000009")) == 4
 
 
-def test_what_reads_back_otherwise_than_written_is_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = draft.os.fsync
+def test_a_file_that_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
 
     def spoiled(descriptor: int) -> None:
-        """A disk that changes a byte, which cannot be had at will."""
+        """A disk that changes a byte, which a test cannot have."""
         real(descriptor)
         path = Path(f"/proc/self/fd/{descriptor}").resolve()
         if path.suffix == ".safetensors":
@@ -364,16 +364,16 @@ def test_what_reads_back_otherwise_than_written_is_no_checkpoint(
             data[-1] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr(draft.os, "fsync", spoiled)
+    monkeypatch.setattr(os, "fsync", spoiled)
     with saver(tmp_path) as one:
         one.save(live(1))
         assert not one.finish()
-        assert "what was read is not what had been written" in str(one.reports()[0].failure)
+        assert "the data read back differs from what was written" in str(one.reports()[0].failure)
     assert names(tmp_path / "checkpoints") == []
 
 
-def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    place = type(local(tmp_path))(str(tmp_path / "file/below"), local(tmp_path).storage, tmp_path / "run/checkpoints")
+    store = type(local(tmp_path))(str(tmp_path / "file/below"), local(tmp_path).storage, tmp_path / "run/checkpoints")
     with pytest.raises(ConfigError, match="checkpoint.folder: .*file/below cannot be written"):
-        saver(tmp_path / "run", ALONE, place)
+        saver(tmp_path / "run", ALONE, store)

@@ -1,7 +1,7 @@
-"""One rank of the tests of steps that are not finite: `python non_finite_worker.py RECIPE FOLDER`.
+"""One rank of the tests of non-finite steps: `python non_finite_worker.py RECIPE FOLDER`.
 
-Trains ten steps into FOLDER/NAME for each case below. The pictures of one micro-batch of some steps are made NaN, which
-no picture in a shard can be: what follows from there on is the real thing.
+Trains ten steps into FOLDER/NAME for each case below. The images of one micro-batch of some steps are set to NaN, which
+no image in a shard can contain; everything after that is the real code.
 """
 
 import sys
@@ -25,7 +25,7 @@ CASES: dict[str, tuple[list[int], list[str]]] = {
     "rolled_back": ([5, 6, 7], ["non_finite.in_a_row=3", "non_finite.roll_backs=1"]),
     "again": ([3, 4, 5, 7, 8, 9], ["non_finite.in_a_row=3", "non_finite.roll_backs=1"]),
 }
-"""Name: the steps (from 0) with NaN in them, and settings."""
+"""By name: the steps (from 0) that contain NaN, and settings."""
 BROKEN_MICRO_BATCH = 2  # of four: the first of rank 1
 
 inputs = pipeline.step._inputs

@@ -1,24 +1,24 @@
 """One rank of the test of evaluations that are stopped: `python stopped_evaluation_worker.py RECIPE FOLDER`.
 
-Trains eight steps with an evaluation after the fourth into FOLDER/undisturbed, and again into FOLDER/stopped, where SIGTERM
-is heard by rank 1 alone when that evaluation begins, and in a second start when the last one does; then it is left alone.
+Trains eight steps with an evaluation after the fourth into FOLDER/undisturbed, and again into FOLDER/stopped. There,
+rank 1 alone receives SIGTERM when that evaluation begins and, in a second start, when the last one begins; a third start
+is left alone.
 """
 
 import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
-import pipeline.training_run
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.errors import Preempted
+from pipeline.evaluate import evaluate
 from pipeline.faults.preemption import StopSignals
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import RunFolder
 from tests.support.training import train_here
-
-evaluate = pipeline.training_run.evaluate
 
 
 def never(code: int, message: str) -> NoReturn:
@@ -26,22 +26,20 @@ def never(code: int, message: str) -> NoReturn:
 
 
 def stopped_at(number: int, folder: RunFolder, planned: TrainPlan, ranks: Ranks) -> None:
-    """Train until evaluation `number` of this start, from 0, which a signal meets."""
+    """Train until evaluation `number` of this start, from 0, during which a signal arrives."""
     signals, seen = StopSignals(never), [0]
 
-    def met(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         if seen[0] == number and ranks.rank == 1:
-            signals._take(signal.SIGTERM)
+            signals._handler(signal.SIGTERM)
         seen[0] += 1
         return evaluate(*arguments)
 
-    pipeline.training_run.evaluate = met  # type: ignore[assignment]
     try:
-        train_here(planned, folder, ranks, signals=signals)
+        with patch("pipeline.training_run.evaluate", interrupted):
+            train_here(planned, folder, ranks, signals=signals)
     except Preempted as stop:
         (folder.path / f"stop-{stop.step}-{ranks.rank}").write_text(str(stop))
-    finally:
-        pipeline.training_run.evaluate = evaluate
 
 
 def main(recipe: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ranks make of a hang: who is late, by where each is and by who answers."""
+"""The assessment of a hang: which rank is behind, from their positions and from which of them answer."""
 
 import threading
 from typing import Any
@@ -7,63 +7,65 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.distributed import KeyValueStore
-from pipeline.faults.hang_report import RankPosition, alarm, announce, describe_hang, gather_hang_report
+from pipeline.faults.hang_report import RankPosition, alarm_reason, announce_node, describe_hang, gather_hang_report
 
 
-def at(phase: str, step: int = 12, micro_batch: int = 1, *, section: str = "step", turn: int = 9) -> RankPosition:
-    return RankPosition("node-a", section, turn, step, micro_batch, phase)
+def at(
+    phase: str, step: int = 12, micro_batch: int = 1, *, section: str = "step", transitions: int = 9
+) -> RankPosition:
+    return RankPosition("node-a", section, transitions, step, micro_batch, phase)
 
 
 WAITS = at("exchanging")
 
 
 @pytest.mark.parametrize(
-    ("reports", "found"),
+    ("positions", "found"),
     [
         ([WAITS, at("reading")],
          "rank 1 on node-a is behind, in section step, reading micro-batch 1 of step 13; "
          "the others are in section step, exchanging in step 13"),
         ([at("computing", micro_batch=0), WAITS, at("reading")], "rank 0 on node-a is behind, in section step, computing"),
         ([at("reading", 13, 0), at("exchanging"), WAITS], "ranks 1 on node-a, 2 on node-a are behind, in section step, exch"),
-        ([WAITS, at("", section="save", turn=10)], "rank 0 on node-a is behind, in section step, exchanging"),
-        ([at("", section="save", turn=10), at("reading", 13, turn=12)], "rank 0 on node-a is behind, in section save; the"),
+        ([WAITS, at("", section="save", transitions=10)], "rank 0 on node-a is behind, in section step, exchanging"),
+        ([at("", section="save", transitions=10), at("reading", 13, transitions=12)], "rank 0 on node-a is behind, in section save; the"),
         ([WAITS, None, WAITS], "rank 1 on node-1 does not answer, as when a process or a node is stopped; the others are in"),
         ([None, WAITS, None], "ranks 0 on node-0, 2 on node-2 do not answer"),
         ([WAITS, WAITS], "all 2 ranks are in section step, exchanging in step 13"),
-        ([at("", 0, 0, section="setup", turn=0)], "this rank is in section setup"),
+        ([at("", 0, 0, section="setup", transitions=0)], "this rank is in section setup"),
         ([WAITS] + 12 * [at("reading")], "7 on node-a, 8 on node-a and 4 more are behind"),
     ],
 )  # fmt: skip
-def test_the_late_ones_are_named_with_their_place(reports: list[RankPosition | None], found: str) -> None:
-    answered = {rank: report for rank, report in enumerate(reports) if report}
-    nodes = {rank: f"node-{rank}" for rank in range(len(reports))}
-    assert found in describe_hang(answered, nodes, len(reports))
+def test_the_ranks_behind_are_named_with_their_positions(positions: list[RankPosition | None], found: str) -> None:
+    answered = {rank: position for rank, position in enumerate(positions) if position}
+    nodes = {rank: f"node-{rank}" for rank in range(len(positions))}
+    assert found in describe_hang(answered, nodes, len(positions))
 
 
 @pytest.mark.parametrize("silent", [None, 0, 2])
-def test_all_ranks_hear_the_same_and_who_does_not_answer_is_named(
+def test_all_ranks_get_the_same_assessment_and_silent_ranks_are_named(
     silent: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.faults.hang_report._ANSWER_SECONDS", 1.0)
     monkeypatch.setattr("pipeline.faults.hang_report._READ_SECONDS", 1.0)
     store: KeyValueStore = dist.HashStore()  # type: ignore[attr-defined]
-    told: dict[int, str] = {}
+    assessments: dict[int, str] = {}
 
     def take_part(rank: int) -> None:
-        report = at("reading") if rank == 1 else WAITS
-        told[rank] = gather_hang_report(store, rank, 3, report, f"reason of {rank}")
+        position = at("reading") if rank == 1 else WAITS
+        assessments[rank] = gather_hang_report(store, rank, 3, position, f"reason of {rank}")
 
-    assert alarm(store) is None
+    assert alarm_reason(store) is None
     for rank in range(3):
-        announce(store, rank, f"node-{rank}")
+        announce_node(store, rank, f"node-{rank}")
     threads: list[Any] = [threading.Thread(target=take_part, args=[rank]) for rank in range(3) if rank != silent]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(told) == len(threads)
-    assert len(set(told.values())) == 1
-    assert (alarm(store) or "").startswith("reason of ")
+    assert len(assessments) == len(threads)
+    assert len(set(assessments.values())) == 1
+    assert (alarm_reason(store) or "").startswith("reason of ")
     expected = "rank 1 on node-a is behind" if silent is None else f"rank {silent} on node-{silent} does not answer"
-    assert expected in told[1]
-    assert f"({alarm(store)})" in told[1]
+    assert expected in assessments[1]
+    assert f"({alarm_reason(store)})" in assessments[1]

@@ -1,4 +1,4 @@
-"""Steps that are not finite: not applied, told by their samples, and too many of them end the run or roll it back."""
+"""Non-finite steps are not applied, their samples are logged, and too many of them end the run or roll it back."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def state(run: Path, step: int) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name != "manifest.json"}
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(runs: Path) -> None:
+def test_a_non_finite_step_changes_nothing_and_the_run_continues(runs: Path) -> None:
     run = runs / "last"
     assert state(run, 10) == state(run, 9) != state(run, 6)
     losses = scalars(run, "train/loss")
@@ -36,7 +36,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(runs: Pat
     assert (run / "result.json").exists()
 
 
-def test_the_diary_has_the_samples_of_the_micro_batch_that_did_it(runs: Path) -> None:
+def test_the_event_log_names_the_samples_of_the_non_finite_micro_batch(runs: Path) -> None:
     plan = plan_stage(load_recipe(runs / "recipe.yaml"), "pretrain", 2)
     assert isinstance(plan, TrainPlan)
     (entry,) = [entry for entry in events(runs / "last") if entry["event"] == "not_finite"]
@@ -48,7 +48,7 @@ def test_the_diary_has_the_samples_of_the_micro_batch_that_did_it(runs: Path) ->
     assert [sample.split("/")[0] for sample in samples] == shards
 
 
-def test_too_many_in_a_row_end_the_run_on_all_ranks_and_say_what_to_do(runs: Path) -> None:
+def test_too_many_in_a_row_end_the_run_on_all_ranks_with_a_fix(runs: Path) -> None:
     for rank in (0, 1):
         message = (runs / "too_many" / f"failed-{rank}").read_text()
         assert "3 steps in a row, from step 5 on, is not finite" in message
@@ -57,7 +57,7 @@ def test_too_many_in_a_row_end_the_run_on_all_ranks_and_say_what_to_do(runs: Pat
     assert sorted(path.name for path in (runs / "too_many/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
 
 
-def test_a_roll_back_goes_on_behind_the_data_with_the_weights_of_before(runs: Path) -> None:
+def test_a_roll_back_continues_after_the_data_with_the_weights_from_before(runs: Path) -> None:
     run = runs / "rolled_back"
     (entry,) = [entry for entry in events(run) if entry["event"] == "roll_back"]
     assert (entry["to"], entry["step"]) == (4, 8)

@@ -1,4 +1,4 @@
-"""What one process does with signals that ask it to stop, while its main thread cannot see them."""
+"""What a process does with stop signals while its main thread cannot see them."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from tests.support.command import environment
 
 PROCESS = """
 import ctypes, os, subprocess, sys
-from pipeline.faults import preemption as stopping
+from pipeline.faults import preemption
 from pipeline.faults.preemption import StopRequests, StopSignals
 
 def end(code, message):
@@ -24,7 +24,7 @@ def end(code, message):
 def wait_in_native_code():
     print("ready", flush=True)
     lock = ctypes.create_string_buffer(64)
-    for _ in range(2):  # as in a collective, of which a signal does not wake it
+    for _ in range(2):  # as in a collective, which a signal does not interrupt
         ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 with StopSignals(end) as signals:
@@ -47,8 +47,8 @@ def start(body: str) -> subprocess.Popen[str]:
     )
 
 
-def told(process: subprocess.Popen[str]) -> str:
-    """What the process says when it has ended with the code for another try."""
+def message_of(process: subprocess.Popen[str]) -> str:
+    """The message of a process that ended with the exit code for trying again."""
     output, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_TRY_AGAIN, output
     return output.strip()
@@ -60,17 +60,20 @@ def wait_until_ready(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-@pytest.mark.parametrize("whole", ["", "step-00000007"])
-def test_outside_the_loop_a_signal_ends_the_process_at_once(number: signal.Signals, whole: str) -> None:
-    process = start(f"signals.last_checkpoint = '{whole}'; wait_in_native_code()")
+@pytest.mark.parametrize("checkpoint", ["", "step-00000007"])
+def test_outside_the_loop_a_signal_ends_the_process_at_once(number: signal.Signals, checkpoint: str) -> None:
+    process = start(f"signals.last_checkpoint = '{checkpoint}'; wait_in_native_code()")
     wait_until_ready(process)
     process.send_signal(number)
-    known = f"{whole} is whole; " if whole else ""
-    assert told(process) == f"stopped by {number.name}; {known}the same command continues from the last checkpoint"
+    complete = f"{checkpoint} is complete; " if checkpoint else ""
+    assert (
+        message_of(process)
+        == f"stopped by {number.name}; {complete}the same command continues from the last checkpoint"
+    )
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_in_the_loop_the_deadline_ends_what_hangs_and_says_what_is_whole(saved: bool) -> None:
+def test_in_the_loop_the_deadline_ends_a_hanging_process_and_names_the_complete_checkpoint(saved: bool) -> None:
     body = LOOP.replace("GRACE", "1")
     if saved:
         body = body.replace("with", "requests.saved('step-00000007')\n    with")
@@ -78,23 +81,26 @@ def test_in_the_loop_the_deadline_ends_what_hangs_and_says_what_is_whole(saved: 
     wait_until_ready(process)
     began = time.monotonic()
     process.send_signal(signal.SIGUSR2)
-    what = "step-00000007 is whole, and the same command continues from it"
+    what = "step-00000007 is complete, and the same command continues from it"
     if not saved:
-        what = "nothing was saved before, so it begins anew"
-    assert told(process) == f"stopped by SIGUSR2; its save was not whole after checkpoint.grace_seconds (1); {what}"
+        what = "nothing had been saved, so the same command starts over"
+    assert (
+        message_of(process)
+        == f"stopped by SIGUSR2; its save was not complete after checkpoint.grace_seconds (1); {what}"
+    )
     assert time.monotonic() - began >= 1
 
 
-def test_the_same_wish_again_is_not_a_second_one_but_a_later_signal_is() -> None:
+def test_the_same_request_repeated_is_not_a_second_one_but_a_later_signal_is() -> None:
     body = """
     import threading
-    stopping._SAME_REQUEST_SECONDS = 1e9
+    preemption._SAME_REQUEST_SECONDS = 1e9
     requests = StopRequests(signals, 600)
-    hear = requests._heard
-    requests._heard = lambda number: (hear(number), print(number.name, flush=True))
+    receive = requests._received
+    requests._received = lambda number: (receive(number), print(number.name, flush=True))
     def make_late():
         sys.stdin.readline()
-        stopping._SAME_REQUEST_SECONDS = -1.0
+        preemption._SAME_REQUEST_SECONDS = -1.0
         print("late", flush=True)
     threading.Thread(target=make_late, daemon=True).start()
     with requests:
@@ -112,25 +118,27 @@ def test_the_same_wish_again_is_not_a_second_one_but_a_later_signal_is() -> None
     process.stdin.flush()
     assert process.stdout.readline() == "late\n"
     process.send_signal(signal.SIGTERM)
-    assert told(process).startswith("stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing was saved")
+    assert message_of(process).startswith(
+        "stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing had been saved"
+    )
 
 
-def test_a_wish_that_came_too_late_for_the_loop_ends_the_process_behind_it() -> None:
+def test_a_request_too_late_for_the_loop_ends_the_process_after_it() -> None:
     body = """
     with StopRequests(signals, 600) as requests:
         os.kill(os.getpid(), 15)
-        while not requests.wanted:
+        while not requests.reason:
             pass
     print("went on")
     """
-    assert told(start(body)) == "stopped by SIGTERM; the same command continues from the last checkpoint"
+    assert message_of(start(body)) == "stopped by SIGTERM; the same command continues from the last checkpoint"
 
 
-def test_a_process_that_is_started_gets_neither_handlers_nor_files() -> None:
+def test_a_child_process_inherits_neither_handlers_nor_files() -> None:
     child = "import os, signal; print(os.listdir('/proc/self/fd'), [signal.getsignal(n) == 0 for n in (10, 12, 15)])"
     run = f'print(subprocess.check_output([sys.executable, "-c", "{child}"], text=True), flush=True); os._exit({EXIT_TRY_AGAIN})'
     without = subprocess.check_output([sys.executable, "-c", child], text=True)
-    assert told(start(run)) == without.strip()
+    assert message_of(start(run)) == without.strip()
     assert without.count("True") == 3
 
 
@@ -140,18 +148,18 @@ def test_the_reason_is_agreed_from_the_flags_of_all_ranks() -> None:
 
     signals = StopSignals(end)  # type: ignore[arg-type]
     quiet = StopRequests(signals, 600, TimeLimit(time.time() + 10_000))
-    assert quiet.wanted is None
+    assert quiet.reason is None
     assert agreed_reason(quiet.flags) is None
     near = StopRequests(signals, 600, TimeLimit(time.time() + 25))
-    assert near.wanted == TIME_LIMIT
+    assert near.reason == TIME_LIMIT
     far = StopRequests(signals, 600, TimeLimit(time.time() + 1000))
-    assert far.wanted is None
+    assert far.reason is None
     far.margin.save_took(1000)
-    assert far.wanted == TIME_LIMIT
-    told = StopRequests(signals, 600)
-    told._heard(signal.SIGUSR1)
-    assert told.wanted == "SIGUSR1"
-    summed = [sum(flags) for flags in zip(quiet.flags, near.flags, told.flags, told.flags, strict=True)]
+    assert far.reason == TIME_LIMIT
+    signalled = StopRequests(signals, 600)
+    signalled._received(signal.SIGUSR1)
+    assert signalled.reason == "SIGUSR1"
+    summed = [sum(flags) for flags in zip(quiet.flags, near.flags, signalled.flags, signalled.flags, strict=True)]
     assert summed == [0, 2, 0, 1]
     assert agreed_reason(summed) == "SIGUSR1"
     assert [agreed_reason([float(n == i) for n in range(4)]) for i in range(4)] == list(REASONS)

@@ -1,4 +1,4 @@
-"""The watchdog of one process: limits learned from the run, and hangs of every kind seen from outside the thread."""
+"""The watchdog of one process: limits learned from the run, and hangs of every kind detected outside the thread."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ def stuck(library):
     for _ in range(2):
         library.pthread_mutex_lock(lock)
 
-with watchdog.Watchdog(WatchdogSettings(setup_seconds=600.0, least_seconds=3.0, factor=2.0), 0, 1, Path(sys.argv[1]), end) as dog:
+with watchdog.Watchdog(WatchdogSettings(setup_seconds=600.0, least_seconds=3.0, factor=2.0), 0, 1, "node", Path(sys.argv[1]), end) as dog:
     for step in range(3):
         with dog.section("step"):
             dog.at("computing", step, 0)
@@ -63,7 +63,7 @@ def test_a_suspended_process_is_no_hang_and_one_stuck_in_native_code_is(tmp_path
     assert running.stdout
     assert running.stdout.readline() == b"ready\n"
     running.send_signal(signal.SIGSTOP)
-    time.sleep(8)  # longer than the limit; in a session of work it is the night
+    time.sleep(8)  # longer than the limit
     running.send_signal(signal.SIGCONT)
     time.sleep(1.5)
     running.stdin.write(b"\n")
@@ -79,7 +79,7 @@ def test_a_suspended_process_is_no_hang_and_one_stuck_in_native_code_is(tmp_path
 
 
 @pytest.mark.slow
-def test_a_thread_that_keeps_the_interpreter_has_its_stack_written_all_the_same(tmp_path: Path) -> None:
+def test_the_stack_of_a_thread_that_holds_the_interpreter_lock_is_written(tmp_path: Path) -> None:
     log = tmp_path / "log"
     running = process(log, "ctypes.PyDLL(None)")
     assert running.stdin
@@ -96,7 +96,7 @@ def test_a_thread_that_keeps_the_interpreter_has_its_stack_written_all_the_same(
 def watched(
     log: Path, settings: WatchdogSettings = SETTINGS
 ) -> Iterator[tuple[Watchdog, list[tuple[int, str]], threading.Event]]:
-    """A watchdog in this process, with what it ends it with."""
+    """A watchdog in this process, with the exit codes and messages that it would end it with."""
     ends: list[tuple[int, str]] = []
     ended, over = threading.Event(), threading.Event()
 
@@ -105,17 +105,17 @@ def watched(
         ended.set()
         over.wait()
 
-    with Watchdog(settings, 0, 1, log, end) as watchdog:  # type: ignore[arg-type]
+    with Watchdog(settings, 0, 1, "node", log, end) as watchdog:  # type: ignore[arg-type]
         yield watchdog, ends, ended
     over.set()
 
 
-def test_limits_are_those_of_setup_until_a_section_has_been_seen_and_then_learned(
+def test_limits_are_those_of_setup_until_a_section_has_ended_and_are_then_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr("pipeline.faults.watchdog.time.monotonic", lambda: now)
-    watchdog = Watchdog(SETTINGS, 0, 1, tmp_path / "log", lambda code, message: pytest.fail(message))
+    watchdog = Watchdog(SETTINGS, 0, 1, "node", tmp_path / "log", lambda code, message: pytest.fail(message))
 
     def limits() -> list[float]:
         return [watchdog._limit(name) for name in ("setup", "step", "save", "evaluation")]
@@ -131,7 +131,7 @@ def test_limits_are_those_of_setup_until_a_section_has_been_seen_and_then_learne
         now += 1.0
     assert limits() == [60, 6, 12, 60]
     with watchdog.section("step"):
-        now += 3600  # over the limit and still alive: it was suspended
+        now += 3600  # over the limit and still alive, so it was suspended
     assert limits() == [60, 6, 12, 60]
     with watchdog.section("step"):
         now += 5.0
@@ -151,7 +151,7 @@ def test_a_hang_before_the_first_step_and_one_between_steps_are_named(tmp_path: 
     assert ends[0][1].startswith("hang: this rank is in section loop (")
 
 
-def test_what_gets_on_is_left_alone_however_long_it_takes_together(tmp_path: Path) -> None:
+def test_a_run_that_makes_progress_is_left_alone_however_long_it_takes(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"setup_seconds": 4.0, "least_seconds": 4.0})
     with watched(tmp_path / "log", settings) as (watchdog, ends, ended):
         until = time.monotonic() + 6

@@ -1,5 +1,7 @@
 """Histograms of fragments against those that torch's TensorBoard writer makes of whole parameters."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def halves(name: str, values: torch.Tensor) -> list[Fragment]:
     return [*fragments, Fragment(name, 0, len(values), {"master": values}, False)]
 
 
-def test_the_bins_are_those_of_tensorboards_writer(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_bins_are_those_of_tensorboards_writer(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         assert writer.default_bins == EDGES
 
@@ -38,26 +40,26 @@ def test_the_bins_are_those_of_tensorboards_writer(tmp_path) -> None:  # type: i
 def test_fragments_together_give_the_histogram_of_the_whole(
     values: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(histograms, "_PIECE", 1000)
+    monkeypatch.setattr(histograms, "_CHUNK", 1000)
     found = weight_histograms([*halves("b", values), *halves("a", torch.ones(3))], ["a", "b"], ALONE)
     # float32 edges, as values are compared in float32.
-    reference = make_histogram(values.numpy(), np.array(EDGES, np.float32))
+    reference = make_histogram(values.numpy(), np.array(EDGES, np.float32))  # type: ignore[no-untyped-call]
     summary = found["b"].summary("weights/b").value[0]
     ours = summary.histo
     assert summary.tag == "weights/b"
     assert ours.num == reference.num == len(values)
     assert ours.sum == pytest.approx(reference.sum, rel=1e-6, abs=1e-6)
     assert ours.sum_squares == pytest.approx(reference.sum_squares, rel=1e-5)
-    limits = dict(zip(np.float32(reference.bucket_limit), reference.bucket, strict=True))
+    limits = dict(zip(np.asarray(reference.bucket_limit, np.float32), reference.bucket, strict=True))
     expected = {limit: count for limit, count in limits.items() if count}
-    counted = zip(np.float32(ours.bucket_limit), ours.bucket, strict=True)
+    counted = zip(np.asarray(ours.bucket_limit, np.float32), ours.bucket, strict=True)
     assert {limit: count for limit, count in counted if count} == expected
     assert ours.min <= values.min()
     assert values.max() <= ours.max
     assert found["a"].counts.sum() == 3
 
 
-def test_values_beyond_all_bins_are_counted_too() -> None:
+def test_values_outside_all_bins_are_counted_too() -> None:
     found = weight_histograms(halves("a", torch.tensor([-1e30, 1e30, 1e30])), ["a"], ALONE)["a"]
     assert list(found.counts[[0, -1]]) == [1, 2]
     assert list(found.summary("a").value[0].histo.bucket[:: len(EDGES)]) == [1, 2]

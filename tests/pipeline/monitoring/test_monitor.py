@@ -1,4 +1,4 @@
-"""What a monitor leaves in TensorBoard, over several starts, requests by file and disks that were full."""
+"""What a monitor writes to TensorBoard: over several starts, on request by a file, and on disks that were full."""
 
 import io
 import resource
@@ -32,11 +32,11 @@ ACCURACY = Accuracy(top1=0.5, top5=0.75, loss=1.5, samples=15, skipped=0, of_cla
 
 
 class Started:
-    """A monitor with what it says to people."""
+    """A monitor with its console output."""
 
     def __init__(self, folder: RunFolder, plan: Plan, first_step: int, steps: int, ranks: Ranks) -> None:
         self.output = io.StringIO()
-        console = Console(file=self.output, width=200) if ranks.leads else None
+        console = Console(file=self.output, width=200) if ranks.is_leader else None
         self.monitor = Monitor(folder, plan, first_step, steps, ranks, console)
         self.monitor.begin(None, [])
 
@@ -55,13 +55,13 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def take_steps(monitor: Monitor, first: int, last: int, value: float) -> None:
-    """As the training loop does, with everything in every step that TensorBoard can show."""
+    """As the training loop does, with everything that TensorBoard can show in every step."""
     fragment = Fragment("stem.conv1.weight", 0, 4, {"master": torch.full((4,), value)}, True)
     if first == 0:
-        monitor.pictures(np.zeros((4, 4, 3), np.uint8))
+        monitor.images(np.zeros((4, 4, 3), np.uint8))
     for step in range(first + 1, last + 1):
         monitor.clock.step_done()
-        monitor.rank_times([0.0, 0.0])
+        monitor.add_rank_times([0.0, 0.0])
         monitor.step(step, {"train/loss": value, "update_ratio/stem": value})
         monitor.histograms(step, weight_histograms([fragment], ["stem.conv1.weight"], ALONE))
         monitor.saved([SaveReport(step, f"step-{step:08d}", stall=0.1, seconds=0.2, bytes=1, failure=None)])
@@ -87,14 +87,14 @@ def test_no_tag_of_any_kind_goes_back_in_time_over_several_starts(
     assert set(found) == of_starts | once | curves
     for tag in curves:
         assert [step for step, _ in found[tag]] == list(range(1, 41)), tag
-    # Of each step the value of the last start that made it.
+    # Each step has the value of the last start that took it.
     assert [value for _, value in found["train/loss"]] == [0.0] * 4 + [4.0] * 2 + [6.0] * 34
-    # Of each start that went on from a step of its own.
+    # One for each start that continued from a different step.
     assert {tag: [step for step, _ in found[tag]] for tag in of_starts} == {tag: [1, 5, 7] for tag in of_starts}
     assert [step for step, _ in found["train/images"]] == [1]
 
 
-def test_the_recipe_is_there_whole_as_a_block_of_yaml(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_the_complete_recipe_is_shown_as_a_block_of_yaml(planned: Callable[..., Plan], folder: RunFolder) -> None:
     plan = planned("pretrain.optimizer.weight_decay=0.123")
     with Started(folder, plan, 0, 40, ALONE).monitor:
         pass
@@ -106,7 +106,7 @@ def test_the_recipe_is_there_whole_as_a_block_of_yaml(planned: Callable[..., Pla
     assert written["optimizer"]["weight_decay"] == 0.123
 
 
-def test_the_layout_opens_on_six_charts(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_the_layout_expands_the_first_six_charts(planned: Callable[..., Plan], folder: RunFolder) -> None:
     with Started(folder, planned(), 0, 40, ALONE).monitor:
         pass
     ((_, content),) = points(folder.tensorboard)["custom_scalars__config__"]
@@ -128,7 +128,7 @@ def hparams(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def test_settings_stand_beside_results_and_a_stage_is_done_with_its_last_evaluation(
+def test_settings_are_shown_beside_results_and_a_stage_is_done_after_its_last_evaluation(
     planned: Callable[..., Plan], folder: RunFolder
 ) -> None:
     plan = planned("data.random_augment={layers: 2, magnitude: 15}")
@@ -147,7 +147,7 @@ def test_settings_stand_beside_results_and_a_stage_is_done_with_its_last_evaluat
     assert hparams(folder)["done"]
 
 
-def test_an_evaluating_stage_has_the_same_columns(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_an_evaluation_stage_has_the_same_columns(planned: Callable[..., Plan], folder: RunFolder) -> None:
     other = RunFolder(folder.path / "other")
     other.create()
     with Started(folder, planned(), 0, 40, ALONE).monitor:
@@ -167,36 +167,36 @@ def test_with_the_sigmoid_loss_the_accuracy_is_precision_at_1(planned: Callable[
     assert found["validation/top5"] == [(1, 0.75)]
 
 
-def test_a_file_asks_for_histograms_which_are_made_once(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_a_file_requests_histograms_which_are_made_once(planned: Callable[..., Plan], folder: RunFolder) -> None:
     started = Started(folder, planned(), 0, 40, ALONE)
     request = folder.path / "histograms"
-    asked = []
+    due = []
     with started.monitor as monitor:
         for step in range(1, 7):
-            asked.append(monitor.wants_histograms(step))
-            if asked[-1]:
+            due.append(monitor.histograms_due(step))
+            if due[-1]:
                 monitor.histograms(step, {})
             if step == 3:
                 request.touch()
             if step % 2 == 0:  # log.every_steps
                 monitor.clock.step_done()
                 monitor.step(step, {"train/loss": 0.0})
-    assert asked == [False, False, False, False, True, False]
+    assert due == [False, False, False, False, True, False]
     assert not request.exists()
     assert "histograms of the weights after step 5 are in TensorBoard" in started.output.getvalue()
 
 
-def test_the_recipe_asks_for_histograms_every_so_many_steps(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_the_recipe_sets_the_steps_between_histograms(planned: Callable[..., Plan], folder: RunFolder) -> None:
     with Started(folder, planned("log.histograms_every_steps=3"), 0, 40, ALONE).monitor as monitor:
-        assert [step for step in range(1, 10) if monitor.wants_histograms(step)] == [3, 6, 9]
+        assert [step for step in range(1, 10) if monitor.histograms_due(step)] == [3, 6, 9]
 
 
-def test_other_ranks_write_and_ask_nothing(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_other_ranks_write_and_request_nothing(planned: Callable[..., Plan], folder: RunFolder) -> None:
     follower = Ranks(1, 2, torch.device("cpu"))
     (folder.path / "histograms").touch()
     with Started(folder, planned("log.histograms_every_steps=1"), 0, 40, follower).monitor as monitor:
         take_steps(monitor, 0, 3, 1.0)
-        assert not monitor.wants_histograms(4)
+        assert not monitor.histograms_due(4)
     assert list(folder.tensorboard.iterdir()) == []
     assert (folder.path / "histograms").exists()
     assert not (folder.path / "events.jsonl").exists()
@@ -212,7 +212,7 @@ def test_speed_and_samples_follow_from_the_steps_of_the_interval(
         for step in range(11, 15):
             now += 0.5
             monitor.clock.step_done()
-            with monitor.aside():
+            with monitor.paused():
                 now += 100.0
             if step % 2 == 0:
                 monitor.step(step, {"train/loss": 0.25})
@@ -220,7 +220,7 @@ def test_speed_and_samples_follow_from_the_steps_of_the_interval(
     assert found["train/images_per_second"] == [(12, 24.0), (14, 24.0)]
     assert found["train/samples"] == [(12, 144.0), (14, 168.0)]
     assert found["wall_time/step_p50_seconds"] == [(12, 0.5), (14, 0.5)]
-    # Thirteen seconds for 26 steps; the first interval of a start has a warm-up in it.
+    # Thirteen seconds for 26 steps; the first interval of a start includes the warm-up.
     assert started.output.getvalue().splitlines() == [
         "pretrain  step 12/40  loss 0.2500  24 images/s  ETA -",
         "pretrain  step 14/40  loss 0.2500  24 images/s  ETA 0:00:13",
@@ -232,23 +232,13 @@ def test_a_rank_that_stays_slow_is_named(planned: Callable[..., Plan], folder: R
     with started.monitor as monitor:
         for step in range(1, 4):
             monitor.clock.step_done()
-            monitor.rank_times([0.0, 0.0, 1e6, 0.0] + [1.0] * 4)
+            monitor.add_rank_times([0.0, 0.0, 1e6, 0.0] + [1.0] * 4)
             monitor.step(step, {"train/loss": 0.0})
     assert steps(folder.tensorboard)["wall_time_of_ranks/data_wait_slowest_rank"] == [1, 2, 3]
     assert started.output.getvalue().count("rank 2 waits longest for data") == 1
 
 
-def test_going_back_to_a_checkpoint_drops_what_was_shown_beyond(
-    planned: Callable[..., Plan], folder: RunFolder
-) -> None:
-    with Started(folder, planned(), 0, 40, ALONE).monitor as monitor:
-        take_steps(monitor, 0, 8, 1.0)
-        monitor.go_back(5)
-        take_steps(monitor, 5, 7, 2.0)
-    assert points(folder.tensorboard)["train/loss"] == [(step, 1.0 if step < 6 else 2.0) for step in range(1, 8)]
-
-
-def test_a_disk_without_room_for_tensorboard_ends_nothing_and_is_told_once(
+def test_a_disk_without_room_for_tensorboard_ends_nothing_and_is_reported_once(
     planned: Callable[..., Plan], folder: RunFolder
 ) -> None:
     started = Started(folder, planned(), 0, 40, ALONE)
@@ -264,12 +254,12 @@ def test_a_disk_without_room_for_tensorboard_ends_nothing_and_is_told_once(
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         take_steps(monitor, 6, 8, 1.0)
     assert steps(folder.tensorboard)["train/loss"] == list(range(1, 9))
-    said = started.output.getvalue()
-    assert (said.count("cannot be written (File too large)"), said.count("is written again")) == (1, 1)
+    shown = started.output.getvalue()
+    assert (shown.count("cannot be written (File too large)"), shown.count("is written again")) == (1, 1)
     assert [entry["step"] for entry in events(folder.path) if entry["event"] == "evaluation"] == list(range(1, 9))
 
 
-def test_memory_of_the_host_is_that_of_this_process(planned: Callable[..., Plan], folder: RunFolder) -> None:
+def test_host_memory_is_that_of_this_process(planned: Callable[..., Plan], folder: RunFolder) -> None:
     plan = planned()
     assert isinstance(plan, TrainPlan)
     with Started(folder, plan, 0, 40, ALONE).monitor as monitor:

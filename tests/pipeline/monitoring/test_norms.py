@@ -9,7 +9,7 @@ from torch import nn
 from models.registry import create_model
 from models.variants import VARIANTS
 from pipeline.distributed import Ranks
-from pipeline.monitoring.norms import stage_names, stage_places, weight_and_update_norms
+from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
 
@@ -31,7 +31,7 @@ SETTINGS = OptimizerSettings(peak_learning_rate=3e-3, weight_decay=0.3, betas=(0
     ],
 )
 def test_parameters_belong_to_the_stages_of_the_paper(variant: str, parameter: str, stage: str) -> None:
-    assert stage_names(VARIANTS[variant])[stage_places(VARIANTS[variant])(parameter)] == stage
+    assert stage_names(VARIANTS[variant])[stage_index(VARIANTS[variant])(parameter)] == stage
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -39,11 +39,11 @@ def test_every_parameter_of_every_variant_has_a_stage_and_every_stage_has_parame
     variant = VARIANTS[name]
     with torch.device("meta"):
         model = create_model(name, num_classes=3, image_size=(variant.stride * 2,) * 2)
-    place = stage_places(variant)
-    assert {place(parameter) for parameter, _ in model.named_parameters()} == set(range(len(stage_names(variant))))
+    index = stage_index(variant)
+    assert {index(parameter) for parameter, _ in model.named_parameters()} == set(range(len(stage_names(variant))))
 
 
-def pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
+def fragments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Fragment]:
     """Each parameter in two fragments and once more as another rank's."""
     for name, parameter in model.named_parameters():
         tensors = {"master": parameter.data, **optimizer.state[parameter]}
@@ -78,16 +78,15 @@ def test_the_update_from_the_moments_is_the_difference_to_a_copy_from_before(ste
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizer.step()
-    found = weight_and_update_norms(
-        list(pieces(model, optimizer)), VARIANTS["coatnet_debug"], SETTINGS, ALONE,
-        rate=SETTINGS.peak_learning_rate, steps=steps, undecayed=undecayed, rate_scale=scales,
-    )  # fmt: skip
-    names, place = stage_names(VARIANTS["coatnet_debug"]), stage_places(VARIANTS["coatnet_debug"])
+    variant = VARIANTS["coatnet_debug"]
+    last_step = AdamWStep(SETTINGS, SETTINGS.peak_learning_rate, steps, undecayed, scales)
+    found = weight_and_update_norms(list(fragments_of(model, optimizer)), variant, last_step, ALONE)
+    names, index = stage_names(variant), stage_index(variant)
     squares = torch.zeros(2, len(names), dtype=torch.float64)
     for name, parameter in model.named_parameters():
         after = parameter.detach().double()
-        squares[0, place(name)] += after.square().sum()
-        squares[1, place(name)] += (before[name] - after).square().sum()
+        squares[0, index(name)] += after.square().sum()
+        squares[1, index(name)] += (before[name] - after).square().sum()
     for stage, (norm, update) in zip(
         [*names, "all"], torch.cat([squares, squares.sum(1, keepdim=True)], dim=1).sqrt().T.tolist(), strict=True
     ):
@@ -100,7 +99,6 @@ def test_before_the_first_step_nothing_has_moved() -> None:
     weight = torch.ones(4)
     zeros = torch.zeros(4)
     fragment = Fragment("stem.conv1.weight", 0, 4, {"master": weight, "exp_avg": zeros, "exp_avg_sq": zeros}, True)
-    found = weight_and_update_norms(
-        [fragment], VARIANTS["coatnet_debug"], SETTINGS, ALONE, rate=1.0, steps=0, undecayed=(), rate_scale={}
-    )
+    before_any_step = AdamWStep(SETTINGS, rate=1.0, number=0, undecayed=(), rate_scale={})
+    found = weight_and_update_norms([fragment], VARIANTS["coatnet_debug"], before_any_step, ALONE)
     assert (found["weight_norm/stem"], found["update_ratio/stem"], found["update_ratio/head"]) == (2.0, 0.0, 0.0)

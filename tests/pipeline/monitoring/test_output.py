@@ -13,13 +13,13 @@ from tests.support.command import environment
 TALK = """
 import logging, sys
 from pathlib import Path
-from pipeline.monitoring.output import divert_output
+from pipeline.monitoring.output import redirect_output
 from pipeline.run_folder import RunFolder
-people = divert_output(RunFolder(Path(sys.argv[1])), int(sys.argv[2]))
+console = redirect_output(RunFolder(Path(sys.argv[1])), int(sys.argv[2]))
 for number in range(3):
     logging.info("message %d", number)
     print("a library prints")
-    people.print("for people")
+    console.print("for the user")
 """
 
 
@@ -46,10 +46,10 @@ def test_a_lossy_file_reports_a_failure_once_until_a_write_succeeds(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_messages_and_prints_go_to_the_log_of_the_rank_and_words_for_people_to_the_output(tmp_path: Path) -> None:
+def test_messages_and_prints_go_to_the_log_of_the_rank_and_console_output_to_stdout(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     done = talk(tmp_path, 3)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "for people\n" * 3, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "for the user\n" * 3, "")
     log = (tmp_path / "logs/rank-00003.log").read_text()
     assert log.count("a library prints\n") == 3
     assert all(f"INFO message {number}\n" in log for number in range(3))
@@ -57,17 +57,17 @@ def test_messages_and_prints_go_to_the_log_of_the_rank_and_words_for_people_to_t
 
 
 @pytest.mark.slow
-def test_a_log_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported_once_and_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     path = tmp_path / "logs/rank-00000.log"
     path.symlink_to("/dev/full")
     done = talk(tmp_path, 0)
-    told = f"{path} cannot be written (No space left on device); the run goes on without\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, told + "for people\n" * 3, "")
+    warning = f"{path} cannot be written (No space left on device); the run continues without it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, warning + "for the user\n" * 3, "")
 
 
 @pytest.mark.slow
-def test_an_output_that_nobody_reads_any_more_ends_nothing(tmp_path: Path) -> None:
+def test_a_closed_stdout_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     reading, writing = os.pipe()
     os.close(reading)

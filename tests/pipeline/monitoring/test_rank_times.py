@@ -4,7 +4,7 @@ from pipeline.monitoring.rank_times import RankTimes
 
 
 def step(world_size: int, **slow: tuple[int, float]) -> list[float]:
-    """Data waits of 0.01 s and forwards of 0.1 s, but for one rank of a kind."""
+    """Data waits of 0.01 s and forwards of 0.1 s, except for one rank of each kind."""
     waits, forwards = [0.01] * world_size, [0.1] * world_size
     for kind, (rank, seconds) in slow.items():
         (waits if kind == "waits" else forwards)[rank] = seconds
@@ -27,43 +27,43 @@ def test_largest_median_and_slowest_rank_are_those_of_the_interval() -> None:
     }
 
 
-def test_ranks_that_take_turns_at_waiting_cost_as_much_as_one_that_always_does() -> None:
+def test_ranks_that_wait_in_turn_cost_as_much_as_one_that_always_waits() -> None:
     times = RankTimes(2)
     times.add([0.5, 0.0, 0.1, 0.1])
     times.add([0.0, 0.5, 0.1, 0.1])
     assert times.interval(2.0)[0]["wall_time/data_wait_share"] == 0.5
 
 
-def test_one_rank_alone_has_nobody_to_be_compared_with() -> None:
+def test_a_single_rank_is_compared_with_none() -> None:
     times = RankTimes(1)
     times.add([0.5, 0.1])
     assert times.interval(1.0) == ({"wall_time/data_wait_share": 0.5}, [])
 
 
-def test_an_interval_without_steps_says_nothing() -> None:
+def test_an_interval_without_steps_reports_nothing() -> None:
     assert RankTimes(2).interval(1.0) == ({}, [])
 
 
 def intervals(times: RankTimes, slow: list[dict[str, tuple[int, float]]]) -> list[list[str]]:
-    said = []
+    messages = []
     for of_interval in slow:
         for _ in range(10):
             times.add(step(8, **of_interval))
-        said.append(times.interval(10.0)[1])
-    return said
+        messages.append(times.interval(10.0)[1])
+    return messages
 
 
 def test_a_rank_that_is_slow_for_three_intervals_is_named_once() -> None:
-    said = intervals(RankTimes(8), [{"forwards": (5, 0.4)}] * 6)
-    assert [len(messages) for messages in said] == [0, 0, 1, 0, 0, 0]
-    assert said[2][0].startswith(
-        "rank 5 is slowest in its forward: 0.4 s of a step, where the median of all ranks is 0.1 s; look at its GPU's"
+    messages = intervals(RankTimes(8), [{"forwards": (5, 0.4)}] * 6)
+    assert [len(of_interval) for of_interval in messages] == [0, 0, 1, 0, 0, 0]
+    assert messages[2][0].startswith(
+        "rank 5 is slowest in its forward: 0.4 s per step, and the median of all ranks is 0.1 s; look at its GPU's"
     )
 
 
-def test_waiting_for_data_is_told_apart_from_computing() -> None:
-    said = intervals(RankTimes(8), [{"waits": (3, 0.9)}] * 3)
-    assert said[2][0].startswith("rank 3 waits longest for data: 0.9 s")
+def test_waiting_for_data_is_distinguished_from_computing() -> None:
+    messages = intervals(RankTimes(8), [{"waits": (3, 0.9)}] * 3)
+    assert messages[2][0].startswith("rank 3 waits longest for data: 0.9 s")
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_waiting_for_data_is_told_apart_from_computing() -> None:
         pytest.param([{"forwards": (rank, 0.4)} for rank in (5, 5, 6, 5, 5)], id="another rank between"),
         pytest.param([{"forwards": (5, 0.4)}, {"forwards": (5, 0.4)}, {}] * 2, id="a good interval between"),
         pytest.param([{"forwards": (5, 0.14)}] * 5, id="less than half above the median"),
-        pytest.param([{"waits": (5, 0.05)}] * 5, id="five times the median, but nothing beside the step's second"),
+        pytest.param([{"waits": (5, 0.05)}] * 5, id="five times the median, but negligible in a step of a second"),
     ],
 )
-def test_a_rank_that_is_not_persistently_and_tellingly_slow_is_not_named(
+def test_a_rank_that_is_not_persistently_and_notably_slow_is_not_named(
     slow: list[dict[str, tuple[int, float]]],
 ) -> None:
     assert not any(intervals(RankTimes(8), slow))

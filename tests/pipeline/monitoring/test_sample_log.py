@@ -1,4 +1,4 @@
-"""Writing down which samples were trained on; what is written is held against the order by end_to_end/test_faults.py."""
+"""The log of samples that were trained on; end_to_end/test_faults.py compares its content with the sample order."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipeline.run_folder import RunFolder
 from tests.support.recipes import write_recipe
 
 
-def test_a_full_disk_costs_a_line_and_not_the_run(
+def test_on_a_full_disk_a_line_is_lost_and_the_run_continues(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = plan_stage(load_recipe(write_recipe(tmp_path, shards)), "pretrain", 1)
@@ -22,4 +22,4 @@ def test_a_full_disk_costs_a_line_and_not_the_run(
     log = SampleLog(folder, plan, Ranks(0, 1, torch.device("cpu")))
     (folder.samples / "rank-00000.jsonl").symlink_to("/dev/full")
     log.write(7, [])
-    assert "the samples of step 7 are not written down: [Errno 28] No space left on device" in caplog.text
+    assert "the samples of step 7 are missing from the sample log: [Errno 28] No space left on device" in caplog.text

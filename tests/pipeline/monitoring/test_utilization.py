@@ -1,4 +1,4 @@
-"""Model FLOP/s utilization. There is no GPU here, so its name is played."""
+"""Model FLOP/s utilization. There is no GPU here, so its name is faked."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def plan(shards: Path, tmp_path: Path) -> TrainPlan:
     return planned
 
 
-def test_training_on_a_picture_takes_three_forwards(plan: TrainPlan) -> None:
-    # 4.2 billion multiply-adds of a forward by the paper's Table 3, up to the norms that are not counted.
+def test_training_on_an_image_takes_three_forwards(plan: TrainPlan) -> None:
+    # 4.2 billion multiply-adds per forward in the paper's Table 3, except for the norms, which are not counted.
     assert operations_per_image(plan) == pytest.approx(6 * 4.2e9, rel=0.04)
 
 

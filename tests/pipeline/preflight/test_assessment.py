@@ -1,4 +1,4 @@
-"""What is made of what ranks found out; GPUs, clocks and networks that there are not here are made up."""
+"""Findings from the facts of ranks; facts about GPUs, clocks and networks are invented, as there are none here."""
 
 from dataclasses import replace
 
@@ -18,51 +18,51 @@ from pipeline.preflight.assessment import (
     assess_reading,
     assess_writing,
 )
-from pipeline.preflight.finding import Finding, refusal
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.sections import DataSettings, Resources
 
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0", "coatnet": "0123"}
 H100 = NodeFacts("n1", "NVIDIA H100", 8, 85 * 10**9, 84 * 10**9, 12, 1000.0, VERSIONS, None)
-ASKED = Resources(ranks=4, nodes=2)
+RESOURCES = Resources(ranks=4, nodes=2)
 DATA = DataSettings(validation="v", workers=8)
 
 
-def machines(*facts: NodeFacts, needed: int | None = 60 * 10**9, asked: Resources = ASKED) -> list[Finding]:
-    return assess_nodes("pretrain", facts, asked, DATA, needed)
+def machines(*facts: NodeFacts, needed: int | None = 60 * 10**9, resources: Resources = RESOURCES) -> list[Finding]:
+    return assess_nodes("pretrain", facts, resources, DATA, needed)
 
 
 def of_nodes(*names: str) -> list[NodeFacts]:
     return [replace(H100, node=name) for name in names]
 
 
-def test_ranks_that_agree_are_well() -> None:
+def test_ranks_that_agree_are_ok() -> None:
     assert machines(*of_nodes("n1", "n1", "n2", "n2")) == [
         Finding("ok", "pretrain", "GPUs: 4 x NVIDIA H100, 85.0 GB"),
         Finding("ok", "pretrain", "nodes: 4 ranks on 2 agree in versions and clocks, and can start the stage"),
     ]
 
 
-def test_without_gpus_none_are_asked_for() -> None:
+def test_a_stage_without_gpus_needs_none() -> None:
     none = replace(H100, gpu=None, gpus=0)
-    (finding,) = machines(none, none, asked=Resources(ranks=2, gpus_per_rank=0))
+    (finding,) = machines(none, none, resources=Resources(ranks=2, gpus_per_rank=0))
     assert finding.what.startswith("nodes: 2 ranks on 1 agree")
 
 
 @pytest.mark.parametrize(
     ("change", "level", "what", "fix"),
     [
-        ({"gpu": None, "gpus": 1}, "error", "GPUs: 1 of 3 ranks have none, on n3 with 1", "see what nvidia-smi"),
+        ({"gpu": None, "gpus": 1}, "error", "GPUs: 1 of 3 ranks have none, on n3 (GPUs there: 1)", "check nvidia-smi"),
         ({"gpu": "NVIDIA A100"}, "warning", "GPUs differ, and the slowest sets the pace: NVIDIA H100 on n1, n2, NVIDIA A100 on n3", "set resources.constraint"),
         ({"gpu_bytes": 42 * 10**9, "gpu_free": 42 * 10**9}, "error", "GPUs: 3 x NVIDIA H100, 42.0 GB, and a rank needs 60.0 GB", "set resources.gpu_gigabytes"),
-        ({"gpu_bytes": 64 * 10**9, "gpu_free": 64 * 10**9}, "warning", "GPUs: 3 x NVIDIA H100, 64.0 GB, and resources.gpu_gigabytes says 80", "set resources.gpu_gigabytes=64"),
-        ({"gpu_free": 60 * 10**9}, "warning", "GPUs: others hold up to 25.0 GB of their memory on n3", "end them, or ask for whole nodes"),
+        ({"gpu_bytes": 64 * 10**9, "gpu_free": 64 * 10**9}, "warning", "GPUs: 3 x NVIDIA H100, 64.0 GB, and resources.gpu_gigabytes is 80", "set resources.gpu_gigabytes=64"),
+        ({"gpu_free": 60 * 10**9}, "warning", "GPUs: other processes hold up to 25.0 GB of their memory on n3", "end them, or request whole nodes"),
         ({"processors": 4}, "warning", "processors: a rank may use 4 on n3, and has 8 reader threads", "raise resources.cpus_per_rank"),
-        ({"versions": VERSIONS | {"torch": "2.11"}}, "error", "versions of torch differ: 2.13.0 on n1, n2, 2.11 on n3", "let all nodes use one installation"),
-        ({"time": 1006.0}, "warning", "clocks: those of n1 and n3 are 6 s apart", "have them synchronized"),
+        ({"versions": VERSIONS | {"torch": "2.11"}}, "error", "versions of torch differ: 2.13.0 on n1, n2, 2.11 on n3", "use one installation on all nodes"),
+        ({"time": 1006.0}, "warning", "clocks: those of n1 and n3 are 6 s apart", "synchronize them"),
         ({"problem": "data.lanes: no", "fix": "4 would"}, "error", "data.lanes: no (on n3)", "4 would"),
     ],
 )  # fmt: skip
-def test_what_differs_on_a_node_is_told_with_its_name(
+def test_a_difference_is_reported_with_the_name_of_the_node(
     change: dict[str, object], level: str, what: str, fix: str
 ) -> None:
     first, second, third = of_nodes("n1", "n2", "n3")
@@ -73,12 +73,12 @@ def test_what_differs_on_a_node_is_told_with_its_name(
     assert not any(finding.what.startswith("nodes:") for finding in found)
 
 
-def test_a_memory_that_nobody_knows_of_is_not_held_against_the_gpus() -> None:
+def test_without_an_estimate_of_the_needed_memory_gpus_are_not_too_small() -> None:
     small = replace(H100, gpu_bytes=10**9, gpu_free=10**9)
     assert [finding.level for finding in machines(small, needed=None)] == ["warning"]
 
 
-def test_of_many_nodes_some_are_named() -> None:
+def test_of_many_nodes_only_some_are_named() -> None:
     many = [replace(H100, node=f"n{number}", problem="no shards") for number in range(9)]
     (finding,) = [finding for finding in machines(*many) if finding.level == "error"]
     assert finding.what == "no shards (on n0, n1, n2, n3 and 5 more)"
@@ -89,7 +89,7 @@ LOAD = StepLoad(
 )
 
 
-def test_the_bandwidth_is_that_of_a_bus_and_the_gradients_of_a_step_are_held_against_it() -> None:
+def test_the_bus_bandwidth_is_compared_with_the_gradients_of_a_step() -> None:
     """nccl-tests: bytes / seconds x 2 (n - 1) / n, of the slowest."""
     fast = [AllReduceFacts("n1", 10**9, 0.5), AllReduceFacts("n2", 10**9, 1.0)]
     assert assess_all_reduce("pretrain", fast, LOAD) == [
@@ -100,7 +100,7 @@ def test_the_bandwidth_is_that_of_a_bus_and_the_gradients_of_a_step_are_held_aga
     four = [AllReduceFacts("n1", 10**9, 1.0)] * 4
     (finding,) = assess_all_reduce("pretrain", four, None)
     assert finding.what == "all-reduce: 1.50 GB/s bus bandwidth between 4 ranks"
-    # A step computes 1,000 pictures in a second on two ranks.
+    # A step computes 1,000 images in a second on two ranks.
     slow = [AllReduceFacts("n1", 10**9, 1.1)] * 2
     (finding,) = assess_all_reduce("pretrain", slow, LOAD)
     assert finding.level == "warning"
@@ -108,32 +108,32 @@ def test_the_bandwidth_is_that_of_a_bus_and_the_gradients_of_a_step_are_held_aga
     assert assess_all_reduce("pretrain", slow, replace(LOAD, pace=None))[0].level == "ok"
 
 
-def test_readers_are_held_against_what_training_asks_for() -> None:
-    def judged(images: int, load: StepLoad = LOAD, skipped: int = 0) -> Finding:
+def test_readers_are_compared_with_what_training_needs() -> None:
+    def assessed(images: int, load: StepLoad = LOAD, skipped: int = 0) -> Finding:
         (finding,) = assess_reading("pretrain", [ReadFacts("n1", images, 10.0, skipped)] * 2, load)
         return finding
 
-    assert judged(5000).what == "reading: 1,000 images/s by 2 ranks, and training asks for 1,000 (as before)"
-    assert (judged(5000).level, judged(4990).level) == ("ok", "warning")
-    assert judged(4990).fix.startswith("raise data.workers with resources.cpus_per_rank")
-    assert judged(4990, replace(LOAD, pace=None)).what == "reading: 998 images/s by 2 ranks"
-    assert judged(5000, skipped=3).what.startswith("reading: 1,000 images/s by 2 ranks, 6 samples could not be used")
+    assert assessed(5000).what == "reading: 1,000 images/s by 2 ranks, and training needs 1,000 (as before)"
+    assert (assessed(5000).level, assessed(4990).level) == ("ok", "warning")
+    assert assessed(4990).fix.startswith("raise data.workers and resources.cpus_per_rank")
+    assert assessed(4990, replace(LOAD, pace=None)).what == "reading: 998 images/s by 2 ranks"
+    assert assessed(5000, skipped=3).what.startswith("reading: 1,000 images/s by 2 ranks, 6 samples could not be used")
 
 
-def test_saves_are_held_against_the_time_between_them() -> None:
-    def judged(seconds: float, load: StepLoad = LOAD) -> Finding:
+def test_a_save_is_compared_with_the_time_between_saves() -> None:
+    def assessed(seconds: float, load: StepLoad = LOAD) -> Finding:
         facts = [WriteFacts("n1", 10**9, seconds), WriteFacts("n2", 10**9, seconds / 2)]
         (finding,) = assess_writing("pretrain", facts, load)
         return finding
 
-    assert judged(1.0) == Finding("ok", "pretrain", "checkpoints: 2.00 GB/s by 2 ranks, 2 s for one")
+    assert assessed(1.0) == Finding("ok", "pretrain", "checkpoints: 2.00 GB/s by 2 ranks, 2 s for one")
     # 10 steps of a second, and 4 GB at 2 GB in 6 s.
-    assert (judged(4.9).level, judged(6.0).level) == ("ok", "warning")
-    assert judged(6.0).what == "checkpoints: 0.33 GB/s by 2 ranks, 12 s for one, with one every 10 s (as before)"
-    assert judged(6.0, replace(LOAD, pace=None)).level == "ok"
+    assert (assessed(4.9).level, assessed(6.0).level) == ("ok", "warning")
+    assert assessed(6.0).what == "checkpoints: 0.33 GB/s by 2 ranks, 12 s for one, with one every 10 s (as before)"
+    assert assessed(6.0, replace(LOAD, pace=None)).level == "ok"
 
 
-def test_what_fails_on_some_ranks_is_told_with_their_nodes() -> None:
+def test_failures_on_some_ranks_are_reported_with_their_nodes() -> None:
     exchanges = [AllReduceFacts("n1", 1, 1.0), AllReduceFacts("n2", 1, 0.0, "NCCL error: no socket")]
     assert assess_all_reduce("pretrain", exchanges, LOAD)[0].what == "all-reduce: NCCL error: no socket (on n2)"
     readings = [ReadFacts("n1", 1, 1.0, 0, "shard x is gone"), ReadFacts("n2", 1, 1.0, 0)]
@@ -153,5 +153,5 @@ def test_what_fails_on_some_ranks_is_told_with_their_nodes() -> None:
         (StorageDown("s3: no answer; it is down"), "s3: no answer", "it is down; try again later"),
     ],
 )  # fmt: skip
-def test_errors_are_parted_into_what_is_wrong_and_the_mend(error: Exception, what: str, fix: str) -> None:
-    assert refusal("pretrain", error) == Finding("error", "pretrain", what, fix)
+def test_errors_are_split_into_what_is_wrong_and_the_fix(error: Exception, what: str, fix: str) -> None:
+    assert finding_of_error("pretrain", error) == Finding("error", "pretrain", what, fix)

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch.utils.tensorboard.summary import make_histogram
 
-from models.coatnet import CoAtNet
 from models.registry import create_model
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.monitoring.histograms import EDGES, weight_histograms
-from pipeline.monitoring.norms import stage_names, stage_places, weight_and_update_norms
+from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
 from pipeline.recipe.schema import TrainStage
-from pipeline.zero.engine import build_engine, optimizer_step, set_learning_rate
-from pipeline.zero.fragments import Fragment, fragments, optimizer_steps
+from pipeline.zero.engine import ZeroEngine, build_engine
+from pipeline.zero.fragments import Fragment
 
 RATE = 1e-2
 LARGE = 10**8  # bytes of a tensor that holds more than the model: a bucket
@@ -82,15 +81,15 @@ def train_and_measure(case: str, ranks: Ranks) -> dict[str, Any]:
     stage = stage_of(case, ranks)
     model = create_model("coatnet_nano", num_classes=10, image_size=(32, 32))
     model.initialize(0)
-    undecayed, sizes = model.no_weight_decay(), {name: p.numel() for name, p in model.named_parameters()}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
     engine = build_engine(model, stage, ranks)
     held = Held()
 
     def looking(module: object, arguments: object, output: torch.Tensor) -> None:
-        output.register_hook(lambda gradient: held.look(engine.module, inside=True))
+        output.register_hook(lambda gradient: held.look(engine.module, inside=True))  # type: ignore[no-untyped-call]
 
     hook = engine.module.blocks[2].register_forward_hook(looking)
-    set_learning_rate(engine, RATE)
+    engine.set_learning_rate(RATE)
     generator = torch.Generator().manual_seed(ranks.rank)
     everything: list[Fragment] = []
     kept: list[torch.Tensor] = []
@@ -103,29 +102,28 @@ def train_and_measure(case: str, ranks: Ranks) -> dict[str, Any]:
             if step == 1:
                 held.look(engine.module)
             if number == 0:
-                engine.step()
+                engine.accumulate()
         if step == 1:
-            everything = fragments(engine, ranks)
+            everything = engine.fragments()
             kept = [fragment.tensors["master"].double() for fragment in everything]
-        optimizer_step(engine)
+        engine.step()
     hook.remove()
     return {
         "parameters": sum(sizes.values()),
         "held": held.state,
         "buckets": held.buckets,
-        **norms(everything, kept, engine, model, stage, undecayed, ranks),
+        **norms(everything, kept, engine, stage, ranks),
         **counts(everything, sizes, ranks),
     }
 
 
 def norms(
-    everything: Any, kept: Any, engine: Any, model: CoAtNet, stage: TrainStage, undecayed: set[str], ranks: Ranks
+    everything: list[Fragment], kept: list[torch.Tensor], engine: ZeroEngine, stage: TrainStage, ranks: Ranks
 ) -> dict[str, Any]:
-    found = weight_and_update_norms(
-        everything, model.variant, stage.optimizer, ranks,
-        rate=RATE, steps=optimizer_steps(engine), undecayed=undecayed, rate_scale={},
-    )  # fmt: skip
-    names, place = stage_names(model.variant), stage_places(model.variant)
+    variant = engine.module.variant
+    last_step = AdamWStep(stage.optimizer, RATE, engine.optimizer_steps, engine.parameters.undecayed, {})
+    found = weight_and_update_norms(everything, variant, last_step, ranks)
+    names, place = stage_names(variant), stage_index(variant)
     squares = torch.zeros(2, len(names), dtype=torch.float64)
     for fragment, copy in zip(everything, kept, strict=True):
         if fragment.saved_here:
@@ -139,7 +137,7 @@ def norms(
     return {"norms": found, "norms_of_a_copy": expected}
 
 
-def counts(everything: Any, sizes: dict[str, int], ranks: Ranks) -> dict[str, Any]:
+def counts(everything: list[Fragment], sizes: dict[str, int], ranks: Ranks) -> dict[str, Any]:
     found = weight_histograms(everything, list(sizes), ranks)
     expected = {}
     for name, size in sizes.items():
@@ -147,7 +145,7 @@ def counts(everything: Any, sizes: dict[str, int], ranks: Ranks) -> dict[str, An
         for fragment in everything:
             if fragment.parameter == name and fragment.saved_here:
                 whole[fragment.start : fragment.stop] = fragment.tensors["master"]
-        histogram = make_histogram(ranks.sum(whole).numpy(), np.array(EDGES, np.float32))
+        histogram = make_histogram(ranks.sum(whole).numpy(), np.array(EDGES, np.float32))  # type: ignore[no-untyped-call]
         expected[name] = [count for count in histogram.bucket if count]
     return {
         "histograms": {name: found[name].counts[found[name].counts > 0].tolist() for name in sizes},
@@ -159,7 +157,7 @@ def main(folder: Path, cases: list[str]) -> None:
     ranks = join_ranks(1)
     for case in cases:
         measured = train_and_measure(case, ranks)
-        if ranks.leads:
+        if ranks.is_leader:
             (folder / f"{case}-{ranks.world_size}.json").write_text(json.dumps(measured))
 
 

@@ -14,7 +14,7 @@ SETTINGS = OptimizerSettings(peak_learning_rate=1e-2, weight_decay=0.1)
 def three_steps(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:
     for number in range(3):
         gradient = torch.randn(100, generator=torch.Generator().manual_seed(number))
-        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        for parameter, part in zip(parameters, torch.split(gradient, [p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
         optimizer.step()
 
@@ -33,7 +33,7 @@ def test_ranges_of_one_tensor_step_as_groups_with_rates_of_their_own() -> None:
         ours.state[flat][kind] = torch.zeros(100)
     ours.state[flat]["step"] = torch.zeros(())
     ours.scales = {flat: [(0, 32, 0.25), (32, 48, 0.5), (48, 80, 0.25), (80, 100, 1.0)]}
-    parts = [part.clone().requires_grad_() for part in start.split([32, 16, 32, 20])]
+    parts = [part.clone().requires_grad_() for part in torch.split(start, [32, 16, 32, 20])]
     groups = [{"params": [p], "lr": 1e-2 * scale} for p, scale in zip(parts, (0.25, 0.5, 0.25, 1.0), strict=True)]
     three_steps(ours, [flat])
     plain = torch.optim.AdamW(groups, weight_decay=0.1, fused=True)
@@ -65,7 +65,7 @@ def test_a_step_that_is_not_allowed_leaves_no_trace() -> None:
 
 def test_decay_spares_what_the_model_says() -> None:
     model = create_model("coatnet_debug", num_classes=3, image_size=32)
-    decayed, undecayed = build_adamw(model, SETTINGS).param_groups
+    decayed, undecayed = build_adamw(model, SETTINGS, model.no_weight_decay()).param_groups
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(parameter)] for parameter in undecayed["params"]} == model.no_weight_decay()

@@ -12,7 +12,7 @@ import yaml
 from torch.nn import functional as F
 
 from data.augment import TrainTransform
-from data.stream import training_stream
+from data.stream import RankShare, training_stream
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.images import normalized
@@ -87,8 +87,8 @@ def test_loading_and_saving_moves_every_number_unchanged(runs: Path, folder: str
     source = case.partition("-from-")[2] or case
     original = open_checkpoint(runs / f"{source}-whole/checkpoints/step-00000002")
     again = open_checkpoint(runs / folder / f"{case}-again/checkpoints/step-00000002")
-    assert again.manifest["optimizer_steps"] == original.manifest["optimizer_steps"] == 2
-    assert again.manifest["ema_updates"] == original.manifest["ema_updates"] == 2
+    assert again.manifest.facts.optimizer_steps == original.manifest.facts.optimizer_steps == 2
+    assert again.manifest.facts.ema_updates == original.manifest.facts.ema_updates == 2
     for name, shape in original.shapes.items():
         for kind in KINDS:
             elements = torch.Size(shape).numel()
@@ -163,7 +163,7 @@ def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path)
     optimizer = torch.optim.AdamW(groups)
     averages = {name: t.clone() for name, t in model.state_dict().items()}
     stream = training_stream(
-        planned.train, planned.order, TrainTransform(32, "random", (0.5, 1.0)), micro_batch=3, rank=0, world_size=1,
+        planned.train, planned.order, TrainTransform(32, "random", (0.5, 1.0)), RankShare(0, 1, 3),
         first_step=0, workers=1,
     )  # fmt: skip
     losses, norms = {}, {}
@@ -178,7 +178,7 @@ def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path)
             labels = torch.from_numpy(batch.labels[:, 0])
             own, partners = (F.cross_entropy(logits, wanted) for wanted in (labels, labels.flip(0)))
             loss = share * own + (1 - share) * partners
-            (loss / 4).backward()
+            torch.autograd.backward(loss / 4)
             loss_sum += loss.item() / 4
             statistics.append(recorded_statistics(model))
         losses[step + 1] = loss_sum
@@ -203,8 +203,8 @@ def test_two_ranks_train_as_a_plain_loop_over_the_micro_batches_does(runs: Path)
         real = state["exp_avg_sq"].view(-1).sqrt() > 1e-5
         for kind, tensor in (("master", weight.detach()), ("ema", averages[name])):
             torch.testing.assert_close(ours[kind][real], tensor.view(-1)[real], rtol=1e-3, atol=1e-4)
-    for which, plain in (("raw", model.state_dict()), ("ema", averages)):
-        for name, tensor in final.buffers(which).items():
+    for buffers, plain in ((final.buffers("raw"), model.state_dict()), (final.buffers("ema"), averages)):
+        for name, tensor in buffers.items():
             if name.endswith("running_var"):  # the means carry those biases
                 torch.testing.assert_close(tensor, plain[name], rtol=1e-4, atol=1e-6)
 

@@ -11,7 +11,6 @@ A case -checked is `check` on one engine; it leaves what was found in FOLDER/CAS
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,23 @@ from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
+from pipeline.recipe.sections import WhichWeights
 from pipeline.run_folder import RunFolder
 from pipeline.training_state import TrainingState
 from pipeline.weights import build_model, load_weights, to_precision
 from pipeline.zero import engine as engine_module
-from pipeline.zero.engine import autocast, build_engine, model_dtype, optimizer_step, set_learning_rate
-from pipeline.zero.fragments import optimizer_steps, publish_masters, set_optimizer_steps
+from pipeline.zero.engine import ZeroEngine, autocast, build_engine, model_dtype
+from tests.support.records import RUN
 from tests.support.training import train_here
 
 COMPILE_BLOCKS = CoAtNet.compile_blocks
-CONFIGURATION: Callable[..., dict[str, Any]] = engine_module._configuration
+CONFIGURATION = engine_module._configuration
 
 
-def sharded_at_debug_size(*arguments: Any) -> dict[str, Any]:
+def sharded_at_debug_size(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
     """ZeRO 3 keeps small parameters whole on every rank; of the debug model that would be all."""
-    configuration = CONFIGURATION(*arguments)
+    configuration = CONFIGURATION(stage, ranks)
     configuration["zero_optimization"]["stage3_param_persistence_threshold"] = 1000
     return configuration
 
@@ -57,7 +58,7 @@ def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
         changes.append("activation_checkpointing=every_block")
     if "compiled" in case:
         # Traced and differentiated ahead of time as for real; writing and compiling C++ would take minutes on a CPU.
-        CoAtNet.compile_blocks = partialmethod(COMPILE_BLOCKS, backend="aot_eager")  # type: ignore[method-assign]
+        CoAtNet.compile_blocks = partialmethod(COMPILE_BLOCKS, backend="aot_eager")  # type: ignore[method-assign, assignment]
         changes.append("compile=true")
     if "checked" in case:
         changes += [f"batch.global_size={6 * ranks.world_size}", "data.lanes=3"]  # two micro-batches on each rank
@@ -66,22 +67,19 @@ def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
     return planned
 
 
-def built(planned: TrainPlan, ranks: Ranks) -> tuple[Any, TrainingState]:
-    model = build_model(planned)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    engine = build_engine(model, planned.stage, ranks)
-    return engine, TrainingState(engine, shapes, ranks, planned.stage.ema_decay)
+def built(planned: TrainPlan, ranks: Ranks) -> TrainingState:
+    return TrainingState(build_engine(build_model(planned), planned.stage, ranks), ranks, planned.stage.ema_decay)
 
 
 def save(state: TrainingState, planned: TrainPlan, path: Path, step: int, ranks: Ranks) -> None:
     run = RunFolder(path)
     with Saver(checkpoint_store(run, planned.stage), run, planned.stage.checkpoint, ranks) as saver:
-        saver.save(state.live({"step": step}))
-        saver.finish_whole()
+        saver.save(state.live(RUN, step, 0, 0))
+        saver.finish_or_retry()
 
 
 def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -> None:
-    _, state = built(planned, ranks)
+    state = built(planned, ranks)
     state.load(open_checkpoint(checkpoint))
     save(state, planned, path, 2, ranks)
 
@@ -92,26 +90,27 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     Weights that forwards use are compared by the logits that they give.
     """
     precision, device = planned.stage.precision, torch.device("cpu")
-    engine, state = built(planned, ranks)
-    set_learning_rate(engine, 1e-3)
-    pictures = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(model_dtype(precision))
+    state = built(planned, ranks)
+    engine = state.engine
+    engine.set_learning_rate(1e-3)
+    pictures = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(engine.dtype)
 
     def step(seed: int, spoiled_by: float | None = None, apply: bool = True) -> tuple[float, Tensor]:
         for number in range(2):
             torch.manual_seed(1000 * seed + 10 * ranks.rank + number)
             images, labels = torch.randn(3, 32, 32, 3), torch.randint(3, (3,))
-            loss = F.cross_entropy(engine(images.to(model_dtype(precision))).float(), labels)
+            loss = F.cross_entropy(engine(images.to(engine.dtype)).float(), labels)
             # On the last rank alone, and only in its first micro-batch.
-            spoiled = spoiled_by is not None and number == 0 and ranks.rank == ranks.world_size - 1
-            engine.backward(loss * spoiled_by if spoiled else loss)
+            spoiled = number == 0 and ranks.rank == ranks.world_size - 1
+            engine.backward(loss * spoiled_by if spoiled and spoiled_by is not None else loss)
             if number == 0:
-                engine.step()
+                engine.accumulate()
         statistics = recorded_statistics(engine.module).clone()
         discard_recorded_statistics(engine.module)
-        return optimizer_step(engine, apply=apply), statistics
+        return engine.step(apply=apply), statistics
 
     @torch.no_grad()
-    def logits(network: Any) -> Tensor:
+    def logits(network: CoAtNet | ZeroEngine) -> Tensor:
         network.eval()
         result: Tensor = network(pictures)
         network.train()
@@ -120,20 +119,20 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     def snapshot() -> dict[str, Tensor]:
         found = {f"{kind}.{f.parameter}": t.clone() for f in state.fragments for kind, t in f.tensors.items()}
         found |= {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
-        return found | {"logits": logits(engine), "steps": torch.tensor(optimizer_steps(engine))}
+        return found | {"logits": logits(engine), "steps": torch.tensor(engine.optimizer_steps)}
 
     @torch.no_grad()
     def restore(found: dict[str, Tensor]) -> None:
         for fragment in state.fragments:
             for kind, tensor in fragment.tensors.items():
                 tensor.copy_(found[f"{kind}.{fragment.parameter}"])
-        set_optimizer_steps(engine, int(found["steps"]))
-        publish_masters(engine)
+        engine.optimizer_steps = int(found["steps"])
+        engine.publish_masters()
 
     def differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
         return [name for name in one if not torch.equal(one[name], other[name])]
 
-    def without_engine(which: Any) -> Tensor:
+    def without_engine(which: WhichWeights) -> Tensor:
         model = build_model(planned)
         load_weights(model, open_checkpoint(folder / "checkpoints/step-00000001"), which)
         to_precision(model, model_dtype(precision))
@@ -161,8 +160,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     norm, statistics = step(2)
     after = snapshot()
     found["a step changes"] = len(differences(before, after))
-    # On one rank it would be said again.
-    # On one rank, activation checkpointing would only be said again.
+    # Which blocks are recomputed is independent of the number of ranks, so one of the two is enough.
     for policy in ("none", "every_block", "mbconv", 2) if ranks.world_size > 1 else ("none",):
         engine.module.set_grad_checkpointing(policy=policy)
         restore(before)
@@ -172,7 +170,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
             snapshot() | {"statistics": statistics_again, "norm": torch.tensor(again)},
         )
 
-    bare = TrainingState(engine, state.shapes, ranks)
+    bare = TrainingState(engine, ranks)
     save(bare, planned, folder / "bare", 1, ranks)
     for name, one, path in (("with", state, folder / "bare"), ("without", bare, folder)):
         try:
@@ -193,14 +191,14 @@ def main(recipe: str, folder: Path, cases: list[str]) -> None:
             continue
         before = folder / f"{case.partition('-from-')[2] or case}-whole"
         reshaped, left = "-from-" in case, before.is_symlink()
-        if not ranks.from_leader(before.exists()):  # its folder is there as soon as any rank begins
+        if not ranks.broadcast(before.exists()):  # its folder is there as soon as any rank begins
             train_here(planned, RunFolder(before), ranks)
         if "compiled" in case:
             continue
         save_again(planned, before / "checkpoints/step-00000002", folder / f"{case}-again", ranks)
         if ranks.world_size > 1 if reshaped else left:
             continue
-        if ranks.leads:
+        if ranks.is_leader:
             (folder / case / "checkpoints").mkdir(parents=True)
             shutil.copytree(before / "checkpoints/step-00000002", folder / case / "checkpoints/step-00000002")
         ranks.barrier()

@@ -1,4 +1,4 @@
-"""JPEGs to measure with: a folder's, or generated ones as heavy as ImageNet's."""
+"""JPEGs to measure with: those of a folder, or generated ones as large as ImageNet's."""
 
 import io
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 
-def jpegs(folder: Path | None, limit: int) -> list[bytes]:
-    """Up to `limit` JPEG files below `folder`, in the order of their names; generated ones if it is None.
+def sample_jpegs(folder: Path | None, limit: int) -> list[bytes]:
+    """The contents of up to `limit` JPEG files below `folder`, in the order of their names; generated ones if None.
 
     Raises:
-        SystemExit: none there.
+        SystemExit: the folder has none.
     """
     if folder is None:
         return [textured_jpeg(seed) for seed in range(limit)]
@@ -22,7 +22,7 @@ def jpegs(folder: Path | None, limit: int) -> list[bytes]:
 
 
 def textured_jpeg(seed: int) -> bytes:
-    """About 110 KB for 470 x 400 pixels without chroma subsampling, as most of ImageNet is."""
+    """A JPEG of about 110 KB for 470 x 400 pixels without chroma subsampling, like most of ImageNet."""
     rng = np.random.default_rng(seed)
     height, width = int(rng.integers(330, 471)), int(rng.integers(400, 541))
     pixels = np.zeros((height, width, 3))

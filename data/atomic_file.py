@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also when the power fails: written aside, flushed to the disk, renamed."""
+"""Atomic writes that survive power failures: write to another name, flush to the disk, rename."""
 
 import os
 import uuid
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".writing"
-"""The end of the names of files that are being written."""
+"""The suffix of files that are being written."""
 
 
 def unfinished_path(path: Path) -> Path:
@@ -20,11 +20,11 @@ def unfinished_path(path: Path) -> Path:
 def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path to write a file to; it becomes `path`, on the disk, when the block ends without an error.
 
-    After an error nothing of it is left, and what was at `path` before is still there.
+    After an error it is removed, and the previous file at `path` is unchanged.
 
     Args:
         path: of the file; its folder must exist.
-        shared: whether several processes may write it at a time, each under a name of its own.
+        shared: several processes may write the file concurrently, each under a name of its own.
 
     Raises:
         OSError: it cannot be written.
@@ -58,7 +58,7 @@ def write_atomically(path: Path, content: bytes | str, *, shared: bool = False) 
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder survive a power failure.
+    """Flush the names in a folder to the disk.
 
     Raises:
         OSError: it cannot be flushed.

@@ -1,4 +1,4 @@
-"""Pixels to network input: crops, resize and flip, all uint8 channels-last; normalization happens on the device."""
+"""Pixels to network input: crop, resize and flip in uint8 channels-last; normalization happens on the device."""
 
 import math
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from torch.nn import functional as F
 from data.decode import Pixels
 from data.random_augment import RandomAugment
 
-# The reader has its own threads: OpenCV's would fight them for the cores. (torch takes none to resize one picture.)
+# The reader has its own threads, with which OpenCV's would compete. (torch resizes a single image in one thread.)
 cv2.setNumThreads(0)
 
 
 def resize(pixels: Pixels, size: int) -> Pixels:
-    """Square (size, size, 3) by the antialiased triangle filter, which is Pillow's BILINEAR to a level.
+    """Square (size, size, 3) with the antialiased triangle filter, within one level of Pillow's BILINEAR.
 
     torch's version for uint8 channels-last is faster than OpenCV's area averaging and than Pillow (docs/benchmarks.md).
     """
     if pixels.shape[:2] == (size, size):
         return pixels
-    # Only contiguous pixels get torch's fast kernel.
+    # torch's fast kernel needs contiguous pixels.
     images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
@@ -38,13 +38,13 @@ def center_crop(pixels: Pixels, size: int) -> Pixels:
 
 
 def random_window(height: int, width: int, area: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of `area` (least, greatest) of a picture, of aspect ratio 3/4 to 4/3 (Szegedy et al., 2014).
+    """Rows and columns of `area` (least, greatest) of an image, of aspect ratio 3/4 to 4/3 (Szegedy et al., 2014).
 
-    Ten tries to fit one in; then the largest centred window of a permitted ratio.
+    After ten failed attempts, the largest centred window with a permitted ratio.
     """
     least, greatest = area
     for _ in range(10):
-        share, log_ratio, down, along = rng.random(4).tolist()  # one call: numpy's cost by the call
+        share, log_ratio, down, along = rng.random(4).tolist()  # one call, because numpy's overhead is per call
         target = height * width * (least + share * (greatest - least))
         ratio = (4 / 3) ** (2 * log_ratio - 1)
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
@@ -58,10 +58,10 @@ def random_window(height: int, width: int, area: tuple[float, float], rng: np.ra
 
 @dataclass(frozen=True, slots=True)
 class TrainTransform:
-    """One training view of a picture; draws from the sample's own generator only.
+    """A training view of an image; draws only from the generator of the sample.
 
-    `crop` "random" cuts a window of `crop_area` of the picture, "whole" resizes all of it. Resized and flipped pictures
-    go through `random_augment`.
+    `crop` "random" cuts out a window of `crop_area` of the image, "whole" resizes all of it. `random_augment`
+    comes last, after resizing and flipping.
     """
 
     size: int
@@ -78,7 +78,7 @@ class TrainTransform:
             pixels = pixels[rows, columns]
         pixels = resize(pixels, self.size)
         if self.flip and rng.random() < 0.5:
-            pixels = np.asarray(cv2.flip(pixels, 1), np.uint8)  # many times as fast as copying out of a mirrored view
+            pixels = np.asarray(cv2.flip(pixels, 1), np.uint8)  # many times faster than copying a mirrored view
         return self.random_augment(pixels, rng) if self.random_augment else pixels
 
 

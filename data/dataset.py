@@ -1,4 +1,4 @@
-"""A dataset as a run sees it: the samples of an index, through a label map if there is one."""
+"""A dataset as a run sees it: the samples of an index, with an optional label map applied."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from data.storage import Storage
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The samples of `index` that `label_map` keeps; their ids count those alone.
+    """The samples of `index` that `label_map` keeps; sample ids count only those.
 
     Args:
-        index: of the shards.
-        storage: how they are reached.
-        label_map: to other classes; None for those of the index.
+        index: the index of the shards.
+        storage: how to access them.
+        label_map: maps to other classes; None keeps those of the index.
         kept: (samples of the index,) bool, which samples the map keeps; None for all.
-        most_labels: of one sample; None for what the index says.
+        most_labels: greatest number of labels of one sample; None for that of the index.
     """
 
     index: ShardIndex
@@ -61,18 +61,18 @@ class Dataset:
 
     @property
     def labels_per_sample(self) -> int:
-        """Most labels of one sample."""
+        """Greatest number of labels of one sample."""
         return self.most_labels or self.index.labels_per_sample
 
     @property
     def digest(self) -> str:
-        """sha256 over everything but the place."""
+        """sha256 of everything but the location."""
         if self.label_map is None:
             return self.index.digest
         return hashlib.sha256((self.index.digest + self.label_map.digest).encode()).hexdigest()
 
     def place(self, shard: int, number: int) -> int:
-        """Where in the tar of `shard` its sample `number` lies."""
+        """The place in the tar of `shard` of its sample `number`."""
         if self.kept is None:
             return number
         return int(np.flatnonzero(self.kept[self._starts[shard] : self._starts[shard + 1]])[number])
@@ -81,22 +81,22 @@ class Dataset:
         """The classes that a label member names, ascending.
 
         Raises:
-            ValueError: it names none of the dataset's.
+            ValueError: none of them belongs to the dataset.
         """
         labels = self._read_label(content)
         mapped = self.label_map(labels) if self.label_map else labels
         if not mapped:
             raise ValueError(f"the label {self.index.classes[labels[0]]} is dropped by the label map")
         if len(mapped) > self.labels_per_sample:
-            raise ValueError(f"{len(mapped)} labels, and the index says {self.labels_per_sample} at most")
+            raise ValueError(f"{len(mapped)} labels, but the index allows {self.labels_per_sample} at most")
         return mapped
 
 
 def open_dataset(folder: str, storage: Storage, label_map: str | Path | None = None) -> Dataset:
-    """The dataset whose index lies in `folder`, a path or URL, seen through the label map in a file.
+    """The dataset whose index is in `folder`, a path or URL, with the label map of a file applied.
 
     Raises:
-        DataError: an index or a label map that cannot be read or do not fit; a map that leaves nothing.
+        DataError: the index or label map is unreadable, they do not match, or no sample is left.
         StorageRefused, StorageDown: access refused, or no answer.
     """
     index = read_index(folder, storage)
@@ -106,10 +106,10 @@ def open_dataset(folder: str, storage: Storage, label_map: str | Path | None = N
     if not mapping.drops:
         return Dataset(index, storage, mapping)
     labels = read_labels(index, storage)
-    # One more class at the end, dropped: where a sample has fewer labels than others, -1 points at it.
+    # One more class at the end, dropped: the padding of -1 selects it.
     targets = np.append(mapping.targets, np.int32(-1))
     mapped = np.sort(targets[labels], axis=1)
-    # Classes that were merged count once for a sample.
+    # Merged classes count once per sample.
     counts = (mapped[:, :1] >= 0).sum(axis=1) + ((mapped[:, 1:] >= 0) & (mapped[:, 1:] != mapped[:, :-1])).sum(axis=1)
     dataset = Dataset(index, storage, mapping, counts > 0, int(counts.max(initial=1)))
     if dataset.samples == 0:

@@ -9,23 +9,23 @@ from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
-# 256 MiB of RGB. From here on Pillow warns of decompression bombs; no photograph of a data set comes near.
+# 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3
 
 
 class DecodeError(ValueError):
-    """Bytes that are not a whole image, or one that is refused."""
+    """The bytes are not a complete image, or the image is refused."""
 
 
 def decode(encoded: bytes) -> Pixels:
     """Pixels (H, W, 3) uint8 RGB of a JPEG, PNG or WebP.
 
-    Transparency is dropped, grey repeated, and of 16 bits the upper eight are kept. The EXIF orientation is ignored, as
-    everywhere on ImageNet: its labels and published accuracies belong to the pixels as stored.
+    Transparency is dropped, grey is repeated, and of 16 bits the upper eight are kept. The EXIF orientation is ignored,
+    as is usual for ImageNet: its labels and published accuracies refer to the pixels as stored.
 
     Raises:
-        DecodeError: empty, truncated, damaged, none of these formats, or more than `MAX_PIXELS` pixels, which is
-            refused before any of them is decoded. Nothing else is raised whatever the bytes.
+        DecodeError: empty, truncated, damaged, none of these formats, or more than `MAX_PIXELS` pixels (checked before
+            decoding). No other error is raised, whatever the bytes.
     """
     if not encoded:
         raise DecodeError("empty file")
@@ -40,26 +40,26 @@ def decode(encoded: bytes) -> Pixels:
     _refuse_bomb(width, height)
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
-            if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip
+            if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
-            image.info.pop("transparency", None)  # dropped anyway; Pillow would warn of some kinds of it
+            image.info.pop("transparency", None)  # dropped anyway, and Pillow warns about some kinds
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise DecodeError("damaged: its header cannot be read") from error
-    except Exception as error:  # whatever the parsers of Pillow's plugins run into on damaged bytes
+    except Exception as error:  # Pillow's parsers raise anything on damaged bytes
         raise DecodeError(f"damaged: {error}") from error
 
 
 def _decode_jpeg(encoded: bytes) -> Pixels:
-    """JPEGs go through libjpeg-turbo in its strict mode: damage is an error and not a grey area."""
+    """By libjpeg-turbo in strict mode: damage is an error instead of a grey area."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
         _refuse_bomb(width, height)
         if colors not in ("CMYK", "YCCK"):
             pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
             return pixels
-        # Inverted, as Adobe writes them and as Pillow takes them all.
+        # Inverted, as Adobe writes them and as Pillow assumes for all.
         ink = 255 - simplejpeg.decode_jpeg(encoded, "CMYK")
         return np.array(Image.fromarray(ink, "CMYK").convert("RGB"))
     except DecodeError:
@@ -69,7 +69,7 @@ def _decode_jpeg(encoded: bytes) -> Pixels:
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height by the container's first chunk: Pillow allocates the canvas before it tells them."""
+    """Width and height from the first chunk of the container: Pillow allocates the canvas before it reports them."""
     match encoded[12:16]:
         case b"VP8X":
             return 1 + int.from_bytes(encoded[24:27], "little"), 1 + int.from_bytes(encoded[27:30], "little")
@@ -79,9 +79,9 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
         case b"VP8 ":
             width, height = (int.from_bytes(encoded[at : at + 2], "little") & 0x3FFF for at in (26, 28))
             return width, height
-    raise DecodeError("damaged: a WebP of no known kind")
+    raise DecodeError("damaged: an unknown kind of WebP")
 
 
 def _refuse_bomb(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DecodeError(f"{width:,} x {height:,} pixels are more than the {MAX_PIXELS:,} that are decoded")
+        raise DecodeError(f"{width:,} x {height:,} pixels exceed the limit of {MAX_PIXELS:,}")

@@ -9,13 +9,13 @@ from data.storage import Storage, is_remote, pieces
 
 
 def file_sha256(path: str | Path) -> str:
-    """Of the file at a local path, in hex."""
+    """sha256 of a local file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def location_sha256(location: str, size: int, storage: Storage) -> str:
-    """Of the `size` bytes at a path or URL, in hex.
+    """sha256 of the `size` bytes at a path or URL, in hex.
 
     Raises:
         OSError, StorageDown, StorageRefused: it cannot be read.
@@ -29,5 +29,5 @@ def location_sha256(location: str, size: int, storage: Storage) -> str:
 
 
 def json_sha256(content: Any) -> str:
-    """Of a value as JSON with sorted keys, in hex."""
+    """sha256 of a value as JSON with sorted keys, in hex."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

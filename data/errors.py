@@ -1,24 +1,24 @@
-"""What ends a command with a message for a person: the base of the program's errors, and those about data.
+"""Errors that end a command with a message for the user: the base class, and those about data.
 
-Exit codes are those of sysexits.h. Every error carries its own, so that whoever reports one needs no table.
+Exit codes are those of sysexits.h. Each error class has its own, so that reporting one needs no table.
 """
 
 EXIT_FAILED = 70
 """EX_SOFTWARE: the run failed and would fail again; do not requeue."""
 EXIT_TRY_AGAIN = 75
-"""EX_TEMPFAIL: asked to stop, or ended for a reason that passes; the same command continues: requeue."""
+"""EX_TEMPFAIL: stopped by a signal or a transient error; the same command continues: requeue."""
 EXIT_CONFIG = 78
 """EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
 
 
 class CoatnetError(Exception):
-    """An error that is reported as one message, without a traceback."""
+    """An error that is reported as a message without a traceback."""
 
     exit_code: int = EXIT_FAILED
     retryable: bool = False
-    """Whether giving the same command again helps."""
+    """Whether running the same command again may succeed."""
     is_consequence: bool = False
-    """Whether the cause lies in another process, which reports it."""
+    """Whether the cause is in another process, which reports it."""
 
 
 class DataError(CoatnetError):
@@ -28,11 +28,11 @@ class DataError(CoatnetError):
 
 
 class StorageRefused(DataError):
-    """A storage that refuses access."""
+    """A storage refuses access."""
 
 
 class StorageDown(CoatnetError):
-    """A storage that has not answered for long; the request may succeed later."""
+    """A storage has not answered for too long; the request may succeed later."""
 
     exit_code = EXIT_TRY_AGAIN
     retryable = True

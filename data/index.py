@@ -236,7 +236,7 @@ def check_shards(index: ShardIndex, storage: Storage = Storage()) -> None:  # no
     try:
         sizes = list_files(index.folder, storage, below=below)
     except FileNotFoundError:
-        raise DataError(f"{index.folder}: no such folder, and the shards should lie in it") from None
+        raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
     for shard in index.shards:
         if shard.name not in sizes:
             raise DataError(f"{index.folder}: shard {shard.name} is missing; copy it there or build the shards again")

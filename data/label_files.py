@@ -1,4 +1,4 @@
-"""Text files that say which image has which labels, and which classes there are."""
+"""Text files with the labels of images and with class lists."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ class LabelFile:
     in_order: list[tuple[str, ...]]
 
     def assign(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """The labels of the images `names`, all there are.
+        """The labels of the images `names`, which are all images.
 
         Raises:
-            DataError: another number of lines than of images, an image without labels, or labels without an image.
+            DataError: the numbers of lines and images differ, an image has no labels, or labels have no image.
         """
         names = sorted(names)
         if self.in_order:
@@ -37,10 +37,10 @@ class LabelFile:
         return labels
 
     def of(self, name: str) -> tuple[str, ...]:
-        """The labels of one image, by its name.
+        """The labels of an image by its name.
 
         Raises:
-            DataError: there are none.
+            DataError: it has none.
         """
         if name not in self.by_name:
             raise DataError(f"{self.location}: no label for the image {name}; add a line for it")
@@ -49,18 +49,18 @@ class LabelFile:
     def refuse_unknown(self, names: Iterable[str]) -> None:
         """
         Raises:
-            DataError: lines for other images than `names`.
+            DataError: there are lines for other images than `names`.
         """
         unknown = sorted(self.by_name.keys() - set(names))
         if unknown:
             raise DataError(
-                f"{self.location}: {len(unknown):,} lines name images that are not there (first: {unknown[0]}); "
+                f"{self.location}: {len(unknown):,} lines name images that do not exist (first: {unknown[0]}); "
                 "remove them or add the images"
             )
 
 
 def split_line(line: str) -> tuple[str, tuple[str, ...]]:
-    """Name and labels of a line: NAME<TAB>LABELS, NAME,LABELS or NAME LABELS; labels apart by any of these."""
+    """Name and labels of a line: NAME<TAB>LABELS, NAME,LABELS or NAME LABELS; labels are separated by any of these."""
     line = line.strip()
     separator = "\t" if "\t" in line else "," if "," in line else None
     name, *rest = line.split(separator, 1)
@@ -72,7 +72,7 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
     """The label file at `location`.
 
     Raises:
-        DataError: none there, empty, lines with and without a label, or an image twice.
+        DataError: it does not exist, is empty, mixes lines with and without a name, or repeats an image.
     """
     by_name: dict[str, tuple[str, ...]] = {}
     bare: list[str] = []
@@ -88,8 +88,8 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
             by_name[name] = labels
         if bare and by_name:
             raise DataError(
-                f"{location}: line {number:,}: lines of NAME LABEL and lines of one word are mixed; each needs a name "
-                "and a label, or all are labels in the order of the images' names"
+                f"{location}: line {number:,}: lines of NAME LABEL and lines of one word are mixed; either all have a "
+                "name and a label, or all are labels in the order of the image names"
             )
     if not bare and not by_name:
         raise DataError(f"{location}: no labels in it; it needs lines of NAME LABEL")
@@ -100,23 +100,23 @@ def read_classes(location: str, storage: Storage) -> tuple[str, ...]:
     """The class list of a text file with one name per line, or of the index in a folder.
 
     Raises:
-        DataError: neither is there, an empty line, or a name that stands in it twice.
+        DataError: there is neither, or the file has an empty line or a repeated name.
     """
     if location.endswith(FILE_NAME):
         return read_index(parent(location), storage).classes
     if location.endswith("/") or not (Path(location).is_file() or (is_remote(location) and location.endswith(".txt"))):
         return read_index(location, storage).classes
     names = [line.strip() for line in _text(location, storage).rstrip().splitlines()]
-    # A class counts by its line: an empty one would move all that follow.
-    what = (
+    # The line number is the class number: an empty line would shift the following classes.
+    problem = (
         "no class in it"
         if not names
         else f"line {names.index('') + 1} is empty"
         if "" in names
-        else next((f"class {name} stands in it twice" for name, count in Counter(names).items() if count > 1), "")
+        else next((f"class {name} is repeated" for name, count in Counter(names).items() if count > 1), "")
     )
-    if what:
-        raise DataError(f"{location}: {what}; it needs one class per line, each once")
+    if problem:
+        raise DataError(f"{location}: {problem}; it needs one class per line, each once")
     return tuple(names)
 
 

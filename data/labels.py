@@ -1,4 +1,4 @@
-"""What a sample says of its classes, and maps from one class list to another."""
+"""Labels of samples, and maps from one class list to another."""
 
 import json
 from dataclasses import dataclass
@@ -26,26 +26,26 @@ class LabelReader:
         """The sample's classes, ascending, each once.
 
         Raises:
-            ValueError: not a label, or not one of the classes; the message says what.
+            ValueError: not a label, or not one of the classes; the message is the reason.
         """
-        return tuple(sorted({self._number(value) for value in values(content, self._label)}))
+        return tuple(sorted({self._number(value) for value in stored_labels(content, self._label)}))
 
     def _number(self, value: Any) -> int:
         if self._label.by == "name":
             if value not in self._numbers:
                 raise ValueError(f"the label {value!r} is not in the class list")
             return self._numbers[value]
-        number = number_of(value)
+        number = class_number(value)
         if not 0 <= number < self._classes:
             raise ValueError(f"the label {number} is not one of {self._classes:,} classes")
         return number
 
 
-def values(content: bytes, label: LabelFormat) -> list[Any]:
-    """The labels as written, numbers or names; at least one.
+def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
+    """The labels in a label member, numbers or names; at least one.
 
     Raises:
-        ValueError: no label in it.
+        ValueError: it contains no label.
     """
     try:
         if label.field.rpartition(".")[2] != "json":
@@ -54,16 +54,16 @@ def values(content: bytes, label: LabelFormat) -> list[Any]:
             value = json.loads(content)
             value = value if label.key is None else value[label.key]
     except (ValueError, KeyError, TypeError, RecursionError):
-        asked = f"JSON with {label.key!r}" if label.key else "JSON" if label.field.endswith("json") else "text"
-        raise ValueError(f"the label is no {asked}: {content[:40]!r}") from None
+        expected = f"JSON with {label.key!r}" if label.key else "JSON" if label.field.endswith("json") else "text"
+        raise ValueError(f"the label is not {expected}: {content[:40]!r}") from None
     found = value if isinstance(value, list) else [value]
     if not found or not all(isinstance(v, str | int) and v != "" for v in found):
         raise ValueError(f"no label in {content[:40]!r}")
     return found
 
 
-def number_of(value: Any) -> int:
-    """A label by number, as a number or in decimal digits.
+def class_number(value: Any) -> int:
+    """The class number in a label, given as a number or as decimal digits.
 
     Raises:
         ValueError: it is neither.
@@ -78,13 +78,13 @@ class LabelMap:
     """From the classes of an index to those of a run."""
 
     classes: tuple[str, ...]
-    """Names afterwards; a label is a position in this list."""
+    """The names of the new classes; a label is a position in this list."""
     targets: NDArray[np.int32]
-    """(classes of the index,) the class afterwards, -1 where it is dropped."""
+    """(classes of the index,) the new class of each, -1 if it is dropped."""
 
     @property
     def digest(self) -> str:
-        """sha256 over what it does."""
+        """sha256 of its content."""
         return json_sha256([self.classes, self.targets.tolist()])
 
     @property
@@ -93,19 +93,19 @@ class LabelMap:
         return bool((self.targets < 0).any())
 
     def __call__(self, labels: tuple[int, ...]) -> tuple[int, ...]:
-        """Labels of one sample afterwards, ascending; none if all of them are dropped."""
+        """The new labels of a sample, ascending; empty if all of them are dropped."""
         return tuple(sorted({int(self.targets[label]) for label in labels if self.targets[label] >= 0}))
 
 
 def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
     """The label map in a YAML file, for an index with `classes`.
 
-        rename: {n02085620: dog, n02123045: cat}    several classes may get one name
-        others: keep                                or drop; what happens to classes that are not renamed
-        classes: [cat, dog]                         optional: the order afterwards, by default alphabetical
+        rename: {n02085620: dog, n02123045: cat}    several classes may share a name
+        others: keep                                or drop: what to do with classes that are not renamed
+        classes: [cat, dog]                         optional: the new order, by default alphabetical
 
     Raises:
-        DataError: no such file, not such a map, or names that are in no class list.
+        DataError: no such file, not a label map, or names that are not in the class list.
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
@@ -114,20 +114,22 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not YAML ({error})") from error
     if not isinstance(content, dict) or set(content) - {"rename", "others", "classes"}:
-        raise DataError(f"{path}: a label map has the keys rename, others and classes, and no more")
+        raise DataError(f"{path}: a label map may only have the keys rename, others and classes")
     rename, others, order = content.get("rename") or {}, content.get("others", "keep"), content.get("classes")
     if not isinstance(rename, dict) or others not in ("keep", "drop") or not isinstance(order, list | None):
         raise DataError(f"{path}: rename must be a mapping of names, others keep or drop, classes a list of names")
     unknown = sorted(str(name) for name in rename if str(name) not in set(classes))
     if unknown:
-        raise DataError(f"{path}: {unknown[0]} is no class of the shards ({len(unknown):,} of {len(rename):,} are not)")
+        raise DataError(
+            f"{path}: {unknown[0]} is not a class of the shards ({len(unknown):,} of {len(rename):,} are not)"
+        )
     names = {str(source): str(target) for source, target in rename.items()}
     afterwards = [names.get(name, name if others == "keep" else None) for name in classes]
     kept = {name for name in afterwards if name is not None}
     ordered = tuple(sorted(kept)) if order is None else tuple(str(name) for name in order)
     if missing := sorted(kept - set(ordered)):
-        raise DataError(f"{path}: {missing[0]} is not under classes ({len(missing):,} names are not)")
+        raise DataError(f"{path}: {missing[0]} is missing under classes ({len(missing):,} names are)")
     if len(set(ordered)) != len(ordered) or not kept:
-        raise DataError(f"{path}: {'a name stands twice under classes' if kept else 'no class is kept'}")
+        raise DataError(f"{path}: {'a name is repeated under classes' if kept else 'no class is kept'}")
     numbers = {name: number for number, name in enumerate(ordered)}
     return LabelMap(ordered, np.array([-1 if n is None else numbers[n] for n in afterwards], np.int32))

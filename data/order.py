@@ -1,10 +1,10 @@
-"""Which samples form which batch: a pure function of the index, the seed and the step. No input or output.
+"""The sample order: which samples form which batch, as a pure function of the index, the seed and the step.
 
-Epoch e orders the shards by a permutation drawn from (seed, e); concatenated in that order they give N slots. The
-slots are cut into C lanes: lane c owns slots floor(c N / C) .. floor((c+1) N / C) of every epoch and is an endless
-stream, its epoch 0 slots, then its epoch 1 slots, and so on, shuffled inside windows by (seed, e, c, window). Step t
-takes B / C samples from every lane, in lane order. So there is no end of an epoch anywhere, the order does not know
-how many ranks, workers or micro-batches there are, and the state of a reader is the step.
+Epoch e orders the shards by a permutation drawn from (seed, e); concatenated in that order they form N slots. The
+slots are divided into C lanes: lane c owns slots floor(c N / C) .. floor((c+1) N / C) of every epoch and is an endless
+stream, its epoch 0 slots, then its epoch 1 slots, and so on, shuffled within windows by (seed, e, c, window). Step t
+takes B / C samples from every lane, in lane order. So epochs have no end that needs handling, the order is independent
+of the numbers of ranks, workers and micro-batches, and the state of a reader is the step.
 """
 
 from dataclasses import dataclass, field
@@ -24,13 +24,13 @@ class Samples(NamedTuple):
     """Aligned arrays (n,) of int64."""
 
     epoch: Int64
-    """Which time the sample is seen, from 0."""
+    """How many times the sample was seen before."""
     shard: Int64
     """Position of its shard in the index."""
     place: Int64
     """Its position in the shard."""
     id: Int64
-    """Its id in the index: the samples of all earlier shards of the index, plus `place`."""
+    """Its id in the index: the number of samples in all earlier shards of the index, plus `place`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +38,14 @@ class SampleOrder:
     """The order of one training run.
 
     Args:
-        shard_samples: (S,) int64, samples of each shard in index order.
+        shard_samples: (S,) int64, number of samples of each shard in index order.
         seed: of all permutations.
-        batch: B, samples of one step over all ranks.
+        batch: B, samples of a step over all ranks.
         lanes: C; divides B and is at most the number of samples.
-        window: samples shuffled among each other; bounds memory and open shards.
+        window: number of samples that are shuffled together; bounds memory and open shards.
 
     Raises:
-        DataError: lanes that do not divide the batch or outnumber the samples, or a window below 1.
+        DataError: the lanes do not divide the batch or outnumber the samples, or the window is below 1.
     """
 
     shard_samples: Int64
@@ -71,7 +71,7 @@ class SampleOrder:
         object.__setattr__(self, "samples", total)
         object.__setattr__(self, "_starts", starts)
         object.__setattr__(self, "_narrow", self.shard_samples.astype(np.int32))
-        # Caches per order, so that they go with it.
+        # Caches per instance, so that they are freed with it.
         object.__setattr__(self, "_epoch_shards", lru_cache(4)(self._epoch_shards))
         object.__setattr__(self, "_window_order", lru_cache(4 * self.lanes)(self._window_order))
 
@@ -91,13 +91,13 @@ class SampleOrder:
         return self._locate(epoch, slot)
 
     def shards_ahead(self, step: int, start: int, stop: int, steps: int) -> tuple[list[int], list[int]]:
-        """The shards that positions `start` .. `stop` of the batch read in `steps` steps from `step` on.
+        """The shards that positions `start` .. `stop` of the batch read in `steps` steps, starting with `step`.
 
-        First those of the windows that these steps draw from, then those of the window behind, lane by lane.
+        First those of the windows that these steps draw from, then those of the next window, lane by lane.
         """
         per_lane = self.batch // self.lanes
         now: dict[int, None] = {}
-        behind: dict[int, None] = {}
+        following: dict[int, None] = {}
         for lane in range(start // per_lane, -(-stop // per_lane)):
             first, last = self._lane_slots(lane)
             length = last - first
@@ -108,26 +108,26 @@ class SampleOrder:
                 begin = offset // self.window * self.window
                 stretch = min(self.window, length - begin)
                 shards |= dict.fromkeys(self._shards_between(epoch, first + begin, first + begin + stretch))
-                if shards is behind:
+                if shards is following:
                     break
                 position += begin + stretch - offset
-                shards = now if position < end else behind
-        return list(now), [number for number in behind if number not in now]
+                shards = now if position < end else following
+        return list(now), [number for number in following if number not in now]
 
     def _shards_between(self, epoch: int, first_slot: int, end_slot: int) -> list[int]:
         shards, ends = self._epoch_shards(epoch)
         begin = int(np.searchsorted(ends, first_slot, side="right"))
         end = int(np.searchsorted(ends, end_slot - 1, side="right"))
-        # A shard without samples lies between others and is never read.
+        # An empty shard in between is never read.
         return [int(number) for number in shards[begin : end + 1] if self.shard_samples[number]]
 
     def greatest_need(self, shard_bytes: Int64, ranks: int, ranks_of_node: int, steps: int) -> int:
-        """Bytes that surely hold what `shards_ahead` names at any time for the neighbouring ranks of one node.
+        """An upper bound of the bytes of the shards that `shards_ahead` returns at any time for the ranks of one node.
 
         Args:
             shard_bytes: (S,) int64.
             ranks: of the whole run.
-            ranks_of_node: of one node.
+            ranks_of_node: of one node, which are neighbours.
             steps: as for `shards_ahead`.
         """
         per_lane, positions = self.batch // self.lanes, self.batch // ranks * min(ranks, ranks_of_node)
@@ -138,7 +138,7 @@ class SampleOrder:
         windows = -(-steps * per_lane // self.window) + 2
         shortest = self.samples // self.lanes
         span = min(windows * self.window, (windows // max(1, shortest // self.window) + 2) * (shortest + 1))
-        # n neighbouring slots touch at most two shards besides those that lie inside; a new epoch begins elsewhere.
+        # n consecutive slots touch at most two shards besides those fully inside; a new epoch starts elsewhere.
         inside = int(np.searchsorted(np.cumsum(np.sort(self.shard_samples)), span, side="right"))
         touched = lanes * (inside + 2 * (2 + span // max(1, shortest)))
         return int(np.sort(shard_bytes)[::-1][:touched].sum())
@@ -147,7 +147,7 @@ class SampleOrder:
         return lane * self.samples // self.lanes, (lane + 1) * self.samples // self.lanes
 
     def _shuffled(self, lane: int, epoch: Int64, offset: Int64, length: int) -> Int64:
-        """Offsets (n,) in the lane-epoch after the shuffle inside each window."""
+        """Offsets (n,) in the lane-epoch after shuffling within each window."""
         shuffled = np.empty_like(offset)
         windows = offset // self.window
         for e, w in {(int(e), int(w)) for e, w in zip(epoch, windows, strict=True)}:
@@ -163,7 +163,7 @@ class SampleOrder:
     def _epoch_shards(self, epoch: int) -> tuple[Int64, Int64]:
         """The shards of an epoch in reading order (S,), and the slot at which each of them ends (S,)."""
         shards = RandomStream.SHARD_ORDER.generator(self.seed, epoch).permutation(len(self.shard_samples))
-        # Half the width, half the cache misses: most of the time of a first look into an epoch.
+        # Half the width, half the cache misses, which dominate the first access to an epoch.
         return shards, np.cumsum(self._narrow[shards], dtype=np.int64)
 
     def _locate(self, epoch: Int64, slot: Int64) -> Samples:
@@ -183,8 +183,8 @@ def evaluation_positions(
 ) -> tuple[Int64, NDArray[np.float32]]:
     """Sample ids and weights of one rank's share of an evaluation over `samples` samples.
 
-    Both (micro-batches, micro_batch). Every sample has weight 1 on exactly one rank; weight-0 repeats of sample 0 fill
-    up, so that all ranks run the same number of forwards.
+    Both (micro-batches, micro_batch). Every sample has weight 1 on exactly one rank; the padding repeats sample 0 with
+    weight 0, so that all ranks run the same number of forward passes.
     """
     per_pass = world_size * micro_batch
     passes = -(-samples // per_pass)

@@ -1,8 +1,8 @@
-"""RandAugment (Cubuk et al., 2019) at the scale of the EfficientNet code, on which the CoAtNet paper's magnitudes are.
+"""RandAugment (Cubuk et al., 2019) with the magnitudes of the EfficientNet code, to which the CoAtNet paper refers.
 
-A strength is the magnitude divided by 10, so that the paper's 15 rotates by 45 degrees. (torchvision's RandAugment
-means something else and weaker by the same number.) Each operation equals Pillow's of the same name to the level, apart
-from ties where it says so. OpenCV computes them on arrays in less than half the time, releasing the interpreter's lock.
+The strength is the magnitude divided by 10, so that the paper's 15 rotates by 45 degrees. (In torchvision's RandAugment
+the same number means something weaker.) Each operation equals Pillow's to the level, apart from ties where noted.
+OpenCV computes them on arrays in less than half the time and releases the interpreter lock.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data.decode import Pixels
 
 GREY = 128
-"""Fills what an operation uncovers."""
+"""Fills areas that an operation uncovers."""
 
 # Pillow's weights of red, green and blue in grey (ITU-R 601).
 _LUMA = np.array([[19595, 38470, 7471]], np.float64) / 65536
@@ -26,7 +26,7 @@ _LEVELS = np.arange(256)
 
 @dataclass(frozen=True, slots=True)
 class RandomAugment:
-    """`layers` operations in a row, each drawn from all of `OPERATIONS` and always applied, at `magnitude`."""
+    """`layers` consecutive operations, each drawn from `OPERATIONS` and always applied, with `magnitude`."""
 
     layers: int
     magnitude: float
@@ -40,7 +40,7 @@ class RandomAugment:
 
 def auto_contrast(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     """Stretch each channel to 0 .. 255."""
-    # Over rows first: numpy has fast code for that alone.
+    # Over rows first: numpy has fast code only for that.
     lows = pixels.min(axis=0).min(axis=0).astype(np.float64)
     highs = pixels.max(axis=0).max(axis=0).astype(np.float64)
     scales = 255 / np.maximum(1, highs - lows)
@@ -73,13 +73,13 @@ def rotate(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
 
 
 def posterize(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    """Keep the upper 4 times strength bits of 8, and one at least: none would leave black."""
+    """Keep the upper 4 times strength bits of 8, but at least one: none would leave black."""
     bits = min(8, max(1, int(4 * strength)))
     return pixels & np.uint8(256 - (1 << (8 - bits)))
 
 
 def solarize(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    """Invert levels from 256 times strength on: none of them beyond magnitude 10."""
+    """Invert levels of at least 256 times strength: none beyond magnitude 10."""
     return _look_up(pixels, np.where(int(256 * strength) > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
@@ -106,7 +106,7 @@ def brightness(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pix
 
 
 def sharpness(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    """Distances from the smoothed picture times 1.8 times strength + 0.1; the outermost pixels stay."""
+    """Distances from the smoothed image times 1.8 times strength + 0.1; the outermost pixels stay."""
     smooth = np.asarray(cv2.filter2D(pixels, -1, _SMOOTH), np.uint8)
     smooth[[0, -1]] = pixels[[0, -1]]
     smooth[:, [0, -1]] = pixels[:, [0, -1]]
@@ -140,7 +140,7 @@ def translate_y(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pi
 
 
 def cutout(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    """Grey out a square, cut at the edges, that reaches 40 pixels times strength each way from a random centre."""
+    """Grey out a square, cropped at the edges, of 40 pixels times strength in each direction from a random centre."""
     height, width = pixels.shape[:2]
     x, y, reach = int(rng.integers(width)), int(rng.integers(height)), _pixels(40, strength, pixels)
     pixels = pixels.copy()
@@ -155,7 +155,7 @@ OPERATIONS: Mapping[str, Callable[[Pixels, float, np.random.Generator], Pixels]]
         contrast, brightness, sharpness, shear_x, shear_y, translate_x, translate_y, cutout,
     )
 }  # fmt: skip
-"""By name: (H, W, 3) uint8, the strength and the sample's generator -> (H, W, 3) uint8; the input stays as it is."""
+"""By name: (H, W, 3) uint8, strength, generator of the sample -> (H, W, 3) uint8; the input is not modified."""
 _OPERATIONS = tuple(OPERATIONS.values())
 
 
@@ -164,12 +164,12 @@ def _either_way(amount: float, rng: np.random.Generator) -> float:
 
 
 def _pixels(at_224: int, strength: float, pixels: Pixels) -> int:
-    """A length that the paper's code states in pixels. Ours: it shrinks with pictures smaller than 224."""
+    """A length that the paper's code states in pixels. Our addition: it shrinks for images below 224."""
     return int(at_224 * strength * min(1.0, min(pixels.shape[:2]) / 224))
 
 
 def _shift(length: int, by: float) -> tuple[slice, slice]:
-    """Where the pixels of an axis go that is read `by` further on, and where they come from."""
+    """Target and source ranges of an axis whose pixels are read at an offset of `by`."""
     by = max(-length, min(length, int(by)))
     return slice(max(0, -by), length - max(0, by)), slice(max(0, by), length - max(0, -by))
 
@@ -181,20 +181,20 @@ def _factor(strength: float) -> np.float32:
 def _blended(degenerate: Pixels, pixels: Pixels, strength: float) -> Pixels:
     """degenerate + factor * (pixels - degenerate), clipped.
 
-    Pillow rounds down and OpenCV to the nearest. Factors of whole magnitudes are multiples of 0.02, for which taking
-    off 0.49 is rounding down; for others a level more is possible.
+    Pillow rounds down, OpenCV to the nearest. For integer magnitudes the factors are multiples of 0.02, for which
+    subtracting 0.49 rounds down; for others the result may be one level higher.
     """
     factor = float(_factor(strength))
     return np.asarray(cv2.addWeighted(pixels, factor, degenerate, 1 - factor, -0.49), np.uint8)
 
 
 def _histograms(pixels: Pixels) -> list[NDArray[np.int64]]:
-    """How often each level (256,) is in each channel."""
+    """How often each level (256,) occurs, by channel."""
     return [cv2.calcHist([pixels], [c], None, [256], [0, 256]).ravel().astype(np.int64) for c in range(3)]
 
 
 def _look_up(pixels: Pixels, table: NDArray[np.integer | np.floating]) -> Pixels:
-    """Each level replaced by its entry in `table` (256,) or, by channel, (256, 3); entries are cut to 0 .. 255."""
+    """Each level replaced by its entry in `table` (256,) or, by channel, (256, 3); entries are clipped to 0 .. 255."""
     entries = np.clip(table, 0, 255).astype(np.uint8).reshape(1, 256, -1)
     return np.asarray(cv2.LUT(pixels, entries), np.uint8)
 
@@ -202,14 +202,14 @@ def _look_up(pixels: Pixels, table: NDArray[np.integer | np.floating]) -> Pixels
 def _warped(pixels: Pixels, matrix: list[list[float]]) -> Pixels:
     """The pixel at (x, y) taken from the one nearest to `matrix` (2, 3) times (x, y, 1), as in the EfficientNet code.
 
-    Places count from the picture's corner; OpenCV's count from the centre of the first pixel. Where two pixels are
-    equally near, Pillow may take the other one.
+    Coordinates start at the corner of the image, OpenCV's at the centre of the first pixel. Of two equally near pixels,
+    Pillow may take the other one.
     """
     places = np.array(matrix, np.float64)
     places[:, 2] += places[:, :2].sum(axis=1) / 2 - 0.5
     height, width = pixels.shape[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    # A fourth channel makes it more than twice as fast: pixels are then moved whole.
+    # A fourth channel makes it more than twice as fast: whole pixels are moved at once.
     padded = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
     warped = cv2.warpAffine(padded, places, (width, height), flags=flags, borderValue=(GREY, GREY, GREY, GREY))
     return np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), np.uint8)

@@ -6,12 +6,12 @@ import numpy as np
 
 
 class RandomStream(IntEnum):
-    """Keeps draws for different purposes independent of each other. The values are part of what a run is."""
+    """Keeps draws for different purposes independent. The values are part of the identity of a run."""
 
     SHARD_ORDER = 1
     """Permutation of the shards of an epoch; place: epoch."""
     WINDOW_ORDER = 2
-    """Permutation inside a shuffle window; place: epoch, lane, window."""
+    """Permutation within a shuffle window; place: epoch, lane, window."""
     AUGMENTATION = 3
     """Crop, flip and RandAugment of a sample; place: epoch, sample id."""
     STOCHASTIC_DEPTH = 4

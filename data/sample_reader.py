@@ -1,4 +1,4 @@
-"""Samples of a dataset from wherever its shards lie: in place on a local disk, or through the node's cache."""
+"""Random access to the samples of a dataset, whether its shards are on a local disk or in the node's cache."""
 
 import resource
 from pathlib import Path
@@ -25,12 +25,12 @@ class SampleReader:
     """Random access to the samples of `dataset`; threads may share it.
 
     Args:
-        dataset: whose samples.
-        cache: for remote shards.
-        open_shards: how many stay open at a time; should hold those that are read in turns.
+        dataset: the samples to read.
+        cache: of remote shards.
+        open_shards: number of shards kept open; should cover those that are read alternately.
 
     Raises:
-        DataError: a remote dataset without a cache, or a cache that cannot be made.
+        DataError: a remote dataset without a cache, or a cache that cannot be created.
     """
 
     def __init__(self, dataset: Dataset, cache: Cache | None, open_shards: int = 64) -> None:
@@ -47,9 +47,9 @@ class SampleReader:
         """Sample `number` of those of `shard` that the dataset keeps.
 
         Raises:
-            BrokenSample: it cannot be used.
-            DataError: the shard is missing or another one.
-            StorageDown: it cannot be had for now.
+            BrokenSample: it is unusable.
+            DataError: the shard is missing or does not match the index.
+            StorageDown: it cannot be downloaded for now.
         """
         sample = self._encoded(shard, number)
         try:
@@ -66,12 +66,12 @@ class SampleReader:
         return self._shards[shard].key(self.dataset.place(shard, number))
 
     def stop(self) -> None:
-        """End all waiting for shards, with an error."""
+        """End every wait for a shard with an error."""
         if self.cached:
             self.cached.stop()
 
     def close(self) -> None:
-        """Leave the cache to others."""
+        """Release the cache."""
         if self.cached:
             self.cached.close()
 
@@ -85,13 +85,13 @@ class SampleReader:
         try:
             return Shard(path, index.image_fields, index.label.field, entry.samples)
         except FileNotFoundError:
-            raise DataError(f"shard {path}: it was there when the run started and is missing; copy it back") from None
+            raise DataError(f"shard {path}: it has been removed since the run started; copy it back") from None
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files, usually 1,024, where `count` more could reach it."""
+    """Raise this process's limit of open files, usually 1,024, if `count` more might exceed it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    needed = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -17,19 +17,19 @@ from data.tar import Member, members
 
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
 
-# Why a sample cannot be used, before its bytes are read.
-_PROBLEMS = ("", "it has no image", "it has no label", "its key stands twice in the shard", "the shard ends before it")
-_WHOLE, _NO_IMAGE, _NO_LABEL, _TWICE, _CUT_OFF = range(5)
+# Why a sample is unusable, as far as known without reading its content.
+_PROBLEMS = ("", "it has no image", "it has no label", "its key is repeated in the shard", "the shard ends before it")
+_WHOLE, _NO_IMAGE, _NO_LABEL, _REPEATED, _TRUNCATED = range(5)
 
 
 def split_key(member: str) -> tuple[str, str] | None:
-    """(key, extension) of a tar member: WebDataset cuts at the first dot of the base name. None if there is no dot."""
+    """(key, extension) of a tar member: WebDataset splits at the first dot of the base name. None without a dot."""
     match = _KEY_AND_EXTENSION.match(member)
     return (match.group(1), match.group(2).lower()) if match else None
 
 
 class BrokenSample(ValueError):
-    """A sample that cannot be used; the message says why."""
+    """An unusable sample; the message is the reason."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -46,20 +46,20 @@ class EncodedSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """The members of one sample: those of one key that follow each other, as WebDataset groups them."""
+class SampleMembers:
+    """The members of one sample: consecutive ones with the same key, as WebDataset groups them."""
 
     key: str
     image: Member | None
     label: Member | None
 
 
-def groups(found: list[Member], image_fields: tuple[str, ...], label_field: str) -> list[Group]:
-    """The samples among the members of a tar, in their order; members with other extensions are passed over.
+def group_members(found: list[Member], image_fields: tuple[str, ...], label_field: str) -> list[SampleMembers]:
+    """The samples in the members of a tar, in their order; members with other extensions are ignored.
 
-    A key that comes a second time, or a second image or label of a key, begins another sample.
+    Another key, or a second image or label of the same key, starts a new sample.
     """
-    samples: list[Group] = []
+    samples: list[SampleMembers] = []
     key, image, label = "", None, None
     for member in found:
         split = split_key(member.name)
@@ -68,22 +68,22 @@ def groups(found: list[Member], image_fields: tuple[str, ...], label_field: str)
         is_label = split[1] == label_field
         if split[0] != key or (label if is_label else image) is not None:
             if image or label:
-                samples.append(Group(key, image, label))
+                samples.append(SampleMembers(key, image, label))
             key, image, label = split[0], None, None
         image, label = (image, member) if is_label else (member, label)
     if image or label:
-        samples.append(Group(key, image, label))
+        samples.append(SampleMembers(key, image, label))
     return samples
 
 
 class Shard:
-    """One open tar of `samples` samples. Reads are positional, so threads may share it; it closes with its last
+    """An open tar of `samples` samples. Reads are positional, so threads may share it; it closes with its last
     reference.
 
-    A damaged or cut off tar keeps its places: those behind the damage hold samples that cannot be used.
+    A damaged or truncated tar keeps its places: the samples after the damage are unusable.
 
     Raises:
-        DataError: it holds more samples than it should, so it is another shard.
+        DataError: it has another number of samples without being damaged, or more, so it is not the indexed shard.
         OSError: the file cannot be opened.
     """
 
@@ -91,20 +91,20 @@ class Shard:
         self.path = path
         self._file = open(path, "rb")  # noqa: SIM115 (lives as long as the object)
         found, self.damage = members(self._file.fileno())
-        sample_groups = groups(found, image_fields, label_field)
+        sample_groups = group_members(found, image_fields, label_field)
         if len(sample_groups) > samples or (len(sample_groups) < samples and not self.damage):
             raise DataError(
                 f"shard {path}: {len(sample_groups):,} samples, {samples:,} in the index; index it again with: "
                 "coatnet shards index"
             )
         self._extents: NDArray[np.int64] = np.zeros((samples, 4), np.int64)  # offset, size of image and of label
-        self._problems: NDArray[np.uint8] = np.full(samples, _CUT_OFF, np.uint8)
+        self._problems: NDArray[np.uint8] = np.full(samples, _TRUNCATED, np.uint8)
         keys = [group.key.encode("utf-8", "surrogateescape") for group in sample_groups]
         self._keys = np.array(keys, np.bytes_)  # a fifth of the memory of a list of strings
         seen: set[str] = set()
         for place, (key, image, label) in enumerate((g.key, g.image, g.label) for g in sample_groups):
             self._problems[place] = (
-                _TWICE if key in seen else _NO_IMAGE if image is None else _NO_LABEL if label is None else _WHOLE
+                _REPEATED if key in seen else _NO_IMAGE if image is None else _NO_LABEL if label is None else _WHOLE
             )
             seen.add(key)
             if image and label:
@@ -112,11 +112,11 @@ class Shard:
 
     @property
     def readable(self) -> int:
-        """Samples before the damage, if there is any; of the last one members may be missing."""
+        """Number of samples before any damage; members of the last one may be missing."""
         return len(self._keys)
 
     def key(self, place: int) -> str:
-        """The key of the sample at `place`; of one that the tar no longer holds, its place."""
+        """The key of the sample at `place`; its place if the tar no longer contains it."""
         if place >= len(self._keys):
             return f"#{place}"
         return bytes(self._keys[place]).decode("utf-8", "replace")
@@ -125,11 +125,11 @@ class Shard:
         """The sample at position `place` of the tar.
 
         Raises:
-            BrokenSample: it has no image or label, or the tar is damaged there.
+            BrokenSample: it has no image or label, its key is repeated, or the tar is damaged there.
         """
         key, problem = self.key(place), self._problems[place]
         if problem != _WHOLE:
-            why = f" ({self.damage})" if problem == _CUT_OFF else ""
+            why = f" ({self.damage})" if problem == _TRUNCATED else ""
             raise BrokenSample(key, _PROBLEMS[problem] + why)
         image_offset, image_size, label_offset, label_size = self._extents[place].tolist()
         descriptor = self._file.fileno()
@@ -145,9 +145,9 @@ class Shard:
 
 
 class OpenShards:
-    """Shards opened by `open_shard` when first read; the least recently used close beyond `capacity`.
+    """Shards opened by `open_shard` on first access; beyond `capacity` the least recently used are closed.
 
-    Threads that ask for different shards do not wait for each other.
+    Threads that access different shards do not wait for each other.
     """
 
     def __init__(self, open_shard: Callable[[int], Shard], capacity: int) -> None:

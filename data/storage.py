@@ -1,4 +1,4 @@
-"""Places where shards and images lie: local paths, S3, and what else fsspec reads. Refuses URLs that run commands."""
+"""Access to local paths, S3, and the other file systems of fsspec. Refuses URLs that run commands."""
 
 import contextlib
 import os
@@ -20,30 +20,29 @@ from data.errors import DataError, StorageDown, StorageRefused
 Answer = TypeVar("Answer")
 
 PIECE = 16 * 2**20
-"""Bytes of one request for a part of a file."""
+"""Bytes of one range request."""
 
-# Object stores and plain file servers. Not here: whatever runs a command (`pipe:`, hdfs's `hadoop`), wraps another
+# Object stores and plain file servers. Excluded: whatever runs a command (`pipe:`, hdfs's `hadoop`), wraps another
 # URL (`reference:`, `simplecache:`), or unpacks an archive.
 _SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http", "https", "ftp", "sftp", "webhdfs"}
 
-# What waiting does not fix, by the names that botocore gives it.
+# Errors that retrying does not fix, by their names in botocore.
 _REFUSALS = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigNotFound", "InvalidConfigError",
     "CredentialRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError",
     "ParamValidationError", "InvalidRegionError",
 }  # fmt: skip
 _FIRST_DELAY = 0.2  # seconds
-_PART = 64 * 2**20  # bytes; S3 takes 10,000 parts
-_PARTS_AT_A_TIME = 4
+_PART = 64 * 2**20  # bytes; S3 accepts 10,000 parts
+_CONCURRENT_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How remote places are reached. What is not given comes from the usual AWS variables and files.
+    """How remote locations are accessed. What is not given comes from the usual AWS variables and files.
 
-    A request that fails is made again after a random part of a delay that doubles up to `greatest_delay`, until
-    `give_up_after` seconds have gone by without one that succeeds. Both in seconds. (The full jitter of Brooker,
-    "Exponential Backoff And Jitter", AWS 2015.)
+    A failed request is retried after a random fraction of a delay that doubles up to `greatest_delay`, until none has
+    succeeded for `give_up_after`, both in seconds. (Full jitter; Brooker, "Exponential Backoff And Jitter", AWS 2015.)
     """
 
     endpoint: str | None = None
@@ -52,11 +51,11 @@ class Storage:
     give_up_after: float = 600.0
     greatest_delay: float = 10.0
     read_timeout: float = 20.0
-    """Seconds without a byte after which a request counts as failed."""
+    """Seconds without receiving a byte after which a request counts as failed."""
 
 
 def is_remote(location: str | Path) -> bool:
-    """Whether `location` is a URL of something else than a local file."""
+    """Whether `location` is a URL and not a local file."""
     return "://" in str(location) and not str(location).startswith("file://")
 
 
@@ -70,14 +69,14 @@ def checked(location: str | Path) -> str:
     scheme = text.partition("://")[0] if "://" in text else "pipe" if text.startswith("pipe:") else "file"
     if scheme not in _SCHEMES:
         raise DataError(
-            f"{text}: not a place that data is read from; use a path or a URL of {', '.join(sorted(_SCHEMES))} "
+            f"{text}: not a supported location; use a path or a URL of {', '.join(sorted(_SCHEMES))} "
             "(URLs that run commands or nest others are refused)"
         )
     return text.removeprefix("file://")
 
 
 def absolute(location: str | Path) -> str:
-    """The location, `checked`, that means the same from any working directory; without a slash at its end."""
+    """The location, `checked`, independent of the working directory and without a trailing slash."""
     text = checked(location)
     return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
 
@@ -88,7 +87,7 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def parent(location: str) -> str:
-    """The folder that `location` lies in."""
+    """The folder that contains `location`."""
     return location.rstrip("/").rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
 
 
@@ -96,7 +95,7 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
     """The file at `location`, or its bytes `start` .. `stop`.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: there is no such file.
         StorageRefused: access refused.
         StorageDown: no answer in time.
         DataError: see `checked`.
@@ -113,14 +112,14 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
     def get() -> bytes:
         data = bytes(files.cat_file(path, start=start or None if stop is None else start, end=stop))
         if stop is not None and len(data) != stop - start:
-            raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes came")
+            raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes received")
         return data
 
-    return _persistently(get, location, storage)
+    return _with_retries(get, location, storage)
 
 
 def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
-    """Publish `data` at `location` whole or not at all.
+    """Publish `data` at `location` atomically.
 
     Raises:
         StorageRefused, StorageDown, DataError: as for `read_bytes`.
@@ -130,11 +129,11 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
         write_atomically(Path(location), data)
         return
     files, path_there = _open(location, storage)
-    _persistently(lambda: files.pipe_file(path_there, data), location, storage)
+    _with_retries(lambda: files.pipe_file(path_there, data), location, storage)
 
 
 def check_writable(folder: str | Path, storage: Storage) -> None:
-    """Write an empty file into `folder`, made if need be, and remove it.
+    """Write an empty file into `folder`, created if necessary, and remove it.
 
     Raises:
         OSError, NotImplementedError: it cannot be written.
@@ -148,12 +147,12 @@ def check_writable(folder: str | Path, storage: Storage) -> None:
         return
     write_bytes(probe, b"", storage)
     files, path = _open(probe, storage)
-    with contextlib.suppress(PermissionError):  # one may be allowed to write and not to remove
+    with contextlib.suppress(PermissionError):  # writing may be permitted without removing
         files.rm_file(path)
 
 
 def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> dict[str, int]:
-    """Name -> size in bytes of the files in `folder`, and with `below` in the folders below it ("a/b.jpg"), sorted.
+    """Name -> size in bytes of the files in `folder`, sorted; with `below`, also in its subfolders ("a/b.jpg").
 
     Raises:
         FileNotFoundError: no such folder.
@@ -171,14 +170,14 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
 
     def get() -> dict[str, int]:
         entries = files.find(path, detail=True).values() if below else files.ls(path, detail=True)
-        # The server's own marker of a folder is an empty file of the folder's name.
+        # Some servers mark a folder by an empty file of its name.
         return {
             entry["name"][len(path) + 1 :]: entry["size"] or 0
             for entry in entries
             if entry["type"] == "file" and len(entry["name"]) > len(path) + 1
         }
 
-    return dict(sorted(_persistently(get, folder, storage).items()))
+    return dict(sorted(_with_retries(get, folder, storage).items()))
 
 
 def list_folders(folder: str | Path, storage: Storage) -> list[str]:
@@ -197,7 +196,7 @@ def list_folders(folder: str | Path, storage: Storage) -> list[str]:
         entries = files.ls(path.rstrip("/"), detail=True)
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
 
-    return sorted(_persistently(get, folder, storage))
+    return sorted(_with_retries(get, folder, storage))
 
 
 def file_size(location: str | Path, storage: Storage) -> int:
@@ -210,11 +209,11 @@ def file_size(location: str | Path, storage: Storage) -> int:
     if not is_remote(location):
         return Path(location).stat().st_size
     files, path = _open(location, storage)
-    return _persistently(lambda: int(files.info(path)["size"]), location, storage)
+    return _with_retries(lambda: int(files.info(path)["size"]), location, storage)
 
 
 def pieces(location: str, size: int, storage: Storage) -> Iterator[bytes]:
-    """The `size` bytes of a remote file, in order, each piece asked for again by itself when it fails."""
+    """The `size` bytes of a remote file, in order; a failed piece is requested again by itself."""
     for start in range(0, size, PIECE):
         yield read_bytes(location, storage, start, min(start + PIECE, size))
 
@@ -222,11 +221,10 @@ def pieces(location: str, size: int, storage: Storage) -> Iterator[bytes]:
 def upload(
     path: Path, location: str, storage: Storage, moved: Callable[[int], None] = lambda count: None, part: int = _PART
 ) -> None:
-    """Publish the local file `path` at the remote `location`, whole or not at all.
+    """Publish the local file `path` at the remote `location` atomically.
 
-    `moved` is told of bytes as they arrive there.
-
-    A large file goes to S3 in parts of `part` bytes, each of which is sent again by itself when it fails.
+    `moved` is called with the number of bytes of each completed transfer. A large file is sent to S3 in parts of `part`
+    bytes; a failed part is sent again by itself.
 
     Raises:
         StorageRefused, StorageDown, DataError: as for `read_bytes`.
@@ -234,13 +232,13 @@ def upload(
     files, there = _open(checked(location), storage)
     size = path.stat().st_size
     if size <= part or not hasattr(files, "call_s3"):
-        _persistently(lambda: files.put_file(str(path), there), location, storage)
+        _with_retries(lambda: files.put_file(str(path), there), location, storage)
         moved(size)
         return
     bucket, key, _ = files.split_path(there)
 
     def call(method: str, **arguments: Any) -> Any:
-        return _persistently(lambda: files.call_s3(method, Bucket=bucket, Key=key, **arguments), location, storage)
+        return _with_retries(lambda: files.call_s3(method, Bucket=bucket, Key=key, **arguments), location, storage)
 
     upload_id = call("create_multipart_upload")["UploadId"]
 
@@ -253,15 +251,15 @@ def upload(
         return {"PartNumber": number + 1, "ETag": tag}
 
     try:
-        with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="upload") as pool:
+        with ThreadPoolExecutor(_CONCURRENT_PARTS, thread_name_prefix="upload") as pool:
             parts = list(pool.map(send, range(-(-size // part))))
         try:
             call("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
-        except FileNotFoundError:  # an earlier try may have done it and lost its answer
+        except FileNotFoundError:  # an earlier attempt may have succeeded without its answer arriving
             if file_size(location, storage) != size:
                 raise
     except BaseException:
-        with contextlib.suppress(Exception):  # its parts would be paid for, unseen
+        with contextlib.suppress(Exception):  # its invisible parts would be billed
             files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
         raise
 
@@ -278,23 +276,23 @@ def remove(location: str | Path, storage: Storage) -> None:
         return
     files, path = _open(location, storage)
     with contextlib.suppress(FileNotFoundError):
-        _persistently(lambda: files.rm_file(path), location, storage)
+        _with_retries(lambda: files.rm_file(path), location, storage)
 
 
 def _open(location: str, storage: Storage) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it."""
     scheme = location.partition("://")[0]
-    with _OPENING:
+    with _FILESYSTEM_LOCK:
         files = _filesystem(scheme, storage, os.getpid())
     return files, files._strip_protocol(location)
 
 
-_OPENING = threading.Lock()
+_FILESYSTEM_LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=8)
 def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
-    """Of one process: its event loop does not live on in a fork."""
+    """Cached per process: its event loop does not survive a fork."""
     import fsspec
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
@@ -310,7 +308,7 @@ def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
                 "connect_timeout": 10,
                 "read_timeout": storage.read_timeout,
                 "retries": {"max_attempts": 1, "mode": "standard"},
-                # The whole file is checked against the index.
+                # Whole files are verified by the sha256 in the index.
                 "response_checksum_validation": "when_required",
                 "request_checksum_calculation": "when_required",
                 "max_pool_connections": 64,
@@ -320,12 +318,12 @@ def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
         files = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise DataError(f"{scheme}:// needs another package: {error}") from error
-    files.retries = 1  # s3fs's own, which give up after 2 seconds
+    files.retries = 1  # those of s3fs give up after 2 seconds
     return files
 
 
-def _persistently(request: Callable[[], Answer], location: str, storage: Storage) -> Answer:
-    """The answer to `request`, made again while it fails for a passing reason."""
+def _with_retries(request: Callable[[], Answer], location: str, storage: Storage) -> Answer:
+    """The answer to `request`, retried while it fails for a transient reason."""
     deadline = time.monotonic() + storage.give_up_after
     delay = _FIRST_DELAY
     while True:
@@ -336,14 +334,14 @@ def _persistently(request: Callable[[], Answer], location: str, storage: Storage
         except Exception as error:
             if _is_refusal(error):
                 raise StorageRefused(
-                    f"{location}: access refused ({_described(error)}); {_credentials(location, storage)}"
+                    f"{location}: access refused ({_describe(error)}); {_credentials(location, storage)}"
                 ) from error
-            if not _is_passing(error):
+            if not _is_transient(error):
                 raise
             if time.monotonic() > deadline:
                 raise StorageDown(
-                    f"{location}: no answer in {storage.give_up_after:.0f} s (last: {_described(error)}); "
-                    "the server or the way to it is down"
+                    f"{location}: no answer in {storage.give_up_after:.0f} s (last: {_describe(error)}); "
+                    "the server or the network is down"
                 ) from error
         time.sleep(random.uniform(0, delay))
         delay = min(2 * delay, storage.greatest_delay)
@@ -353,12 +351,12 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, PermissionError) or type(error).__name__ in _REFUSALS
 
 
-def _is_passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError | TimeoutError) or library in ("botocore", "aiobotocore", "aiohttp")
 
 
-def _described(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:300]
 
 
@@ -366,11 +364,11 @@ def _credentials(location: str, storage: Storage) -> str:
     if not location.startswith("s3"):
         return "check the credentials"
     who = (
-        "without credentials, as storage.anonymous asks"
+        "without credentials, because of storage.anonymous"
         if storage.anonymous
         else f"with the profile {storage.profile}"
         if storage.profile
         else "with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the default profile"
     )
     where = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
-    return f"asked {urlsplit(where).netloc or where} {who}; check them and the bucket's policy"
+    return f"tried {urlsplit(where).netloc or where} {who}; check them and the bucket's policy"

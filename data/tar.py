@@ -1,7 +1,7 @@
-"""Where the members of a tar lie, from its headers alone.
+"""Locating the members of a tar by its headers.
 
-Every rank asks this of every shard it opens. `tarfile` takes five times as long (`python -m benchmarks.reading`), which
-with eight ranks on a node comes near to the cost of decoding; the tests hold this against `tarfile`.
+Every rank does this for every shard it opens. `tarfile` takes five times as long (`python -m benchmarks.reading`),
+which with eight ranks on a node approaches the cost of decoding. The tests compare the results with those of `tarfile`.
 """
 
 import os
@@ -14,7 +14,7 @@ _LONGEST_NAME = 2**20  # of a name, or of all pax records of a member
 
 
 class Member(NamedTuple):
-    """One regular file of a tar: its name, and where in the tar its content is."""
+    """One regular file in a tar: its name, and offset and size of its content."""
 
     name: str
     offset: int
@@ -22,24 +22,24 @@ class Member(NamedTuple):
 
 
 def members(descriptor: int) -> tuple[list[Member], str | None]:
-    """The regular files of the uncompressed tar open as `descriptor`, and what is wrong with it, None if nothing.
+    """The regular files in the uncompressed tar open as `descriptor`, and its damage, None if there is none.
 
-    Reads ustar, GNU and pax headers and verifies their checksums; of a damaged tar it gives the files before the
+    Reads ustar, GNU and pax headers and verifies their checksums; for a damaged tar it returns the files before the
     damage.
     """
     length = os.fstat(descriptor).st_size
     if length == 0:
         return [], "an empty file"
     found, headers, positions, damage = _follow(descriptor, length)
-    whole = _whole_headers(headers)
-    if whole < len(positions):
-        damage = f"no tar header at byte {positions[whole]:,}"
-        found = [member for member in found if member.offset <= positions[whole]]
+    valid = _valid_headers(headers)
+    if valid < len(positions):
+        damage = f"no tar header at byte {positions[valid]:,}"
+        found = [member for member in found if member.offset <= positions[valid]]
     return found, damage
 
 
 def _follow(descriptor: int, length: int) -> tuple[list[Member], list[bytes], list[int], str | None]:
-    """Files, and all headers with their positions, up to the end mark or to what cannot be followed."""
+    """Files, and all headers with their positions, up to the end mark or the first invalid header; and the damage."""
     found: list[Member] = []
     headers: list[bytes] = []
     positions: list[int] = []
@@ -47,7 +47,7 @@ def _follow(descriptor: int, length: int) -> tuple[list[Member], list[bytes], li
     long_size: int | None = None
     position = 0
     while True:
-        # Not through a memory map: a file that is cut while it is mapped ends the process.
+        # Not a memory map: truncating a mapped file kills the process.
         header = os.pread(descriptor, BLOCK, position)
         if len(header) < BLOCK:
             return found, headers, positions, f"ends after {length:,} bytes without an end mark"
@@ -98,14 +98,14 @@ def _octal(field: bytes) -> int:
 
 def _name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
-    # GNU's headers use the room of ustar's prefix for something else.
+    # GNU headers use the bytes of the ustar prefix for something else.
     if header[345] and header[257:265] == b"ustar\x0000":
         return header[345:500].partition(b"\0")[0] + b"/" + name
     return name
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes] | None:
-    """`<length> <key>=<value>\\n` over and over; None if it is not."""
+    """A sequence of `<length> <key>=<value>\\n`; None if it is malformed."""
     records: dict[bytes, bytes] = {}
     while content.strip(b"\0"):
         digits, _, rest = content.partition(b" ")
@@ -117,8 +117,8 @@ def _pax_records(content: bytes) -> dict[bytes, bytes] | None:
     return records if records.get(b"size", b"0").isdigit() else None
 
 
-def _whole_headers(headers: list[bytes]) -> int:
-    """How many of the headers, from the first, fit their checksums."""
+def _valid_headers(headers: list[bytes]) -> int:
+    """The number of headers, from the first, whose checksums are correct."""
     blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
     # The checksum field itself counts as eight spaces.
     sums = blocks.sum(axis=1, dtype=np.int64) - blocks[:, 148:156].sum(axis=1, dtype=np.int64) + 8 * ord(" ")

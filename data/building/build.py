@@ -80,7 +80,7 @@ def build_shards(
         DataError: a source, label file or class list that cannot be used, a destination that exists, images that do not
             decode (unless `skip_broken`), a class too small for the validation split, a full disk, or an unfinished
             build with other options.
-        StorageRefused, StorageDown: a remote source denies access or does not answer.
+        StorageRefused, StorageDown: a remote source refuses access or does not answer.
     """
     if validation_per_class and validation_fraction:
         raise DataError("a validation set by count and by fraction; give only one of them")

@@ -1,4 +1,4 @@
-"""What kind of picture an encoded image is, and its conversion to an upright RGB JPEG, smaller if asked."""
+"""The kind of an encoded image, and its conversion to an upright RGB JPEG, optionally shrunk."""
 
 import io
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from data.decode import Pixels, decode
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# EXIF's orientation -> what turns the picture upright.
+# EXIF orientation -> the operation that turns the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,24 +43,24 @@ DIFFERENCES = {
     Kind.CMYK: "CMYK",
     Kind.EXIF_ROTATED: "EXIF-rotated",
 }
-"""The kinds that a conversion removes, in words."""
+"""The kinds that a conversion removes, with their names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What becomes of images. Those that need no change keep their bytes."""
+    """How images are converted. Those that need no change keep their bytes."""
 
     convert: bool = False
-    """Encode as RGB JPEG what is none, and turn upright what EXIF says is rotated."""
+    """Encode other formats as RGB JPEG, and turn images with an EXIF rotation upright."""
     short_side: int | None = None
     """Shrink to this short side, in pixels; smaller images stay as they are."""
     quality: int = 95
-    """Of JPEGs that are encoded again; their colour keeps its full resolution (4:4:4)."""
+    """Of newly encoded JPEGs; their colour keeps its full resolution (4:4:4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """An image that decodes, as it goes into a shard."""
+    """An image that decodes, as it is stored in a shard."""
 
     encoded: bytes
     extension: str
@@ -68,7 +68,7 @@ class CheckedImage:
 
 
 def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
-    """Decode an image to see that it is whole, and convert it where that is needed.
+    """Decode an image to check that it is complete, and convert it if necessary.
 
     The same bytes give the same bytes on every machine: Pillow resizes in integers, and libjpeg-turbo's accurate
     cosine transform does not depend on the processor.
@@ -121,5 +121,5 @@ def _orientation(encoded: bytes) -> int:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # whatever Pillow makes of damaged EXIF: the picture itself is whole
+    except Exception:  # Pillow raises anything on damaged EXIF, but the image itself is complete
         return 1

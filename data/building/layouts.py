@@ -1,4 +1,4 @@
-"""How images may lie: folders of class folders or of class tars, flat folders with labels, lists, tars. Or remote."""
+"""Layouts of sources, local or remote: folders of class folders or tars, flat folders with labels, lists, tars."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.building.archive import open_tar
 from data.building.keys import readable
-from data.building.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Item, Source, is_image
+from data.building.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Source, SourceItem, is_image
 from data.errors import DataError
 from data.label_files import LabelFile, split_line
 from data.remote_file import open_file
@@ -22,25 +22,27 @@ def open_source(location: str, storage: Storage, labels: LabelFile | None = None
 
     Args:
         location: path or URL.
-        storage: how to reach it.
-        labels: of the images where they lie in no class folders.
-        within: the folder of a tar to take images from.
+        storage: how to access it.
+        labels: of images that are not in class folders.
+        within: folder of a tar to read images from.
 
     Raises:
-        DataError: nothing there, no images, a class without images, or labels that do not fit.
+        DataError: nothing there, no images, a class without images, or labels that do not match.
         StorageRefused, StorageDown: access refused, or no answer.
     """
     location = checked(location)
     name = location.lower()
     is_list = name.endswith(_LIST_EXTENSIONS)
-    # Asking a store what lies there would not do: a folder exists in it only as a beginning of names.
+    # By name, since in an object store a folder exists only as a prefix of names.
     is_file = is_list or name.endswith(_TAR_EXTENSIONS) if is_remote(location) else os.path.isfile(location)
     if within is not None and (is_list or not is_file):
-        raise DataError(f"{location}: --within names a folder of a tar, and this is none; give the folder as source")
+        raise DataError(
+            f"{location}: --within selects a folder of a tar, and this is not a tar; use the folder as the source"
+        )
     try:
         if is_file and is_list:
             if labels is not None:
-                raise DataError(f"{location}: a list has its labels in it; leave the label file away")
+                raise DataError(f"{location}: a list contains its labels; remove the label file")
             return _list_file(location, storage)
         if is_file:
             return open_tar(location, storage, labels, within)
@@ -59,22 +61,22 @@ def _folder(location: str, storage: Storage) -> Source:
         if next(iter(names()), None) is None:
             raise DataError(
                 f"{location}: class folder {readable(class_name)} has no image ({', '.join(IMAGE_EXTENSIONS)}); add "
-                "images or remove it, or give the folder that the class folders lie in"
+                "images or remove it, or use the folder that contains the class folders"
             )
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[SourceItem]:
         for class_name, names in classes.items():
             files = sorted(names())
             for file in files:
                 name = f"{class_name}/{file}"
                 image = ImageFile(name, (class_name,), join(location, name))
-                yield Item(image, UNKNOWN_SIZE, 1 / len(files) / len(classes))
+                yield SourceItem(image, UNKNOWN_SIZE, 1 / len(files) / len(classes))
 
     return Source(location, items)
 
 
 def _classes(location: str, storage: Storage) -> dict[str, Callable[[], Iterator[str]]]:
-    """Class -> its images, listed when asked for: a folder of millions is not held in memory."""
+    """Class -> its images, listed on demand: a folder of millions is not kept in memory."""
 
     def listing(folder: str) -> Callable[[], Iterator[str]]:
         def names() -> Iterator[str]:
@@ -95,13 +97,13 @@ def _folder_of_tars(location: str, storage: Storage) -> Source:
     tars = {name: size for name, size in files.items() if name.endswith(".tar") and not name.startswith(".")}
     if not tars:
         flat = any(is_image(name) for name in files)
-        fix = "say their labels with --labels FILE" if flat else "it should hold one folder per class"
+        fix = "provide their labels with --labels FILE" if flat else "it should hold one folder per class"
         raise DataError(f"{location}: no class folders in it{', only images' if flat else ''}; {fix}")
     total = sum(tars.values())
     return Source(
         location,
         lambda: (
-            Item(ClassTar(name.removesuffix(".tar"), join(location, name), 0, size), size, size / max(total, 1))
+            SourceItem(ClassTar(name.removesuffix(".tar"), join(location, name), 0, size), size, size / max(total, 1))
             for name, size in tars.items()
         ),
         bytes=total,
@@ -112,7 +114,7 @@ def _flat_folder(location: str, storage: Storage, labels: LabelFile) -> Source:
     files = {name: size for name, size in list_files(location, storage).items() if is_image(name)}
     if not files:
         raise DataError(
-            f"{location}: no images in it ({', '.join(IMAGE_EXTENSIONS)}); a label file is for images that lie in no "
+            f"{location}: no images in it ({', '.join(IMAGE_EXTENSIONS)}); a label file is for images that are not in "
             "class folders"
         )
     classes = labels.assign(files)
@@ -120,7 +122,7 @@ def _flat_folder(location: str, storage: Storage, labels: LabelFile) -> Source:
     return Source(
         location,
         lambda: (
-            Item(ImageFile(name, classes[name], join(location, name)), size, size / max(total, 1))
+            SourceItem(ImageFile(name, classes[name], join(location, name)), size, size / max(total, 1))
             for name, size in files.items()
         ),
         bytes=total,
@@ -128,11 +130,11 @@ def _flat_folder(location: str, storage: Storage, labels: LabelFile) -> Source:
 
 
 def _list_file(location: str, storage: Storage) -> Source:
-    """Lines of PATH<TAB>LABEL [LABEL ...], paths from the list's folder; read as it is used, however long."""
+    """Lines of PATH<TAB>LABEL [LABEL ...], paths relative to the folder of the list; read lazily."""
     size = file_size(location, storage)
     home = parent(location)
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[SourceItem]:
         with open_file(location, storage) as file:
             for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape"), 1):
                 if not line.strip():
@@ -141,7 +143,7 @@ def _list_file(location: str, storage: Storage) -> Source:
                 if not labels:
                     raise DataError(f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL")
                 place = path if "://" in path or Path(path).is_absolute() else join(home, path)
-                yield Item(ImageFile(path, labels, place), UNKNOWN_SIZE, len(line) / size)
+                yield SourceItem(ImageFile(path, labels, place), UNKNOWN_SIZE, len(line) / size)
 
     if next(items(), None) is None:
         raise DataError(f"{location}: no lines in it; it should have lines of PATH<TAB>LABEL")

@@ -26,7 +26,7 @@ from data.building.shard_plan import (
     validation_mask,
 )
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
-from data.building.source import Broken
+from data.building.source import BrokenInput
 from data.building.workers import Workers
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
@@ -76,7 +76,7 @@ class BuildReport:
     indexes: dict[Path, ShardIndex]
     """By final folder; empty after a single part of a build."""
     images: int
-    left_out: list[Broken]
+    left_out: list[BrokenInput]
     kinds: list[KindCount]
     shrunk: int
     short_side: int | None
@@ -110,7 +110,7 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
     images = read_images(paths)
     order, again = shuffled(images)
     names = [readable(images.name(image)) for image in again]
-    left_out = [*images.broken, *(Broken(name, "another image has the same name") for name in names)]
+    left_out = [*images.broken, *(BrokenInput(name, "another image has the same name") for name in names)]
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
     classes, labels = _labels(images, writing.classes, build.storage)
     splits = _split(images, order, labels[order], classes, writing)
@@ -151,7 +151,7 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
 
 
 def report(
-    images: Images, order: Int64, left_out: list[Broken], reading: ReadOptions, indexes: dict[Path, ShardIndex]
+    images: Images, order: Int64, left_out: list[BrokenInput], reading: ReadOptions, indexes: dict[Path, ShardIndex]
 ) -> BuildReport:
     """The report on the images in `order`."""
     kind = images.kind[order]
@@ -166,7 +166,7 @@ def report(
     return BuildReport(indexes, len(order), left_out, kinds, shrunk, reading.conversion.short_side)
 
 
-def refuse_broken(broken: list[Broken], images: int, skip_broken: bool) -> None:
+def refuse_broken(broken: list[BrokenInput], images: int, skip_broken: bool) -> None:
     """
     Raises:
         DataError: there are broken images, and they must not be skipped.

@@ -1,4 +1,4 @@
-"""From the tables of all runs to the content of every shard: global order, validation split, cuts. Pure numpy."""
+"""From the tables of all runs to the content of every shard: global order, validation split, bounds. Pure numpy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.building.keys import decoded_name, readable
 from data.building.sorted_runs import RunTable, read_table
-from data.building.source import Broken
+from data.building.source import BrokenInput
 from data.errors import DataError
 
 Int32 = NDArray[np.int32]
@@ -33,12 +33,12 @@ class Images:
     extension: NDArray[np.uint8]
     """Position in `extensions`."""
     labels: Int32
-    """(N, k) positions in `classes`, -1 where there is none."""
+    """(N, k) positions in `classes`, padded with -1."""
     name_bounds: Int64
     names: NDArray[np.uint8]
     extensions: tuple[str, ...]
     classes: tuple[str, ...]
-    broken: list[Broken]
+    broken: list[BrokenInput]
 
     def encoded_name(self, image: int) -> bytes:
         return self.names[self.name_bounds[image] : self.name_bounds[image + 1]].tobytes()
@@ -48,7 +48,7 @@ class Images:
 
 
 def read_images(runs: Sequence[Path]) -> Images:
-    """The images of all runs, and what is broken."""
+    """The images of all runs, and what could not be read."""
     tables = [read_table(run) for run in runs]
     classes = tuple(sorted({name for table in tables for name in table.classes}))
     extensions = tuple(sorted({name for table in tables for name in table.extensions}))
@@ -87,8 +87,8 @@ def _padded_labels(table: RunTable, classes: tuple[str, ...], most: int) -> Int3
 
 
 def shuffled(images: Images) -> tuple[Int64, list[int]]:
-    """Positions of the images in their shuffled order, that of (rank, name), and those left out of it because an
-    earlier image has the same name."""
+    """Positions of the images in shuffled order, sorted by (rank, name), and those left out because an earlier image
+    has the same name."""
     order = np.argsort(images.rank, kind="stable")
     ranks = images.rank[order]
     again: list[int] = []
@@ -105,15 +105,15 @@ def relabelled(images: Images, classes: tuple[str, ...], origin: str) -> Int32:
     """The labels (N, k) as positions in another class list, that of `origin`.
 
     Raises:
-        DataError: a class that is not in it.
+        DataError: it lacks a class.
     """
     place = {name: position for position, name in enumerate(classes)}
-    strangers = [number for number, name in enumerate(images.classes) if name not in place]
-    if strangers:
-        image = int(np.flatnonzero((images.labels == strangers[0]).any(axis=1))[0])
-        others = f" (nor are {len(strangers) - 1:,} more labels)" if len(strangers) > 1 else ""
+    unknown = [number for number, name in enumerate(images.classes) if name not in place]
+    if unknown:
+        image = int(np.flatnonzero((images.labels == unknown[0]).any(axis=1))[0])
+        others = f" (nor are {len(unknown) - 1:,} more labels)" if len(unknown) > 1 else ""
         raise DataError(
-            f"{readable(images.name(image))}: its label {readable(images.classes[strangers[0]])} is not among the "
+            f"{readable(images.name(image))}: its label {readable(images.classes[unknown[0]])} is not among the "
             f"{len(classes):,} classes of {origin}{others}; fix the labels or give a class list that has them"
         )
     translation = np.array([place[name] for name in images.classes] + [-1], np.int32)
@@ -121,38 +121,38 @@ def relabelled(images: Images, classes: tuple[str, ...], origin: str) -> Int32:
 
 
 def numbered(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The class list in its order: by name, or by number where all names are numbers."""
+    """The class list sorted by name, or by number if all names are numbers."""
     return tuple(sorted(classes, key=int)) if all(name.isascii() and name.isdigit() for name in classes) else classes
 
 
 def validation_mask(labels: Int32, classes: tuple[str, ...], per_class: int, fraction: float) -> NDArray[np.bool_]:
-    """Which images (N,) in shuffled order are for validation: of each class the first `per_class` or `fraction`.
+    """Which images (N,), in shuffled order, are for validation: of each class the first `per_class` or `fraction`.
 
     Args:
-        labels: (N, k), -1 where there is none. An image with several labels counts for all of them.
+        labels: (N, k), padded with -1. An image with several labels counts for each of them.
         classes: their names.
-        per_class: images of each class, or 0.
-        fraction: share of each class, rounded, at least one image staying for training; or 0.
+        per_class: number of images of each class, or 0.
+        fraction: share of each class, rounded, leaving at least one image for training; or 0.
 
     Raises:
-        DataError: a class that would have no image for training.
+        DataError: a class would have no image for training.
     """
     image, place = np.nonzero(labels >= 0)
     label = labels[image, place]
     by_class = np.argsort(label, kind="stable")
     counts = np.bincount(label, minlength=len(classes))
-    turn = np.empty(len(label), np.int64)  # the how-maniest of its class
-    turn[by_class] = np.arange(len(label)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = np.empty(len(label), np.int64)  # position among the images of the class
+    position[by_class] = np.arange(len(label)) - np.repeat(np.cumsum(counts) - counts, counts)
     taken = np.full(len(classes), per_class) if per_class else np.minimum(np.rint(counts * fraction), counts - 1)
     mask = np.zeros(len(labels), np.bool_)
-    mask[image[turn < taken[label]]] = True
+    mask[image[position < taken[label]]] = True
     left = np.bincount(label[~mask[image]], minlength=len(classes))
     short = np.flatnonzero((left == 0) & (counts > 0))
     if short.size:
         others = f" (and {short.size - 1:,} more classes)" if short.size > 1 else ""
         raise DataError(
             f"class {readable(classes[short[0]])} has only {counts[short[0]]:,} images{others}, all of which would "
-            "go to the validation set; add images or take fewer for validation"
+            "go to the validation set; add images or use fewer for validation"
         )
     return mask
 
@@ -163,7 +163,7 @@ def tar_bytes(sizes: Int64) -> Int64:
 
 
 def cuts(bytes_: Int64, most_samples: int | None, most_bytes: int | None) -> Iterator[tuple[int, int]]:
-    """Begin and end of each shard, which holds as many samples as go into both limits and at least one."""
+    """Begin and end of each shard, which has as many samples as both limits allow, but at least one."""
     ends = np.cumsum(bytes_)
     begin = 0
     while begin < len(bytes_):
@@ -177,7 +177,7 @@ def cuts(bytes_: Int64, most_samples: int | None, most_bytes: int | None) -> Ite
 
 
 def repetitions(key_hashes: NDArray[np.uint64]) -> dict[int, int]:
-    """Position -> how-maniest sample with the same key it is, for the second and later ones; hashes (N,) in order."""
+    """Position -> which sample with its key it is (2 for the second), without the first ones; hashes (N,) in order."""
     order = np.argsort(key_hashes, kind="stable")
     sorted_hashes = key_hashes[order]
     repeated: dict[int, int] = {}

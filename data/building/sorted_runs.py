@@ -20,7 +20,7 @@ from data.atomic_file import atomic_file
 from data.building.archive import class_tar_images
 from data.building.conversion import CheckedImage, Conversion, check_image
 from data.building.keys import encoded_name, key_hash, shuffle_rank
-from data.building.source import Broken, Image, ImageBatch, ImageFile
+from data.building.source import BrokenInput, ImageBatch, ImageFile, SourceImage
 from data.decode import DecodeError
 from data.errors import DataError, StorageRefused
 from data.json_records import parse_json
@@ -61,7 +61,7 @@ class RunTable:
     names: NDArray[np.uint8]
     extensions: list[str]
     classes: list[str]
-    broken: list[Broken]
+    broken: list[BrokenInput]
 
     @property
     def images(self) -> int:
@@ -84,7 +84,7 @@ _DTYPES = {
 class _AboutRun:
     extensions: list[str]
     classes: list[str]
-    broken: list[Broken]
+    broken: list[BrokenInput]
 
 
 def table_file(run: Path) -> Path:
@@ -102,19 +102,19 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        StorageRefused, StorageDown: the source denies access or does not answer.
+        StorageRefused, StorageDown: the source refuses access or does not answer.
     """
     rows: list[_Row] = []
-    broken: list[Broken] = []
+    broken: list[BrokenInput] = []
     waiting: list[tuple[_Row, bytes]] = []
     waiting_bytes = 0
     with atomic_file(images_file(task.path), shared=True) as file:
         for image in _read(task.batch, task.storage):
-            checked = image if isinstance(image, Broken) else _checked(image, task.conversion)
-            if isinstance(checked, Broken):
+            checked = image if isinstance(image, BrokenInput) else _checked(image, task.conversion)
+            if isinstance(checked, BrokenInput):
                 broken.append(checked)
                 continue
-            assert isinstance(image, Image)
+            assert isinstance(image, SourceImage)
             waiting.append((_row(image, checked, task.seed), checked.encoded))
             waiting_bytes += len(checked.encoded)
             if waiting_bytes >= task.memory:
@@ -166,7 +166,7 @@ class _Row:
     offset: int = 0
 
 
-def _row(image: Image, checked: CheckedImage, seed: int) -> _Row:
+def _row(image: SourceImage, checked: CheckedImage, seed: int) -> _Row:
     return _Row(
         rank=shuffle_rank(image.name, seed),
         name=encoded_name(image.name),
@@ -178,12 +178,12 @@ def _row(image: Image, checked: CheckedImage, seed: int) -> _Row:
     )
 
 
-def _read(batch: ImageBatch, storage: Storage) -> Iterator[Image | Broken]:
+def _read(batch: ImageBatch, storage: Storage) -> Iterator[SourceImage | BrokenInput]:
     files: list[ImageFile] = []
     for content in batch.contents:
         if isinstance(content, ImageFile):
             files.append(content)
-        elif isinstance(content, Image | Broken):
+        elif isinstance(content, SourceImage | BrokenInput):
             yield content
         else:
             yield from class_tar_images(content, storage)
@@ -195,23 +195,23 @@ def _read(batch: ImageBatch, storage: Storage) -> Iterator[Image | Broken]:
             yield from executor.map(lambda file: _read_file(file, storage), files[first : first + 4 * _REQUESTS])
 
 
-def _read_file(file: ImageFile, storage: Storage) -> Image | Broken:
+def _read_file(file: ImageFile, storage: Storage) -> SourceImage | BrokenInput:
     try:
         encoded = read_bytes(file.location, storage, file.start, file.stop)
     except FileNotFoundError:
-        return Broken(file.name, "no such file")
+        return BrokenInput(file.name, "no such file")
     except StorageRefused:
         raise
     except (OSError, DataError) as error:
-        return Broken(file.name, getattr(error, "strerror", None) or str(error))
-    return Image(file.name, file.classes, encoded)
+        return BrokenInput(file.name, getattr(error, "strerror", None) or str(error))
+    return SourceImage(file.name, file.classes, encoded)
 
 
-def _checked(image: Image, conversion: Conversion) -> CheckedImage | Broken:
+def _checked(image: SourceImage, conversion: Conversion) -> CheckedImage | BrokenInput:
     try:
         return check_image(image.encoded, conversion)
     except DecodeError as error:
-        return Broken(image.name, str(error))
+        return BrokenInput(image.name, str(error))
 
 
 def _write_sorted(file: BinaryIO, images: list[tuple[_Row, bytes]]) -> Iterator[_Row]:
@@ -221,7 +221,7 @@ def _write_sorted(file: BinaryIO, images: list[tuple[_Row, bytes]]) -> Iterator[
         yield row
 
 
-def _table(rows: list[_Row], broken: list[Broken]) -> RunTable:
+def _table(rows: list[_Row], broken: list[BrokenInput]) -> RunTable:
     extensions = sorted({row.extension for row in rows})
     classes = sorted({name for row in rows for name in row.classes})
     number = {name: position for position, name in enumerate(classes)}

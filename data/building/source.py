@@ -1,4 +1,4 @@
-"""Images that are to become shards: what a source yields, and batches of it for workers."""
+"""Sources of images for shards, and their division into batches for workers."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -7,12 +7,12 @@ from pathlib import PurePosixPath
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 UNKNOWN_SIZE = 2**17
-"""Bytes that a file counts with where its size is not known without asking for each."""
+"""Bytes assumed for a file whose size would cost a request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """An image that cannot be read, or the part of a tar that is lost, and why."""
+class BrokenInput:
+    """An unreadable image, or the lost part of a damaged tar, and the reason."""
 
     name: str
     reason: str
@@ -21,7 +21,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that is still to be read: a file, or the bytes `start` .. `stop` of one."""
+    """An image to be read: a file, or the bytes `start` .. `stop` of one."""
 
     name: str
     classes: tuple[str, ...]
@@ -32,7 +32,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class ClassTar:
-    """A tar with the images of one class, still to be read: a file, or the bytes `start` .. `stop` of one."""
+    """A tar with the images of one class, to be read: a file, or the bytes `start` .. `stop` of one."""
 
     class_name: str
     location: str
@@ -41,8 +41,8 @@ class ClassTar:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """An image as read."""
+class SourceImage:
+    """An image that has been read."""
 
     name: str
     classes: tuple[str, ...]
@@ -50,54 +50,54 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SourceItem:
     """What a source yields: something with images, its bytes, and its share of the source."""
 
-    content: ImageFile | ClassTar | Image | Broken
+    content: ImageFile | ClassTar | SourceImage | BrokenInput
     bytes: int
     share: float
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images in an order that is the same on every listing."""
+    """Images in an order that is reproducible."""
 
     location: str
-    items: Callable[[], Iterator[Item]]
+    items: Callable[[], Iterator[SourceItem]]
     bytes: int | None = None
-    """Of all images, about; None where that is not known."""
+    """Of all images, approximately; None if unknown."""
     divisible: bool = True
-    """Whether several processes can each read a part without reading the rest."""
+    """Whether a part can be read without reading the rest."""
 
 
 @dataclass
 class ImageBatch:
-    """Neighbours in a source, as much as one worker takes at a time."""
+    """Consecutive items of a source, as many as a worker reads at a time."""
 
-    contents: list[ImageFile | ClassTar | Image | Broken] = field(default_factory=list)
+    contents: list[ImageFile | ClassTar | SourceImage | BrokenInput] = field(default_factory=list)
     bytes: int = 0
     share: float = 0.0
 
     def digest(self) -> str:
-        """Of what the batch consists of: equal as long as the source does not change."""
+        """Of the contents of the batch: equal as long as the source does not change."""
         digest = hashlib.blake2b(digest_size=8)
         for content in self.contents:
-            if isinstance(content, Image):
+            if isinstance(content, SourceImage):
                 known = repr((content.name, content.classes, len(content.encoded)))
             else:
-                known = repr(content if isinstance(content, Broken) else replace(content, location=""))
+                known = repr(content if isinstance(content, BrokenInput) else replace(content, location=""))
             digest.update(known.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def batches(items: Iterable[Item], most: int) -> Iterator[ImageBatch]:
-    """Batches of `most` bytes; the first ones are smaller, so that a small source, too, occupies several processes."""
+def batches(items: Iterable[SourceItem], max_bytes: int) -> Iterator[ImageBatch]:
+    """Batches of `max_bytes`; the first ones are smaller, so that even a small source occupies several processes."""
     batch, number = ImageBatch(), 0
     for item in items:
         batch.contents.append(item.content)
         batch.bytes += item.bytes
         batch.share += item.share
-        if batch.bytes >= min(most, (most // 16) << min(number // 8, 10)):
+        if batch.bytes >= min(max_bytes, (max_bytes // 16) << min(number // 8, 10)):
             yield batch
             batch, number = ImageBatch(), number + 1
     if batch.contents:
@@ -105,6 +105,6 @@ def batches(items: Iterable[Item], most: int) -> Iterator[ImageBatch]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name should be an image."""
+    """Whether a file of this name is expected to be an image."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")

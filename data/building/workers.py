@@ -1,4 +1,4 @@
-"""Worker processes that live no longer than the process that started them."""
+"""Worker processes that end with the process that started them."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """`processes` worker processes, started when there is a second task: one alone is done quicker here."""
+    """`processes` worker processes, started for the second task: a single task is faster in this process."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
@@ -27,7 +27,7 @@ class Workers:
         self._alive: Connection | None = None
 
     def results(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """`function` of every task, in the order of completion; takes tasks only as workers become free.
+        """`function` of every task, in the order of completion; tasks are taken only as workers become free.
 
         Raises:
             DataError: a worker process died.
@@ -51,8 +51,8 @@ class Workers:
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker process died, perhaps killed for want of memory; the same command continues, with fewer "
-                "--processes if memory is short"
+                "a worker process died, perhaps for lack of memory; the same command continues, with fewer "
+                "--processes if memory is scarce"
             ) from error
 
     def __enter__(self) -> "Workers":
@@ -70,7 +70,7 @@ class Workers:
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
-            context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
+            context = multiprocessing.get_context("spawn")  # a fork would copy held locks
             ours, self._alive = context.Pipe(duplex=False)
             self._executor = ProcessPoolExecutor(
                 self._processes, mp_context=context, initializer=_end_with, initargs=(ours,)
@@ -79,7 +79,7 @@ class Workers:
 
 
 def _end_with(starter: Connection) -> None:
-    """End this process when the other end of `starter` closes, which it also does when that process is killed."""
+    """End this process when the other end of `starter` closes, even because that process is killed."""
 
     def watch() -> None:
         try:
@@ -87,5 +87,5 @@ def _end_with(starter: Connection) -> None:
         except EOFError:
             os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the starter decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the starter handles it
     threading.Thread(target=watch, daemon=True).start()

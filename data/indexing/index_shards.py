@@ -84,7 +84,7 @@ def index_shards(
     Raises:
         DataError: patterns that match no shards, fields that cannot be inferred, broken shards, no usable sample, an
             existing index, or a folder that cannot be written.
-        StorageRefused, StorageDown: access denied, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     storage = scanning.storage
     files = find_shards(patterns, storage)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from data.errors import DataError
 from data.index import LabelFormat
-from data.labels import number_of, values
+from data.labels import class_number, stored_labels
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage
@@ -61,7 +61,7 @@ def read_head(location: str, storage: Storage, label_field: str | None, samples:
     """The first samples of the tar at `location`, as far as it is readable; a remote one is read in small ranges.
 
     Raises:
-        StorageRefused, StorageDown: access denied, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     head = ShardHead(location)
     labels = (label_field,) if label_field else LABEL_FIELDS
@@ -186,7 +186,7 @@ def _by(contents: list[bytes], label: LabelFormat) -> Literal["number", "name"]:
     found = 0
     for content in contents:
         try:
-            for value in values(content, label):
+            for value in stored_labels(content, label):
                 found += 1
                 if not _is_number(value):
                     return "name"
@@ -200,7 +200,7 @@ def _by(contents: list[bytes], label: LabelFormat) -> Literal["number", "name"]:
 
 def _is_number(value: object) -> bool:
     try:
-        number_of(value)
+        class_number(value)
     except ValueError:
         return False
     return True

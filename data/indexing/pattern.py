@@ -36,7 +36,7 @@ def find_shards(patterns: Sequence[str], storage: Storage) -> ShardFiles:
 
     Raises:
         DataError: a pattern that is malformed or matches no tar, missing shards, or no common folder.
-        StorageRefused, StorageDown: access denied, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     found: dict[str, int] = {}
     single: dict[str, list[str]] = {}

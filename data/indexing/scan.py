@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.index import LabelFormat, ShardEntry
-from data.labels import number_of, values
-from data.shard import Group, groups, split_key
+from data.labels import class_number, stored_labels
+from data.shard import SampleMembers, group_members, split_key
 from data.storage import Storage, is_remote, join, pieces
 from data.tar import members
 
@@ -124,7 +124,7 @@ class ShardScanner:
 
         Raises:
             DataError: a shard vanished, or there is no space for a remote one.
-            StorageRefused, StorageDown: access denied, or no answer.
+            StorageRefused, StorageDown: access refused, or no answer.
         """
         with (
             TemporaryDirectory(prefix="coatnet-shards-") as temporary,
@@ -154,7 +154,7 @@ class ShardScanner:
                 self.options.progress(len(piece))
             with open(path, "rb") as file:
                 found, damage = members(file.fileno())
-                samples = groups(found, self.image_fields, self.label.field)
+                samples = group_members(found, self.image_fields, self.label.field)
                 entry = ShardEntry(name, len(samples), length, sha256.hexdigest())
                 damage = _describe_damage(file.fileno(), damage)
                 return _scan_samples(file.fileno(), entry, damage, samples, self.label, self.decode_images)
@@ -198,7 +198,7 @@ def _scan_samples(
     descriptor: int,
     entry: ShardEntry,
     damage: str | None,
-    samples: list[Group],
+    samples: list[SampleMembers],
     label: LabelFormat,
     decode_images: bool,
 ) -> ShardScan:
@@ -264,9 +264,9 @@ def _label_values(content: bytes, label: LabelFormat) -> list[Any]:
     Raises:
         ValueError: there are none, or some are names instead of numbers or the reverse.
     """
-    found = values(content, label)
+    found = stored_labels(content, label)
     if label.by == "number":
-        found = [number_of(value) for value in found]
+        found = [class_number(value) for value in found]
     elif not all(isinstance(value, str) for value in found):
         raise ValueError(f"the label {found[0]!r} is not a name")
     return list(dict.fromkeys(found))

@@ -52,7 +52,7 @@ def draw_samples(dataset: Dataset, count: int, seed: int) -> Iterator[DrawnSampl
 
     Raises:
         DataError: a shard is missing or differs from the index.
-        StorageRefused, StorageDown: access denied, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     rng = np.random.default_rng(seed)
     sizes = dataset.shard_samples
@@ -110,7 +110,7 @@ def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
 
     Raises:
         DataError: no `labels.npy`, or one that does not match the index.
-        StorageRefused, StorageDown: access denied, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     labels = read_labels(dataset.index, dataset.storage)
     if dataset.label_map is not None:

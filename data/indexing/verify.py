@@ -33,7 +33,7 @@ def verify_shards(
 
     Raises:
         DataError: the folder of the shards is missing, or a shard vanished.
-        StorageRefused, StorageDown: access denied, or no answer.
+        StorageRefused, StorageDown: access refused, or no answer.
     """
     try:
         sizes = list_files(index.folder, scanning.storage, below=any("/" in shard.name for shard in index.shards))

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: after an error, a kill, and in the order that survives a power failure."""
+"""Atomic files: after an error, a kill, and in the order that survives a power failure."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from data.atomic_file import atomic_file, atomic_path, write_atomically
 from tests.support.paths import ROOT
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_atomically(path, "old")
     write_atomically(path, b"new")
@@ -21,7 +21,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path, shared: bool) -> None:
+def test_an_error_leaves_only_the_previous_file(tmp_path: Path, shared: bool) -> None:
     path = tmp_path / "index.json"
     write_atomically(path, "old")
     with contextlib.suppress(RuntimeError), atomic_file(path, shared=shared) as file:
@@ -31,7 +31,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path: Path, shared:
     assert os.listdir(tmp_path) == ["index.json"]
 
 
-def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_kill_during_a_write_leaves_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "index.json"
     write_atomically(path, "old")
     code = (
@@ -47,7 +47,7 @@ def test_a_kill_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["index.json"]
 
 
-def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     with atomic_path(path, shared=True) as one, atomic_path(path, shared=True) as other:
         assert one != other
@@ -57,7 +57,7 @@ def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
-def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return(
+def test_content_is_flushed_before_the_rename_and_the_rename_before_returning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, done = tmp_path / "manifest.json", list[str]()

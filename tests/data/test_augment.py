@@ -1,4 +1,4 @@
-"""Crops, resizing and flips."""
+"""Crop, resize and flip."""
 
 import numpy as np
 import pytest
@@ -19,24 +19,24 @@ def test_random_windows_stay_inside_and_cover_the_range() -> None:
     assert 0.55 < max(shares) < 0.65
 
 
-def test_a_picture_too_narrow_for_a_window_gives_its_largest_centred_one() -> None:
+def test_an_image_too_narrow_for_a_window_gives_the_largest_centred_one() -> None:
     assert random_window(10, 400, (0.9, 1.0), np.random.default_rng(0)) == (slice(0, 10), slice(193, 206))
 
 
 def test_centre_crop_is_s_over_s_plus_32() -> None:
-    picture = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
-    crop = center_crop(picture, 224)
-    assert np.array_equal(crop, picture[16:240, 38:262])
+    image = np.arange(256 * 300 * 3, dtype=np.uint32).reshape(256, 300, 3).astype(np.uint8)
+    crop = center_crop(image, 224)
+    assert np.array_equal(crop, image[16:240, 38:262])
 
 
 @pytest.mark.parametrize("size", [(400, 470), (224, 900), (90, 70), (300, 100), (1500, 1200)])
-def test_resizing_equals_pillows_own_to_a_level(size: tuple[int, int]) -> None:
+def test_resizing_equals_pillow_within_one_level(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     theirs = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BILINEAR))
     assert np.abs(resize(pixels, 224).astype(int) - theirs).max() <= 1
 
 
-def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
+def test_an_image_of_the_target_size_is_unchanged() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(resize(pixels, 32), pixels)
 

@@ -1,4 +1,4 @@
-"""Each kind of sample that cannot be used: skipped, named, replaced by the next of its shard, and nothing else moves."""
+"""Every kind of unusable sample is skipped, named, and replaced by the next of its shard; nothing else changes."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ Members = list[tuple[str, bytes]]
 def write_shards(
     pictures: Path, folder: Path, spoil: Callable[[Members], Members] = lambda members: members
 ) -> Dataset:
-    """Three shards of eight pictures; `spoil` changes the members of the second."""
+    """Three shards of eight images; `spoil` changes the members of the second."""
     folder.mkdir()
     encoded = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))[::2][: 3 * PER_SHARD]]
     entries = []
@@ -77,16 +77,16 @@ def of_size(side: int) -> Callable[[bytes], bytes]:
     [
         pytest.param(changed("key11.jpg", lambda jpeg: jpeg[:400]), "", id="broken JPEG"),
         pytest.param(changed("key11.jpg", lambda jpeg: b""), "empty file", id="zero-byte file"),
-        pytest.param(changed("key11.jpg", lambda jpeg: b"a text"), "neither JPEG, PNG nor WebP", id="text behind an image's name"),
+        pytest.param(changed("key11.jpg", lambda jpeg: b"a text"), "neither JPEG, PNG nor WebP", id="text under the name of an image"),
         pytest.param(changed("key11.jpg", of_size(30_000)), "30,000 x 30,000 pixels", id="a 30,000-pixel bomb"),
         pytest.param(renamed("key11.jpg", "key11.tiff"), "it has no image", id="wrong extension"),
         pytest.param(without("key11.cls"), "it has no label", id="missing label"),
         pytest.param(changed("key11.cls", lambda label: b"3"), "the label 3 is not one of 3 classes", id="label out of range"),
         pytest.param(changed("key11.cls", lambda label: b"cat"), "the label 'cat' is not a number", id="label that is no number"),
-        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key stands twice in the shard", id="duplicated key"),
+        pytest.param(lambda members: [("key9" + n[5:] if n.startswith("key11") else n, c) for n, c in members], "its key is repeated in the shard", id="duplicated key"),
     ],
 )  # fmt: skip
-def test_a_sample_that_cannot_be_used_is_replaced_and_named(
+def test_an_unusable_sample_is_replaced_and_named(
     spoil: Callable[[Members], Members], reason: str, pictures: Path, tmp_path: Path
 ) -> None:
     whole, spoiled = write_shards(pictures, tmp_path / "whole"), write_shards(pictures, tmp_path / "spoiled", spoil)
@@ -111,7 +111,7 @@ def test_a_sample_that_cannot_be_used_is_replaced_and_named(
     assert [sample.key for batch in named for sample in batch] == [skipped.key]
 
 
-def test_a_tar_cut_off_during_the_run_loses_only_what_lay_behind_the_cut(pictures: Path, tmp_path: Path) -> None:
+def test_a_tar_truncated_during_the_run_loses_only_the_samples_after_the_cut(pictures: Path, tmp_path: Path) -> None:
     whole, spoiled = write_shards(pictures, tmp_path / "whole"), write_shards(pictures, tmp_path / "spoiled")
     path = tmp_path / "spoiled" / "s-1.tar"
     with tarfile.open(path) as archive:
@@ -128,5 +128,5 @@ def test_a_tar_cut_off_during_the_run_loses_only_what_lay_behind_the_cut(picture
 def test_a_shard_that_disappears_during_the_run_is_named(pictures: Path, tmp_path: Path) -> None:
     dataset = write_shards(pictures, tmp_path / "shards")
     (tmp_path / "shards" / "s-1.tar").unlink()
-    with pytest.raises(DataError, match=r"s-1\.tar: it was there when the run started and is missing"):
+    with pytest.raises(DataError, match=r"s-1\.tar: it has been removed since the run started"):
         one_epoch(dataset)

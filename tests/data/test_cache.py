@@ -1,4 +1,4 @@
-"""Remote shards through the node's cache, from a real S3 server, through a proxy that spoils what it can."""
+"""Remote shards through the cache of the node, from a real S3 server behind a proxy that injects faults."""
 
 import itertools
 import os
@@ -34,7 +34,7 @@ STEPS = 16
 
 @pytest.fixture(scope="session")
 def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """URL and local folder of 96 pictures in 12 shards of about 50 KB."""
+    """URL and local folder of 96 images in 12 shards of about 50 KB."""
     folder = tmp_path_factory.mktemp("remote")
     write_pictures(folder / "pictures", per_class=32, size=96)
     build_shards(folder / "pictures", folder / "shards", samples_per_shard=8)
@@ -69,7 +69,7 @@ def shard_requests(proxy: FaultProxy) -> Counter[str]:
     return Counter(path.rpartition("/")[2] for method, path in proxy.requests if method == "GET" and ".tar" in path)
 
 
-def test_remote_shards_give_the_samples_of_local_ones_and_are_fetched_once(
+def test_remote_shards_give_the_samples_of_local_ones_and_are_downloaded_once(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, folder = remote
@@ -96,7 +96,7 @@ def test_remote_shards_give_the_samples_of_local_ones_and_are_fetched_once(
         pytest.param(Fault("status", path="index.json", times=4), id="the index fails first"),
     ],
 )
-def test_training_sees_exactly_the_same_samples_through_a_bad_connection(
+def test_training_reads_exactly_the_same_samples_through_a_bad_connection(
     fault: Fault, proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, folder = remote
@@ -123,7 +123,7 @@ def test_training_survives_a_restart_of_the_server(s3: S3Server, remote: tuple[s
     ("key", "secret", "anonymous"),
     [("testkey", "wrong", False), ("unknown", "testsecret", False), (None, None, False), ("testkey", "x", True)],
 )
-def test_refused_credentials_are_told_at_once(
+def test_refused_credentials_are_reported_at_once(
     key: str | None, secret: str, anonymous: bool, proxy: FaultProxy, remote: tuple[str, Path],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -161,16 +161,16 @@ def test_credentials_refused_in_the_middle_of_a_run_end_it_at_once(
     assert max(shard_requests(proxy).values()) == 1
 
 
-def test_a_server_that_stays_away_ends_the_run_as_one_to_be_continued(
+def test_a_server_that_does_not_come_back_ends_the_run_as_retryable(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset = open_dataset(remote[0], impatient(proxy, give_up_after=1))
     proxy.faults = [Fault("status")]
-    with pytest.raises(StorageDown, match=r"no answer in 1 s \(last: .*the server or the way to it is down"):
+    with pytest.raises(StorageDown, match=r"no answer in 1 s \(last: .*the server or the network is down"):
         next(batches(dataset, Cache(tmp_path, 10**9)))
 
 
-def test_a_shard_whose_hash_is_wrong_is_fetched_again_and_then_refused(
+def test_a_shard_whose_hash_is_wrong_is_downloaded_twice_and_then_refused(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset = open_dataset(remote[0], impatient(proxy))
@@ -181,7 +181,7 @@ def test_a_shard_whose_hash_is_wrong_is_fetched_again_and_then_refused(
     assert shard_requests(proxy)[name] == 2
 
 
-def test_the_cache_stays_below_its_cap_and_evicts_only_what_nobody_wants(
+def test_the_cache_stays_below_its_cap_and_evicts_only_unrequested_shards(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, folder = remote
@@ -203,7 +203,7 @@ def test_the_cache_stays_below_its_cap_and_evicts_only_what_nobody_wants(
     assert [shard.bytes for shard in read_index(folder).shards] == sizes
 
 
-def test_readers_share_one_downloader_and_each_shard_is_fetched_once(
+def test_readers_share_one_downloader_and_each_shard_is_downloaded_once(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
@@ -220,7 +220,7 @@ def test_readers_share_one_downloader_and_each_shard_is_fetched_once(
     assert list((tmp_path / "requests").iterdir()) == []
 
 
-def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
+def test_a_killed_downloader_is_replaced_and_its_partial_files_are_removed(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, folder = remote
@@ -233,7 +233,7 @@ def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
     (downloader,) = downloaders(tmp_path)
     downloader.send_signal(signal.SIGKILL)
     proxy.faults = []
-    # Whoever waits first starts the next one, which begins by removing the halves.
+    # The first reader that waits starts the next one, which begins by removing partial files.
     for number in range(12):
         assert second.path(number).read_bytes() == (folder / dataset.index.shards[number].name).read_bytes()
     assert list((tmp_path / "shards").glob("*.part")) == []
@@ -241,7 +241,7 @@ def test_a_killed_downloader_is_replaced_and_what_it_left_behind_is_removed(
     second.close()
 
 
-def test_signals_that_ask_a_job_to_stop_do_not_disturb_the_downloader_from_its_first_moment_on(
+def test_the_downloader_ignores_stop_signals_from_its_start(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
@@ -264,7 +264,7 @@ def test_signals_that_ask_a_job_to_stop_do_not_disturb_the_downloader_from_its_f
     assert downloaders(tmp_path) == []
 
 
-def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path) -> None:
+def test_requests_of_a_killed_reader_are_removed(proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path) -> None:
     dataset, cache = open_dataset(remote[0], impatient(proxy)), Cache(tmp_path, 10**9)
     child = os.fork()
     if child == 0:  # a reader that is killed while it wants something
@@ -282,27 +282,27 @@ def test_wishes_of_a_killed_reader_are_forgotten(proxy: FaultProxy, remote: tupl
     assert [path.stem for path in (tmp_path / "shards").iterdir()] == [dataset.index.shards[0].sha256]
 
 
-def test_a_full_disk_is_told_and_the_half_shard_makes_room_for_the_telling(
+def test_a_full_disk_is_reported_after_removing_the_partial_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk cannot be filled here without harm: the error is raised where writing would meet it."""
     Cache(tmp_path, 1).make()
-    told: list[tuple[bool, str]] = []
+    reported: list[tuple[bool, str]] = []
 
     def full(shard: RequestedShard, part: Path) -> bool:
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     def fail(self: Downloader, shard: RequestedShard, failure: DownloadFailure) -> None:
-        told.append((any((tmp_path / "shards").iterdir()), failure.reason))
+        reported.append((any((tmp_path / "shards").iterdir()), failure.reason))
 
     monkeypatch.setattr("data.downloader.download", full)
     monkeypatch.setattr(Downloader, "_record_failure", fail)
     Downloader(tmp_path)._download(RequestedShard("s3://test/x.tar", 8, "0" * 64, Storage(), True))
-    assert told == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
+    assert reported == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
 
 
-def test_a_cached_shard_that_a_crash_of_the_node_cut_short_is_fetched_again(
+def test_a_cached_shard_truncated_by_a_crash_is_downloaded_again(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, folder = remote

@@ -1,4 +1,4 @@
-"""Random damage to shards, indexes and images: told or skipped, never a hang, a crash, or another order."""
+"""Random damage to shards, indexes and images is reported or skipped, without a hang, a crash, or another order."""
 
 import itertools
 import random
@@ -63,7 +63,7 @@ def whole(shards: Path) -> list[MicroBatch]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_damaged_shards_are_skipped_or_told_and_the_order_stays(
+def test_damaged_shards_are_skipped_or_reported_and_the_order_is_kept(
     seed: int, shards: Path, whole: list[MicroBatch], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shards / "train", tmp_path / "train"))
@@ -76,8 +76,8 @@ def test_damaged_shards_are_skipped_or_told_and_the_order_stays(
     damaged = {sample.position + 9 * step for step, batch in enumerate(found) for sample in batch.skipped}
     before, after = (np.concatenate([b.images for b in batches]) for batches in (whole, found))
     changed = {n for n in range(45) if not np.array_equal(before[n], after[n])}
-    # A flip inside a JPEG may still decode to a picture; then it is that sample with a blemish, in its place. All that
-    # changed lies in the shard that was damaged.
+    # A flipped bit inside a JPEG may still decode; then it is the same sample with an artefact, in its place. All
+    # changes are in the damaged shard.
     order = SampleOrder(index.shard_samples, seed=3, batch=9, lanes=3, window=20)
     of_shard = {
         9 * step + n for step in range(5) for n, shard in enumerate(order.at(step, 0, 9).shard) if shard == seed % 7
@@ -86,7 +86,7 @@ def test_damaged_shards_are_skipped_or_told_and_the_order_stays(
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_a_damaged_index_is_told_or_says_what_it_said(seed: int, shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_index_is_reported_or_unchanged(seed: int, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     shutil.copy(shards / "train" / "index.json", tmp_path / "train")
     damage(tmp_path / "train" / "index.json", seed)
@@ -99,7 +99,7 @@ def test_a_damaged_index_is_told_or_says_what_it_said(seed: int, shards: Path, t
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_damaged_label_map_is_told_or_read(seed: int, shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_label_map_is_reported_or_read(seed: int, shards: Path, tmp_path: Path) -> None:
     label_map = tmp_path / "map.yaml"
     label_map.write_text("rename: {bright: light, dark: night}\nothers: keep\nclasses: [light, night, striped]\n")
     damage(label_map, seed)

@@ -1,16 +1,20 @@
-"""Reading an index and a shard: what is refused, and how it is said."""
+"""Reading an index and a shard, and the messages for what is refused."""
 
+import hashlib
 import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.index import check_shards, read_index
+from data.index import check_shards, read_index, read_labels
 from data.shard import BrokenSample, EncodedSample, Shard, split_key
+from data.storage import Storage
 
 
 @pytest.fixture
@@ -34,6 +38,14 @@ def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
     [
         (lambda folder: (folder / "index.json").unlink(), "no index.json there; build shards with"),
         (lambda folder: (folder / "index.json").write_text("{"), "not an index of shards"),
+        (
+            lambda folder: (folder / "index.json").write_bytes(b""),
+            r"index.json: not an index of shards \(it is empty\)",
+        ),
+        (lambda folder: _cut_index(folder), r"index.json: not an index of shards \(.+\); copy it again, or index"),
+        (lambda folder: _replace_in_index(folder, '"samples": 7', '"samples": "7"'), "samples: '7' is not an integer"),
+        (lambda folder: _replace_in_index(folder, '"shards"', '"tars"'), "shards is missing"),
+        (lambda folder: _replace_in_index(folder, '"version": 2', '"version": "2"'), "version: '2' is not an integer"),
         (lambda folder: _replace_in_index(folder, '"samples": 7', '"samples": 8'), "does not match its own digest"),
         (lambda folder: (folder / "train-000001.tar").unlink(), "shard train-000001.tar is missing"),
         (lambda folder: (folder / "train-000002.tar").write_bytes(b"x"), "train-000002.tar has 1 bytes and"),
@@ -45,9 +57,39 @@ def test_a_damaged_folder_is_refused(copied: Path, spoil: object, message: str) 
         check_shards(read_index(copied))
 
 
+def _cut_index(folder: Path) -> None:
+    content = (folder / "index.json").read_bytes()
+    (folder / "index.json").write_bytes(content[: len(content) // 2])
+
+
 def _replace_in_index(folder: Path, old: str, new: str) -> None:
     path = folder / "index.json"
     path.write_text(path.read_text().replace(old, new, 1))
+
+
+def numpy_file(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a numpy array"),
+        (numpy_file(np.zeros((45, 1), np.int32))[:50], "not a numpy array"),
+        (numpy_file(np.zeros((45, 1), np.float64)), r"float64 \(45, 1\) instead of int32 labels of 45 samples"),
+        (numpy_file(np.zeros(45, np.int32)), r"int32 \(45,\) instead of int32 labels of 45 samples"),
+        (numpy_file(np.zeros((44, 1), np.int32)), r"int32 \(44, 1\) instead of int32 labels of 45 samples"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_index_are_named(copied: Path, content: bytes, message: str) -> None:
+    (copied / "labels.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"labels\.npy: does not match the index"):
+        read_labels(read_index(copied), Storage())
+    replace(read_index(copied), labels_sha256=hashlib.sha256(content).hexdigest()).write()
+    with pytest.raises(DataError, match=rf"labels\.npy: {message}"):
+        read_labels(read_index(copied), Storage())
 
 
 def test_an_index_of_another_format_is_refused(copied: Path) -> None:
@@ -61,7 +103,7 @@ def test_an_index_of_another_format_is_refused(copied: Path) -> None:
     "url", ["pipe:cat /etc/passwd", "pipe://x", "simplecache::s3://bucket/x", "reference://x", "hdfs://x/y"]
 )
 def test_urls_that_run_commands_or_nest_others_are_refused(url: str) -> None:
-    with pytest.raises(DataError, match="not a place that data is read from"):
+    with pytest.raises(DataError, match="not a supported location"):
         read_index(url)
 
 
@@ -75,7 +117,7 @@ def shard_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 @pytest.mark.parametrize(("count", "message"), [(1, "2 samples, 1 in the index"), (3, "2 samples, 3 in the index")])
-def test_a_shard_of_another_count_than_its_index_says_is_refused(tmp_path: Path, count: int, message: str) -> None:
+def test_a_shard_with_another_count_than_in_the_index_is_refused(tmp_path: Path, count: int, message: str) -> None:
     path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"1")])
     with pytest.raises(DataError, match=message):
         Shard(path, ("jpg",), "cls", count)
@@ -89,15 +131,15 @@ def test_a_shard_of_another_count_than_its_index_says_is_refused(tmp_path: Path,
         ([("a.tiff", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0")], {0: "it has no image"}),
         (
             [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0"), ("a.jpg", b"y"), ("a.cls", b"0")],
-            {2: "its key stands twice in the shard"},
+            {2: "its key is repeated in the shard"},
         ),
         (
             [("a.jpg", b"x"), ("a.cls", b"0"), ("a.jpg", b"y"), ("a.cls", b"0")],
-            {1: "its key stands twice in the shard"},
+            {1: "its key is repeated in the shard"},
         ),
     ],
 )
-def test_a_sample_that_is_not_whole_keeps_its_place_and_says_what_it_lacks(
+def test_an_incomplete_sample_keeps_its_place_and_names_what_is_missing(
     tmp_path: Path, members: list[tuple[str, bytes]], broken: dict[int, str]
 ) -> None:
     count = len(broken) + 1 if len(members) < 6 else 3
@@ -116,7 +158,7 @@ def test_other_members_of_a_tar_are_ignored(tmp_path: Path) -> None:
     assert Shard(path, ("jpg",), "cls", 1).read(0) == EncodedSample("a", b"x", b"3")
 
 
-def test_samples_behind_the_end_of_a_truncated_tar_are_broken_and_those_before_are_not(tmp_path: Path) -> None:
+def test_only_samples_after_the_end_of_a_truncated_tar_are_broken(tmp_path: Path) -> None:
     path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x" * 5000), ("b.cls", b"0")])
     path.write_bytes(path.read_bytes()[:4000])
     shard = Shard(path, ("jpg",), "cls", 2)
@@ -133,5 +175,5 @@ def test_samples_behind_the_end_of_a_truncated_tar_are_broken_and_those_before_a
         ("noextension", None),
     ],
 )
-def test_keys_are_cut_as_webdataset_cuts_them(member: str, split: tuple[str, str] | None) -> None:
+def test_keys_are_split_as_webdataset_splits_them(member: str, split: tuple[str, str] | None) -> None:
     assert split_key(member) == split

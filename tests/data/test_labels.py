@@ -1,4 +1,4 @@
-"""What samples say of their classes, and maps to other classes."""
+"""Labels of samples, and maps to other classes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,9 @@ NAMES = ("ant", "bee", "cat")
         (LabelFormat("json", "wnid", "name"), b'{"wnid": "cat"}', (2,)),
     ],
 )
-def test_labels_are_read_as_the_index_says(label: LabelFormat, content: bytes, expected: tuple[int, ...]) -> None:
+def test_labels_are_read_in_the_format_of_the_index(
+    label: LabelFormat, content: bytes, expected: tuple[int, ...]
+) -> None:
     assert LabelReader(label, NAMES)(content) == expected
 
 
@@ -42,17 +44,17 @@ def test_labels_are_read_as_the_index_says(label: LabelFormat, content: bytes, e
         (LabelFormat(), b"cat", "the label 'cat' is not a number"),
         (LabelFormat(), b"3", "the label 3 is not one of 3 classes"),
         (LabelFormat(), b"-1", "the label -1 is not one of 3 classes"),
-        (LabelFormat(), b"\xff", "the label is no text"),
+        (LabelFormat(), b"\xff", "the label is not text"),
         (LabelFormat("txt", by="name"), b"dog", "the label 'dog' is not in the class list"),
-        (LabelFormat("json", "label"), b'{"other": 1}', "the label is no JSON with 'label'"),
-        (LabelFormat("json", "label"), b"[1]", "the label is no JSON with 'label'"),
+        (LabelFormat("json", "label"), b'{"other": 1}', "the label is not JSON with 'label'"),
+        (LabelFormat("json", "label"), b"[1]", "the label is not JSON with 'label'"),
         (LabelFormat("json"), b"[]", "no label in"),
         (LabelFormat("json"), b"true", "the label 'True' is not a number"),
         (LabelFormat("json"), b"1.5", "no label in"),
-        (LabelFormat("json"), b"[" * 100_000, "the label is no JSON"),
+        (LabelFormat("json"), b"[" * 100_000, "the label is not JSON"),
     ],
 )
-def test_what_is_no_label_is_told(label: LabelFormat, content: bytes, message: str) -> None:
+def test_invalid_labels_are_reported(label: LabelFormat, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LabelReader(label, NAMES)(content)
 
@@ -82,15 +84,15 @@ def test_a_label_map_renames_merges_and_drops(
     ("text", "message"),
     [
         ("[", "not YAML"),
-        ("drop: [ant]", "has the keys rename, others and classes, and no more"),
+        ("drop: [ant]", "may only have the keys rename, others and classes"),
         ("others: forget", "others keep or drop"),
-        ("rename: {dog: pet}", r"dog is no class of the shards \(1 of 1 are not\)"),
-        ("classes: [ant, bee]", r"cat is not under classes \(1 names are not\)"),
-        ("classes: [ant, bee, cat, cat]", "a name stands twice"),
+        ("rename: {dog: pet}", r"dog is not a class of the shards \(1 of 1 are not\)"),
+        ("classes: [ant, bee]", r"cat is missing under classes \(1 names are\)"),
+        ("classes: [ant, bee, cat, cat]", "a name is repeated"),
         ("others: drop", "no class is kept"),
     ],
 )
-def test_a_label_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_label_map_that_does_not_match_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_label_map(write(tmp_path / "map.yaml", text), NAMES)
 
@@ -118,7 +120,7 @@ def labelled(shards: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_dropped_classes_are_no_part_of_an_epoch(labelled: Path, tmp_path: Path) -> None:
+def test_dropped_classes_are_not_part_of_an_epoch(labelled: Path, tmp_path: Path) -> None:
     label_map = write(tmp_path / "map.yaml", "rename: {bright: light, striped: pattern}\nothers: drop")
     dataset = open_dataset(str(labelled), Storage(), label_map)
     whole = open_dataset(str(labelled), Storage())
@@ -132,7 +134,7 @@ def test_dropped_classes_are_no_part_of_an_epoch(labelled: Path, tmp_path: Path)
         assert sample.labels == ({"bright": 0, "striped": 1}[sample.key.split("/")[0]],)
 
 
-def test_a_map_that_drops_needs_the_labels_of_all_samples(labelled: Path, tmp_path: Path) -> None:
+def test_a_label_map_that_drops_classes_needs_labels_npy(labelled: Path, tmp_path: Path) -> None:
     label_map = write(tmp_path / "map.yaml", "rename: {bright: light}\nothers: drop")
     (labelled / "labels.npy").write_bytes(b"other")
     with pytest.raises(DataError, match=r"labels\.npy: does not match the index"):

@@ -1,4 +1,4 @@
-"""The sample order: exactly once, independent of the cluster, a function of the step."""
+"""The sample order: every sample exactly once, independent of the cluster, a function of the step."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_each_lane_epoch_has_each_of_its_samples_once_and_all_lanes_together_all
 
 @settings(max_examples=150, deadline=None)
 @given(orders(), st.integers(0, 40), st.data())
-def test_any_cut_of_the_batch_gives_the_same_samples(order: SampleOrder, step: int, data: st.DataObject) -> None:
+def test_any_division_of_the_batch_gives_the_same_samples(order: SampleOrder, step: int, data: st.DataObject) -> None:
     whole = order.at(step, 0, order.batch)
     cuts = sorted(data.draw(st.sets(st.integers(0, order.batch), max_size=5)) | {0, order.batch})
     parts = [order.at(step, a, b) for a, b in itertools.pairwise(cuts)]
@@ -59,7 +59,7 @@ def test_any_cut_of_the_batch_gives_the_same_samples(order: SampleOrder, step: i
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 6), st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 50), st.data())
-def test_ranks_of_any_world_size_share_a_step_out_among_them(
+def test_ranks_of_any_world_size_divide_a_step_among_them(
     micro_batch: int, shards: list[int], step: int, data: st.DataObject
 ) -> None:
     micro_batches = data.draw(st.integers(1, 64))
@@ -104,7 +104,7 @@ def test_shards_ahead_are_those_that_the_next_steps_read_and_fit_the_greatest_ne
         assert shard_bytes[list(wanted)].sum() <= need <= shard_bytes.sum()
 
 
-def test_the_window_behind_the_one_being_read_is_fetched_ahead() -> None:
+def test_the_next_window_is_prefetched() -> None:
     order = SampleOrder(np.full(100, 10), seed=0, batch=20, lanes=2, window=50)
     for step in range(0, 48, 5):
         now, ahead = order.shards_ahead(step, 0, 10, 1)
@@ -126,7 +126,8 @@ def test_place_in_the_shard_agrees_with_the_id() -> None:
 def test_epochs_and_seeds_differ() -> None:
     def ids(seed: int, step: int) -> list[int]:
         order = SampleOrder(shard_samples=np.full(20, 10), seed=seed, batch=200, lanes=4, window=50)
-        return order.at(step, 0, 200).id.tolist()
+        found: list[int] = order.at(step, 0, 200).id.tolist()
+        return found
 
     assert ids(0, 0) == ids(0, 0)
     assert ids(0, 0) != ids(0, 1)
@@ -141,7 +142,7 @@ def test_epochs_and_seeds_differ() -> None:
         ({"window": 0}, "shuffle window of 0"),
     ],
 )
-def test_an_order_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+def test_an_impossible_order_is_refused(change: dict[str, object], message: str) -> None:
     arguments = {"shard_samples": np.array([10, 10]), "seed": 0, "batch": 8, "lanes": 4, "window": 16} | change
     with pytest.raises(DataError, match=message):
         SampleOrder(**arguments)  # type: ignore[arg-type]
@@ -149,7 +150,7 @@ def test_an_order_that_cannot_be_is_refused(change: dict[str, object], message: 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 70), st.integers(1, 9), st.integers(1, 8))
-def test_evaluation_sees_every_sample_once_and_all_ranks_work_equally(
+def test_evaluation_covers_every_sample_once_with_equal_work_on_all_ranks(
     samples: int, world_size: int, micro_batch: int
 ) -> None:
     shares = [evaluation_positions(samples, rank, world_size, micro_batch) for rank in range(world_size)]

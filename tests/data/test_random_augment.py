@@ -1,4 +1,4 @@
-"""RandAugment: each operation against Pillow's own, and what is drawn."""
+"""RandAugment: each operation compared with Pillow's, and how operations are drawn."""
 
 import math
 from collections import Counter
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.pillow_transform import OPERATIONS as PILLOW
+from data.decode import Pixels
 from data.random_augment import OPERATIONS, RandomAugment
 
 Picture = Image.Image
@@ -45,7 +46,7 @@ WARPS: dict[str, Callable[[Picture, float, np.random.Generator, float, float], P
 }
 
 
-def test_there_are_the_sixteen_operations_of_the_efficientnet_code() -> None:
+def test_the_operations_are_the_sixteen_of_the_efficientnet_code() -> None:
     assert list(OPERATIONS) == list(PILLOW)
     assert len(OPERATIONS) == 16
 
@@ -65,7 +66,7 @@ def test_each_operation_equals_pillows_to_the_level(name: str, magnitude: float)
 @pytest.mark.parametrize("magnitude", [0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0])
 @pytest.mark.parametrize("name", WARPS)
 def test_each_warp_equals_pillows_except_where_two_pixels_are_equally_near(name: str, magnitude: float) -> None:
-    # Each takes another one then. Which pixels those are shows when Pillow looks 1/256 of a pixel beside the place.
+    # Then each takes another one. Pillow's result at an offset of 1/256 pixel shows which pixels these are.
     for seed in range(4):
         pixels = photograph(224, 224 + 32 * (seed % 2), seed)
         ours = OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(seed))
@@ -78,7 +79,7 @@ def test_each_warp_equals_pillows_except_where_two_pixels_are_equally_near(name:
 
 @pytest.mark.parametrize("magnitude", [0.3, 4.44, 12.345])
 @pytest.mark.parametrize("name", ["color", "sharpness"])
-def test_between_whole_magnitudes_blends_are_a_level_off_at_most(name: str, magnitude: float) -> None:
+def test_for_fractional_magnitudes_blends_are_at_most_one_level_off(name: str, magnitude: float) -> None:
     pixels = photograph(224, 224)
     ours = OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(0))
     theirs = np.asarray(PILLOW[name](Image.fromarray(pixels), magnitude / 10, np.random.default_rng(0)))
@@ -86,16 +87,16 @@ def test_between_whole_magnitudes_blends_are_a_level_off_at_most(name: str, magn
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_pictures_of_one_colour_and_of_one_pixel_are_taken(name: str) -> None:
+def test_images_of_one_colour_and_of_one_pixel_are_accepted(name: str) -> None:
     for pixels in (np.full((32, 32, 3), 77, np.uint8), np.zeros((1, 1, 3), np.uint8)):
         out = OPERATIONS[name](pixels, 1.5, np.random.default_rng(0))
-        assert (out.shape, out.dtype) == (pixels.shape, np.uint8)
+        assert (out.shape, out.dtype) == (pixels.shape, np.dtype(np.uint8))
     if name in ("auto_contrast", "equalize", "sharpness"):
         assert np.array_equal(out, pixels)
 
 
 @pytest.mark.parametrize(("size", "shift", "side"), [(112, 75, 60), (224, 150, 120), (448, 150, 120)])
-def test_lengths_in_pixels_shrink_with_pictures_below_224_alone(size: int, shift: int, side: int) -> None:
+def test_lengths_in_pixels_shrink_only_for_images_below_224(size: int, shift: int, side: int) -> None:
     white = np.full((size, size, 3), 255, np.uint8)
     moved = OPERATIONS["translate_x"](white, 1.5, np.random.default_rng(0))
     assert (moved[0, :, 0] == 128).sum() == shift
@@ -103,12 +104,17 @@ def test_lengths_in_pixels_shrink_with_pictures_below_224_alone(size: int, shift
     assert max(squares) == 3 * side * side
 
 
-def test_each_layer_draws_from_all_operations_alike_and_always_applies_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_layer_draws_uniformly_from_all_operations_and_always_applies_one(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[str] = []
-    recorders = tuple(
-        lambda pixels, strength, rng, name=name: applied.append(f"{name} {strength}") or pixels for name in OPERATIONS
-    )
-    monkeypatch.setattr("data.random_augment._OPERATIONS", recorders)
+
+    def recorder(name: str) -> Callable[[Pixels, float, np.random.Generator], Pixels]:
+        def record(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+            applied.append(f"{name} {strength}")
+            return pixels
+
+        return record
+
+    monkeypatch.setattr("data.random_augment._OPERATIONS", tuple(map(recorder, OPERATIONS)))
     for seed in range(1600):
         RandomAugment(2, 15.0)(np.zeros((4, 4, 3), np.uint8), np.random.default_rng(seed))
     assert len(applied) == 3200
@@ -117,7 +123,7 @@ def test_each_layer_draws_from_all_operations_alike_and_always_applies_one(monke
     assert all(abs(count - 200) < 5 * math.sqrt(200) for count in counts.values())
 
 
-def test_pixels_follow_from_the_generator_alone() -> None:
+def test_pixels_depend_only_on_the_generator() -> None:
     pixels = photograph(64, 64)
     augment = RandomAugment(3, 9.0)
     first, again, other = (augment(pixels, np.random.default_rng(seed)) for seed in (1, 1, 2))

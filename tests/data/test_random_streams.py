@@ -1,4 +1,4 @@
-"""Draws for different purposes are independent, and stay what they are: they are part of every run."""
+"""Draws for different purposes are independent and fixed, since they are part of the identity of every run."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 from data.random_streams import RandomStream
 
 
-def test_the_values_stay_what_they_are() -> None:
+def test_the_values_are_fixed() -> None:
     assert {stream.name: stream.value for stream in RandomStream} == {
         "SHARD_ORDER": 1, "WINDOW_ORDER": 2, "AUGMENTATION": 3, "STOCHASTIC_DEPTH": 4, "MIXUP": 5,
     }  # fmt: skip

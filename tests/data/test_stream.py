@@ -1,4 +1,4 @@
-"""The streams: pixels follow from seed, epoch and sample alone; damage is replaced by rule; evaluation is exact."""
+"""Streams: pixels depend only on seed, epoch and sample; unusable samples are replaced; evaluation is exact."""
 
 import itertools
 import subprocess
@@ -71,16 +71,16 @@ def test_a_step_has_the_same_pixels_on_any_cluster_shape_and_after_any_restart(
         assert np.array_equal(together, reference[(4 + step) * 12 : (5 + step) * 12])
 
 
-def test_micro_batches_tell_which_samples_the_order_named_and_which_were_used(shards: Path, tmp_path: Path) -> None:
+def test_micro_batches_record_the_ordered_and_the_used_samples(shards: Path, tmp_path: Path) -> None:
     damaged = with_broken_member(shards, tmp_path / "damaged", broken=2)
     names: dict[tuple[int, int], tuple[str, str]] = {}
     for folder in (shards / "train", damaged):
         index = read_index(folder)
         order = SampleOrder(shard_samples=Dataset(index).shard_samples, seed=5, batch=12, lanes=4, window=10)
         for number, batch in enumerate(itertools.islice(stream(folder, micro_batch=12), 4)):
-            asked = order.at(number, 0, 12)
-            assert [(o.epoch, o.id) for o in batch.origins] == list(zip(asked.epoch, asked.id, strict=True))
-            assert [o.shard for o in batch.origins] == [index.shards[shard].name for shard in asked.shard]
+            ordered = order.at(number, 0, 12)
+            assert [(o.epoch, o.id) for o in batch.origins] == list(zip(ordered.epoch, ordered.id, strict=True))
+            assert [o.shard for o in batch.origins] == [index.shards[shard].name for shard in ordered.shard]
             broken = {skipped.position for skipped in batch.skipped}
             for position, origin in enumerate(batch.origins):
                 name = (origin.shard, origin.key)
@@ -88,14 +88,14 @@ def test_micro_batches_tell_which_samples_the_order_named_and_which_were_used(sh
                 assert (usual == name) == (position not in broken)
 
 
-def test_labels_belong_to_their_pictures(shards: Path) -> None:
-    # The three kinds of picture differ in brightness and in contrast, whatever the crop.
+def test_labels_belong_to_their_images(shards: Path) -> None:
+    # The three kinds of image differ in brightness and in contrast, whatever the crop.
     for batch in itertools.islice(stream(shards / "train"), 8):
-        for picture, label in zip(batch.images, batch.labels, strict=True):
-            assert label.tolist() == [0 if picture.min() > 120 else 2 if picture.max() > 130 else 1]
+        for image, label in zip(batch.images, batch.labels, strict=True):
+            assert label.tolist() == [0 if image.min() > 120 else 2 if image.max() > 130 else 1]
 
 
-def test_a_sample_that_does_not_decode_is_replaced_by_its_neighbour_and_named(shards: Path, tmp_path: Path) -> None:
+def test_a_sample_that_does_not_decode_is_replaced_by_the_next_and_named(shards: Path, tmp_path: Path) -> None:
     folder = with_broken_member(shards, tmp_path / "train", broken=6)
     whole = list(itertools.islice(stream(shards / "train"), 16))
     damaged = list(itertools.islice(stream(folder), 16))
@@ -111,7 +111,7 @@ def test_a_sample_that_does_not_decode_is_replaced_by_its_neighbour_and_named(sh
     assert np.array_equal(pixels_of(damaged), pixels_of(list(itertools.islice(stream(folder, workers=1), 16))))
 
 
-def test_a_shard_without_any_good_sample_stops_the_stream(tmp_path: Path) -> None:
+def test_a_shard_without_usable_samples_stops_the_stream(tmp_path: Path) -> None:
     (tmp_path / "source" / "only").mkdir(parents=True)
     for number in range(12):
         Image.new("RGB", (8, 8)).save(tmp_path / "source" / "only" / f"{number}.jpg")
@@ -146,7 +146,7 @@ def test_evaluation_gives_a_broken_sample_no_weight_and_names_it(shards: Path, t
     assert len([sample for batch in batches for sample in batch.skipped]) == 1
 
 
-def test_shards_that_lanes_read_in_turns_stay_open(
+def test_shards_that_lanes_read_alternately_stay_open(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_shards(pictures, tmp_path / "small", samples_per_shard=1)
@@ -162,7 +162,7 @@ def test_shards_that_lanes_read_in_turns_stay_open(
     assert len(opened) == 60
 
 
-def test_the_limit_of_open_files_is_raised_where_it_could_be_reached() -> None:
+def test_the_limit_of_open_files_is_raised_if_it_might_be_reached() -> None:
     command = (
         "import resource; from data.sample_reader import allow_open_files; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 4000));"
         "allow_open_files(100); a = resource.getrlimit(resource.RLIMIT_NOFILE);"

@@ -1,4 +1,4 @@
-"""Tar headers: the same members as `tarfile` finds, and damage is told instead of followed."""
+"""Tar headers: the same members as `tarfile`, and damage is reported."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def expected(path: Path) -> list[tuple[str, int, int]]:
 def found(path: Path) -> tuple[list[tuple[str, int, int]], str | None]:
     with open(path, "rb") as file:
         names, damage = members(file.fileno())
-    return [tuple(member) for member in names], damage
+    return [(member.name, member.offset, member.size) for member in names], damage
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -61,7 +61,7 @@ def test_members_of_a_tar_that_webdataset_writes_are_found(tmp_path: Path) -> No
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_flipped_byte_and_a_cut_give_members_of_the_whole_tar_or_are_told(data: st.DataObject) -> None:
+def test_flipped_bytes_and_truncation_are_reported_or_harmless(data: st.DataObject) -> None:
     """Content bytes may change unnoticed, headers may not: a wrong place or size would shift the samples."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=data.draw(st.sampled_from(list(FORMATS.values())))) as archive:
@@ -99,7 +99,7 @@ def test_a_flipped_byte_and_a_cut_give_members_of_the_whole_tar_or_are_told(data
         ),
     ],
 )
-def test_what_is_no_tar_is_told(tmp_path: Path, content: bytes, damage: str) -> None:
+def test_files_that_are_not_tars_are_reported(tmp_path: Path, content: bytes, damage: str) -> None:
     (tmp_path / "s.tar").write_bytes(content)
-    members, told = found(tmp_path / "s.tar")
-    assert (members, str(told)[: len(damage)]) == ([], damage)
+    members, reported = found(tmp_path / "s.tar")
+    assert (members, str(reported)[: len(damage)]) == ([], damage)

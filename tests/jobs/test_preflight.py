@@ -421,4 +421,4 @@ def test_a_server_that_is_down_does_not_delay_the_check(
     nobody = ["data.storage.endpoint=http://127.0.0.1:9", "data.storage.anonymous=true"]
     (finding,) = wrong(found(tmp_path, shards, "data.train=s3://test/nothing", *nobody))
     assert finding.what.startswith("s3://test/nothing/index.json: no answer in 0 s")
-    assert finding.fix == "the server or the way to it is down; try again later"
+    assert finding.fix == "the server or the network is down; try again later"

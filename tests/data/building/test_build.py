@@ -110,7 +110,7 @@ def test_a_source_without_images_is_refused(tmp_path: Path, arrange: object, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_destination_is_left_alone(pictures: Path, tmp_path: Path) -> None:
+def test_an_existing_destination_is_not_modified(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("mine")
     with pytest.raises(DataError, match="already exists"):

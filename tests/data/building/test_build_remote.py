@@ -1,6 +1,7 @@
-"""Building from S3: the shards are those that the same images give from the local disk."""
+"""Building from S3 gives the same shards as building from local files."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,8 @@ from tests.servers.s3 import S3Server
 pytestmark = pytest.mark.slow
 
 
-def digest(source: str | Path, destination: Path, storage: Storage = Storage(), **options: object) -> str:  # noqa: B008
-    report = build_shards(source, destination, samples_per_shard=25, storage=storage, **options)  # type: ignore[arg-type]
+def digest(source: str | Path, destination: Path, storage: Storage = Storage(), **options: Any) -> str:  # noqa: B008
+    report = build_shards(source, destination, samples_per_shard=25, storage=storage, **options)
     return report.indexes[destination].digest
 
 
@@ -47,7 +48,7 @@ def test_parts_of_a_remote_tar_are_merged(s3: S3Server, whole_tar: Path, tmp_pat
     assert merged == digest(whole_tar / "whole.tar", tmp_path / "local")
 
 
-def test_what_is_not_there_or_not_allowed_is_told(
+def test_missing_and_forbidden_files_are_reported(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="s3://test/nowhere"):

@@ -1,10 +1,11 @@
-"""Builds by several processes, in parts, and killed: always the same bytes, and nothing finished is done again."""
+"""Builds by several processes, in parts, and after kills: always the same bytes, and nothing finished is repeated."""
 
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from data.index import read_index
 from tests.conftest import write_pictures
 from tests.support.paths import ROOT
 
-OPTIONS = {"seed": 3, "samples_per_shard": 7, "validation_per_class": 4, "memory": 2**21}
+OPTIONS: dict[str, Any] = {"seed": 3, "samples_per_shard": 7, "validation_per_class": 4, "memory": 2**21}
 """The memory makes runs of 1, then 2 images."""
 
 SCRIPT = """
@@ -41,7 +42,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an undisturbed build by one process."""
     destination = tmp_path_factory.mktemp("whole") / "out"
-    build_shards(pictures, destination, **OPTIONS)  # type: ignore[arg-type]
+    build_shards(pictures, destination, **OPTIONS)
     return tree(destination)
 
 
@@ -49,22 +50,22 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_the_bytes_do_not_depend_on_the_number_of_processes(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    build_shards(pictures, tmp_path / "out", processes=3, **OPTIONS)  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "out", processes=3, **OPTIONS)
     assert tree(tmp_path / "out") == whole
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_bytes_do_not_depend_on_how_much_is_sorted_at_a_time(
+def test_the_bytes_do_not_depend_on_the_memory_for_sorting(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    build_shards(pictures, tmp_path / "out", **OPTIONS | {"memory": 2**30})  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "out", **OPTIONS | {"memory": 2**30})
     assert tree(tmp_path / "out") == whole
 
 
 def test_parts_merge_to_the_same_bytes(pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     counts = []
     for number in (2, 3, 1):
-        report = build_shards(pictures, tmp_path / "out", part=(number, 3), **OPTIONS)  # type: ignore[arg-type]
+        report = build_shards(pictures, tmp_path / "out", part=(number, 3), **OPTIONS)
         counts.append(report.images)
         assert not (tmp_path / "out").exists()
     assert sum(counts) == 60
@@ -79,21 +80,21 @@ def test_merging_names_the_missing_parts(pictures: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"out: no build to merge; begin one with: .* --part 1/N"):
         merge_parts(tmp_path / "out")
     for number in (2, 4):
-        build_shards(pictures, tmp_path / "out", part=(number, 4), **OPTIONS)  # type: ignore[arg-type]
+        build_shards(pictures, tmp_path / "out", part=(number, 4), **OPTIONS)
     with pytest.raises(DataError, match=r"2 of 4 parts are not finished: 1/4, 3/4; run them with: .* --part 1/4"):
         merge_parts(tmp_path / "out")
 
 
-def test_a_build_without_parts_finishes_what_parts_began(
+def test_a_build_without_parts_reuses_the_runs_of_parts(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    build_shards(pictures, tmp_path / "out", part=(1, 2), **OPTIONS)  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "out", part=(1, 2), **OPTIONS)
     made = {path: path.stat().st_ino for path in (tmp_path / ".out.building" / "runs").iterdir()}
 
     def see(progress: BuildProgress) -> None:
         assert all(path.stat().st_ino == number for path, number in made.items())
 
-    build_shards(pictures, tmp_path / "out", progress=see, **OPTIONS)  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "out", progress=see, **OPTIONS)
     assert tree(tmp_path / "out") == whole
 
 
@@ -123,12 +124,12 @@ def test_a_killed_build_continues_without_redoing_what_was_finished(
     def see(progress: BuildProgress) -> None:
         assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done} == done
 
-    build_shards(pictures, out, progress=see, **OPTIONS)  # type: ignore[arg-type]
+    build_shards(pictures, out, progress=see, **OPTIONS)
     assert tree(out) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "script.py"]
 
 
-def interrupt(source: Path, destination: Path, **options: object) -> None:
+def interrupt(source: Path, destination: Path, **options: Any) -> None:
     """Begin a build and leave it when half of the images are read."""
 
     def stop(progress: BuildProgress) -> None:
@@ -136,7 +137,7 @@ def interrupt(source: Path, destination: Path, **options: object) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_shards(source, destination, progress=stop, **OPTIONS | options)  # type: ignore[arg-type]
+        build_shards(source, destination, progress=stop, **OPTIONS | options)
     assert not destination.exists()
 
 
@@ -155,22 +156,22 @@ def test_other_options_do_not_continue_an_unfinished_build(
 ) -> None:
     interrupt(pictures, tmp_path / "out")
     with pytest.raises(DataError, match=message):
-        build_shards(pictures, tmp_path / "out", **OPTIONS | options)  # type: ignore[arg-type]
+        build_shards(pictures, tmp_path / "out", **OPTIONS | options)
 
 
 def test_another_source_does_not_continue_an_unfinished_build(pictures: Path, tmp_path: Path) -> None:
     interrupt(pictures, tmp_path / "out")
     other = write_pictures(tmp_path / "other", per_class=20)
     with pytest.raises(DataError, match=r"\(source: .*/pictures\" -> .*/other\"\); continue .* or remove that folder"):
-        build_shards(other, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+        build_shards(other, tmp_path / "out", **OPTIONS)
 
 
-def test_shards_may_be_cut_otherwise_after_a_refusal(pictures: Path, tmp_path: Path) -> None:
+def test_shard_sizes_may_change_after_an_error(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"class bright has only 20 .* \(what was read so far is kept in .*building"):
-        build_shards(pictures, tmp_path / "out", **OPTIONS | {"validation_per_class": 20})  # type: ignore[arg-type]
+        build_shards(pictures, tmp_path / "out", **OPTIONS | {"validation_per_class": 20})
     options = OPTIONS | {"validation_per_class": 0, "samples_per_shard": 30}
-    build_shards(pictures, tmp_path / "out", **options)  # type: ignore[arg-type]
-    build_shards(pictures, tmp_path / "again", **options)  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "out", **options)
+    build_shards(pictures, tmp_path / "again", **options)
     assert tree(tmp_path / "out") == tree(tmp_path / "again")
 
 
@@ -179,8 +180,8 @@ def test_images_that_appear_while_a_build_is_interrupted_are_in_it(tmp_path: Pat
     interrupt(source, tmp_path / "out")
     late = source / "dark" / "0000_late.jpg"
     late.write_bytes((source / "bright" / "0003.jpg").read_bytes())
-    build_shards(source, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
-    build_shards(source, tmp_path / "again", **OPTIONS)  # type: ignore[arg-type]
+    build_shards(source, tmp_path / "out", **OPTIONS)
+    build_shards(source, tmp_path / "again", **OPTIONS)
     assert tree(tmp_path / "out") == tree(tmp_path / "again")
 
 
@@ -189,14 +190,14 @@ def test_a_broken_image_that_is_replaced_lets_the_build_continue(tmp_path: Path)
     whole = (source / "dark" / "0003.jpg").read_bytes()
     (source / "dark" / "0003.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of 30 images cannot be decoded: dark/0003\.jpg"):
-        build_shards(source, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+        build_shards(source, tmp_path / "out", **OPTIONS)
     (source / "dark" / "0003.jpg").write_bytes(whole)
-    assert build_shards(source, tmp_path / "out", **OPTIONS).images == 30  # type: ignore[arg-type]
+    assert build_shards(source, tmp_path / "out", **OPTIONS).images == 30
 
 
 def test_two_builds_do_not_write_the_same_destination(pictures: Path, tmp_path: Path) -> None:
     def second(progress: BuildProgress) -> None:
         with pytest.raises(DataError, match="another process is building there"):
-            build_shards(pictures, tmp_path / "out", **OPTIONS)  # type: ignore[arg-type]
+            build_shards(pictures, tmp_path / "out", **OPTIONS)
 
-    build_shards(pictures, tmp_path / "out", progress=second, **OPTIONS)  # type: ignore[arg-type]
+    build_shards(pictures, tmp_path / "out", progress=second, **OPTIONS)

@@ -1,4 +1,4 @@
-"""Where images may come from, and what is wrong with it."""
+"""Layouts of sources, and the mistakes in them that are refused."""
 
 import gzip
 import io
@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from data.storage import Storage
 from tests.conftest import CLASSES
 
 
-def built(source: Path | str, destination: Path, **options: object) -> ShardIndex:
-    return build_shards(source, destination, **options).indexes[destination]  # type: ignore[arg-type]
+def built(source: Path | str, destination: Path, **options: Any) -> ShardIndex:
+    return build_shards(source, destination, **options).indexes[destination]
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -189,7 +190,7 @@ def test_a_flat_folder_or_tar_takes_its_labels_from_a_file(
             for path in sorted(flat.iterdir(), reverse=True):
                 add(tar, f"./{path.name}", path.read_bytes())
     if kind == "in order" and archive == "w:gz":
-        with pytest.raises(DataError, match="compressed, so labels without names do not fit to it"):
+        with pytest.raises(DataError, match="labels without names cannot be used with a compressed tar"):
             built(source, tmp_path / "out", labels=tmp_path / "labels.txt")
         return
     index = built(source, tmp_path / "out", labels=tmp_path / "labels.txt")
@@ -205,14 +206,14 @@ def test_a_flat_folder_or_tar_takes_its_labels_from_a_file(
         ("bright\ndark\n", "labels.txt: 2 labels for 6 images; it needs one line per image"),
         ("bright\n" * 7, "labels.txt: 7 labels for 6 images"),
         (LABELS["by name"].replace("val_3", "val_9"), "no label for the image val_3.JPEG"),
-        (LABELS["by name"] + "val_9.JPEG dark\n", "1 lines name images that are not there .first: val_9.JPEG"),
+        (LABELS["by name"] + "val_9.JPEG dark\n", "1 lines name images that do not exist .first: val_9.JPEG"),
         (LABELS["by name"] + "val_2.JPEG dark\n", "line 8: a second line for the image val_2.JPEG"),
         (LABELS["by name"] + "dark\n", "line 8: lines of NAME LABEL and lines of one word are mixed"),
         ("\n", "labels.txt: no labels in it"),
         (None, "labels.txt: no such file"),
     ],
 )
-def test_a_label_file_that_does_not_fit_is_refused(
+def test_a_label_file_that_does_not_match_is_refused(
     flat: Path, tmp_path: Path, labels: str | None, message: str
 ) -> None:
     if labels is not None:
@@ -222,7 +223,7 @@ def test_a_label_file_that_does_not_fit_is_refused(
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_a_validation_set_takes_the_classes_of_the_training_set(
+def test_a_validation_set_uses_the_classes_of_the_training_set(
     pictures: Path, flat: Path, shards: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "labels.txt").write_text("dark\n" * 3 + "striped\n" * 3)
@@ -238,24 +239,28 @@ def test_a_validation_set_takes_the_classes_of_the_training_set(
     ("classes", "message"),
     [
         ("bright\ndark\n", r"striped/00\d\d\.jpg: its label striped is not among the 2 classes of .*classes\.txt"),
-        ("bright\ndark\nstriped\ndark\n", "class dark stands in it twice"),
+        ("bright\ndark\nstriped\ndark\n", "class dark is repeated"),
         ("", "no class in it"),
         ("bright\ndark\n\nstriped\n", "line 3 is empty"),
     ],
 )
-def test_a_class_list_that_does_not_fit_is_refused(pictures: Path, tmp_path: Path, classes: str, message: str) -> None:
+def test_a_class_list_that_does_not_match_is_refused(
+    pictures: Path, tmp_path: Path, classes: str, message: str
+) -> None:
     (tmp_path / "classes.txt").write_text(classes)
     with pytest.raises(DataError, match=message):
         built(pictures, tmp_path / "out", classes=tmp_path / "classes.txt")
 
 
-def test_a_tar_with_two_sets_needs_to_be_told_which(pictures: Path, expected: str, tmp_path: Path) -> None:
+def test_a_tar_with_two_sets_requires_a_selection(pictures: Path, expected: str, tmp_path: Path) -> None:
     source = tmp_path / "both.tar"
     with tarfile.open(source, "w") as archive:
         for set_name in ("train", "test"):
             for picture in sorted(pictures.rglob("*.jpg")):
                 add(archive, f"{set_name}/{picture.parent.name}/{picture.name}", picture.read_bytes())
-    with pytest.raises(DataError, match="class folder bright lies in train and in test; take one .* --within test"):
+    with pytest.raises(
+        DataError, match="class folder bright is both in train and in test; select one .* --within test"
+    ):
         built(source, tmp_path / "out")
     assert built(source, tmp_path / "out", samples_per_shard=9, within="train").digest == expected
 
@@ -360,10 +365,10 @@ def test_a_list_with_mistakes_is_refused(pictures: Path, tmp_path: Path, lines: 
     ("options", "message"),
     [
         ({"validation_fraction": 1.0}, "a validation fraction of 1.0: it must be at least 0 and below 1"),
-        ({"validation_fraction": 0.1, "validation_per_class": 1}, "by count and by fraction: give one of them"),
+        ({"validation_fraction": 0.1, "validation_per_class": 1}, "by count and by fraction; give only one of them"),
         ({"validation_fraction": 0.001}, "takes no image of any class"),
         ({"part": (4, 3)}, "part 4/3: parts are numbered from 1"),
-        ({"within": "train"}, "--within names a folder of a tar"),
+        ({"within": "train"}, "--within selects a folder of a tar"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -373,12 +378,12 @@ def test_options_that_make_no_sense_are_refused(
         built(pictures, tmp_path / "out", **options)
 
 
-def test_a_flat_folder_without_labels_says_what_it_needs(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no class folders in it, only images; say their labels with --labels FILE"):
+def test_a_flat_folder_without_labels_is_refused_with_the_fix(flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no class folders in it, only images; provide their labels with --labels FILE"):
         built(flat, tmp_path / "out")
 
 
-def test_file_names_in_another_encoding_are_taken(tmp_path: Path) -> None:
+def test_file_names_in_another_encoding_are_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "class"
     folder.mkdir(parents=True)
     for name in (b"caf\xe9.jpg", b"plain.jpg"):

@@ -1,4 +1,4 @@
-"""Which pictures are what, and what a conversion makes of them."""
+"""Kinds of images, and their conversion."""
 
 import io
 
@@ -18,12 +18,12 @@ def picture(width: int = 40, height: int = 30) -> Image.Image:
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)  # type: ignore[arg-type]
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def rotated(orientation: int, kind: str = "JPEG") -> bytes:
-    """The picture as a camera stores it that writes `orientation` into the EXIF data."""
+    """The image as stored by a camera that writes `orientation` into the EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     turns = {
@@ -51,7 +51,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_image_keeps_its_bytes_and_its_kind_is_told(name: str) -> None:
+def test_an_image_keeps_its_bytes_and_its_kind_is_reported(name: str) -> None:
     data, extension, kind = KINDS[name]
     checked = check_image(data, Conversion())
     assert (checked.encoded, checked.extension, checked.kind) == (data, extension, kind)
@@ -68,7 +68,7 @@ def test_a_conversion_leaves_only_upright_rgb_jpegs(name: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_converted_picture_is_upright(orientation: int) -> None:
+def test_a_converted_image_is_upright(orientation: int) -> None:
     pixels = decode(check_image(rotated(orientation), Conversion(convert=True)).encoded)
     assert pixels.shape == (30, 40, 3)
     assert np.abs(pixels.astype(int) - np.asarray(picture()).astype(int)).max() <= 12
@@ -78,7 +78,7 @@ def test_a_converted_picture_is_upright(orientation: int) -> None:
     ("width", "height", "shrunk"),
     [(40, 30, (20, 27)), (30, 40, (27, 20)), (21, 100, (95, 20)), (20, 50, None), (10, 10, None), (30, 30, (20, 20))],
 )
-def test_only_pictures_with_a_longer_short_side_shrink(width: int, height: int, shrunk: tuple[int, int] | None) -> None:
+def test_only_images_with_a_longer_short_side_shrink(width: int, height: int, shrunk: tuple[int, int] | None) -> None:
     data = encoded(picture(width, height))
     checked = check_image(data, Conversion(short_side=20, quality=92))
     if shrunk is None:
@@ -88,19 +88,19 @@ def test_only_pictures_with_a_longer_short_side_shrink(width: int, height: int, 
         assert decode(checked.encoded).shape[:2] == shrunk
 
 
-def test_a_rotated_picture_that_shrinks_is_turned_upright() -> None:
+def test_a_rotated_image_that_shrinks_is_turned_upright() -> None:
     checked = check_image(rotated(6), Conversion(short_side=15))
     assert decode(checked.encoded).shape[:2] == (15, 20)
     assert check_image(checked.encoded, Conversion()).kind == Kind(0)
 
 
-def test_an_encoded_picture_keeps_the_resolution_of_its_colours() -> None:
+def test_an_encoded_image_keeps_the_resolution_of_its_colours() -> None:
     checked = check_image(encoded(picture(), "PNG"), Conversion(convert=True, quality=92))
     with Image.open(io.BytesIO(checked.encoded)) as image:
         assert image.layer == [(1, 1, 1, 0), (2, 1, 1, 1), (3, 1, 1, 1)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", KINDS["rgb"][0][:400], KINDS["png"][0][:100]])
-def test_what_does_not_decode_is_an_error(data: bytes) -> None:
+def test_undecodable_images_raise_an_error(data: bytes) -> None:
     with pytest.raises(DecodeError):
         check_image(data, Conversion())

@@ -1,4 +1,4 @@
-"""From tables to shards: order, split, cuts and keys, on numbers alone."""
+"""From run tables to shards: order, split, bounds and keys, tested on numbers."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_images_of_equal_rank_are_in_the_order_of_their_names() -> None:
     assert (order.tolist(), again) == ([3, 2, 5, 0, 4, 1], [])
 
 
-def test_of_images_with_the_same_name_the_first_stays() -> None:
+def test_of_images_with_the_same_name_the_first_is_kept() -> None:
     order, again = shuffled(images([7, 3, 7, 7], [b"a", b"b", b"a", b"a"]))
     assert (order.tolist(), again) == ([1, 0], [2, 3])
 
@@ -63,7 +63,7 @@ def test_shards_are_cut_at_whichever_limit_comes_first(
     assert list(cuts(np.full(10, 1000), samples, bytes_)) == expected
 
 
-def test_a_shard_is_as_large_as_was_asked(pictures: Path, tmp_path: Path) -> None:
+def test_a_shard_is_as_large_as_requested(pictures: Path, tmp_path: Path) -> None:
     index = build_shards(pictures, tmp_path / "out", samples_per_shard=None, shard_bytes=30_000).indexes[
         tmp_path / "out"
     ]
@@ -101,7 +101,7 @@ def test_repeated_keys_are_numbered_in_order() -> None:
     ("names", "expected"),
     [(("1", "10", "2"), ("1", "2", "10")), (("a", "b"), ("a", "b")), (("1", "10", "2b"), ("1", "10", "2b"))],
 )
-def test_classes_are_sorted_by_number_where_all_are_numbers(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def test_classes_are_sorted_by_number_if_all_are_numbers(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
     assert numbered(names) == expected
 
 

@@ -1,4 +1,4 @@
-"""WebDatasets that others built: what is indexed, what is inferred, and what is named as wrong."""
+"""Indexing existing WebDatasets: what is indexed, what is inferred, and which problems are reported."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def read_back(folder: str, cache: Cache | None = None) -> dict[str, tuple[bytes,
     ],
 )
 @pytest.mark.parametrize(("extension", "image_format"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
-def test_what_the_library_writes_is_understood_and_read_back(
+def test_shards_written_by_webdataset_are_indexed_and_read_back(
     tmp_path: Path, label: Label, label_format: LabelFormat, classes: tuple[str, ...], extension: str, image_format: str
 ) -> None:
     content = samples(10, label, extension, image_format)
@@ -84,7 +84,7 @@ def test_shards_of_several_folders_are_indexed_below_their_common_one(tmp_path: 
     assert len(read_back(str(tmp_path / "set"))) == 8
 
 
-def test_an_index_elsewhere_says_where_the_shards_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_elsewhere_names_the_folder_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "shards", samples(4, lambda n: {"cls": n % 3}))
     monkeypatch.chdir(tmp_path)
     index_shards(["shards"], output="indexes/mine")
@@ -112,7 +112,7 @@ def test_a_class_list_gives_names_and_order(tmp_path: Path) -> None:
     assert [labels for _, labels in read_back(str(tmp_path / "names")).values()] == [(2,), (1,), (0,)]
 
 
-def test_a_mask_beside_the_image_is_passed_over(tmp_path: Path) -> None:
+def test_a_mask_that_accompanies_the_image_is_ignored(tmp_path: Path) -> None:
     content = [sample | {"png": picture(1, "PNG")} for sample in samples(4, lambda n: {"cls": n % 3})]
     write_shards(tmp_path, content)
     report = index_shards([str(tmp_path)])
@@ -121,7 +121,7 @@ def test_a_mask_beside_the_image_is_passed_over(tmp_path: Path) -> None:
     assert "png members accompany jpg ones and are ignored" in report.inferred
 
 
-def test_images_of_several_extensions_and_of_a_named_one_are_taken(tmp_path: Path) -> None:
+def test_images_with_several_extensions_including_a_given_one_are_indexed(tmp_path: Path) -> None:
     content = [
         {"__key__": "a", "jpg": picture(0), "cls": 0},
         {"__key__": "b", "JPEG": picture(1), "cls": 1},
@@ -174,7 +174,7 @@ def test_a_sample_with_a_problem_is_named_and_refused_by_the_reader(
     assert broken == 1
 
 
-def test_keys_of_several_shards_are_counted_and_no_problem(tmp_path: Path) -> None:
+def test_keys_repeated_across_shards_are_counted_but_not_a_problem(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(4, lambda n: {"cls": n % 3}), per_shard=2, name="a")
     write_shards(tmp_path, samples(3, lambda n: {"cls": n % 3}), name="b")
     report = index_shards([str(tmp_path)])
@@ -191,10 +191,10 @@ def test_keys_of_several_shards_are_counted_and_no_problem(tmp_path: Path) -> No
         (lambda data: b"\x1f\x8b" + data, "compressed with gzip; shards are uncompressed tars"),
         (lambda data: data[:3000], "ends after 3,000 bytes"),
         (lambda data: data[:1024] + b"\xff" * 512 + data[1536:], "no tar header at byte 1,024"),
-        (lambda data: data[-2048:], "it has no samples with these members"),
+        (lambda data: data[-2048:], "it has no samples with these fields"),
     ],
 )
-def test_a_broken_shard_is_refused_and_left_out_when_asked(
+def test_a_broken_shard_is_refused_unless_broken_shards_are_skipped(
     tmp_path: Path, spoil: Callable[[bytes], bytes], message: str
 ) -> None:
     write_shards(tmp_path, samples(12, lambda n: {"cls": n % 3}))
@@ -209,7 +209,7 @@ def test_a_broken_shard_is_refused_and_left_out_when_asked(
     assert len(read_back(str(tmp_path))) == 8
 
 
-def test_a_broken_first_shard_does_not_hinder_the_guess(tmp_path: Path) -> None:
+def test_a_broken_first_shard_does_not_prevent_the_inference(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(8, lambda n: {"cls": n % 3}))
     (tmp_path / "in-0000.tar").write_bytes(b"x" * 600)
     assert index_shards([str(tmp_path)], skip_broken_shards=True).index.samples == 4
@@ -244,7 +244,7 @@ def test_a_broken_first_shard_does_not_hinder_the_guess(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_members_that_are_not_understood_are_told(
+def test_members_that_cannot_be_interpreted_are_reported(
     tmp_path: Path, label: Label, given: GivenFields, message: str
 ) -> None:
     write_shards(tmp_path, samples(4, label))
@@ -269,7 +269,7 @@ def adopt(folder: Path, **options: Any) -> IndexingReport:
     return index_shards([str(folder)], **options)
 
 
-def test_an_index_is_replaced_when_asked_or_when_it_is_of_an_older_version(tmp_path: Path) -> None:
+def test_an_index_is_replaced_on_request_or_if_its_version_is_older(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(4, lambda n: {"cls": n % 3}))
     adopt(tmp_path)
     with pytest.raises(DataError, match="already exists; .*coatnet shards verify, or replace it with --overwrite"):
@@ -284,7 +284,7 @@ def test_an_index_is_replaced_when_asked_or_when_it_is_of_an_older_version(tmp_p
         adopt(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_pass(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_before_scanning(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", samples(4, lambda n: {"cls": n % 3}))
     (tmp_path / "file").write_text("")
     read: list[int] = []
@@ -309,7 +309,7 @@ def remote(s3: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> tupl
     return s3.put(write_shards(tmp_path / "there", content), name), content
 
 
-def test_remote_shards_are_indexed_beside_them_and_read_back(
+def test_remote_shards_are_indexed_in_their_folder_and_read_back(
     remote: tuple[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, content = remote
@@ -324,7 +324,7 @@ def test_remote_shards_are_indexed_beside_them_and_read_back(
     assert not list(tmp_path.glob("coatnet-shards-*"))
 
 
-def test_those_who_may_only_read_are_told_at_once_and_write_the_index_elsewhere(
+def test_without_write_permission_the_index_is_refused_at_once_or_written_elsewhere(
     remote: tuple[str, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, _ = remote
@@ -352,7 +352,7 @@ def test_a_bad_connection_changes_nothing(
     assert there.index.digest == index_shards([str(tmp_path / "there")]).index.digest
 
 
-def test_labels_of_an_adopted_dataset_are_what_the_reader_says(tmp_path: Path) -> None:
+def test_labels_of_an_indexed_dataset_are_those_of_the_reader(tmp_path: Path) -> None:
     content = samples(30, lambda n: {"json": {"labels": [(n * k) % 7 for k in range(1, 1 + n % 4)] or [0]}})
     write_shards(tmp_path, content, per_shard=7)
     index = index_shards([str(tmp_path)]).index

@@ -1,4 +1,4 @@
-"""Which shards a pattern names."""
+"""Which shards a pattern matches."""
 
 from pathlib import Path
 
@@ -37,14 +37,14 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize(("pattern", "folder", "names"), PATTERNS)
-def test_a_pattern_names_local_shards_below_their_common_folder(
+def test_a_pattern_matches_local_shards_below_their_common_folder(
     tree: Path, pattern: str, folder: str, names: list[str]
 ) -> None:
     found = find_shards([f"{tree}/{pattern}"], Storage())
     assert (found.folder, list(found.sizes)) == (str(tree / folder), names)
 
 
-def test_a_pattern_names_the_same_shards_on_s3(tree: Path, s3: S3Server) -> None:
+def test_a_pattern_matches_the_same_shards_on_s3(tree: Path, s3: S3Server) -> None:
     url = s3.put(tree, "patterns")
     for pattern, folder, _ in PATTERNS:
         there, here = find_shards([f"{url}/{pattern}"], Storage()), find_shards([f"{tree}/{pattern}"], Storage())
@@ -57,11 +57,11 @@ def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path: Path) -> No
     assert find_shards([f"{tmp_path}/set[1]"], Storage()).sizes == {"x.tar": 1}
 
 
-def test_patterns_that_overlap_name_each_shard_once(tree: Path) -> None:
+def test_overlapping_patterns_match_each_shard_once(tree: Path) -> None:
     assert find_shards([f"{tree}/a", f"{tree}/a/*0.tar"], Storage()).sizes == {"x-0000.tar": 0, "x-0001.tar": 1}
 
 
-def test_a_relative_pattern_means_the_working_directory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_pattern_is_relative_to_the_working_directory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     assert find_shards(["a"], Storage()).folder == str(tree / "a")
 
@@ -71,22 +71,22 @@ def test_a_relative_pattern_means_the_working_directory(tree: Path, monkeypatch:
     [
         ("nowhere", "nowhere: no such folder"),
         ("nowhere/x-{0..3}.tar", "nowhere: no such folder"),
-        ("", r"no \*.tar in it; for those in folders below name .*/\*\*/\*.tar"),
+        ("", r"no \*.tar in it; for those in subfolders use .*/\*\*/\*.tar"),
         ("a/y-*.tar", "matches no"),
         ("a/x-{0000..0003}.tar", "2 of 4 shards are missing: x-0002.tar, x-0003.tar"),
         ("a/x-{0000..0001.tar", "a brace is not closed"),
         ("a/x-{0..999999999}.tar", "expands to more than 1,000,000 shards"),
         ("a/x-{0..999}-{0..9999}.tar", "expands to more than 1,000,000 shards"),
         ("b/notes.txt", "not a .tar"),
-        ("a/x.tar.gz", "unpack the compression first"),
+        ("a/x.tar.gz", "decompress them first"),
     ],
 )
-def test_a_pattern_that_names_no_shards_is_told(tree: Path, pattern: str, message: str) -> None:
+def test_a_pattern_that_matches_no_shards_is_refused(tree: Path, pattern: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         find_shards([f"{tree}/{pattern}"], Storage())
 
 
-def test_patterns_without_a_common_folder_are_told(tree: Path, s3: S3Server) -> None:
+def test_patterns_without_a_common_folder_are_refused(tree: Path, s3: S3Server) -> None:
     url = s3.put(tree, "apart")
     with pytest.raises(DataError, match="have no common folder"):
         find_shards([f"{url}/a", f"{tree}/a"], Storage())
@@ -94,5 +94,5 @@ def test_patterns_without_a_common_folder_are_told(tree: Path, s3: S3Server) -> 
 
 @pytest.mark.parametrize("pattern", ["pipe:cat {0..3}.tar", "simplecache::s3://bucket/{0..3}.tar"])
 def test_urls_that_run_commands_are_refused(pattern: str) -> None:
-    with pytest.raises(DataError, match="not a place that data is read from"):
+    with pytest.raises(DataError, match="not a supported location"):
         find_shards([pattern], Storage())

@@ -22,7 +22,7 @@ NAMES = ("ant", "bee", "cat", "yak")
 
 @pytest.fixture(scope="module")
 def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty lossless pictures of three classes in five shards; a fourth class has none."""
+    """Twenty lossless images of three classes in five shards; a fourth class has none."""
     folder = write_shards(tmp_path_factory.mktemp("adopted"), samples(20, lambda n: {"cls": n % 3}, "png", "PNG"))
     index_shards([str(folder)], classes=NAMES)
     return folder
@@ -41,12 +41,12 @@ def test_drawn_samples_are_those_of_the_shards_and_follow_the_seed(adopted: Path
     assert keys[0] == [sample.key for sample in drawn] != keys[1]
 
 
-def test_all_samples_are_drawn_when_more_are_asked_for(adopted: Path) -> None:
+def test_all_samples_are_drawn_when_more_are_requested(adopted: Path) -> None:
     drawn = draw_samples(open_dataset(str(adopted), Storage()), 100, seed=0)
     assert [sample.key for sample in drawn] == [f"picture_{number:04d}" for number in range(20)]
 
 
-def test_facts_are_those_of_the_index_and_the_pictures(adopted: Path) -> None:
+def test_the_summary_agrees_with_the_index_and_the_images(adopted: Path) -> None:
     dataset = open_dataset(str(adopted), Storage())
     facts = describe(dataset, list(draw_samples(dataset, 20, seed=0)))
     index = read_index(adopted)
@@ -82,7 +82,7 @@ def test_counts_follow_several_labels_and_a_label_map(tmp_path: Path) -> None:
     assert [(sample.key[-1], sample.classes) for sample in drawn] == [(n, ("insect",)) for n in "013"]
 
 
-def test_a_sample_that_cannot_be_used_is_drawn_with_its_problem(tmp_path: Path) -> None:
+def test_an_unusable_sample_is_drawn_with_its_problem(tmp_path: Path) -> None:
     write_members(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.cls", b"0"), ("b.jpg", b""), ("b.cls", b"0")])
     index_shards([str(tmp_path)])
     dataset = open_dataset(str(tmp_path), Storage())
@@ -91,13 +91,13 @@ def test_a_sample_that_cannot_be_used_is_drawn_with_its_problem(tmp_path: Path) 
     assert describe(dataset, drawn)["drawn"]["unusable"] == [{"shard": "0.tar", "key": "b", "problem": "empty file"}]
 
 
-def test_few_bytes_of_few_remote_shards_are_fetched(
+def test_few_bytes_of_few_remote_shards_are_downloaded(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path, samples(120, lambda n: {"cls": n % 3}), per_shard=6)
     index_shards([str(tmp_path)])
     url = s3.put(tmp_path, "summary")
-    monkeypatch.setattr("data.indexing.summary._BEGINNING", 4 * 2560)
+    monkeypatch.setattr("data.indexing.summary._HEAD_BYTES", 4 * 2560)
     monkeypatch.setattr("data.indexing.summary._REMOTE_SHARDS", 5)
     with FaultProxy(s3.port) as proxy:
         drawn = list(draw_samples(open_dataset(url, Storage(endpoint=proxy.url)), 10, seed=3))
@@ -107,18 +107,18 @@ def test_few_bytes_of_few_remote_shards_are_fetched(
     assert not any(sample.problem for sample in drawn)
 
 
-def test_a_remote_shard_whose_beginning_holds_no_sample_is_fetched_whole(
+def test_a_remote_shard_without_a_sample_in_its_head_is_downloaded_completely(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path, samples(2, lambda n: {"cls": n % 3}))
     index_shards([str(tmp_path)])
     url = s3.put(tmp_path, "whole")
-    monkeypatch.setattr("data.indexing.summary._BEGINNING", 600)
+    monkeypatch.setattr("data.indexing.summary._HEAD_BYTES", 600)
     drawn = list(draw_samples(open_dataset(url, Storage()), 2, seed=3))
     assert [sample.problem for sample in drawn] == ["", ""]
 
 
-def test_a_contact_sheet_has_the_pictures_in_rows_and_makes_large_ones_smaller() -> None:
+def test_a_contact_sheet_arranges_images_in_rows_and_shrinks_large_ones() -> None:
     small = np.full((10, 20, 3), (255, 0, 0), np.uint8)
     large = np.full((400, 800, 3), (0, 0, 255), np.uint8)
     sheet = contact_sheet(
@@ -130,5 +130,5 @@ def test_a_contact_sheet_has_the_pictures_in_rows_and_makes_large_ones_smaller()
     assert red.sum() == 3 * small.shape[0] * small.shape[1]
     assert blue.sum() == 3 * CELL * CELL // 2
     rows, columns = np.nonzero(red[: CELL + 16, : CELL + 16])
-    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == small.shape[:2]
+    assert (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1) == small.shape[:2]
     assert (pixels[:, 2 * CELL + 16 : 2 * CELL + 24] == 255).all(), "captions end at their cell"

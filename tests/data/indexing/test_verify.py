@@ -1,4 +1,4 @@
-"""Shards held against their index: each kind of difference is found and named."""
+"""Comparing shards with their index: each kind of difference is found and named."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,7 @@ def differences(folder: Path | str, *, decode_images: bool = False) -> list[Diff
 
 
 @pytest.mark.parametrize("decode_images", [False, True])
-def test_shards_as_they_were_have_no_difference(adopted: Path, decode_images: bool) -> None:
+def test_unchanged_shards_have_no_difference(adopted: Path, decode_images: bool) -> None:
     assert differences(adopted, decode_images=decode_images) == []
 
 
@@ -94,15 +94,13 @@ def test_a_label_changed_in_a_shard_is_named_by_its_key(adopted: Path) -> None:
         (lambda path: path.write_bytes(b"x"), "labels.npy: does not match the index"),
     ],
 )
-def test_labels_that_are_not_those_of_the_index_are_told(
-    adopted: Path, spoil: Callable[[Path], object], message: str
-) -> None:
+def test_differences_in_labels_npy_are_reported(adopted: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(adopted / "labels.npy")
     (found,) = differences(adopted)
     assert message in found.what
 
 
-def test_decoding_names_every_sample_that_cannot_be_used(tmp_path: Path) -> None:
+def test_decoding_names_every_unusable_sample(tmp_path: Path) -> None:
     write_members(
         tmp_path / "0.tar",
         [("a.jpg", picture(0)), ("a.cls", b"0"), ("b.jpg", picture(1)[:-60]), ("b.cls", b"1"), ("c.cls", b"1")],
@@ -124,7 +122,7 @@ def test_shards_on_s3_are_verified_like_local_ones(adopted: Path, s3: S3Server) 
     ]  # fmt: skip
 
 
-def test_progress_counts_every_byte_that_is_there(adopted: Path) -> None:
+def test_progress_counts_every_existing_byte(adopted: Path) -> None:
     (adopted / "in-0001.tar").unlink()
     totals: list[int] = []
     read: list[int] = []

@@ -79,7 +79,7 @@ def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Pat
     ("arguments", "message"),
     [
         (("index", "nowhere"), "nowhere: no such folder"),
-        (("index", "pipe:cat x.tar"), "not a place that data is read from"),
+        (("index", "pipe:cat x.tar"), "not a supported location"),
         (
             ("index", "s3://b/x.tar", "--endpoint", "host:80"),
             "host:80: not the URL of an S3 server; write https://host:80",

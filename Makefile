@@ -1,17 +1,18 @@
-# make demo: train a small CoAtNet on real pictures    make test: all tests    make check: the quick ones
-# make setup: the environment alone                    make lint: format, types, import arrows, shell scripts
+# make demo: train a small CoAtNet on real images      make test: all tests    make check: the quick ones
+# make setup: create the environment                   make lint: format, types, imports, shell scripts
 
 VENV := .venv
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := python3-venv
-# A real cluster for the tests, with accounting, and how to see that it is there.
+# A real cluster for the tests, with accounting, and the programs that show that it is installed.
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 SLURM_PROGRAMS := slurmctld slurmd sbatch munged slurmdbd mariadbd
 APT := DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300
 APT_INSTALL := $(APT) update -qq && $(APT) install -y -qq --no-install-recommends
-# Two files at a time, each as a whole on one worker: fixtures of a file are computed once.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# More workers than the two cores that suffice, since many tests wait: for Slurm, time limits, storage that does not respond.
+# All tests of a file are on one worker, so that its fixtures are computed once.
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint format setup slurm clean

@@ -19,8 +19,6 @@ from tests.servers.s3 import program as s3_program
 from tests.servers.slurm import SlurmCluster
 from tests.servers.slurm import obstacle as slurm_obstacle
 
-# Before DeepSpeed is imported anywhere.
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 CLASSES = ("bright", "dark", "striped")
 
 

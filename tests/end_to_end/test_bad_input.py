@@ -13,7 +13,7 @@ from tests.conftest import write_pictures
 from tests.support.command import coatnet, start, wait_until
 from tests.support.recipes import sign_again, write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=2)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

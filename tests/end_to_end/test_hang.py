@@ -13,7 +13,7 @@ from data.building.build import build_shards
 from tests.support.command import coatnet, ended, rank, start, wait_until
 from tests.support.recipes import write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=25)
 # Steps take a fraction of a second even on a busy machine.
 LIMITS = "watchdog={setup_seconds: 300, least_seconds: 15, factor: 2}"
 NODE = socket.gethostname()

@@ -13,7 +13,7 @@ import pytest
 from tests.support.command import Process, coatnet, ended, handles, rank, start, wait_until
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=7)
 STEPS = 100  # enough that no stop arrives near the end, however late it is sent
 SETTINGS = [f"pretrain.steps={STEPS}", "pretrain.checkpoint.every_steps=10"]
 AGAIN = "the same command continues"

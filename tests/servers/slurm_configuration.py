@@ -83,7 +83,7 @@ def write_configuration(
     """Write the configuration files into `folder`, which the daemons see as `seen_as`."""
     # The port of a job's ranks depends on its number: clusters on this machine must use different numbers.
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first_job = 1 + 2000 * secrets.randbelow(5) + 1000 * (worker % 2) + 500 * accounting
+    first_job = 1 + 3000 * (worker % 3) + 1000 * secrets.randbelow(3) + 500 * accounting
     values = {
         "folder": seen_as, "ports": ports, "gpus": GPUS, "requeue_delay": requeue_delay, "first_job": first_job,
     }  # fmt: skip

@@ -13,7 +13,7 @@ from tests.support.command import coatnet
 from tests.support.paths import ROOT
 from tests.support.recipes import checkpoint_bytes, events, write_recipe
 
-pytestmark = pytest.mark.slow(seconds=30)
+pytestmark = pytest.mark.slow(seconds=20)
 STAGES = ("pretrain", "finetune", "evaluate")
 SHORT = {"log": {"every_steps": 1, "samples": True}}
 
@@ -88,6 +88,7 @@ def test_a_stage_that_cannot_start_cancels_its_dependents_and_submitting_again_s
 ) -> None:
     recipe, runs = write_chain(tmp_path, shards), tmp_path / "runs"
     short = ["pretrain.steps=2", "pretrain.optimizer.warmup_steps=1", "finetune.steps=2"]
+    short += ["resources.nodes=1", "resources.ranks=1"]  # each rank takes seconds of processor time to start
     of_another_run = runs / "test" / "pretrain" / "recipe.yaml"
     of_another_run.parent.mkdir(parents=True)
     of_another_run.write_text("seed: 1")

@@ -124,7 +124,8 @@ def test_three_starts_without_progress_end_the_chain_and_say_why(
     slurm: SlurmCluster, shards: Path, tmp_path: Path
 ) -> None:
     recipe = write_chain(tmp_path, shards)
-    job = Job(slurm, recipe, "pretrain.checkpoint.every_steps=260")
+    # One rank is enough here: each takes seconds of processor time to start.
+    job = Job(slurm, recipe, "pretrain.checkpoint.every_steps=260", "resources.nodes=1", "resources.ranks=1")
     for _ in range(3):
         log = job.run / "logs" / "rank-00000.log"
         wait_until(lambda: log.exists() and log.read_text().count("step 3/260") == job.starts)  # noqa: B023

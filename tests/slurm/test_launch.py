@@ -28,6 +28,7 @@ Submit = Callable[..., str]
 def submit(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
     """Submits a template whose tasks run the given lines of shell as `coatnet`; the log is `log` in the test's folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # what launch.sh sets by default is tested
 
     def submitted(
         task: str,
@@ -148,6 +149,7 @@ def test_a_template_without_a_recipe_asks_for_one(slurm: SlurmCluster, submit: S
     assert "1: which RECIPE?" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow(seconds=18)
 def test_a_job_stops_after_three_starts_that_never_began_the_run(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path
 ) -> None:
@@ -179,7 +181,7 @@ def test_a_cancelled_job_saves_and_is_not_requeued(slurm: SlurmCluster, submit: 
     assert notes(tmp_path) == []  # the run had not begun, which counts only for a requeued job
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow(seconds=28)
 def test_a_job_is_requeued_at_its_time_limit_with_and_without_a_warning_signal(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ def test_a_run_without_checkpoints_lists_none_and_other_folders_are_refused(shar
 
 def test_all_runs_of_a_sweep_are_listed(recipe: Path, shards: Path) -> None:
     folder, _ = started(recipe, "pretrain", "name=test-b")
-    save(folder.path, 10, place=None)
+    save(folder.path, 10, store=None)
     runs = recipe.parent / "runs"
     settings = {"test": {"seed": "0"}, "test-b": {"seed": "1"}}
     (runs / "test.sweep.json").write_text(json.dumps({"runs": ["test", "test-b"], "settings": settings}))

@@ -1,4 +1,4 @@
-"""The recipes that ship with the program."""
+"""The recipes that come with the program."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,13 +9,13 @@ from pipeline.recipe.schema import Recipe
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The file of each recipe by its name, in order of the names."""
+    """The file of each recipe by its name, in the order of the names."""
     paths = Path(str(files("jobs") / "recipes")).glob("*.yaml")
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in the file at `path`, as `pipeline.recipe.loader.load_recipe`; tells of one that ships by that name.
+    """The recipe at `path`, as `pipeline.recipe.loader.load_recipe`, with a hint if it must be copied there first.
 
     Raises:
         ConfigError: what is wrong with the file or the overrides.

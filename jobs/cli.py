@@ -1,104 +1,58 @@
 """The `coatnet` command."""
 
-import os
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jobs.commands.bench import bench
-from jobs.commands.cancel import cancel
-from jobs.commands.checkpoints import checkpoints
-from jobs.commands.doctor import doctor
-from jobs.commands.export import export
-from jobs.commands.logs import logs
-from jobs.commands.models import models
-from jobs.commands.order import order
-from jobs.commands.recipes import recipes
-from jobs.commands.shards.build import shards
-from jobs.commands.shards.inspect import index, show, verify
-from jobs.commands.status import status
-from jobs.commands.submit import submit
-from jobs.exit_codes import end_process, exit_on_error
-from pipeline.faults.preemption import StopSignals
+from jobs.lazy_commands import LazyCommand, lazy_group
+from jobs.packages import secure_packages
+
+COMMANDS = {
+    "run": "Run all stages of a recipe on this machine; run again, continue where it stopped.",
+    "train": "Run one stage: all its ranks on this machine, or one rank if RANK and WORLD_SIZE are set.",
+    "demo": "Pretrain, fine-tune and evaluate a small CoAtNet on 10,000 product photos: minutes on two CPU cores.",
+    "shards": "Build, index, verify and show WebDataset shards.",
+    "recipes": "List, show and copy the recipes that come with the program.",
+    "doctor": "Check a recipe for everything that would stop it or slow it down, with fixes.",
+    "submit": "Submit all stages to Slurm; run again, submit only those that failed or are new.",
+    "status": "Show job, state, progress, last checkpoint and time left of each stage; compare the runs of a sweep.",
+    "logs": "Print the end of a job's log, or of rank 0's for a run without Slurm.",
+    "cancel": "Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows.",
+    "checkpoints": "List and verify the checkpoints of a run.",
+    "export": "Write the weights of a checkpoint to a safetensors file for models.registry.create_model.",
+    "models": "List the model variants with layers, parameters, multiply-adds and memory, and the paper's figures.",
+    "order": "Print the samples of one step: rank, position in the batch, shard, index in the shard, key.",
+    "bench": "Measure whether this machine can keep up with a recipe.",
+}
 
 app = typer.Typer(
+    cls=lazy_group({name: LazyCommand(f"jobs.commands.{name}", help, name) for name, help in COMMANDS.items()}),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Pretrain and fine-tune CoAtNet.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (index, verify, show):
-    shards.command()(command)
-app.add_typer(shards, name="shards")
-app.add_typer(bench, name="bench")
-app.add_typer(recipes, name="recipes")
-app.add_typer(checkpoints, name="checkpoints")
-app.command()(models)
-app.command()(order)
-app.command()(export)
-app.command()(status)
-app.command()(cancel)
-app.command()(logs)
-app.command()(doctor)
-app.command()(submit)
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe.")
-]
 
 
-@app.command()
-def run(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Run all stages of a recipe on this machine; called again, continue where it stopped."""
-    with StopSignals(end_process) as signals, exit_on_error():
-        from jobs.chain import run_chain
-
-        run_chain(recipe, overrides or [], Console(highlight=False), signals)
-
-
-@app.command()
-def train(recipe: RecipePath, stage: str, overrides: Overrides = None) -> None:
-    """Run one stage: as its ranks on this machine, or as one rank where RANK and WORLD_SIZE are set."""
-    with StopSignals(end_process) as signals, exit_on_error():
-        from jobs.bundled_recipes import load_recipe
-        from jobs.launch import die_with_launcher, is_rank, launch_time
-
-        if is_rank():
-            die_with_launcher()
-            from jobs.scheduler.job_end import job_end_time, node_name
-            from pipeline.stage import run_stage
-
-            run_stage(
-                load_recipe(recipe, overrides),
-                stage,
-                signals,
-                node=node_name(os.environ),
-                started=launch_time(signals.started),
-                job_end_time=lambda: job_end_time(os.environ),
-            )
-        else:
-            from jobs.chain import result_table, run_one
-
-            loaded, console = load_recipe(recipe, overrides), Console(highlight=False)
-            run_one(loaded, stage, recipe, overrides or [], console, signals)
-            console.print(result_table(loaded))
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"coatnet {version('coatnet-pretraining')}")
+        except PackageNotFoundError:
+            print("coatnet (a checkout that is not installed)")
+        raise typer.Exit
 
 
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder for images, shards and runs.")] = Path("demo"),
-    overrides: Overrides = None,
+@app.callback()
+def _coatnet(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Pretrain, fine-tune and evaluate a small CoAtNet on 10,000 real product photos; minutes on two CPU cores."""
-    with StopSignals(end_process) as signals, exit_on_error():
-        from jobs.commands.demo import run_demo
-
-        run_demo(folder, overrides or [], Console(highlight=False), signals)
+    """Pretrain and fine-tune CoAtNet."""
 
 
 def main() -> None:
     """Entry point of the `coatnet` command."""
-    app()
+    secure_packages()
+    app(prog_name="coatnet")

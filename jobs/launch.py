@@ -1,4 +1,4 @@
-"""The ranks of a stage as processes of this machine: started together, asked to stop together, ended together."""
+"""The ranks of a stage as processes of this machine: started, stopped and ended together."""
 
 import ctypes
 import json
@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
-from jobs.exit_codes import EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
+from jobs.exit_codes import CONTINUES, EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
+from jobs.packages import own_packages_first
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
 from pipeline.recipe.schema import Stage, TrainStage
@@ -23,23 +24,22 @@ from pipeline.run_folder import RunFolder
 _LAUNCHER = "COATNET_LAUNCHER"
 _STARTED = "COATNET_STARTED"
 _LEAVE_SECONDS = 10
-"""When one rank has failed, the others notice and say what they know; then they are killed."""
+"""After one rank has failed, time for the others to notice and report what they know; then they are killed."""
 _SLACK_SECONDS = 30
-"""Ranks that are asked to stop end themselves when checkpoint.grace_seconds are over; so long after it, they hang."""
+"""Ranks that were asked to stop end by themselves within checkpoint.grace_seconds; this long after that, they hang."""
 _POLL_SECONDS = 0.05
-_CONTINUES = "the same command continues from the last checkpoint"
 
 
 def refuse_other_machines(name: str, stage: Stage) -> None:
-    """Refuse a stage for several machines: what starts here would be a part of its ranks.
+    """Refuse a stage for several machines: only a part of its ranks would start here.
 
     Raises:
-        ConfigError: the fix.
+        ConfigError: it names the fix.
     """
     nodes, ranks = stage.resources.nodes, stage.resources.ranks
     if nodes > 1:
         raise ConfigError(
-            f"stage {name}: resources.nodes is {nodes}, and this command starts ranks on one machine; submit the stage "
+            f"stage {name}: resources.nodes is {nodes}, but this command starts ranks on one machine; submit the stage "
             f"to Slurm, start `coatnet train` on every node with torchrun, or set resources.nodes=1 "
             f"resources.ranks={ranks // nodes}"
         )
@@ -48,31 +48,31 @@ def refuse_other_machines(name: str, stage: Stage) -> None:
 def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals) -> None:
     """Run `coatnet COMMAND` as the ranks of `stage` and wait for them.
 
-    Rank 0 speaks on this process's standard output; what else they print goes to their logs. When one fails, the
-    others are ended. What asks this process to stop is passed on to them, and they are waited for while they save. If
-    this process dies, whatever the reason, they die with it.
+    Rank 0 prints to this process's standard output; everything else goes to the logs of the ranks. If one rank fails,
+    the others are ended. A signal to stop is passed on to the ranks, which get time to save. If this process dies,
+    whatever the reason, they die with it.
 
     Raises:
-        StageFailed: with the outcome of the rank that failed first.
+        StageFailed: with the outcome of the rank that caused the failure.
     """
-    signals.exit_if_signalled()  # after the stage before could no longer be asked
+    signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
-    asked: list[tuple[signal.Signals, float]] = []
+    received: list[tuple[signal.Signals, float]] = []
 
-    def pass_on(received: signal.Signals) -> None:
-        asked.append((received, time.monotonic()))
+    def pass_on(stop: signal.Signals) -> None:
+        received.append((stop, time.monotonic()))
         for process in processes:
-            process.send_signal(received)
+            process.send_signal(stop)
 
     with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes, reserved_port() as port:
         signals.set_handler(pass_on)
         try:
             _start(processes, command, stage, folder, Path(outcomes), port, signals.started)
-            for received, _ in asked:  # those that were not all there to get it
+            for stop, _ in received:  # while only some of the ranks had been started
                 for process in processes:
-                    process.send_signal(received)
+                    process.send_signal(stop)
             grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
-            codes = _wait(processes, asked, grace + _SLACK_SECONDS)
+            codes = _wait(processes, received, grace + _SLACK_SECONDS)
         except KeyboardInterrupt:
             # The terminal has sent the signal to the ranks, too.
             _kill(processes, _LEAVE_SECONDS)
@@ -88,7 +88,7 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
 
 
 def die_with_launcher() -> None:
-    """In a rank: have the kernel kill this process when the launcher is gone, so that no rank trains on unseen."""
+    """In a rank: let the kernel kill this process when the launcher dies, so that no rank keeps training unnoticed."""
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
@@ -99,7 +99,7 @@ def die_with_launcher() -> None:
 
 
 def is_rank() -> bool:
-    """True in a process that was started as one rank of a group."""
+    """Whether this process was started as one rank of a group."""
     return "RANK" in os.environ
 
 
@@ -117,24 +117,29 @@ def _start(
     port: int,
     started: float,
 ) -> None:
-    """Add the rank processes to `processes`, one after the other."""
+    """Start the ranks and append their processes to `processes`."""
     count = stage.resources.ranks
     for rank in range(count):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
-            OUTCOME_FILE: f"{outcomes}/{rank}.json",
-            _STARTED: str(started),
-            _LAUNCHER: str(os.getpid()),
-        }
+        environment = (
+            os.environ
+            | own_packages_first()
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
+                OUTCOME_FILE: f"{outcomes}/{rank}.json",
+                _STARTED: str(started),
+                _LAUNCHER: str(os.getpid()),
+            }
+        )
         with open(folder.log_file(rank), "ab") as output:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "jobs", *command],
+                    # -P: a models.py in the working directory is not ours.
+                    [sys.executable, "-P", "-m", "jobs", *command],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=None if rank == 0 else output,
@@ -145,10 +150,10 @@ def _start(
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A free port of this machine that is given to nobody else meanwhile, but to who asks for it by its number.
+    """A free port of this machine that the system gives to nobody else meanwhile.
 
-    Ranks need seconds before the first of them listens. A socket that is bound and does not listen keeps others away;
-    with SO_REUSEADDR, which torch sets, too, a listener may join it.
+    It takes seconds until rank 0 listens there. A socket that is bound and does not listen reserves the port; with
+    SO_REUSEADDR, which torch also sets, a listener may share it.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -157,12 +162,12 @@ def reserved_port() -> Iterator[int]:
 
 
 def _wait(
-    processes: list[subprocess.Popen[bytes]], asked: list[tuple[signal.Signals, float]], stop_seconds: float
+    processes: list[subprocess.Popen[bytes]], received: list[tuple[signal.Signals, float]], stop_seconds: float
 ) -> list[int | None]:
-    """The exit codes when all have ended, or None for those that are to be killed.
+    """Wait until all have ended; returns their exit codes, with None for processes that must be killed.
 
-    These are ranks that still run a while after another one has failed, or `stop_seconds` after they were asked to
-    stop.
+    Those are ranks that still run `_LEAVE_SECONDS` after another one has failed, or `stop_seconds` after the first
+    signal to stop.
     """
     failed = None
     while True:
@@ -171,13 +176,13 @@ def _wait(
         if failed is None and any(codes):
             failed = now
         overdue = failed is not None and now - failed > _LEAVE_SECONDS
-        if None not in codes or overdue or (asked and now - asked[0][1] > stop_seconds):
+        if None not in codes or overdue or (received and now - received[0][1] > stop_seconds):
             return codes
         time.sleep(_POLL_SECONDS)
 
 
 def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """End those that have not ended by themselves in so many seconds."""
+    """Kill the processes that do not end by themselves within `seconds`."""
     deadline = time.monotonic() + seconds
     for process in processes:
         try:
@@ -188,7 +193,7 @@ def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
 
 
 def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outcome:
-    """The most telling outcome: when one rank fails for a reason, others fail because it is gone."""
+    """The outcome of the rank that caused the failure: when one rank fails, others fail because it is gone."""
     written = {}
     for rank in range(len(codes)):
         try:
@@ -197,22 +202,22 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
             continue
     for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_INTERRUPTED):
         for outcome in written.values():
-            if outcome.code == code and not outcome.consequence:
+            if outcome.code == code and not outcome.is_consequence:
                 return outcome
     killed = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code is not None and code < 0}
     for rank, name in killed.items():
         if name not in STOP_SIGNALS:
             return Outcome(
                 128 + name,
-                f"rank {rank} was killed by {name.name}, by someone or by the system for want of memory; {_CONTINUES}",
+                f"rank {rank} was killed by {name.name}, by a person or for lack of memory; {CONTINUES}",
             )
     if killed:
-        # It was not yet so far that it hears them.
-        return Outcome(EXIT_TRY_AGAIN, f"stopped by {next(iter(killed.values())).name}; {_CONTINUES}")
+        # They had not yet installed their signal handlers.
+        return Outcome(EXIT_TRY_AGAIN, f"stopped by {next(iter(killed.values())).name}; {CONTINUES}")
     if not any(codes):
         late = ", ".join(str(rank) for rank, code in enumerate(codes) if code is None)
-        return Outcome(EXIT_TRY_AGAIN, f"asked to stop, and killed since ranks did not (rank {late}); {_CONTINUES}")
+        return Outcome(EXIT_TRY_AGAIN, f"killed rank {late}, which did not stop in time; {CONTINUES}")
     failed = [rank for rank, code in enumerate(codes) if code]
-    rank = min(failed, key=lambda rank: rank in written and written[rank].consequence)  # the first that has a cause
+    rank = min(failed, key=lambda rank: rank in written and written[rank].is_consequence)  # the first with a cause
     reason = f"failed: {written[rank].message}" if rank in written else f"exited with {codes[rank]}"
     return Outcome(codes[rank] or 0, f"rank {rank} {reason} (log: {folder.log_file(rank)})")

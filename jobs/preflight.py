@@ -1,4 +1,4 @@
-"""What can be known of a recipe on the machine at hand, before any of its stages runs."""
+"""What can be checked about a recipe on this machine, before any of its stages runs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,33 +15,31 @@ from pipeline.preflight.versions import assess_versions
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.run_folder import run_folder
 
-__all__ = ["Finding", "examine"]
-
-_GIVE_UP_AFTER = 30.0  # seconds without an answer of remote storage, while a person waits
-_CLASSES = 1000  # where the shards that would tell are yet to be built
+_GIVE_UP_AFTER = 30.0  # seconds without an answer from remote storage, while a person waits
+_CLASSES = 1000  # assumed while the shards are yet to be built
 
 
 def examine(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iterator[Finding]:
-    """Examine these stages of `recipe` from here; with `slurm` they will be its jobs, on other machines.
+    """Examine these stages of `recipe` on this machine; with `slurm` they will run as jobs on other machines.
 
     Raises:
-        ConfigError: there is no such stage.
+        ConfigError: a stage does not exist.
     """
     for name in stages:
         if name not in recipe.stages:
             raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
-    # What is wrong with the settings may show itself again with the data.
+    # A wrong setting may be found again with the data.
     yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm))
 
 
 def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding]:
-    examiner = ShardAssessor(recipe)
+    assessor = ShardAssessor(recipe)
     kept: list[tuple[str, TrainStage, int, int | None]] = []
     yield from assess_source(recipe)
     for name in stages:
         stage = recipe.stages[name]
         yield from assess_settings(recipe, name, elsewhere=slurm)
-        found, plan = examiner.assess(name)
+        found, plan = assessor.assess(name)
         yield from found
         if isinstance(stage, TrainStage) and _has_a_model(recipe, stage):
             classes = len(plan.classes) if plan else _CLASSES
@@ -61,12 +59,12 @@ def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:
     try:
         check_model(recipe, stage, "")
     except ConfigError:
-        return False  # it is told elsewhere
+        return False  # reported by the other checks
     return True
 
 
 def _impatient(recipe: Recipe) -> Recipe:
-    """The recipe with less patience for remote storage."""
+    """The recipe with a shorter time limit for remote storage."""
     stages = {}
     for name, stage in recipe.stages.items():
         patience = min(stage.data.storage.give_up_after, _GIVE_UP_AFTER)

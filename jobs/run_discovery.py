@@ -1,4 +1,4 @@
-"""Runs as they lie on the disk: those of a recipe, of its sweep, or of a folder."""
+"""Finding runs on the disk: those of a recipe, of its sweep, or of a folder."""
 
 import json
 import os
@@ -23,11 +23,11 @@ class RunRef:
 
     path: Path
     recipe: Mapping[str, Any]
-    """Plain values, complete; empty if nobody has them."""
+    """All settings as plain values; empty if there is no recipe to read."""
     only: str | None = None
-    """The one stage that was asked for."""
+    """The one stage that was named."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """What tells it from the other runs of its sweep; empty if it is part of none."""
+    """What distinguishes it from the other runs of its sweep; empty outside a sweep."""
 
     @property
     def name(self) -> str:
@@ -42,32 +42,32 @@ class RunRef:
         return RunFolder(self.path / stage)
 
     def stages(self) -> list[str]:
-        """The steps that were submitted before the first stage, and the stages, in the order of the chain."""
+        """The shard jobs that were submitted, and the stages, in the order of the chain."""
         named = list(self.recipe.get("stages", {}))
         submitted = list(self.submissions.newest())
-        before = [name for name in submitted if makes_shards(name) and name not in named]
+        before = [name for name in submitted if is_shard_job(name) and name not in named]
         found = [below.name for below in _stage_folders(self.path)]
         return list(dict.fromkeys([*before, *named, *found, *submitted])) if self.only is None else [self.only]
 
 
-def runs_at(target: Path | None) -> list[RunRef]:
-    """The runs that a person means by a recipe file, a run folder, the folder of a stage, or a folder of run folders.
+def find_runs(target: Path | None) -> list[RunRef]:
+    """The runs of a recipe file, a sweep file, a run folder, the folder of a stage, or a folder of run folders.
 
-    None means the current folder. Of a folder that has one, the folder `runs` in it is meant.
+    None means the working directory. A folder that contains a folder `runs` stands for that one.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: `target` is none of these.
     """
     path = Path.cwd() if target is None else target.absolute()
     if path.name.endswith(SWEEP_SUFFIX):
         path = path.with_name(path.name.removesuffix(SWEEP_SUFFIX))
     if _sweep_file(path).is_file():
-        return _of_sweep(_submitted(path))
+        return _of_sweep(_of_run_folder(path))
     if path.is_dir():
-        return _in_folder(path, asked=target is not None)
+        return _in_folder(path, was_named=target is not None)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{target}: no recipe file and no run folder; `coatnet status` lists those below runs")
-    from jobs.bundled_recipes import load_recipe
+        raise ConfigError(f"{target}: not a recipe file or run folder; `coatnet status` lists the runs below ./runs")
+    from jobs.bundled_recipes import load_recipe  # pydantic, which folders do not need
 
     assert target is not None
     recipe = load_recipe(target)
@@ -75,27 +75,27 @@ def runs_at(target: Path | None) -> list[RunRef]:
     return _of_sweep(run) if _sweep_file(run.path).is_file() else [run]
 
 
-def chain_at(target: Path) -> list[RunRef]:
-    """The one run that a person means, or all runs of one sweep.
+def find_chain(target: Path) -> list[RunRef]:
+    """The one run at `target`, or all runs of one sweep.
 
     Raises:
-        ConfigError: it is none, or a folder of several.
+        ConfigError: there is none, or there are several that are not a sweep.
     """
-    runs = runs_at(target)
+    runs = find_runs(target)
     if not runs:
-        raise ConfigError(f"{target}: no runs in it; name a recipe, or a folder such as runs/NAME")
+        raise ConfigError(f"{target}: contains no runs; name a recipe, or a folder such as runs/NAME")
     if len(runs) > 1 and not any(run.settings for run in runs):
         raise ConfigError(f"{target}: {len(runs)} runs ({_names(runs)}); name one of them")
     return runs
 
 
-def run_at(target: Path) -> RunRef:
-    """The one run that a person means.
+def find_run(target: Path) -> RunRef:
+    """The one run at `target`.
 
     Raises:
-        ConfigError: it is none, or one of several.
+        ConfigError: there is none, or there are several.
     """
-    runs = chain_at(target)
+    runs = find_chain(target)
     if len(runs) > 1:
         raise ConfigError(f"{target}: a sweep of {len(runs)} runs; name one: {_names(runs)}")
     return runs[0]
@@ -105,33 +105,39 @@ def check_stages(runs: Sequence[RunRef], stages: Sequence[str]) -> None:
     """Refuse a stage that none of the runs has.
 
     Raises:
-        ConfigError: with those that there are.
+        ConfigError: it lists the stages that exist.
     """
-    there = list(dict.fromkeys(stage for run in runs for stage in run.stages()))
+    known = list(dict.fromkeys(stage for run in runs for stage in run.stages()))
     for stage in stages:
-        if stage not in there:
-            raise ConfigError(f"{runs[0].path}: no stage {stage}; there are: {', '.join(there) or 'none'}")
+        if stage not in known:
+            raise ConfigError(f"{runs[0].path}: no stage {stage}; there are: {', '.join(known) or 'none'}")
+
+
+def is_shard_job(name: str) -> bool:
+    """Whether this names a job before the first stage; names of stages have no spaces."""
+    return name == SHARDS or name.startswith(f"{SHARDS} ")
 
 
 def _names(runs: list[RunRef]) -> str:
     return ", ".join(os.path.relpath(run.path) for run in runs[:4]) + (", ..." if len(runs) > 4 else "")
 
 
-def _in_folder(path: Path, asked: bool) -> list[RunRef]:
+def _in_folder(path: Path, was_named: bool) -> list[RunRef]:
     if path.name == FOLDER and _is_run(path.parent):
         path = path.parent
     if _is_stage(path):
-        return [_submitted(path.parent, only=path.name)]
+        return [_of_run_folder(path.parent, only=path.name)]
     if _is_run(path):
-        return [_submitted(path)]
+        return [_of_run_folder(path)]
     below = path / "runs" if (path / "runs").is_dir() else path
-    found = [_submitted(run) for run in sorted(below.iterdir()) if _is_run(run)]
-    if not found and (asked or below == path):
-        raise ConfigError(f"{path}: no run folder, and none in it; name a recipe, or a folder such as runs/NAME")
+    found = [_of_run_folder(run) for run in sorted(below.iterdir()) if _is_run(run)]
+    if not found and (was_named or below == path):
+        raise ConfigError(f"{path}: not a run folder, and contains none; name a recipe, or a folder such as runs/NAME")
     return found
 
 
-def _submitted(run: Path, only: str | None = None, settings: Mapping[str, str] | None = None) -> RunRef:
+def _of_run_folder(run: Path, only: str | None = None, settings: Mapping[str, str] | None = None) -> RunRef:
+    """The run in a folder, with its recipe as it was submitted, if it was."""
     try:
         content = yaml.safe_load(SubmissionFolder(run / FOLDER).recipe.read_text())
     except (OSError, yaml.YAMLError):
@@ -144,23 +150,18 @@ def _sweep_file(run: Path) -> Path:
 
 
 def _of_sweep(base: RunRef) -> list[RunRef]:
-    """The runs of the sweep over a recipe, and before them what the recipe itself has: their shards, or a run."""
+    """The runs of the sweep over a recipe; before them the recipe's own shard jobs or run, if there are any."""
     file = _sweep_file(base.path)
     try:
         content = json.loads(file.read_text())
         settings = {str(name): dict(content["settings"].get(name, {})) for name in content["runs"]}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"{file}: not the record of a sweep; submit the sweep again, or remove the file") from None
-    swept = [_submitted(file.with_name(name), settings=of_run) for name, of_run in settings.items()]
+    swept = [_of_run_folder(file.with_name(name), settings=of_run) for name, of_run in settings.items()]
     without_stages = replace(base, recipe={**base.recipe, "stages": {}})
-    if all(map(makes_shards, without_stages.stages())):  # none of its stages was ever submitted or run by itself
+    if all(map(is_shard_job, without_stages.stages())):  # none of its stages was ever submitted or run by itself
         base = without_stages
     return [base, *swept] if base.stages() else swept
-
-
-def makes_shards(stage: str) -> bool:
-    """Whether this is the name of a step before the first stage; those of stages have no spaces."""
-    return stage == SHARDS or stage.startswith(f"{SHARDS} ")
 
 
 def _is_run(path: Path) -> bool:
@@ -174,7 +175,7 @@ def _is_stage(path: Path) -> bool:
 
 
 def _stage_folders(path: Path) -> list[Path]:
-    """In the order of their first starts."""
+    """The folders of stages, in the order of their first starts."""
     found = [below for below in sorted(path.iterdir()) if below.is_dir() and _is_stage(below)] if path.is_dir() else []
     return sorted(found, key=_first_start)
 

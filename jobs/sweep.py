@@ -1,4 +1,4 @@
-"""A sweep: one recipe as several runs that differ in the values of some settings."""
+"""A sweep: one recipe as several runs that differ in some settings."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.atomic_file import write_atomically
+from jobs.run_discovery import SWEEP_SUFFIX
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
 
@@ -18,19 +19,19 @@ class Variation:
 
     name: str
     settings: dict[str, str]
-    """What makes it differ, by the keys of overrides."""
+    """The values that distinguish it, by their keys."""
 
     @property
     def overrides(self) -> list[str]:
-        """The overrides that make it of the recipe."""
+        """Overrides that turn the recipe into this run."""
         return [f"name={self.name}", *(f"{key}={value}" for key, value in self.settings.items())]
 
 
 def variations(name: str, sweeps: Sequence[str]) -> list[Variation]:
-    """Every combination of the values in `sweeps`, each `key=value,value...`, of the recipe `name`.
+    """Every combination of the values in `sweeps`, each written `key=value,value...`, for the recipe `name`.
 
     Raises:
-        ConfigError: one is not written so.
+        ConfigError: one of them is malformed.
     """
     axes = []
     for sweep in sweeps:
@@ -57,8 +58,8 @@ def variations(name: str, sweeps: Sequence[str]) -> list[Variation]:
 
 
 def sweep_file(recipe: Recipe) -> Path:
-    """Where the runs of a recipe's sweep are listed."""
-    return Path(recipe.runs) / f"{recipe.name}.sweep.json"
+    """The file that lists the runs of a recipe's sweep."""
+    return Path(recipe.runs) / f"{recipe.name}{SWEEP_SUFFIX}"
 
 
 def record(path: Path, found: Sequence[Variation]) -> None:

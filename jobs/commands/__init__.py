@@ -1,1 +1,1 @@
-"""One file per command, named as the command: arguments, output and exit code. The work is done elsewhere."""
+"""One file per command, named as the command: arguments, output, exit code. It is imported when the command is used."""

@@ -1,136 +1,150 @@
-"""`coatnet bench`: whether this machine can do what a recipe asks of it."""
+"""`coatnet bench`: whether this machine can keep up with a recipe."""
 
 import json
 import os
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from jobs.bundled_recipes import load_recipe
+from jobs.commands.arguments import AsJson, Overrides, RecipePath
+from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import exit_on_error
+from pipeline.errors import ConfigError
+from pipeline.gpus import PEAKS, present_gpu
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.throughput import LoaderCosts, LoaderThroughput, demand, measure, time_parts
 
-bench = typer.Typer(no_args_is_help=True, help="Measure this machine against a recipe.")
+bench = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AssumedDevice:
+    """The GPU whose demand was computed rather than given."""
+
+    device: str
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderBenchmark:
+    """What `--json` prints."""
+
+    stage: str
+    model: str
+    resolution: int
+    cores: int
+    ranks: int
+    workers: int
+    delivered: LoaderThroughput
+    milliseconds_per_image: LoaderCosts
+    demand_per_rank: float
+    """Images per second."""
+    demand: float
+    assumed: AssumedDevice | None
+    enough: bool
 
 
 @bench.callback()
-def _group() -> None:
-    """Keeps `data` a word of its own."""
+def _bench() -> None:
+    """Measure whether this machine can keep up with a recipe."""
 
 
 @bench.command()
 def data(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
-    stage: Annotated[str | None, typer.Argument(help="A training stage; by default the first.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe.")
+    recipe: RecipePath,
+    stage: Annotated[
+        str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the first")
     ] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks of this node; by default all of the stage.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long the readers run.")] = 20.0,
-    device: Annotated[str | None, typer.Option(help="GPU of a rank; by default the one here, or H100.")] = None,
-    utilization: Annotated[float, typer.Option(min=0.01, max=1, help="Share of its peak that training reaches.")] = 0.4,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Number of ranks on this node.", show_default="all of the stage")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to run the readers.")] = 20.0,
+    device: Annotated[
+        str | None, typer.Option(help="GPU model of each rank.", show_default="the GPU of this machine, else H100")
+    ] = None,
+    utilization: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Fraction of the GPU's peak that training reaches.")
+    ] = 0.4,
     images_per_second: Annotated[
-        float | None, typer.Option(min=0.01, help="What one rank trains on, where that is known.")
+        float | None, typer.Option(min=0.01, help="Training speed of one rank, if known; replaces the estimate.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say whether this node can feed its GPUs: images per second, where the time goes, and what the recipe asks for."""
+    """Measure whether this node can feed its GPUs: images per second, where the time goes, and the recipe's demand."""
     with exit_on_error():
         # STAGE may be left out before a KEY=VALUE.
         changes = [text for text in [stage, *(overrides or [])] if text is not None and "=" in text]
-        chosen = stage if stage is not None and "=" not in stage else None
-        console = Console(highlight=False)
+        plan = _training_plan(load_recipe(recipe, changes), None if stage is None or "=" in stage else stage)
+        world_size = plan.stage.resources.ranks
+        ranks = ranks or world_size
+        if ranks > world_size:
+            raise ConfigError(f"--ranks {ranks}: stage {plan.name} has {world_size}")
+        device = device or present_gpu() or "H100"
+        if device not in PEAKS:
+            raise ConfigError(f"--device {device}: not one of {', '.join(PEAKS)}; give --images-per-second instead")
+        per_rank = images_per_second or demand(plan.stage, device, utilization)
+        console = make_console()
         with console.status("reading samples of the recipe"):
-            facts = _measure(recipe, chosen, changes, ranks, seconds, device, utilization, images_per_second)
+            costs = time_parts(plan, samples=200)
+            delivered = measure(recipe, changes, plan.name, ranks, world_size, seconds)
+        found = LoaderBenchmark(
+            stage=plan.name,
+            model=plan.stage.model.name,
+            resolution=plan.stage.resolution,
+            cores=len(os.sched_getaffinity(0)),
+            ranks=ranks,
+            workers=plan.stage.data.workers,
+            delivered=delivered,
+            milliseconds_per_image=costs,
+            demand_per_rank=per_rank,
+            demand=per_rank * ranks,
+            assumed=None if images_per_second else AssumedDevice(device, utilization),
+            enough=delivered.images_per_second >= per_rank * ranks,
+        )
         if as_json:
-            print(json.dumps(facts, indent=1))
+            print(json.dumps(asdict(found), indent=1))
         else:
-            _show(facts, console)
+            _show(found, console)
 
 
-def _measure(
-    recipe: Path,
-    stage: str | None,
-    overrides: list[str],
-    ranks: int | None,
-    seconds: float,
-    device: str | None,
-    utilization: float,
-    images_per_second: float | None,
-) -> dict[str, Any]:
-    from jobs.bundled_recipes import load_recipe
-    from pipeline.errors import ConfigError
-    from pipeline.gpus import PEAKS, present_gpu
-    from pipeline.plan import TrainPlan, plan_stage
-    from pipeline.recipe.schema import TrainStage
-    from pipeline.throughput import demand, measure, time_parts
-
-    loaded = load_recipe(recipe, overrides)
-    name = stage or next((n for n, s in loaded.stages.items() if isinstance(s, TrainStage)), "")
-    plan = plan_stage(loaded, name)
+def _training_plan(recipe: Recipe, stage: str | None) -> TrainPlan:
+    """The plan of a stage, by default of the first that trains."""
+    name = stage or next((name for name, one in recipe.stages.items() if isinstance(one, TrainStage)), "")
+    plan = plan_stage(recipe, name)
     if not isinstance(plan, TrainPlan):
         raise ConfigError(f"stage {name} evaluates; name a stage that trains")
-    world_size = plan.stage.resources.ranks
-    ranks = ranks or world_size
-    if ranks > world_size:
-        raise ConfigError(f"--ranks {ranks}: stage {name} has {world_size}")
-    device = device or present_gpu() or "H100"
-    if device not in PEAKS:
-        raise ConfigError(f"--device {device}: not one of {', '.join(PEAKS)}; say --images-per-second instead")
-    asked = images_per_second or demand(plan.stage, device, utilization)
-    parts = time_parts(plan, samples=200)
-    delivery = measure(recipe, overrides, name, ranks, world_size, seconds)
-    return {
-        "stage": name,
-        "model": plan.stage.model.name,
-        "resolution": plan.stage.resolution,
-        "cores": len(os.sched_getaffinity(0)),
-        "ranks": ranks,
-        "workers": plan.stage.data.workers,
-        "delivered": asdict(delivery),
-        "milliseconds_per_image": asdict(parts),
-        "demand_per_rank": asked,
-        "demand": asked * ranks,
-        "assumed": None if images_per_second else {"device": device, "utilization": utilization},
-        "enough": delivery.images_per_second >= asked * ranks,
-    }
+    return plan
 
 
-def _show(facts: dict[str, Any], console: Console) -> None:
-    delivered, asked = facts["delivered"], facts["demand"]
-    rate, by_core = delivered["images_per_second"], delivered["images_per_cpu_second"]
-    console.print(
-        f"{facts['stage']}: {facts['ranks']} ranks with {facts['workers']} reader threads each, {facts['cores']} cores"
-    )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("part")
-    table.add_column("ms of a core per image", justify="right")
-    table.add_column("share", justify="right")
-    parts = facts["milliseconds_per_image"]
-    for part, milliseconds in parts.items():
-        table.add_row(part.replace("_", " "), f"{milliseconds:.3f}", f"{milliseconds / sum(parts.values()):.0%}")
+def _show(found: LoaderBenchmark, console: Console) -> None:
+    rate, per_core = found.delivered.images_per_second, found.delivered.images_per_cpu_second
+    console.print(f"{found.stage}: {found.ranks} ranks with {found.workers} reader threads each, {found.cores} cores")
+    table = make_table("part", "ms of a core per image", "share", right=("ms of a core per image", "share"))
+    for part, milliseconds in asdict(found.milliseconds_per_image).items():
+        share = milliseconds / found.milliseconds_per_image.total
+        table.add_row(part.replace("_", " "), f"{milliseconds:.3f}", f"{share:.0%}")
     console.print(table)
-    why = (
-        f"{facts['model']} at {facts['resolution']} pixels on {facts['assumed']['device']} at "
-        f"{facts['assumed']['utilization']:.0%} of its peak"
-        if facts["assumed"]
-        else "as told"
+    source = (
+        f"{found.model} at {found.resolution} pixels on {found.assumed.device} at "
+        f"{found.assumed.utilization:.0%} of its peak"
+        if found.assumed
+        else "as given"
     )
-    console.print(f"delivered  {rate:,.0f} images/s, {by_core:,.0f} for each second of a core", soft_wrap=True)
-    console.print(
-        f"asked for  {asked:,.0f} images/s, {facts['demand_per_rank']:,.0f} by each rank ({why})", soft_wrap=True
-    )
-    if delivered["skipped"]:
-        console.print(f"{delivered['skipped']:,} samples could not be used")
-    if facts["enough"]:
-        console.print(f"[green]enough[/]: {rate / asked:.1f} times what is asked for")
+    print_line(console, f"delivered  {rate:,.0f} images/s, {per_core:,.0f} per core-second")
+    print_line(console, f"needed     {found.demand:,.0f} images/s, {found.demand_per_rank:,.0f} per rank ({source})")
+    if found.delivered.skipped:
+        print_line(console, f"{found.delivered.skipped:,} samples could not be used")
+    if found.enough:
+        console.print(f"[green]enough[/]: {rate / found.demand:.1f} times what is needed")
     else:
         console.print(
-            f"[red]too little[/]: {rate / asked:.0%} of what is asked for. It takes {asked / by_core:,.0f} cores for "
-            "reading; give the node more cores and data.workers, shrink the pictures when building the shards "
-            "(--short-side), or leave RandAugment out",
+            f"[red]too little[/]: {rate / found.demand:.0%} of what is needed. Reading would take "
+            f"{found.demand / per_core:,.0f} cores: give the node more cores and data.workers, shrink the images when "
+            "building the shards (--short-side), or turn off RandAugment",
             soft_wrap=True,
         )

@@ -1,71 +1,75 @@
 """`coatnet cancel`: end the jobs of a run."""
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from jobs.commands.status import RUN_HELP
+from jobs.commands.arguments import RunPath
 from jobs.exit_codes import exit_on_error
-
-if TYPE_CHECKING:
-    from jobs.run_discovery import RunRef
-    from jobs.scheduler.slurm import SlurmJob
-    from jobs.scheduler.submissions import Submission
+from jobs.run_discovery import RunRef, check_stages, find_chain
+from jobs.scheduler import slurm
+from jobs.scheduler.slurm import SlurmJob
+from jobs.scheduler.submissions import Submission
 
 
 def cancel(
-    target: Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)],
+    target: RunPath,
     stages: Annotated[
-        list[str] | None, typer.Argument(metavar="[STAGE]...", help="Only these, and those that wait for them.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[STAGE]...", help="Cancel only these, and jobs that wait for them.", show_default="all"
+        ),
     ] = None,
 ) -> None:
-    """Cancel the jobs of a run, or of all runs of a sweep; ranks save first, as far as Slurm's KillWait lets them."""
+    """Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows."""
     with exit_on_error("the same command tries again"):
-        from jobs.run_discovery import chain_at, check_stages
-        from jobs.scheduler import slurm
-
-        runs = chain_at(target)
+        runs = find_chain(target)
         check_stages(runs, stages or [])
-        submitted = [(run, one) for run in runs for one in run.submissions.submissions()]
-        jobs = slurm.jobs(one.job for _, one in submitted)
-        live = [(run, one) for run, one in submitted if jobs[one.job].lives and jobs[one.job].state != "COMPLETING"]
-        named = [one.job for run, one in live if _is_meant(run, one.stage, stages)]
-        ended = _with_dependents(named, [one for _, one in live])
+        submitted = [(run, submission) for run in runs for submission in run.submissions.submissions()]
+        jobs = slurm.jobs(submission.job for _, submission in submitted)
+        live = [
+            (run, submission)
+            for run, submission in submitted
+            if jobs[submission.job].lives and jobs[submission.job].state != "COMPLETING"
+        ]
+        chosen = [submission.job for run, submission in live if _selects(run, submission.stage, stages)]
+        ended = _with_dependents(chosen, [submission for _, submission in live])
         slurm.cancel(ended)
-        for run, one in live:
-            if one.job in ended:
-                name = f"{run.name} {one.stage}" if len(runs) > 1 else one.stage
-                print(f"cancelled {name}, job {one.job}: {_was(jobs[one.job], follows=one.job not in named)}")
+        for run, submission in live:
+            if submission.job in ended:
+                name = f"{run.name} {submission.stage}" if len(runs) > 1 else submission.stage
+                was = _description(jobs[submission.job], is_dependent=submission.job not in chosen)
+                print(f"cancelled {name}, job {submission.job}: {was}")
         if not ended:
-            print(f"{target}: nothing to cancel, no job of it waits or runs")
+            print(f"{target}: nothing to cancel: none of its jobs is waiting or running")
             for run in runs:
                 for stage in run.stages():
-                    if _is_meant(run, stage, stages) and run.folder(stage).held():
-                        print(f"{stage} runs without Slurm; Ctrl-C or SIGTERM stops it where it was started")
+                    if _selects(run, stage, stages) and run.folder(stage).held():
+                        print(f"{stage} runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM")
 
 
-def _is_meant(run: "RunRef", stage: str, stages: list[str] | None) -> bool:
+def _selects(run: RunRef, stage: str, stages: list[str] | None) -> bool:
     return run.only in (None, stage) and (not stages or stage in stages)
 
 
-def _with_dependents(named: list[str], live: "list[Submission]") -> list[str]:
-    """The jobs named, and those submitted to wait until they are done, which would never start."""
-    ended = list(named)
-    for number in ended:  # grows on the way
-        for one in live:
-            if number in _waits_for(one.command) and one.job not in ended:
-                ended.append(one.job)
+def _with_dependents(chosen: Sequence[str], live: Sequence[Submission]) -> list[str]:
+    """The chosen jobs and those that wait for them, which would never start."""
+    ended = list(chosen)
+    for number in ended:  # the list grows meanwhile
+        for submission in live:
+            if number in _dependencies(submission.command) and submission.job not in ended:
+                ended.append(submission.job)
     return ended
 
 
-def _waits_for(command: list[str]) -> list[str]:
-    """Numbers of the jobs that `sbatch` was told to wait for."""
+def _dependencies(command: list[str]) -> list[str]:
+    """Numbers of the jobs that an `sbatch` command makes its job wait for."""
     return re.findall(r":(\d+)", " ".join(word for word in command if word.startswith("--dependency=")))
 
 
-def _was(job: "SlurmJob", *, follows: bool) -> str:
+def _description(job: SlurmJob, *, is_dependent: bool) -> str:
     if job.runs:
         return f"it runs on {job.nodes}; its ranks save and end" if job.nodes else "it runs; its ranks save and end"
-    return "it waited for one of these" if follows else "it waited"
+    return "it was waiting for one of these" if is_dependent else "it was waiting"

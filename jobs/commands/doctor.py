@@ -6,116 +6,98 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from data.errors import EXIT_CONFIG
+from jobs.bundled_recipes import load_recipe
+from jobs.commands.arguments import AsJson, Overrides, RecipePath
+from jobs.console import make_console, make_table
 from jobs.exit_codes import end_process, exit_on_error
+from jobs.launch import die_with_launcher
+from jobs.preflight import examine
+from jobs.scheduler import slurm
+from jobs.scheduler.job_end import node_name
+from jobs.scheduler.node_check import check_nodes
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.faults.preemption import StopSignals
-
-if TYPE_CHECKING:
-    from pipeline.preflight.finding import Finding
+from pipeline.preflight.finding import Finding, finding_of_error
+from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.run_folder import RunFolder
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def doctor(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe.")
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Check only this stage.", show_default="all")
     ] = None,
-    stage: Annotated[str | None, typer.Option(metavar="STAGE", help="Only this one; by default all.")] = None,
     nodes: Annotated[
-        bool, typer.Option("--nodes", help="Try the nodes, too, of the first training stage or of STAGE: a short job.")
+        bool,
+        typer.Option("--nodes", help="Also test the nodes of STAGE, else of the first training stage: a short job."),
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long readers run on the nodes.")] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: a list of objects.")] = False,
-    report: Annotated[Path | None, typer.Option(hidden=True, help="Be a rank on the nodes, and write here.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to run the readers on the nodes.")] = 10.0,
+    as_json: AsJson = False,
+    report: Annotated[Path | None, typer.Option(hidden=True, help="Be one rank of the node test; write here.")] = None,
 ) -> None:
-    """Look for all that would stop or slow down a recipe, each with the fix; exits with 78 if there are errors."""
+    """Check a recipe for everything that would stop it or slow it down, with fixes.
+
+    Exits with 78 if there are errors.
+    """
     with StopSignals(end_process) as signals, exit_on_error("nothing was changed"):
         if report is not None:
-            _be_a_rank(recipe, overrides or [], stage or "", report, seconds, signals)
+            die_with_launcher()
+            from pipeline.preflight.nodes import run_node_checks  # torch, which only the ranks need
+
+            logs = RunFolder(report.with_suffix(""))
+            node = node_name(os.environ)
+            run_node_checks(load_recipe(recipe, overrides), stage or "", logs, report, seconds, signals, node)
             return
-        console = Console(highlight=False)
-        with console.status("looking") as status:
-            findings = _examined(recipe, overrides or [], stage, nodes, seconds, signals, status.update)
+        console = make_console()
+        with console.status("checking") as status:
+            try:
+                loaded = load_recipe(recipe, overrides)
+            except SeveralErrors as errors:
+                findings = [finding_of_error("", ConfigError(problem)) for problem in errors.problems]
+            except ConfigError as error:
+                findings = [finding_of_error("", error)]
+            else:
+                stages = [stage] if stage is not None else list(loaded.stages)
+                findings = list(examine(loaded, stages, slurm=slurm.available()))
+                if nodes:
+                    findings += _check_nodes(loaded, stages, seconds, signals, status.update)
         if as_json:
             print(json.dumps([asdict(finding) for finding in findings], indent=1))
         else:
-            # A pipe has no width to keep to.
-            Console(highlight=False, width=None if sys.stdout.isatty() else 170).print(table(findings))
+            console.print(table(findings))
             console.print(summary(findings))
         if any(finding.level == "error" for finding in findings):
             sys.exit(EXIT_CONFIG)
 
 
-def table(findings: "Sequence[Finding]") -> Table:
-    """One row for each."""
-    result = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-    for heading in ("", "stage", "what", "fix"):
-        result.add_column(heading, overflow="fold")
+def table(findings: Sequence[Finding]) -> Table:
+    """A row for each finding."""
+    result = make_table("", "stage", "what", "fix")
     for finding in findings:
         level = Text(finding.level, _COLOURS[finding.level])
         result.add_row(level, finding.where, Text(finding.what), Text(finding.fix))
     return result
 
 
-def summary(findings: "Sequence[Finding]") -> str:
-    """How many errors and warnings."""
+def summary(findings: Sequence[Finding]) -> str:
+    """The numbers of errors and warnings."""
     levels = [finding.level for finding in findings]
     counts = [(levels.count(level), level) for level in ("error", "warning")]
     return ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for count, level in counts)
 
 
-def _examined(
-    path: Path,
-    overrides: list[str],
-    stage: str | None,
-    nodes: bool,
-    seconds: float,
-    signals: StopSignals,
-    say: Callable[[str], None],
-) -> "list[Finding]":
-    from jobs.bundled_recipes import load_recipe
-    from jobs.preflight import examine
-    from jobs.scheduler import slurm
-    from pipeline.preflight.finding import finding_of_error
-    from pipeline.recipe.schema import TrainStage
-
-    try:
-        loaded = load_recipe(path, overrides)
-    except SeveralErrors as errors:
-        return [finding_of_error("", ConfigError(problem)) for problem in errors.problems]
-    except ConfigError as error:
-        return [finding_of_error("", error)]
-    stages = [stage] if stage is not None else list(loaded.stages)
-    findings = list(examine(loaded, stages, slurm=slurm.available()))
-    if nodes:
-        from jobs.scheduler.node_check import check_nodes
-
-        training = [name for name in stages if isinstance(loaded.stages[name], TrainStage)]
-        findings += check_nodes(loaded, (training or stages)[0], seconds, signals, say)
-    return findings
-
-
-def _be_a_rank(
-    path: Path, overrides: list[str], stage: str, report: Path, seconds: float, signals: StopSignals
-) -> None:
-    from jobs.bundled_recipes import load_recipe
-    from jobs.launch import die_with_launcher
-    from jobs.scheduler.job_end import node_name
-
-    die_with_launcher()
-    from pipeline.preflight.nodes import run_node_checks
-    from pipeline.run_folder import RunFolder
-
-    folder = RunFolder(report.with_suffix(""))
-    node = node_name(os.environ)
-    run_node_checks(load_recipe(path, overrides), stage, folder, report, seconds, signals, node)
+def _check_nodes(
+    recipe: Recipe, stages: Sequence[str], seconds: float, signals: StopSignals, show_progress: Callable[[str], None]
+) -> list[Finding]:
+    training = [name for name in stages if isinstance(recipe.stages[name], TrainStage)]
+    return check_nodes(recipe, (training or stages)[0], seconds, signals, show_progress)

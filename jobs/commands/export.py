@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.exit_codes import exit_on_error
+from jobs.exit_codes import STARTS_OVER, exit_on_error
+from pipeline.export import export as export_weights
 
 
 def export(
@@ -16,13 +17,11 @@ def export(
     destination: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
     weights: Annotated[
         Literal["auto", "raw", "ema"],
-        typer.Option(help="The raw weights, or their moving average; auto takes that where there is one."),
+        typer.Option(help="The trained weights (raw) or their moving average (ema); auto prefers ema."),
     ] = "auto",
 ) -> None:
-    """Write the weights of a checkpoint to a safetensors file that models.registry.create_model can be filled from."""
-    with exit_on_error("the same command begins anew"):
-        from pipeline.export import export as export_weights
-
+    """Write the weights of a checkpoint to a safetensors file for models.registry.create_model."""
+    with exit_on_error(STARTS_OVER):
         facts = export_weights(source, destination, weights)
         model = json.loads(facts["model"])
         kind = "moving average" if facts["weights"] == "ema" else "raw weights"

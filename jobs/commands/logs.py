@@ -1,4 +1,4 @@
-"""`coatnet logs`: what a job, or a rank, has written; and what it writes."""
+"""`coatnet logs`: what a job or a rank has written, and what it is writing."""
 
 import codecs
 import os
@@ -7,73 +7,70 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, Annotated
 
 import typer
 
-from jobs.commands.status import RUN_HELP
+from jobs.commands.arguments import RunPath
 from jobs.exit_codes import exit_on_error
+from jobs.run_discovery import RunRef, check_stages, find_run
+from jobs.scheduler import slurm
+from jobs.scheduler.stage_status import StageStatus, stage_statuses
 from pipeline.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jobs.run_discovery import RunRef
-    from jobs.scheduler.stage_status import StageStatus
-
 _POLL_SECONDS = 0.5
-_LOOK_SECONDS = 10.0
-"""How often is asked, while nothing new comes, whether anything still can."""
+_STATUS_SECONDS = 10.0
+"""While nothing new is written, time between checks whether the stage has ended."""
 
 
 def logs(
-    target: Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)],
+    target: RunPath,
     stage: Annotated[
-        str | None, typer.Argument(metavar="[STAGE]", help="By default the one that has written last.")
+        str | None,
+        typer.Argument(metavar="[STAGE]", help="Whose log.", show_default="the stage that wrote last"),
     ] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job is over, or Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines.")] = 100,
-    rank: Annotated[int | None, typer.Option(min=0, help="The log of this rank, instead of the job's.")] = None,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Keep printing until the job ends, or Ctrl-C.")
+    ] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines to print.")] = 100,
+    rank: Annotated[int | None, typer.Option(min=0, help="Print the log of this rank instead of the job's.")] = None,
 ) -> None:
-    """Print the end of a job's log; of a run without Slurm, of rank 0's."""
-    with exit_on_error("the run goes on"):
-        from jobs.run_discovery import check_stages, run_at
-
-        run = run_at(target)
+    """Print the end of a job's log, or of rank 0's for a run without Slurm."""
+    with exit_on_error("the run is not affected"):
+        run = find_run(target)
         if stage is not None:
             check_stages([run], [stage])
         try:
             _show(run, stage, rank, lines, follow)
         except KeyboardInterrupt:
-            return  # how one leaves it
+            return  # the way to leave
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `coatnet logs RUN | head`
 
 
-def _show(run: "RunRef", stage: str | None, rank: int | None, lines: int, follow: bool) -> None:
-    chosen = stage or _newest(run, rank)
-
+def _show(run: RunRef, stage: str | None, rank: int | None, lines: int, follow: bool) -> None:
+    chosen = stage or _last_writer(run, rank)
     if chosen is None or (not _files(run, chosen, rank) and not (follow and _may_write(run, chosen))):
         what = "log" if rank is None else f"log of rank {rank}"
-        which = f"stage {chosen} is {_words(run, chosen)}" if chosen else "nothing has started"
-        raise ConfigError(f"{run.path}: no {what} yet: {which}; `coatnet status` shows all stages")
-    printer = _Printer(lambda: _files(run, chosen, rank), lines)
+        why = f"stage {chosen} is {_state(run, chosen)}" if chosen else "nothing has started"
+        raise ConfigError(f"{run.path}: no {what} yet: {why}; `coatnet status` shows all stages")
+    printer = _LogPrinter(lambda: _files(run, chosen, rank), lines)
     printer.print_end()
     if not follow:
         return
-    looked = time.monotonic()
-    lives = _may_write(run, chosen)
+    checked, may_write = time.monotonic(), _may_write(run, chosen)
     while True:
-        news = printer.print_news()
-        if not news and not lives:
+        printed = printer.print_new()
+        if not printed and not may_write:
             return
         time.sleep(_POLL_SECONDS)
-        if not news and time.monotonic() - looked > _LOOK_SECONDS:
-            looked, lives = time.monotonic(), _may_write(run, chosen)  # what it wrote last is printed before the end
+        if not printed and time.monotonic() - checked > _STATUS_SECONDS:
+            # The loop goes round once more after the end, for the last lines.
+            checked, may_write = time.monotonic(), _may_write(run, chosen)
 
 
-def _may_write(run: "RunRef", stage: str) -> bool:
-    """Whether a process or a job of the stage lives, or may."""
-    from jobs.scheduler import slurm
-
+def _may_write(run: RunRef, stage: str) -> bool:
+    """Whether a process or job of the stage may still be alive."""
     status = _status(run, stage)
     if status.state in ("running", "waiting", "unknown"):
         return True
@@ -83,26 +80,24 @@ def _may_write(run: "RunRef", stage: str) -> bool:
         return False
 
 
-def _words(run: "RunRef", stage: str) -> str:
+def _state(run: RunRef, stage: str) -> str:
     status = _status(run, stage)
     return f"{status.state} ({status.reason})" if status.reason else status.state
 
 
-def _status(run: "RunRef", stage: str) -> "StageStatus":
-    from jobs.scheduler.stage_status import look
-
-    return look([replace(run, only=stage)]).stages[0]
+def _status(run: RunRef, stage: str) -> StageStatus:
+    return stage_statuses([replace(run, only=stage)]).stages[0]
 
 
-def _files(run: "RunRef", stage: str, rank: int | None) -> list[Path]:
-    """The logs of a stage's jobs or, if it had none, of rank 0; those of a rank that was asked for."""
+def _files(run: RunRef, stage: str, rank: int | None) -> list[Path]:
+    """The log of `rank`, if given; else the logs of the stage's jobs, or of rank 0 if there were none."""
     of_rank = run.folder(stage).log_file(rank or 0)
     of_jobs = run.submissions.logs(stage) if rank is None else []
     return of_jobs or ([of_rank] if of_rank.exists() else [])
 
 
-def _newest(run: "RunRef", rank: int | None) -> str | None:
-    """The stage that wrote last."""
+def _last_writer(run: RunRef, rank: int | None) -> str | None:
+    """The stage whose log is newest."""
     written = {
         stage: max(file.stat().st_mtime for file in files)
         for stage in run.stages()
@@ -111,8 +106,8 @@ def _newest(run: "RunRef", rank: int | None) -> str | None:
     return max(written, key=lambda stage: written[stage], default=None)
 
 
-class _Printer:
-    """Prints what files hold and get, each under its name where there are several, as `tail` does."""
+class _LogPrinter:
+    """Prints files and what is added to them, as `tail` does: with names if there are several."""
 
     def __init__(self, files: Callable[[], list[Path]], lines: int) -> None:
         self._files = files
@@ -122,28 +117,28 @@ class _Printer:
         self._last: Path | None = None
 
     def print_end(self) -> None:
-        """The last lines of each."""
+        """Print the last lines of each file."""
         for path in self._files():
             with open(path, "rb") as file:
                 content = _last_lines(file, self._lines)
                 self._positions[path] = file.tell()
             self._print(path, content)
 
-    def print_news(self) -> bool:
-        """What has come since; whether there was any."""
-        news = False
+    def print_new(self) -> bool:
+        """Print what was written since the last call; returns whether there was anything."""
+        printed = False
         for path in self._files():
             position = self._positions.get(path, 0)
             size = path.stat().st_size
             if size == position:
                 continue
             with open(path, "rb") as file:
-                file.seek(position if size > position else 0)  # one that became shorter was written anew
+                file.seek(position if size > position else 0)  # a shorter file was written anew
                 content = file.read()
                 self._positions[path] = file.tell()
             self._print(path, content)
-            news = True
-        return news
+            printed = True
+        return printed
 
     def _print(self, path: Path, content: bytes) -> None:
         if path != self._last and (self._last is not None or len(self._files()) > 1):
@@ -156,7 +151,7 @@ class _Printer:
 
 
 def _last_lines(file: IO[bytes], lines: int) -> bytes:
-    """Read from the end: the log of a month may be large."""
+    """The last lines, read from the end: the log of a month may be large."""
     size = file.seek(0, os.SEEK_END)
     bytes_ = 64 * 1024
     while True:

@@ -1,16 +1,17 @@
-"""`coatnet models`: what each variant is and costs, beside what the paper prints."""
+"""`coatnet models`: what each variant is and costs, beside the paper's figures."""
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from jobs.commands.arguments import AsJson
+from jobs.console import make_console
 from jobs.exit_codes import exit_on_error
+from models.complexity import PUBLISHED, count_costs, count_parameters, count_parameters_without_dense_head
 from models.variants import VARIANTS, Variant, find_variant
 from pipeline.errors import ConfigError
 
@@ -19,18 +20,17 @@ SIZES = (224, 384, 512)
 
 def models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Variants; all if none is named.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Variants to show.", show_default="all")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one object, keyed by variant.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Layers, widths, parameters, multiply-adds and activation memory of the variants, with the paper's figures."""
+    """List the model variants with layers, parameters, multiply-adds and memory, and the paper's figures."""
     with exit_on_error():
         try:
             variants = {name: find_variant(name) for name in names or VARIANTS}
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        # A pipe has no width to keep to.
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
+        console = make_console()
         with console.status("counting"):
             facts = {name: describe(name, variant) for name, variant in variants.items()}
         if as_json:
@@ -38,16 +38,15 @@ def models(
         else:
             console.print(table(facts, narrow=console.width < 130))
             console.print(
-                "\nIn brackets what the paper prints. Stages: the stem's width, then depth x width, C for MBConv and T "
-                "for Transformer. Parameters: 1000 classes, tables for 224 pixels. G: billions of multiply-adds for a "
-                "picture of so many pixels. MiB: activations that one of 224 pixels keeps for the backward in bf16."
+                "\nIn brackets: the paper's figures. Stages: width of the stem, then depth x width, C for MBConv and T "
+                "for Transformer. Parameters: with 1000 classes and position tables for 224 pixels. G: billions of "
+                "multiply-adds for one image of that many pixels. MiB: bf16 activations that one image of 224 pixels "
+                "keeps for the backward pass."
             )
 
 
 def describe(name: str, variant: Variant) -> dict[str, Any]:
-    """The facts of one variant that `--json` prints; docs/models.md has the keys."""
-    from models.complexity import PUBLISHED, count_costs, count_parameters, count_parameters_without_dense_head
-
+    """The facts about one variant that `--json` prints; docs/models.md has the keys."""
     published = PUBLISHED.get(name)
     costs = {str(size): count_costs(variant, size) for size in SIZES}
     return {

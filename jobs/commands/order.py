@@ -2,45 +2,41 @@
 
 import json
 from contextlib import closing
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from data.sample_reader import SampleReader
+from jobs.bundled_recipes import load_recipe
+from jobs.commands.arguments import AsJson, Overrides, RecipePath, StageName
+from jobs.console import make_console, make_table
 from jobs.exit_codes import exit_on_error
+from pipeline.errors import ConfigError
+from pipeline.plan import TrainPlan, plan_stage
 
 
 def order(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
-    stage: str,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe.")
-    ] = None,
+    recipe: RecipePath,
+    stage: StageName,
+    overrides: Overrides = None,
     step: Annotated[
-        int, typer.Option(min=0, help="Steps done before it, as in the names of checkpoints; 0 is the first.")
+        int, typer.Option(min=0, help="Number of steps completed before it, as in checkpoint names; 0 is the first.")
     ] = 0,
-    world: Annotated[int | None, typer.Option(min=1, help="Ranks; by default those of the recipe.")] = None,
-    rank: Annotated[int | None, typer.Option(min=0, help="Only this one; by default all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    world: Annotated[int | None, typer.Option(min=1, help="Number of ranks.", show_default="the recipe's")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Show only this rank.", show_default="all")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the samples of one step: rank, position in the batch, shard, place in it, key.
+    """Print the samples of one step: rank, position in the batch, shard, index in the shard, key.
 
     A sample that cannot be used is replaced when it is read; the run's event log names it.
     """
-    from data.sample_reader import SampleReader
-    from jobs.bundled_recipes import load_recipe
-    from pipeline.errors import ConfigError
-    from pipeline.plan import TrainPlan, plan_stage
-
     with exit_on_error():
-        plan = plan_stage(load_recipe(recipe, overrides or []), stage, world, look_at_shards=False)
+        plan = plan_stage(load_recipe(recipe, overrides), stage, world, look_at_shards=False)
         if not isinstance(plan, TrainPlan):
-            raise ConfigError(f"stage {stage} evaluates and has no steps; it reads all samples once, in their order")
+            raise ConfigError(f"stage {stage} evaluates, so it has no steps; it reads all samples once, in index order")
         ranks = world or plan.stage.resources.ranks
         if rank is not None and rank >= ranks:
-            raise ConfigError(f"--rank {rank}: of {ranks} ranks the last is {ranks - 1}")
+            raise ConfigError(f"--rank {rank}: there are {ranks} ranks, so the last is {ranks - 1}")
         if step >= plan.steps:
             raise ConfigError(f"--step {step}: stage {stage} has {plan.steps} steps, so the last is {plan.steps - 1}")
         share = plan.order.batch // ranks
@@ -61,12 +57,10 @@ def order(
                     range(first, last), samples.shard.tolist(), samples.place.tolist(), strict=True
                 )
             ]
-    if as_json:
-        print(json.dumps(rows))
-        return
-    table = Table(title=f"{stage}: step {step} of {plan.steps}")
-    for column in ("rank", "position", "shard", "index", "key"):
-        table.add_column(column, justify="left" if column in ("shard", "key") else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(highlight=False).print(table)
+        if as_json:
+            print(json.dumps(rows))
+            return
+        table = make_table(*rows[0], right=("rank", "position", "index"), title=f"{stage}: step {step} of {plan.steps}")
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        make_console().print(table)

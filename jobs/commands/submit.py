@@ -4,104 +4,99 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.bundled_recipes import load_recipe
+from jobs.commands.arguments import Overrides, RecipePath
+from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import exit_on_error
+from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, submit_chain
+from jobs.scheduler.submissions import SubmissionFolder, submission_folder
+from jobs.sweep import record, sweep_file, variations
 from pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jobs.scheduler.chain_jobs import Submitted
-    from jobs.scheduler.submissions import SubmissionFolder
-    from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe
 
 
 def submit(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe.")
-    ] = None,
+    recipe: RecipePath,
+    overrides: Overrides = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE,VALUE", help="A run for each value; several give all combinations."),
+        typer.Option(
+            metavar="KEY=VALUE,VALUE", help="Submit a run for each value; given several times, for each combination."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the exact sbatch commands, and do nothing.")
+        bool, typer.Option("--dry-run", help="Print the exact sbatch commands without running them.")
     ] = False,
     doctor: Annotated[
-        bool, typer.Option(help="Look for mistakes first, as `coatnet doctor` does, and refuse them.")
+        bool, typer.Option(help="Check the recipe first as `coatnet doctor` does, and refuse one with errors.")
     ] = True,
 ) -> None:
-    """Submit all stages to Slurm; called again, leave done and running ones alone and submit what failed."""
-    with exit_on_error("the same command goes on from there"):
-        from jobs.bundled_recipes import load_recipe
-        from jobs.scheduler.chain_jobs import chain_steps, script_of, submit_chain
-        from jobs.scheduler.submissions import submission_folder
-        from jobs.sweep import record, sweep_file, variations
-
-        console = Console(highlight=False)
+    """Submit all stages to Slurm; run again, submit only those that failed or are new."""
+    with exit_on_error("the same command submits the rest"):
+        console = make_console()
         base = load_recipe(recipe, overrides)
         runs = [base]
         if sweep:
             found = variations(base.name, sweep)
             runs = [load_recipe(recipe, [*(overrides or []), *variation.overrides]) for variation in found]
         if doctor:
-            _refuse_mistakes(recipe, runs)
+            _refuse_errors(recipe, runs)
         shards = submission_folder(base)
         chains = [(run, submission_folder(run)) for run in runs]
         if dry_run:
             for run, folder in chains:
-                print(f"# {run.name}, with the recipe as {str(folder.recipe)!r}")  # a comment is one line
-                print(script_of(chain_steps(run, folder, (base, shards))))
+                print(f"# {run.name}, with the recipe as {str(folder.recipe)!r}")  # quoted: a comment is one line
+                print(as_script(chain_jobs(run, folder, (base, shards))))
             return
         with shards.lock():
             if sweep:
                 record(sweep_file(base), found)
             for run, folder in chains:
-                came = submit_chain(chain_steps(run, folder, (base, shards)), run, folder, shards)
-                console.print(_table(run, came))
-        _say_where(recipe, base, [folder for _, folder in chains], console)
+                results = submit_chain(chain_jobs(run, folder, (base, shards)), run, folder, shards)
+                console.print(_table(run, results))
+        _show_next_commands(recipe, base, [folder for _, folder in chains], console)
 
 
-def _refuse_mistakes(recipe: Path, runs: Sequence["Recipe"]) -> None:
-    """Examine each run; warnings are shown, errors refused."""
-    from jobs.preflight import examine
+def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
+    """Examine each run: print warnings, refuse errors."""
+    from jobs.preflight import examine  # torch, which --no-doctor does without
 
-    aside = Console(stderr=True, highlight=False)
+    stderr = Console(stderr=True, highlight=False)
     found = dict.fromkeys(finding for run in runs for finding in examine(run, list(run.stages), slurm=True))
     for finding in found:
         if finding.level == "warning":
-            aside.print(Text.assemble(("warning: ", "yellow"), finding.line), soft_wrap=True)
+            stderr.print(Text.assemble(("warning: ", "yellow"), finding.line), soft_wrap=True)
     errors = [finding.line for finding in found if finding.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise ConfigError(
-            f"{errors[0]}{more}; nothing was submitted. coatnet doctor {shlex.quote(str(recipe))} tells all; "
-            "--no-doctor submits it all the same"
+            f"{errors[0]}{more}; nothing was submitted. coatnet doctor {shlex.quote(str(recipe))} lists everything; "
+            "--no-doctor submits regardless"
         )
 
 
-def _table(recipe: "Recipe", came: Sequence["Submitted"]) -> Table:
-    table = Table(title=Text(recipe.name, "bold"), title_justify="left")
-    for heading in ("stage", "job", "after", ""):
-        table.add_column(heading, overflow="fold")
-    for one in came:
-        what = f"{one.what}: {one.remark}" if one.remark else one.what
-        table.add_row(one.step.name, one.job or "-", one.step.waits_for or "-", what)
+def _table(recipe: Recipe, results: Sequence[SubmitResult]) -> Table:
+    table = make_table("stage", "job", "after", "", title=recipe.name)
+    for result in results:
+        action = f"{result.action}: {result.remark}" if result.remark else result.action
+        table.add_row(result.job.name, result.number or "-", result.job.waits_for or "-", action)
     return table
 
 
-def _say_where(recipe: Path, base: "Recipe", folders: Sequence["SubmissionFolder"], console: Console) -> None:
+def _show_next_commands(recipe: Path, base: Recipe, folders: Sequence[SubmissionFolder], console: Console) -> None:
     first = folders[0].path
-    one = recipe if len(folders) == 1 else os.path.relpath(first.parent)
-    for what, where in (
-        ("Watch them", f"coatnet status --watch {shlex.quote(str(recipe))}"),
-        ("What they say", f"coatnet logs -f {shlex.quote(str(one))}"),
-        ("Curves", f"tensorboard --logdir {shlex.quote(base.runs)}"),
+    run = recipe if len(folders) == 1 else os.path.relpath(first.parent)
+    for what, command in (
+        ("Watch", f"coatnet status --watch {shlex.quote(str(recipe))}"),
+        ("Follow logs", f"coatnet logs -f {shlex.quote(str(run))}"),
+        ("Plot curves", f"tensorboard --logdir {shlex.quote(base.runs)}"),
         ("Logs of jobs", str(first)),
     ):
-        console.print(f"{what + ':':15}{where}", soft_wrap=True, markup=False)
+        print_line(console, f"{what + ':':15}{command}")

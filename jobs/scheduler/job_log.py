@@ -1,4 +1,4 @@
-"""What the log of a Slurm job tells of its end: `slurm/launch.sh` writes a line when it starts and when it ends."""
+"""How a Slurm job ended, from its log: `slurm/launch.sh` writes a line at each start and each end."""
 
 import os
 import re
@@ -12,14 +12,14 @@ Kind = Literal["started", "done", "requeued", "stopped", "cancelled", "failed"]
 
 _TAIL_BYTES = 256 * 1024
 _LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) job (\d+)(?:_\d+)?: (.*)$")
-_NOT_OURS = re.compile(r"^(slurmstepd|srun|slurmd)\b")
+_OF_SLURM = re.compile(r"^(slurmstepd|srun|slurmd)\b")
 _ERROR = re.compile(r"^error: (.*)$")
 _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"start \d+ on (?P<nodes>\S+),.*", "started"),
     (r"done", "done"),
     (r"requeued: (?P<why>.*)", "requeued"),
     (r"could not be requeued.*", "stopped"),
-    # Preempted jobs come back by themselves, so that what Slurm has ended was cancelled.
+    # Slurm requeues preempted jobs, so a job that Slurm ended was cancelled.
     (r"ended as (CANCELLED|COMPLETING)[^:]*: (?P<why>.*)", "cancelled"),
     (r"ended as [^:]*: (?P<why>.*)", "stopped"),
     (r"failed with exit code \d+, not requeued: (?P<why>.*)", "failed"),
@@ -30,18 +30,18 @@ _WORST_FIRST: tuple[Kind, ...] = ("failed", "cancelled", "stopped", "requeued", 
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """The last that a job said of itself."""
+    """The last start or end of a job, as its log has it."""
 
     kind: Kind
     why: str = ""
     time: float = 0.0
     """When, in seconds since the epoch."""
     nodes: str = ""
-    """Where its last start was, in Slurm's short form; empty if that is not in the end of the log."""
+    """The nodes of its last start, in Slurm's short form; empty if the log read does not reach back to it."""
 
 
 def tail(path: Path, bytes_: int = _TAIL_BYTES) -> list[str]:
-    """The last lines of a file, the first of them whole; none if it cannot be read."""
+    """The last complete lines of a file; none if it cannot be read."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -53,43 +53,45 @@ def tail(path: Path, bytes_: int = _TAIL_BYTES) -> list[str]:
 
 
 def job_outcome(logs: Sequence[Path], job: str) -> JobOutcome | None:
-    """What the job of that number said last; of the tasks of an array, the one with the worst end.
+    """The outcome of the job with that number; of an array, that of the task with the worst one.
 
     None if it has not started.
     """
-    found = [words for log in logs if (words := _of_one(log, job)) is not None]
-    return min(found, key=lambda words: _WORST_FIRST.index(words.kind), default=None)
+    outcomes = [outcome for log in logs if (outcome := _outcome_in(log, job)) is not None]
+    return min(outcomes, key=lambda outcome: _WORST_FIRST.index(outcome.kind), default=None)
 
 
-def _of_one(log: Path, job: str) -> JobOutcome | None:
-    words: JobOutcome | None = None
+def _outcome_in(log: Path, job: str) -> JobOutcome | None:
+    outcome: JobOutcome | None = None
     error = ""
-    explains = False
+    reason_continues = False
     lines = tail(log)
     for line in lines:
         if match := _LINE.match(line):
-            explains = False
+            reason_continues = False
             if match[2] == job:
-                words = _said(match[3], match[1], words)
-                explains = words is not None and words.kind in ("failed", "cancelled", "stopped")
-                error = "" if words is not None and words.kind == "started" else error
+                outcome = _parsed(match[3], match[1], outcome)
+                reason_continues = outcome is not None and outcome.kind in ("failed", "cancelled", "stopped")
+                error = "" if outcome is not None and outcome.kind == "started" else error
         elif match := _ERROR.match(line):
-            error, explains = match[1], False
-        elif explains and words is not None and not _NOT_OURS.match(line):
-            words = replace(words, why=f"{words.why}\n{line}".rstrip())  # a reason of several lines
-    if words is None:
-        # It ran, and has said so much since that its beginning is far above.
-        whole = not lines or log.stat().st_size <= _TAIL_BYTES
-        return None if whole or any(map(_LINE.match, lines)) else JobOutcome("started", error, log.stat().st_mtime)
-    return replace(words, why=error) if error and (not words.why or words.why.startswith("srun ended")) else words
+            error, reason_continues = match[1], False
+        elif reason_continues and outcome is not None and not _OF_SLURM.match(line):
+            outcome = replace(outcome, why=f"{outcome.why}\n{line}".rstrip())  # a reason of several lines
+    if outcome is None:
+        # It has printed so much since its start that the line of the start is out of reach.
+        is_whole = not lines or log.stat().st_size <= _TAIL_BYTES
+        return None if is_whole or any(map(_LINE.match, lines)) else JobOutcome("started", error, log.stat().st_mtime)
+    unexplained = not outcome.why or outcome.why.startswith("srun ended")
+    return replace(outcome, why=error) if error and unexplained else outcome
 
 
-def _said(text: str, when: str, before: JobOutcome | None) -> JobOutcome | None:
+def _parsed(text: str, when: str, before: JobOutcome | None) -> JobOutcome | None:
+    """The outcome after a line of launch.sh with this text."""
     for pattern, kind in _KINDS:
         if match := re.fullmatch(pattern, text):
-            said = match.groupdict()
-            # That it could not be requeued follows the reason why it was to be.
-            why = said.get("why", before.why if before and kind == "stopped" else "")
-            nodes = said.get("nodes") or (before.nodes if before else "")
+            groups = match.groupdict()
+            # The line that it could not be requeued follows the one with the reason.
+            why = groups.get("why", before.why if before and kind == "stopped" else "")
+            nodes = groups.get("nodes") or (before.nodes if before else "")
             return JobOutcome(kind, why, time.mktime(time.strptime(when, "%Y-%m-%d %H:%M:%S")), nodes)
     return before

@@ -1,15 +1,16 @@
-"""The examination of a stage's nodes, started from here: as a short Slurm job, or as ranks of this machine."""
+"""Checks a stage's nodes from here: by a short Slurm job, or by ranks on this machine."""
 
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import EXIT_TRY_AGAIN
 from jobs.exit_codes import StageFailed, end_process
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.scheduler import slurm
-from jobs.scheduler.chain_jobs import chain_steps, template
+from jobs.scheduler.chain_jobs import batch_script, chain_jobs
 from jobs.scheduler.submissions import SubmissionFolder
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
@@ -19,104 +20,103 @@ from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import RunFolder
 
 FOLDER = "doctor"
-"""In the folder of a recipe's runs: the recipe as it was examined, logs, and what was found."""
+"""In the folder of a recipe's runs: the recipe as it was checked, logs, and findings."""
 _TIME_LIMIT = "0:10:00"
-_FIRST_POLL, _LAST_POLL = 0.5, 5.0  # seconds between looks at the job
-_PATIENCE = 20.0  # seconds in which what a node wrote is seen here
+_FIRST_POLL, _LAST_POLL = 0.5, 5.0  # seconds between queries about the job
+_REPORT_DELAY = 20.0  # seconds until a file written on a node is visible here
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeCheck:
+    """One check of the nodes of a stage."""
+
+    recipe: Recipe
+    stage: str
+    folder: SubmissionFolder
+    report: Path
+    arguments: list[str]
+    """Of the `coatnet` command of each rank."""
+    signals: StopSignals
+    show_progress: Callable[[str], None]
 
 
 def check_nodes(
-    recipe: Recipe, name: str, seconds: float, signals: StopSignals, say: Callable[[str], None]
+    recipe: Recipe, stage: str, seconds: float, signals: StopSignals, show_progress: Callable[[str], None]
 ) -> list[Finding]:
-    """What the nodes of stage `name` can do; readers run for so many seconds. `say` is told how it goes."""
+    """Check what the nodes of a stage can do; their readers run for `seconds`."""
     folder = SubmissionFolder(Path(recipe.runs) / recipe.name / FOLDER)
-    report = folder.path / f"{name}.jsonl"
+    report = folder.path / f"{stage}.jsonl"
+    arguments = ["doctor", str(folder.recipe), "--stage", stage, f"--seconds={seconds:g}", f"--report={report}"]
+    check = _NodeCheck(recipe, stage, folder, report, arguments, signals, show_progress)
     try:
         with folder.lock():
             folder.freeze(recipe)
             report.unlink(missing_ok=True)
-            arguments = ["doctor", str(folder.recipe), "--stage", name, f"--seconds={seconds:g}", f"--report={report}"]
-            if slurm.available():
-                return _by_slurm(recipe, name, folder, arguments, report, signals, say)
-            return _here(recipe, name, folder, arguments, report, signals, say)
+            return _check_by_slurm(check) if slurm.available() else _check_here(check)
     except (ConfigError, slurm.SchedulerDown) as error:
-        return [*read_report(report)[0], finding_of_error(name, error)]
+        return [*read_report(report)[0], finding_of_error(stage, error)]
 
 
-def _here(
-    recipe: Recipe,
-    name: str,
-    folder: SubmissionFolder,
-    arguments: list[str],
-    report: Path,
-    signals: StopSignals,
-    say: Callable[[str], None],
-) -> list[Finding]:
-    stage, logs = recipe.stages[name], RunFolder(folder.path / name)
-    refuse_other_machines(name, stage)
+def _check_here(check: _NodeCheck) -> list[Finding]:
+    stage, logs = check.recipe.stages[check.stage], RunFolder(check.folder.path / check.stage)
+    refuse_other_machines(check.stage, stage)
     logs.logs.mkdir(parents=True, exist_ok=True)
-    say(f"{stage.resources.ranks} ranks examine this machine")
+    check.show_progress(f"{stage.resources.ranks} ranks check this machine")
     try:
-        launch_ranks(arguments, stage, logs, signals)
+        launch_ranks(check.arguments, stage, logs, check.signals)
     except StageFailed as failed:
-        what = f"the examination ended early: {failed.outcome.message}"
-        return [*read_report(report)[0], Finding("error", name, what, f"see the logs in {logs.logs}")]
-    return read_report(report)[0]
+        what = f"the node check ended early: {failed.outcome.message}"
+        return [*read_report(check.report)[0], Finding("error", check.stage, what, f"see the logs in {logs.logs}")]
+    return read_report(check.report)[0]
 
 
-def _by_slurm(
-    recipe: Recipe,
-    name: str,
-    folder: SubmissionFolder,
-    arguments: list[str],
-    report: Path,
-    signals: StopSignals,
-    say: Callable[[str], None],
-) -> list[Finding]:
-    step = next(step for step in chain_steps(recipe, folder, (recipe, folder)) if step.name == name)
-    log = folder.log(name)
+def _check_by_slurm(check: _NodeCheck) -> list[Finding]:
+    recipe, folder = check.recipe, check.folder
+    stage_job = next(job for job in chain_jobs(recipe, folder, (recipe, folder)) if job.name == check.stage)
+    log = folder.log(check.stage)
     log.unlink(missing_ok=True)
     own = [f"--job-name={recipe.name}.{FOLDER}", f"--time={_TIME_LIMIT}", "--signal=USR2@30", "--no-requeue"]
-    options = [*step.options, *own]  # of an option given twice, the last counts
-    script = str(Path(template(recipe.stages[name])).with_name("doctor.sbatch"))
-    number = slurm.submit(["sbatch", "--parsable", *options, script, *arguments[1:]], step.variables)
+    options = [*stage_job.options, *own]  # of an option given twice, the last counts
+    script = str(Path(batch_script(recipe.stages[check.stage])).with_name("doctor.sbatch"))
+    command = ["sbatch", "--parsable", *options, script, *check.arguments[1:]]
+    number = slurm.submit(command, stage_job.variables)
 
-    def stopped(received: signal.Signals) -> None:
+    def cancel(received: signal.Signals) -> None:
         slurm.cancel([number])
         end_process(EXIT_TRY_AGAIN, f"stopped by {received.name}; job {number} is cancelled")
 
-    signals.set_handler(stopped)
+    check.signals.set_handler(cancel)
     try:
-        job = _wait(number, say)
+        job = _wait(number, check.show_progress)
     except BaseException:
         slurm.cancel([number])
         raise
     finally:
-        signals.set_handler(None)
-    found, whole = read_report(report)
-    deadline = time.monotonic() + _PATIENCE
-    while not whole and job.state in ("COMPLETED", "UNKNOWN") and time.monotonic() < deadline:
+        check.signals.set_handler(None)
+    found, is_complete = read_report(check.report)
+    deadline = time.monotonic() + _REPORT_DELAY
+    while not is_complete and job.state in ("COMPLETED", "UNKNOWN") and time.monotonic() < deadline:
         time.sleep(_FIRST_POLL)
-        found, whole = read_report(report)
-    if not whole:
-        what = f"the examination, job {number}, ended as {job.state}: {_last_line(log)}"
-        found.append(Finding("error", name, what, f"see {log}"))
+        found, is_complete = read_report(check.report)
+    if not is_complete:
+        what = f"the node check, job {number}, ended as {job.state}: {_last_line(log)}"
+        found.append(Finding("error", check.stage, what, f"see {log}"))
     return found
 
 
-def _wait(number: str, say: Callable[[str], None]) -> slurm.SlurmJob:
-    """The job when it is over; a controller that does not answer for a while is waited for."""
+def _wait(number: str, show_progress: Callable[[str], None]) -> slurm.SlurmJob:
+    """Wait until the job is over; a controller that does not answer for a while is asked again."""
     pause = _FIRST_POLL
     while True:
         try:
             job = slurm.jobs([number])[number]
         except slurm.SchedulerDown as error:
-            say(f"job {number}: {error}")
+            show_progress(f"job {number}: {error}")
         else:
             if not job.lives:
                 return job
             reason = f", {job.reason}" if job.reason else ""
-            say(f"job {number} waits{reason}" if job.waits else f"job {number} examines {job.nodes}")
+            show_progress(f"job {number} waits{reason}" if job.waits else f"job {number} checks {job.nodes}")
         time.sleep(pause)
         pause = min(1.2 * pause, _LAST_POLL)
 
@@ -126,4 +126,4 @@ def _last_line(log: Path) -> str:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    return lines[-1] if lines else "it has said nothing"
+    return lines[-1] if lines else "its log is empty"

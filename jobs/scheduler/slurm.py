@@ -1,4 +1,4 @@
-"""Slurm's commands, and what they say of jobs."""
+"""Slurm's commands, and what they report about jobs."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from data.errors import EXIT_TRY_AGAIN, CoatnetError
+from jobs.packages import outside_environment
 from pipeline.errors import ConfigError
 
 _ANSWER_SECONDS = 60
@@ -14,12 +15,12 @@ _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPE
 _RUNNING = frozenset(
     {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 )
-# Fields of squeue without hostile content; the last one may have spaces.
+# Fields of squeue that cannot contain the separator; the last one may contain spaces.
 _FORMAT = "%i|%T|%D|%N|%e|%S|%r"
 
 
 class SchedulerDown(CoatnetError):
-    """Slurm's controller does not answer for now."""
+    """Slurm's controller does not answer at present."""
 
     exit_code = EXIT_TRY_AGAIN
     retryable = True
@@ -27,65 +28,65 @@ class SchedulerDown(CoatnetError):
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """What Slurm knows of a job, or of an array of jobs as a whole."""
+    """What Slurm knows about a job, or about an array of jobs as a whole."""
 
     number: str
     state: str
-    """As Slurm writes it, such as `PENDING`; `UNKNOWN` where it has forgotten the job."""
+    """Slurm's word, such as `PENDING`; `UNKNOWN` if it has forgotten the job."""
     reason: str = ""
-    """Why it waits or ended; empty where there is none."""
+    """Why it waits or ended; may be empty."""
     nodes: str = ""
-    """Where it runs or ran, in Slurm's short form."""
+    """The nodes on which it runs or ran, in Slurm's short form."""
     starts: int | None = None
-    """When it is thought to start, seconds since the epoch."""
+    """When it started or is expected to start, seconds since the epoch."""
 
     @property
     def waits(self) -> bool:
-        """It has yet to start, for the first time or again."""
+        """Whether it has yet to start, for the first time or again."""
         return self.state in _WAITING
 
     @property
     def runs(self) -> bool:
-        """It runs, or is on its way in or out."""
+        """Whether it is running, starting or ending."""
         return self.state in _RUNNING
 
     @property
     def lives(self) -> bool:
-        """It waits or runs."""
+        """Whether it waits or runs."""
         return self.waits or self.runs
 
 
 def call(*command: str, variables: Mapping[str, str] | None = None) -> str:
-    """What a command of Slurm prints.
+    """The output of one of Slurm's commands.
 
     Raises:
-        ConfigError: there is no such command here, or it refuses.
+        ConfigError: the command is missing, or fails.
         SchedulerDown: the controller does not answer.
     """
-    return _called(command, variables).stdout
+    return _run(command, variables).stdout
 
 
-def _called(command: Sequence[str], variables: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], variables: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=_ANSWER_SECONDS,
-            # What sbatch gets, its job gets.
-            env={**os.environ, **({"SLURM_TIME_FORMAT": "%s"} if variables is None else variables)},
+            # A job gets the environment of its sbatch.
+            env={**outside_environment(), **({"SLURM_TIME_FORMAT": "%s"} if variables is None else variables)},
         )
     except FileNotFoundError:
         raise ConfigError(
-            f"{command[0]}: no such command; go to a machine that has Slurm's, or put them on PATH"
+            f"{command[0]}: command not found; use a machine that has Slurm's commands, or put them on PATH"
         ) from None
     except subprocess.TimeoutExpired:
         raise SchedulerDown(f"{command[0]}: no answer in {_ANSWER_SECONDS} s") from None
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"ended with {done.returncode}"
-        if any(sign in said for sign in ("Unable to contact", "Connection refused", "timed out", "communication")):
-            raise SchedulerDown(f"{command[0]}: {said}")
-        raise ConfigError(f"{command[0]}: {said}")
+        message = " ".join(done.stderr.split()) or f"exited with {done.returncode}"
+        if any(sign in message for sign in ("Unable to contact", "Connection refused", "timed out", "communication")):
+            raise SchedulerDown(f"{command[0]}: {message}")
+        raise ConfigError(f"{command[0]}: {message}")
     return done
 
 
@@ -95,39 +96,37 @@ def available() -> bool:
 
 
 def submit(command: Sequence[str], variables: Mapping[str, str]) -> str:
-    """Run an sbatch command that prints the number of its job, with `variables` in the environment of the job; returns
-    the number.
-    """
+    """Run an sbatch command (`--parsable`), with `variables` in its job's environment; returns the job's number."""
     return call(*command, variables=variables).strip().partition(";")[0]
 
 
 def try_out(command: Sequence[str], variables: Mapping[str, str]) -> str:
-    """What Slurm says of an sbatch command without submitting it: when and where the job would start.
+    """Slurm's answer to an sbatch command without submitting it: when and where the job would start.
 
     Raises:
-        ConfigError: it refuses.
+        ConfigError: it refuses the job.
         SchedulerDown: the controller does not answer.
     """
     program, *rest = command
-    said = _called([program, "--test-only", *rest], variables).stderr
-    return " ".join(said.split()).removeprefix("sbatch: ")
+    answer = _run([program, "--test-only", *rest], variables).stderr
+    return " ".join(answer.split()).removeprefix("sbatch: ")
 
 
 def clock() -> float:
     """The controller's time, in seconds since the epoch.
 
     Raises:
-        ConfigError: it does not tell.
+        ConfigError: it does not report one.
         SchedulerDown: it does not answer.
     """
     match = re.search(r"output at .*\((\d+)\)", call("sdiag"))
     if match is None:
-        raise ConfigError("sdiag: tells no time")
+        raise ConfigError("sdiag: its output has no time")
     return float(match.group(1))
 
 
 def jobs(numbers: Iterable[str]) -> dict[str, SlurmJob]:
-    """What Slurm knows of the jobs of these numbers: from the queue, else from the accounting where there is one."""
+    """What Slurm knows about the jobs with these numbers: from the queue, else from accounting if the site has it."""
     wanted = set(numbers)
     if not wanted:
         return {}
@@ -138,17 +137,17 @@ def jobs(numbers: Iterable[str]) -> dict[str, SlurmJob]:
 
 
 def cancel(numbers: Sequence[str]) -> None:
-    """End these jobs, and those that wait for them."""
+    """Cancel these jobs."""
     if numbers:
         call("scancel", *numbers)
 
 
 def _queue(numbers: Iterable[str]) -> list[SlurmJob]:
-    """Those that the controller remembers: those that ended some minutes ago, too."""
+    """The jobs that the controller remembers, which include those that ended some minutes ago."""
     try:
         lines = call("squeue", "--noheader", "--states=all", f"--format={_FORMAT}", f"--jobs={','.join(numbers)}")
     except ConfigError as error:
-        if "Invalid job id" in str(error):  # of a single one; of several, unknown ones are left out
+        if "Invalid job id" in str(error):  # for a single number; of several, unknown ones are left out
             return []
         raise
     listed = []
@@ -162,7 +161,7 @@ def _queue(numbers: Iterable[str]) -> list[SlurmJob]:
 
 
 def _accounting(numbers: Iterable[str]) -> list[SlurmJob]:
-    """From sacct; nothing where the site keeps no accounts."""
+    """The jobs that sacct knows; none if the site has no accounting."""
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList,Reason"]
     try:
         lines = call(*command, f"--jobs={','.join(numbers)}").splitlines()
@@ -177,7 +176,7 @@ def _accounting(numbers: Iterable[str]) -> list[SlurmJob]:
 
 
 def _combined(numbers: Iterable[str], listed: Sequence[SlurmJob]) -> dict[str, SlurmJob]:
-    """The jobs with these numbers; of the tasks of an array the one that is most alive, else one that failed."""
+    """The jobs with these numbers; an array is represented by a task that runs, else waits, else failed."""
     found: dict[str, SlurmJob] = {}
     for number in numbers:
         tasks = [job for job in listed if job.number.partition("_")[0] == number]

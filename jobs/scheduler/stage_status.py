@@ -1,4 +1,4 @@
-"""How each stage of a run is, put together from its run folder, the log of its job, and what Slurm knows."""
+"""The status of each stage of a run, from its run folder, the log of its job, and Slurm."""
 
 import re
 import time
@@ -10,7 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from data.errors import EXIT_TRY_AGAIN
-from jobs.run_discovery import RunRef, makes_shards
+from jobs.exit_codes import EXIT_INTERRUPTED
+from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
 from jobs.scheduler.submissions import Submission
@@ -22,14 +23,13 @@ from pipeline.run_folder import RunFolder
 
 State = Literal["done", "running", "waiting", "failed", "stopped", "cancelled", "not started", "unknown"]
 
-_INTERRUPTED = 130
-_STILL_SECONDS = 60.0
-"""A run that shows no step for so long, and ten times as long as it takes from one to the next, may hang."""
-_CLOCKS_DIFFER = 60.0  # seconds between those of machines
-_READ_RANKS = 16  # logs, for why a run on this machine ended
+_HANG_SECONDS = 60.0
+"""A run that logs no step for this long, and for ten times its usual interval, may hang."""
+_CLOCK_SKEW = 60.0  # seconds between the clocks of machines, at most
+_RANK_LOGS = 16  # that are searched for why a run on this machine ended
 _EXIT = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ERROR exit (\d+): (.*)$")
 # Ends after which the same command continues, by Slurm's name.
-_PASSES = {
+_RETRYABLE = {
     "TIMEOUT": "time limit",
     "DEADLINE": "deadline",
     "NODE_FAIL": "a node failed",
@@ -37,10 +37,10 @@ _PASSES = {
     "PREEMPTED": "preempted",
     "REVOKED": "revoked",
 }
-_NOT_DONE: tuple[State, str] = ("stopped", "its job ended, and the stage is not done")
-_BUSY = {
+_NOT_DONE: tuple[State, str] = ("stopped", "its job ended before the stage was done")
+_TRANSIENT = {
     "COMPLETING": "ending",
-    "CONFIGURING": "nodes are being made ready",
+    "CONFIGURING": "preparing nodes",
     "SUSPENDED": "suspended",
     "STOPPED": "suspended",
 }
@@ -48,75 +48,76 @@ _BUSY = {
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """One row; None where something is not known or does not apply."""
+    """The status of one stage; None for what is not known or does not apply."""
 
     run: str
     """Name of the run's folder."""
     stage: str
     job: str | None
-    """Number of its last job; None if it was not submitted, or has run without Slurm since."""
+    """Number of its last job; None if it was never submitted, or has run without Slurm since."""
     state: State
     reason: str
-    """Why it waits, stopped or failed, or what it is at; empty where there is nothing to say."""
+    """Why it waits, stopped or failed, or what it is doing; may be empty."""
     slurm_state: str | None
-    """In Slurm's words."""
+    """Slurm's word for the state of its job."""
     nodes: str
     step: int | None
     steps: int | None
     images_per_second: float | None
-    """Now, or of a stage that is done the mean of its last start."""
+    """The current speed; for a stage that is done, the mean of its last start."""
     loss: float | None
-    """Of the last step that was shown."""
+    """Of the last logged step."""
     top1: float | None
     """Of the last evaluation, 0 to 1."""
     checkpoint: str | None
-    """The newest that was published; of a stage that is done, its result's."""
+    """The newest published one; for a stage that is done, that of its result."""
     checkpoint_age: float | None
-    """Seconds since that was published."""
+    """Seconds since it was published."""
     restarts: int | None
     seconds_left: float | None
     updated: float | None
-    """When the run last showed a step, in seconds since the epoch."""
+    """When the run last logged a step, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """All rows, in the order of the runs and their stages."""
+    """All stages, in the order of the runs and their chains."""
 
     stages: list[StageStatus]
     slurm: str | None
-    """Why Slurm could not be asked; None if it answered, or needed not be asked."""
+    """Why Slurm could not be queried; None if it answered, or no query was needed."""
 
     @property
     def settled(self) -> bool:
-        """Whether nothing waits or runs, and no stage is about to start behind one that is done."""
+        """Whether nothing waits or runs, and no stage is about to start after one that is done."""
         states: dict[str, set[State]] = {}
         for row in self.stages:
             states.setdefault(row.run, set()).add(row.state)
         return all(map(_settled, states.values()))
 
 
-def look(runs: Sequence[RunRef]) -> StatusReport:
-    """How all stages of these runs are, at this moment."""
+def stage_statuses(runs: Sequence[RunRef]) -> StatusReport:
+    """The status of all stages of these runs at this moment."""
     now = time.time()
     jobs: Mapping[str, slurm.SlurmJob] = {}
-    silent = None
-    asked = {
+    slurm_error = None
+    unfinished = {
         submission.job
         for run in runs
         for stage, submission in run.submissions.newest().items()
         if stage in run.stages() and run.folder(stage).result() is None
     }
     try:
-        # Before the disk is looked at: of a job that is over then, the last words are there.
-        jobs = slurm.jobs(asked)
+        # Slurm first: if it reports the end of a job, everything that the job wrote is on the disk.
+        jobs = slurm.jobs(unfinished)
     except (slurm.SchedulerDown, ConfigError) as error:
-        silent = str(error)
-    return StatusReport([_Seen(run, stage).status(jobs, now) for run in runs for stage in run.stages()], silent)
+        slurm_error = str(error)
+    stages = [_StageRecord(run, stage).status(jobs, now) for run in runs for stage in run.stages()]
+    return StatusReport(stages, slurm_error)
 
 
-class _Seen:
-    """What the disk tells of one stage."""
+class _StageRecord:
+    """What the disk has about one stage."""
 
     def __init__(self, run: RunRef, stage: str) -> None:
         self.run, self.stage = run, stage
@@ -129,14 +130,14 @@ class _Seen:
         begins = [entry for entry in self.entries if entry.event is Event.BEGIN]
         self.restarts = len(begins) - 1 if begins else None
         self.begun = begins[-1].seconds if begins else None
-        self.words: JobOutcome | None = None
+        self.outcome: JobOutcome | None = None
         if self.submission is not None:
-            self.words = job_outcome(run.submissions.logs(stage), self.submission.job)
+            self.outcome = job_outcome(run.submissions.logs(stage), self.submission.job)
 
     def status(self, jobs: Mapping[str, slurm.SlurmJob], now: float) -> StageStatus:
         job = jobs.get(self.submission.job) if self.submission else None
         if self.submission and not (job and job.lives) and self._ran_here_since(self.submission):
-            self.submission = self.words = job = None
+            self.submission = self.outcome = job = None
         state, reason = self._state(job, now)
         left = speed = None
         if state == "running":
@@ -153,7 +154,7 @@ class _Seen:
             state=state,
             reason=reason,
             slurm_state=job.state if job else None,
-            nodes=(job.nodes if job else "") or (self.words.nodes if self.words else ""),
+            nodes=(job.nodes if job else "") or (self.outcome.nodes if self.outcome else ""),
             step=result.steps if result else progress.step if progress else None,
             steps=result.steps if result else progress.steps if progress else planned,
             images_per_second=speed,
@@ -167,19 +168,19 @@ class _Seen:
         )
 
     def _has_shards(self) -> bool:
-        """Of a step that makes shards: whether they are whole."""
-        shards = self.run.recipe.get("shards") if self._makes_shards else None
-        return shards is not None and Path(shards["folder"]).exists()  # it appears when they are whole
+        """Whether this job makes shards and they are complete."""
+        shards = self.run.recipe.get("shards") if self._is_shard_job else None
+        return shards is not None and Path(shards["folder"]).exists()  # it appears when they are complete
 
     @property
-    def _makes_shards(self) -> bool:
-        return makes_shards(self.stage) and self.stage not in self.run.recipe.get("stages", {})
+    def _is_shard_job(self) -> bool:
+        return is_shard_job(self.stage) and self.stage not in self.run.recipe.get("stages", {})
 
     def _ran_here_since(self, submission: Submission) -> bool:
-        """Whether a start without Slurm followed the end of the last job."""
-        if self.begun is None or (self.words is not None and self.words.kind in ("started", "requeued")):
+        """Whether the stage was started without Slurm after its last job ended."""
+        if self.begun is None or (self.outcome is not None and self.outcome.kind in ("started", "requeued")):
             return False
-        ended = self.words.time + 1 if self.words else submission.time + _CLOCKS_DIFFER
+        ended = self.outcome.time + 1 if self.outcome else submission.time + _CLOCK_SKEW
         return self.begun > ended
 
     def _state(self, job: slurm.SlurmJob | None, now: float) -> tuple[State, str]:
@@ -188,43 +189,43 @@ class _Seen:
         if self.submission is None:
             return self._state_here()
         if job is None or job.state == "UNKNOWN":
-            return self._state_by_words(known_to_be_over=job is not None)
+            return self._state_from_log(is_over=job is not None)
         if job.waits:
-            return "waiting", _why_waiting(job, now, again=self.words is not None)
+            return "waiting", _why_waiting(job, now, again=self.outcome is not None)
         if job.runs:
-            return "running", _BUSY.get(job.state, "")
+            return "running", _TRANSIENT.get(job.state, "")
         if job.state == "CANCELLED":
             return "cancelled", "" if job.reason.isdigit() else job.reason
         if job.state == "COMPLETED":
-            return ("done", "") if self._makes_shards else _NOT_DONE
-        if job.state in _PASSES:
-            return "stopped", _PASSES[job.state]
-        why = self.words.why if self.words else ""
-        stopped = self.words is not None and self.words.kind in ("stopped", "requeued")
-        return ("stopped" if stopped else "failed"), why or _spelled(job.state, job.reason)
+            return ("done", "") if self._is_shard_job else _NOT_DONE
+        if job.state in _RETRYABLE:
+            return "stopped", _RETRYABLE[job.state]
+        why = self.outcome.why if self.outcome else ""
+        stopped = self.outcome is not None and self.outcome.kind in ("stopped", "requeued")
+        return ("stopped" if stopped else "failed"), why or _in_words(job.state, job.reason)
 
-    def _state_by_words(self, *, known_to_be_over: bool) -> tuple[State, str]:
-        """Where Slurm does not know the job: it has forgotten jobs that are over, or cannot be asked."""
-        words = self.words
-        if words is not None and words.kind in ("failed", "cancelled", "stopped"):
-            return words.kind, words.why
-        if words is not None and words.kind == "done":
-            return ("done", "") if self._makes_shards else _NOT_DONE
+    def _state_from_log(self, *, is_over: bool) -> tuple[State, str]:
+        """The state if Slurm does not know the job, because it has forgotten an old job or does not answer."""
+        outcome = self.outcome
+        if outcome is not None and outcome.kind in ("failed", "cancelled", "stopped"):
+            return outcome.kind, outcome.why
+        if outcome is not None and outcome.kind == "done":
+            return ("done", "") if self._is_shard_job else _NOT_DONE
         if self.folder.held():
             return "running", ""
-        if not known_to_be_over:
+        if not is_over:
             return "unknown", "Slurm does not answer"
-        if words is None:
+        if outcome is None:
             return "cancelled", "before it started"
-        return "stopped", words.why or "its job is gone without a word"
+        return "stopped", outcome.why or "its job ended without a message"
 
     def _state_here(self) -> tuple[State, str]:
-        """Of a stage that runs, or ran, without Slurm."""
+        """The state of a stage that runs or ran without Slurm."""
         if self.folder.held():
             return "running", ""
-        if (exit_ := self._exit()) is not None:
+        if (exit_ := self._rank_exit()) is not None:
             code, message = exit_
-            return ("stopped" if code in (EXIT_TRY_AGAIN, _INTERRUPTED) else "failed"), message
+            return ("stopped" if code in (EXIT_TRY_AGAIN, EXIT_INTERRUPTED) else "failed"), message
         if not self.entries:
             return "not started", ""
         last = self.entries[-1]
@@ -232,16 +233,16 @@ class _Seen:
             return "failed", f"gave up: {last.facts.get('starts')} starts in a row ended without a new checkpoint"
         if last.event is Event.STOP:
             return "stopped", f"by {last.facts.get('reason')} after step {last.step:,}"
-        return "stopped", "its processes are gone without a word"
+        return "stopped", "its processes ended without a message"
 
-    def _exit(self) -> tuple[int, str] | None:
-        """Code and message with which a rank ended after the last begin, one that has the cause if there is one."""
+    def _rank_exit(self) -> tuple[int, str] | None:
+        """Exit code and message of a rank since the last start, preferably of one that had the cause."""
         found = []
-        for log in sorted(self.folder.logs.glob("rank-*.log"))[:_READ_RANKS]:
+        for log in sorted(self.folder.logs.glob("rank-*.log"))[:_RANK_LOGS]:
             for line in tail(log):
                 if (match := _EXIT.match(line)) and _local_seconds(match[1]) >= (self.begun or 0.0):
                     found.append((int(match[2]), match[3]))
-        return min(found, key=lambda one: one[0] in (EXIT_TRY_AGAIN, _INTERRUPTED), default=None)
+        return min(found, key=lambda one: one[0] in (EXIT_TRY_AGAIN, EXIT_INTERRUPTED), default=None)
 
     def _top1(self) -> float | None:
         if self.result is not None:
@@ -250,7 +251,7 @@ class _Seen:
         return evaluations[-1].top1 if evaluations else None
 
     def _checkpoint(self) -> tuple[str | None, float | None]:
-        """Name and time of the newest."""
+        """Name and time of the newest checkpoint."""
         saves = [entry for entry in self.entries if entry.event is Event.SAVE]
         saved = saves[-1].seconds if saves else None
         if self.result is not None:
@@ -258,11 +259,11 @@ class _Seen:
         return (step_name(saves[-1].step) if saves else None), saved
 
     def _pace(self, job: slurm.SlurmJob | None, reason: str, now: float) -> tuple[str, float | None, float | None]:
-        """Of a stage that runs: what there is to say, images per second, and seconds left."""
+        """Reason, images per second and seconds left of a stage that runs."""
         started = job.starts if job is not None and job.runs else None
         begun = self.begun
-        if started is not None and (begun is None or begun < started - _CLOCKS_DIFFER):
-            begun = started  # this start of the job has not yet come to the event log
+        if started is not None and (begun is None or begun < started - _CLOCK_SKEW):
+            begun = started  # this start of the job is not yet in the event log
         shown = self.progress
         settings = self._settings()
         if shown is None or (begun is not None and shown.time < begun):
@@ -272,15 +273,15 @@ class _Seen:
         silent = max(0.0, now - shown.time)
         left = None if shown.seconds_left is None else max(0.0, shown.seconds_left - silent)
         if shown.step == shown.steps:
-            return reason or "saves and evaluates", shown.images_per_second, None
+            return reason or "saving and evaluating", shown.images_per_second, None
         every = settings.get("log", {}).get("every_steps", 1)
         interval = every * (shown.seconds_left or 0.0) / (shown.steps - shown.step)
-        if silent > max(_STILL_SECONDS, 10 * interval):
+        if silent > max(_HANG_SECONDS, 10 * interval):
             return reason or f"no step for {duration(silent)}", shown.images_per_second, None
         return reason, shown.images_per_second, left
 
     def _settings(self) -> dict[str, Any]:
-        """Of the stage, as of its first start, else as submitted."""
+        """The stage's settings as of its first start, else as submitted."""
         try:
             content = yaml.safe_load((self.folder.path / "recipe.yaml").read_text())
         except (OSError, yaml.YAMLError):
@@ -289,14 +290,14 @@ class _Seen:
 
 
 def _settled(states: set[State]) -> bool:
-    """Of one run; between two stages on one machine there is a moment in which none runs."""
+    """Whether one run is; between two stages on one machine there is a moment in which none runs."""
     if states & {"running", "waiting", "unknown"}:
         return False
     return "not started" not in states or bool(states - {"done", "not started"})
 
 
 def duration(seconds: float) -> str:
-    """For a person: the two greatest units."""
+    """A duration in its two largest units."""
     whole = max(0, round(seconds))
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     if days:
@@ -307,23 +308,23 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """For a person: hours:minutes:seconds, or minutes:seconds."""
+    """A duration as hours:minutes:seconds, or minutes:seconds."""
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _why_waiting(job: slurm.SlurmJob, now: float, *, again: bool) -> str:
-    reason = job.reason if job.state == "PENDING" else _spelled(job.state, job.reason)
+    reason = job.reason if job.state == "PENDING" else _in_words(job.state, job.reason)
     starts = clock(job.starts - now) if job.starts is not None and job.starts > now else ""
     if job.reason == "BeginTime" and starts:
-        said = f"starts in {starts}"
-    else:  # Slurm does not always say why
-        said = ", ".join(part for part in (reason, starts and f"in about {starts}") if part)
-    return ", ".join(part for part in ("requeued" if again else "", said) if part)
+        why = f"starts in {starts}"
+    else:  # Slurm does not always give a reason
+        why = ", ".join(part for part in (reason, starts and f"in about {starts}") if part)
+    return ", ".join(part for part in ("requeued" if again else "", why) if part)
 
 
-def _spelled(state: str, reason: str) -> str:
+def _in_words(state: str, reason: str) -> str:
     words = state.lower().replace("_", " ")
     return f"{words}: {reason}" if reason else words
 

@@ -1,4 +1,4 @@
-"""What was submitted for a recipe: `runs/<recipe>/slurm/`, with the frozen recipe, the logs of jobs, and a record."""
+"""What was submitted for a recipe: `runs/<recipe>/slurm/`, with the frozen recipe, job logs, and a record of jobs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
 
 SHARDS = "shards"
-"""In the record, the step before the first stage."""
+"""Name, in the record, of the job before the first stage."""
 FOLDER = "slurm"
 
 
@@ -27,7 +27,7 @@ class Submission:
     """A job as it was submitted."""
 
     stage: str
-    """Name of the stage; `SHARDS`, or `SHARDS merge`, for what comes before the first."""
+    """Name of the stage; `shards` or `shards merge` for a job before the first stage."""
     job: str
     command: list[str]
     time: float
@@ -36,13 +36,13 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class SubmissionFolder:
-    """The folder at `path`."""
+    """The folder of submissions at `path`."""
 
     path: Path
 
     @property
     def recipe(self) -> Path:
-        """The recipe as it was submitted, all paths absolute."""
+        """The recipe as it was submitted, with absolute paths."""
         return self.path / "recipe.yaml"
 
     @property
@@ -50,18 +50,18 @@ class SubmissionFolder:
         return self.path / "submissions.jsonl"
 
     def log(self, stage: str) -> Path:
-        """What the jobs of a stage print, over all starts."""
+        """The log of the jobs of a stage, over all starts."""
         return self.path / f"{stage.replace(' ', '-')}.log"
 
     def logs(self, stage: str) -> list[Path]:
-        """The log of a stage's jobs, or of each task of an array."""
+        """The log of a stage's jobs, or one log for each task of an array."""
         return [path for path in (self.log(stage), *sorted(self.path.glob(f"{stage}-[0-9]*.log"))) if path.exists()]
 
     def lock(self) -> FileLock:
-        """Hold the folder for one submission at a time.
+        """Lock the folder, for one submission at a time.
 
         Raises:
-            ConfigError: somebody else is submitting, or the folder cannot be made.
+            ConfigError: another process is submitting, or the folder cannot be created.
         """
         lock = FileLock(self.path / ".lock")
         try:
@@ -69,16 +69,18 @@ class SubmissionFolder:
             lock.acquire(timeout=60)
         except OSError as error:
             if isinstance(error, Timeout):
-                raise ConfigError(f"{self.path}: another `coatnet submit` is at work here; wait for it") from None
+                raise ConfigError(
+                    f"{self.path}: another `coatnet submit` is using this folder; wait until it has finished"
+                ) from None
             raise ConfigError(f"{self.path}: {error.strerror}; set runs to a folder you can write") from None
         return lock
 
     def freeze(self, recipe: "Recipe") -> None:
-        """Write the recipe that the jobs are to read."""
+        """Write the recipe that the jobs will read."""
         write_atomically(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
     def add(self, stage: str, job: str, command: Sequence[str]) -> None:
-        """Note a job; on the disk before anything else happens."""
+        """Record a job; returns when the record is on the disk."""
         submission = Submission(stage, job, list(command), time.time())
         with open(self._record, "a") as record:
             record.write(json.dumps(asdict(submission)) + "\n")
@@ -94,7 +96,7 @@ class SubmissionFolder:
             try:
                 found.append(Submission(**json.loads(line)))
             except (ValueError, TypeError):
-                continue  # cut short by a full disk
+                continue  # truncated by a full disk
         return found
 
     def newest(self) -> dict[str, Submission]:

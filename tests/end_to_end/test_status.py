@@ -33,7 +33,7 @@ def test_a_run_on_this_machine_is_shown_in_all_its_states(shards: Path, tmp_path
     assert found["seconds_left"] > 0
     kill(process, "everyone")
     found = pretrain()
-    assert (found["state"], found["reason"]) == ("stopped", "its processes are gone without a word")
+    assert (found["state"], found["reason"]) == ("stopped", "its processes ended without a message")
     assert found["checkpoint"] is not None
 
     process = start(*long)

@@ -148,6 +148,6 @@ def test_a_stage_of_several_machines_is_refused_before_anything_runs(shards: Pat
     for command in commands:
         refused = coatnet(*command, "finetune.resources.nodes=2", "finetune.resources.ranks=4")
         assert refused.returncode == 78
-        assert "stage finetune: resources.nodes is 2, and this command starts ranks on one machine; " in refused.stderr
+        assert "stage finetune: resources.nodes is 2, but this command starts ranks on one machine; " in refused.stderr
         assert "set resources.nodes=1 resources.ranks=2" in refused.stderr
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""The one rank of the recipes' test: `python recipes_worker.py RECIPE [KEY=VALUE]... [-- RECIPE [KEY=VALUE]...]...`.
+"""The only rank of the recipes' test: `python recipes_worker.py RECIPE [KEY=VALUE]... [-- RECIPE [KEY=VALUE]...]...`.
 
 Trains all stages of each recipe in order, as `coatnet run` does with processes of their own for each stage.
 """

@@ -1,4 +1,4 @@
-"""Run folders in every condition, made by hand: what stages and jobs would leave behind."""
+"""Run folders in every condition, written by hand as stages and jobs would write them."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from tests.support.records import stage_result
 
 
 def at(seconds: float, style: str = "%Y-%m-%d %H:%M:%S") -> str:
-    """The time so many seconds ago."""
+    """The time `seconds` ago."""
     return time.strftime(style, time.localtime(time.time() - seconds))
 
 
@@ -35,7 +35,7 @@ class MadeRun:
         self.submissions = SubmissionFolder(self.path / FOLDER)
 
     def freeze(self, **stages: dict[str, Any]) -> None:
-        """What `coatnet submit` writes first; by default of a chain of two stages."""
+        """Write the recipe as `coatnet submit` does; by default one of two stages."""
         self.submissions.path.mkdir(parents=True, exist_ok=True)
         stages = stages or {"pretrain": {"task": "train", "steps": 40}, "finetune": {"task": "train", "steps": 6}}
         recipe = {"name": self.name, "runs": str(self.path.parent), "stages": stages}
@@ -50,7 +50,7 @@ class MadeRun:
             record.write(json.dumps(content) + "\n")
 
     def log(self, stage: str, *lines: str, task: str = "") -> Path:
-        """Lines in the log of a stage's jobs."""
+        """Append lines to the log of a stage's jobs."""
         self.submissions.path.mkdir(parents=True, exist_ok=True)
         path = self.submissions.path / f"{stage.replace(' ', '-')}{task}.log"
         with open(path, "a") as log:
@@ -58,28 +58,28 @@ class MadeRun:
         return path
 
     def stage(self, name: str) -> RunFolder:
-        """The run folder of a stage, as a start makes it."""
+        """Create the run folder of a stage, as a start does."""
         folder = RunFolder(self.path / name)
         folder.create()
         return folder
 
     def note(self, stage: str, event: str, ago: float = 0, **facts: Any) -> None:
-        """An entry in the event log, so many seconds old."""
+        """Append an entry to the event log, `ago` seconds old."""
         entry = {"time": at(ago, "%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
         with open(self.stage(stage).events.path, "a") as events:
             events.write(json.dumps(entry) + "\n")
 
     def progress(self, stage: str, step: int, steps: int, ago: float = 0, left: float | None = None) -> None:
-        """What a training stage publishes, so many seconds old."""
+        """Write the progress file of a training stage, `ago` seconds old."""
         StageProgress(step, steps, 1.25, 512.0, left, time.time() - ago).write(self.stage(stage).progress)
 
     def finish(self, stage: str, steps: int = 40) -> None:
-        """As a stage does that is done."""
+        """Write the result of a stage that is done."""
         checkpoint = f"{stage}/checkpoints/step-{steps:08d}"
         self.stage(stage).finish(stage_result(checkpoint, stage, steps))
 
     def exit(self, stage: str, code: int, message: str, rank: int = 0, ago: float = 0) -> None:
-        """What the log of a rank ends with."""
+        """Append the line with which the log of a rank ends."""
         record = logging.LogRecord("test", logging.ERROR, "", 0, "exit %d: %s", (code, message), None)
         record.created, record.msecs = time.time() - ago, 0
         line = logging.Formatter("%(asctime)s %(levelname)s %(message)s").format(record)
@@ -93,7 +93,7 @@ def status(*arguments: str | Path) -> Result:
 
 
 def rows(*arguments: str | Path) -> list[dict[str, Any]]:
-    """What it tells programs of each stage."""
+    """Its JSON object for each stage."""
     result = status(*arguments, "--json")
     assert result.exit_code == 0, result.output
     stages: list[dict[str, Any]] = json.loads(result.stdout)["stages"]
@@ -101,7 +101,7 @@ def rows(*arguments: str | Path) -> list[dict[str, Any]]:
 
 
 def row(*arguments: str | Path) -> dict[str, Any]:
-    """The first one."""
+    """The first of the rows."""
     return rows(*arguments)[0]
 
 
@@ -111,8 +111,8 @@ def lines(result: Result) -> list[list[str]]:
     return [line.split() for line in result.output.splitlines()]
 
 
-def slurm_says(monkeypatch: pytest.MonkeyPatch, *jobs: SlurmJob) -> None:
-    """Stand in for Slurm, with these jobs."""
+def slurm_reports(monkeypatch: pytest.MonkeyPatch, *jobs: SlurmJob) -> None:
+    """Stand in for Slurm, which knows these jobs."""
     known = {job.number: job for job in jobs}
     monkeypatch.setattr(
         slurm, "jobs", lambda numbers: {one: known.get(one, SlurmJob(one, "UNKNOWN")) for one in numbers}
@@ -121,7 +121,7 @@ def slurm_says(monkeypatch: pytest.MonkeyPatch, *jobs: SlurmJob) -> None:
 
 @contextmanager
 def running(run: MadeRun, stage: str) -> Iterator[None]:
-    """While a process holds the stage's folder."""
+    """Hold the stage's folder, as a running process does."""
     lock = run.stage(stage).lock()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The ablation recipes, each run whole: all its arms, for two steps at small widths, as a person would start it."""
+"""The ablation recipes run as a user would run them: all arms, for two steps at small widths."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the recipes lie, and below it their runs."""
+    """A folder with the recipes and their runs."""
     folder = tmp_path_factory.mktemp("ablations")
     (folder / "shards").symlink_to(shards)
     return folder
@@ -34,7 +34,7 @@ def test_every_ablation_of_the_paper_has_its_recipe() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_all_arms_train_and_are_told_apart(path: Path, folder: Path) -> None:
+def test_all_arms_train_and_differ(path: Path, folder: Path) -> None:
     shutil.copy(path, folder)
     widths = ["vit_rel.model.widths=[64,64]"] if path.stem == "ablation-layouts" else []
     done = coatnet("run", path.name, *SMALL, *widths, folder=folder)
@@ -47,7 +47,7 @@ def test_all_arms_train_and_are_told_apart(path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_arms_differ_in_what_is_compared_alone(path: Path) -> None:
-    """In the model, that is, and in the stochastic depth that goes with its size."""
+def test_arms_differ_only_in_what_is_compared(path: Path) -> None:
+    """That is the model and the stochastic depth that goes with its size."""
     stages = [stage.model_dump(exclude={"model"}) for stage in load_recipe(path).stages.values()]
     assert all(stage == stages[0] for stage in stages)

@@ -1,4 +1,4 @@
-"""Ranks as processes: which of several failures is told, and how long the others are waited for."""
+"""Ranks as processes: which of several failures is reported, and how long the others get to end."""
 
 import json
 import signal
@@ -10,26 +10,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port
 from pipeline.run_folder import RunFolder
 
-LOST = Outcome(75, "rank 0 lost another rank", consequence=True)
+LOST = Outcome(75, "rank 0 lost another rank", is_consequence=True)
 BROKEN = Outcome(1, "ValueError: no")
 
 
 @pytest.mark.parametrize(
     ("codes", "written", "code", "message"),
     [
-        ([75, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by someone or by the system for want of memory; the same"),
+        ([75, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by a person or for lack of memory; the same"),
         ([75, 78], {0: LOST, 1: Outcome(78, "shard x is damaged")}, 78, "shard x is damaged"),
         ([None, 75, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
         ([75, 75], {0: LOST, 1: Outcome(75, "stopped by SIGTERM after step 3")}, 75, "stopped by SIGTERM after step 3"),
         ([75, -10], {0: LOST}, 75, "stopped by SIGUSR1; the same command continues"),
         ([-15, -9], {}, 137, "rank 1 was killed by SIGKILL"),
-        ([0, None, None], {}, 75, "asked to stop, and killed since ranks did not (rank 1, 2); the same command"),
+        ([0, None, None], {}, 75, "killed rank 1, 2, which did not stop in time; the same command"),
         ([130, 130], {0: Outcome(130, "stopped"), 1: Outcome(130, "stopped")}, 130, "stopped"),
         ([75, 1], {0: LOST, 1: BROKEN}, 1, "rank 1 failed: ValueError: no (log: runs/logs/rank-00001.log)"),
         ([75, 3], {0: LOST}, 3, "rank 1 exited with 3 (log: runs/logs/rank-00001.log)"),
@@ -37,38 +37,40 @@ BROKEN = Outcome(1, "ValueError: no")
         ([None, 3], {}, 3, "rank 1 exited with 3 (log: runs/logs/rank-00001.log)"),
     ],
 )  # fmt: skip
-def test_the_cause_is_told_and_not_its_consequences(
+def test_the_cause_is_reported_rather_than_its_consequences(
     codes: list[int | None], written: dict[int, Outcome], code: int, message: str, tmp_path: Path
 ) -> None:
     for rank, outcome in written.items():
         (tmp_path / f"{rank}.json").write_text(json.dumps(asdict(outcome)))
-    told = _outcome(codes, tmp_path, RunFolder(Path("runs")))
-    assert told.code == code
-    assert message in told.message
+    outcome = _outcome(codes, tmp_path, RunFolder(Path("runs")))
+    assert outcome.code == code
+    assert message in outcome.message
 
 
-DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+IGNORES_SIGTERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_ranks_that_do_not_end_are_waited_for_and_then_killed(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signalled", [True, False])
+def test_ranks_that_do_not_end_are_waited_for_and_then_killed(signalled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.launch._LEAVE_SECONDS", 0.5)
-    programs = [DEAF, DEAF] if asked else [DEAF, "print(flush=True); raise SystemExit(3)"]
+    programs = (
+        [IGNORES_SIGTERM, IGNORES_SIGTERM] if signalled else [IGNORES_SIGTERM, "print(flush=True); raise SystemExit(3)"]
+    )
     processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for program in programs]
     try:
         for process in processes:
             assert process.stdout
             process.stdout.readline()
         began = time.monotonic()
-        codes = _wait(processes, [(signal.SIGTERM, began)] if asked else [], 1.0)
-        assert codes == ([None, None] if asked else [None, 3])
-        assert time.monotonic() - began >= (1.0 if asked else 0.5)
+        codes = _wait(processes, [(signal.SIGTERM, began)] if signalled else [], 1.0)
+        assert codes == ([None, None] if signalled else [None, 3])
+        assert time.monotonic() - began >= (1.0 if signalled else 0.5)
     finally:
         _kill(processes, 0)
-    assert [process.returncode for process in processes] == [-9, -9 if asked else 3]
+    assert [process.returncode for process in processes] == [-9, -9 if signalled else 3]
 
 
-def test_a_port_is_kept_for_ranks_that_are_still_starting() -> None:
+def test_a_port_is_reserved_for_ranks_that_are_still_starting() -> None:
     with reserved_port() as port:
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))

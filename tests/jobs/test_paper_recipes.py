@@ -1,4 +1,4 @@
-"""The recipes of the paper: each number as Table 10 prints it, and what is ours as it should be on 8 GPUs of 80 GB."""
+"""The paper's recipes: each number as in Table 10; our own settings fit nodes of 8 GPUs with 80 GB."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ TABLE_10 = {
     "coatnet-4-jft": Row("coatnet_4", "JFT", (0.1, 0.3), (WEAK, WEAK), 14, 5e-4),
     "coatnet-5-jft": Row("coatnet_5", "JFT", (0.0, 0.2), (WEAK, WEAK), 14, 5e-4),
 }
-# Ours: CoAtNet-5's JFT column, with the epochs of ImageNet-21K, and with as many pictures of JFT-3B.
+# Ours: CoAtNet-5's JFT column, with the epochs of ImageNet-21K, and with as many images of JFT-3B.
 OURS = {
     **{f"coatnet-{n}-in21k": Row(f"coatnet_{n}", "JFT", (0.0, 0.2), (WEAK, WEAK), 90, 5e-4) for n in (5, 6, 7)},
     **{f"coatnet-{n}-jft3b": Row(f"coatnet_{n}", "JFT", (0.0, 0.2), (WEAK, WEAK), 1.4, 5e-4) for n in (6, 7)},
@@ -131,7 +131,7 @@ def test_each_stage_has_the_shards_of_its_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OURS, "coatnet-0-in1k"])
-def test_a_recipe_says_what_is_not_the_papers(name: str) -> None:
+def test_a_recipe_marks_what_is_not_from_the_paper(name: str) -> None:
     text = PATHS[name].read_text()
     assert ("the choice is ours" in " ".join(text.replace("#", "").split()).lower()) == (name in OURS)
     ours = [line.split(":")[0].strip() for line in text.splitlines() if "# ours" in line]
@@ -145,9 +145,7 @@ def computed() -> dict[str, list[Estimate]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
-def test_nodes_of_eight_gpus_share_the_micro_batches_and_have_the_memory(
-    name: str, computed: dict[str, list[Estimate]]
-) -> None:
+def test_stages_fit_on_nodes_of_eight_gpus_with_80_gb(name: str, computed: dict[str, list[Estimate]]) -> None:
     assert [row.name for row in computed[name]] == list(stages(PATHS[name]))
     for row in computed[name]:
         resources = row.stage.resources
@@ -159,7 +157,7 @@ def test_nodes_of_eight_gpus_share_the_micro_batches_and_have_the_memory(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
-def test_a_save_comes_every_quarter_to_half_of_an_hour_and_ten_of_a_stage_are_kept(
+def test_checkpoints_are_saved_every_15_to_30_minutes_and_about_ten_per_stage_are_kept(
     name: str, computed: dict[str, list[Estimate]]
 ) -> None:
     for row in computed[name]:
@@ -183,7 +181,7 @@ def test_the_document_has_the_table_as_computed(computed: dict[str, list[Estimat
 
 
 @pytest.mark.slow
-def test_one_recipe_can_be_asked_for(
+def test_the_table_can_be_printed_for_one_recipe(
     computed: dict[str, list[Estimate]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["recipes", "--recipe", "coatnet-1-in1k"])
@@ -201,7 +199,7 @@ def test_steps_are_those_of_the_papers_data(computed: dict[str, list[Estimate]])
 
 
 @pytest.mark.slow
-def test_time_is_that_of_the_arithmetic_at_a_share_of_the_peak(computed: dict[str, list[Estimate]]) -> None:
+def test_time_follows_from_arithmetic_at_a_fraction_of_the_peak(computed: dict[str, list[Estimate]]) -> None:
     first = computed["coatnet-0-in1k"][0]
     # Forward and backward are three times the multiply-adds, of two operations each, shared by 8 GPUs.
     seconds = 4096 * 3 * 2 * 4_141_888_512 / (8 * 0.4 * 989e12)
@@ -215,10 +213,10 @@ def test_time_is_that_of_the_arithmetic_at_a_share_of_the_peak(computed: dict[st
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_weights_gradients_optimizer_and_activations(computed: dict[str, list[Estimate]]) -> None:
+def test_memory_is_the_sum_of_weights_gradients_optimizer_and_activations(computed: dict[str, list[Estimate]]) -> None:
     pretrain, *_, largest = computed["coatnet-7-in21k"]
     # For 21,843 classes instead of 1000: bf16 weights, and what 128 ranks share: float32 gradients, master weights and
-    # two moments. DeepSpeed's bucket of half a billion gradients in bf16, and again in float32. 813 MiB for each picture,
+    # two moments. DeepSpeed's bucket of half a billion gradients in bf16, and again in float32. 813 MiB for each image,
     # as `coatnet models` has it.
     parameters = 2_441_973_112 + 20_843 * 3073
     assert pretrain.memory == pytest.approx(1.2e-9 * (parameters * (2 + 16 / 128) + 3e9 + 32 * 813 * 2**20), rel=1e-3)
@@ -226,6 +224,6 @@ def test_memory_is_that_of_weights_gradients_optimizer_and_activations(computed:
     assert largest.saved == pytest.approx(2_441_973_112 * 16e-9, rel=1e-3)  # with the moving average
 
 
-def test_as_many_pictures_of_jft_3b_as_of_jft_300m() -> None:
+def test_training_sees_as_many_images_of_jft_3b_as_of_jft_300m() -> None:
     for name in ("coatnet-6-jft3b", "coatnet-7-jft3b"):
         assert stages(PATHS[name])["pretrain"].epochs == pytest.approx(14 * 300e6 / 3e9)

@@ -1,4 +1,4 @@
-"""What is found about a recipe from one machine: every mistake at once, each with its fix."""
+"""Findings about a recipe on one machine: every mistake at once, each with its fix."""
 
 import shutil
 import time
@@ -40,8 +40,8 @@ def found(folder: Path, shards: Path, *overrides: str, stages: list[str] | None 
     return list(examine(recipe, stages or ["pretrain"], slurm=False))
 
 
-def told(findings: list[Finding], beginning: str, where: str | None = None) -> Finding:
-    """The one finding that begins so."""
+def the_finding(findings: list[Finding], beginning: str, where: str | None = None) -> Finding:
+    """The one finding whose text starts with `beginning`."""
     (one,) = [f for f in findings if f.what.startswith(beginning) and where in (None, f.where)]
     return one
 
@@ -50,7 +50,7 @@ def wrong(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level != "ok"]
 
 
-def test_of_a_sound_recipe_all_is_well_and_the_lines_say_what_was_looked_at(shards: Path, tmp_path: Path) -> None:
+def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, tmp_path: Path) -> None:
     findings = found(tmp_path, shards, stages=STAGES)
     assert wrong(findings) == []
     sizes = [f"{read_index(shards / part).bytes / 1e6:,.1f} MB" for part in ("train", "validation")]
@@ -59,12 +59,12 @@ def test_of_a_sound_recipe_all_is_well_and_the_lines_say_what_was_looked_at(shar
         "batch: 12 images as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
         f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
-        told(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
+        the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,
     ]  # fmt: skip
     assert [finding.where for finding in findings if finding.what.startswith("data.validation")] == STAGES
     for beginning in ("checkpoints: at most pretrain 3 of ", "clock: the file server of ", "versions: Python 3."):
-        assert told(findings, beginning).where == ""
+        assert the_finding(findings, beginning).where == ""
     assert not (tmp_path / "runs").exists()
 
 
@@ -82,12 +82,14 @@ def test_of_a_sound_recipe_all_is_well_and_the_lines_say_what_was_looked_at(shar
         ("pretrain.checkpoint.folder=/proc/sys", "checkpoints: /proc/sys cannot be written (No such file or directory)", "set runs or checkpoint.folder to a folder that you can write"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_once_with_its_mend(shards: Path, tmp_path: Path, override: str, what: str, fix: str) -> None:
+def test_a_mistake_is_reported_once_with_its_fix(
+    shards: Path, tmp_path: Path, override: str, what: str, fix: str
+) -> None:
     expected = Finding("error", "pretrain", what.format(folder=tmp_path), fix.format(folder=tmp_path))
     assert wrong(found(tmp_path, shards, *override.split())) == [expected]
 
 
-def test_all_mistakes_are_told_at_once(shards: Path, tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(shards: Path, tmp_path: Path) -> None:
     overrides = ["resources.ranks=3", "data.lanes=5", "finetune.resolution=50", "data.validation=nowhere"]
     findings = wrong(found(tmp_path, shards, *overrides, stages=STAGES))
     assert [(finding.where, finding.what.split()[0]) for finding in findings] == [
@@ -97,13 +99,13 @@ def test_all_mistakes_are_told_at_once(shards: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_jobs_on_a_machine_without_slurm_are_refused_once(
+def test_a_machine_without_slurm_is_reported_once(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     findings = list(examine(load_recipe(write_recipe(tmp_path, shards)), ["pretrain", "evaluate"], slurm=True))
     assert wrong(findings) == [
-        Finding("error", "", "no Slurm on this machine", "go to one that has its commands, or put them on PATH")
+        Finding("error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH")
     ]
 
 
@@ -114,7 +116,7 @@ def test_an_unknown_stage_is_refused(shards: Path, tmp_path: Path) -> None:
         found(tmp_path, shards, stages=["pretran"])
 
 
-def test_fewer_processors_than_reader_threads_are_doubtful(shards: Path, tmp_path: Path) -> None:
+def test_fewer_processors_than_reader_threads_are_a_warning(shards: Path, tmp_path: Path) -> None:
     few = ["data.workers=4", "resources.cpus_per_rank=3"]
     assert wrong(found(tmp_path, shards, *few)) == [
         Finding(
@@ -125,7 +127,7 @@ def test_fewer_processors_than_reader_threads_are_doubtful(shards: Path, tmp_pat
     assert wrong(found(tmp_path, shards, "data.workers=3", "resources.cpus_per_rank=3")) == []
 
 
-def test_a_container_that_is_not_here_is_doubtful(shards: Path, tmp_path: Path) -> None:
+def test_a_container_image_missing_here_is_a_warning(shards: Path, tmp_path: Path) -> None:
     (finding,) = wrong(found(tmp_path, shards, f"resources.container={tmp_path}/image.sqsh"))
     assert finding.what == f"resources.container: {tmp_path}/image.sqsh is not on this machine"
     (tmp_path / "image.sqsh").touch()
@@ -133,7 +135,7 @@ def test_a_container_that_is_not_here_is_doubtful(shards: Path, tmp_path: Path) 
     assert wrong(found(tmp_path, shards, "resources.container=registry.example/coatnet:1")) == []
 
 
-def test_a_compiler_is_looked_for_where_the_stage_runs_here(
+def test_a_compiler_is_required_only_if_the_stage_runs_here(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -146,7 +148,7 @@ def test_a_compiler_is_looked_for_where_the_stage_runs_here(
     assert not [finding for finding in elsewhere if finding.what.startswith("compile")]
 
 
-def test_shards_that_are_missing_cut_or_no_tars_are_told(shards: Path, tmp_path: Path) -> None:
+def test_shards_that_are_missing_truncated_or_not_tars_are_reported(shards: Path, tmp_path: Path) -> None:
     copy = copytree(shards, tmp_path / "copy")
     last = copy / "train" / read_index(copy / "train").shards[-1].name
     size = last.stat().st_size
@@ -162,7 +164,7 @@ def test_shards_that_are_missing_cut_or_no_tars_are_told(shards: Path, tmp_path:
     assert finding.what == f"{copy}/train: shard {last.name} is missing"
 
 
-def test_a_first_picture_that_does_not_decode_is_doubtful(shards: Path, tmp_path: Path) -> None:
+def test_a_first_image_that_does_not_decode_is_a_warning(shards: Path, tmp_path: Path) -> None:
     """Broken samples are skipped by rule, but a shard that begins with one may hold more."""
     with_broken_member(shards, tmp_path / "broken", broken=0)
     index = read_index(tmp_path / "broken")
@@ -184,7 +186,7 @@ def test_shards_that_several_stages_share_are_read_once(
     assert read == [str(shards / "train"), str(shards / "validation")]
 
 
-def test_classes_that_differ_are_told(pictures: Path, shards: Path, tmp_path: Path) -> None:
+def test_differing_classes_are_reported(pictures: Path, shards: Path, tmp_path: Path) -> None:
     copytree(pictures, tmp_path / "source")
     (tmp_path / "source" / "dark").rename(tmp_path / "source" / "dim")
     build_shards(tmp_path / "source", tmp_path / "other")
@@ -212,13 +214,13 @@ def test_shards_that_the_chain_builds_first_may_be_missing_and_their_source_may_
     ]
     # Built, they are looked at as any others.
     copytree(shards, tmp_path / "built")
-    assert told(found(tmp_path, shards, *built), "data.train: 45 samples")
+    assert the_finding(found(tmp_path, shards, *built), "data.train: 45 samples")
     shutil.rmtree(tmp_path / "built" / "train")
     (finding,) = wrong(found(tmp_path, shards, "data.train=built/train"))
     assert finding.what == f"{tmp_path}/built/train: no index.json there"
 
 
-def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tmp_path: Path) -> None:
+def test_memory_beyond_the_gpus_is_an_error_and_near_it_a_warning(shards: Path, tmp_path: Path) -> None:
     large = ["model.name=coatnet_0", "batch={global_size: 256, micro_size: 64}"]
     recipe = load_recipe(write_recipe(tmp_path, shards), large)
     stage = recipe.stages["pretrain"]
@@ -228,7 +230,7 @@ def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tm
 
     def memory(share: float, *more: str) -> Finding:
         findings = found(tmp_path, shards, *large, f"resources.gpu_gigabytes={gigabytes / share}", *more)
-        return told(findings, "memory: ", "pretrain")
+        return the_finding(findings, "memory: ", "pretrain")
 
     fits, tight, full = memory(0.89), memory(0.91), memory(1.01)
     assert [finding.level for finding in (fits, tight, full)] == ["ok", "warning", "error"]
@@ -243,17 +245,17 @@ def test_memory_beyond_the_gpu_is_an_error_and_near_it_doubtful(shards: Path, tm
     assert without == Finding("ok", "pretrain", "memory: the stage uses no GPUs, so their size is not checked")
 
 
-def test_a_micro_batch_that_a_run_began_with_is_not_advised_to_change(shards: Path, tmp_path: Path) -> None:
+def test_the_micro_batch_of_a_run_that_has_saved_is_not_advised_to_change(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test/pretrain"
     folder.mkdir(parents=True)
     small = ["resources.gpu_gigabytes=0.001", "batch={global_size: 24000, micro_size: 6000}"]
-    assert "batch.micro_size=3000" in told(found(tmp_path, shards, *small), "memory").fix
+    assert "batch.micro_size=3000" in the_finding(found(tmp_path, shards, *small), "memory").fix
     RunFolder(folder).events.record(Event.SAVE, step=5)
-    assert "batch.micro_size" not in told(found(tmp_path, shards, *small), "memory").fix
+    assert "batch.micro_size" not in the_finding(found(tmp_path, shards, *small), "memory").fix
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_memory_of_a_node_is_held_against_what_is_asked_for(shards: Path, tmp_path: Path, gpus: int) -> None:
+def test_memory_of_a_node_is_compared_with_the_request(shards: Path, tmp_path: Path, gpus: int) -> None:
     """Of one with GPUs the copies from which checkpoints are written, of one without all but buckets, never filled."""
     large = ["model.name=coatnet_4", "batch={global_size: 64, micro_size: 32}", f"resources.gpus_per_rank={gpus}"]
     stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
@@ -262,7 +264,7 @@ def test_memory_of_a_node_is_held_against_what_is_asked_for(shards: Path, tmp_pa
     need = 2 * (memory.staging + (0 if gpus else memory.device - memory.buckets))
     for gibibytes, level in ((need // 2**30, "error" if gpus else "warning"), (need // 2**30 + 1, "ok")):
         findings = found(tmp_path, shards, *large, f"resources.memory_gigabytes={gibibytes}")
-        finding = told(findings, "memory of a node: ")
+        finding = the_finding(findings, "memory of a node: ")
         assert finding.what == (
             f"memory of a node: 2 ranks need at least {need / 2**30:.1f} of the {gibibytes} GiB of "
             "resources.memory_gigabytes"
@@ -281,14 +283,14 @@ def test_memory_of_a_node_is_held_against_what_is_asked_for(shards: Path, tmp_pa
         ({"keep_every": 1_000}, None, (3, 3)),
     ],
 )
-def test_so_many_checkpoints_lie_there_at_a_time(
+def test_the_largest_number_of_checkpoints_at_a_time(
     settings: dict[str, int], steps: int | None, most: tuple[int, int]
 ) -> None:
-    stage = TrainStage.model_construct(checkpoint=CheckpointSettings(**settings))
+    stage = TrainStage.model_construct(checkpoint=CheckpointSettings.model_validate(settings))
     assert most_kept(stage, steps) == most
 
 
-def test_room_is_counted_for_all_stages_on_a_disk_less_what_lies_there(
+def test_needed_disk_space_covers_all_stages_minus_what_is_already_saved(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
@@ -300,7 +302,7 @@ def test_room_is_counted_for_all_stages_on_a_disk_less_what_lies_there(
     usage = shutil.disk_usage(tmp_path)
     for free, level in ((needed, "ok"), (needed - 1, "error")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
-        finding = told(found(tmp_path, shards, stages=STAGES), "checkpoints: ")
+        finding = the_finding(found(tmp_path, shards, stages=STAGES), "checkpoints: ")
         assert finding.what == (
             f"checkpoints: at most pretrain 3 of {each / 1e6:.1f} MB, finetune 1 of {of_finetune / 1e6:.1f} MB; "
             f"{needed / 1e6:.1f} MB more, and {held.parent} has {free / 1e6:.1f} MB free"
@@ -309,7 +311,7 @@ def test_room_is_counted_for_all_stages_on_a_disk_less_what_lies_there(
     assert finding.fix.startswith("keep fewer (checkpoint.keep_last, keep_every, keep_best), or set checkpoint.folder")
 
 
-def test_a_disk_that_fills_up_late_is_doubtful_and_one_that_does_soon_an_error(
+def test_a_disk_that_fills_up_late_is_a_warning_and_one_that_fills_up_soon_an_error(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
@@ -317,44 +319,49 @@ def test_a_disk_that_fills_up_late_is_doubtful_and_one_that_does_soon_an_error(
     # 8 saves, all of them kept; without that the last two, and the one that is being written.
     for checkpoints, level in ((8, "ok"), (7, "warning"), (3, "warning"), (2, "error")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=checkpoints * each: usage._replace(free=free))
-        finding = told(
+        finding = the_finding(
             found(tmp_path, shards, "pretrain.checkpoint.keep_every=5"), "checkpoints: at most pretrain 8 of"
         )
         assert finding.level == level
 
 
-def test_the_moving_average_takes_room_in_checkpoints(shards: Path, tmp_path: Path) -> None:
+def test_the_moving_average_is_counted_in_checkpoints(shards: Path, tmp_path: Path) -> None:
     parameters = count_parameters(VARIANTS["coatnet_debug"], 32, 3)
-    finding = told(found(tmp_path, shards, "pretrain.ema_decay=0.9"), "checkpoints: ")
+    finding = the_finding(found(tmp_path, shards, "pretrain.ema_decay=0.9"), "checkpoints: ")
     assert f"pretrain 3 of {16 * parameters / 1e6:.1f} MB" in finding.what
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(-3600.0, "warning"), (3600.0, "warning"), (0.0, "ok")])
-def test_a_file_server_in_another_time_is_doubtful(
+def test_a_file_server_with_another_time_is_a_warning(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, level: str
 ) -> None:
     monkeypatch.setattr("pipeline.preflight.disk_space.probe_writing", lambda folder: time.time() + seconds)
-    finding = told(found(tmp_path, shards), "clock: ")
+    finding = the_finding(found(tmp_path, shards), "clock: ")
     assert finding.level == level
     if seconds:
         assert finding.what == f"clock: the file server of {tmp_path} and this machine differ by 3600 s"
 
 
-def test_a_run_folder_of_other_settings_is_told_and_one_of_these_goes_on(shards: Path, tmp_path: Path) -> None:
+def test_a_run_folder_with_other_settings_is_reported_and_one_with_the_same_continues(
+    shards: Path, tmp_path: Path
+) -> None:
     recipe = load_recipe(write_recipe(tmp_path, shards))
     folder = run_folder(recipe, "pretrain")
     folder.create()
     folder.freeze(plan_stage(recipe, "pretrain"), None)
     folder.events.begin(2)
-    assert told(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: continues a run with these settings"
+    assert (
+        the_finding(found(tmp_path, shards), str(folder.path)).what
+        == f"{folder.path}: continues a run with these settings"
+    )
     (finding,) = wrong(found(tmp_path, shards, "seed=1"))
     assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
     assert finding.fix == "Restore them, give the recipe another name, or remove the folder to begin anew"
     folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
-    assert told(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
+    assert the_finding(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
 
 
-def test_versions_older_than_asked_for_are_told() -> None:
+def test_versions_older_than_required_are_listed() -> None:
     asked = ["numpy>=999.1", "rich>=1", "surely-not-installed>=2", "ruff>=99; extra == 'development'"]
     assert unmet(asked) == [
         f"numpy {metadata.version('numpy')} is installed, 999.1 or newer is required",
@@ -365,21 +372,21 @@ def test_versions_older_than_asked_for_are_told() -> None:
     assert unmet([f"numpy>={first}.{int(second) + 1}"]) != []
 
 
-def test_versions_that_are_not_met_are_errors(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmet_versions_are_errors(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["torch>=99"])
     (finding,) = wrong(found(tmp_path, shards))
     assert finding.what == f"version: torch {metadata.version('torch')} is installed, 99 or newer is required"
 
 
 @pytest.mark.slow
-def test_remote_shards_are_held_against_the_cache_and_read_from_here(
+def test_remote_shards_are_compared_with_the_cache_and_read_from_here(
     shards: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = s3.put(shards, "doctor-shards")
     remote = [f"data.train={url}/train", f"data.validation={url}/validation"]
     findings = found(tmp_path, shards, *remote, f"data.cache.folder={tmp_path / 'cache'}")
     assert wrong(findings) == []
-    assert told(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
+    assert the_finding(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
     (finding,) = wrong(found(tmp_path, shards, *remote, "data.cache.gigabytes=0.00001"))
     assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node needs at the same time"
     assert not (tmp_path / "cache").exists()
@@ -391,11 +398,11 @@ def test_remote_shards_are_held_against_the_cache_and_read_from_here(
 
 
 @pytest.mark.slow
-def test_a_remote_place_for_checkpoints_is_tried(
+def test_a_remote_checkpoint_folder_is_tested_by_writing(
     shards: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = "pretrain.checkpoint.folder=s3://test/doctor"
-    finding = told(found(tmp_path, shards, there), "checkpoints: ")
+    finding = the_finding(found(tmp_path, shards, there), "checkpoints: ")
     assert finding.level == "ok"
     assert finding.what.startswith("checkpoints: s3://test/doctor/test/pretrain can be written; at most 3 of 0.4 MB")
     assert [file for file in s3.files().find("test/doctor") if "writable" in file] == []
@@ -407,7 +414,7 @@ def test_a_remote_place_for_checkpoints_is_tried(
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_is_not_waited_for_long(
+def test_a_server_that_is_down_does_not_delay_the_check(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.preflight._GIVE_UP_AFTER", 0.1)

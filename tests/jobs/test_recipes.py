@@ -1,4 +1,4 @@
-"""The recipes that ship, and the document that describes their settings."""
+"""The bundled recipes, and the document that describes their settings."""
 
 from pathlib import Path
 from typing import get_args
@@ -14,7 +14,7 @@ RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_that_ships_is_valid(path: Path) -> None:
+def test_every_bundled_recipe_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     for stage in recipe.stages.values():

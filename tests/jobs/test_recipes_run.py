@@ -1,4 +1,4 @@
-"""The recipes of the paper, run: every stage of each, in order, for two steps at small widths, on small pictures."""
+"""The paper's recipes run: every stage of each, in order, for two steps at small widths, on small images."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def small(path: Path) -> list[str]:
 def folder(pictures: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recipes, the shards that they name and their finished runs.
 
-    ImageNet-1K is pictures with one of three classes. The others have five classes, and samples with two of them.
+    ImageNet-1K stands for images with one of three classes. The others have five classes, and samples with two of them.
     """
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "shards").mkdir()
@@ -82,7 +82,7 @@ def test_every_stage_trains_on_its_own_shards_at_its_own_size(path: Path, folder
         assert tables == {2 * stage.resolution // stride - 1 for stride in (16, 32)}
 
 
-def test_a_stage_with_other_classes_begins_its_classifier_anew_and_keeps_all_else(folder: Path) -> None:
+def test_a_stage_with_other_classes_reinitializes_only_its_classifier(folder: Path) -> None:
     """From a sigmoid over five classes to a softmax over three, by a fine-tuning that moves no weight."""
     recipe = load_recipe(folder / "coatnet-2-in21k.yaml", [*small(folder / "coatnet-2-in21k.yaml"), "name=still"])
     ends = [open_checkpoint(final_checkpoint(recipe, stage)) for stage in ("pretrain", "finetune_224")]
@@ -94,7 +94,7 @@ def test_a_stage_with_other_classes_begins_its_classifier_anew_and_keeps_all_els
     assert not any(torch.equal(before[name], fresh[name]) for name in ("head.hidden.weight", "stem.conv1.weight"))
 
 
-def test_a_classifier_of_as_many_other_classes_is_begun_anew_and_never_evaluated(folder: Path) -> None:
+def test_a_classifier_for_equally_many_other_classes_is_reinitialized_and_never_evaluated(folder: Path) -> None:
     recipe = load_recipe(folder / "coatnet-2-in21k.yaml", small(folder / "coatnet-2-in21k.yaml"))
     plan, checkpoint = plan_stage(recipe, "pretrain", 1), open_checkpoint(final_checkpoint(recipe, "pretrain"))
     model, own, other = build_model(plan), classes_digest(plan), classes_digest(plan_stage(recipe, "finetune_224", 1))

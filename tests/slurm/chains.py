@@ -1,4 +1,4 @@
-"""Recipes as tests submit them: small ones, on nodes without GPUs."""
+"""Small recipes for nodes without GPUs, and their submission."""
 
 import time
 from collections.abc import Callable
@@ -26,14 +26,14 @@ def with_top_level(recipe: Path, **settings: Any) -> Path:
 
 
 def submit(recipe: Path, *arguments: str) -> str:
-    """`coatnet submit`, which must do it; returns what it says."""
+    """Run `coatnet submit`, which must succeed; returns its output."""
     done = coatnet("submit", recipe, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def submitted(runs: Path, name: str = "test") -> dict[str, Submission]:
-    """The newest job of each step of a recipe."""
+    """The newest job of each stage of a recipe, shards included."""
     return SubmissionFolder(runs / name / "slurm").newest()
 
 

@@ -19,13 +19,13 @@ SHORT = {"log": {"every_steps": 1, "samples": True}}
 
 
 def results(runs: Path) -> dict[str, dict[str, object]]:
-    """What the stages came to, without how fast they were."""
+    """The results of the stages, without their speed."""
     found = {stage: json.loads((runs / "test" / stage / "result.json").read_text()) for stage in STAGES}
     return {stage: result | {"images_per_second": None} for stage, result in found.items()}
 
 
 def samples(stage: Path) -> dict[str, str]:
-    """Which samples each rank was trained on."""
+    """The samples on which each rank was trained."""
     return {file.name: file.read_text() for file in sorted((stage / "samples").iterdir())}
 
 
@@ -36,31 +36,31 @@ def logs(folder: SubmissionFolder) -> str:
 def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single_machine_does(
     slurm: SlurmCluster, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-told")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
     building = {"source": str(pictures), "folder": "shards", "samples_per_shard": 7, "validation_per_class": 5}
     here, there = tmp_path / "here", tmp_path / 'it\'s a "folder"\nof 100%j = $HOME'
     for folder in (here, there):
         recipe = write_recipe(folder, folder / "shards", **SHORT)
         with_top_level(recipe, shards=building | {"parts": 2})
     recipe, runs = there / "recipe.yaml", there / "runs"
-    asked = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1"]
-    said = submit(recipe, *asked)
-    assert said.count("submitted") == 5
+    overrides = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1"]
+    output = submit(recipe, *overrides)
+    assert output.count("submitted") == 5
     jobs = submitted(runs)
     assert list(jobs) == ["shards", "shards merge", *STAGES]
 
     wait_until(lambda: slurm.job(jobs["pretrain"].job)["JobState"] == "RUNNING")
-    again = submit(recipe, *asked)
+    again = submit(recipe, *overrides)
     assert again.count("done") == 2  # the shards
     assert again.count("left alone") == 3
     assert submitted(runs) == jobs
 
     locally = coatnet("run", here / "recipe.yaml")
     assert locally.returncode == 0, locally.stderr
-    folder = SubmissionFolder(runs / "test" / "slurm")
+    submissions = SubmissionFolder(runs / "test" / "slurm")
     wait_until(lambda: slurm.job(jobs["evaluate"].job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
     assert {name: slurm.job(job.job)["JobState"] for name, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED"), (
-        logs(folder)
+        logs(submissions)
     )
     assert slurm.job(jobs["pretrain"].job)["NumNodes"] == "2"
     assert results(runs) == results(here / "runs")
@@ -69,21 +69,21 @@ def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single
         assert samples(one) == samples(other)
         last = sorted(path.name for path in (one / "checkpoints").iterdir())[-1]
         assert checkpoint_bytes(one / "checkpoints" / last) == checkpoint_bytes(other / "checkpoints" / last)
-    # The log of a job has what a person would see, and nothing else.
-    lines = folder.log("pretrain").read_text().splitlines()
+    # The log of a job has what a terminal would show, and nothing else.
+    lines = submissions.log("pretrain").read_text().splitlines()
     assert lines[0].endswith("tasks")
     assert all(line.startswith("pretrain  ") for line in lines[1:-1]), lines
     assert lines[-1].endswith(f"job {jobs['pretrain'].job}: done")
 
-    told = [file for file in runs.rglob("*") if file.is_file() and b"not-to-be-told" in file.read_bytes()]
-    assert told == []
+    leaks = [file for file in runs.rglob("*") if file.is_file() and b"a-secret" in file.read_bytes()]
+    assert leaks == []
 
-    finished = submit(recipe, *asked)
+    finished = submit(recipe, *overrides)
     assert finished.count("done") == 5
     assert submitted(runs) == jobs
 
 
-def test_what_cannot_start_cancels_what_waits_for_it_and_calling_again_submits_both(
+def test_a_stage_that_cannot_start_cancels_its_dependents_and_submitting_again_submits_all(
     slurm: SlurmCluster, shards: Path, tmp_path: Path
 ) -> None:
     recipe, runs = write_chain(tmp_path, shards), tmp_path / "runs"
@@ -106,13 +106,11 @@ def test_what_cannot_start_cancels_what_waits_for_it_and_calling_again_submits_b
     wait_until(lambda: (runs / "test" / "evaluate" / "result.json").exists())
 
 
-def test_a_template_submitted_by_hand_on_more_nodes(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
+def test_a_batch_script_submitted_by_hand_runs_on_more_nodes(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
     write_chain(tmp_path, shards)
     place = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", f"--chdir={tmp_path}"]
-    template = ROOT / "slurm" / "pretrain.sbatch"
-    job = slurm.run(
-        "sbatch", "--parsable", *place, str(template), "recipe.yaml", "pretrain", "pretrain.steps=5"
-    ).strip()
+    script = ROOT / "slurm" / "pretrain.sbatch"
+    job = slurm.run("sbatch", "--parsable", *place, str(script), "recipe.yaml", "pretrain", "pretrain.steps=5").strip()
     wait_until(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"))
     log = tmp_path / f"coatnet-pretrain-{job}.log"
     assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()
@@ -120,7 +118,7 @@ def test_a_template_submitted_by_hand_on_more_nodes(slurm: SlurmCluster, shards:
     assert (begin["event"], begin["ranks"]) == ("begin", 2)
 
 
-def test_a_dry_run_prints_commands_that_do_what_it_would(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_commands_that_submit_would_run(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
     recipe = with_top_level(
         write_chain(tmp_path / "it's\nexit 9", shards), shards={"source": "x", "folder": "y", "parts": 2}
     )
@@ -148,15 +146,15 @@ def test_a_dry_run_prints_commands_that_do_what_it_would(slurm: SlurmCluster, sh
 
 def test_a_sweep_is_a_run_for_each_value(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
     recipe = write_chain(tmp_path, shards)
-    said = submit(recipe, "--sweep", "pretrain.optimizer.peak_learning_rate=1e-3,3e-3", "resources.flags=[--hold]")
+    output = submit(recipe, "--sweep", "pretrain.optimizer.peak_learning_rate=1e-3,3e-3", "resources.flags=[--hold]")
     names = [f"test-peak_learning_rate-{rate}" for rate in ("1e-3", "3e-3")]
     for name, rate in zip(names, (1e-3, 3e-3), strict=True):
-        assert name in said
+        assert name in output
         frozen = SubmissionFolder(tmp_path / "runs" / name / "slurm").recipe.read_text()
         assert f"peak_learning_rate: {rate}" in frozen
         assert list(submitted(tmp_path / "runs", name)) == list(STAGES)
     swept = json.loads((tmp_path / "runs" / "test.sweep.json").read_text())
-    assert "coatnet logs -f " in said
-    assert f"runs/{names[0]}\n" in said
+    assert "coatnet logs -f " in output
+    assert f"runs/{names[0]}\n" in output
     assert swept["runs"] == names
     assert swept["settings"][names[0]] == {"pretrain.optimizer.peak_learning_rate": "1e-3"}

@@ -1,4 +1,4 @@
-"""`coatnet doctor` beside a real Slurm: what it would take, and the nodes tried by a job."""
+"""`coatnet doctor` with a real Slurm: which jobs it would accept, and the nodes checked by a job."""
 
 import json
 import os
@@ -28,19 +28,19 @@ CPUS = {"ranks": 2, "nodes": 2, "gpus_per_rank": 0}
 
 
 def requests(folder: Path, shards: Path, *overrides: str, stages: tuple[str, ...] = ("pretrain",)) -> list[Finding]:
-    """What is found of jobs: all that Slurm says."""
+    """The findings of Slurm about the jobs."""
     recipe = load_recipe(write_recipe(folder, shards, resources=CPUS), list(overrides))
     return [finding for finding in examine(recipe, stages, slurm=True) if "Slurm" in finding.what]
 
 
-def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
+def test_accepted_jobs_are_reported_with_their_expected_start(
     shards: Path, tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     first, second, clock = requests(tmp_path, shards, stages=("pretrain", "evaluate"))
     assert (first.where, second.where) == ("pretrain", "evaluate")
     for finding in (first, second):
         assert finding.level == "ok"
-        assert finding.what.startswith("Slurm takes the job: it would start at 20")
+        assert finding.what.startswith("Slurm accepts the job: it would start at 20")
         assert finding.what.endswith(" on nodes node[1-2] in partition main")
     assert clock == Finding("ok", "", "clock: Slurm's controller agrees with this machine's")
     assert slurm.run("squeue", "--noheader") == ""
@@ -48,33 +48,33 @@ def test_jobs_that_slurm_takes_are_told_with_when_they_would_start(
 
 
 @pytest.mark.parametrize(
-    ("override", "said", "fix"),
+    ("override", "reason", "fix"),
     [
-        ("resources.nodes=9 resources.ranks=9", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
-        ("resources.memory_gigabytes=900", "Requested node configuration is not available", "ask for less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
+        ("resources.nodes=9 resources.ranks=9", "Requested node configuration is not available", "request less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
+        ("resources.memory_gigabytes=900", "Requested node configuration is not available", "request less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
         ("resources.partition=nope", "invalid partition specified: nope", "set resources.partition; there are: high, low, lowgrace, main"),
         ("resources.constraint=fast", "Invalid feature specification", "correct resources.constraint"),
         ("resources.flags=[--bogus]", 'unrecognized option \'--bogus\' Try "sbatch --help" for more information', "correct resources.flags"),
     ],
 )  # fmt: skip
-def test_what_slurm_refuses_is_told_with_what_there_is(
-    shards: Path, tmp_path: Path, slurm: SlurmCluster, override: str, said: str, fix: str
+def test_a_refused_job_is_reported_with_the_available_resources(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster, override: str, reason: str, fix: str
 ) -> None:
     refused = requests(tmp_path, shards, "batch.global_size=18", "data.lanes=6", *override.split())[0]
-    assert refused == Finding("error", "pretrain", f"Slurm refuses the job: {said}", fix)
+    assert refused == Finding("error", "pretrain", f"Slurm refuses the job: {reason}", fix)
 
 
-def test_a_job_for_nodes_of_which_one_is_down_is_only_doubtful(
+def test_a_job_that_needs_a_node_that_is_down_is_only_a_warning(
     shards: Path, tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     slurm.fail_node("node4")
     refused = requests(tmp_path, shards, "batch.global_size=12", "resources.nodes=4", "resources.ranks=4")[0]
     assert refused.level == "warning"
-    assert "is not available, since nodes are down or drained: 1" in refused.what
-    assert refused.fix.startswith("it may wait for them; or ask for less")
+    assert "is not available; 1 nodes are down or drained" in refused.what
+    assert refused.fix.startswith("the job may wait for them; or request less")
 
 
-def test_jobs_that_build_shards_are_tried_and_stages_that_are_done_are_not(
+def test_jobs_that_build_shards_are_checked_and_stages_that_are_done_are_not(
     shards: Path, tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path, shards))
@@ -87,18 +87,18 @@ def test_jobs_that_build_shards_are_tried_and_stages_that_are_done_are_not(
     assert refused.what == "Slurm refuses the job: invalid partition specified: nope"
 
 
-def test_a_controller_that_does_not_answer_is_told(
+def test_a_controller_that_does_not_answer_is_reported(
     shards: Path, tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm.kill_controller()
     monkeypatch.setattr("jobs.scheduler.slurm._ANSWER_SECONDS", 2)
     (finding,) = requests(tmp_path, shards)
-    assert (finding.level, finding.fix) == ("error", "try again later, or ask those who run it")
+    assert (finding.level, finding.fix) == ("error", "try again later, or ask its administrators")
     assert finding.what.startswith("Slurm does not answer: sbatch: ")
 
 
 @pytest.mark.slow(seconds=15)
-def test_the_nodes_are_tried_by_a_job_with_the_resources_of_the_stage(
+def test_the_nodes_are_checked_by_a_job_with_the_resources_of_the_stage(
     shards: Path, tmp_path: Path, slurm: SlurmCluster
 ) -> None:
     recipe = write_recipe(tmp_path, shards, resources=CPUS)
@@ -124,7 +124,7 @@ def _until(condition: Callable[[], bool], process: Process) -> None:
 
 @pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_the_job_is_cancelled_with_the_command(
+def test_ending_the_command_cancels_its_job(
     shards: Path, tmp_path: Path, slurm: SlurmCluster, number: signal.Signals, code: int
 ) -> None:
     slurm.run("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
@@ -136,10 +136,14 @@ def test_the_job_is_cancelled_with_the_command(
 
 
 @pytest.mark.slow(seconds=15)
-def test_a_job_that_ends_early_is_told_with_its_last_words(shards: Path, tmp_path: Path, slurm: SlurmCluster) -> None:
+def test_a_job_that_ends_early_is_reported_with_the_last_line_of_its_log(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster
+) -> None:
     recipe = write_recipe(tmp_path, shards, resources=CPUS)
-    site = {"COATNET_CONTAINER": "image", "COATNET_CONTAINER_RUNTIME": "docker"}
-    done = coatnet("doctor", recipe, "--nodes", "--stage=pretrain", "--json", **site)
+    done = coatnet(
+        "doctor", recipe, "--nodes", "--stage=pretrain", "--json",
+        COATNET_CONTAINER="image", COATNET_CONTAINER_RUNTIME="docker",
+    )  # fmt: skip
     assert done.returncode == 78, done.stdout + done.stderr
     found = json.loads(done.stdout)[-1]
     assert "ended as FAILED: " in found["what"]

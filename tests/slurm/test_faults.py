@@ -1,4 +1,4 @@
-"""A run on a cluster that meets everything a cluster has, and ends as if nothing had happened."""
+"""A run on a cluster that meets every fault of one, and ends as if nothing had happened."""
 
 import os
 import signal
@@ -49,8 +49,8 @@ class Job:
 
         wait_until(lambda: saves() >= count)
 
-    def goes_on(self) -> None:
-        """The start is over, and the next one comes soon."""
+    def await_restart(self) -> None:
+        """Wait until this start is over, and let the next one start at once."""
         self.starts += 1
         wait_until(lambda: self.slurm.job(self.number)["Restarts"] == str(self.starts - 1))
         self.slurm.requeue_now(self.number)
@@ -69,21 +69,21 @@ def test_a_run_survives_whatever_a_cluster_does_to_it(
 
     job.wait_for_steps()
     job.rank("node2").kill()
-    job.goes_on()
+    job.await_restart()
 
     job.wait_for_steps()
     slurm.run("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true")
-    job.goes_on()
+    job.await_restart()
 
     # A save is made every three steps: many are in flight when the power goes.
     job.wait_for_steps()
     slurm.fail_node(slurm.job(job.number)["NodeList"].replace("[", "").partition("-")[0].partition(",")[0])
-    job.goes_on()
+    job.await_restart()
 
     job.wait_for_steps()
     wait_until(lambda: any(job.run.glob("checkpoints/.*step*")) or (job.run / "result.json").exists())
     slurm.fail_node("node2" if "2" in slurm.job(job.number)["NodeList"] else "node3")
-    job.goes_on()
+    job.await_restart()
     slurm.start_node("node1")
 
     job.wait_for_steps()
@@ -106,8 +106,8 @@ def test_a_run_longer_than_its_time_limit_requeues_itself_as_often_as_it_takes(
     # Slurm counts minutes; of the half minute that the recipe allows, nothing is left after a step.
     short = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=1"]
     job = Job(slurm, recipe, *short, "pretrain.resources.time_limit=0:00:30", "finetune.resources.flags=[--hold]")
-    for _ in range(steps):  # after the last of which it evaluates, however near the limit is
-        job.goes_on()
+    for _ in range(steps):  # after the last one it evaluates, however near the limit is
+        job.await_restart()
     wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
     reasons = [entry["reason"] for entry in events(job.run) if entry["event"] == "stop"]
     assert reasons == ["the time limit"] * steps
@@ -130,7 +130,7 @@ def test_three_starts_without_progress_end_the_chain_and_say_why(
         log = job.run / "logs" / "rank-00000.log"
         wait_until(lambda: log.exists() and log.read_text().count("step 3/260") == job.starts)  # noqa: B023
         os.kill(job.rank("node1").pid, signal.SIGKILL)
-        job.goes_on()
+        job.await_restart()
     wait_until(lambda: slurm.job(job.number)["JobState"] == "FAILED")
     assert slurm.job(job.number)["ExitCode"] == "70:0"
     assert "failed with exit code 70, not requeued" in job.log.read_text()

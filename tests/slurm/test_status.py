@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow(seconds=6)
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
-    """A chain of two stages that was submitted by nobody yet."""
+    """A chain of two stages that has not been submitted."""
     monkeypatch.chdir(tmp_path)
     made = MadeRun(tmp_path)
     made.freeze()
@@ -40,7 +40,7 @@ def accounting(slurm_accounting: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
 
 
 def submit(cluster: SlurmCluster, run: MadeRun, stage: str, script: str, *options: str) -> str:
-    """A job in the record of the run."""
+    """Submit a job and record it for the run."""
     log = run.submissions.log(stage)
     output = log.with_name(f"{log.stem}-%a.log") if any("--array" in option for option in options) else log
     command = ["sbatch", "--parsable", "--open-mode=append", f"--output={output}", *options, f"--wrap={script}"]
@@ -51,7 +51,7 @@ def submit(cluster: SlurmCluster, run: MadeRun, stage: str, script: str, *option
 
 @pytest.fixture
 def launch(slurm: SlurmCluster, run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Submits the template of pretraining, the lines of shell given as its `coatnet`."""
+    """Submits the batch script of pretraining, with the given shell code as its `coatnet`."""
     template = ROOT / "slurm" / "pretrain.sbatch"
     place = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
 
@@ -91,7 +91,7 @@ def states() -> list[tuple[str, str]]:
 
 
 def await_state(stage: int, state: str, seconds: float = 120) -> dict[str, Any]:
-    """The row of a stage when it is in that state."""
+    """Wait until a stage is in that state; returns its row."""
     deadline = time.monotonic() + seconds
     while (found := rows()[stage])["state"] != state:
         assert time.monotonic() < deadline, found
@@ -100,14 +100,14 @@ def await_state(stage: int, state: str, seconds: float = 120) -> dict[str, Any]:
 
 
 def await_reason(slurm: SlurmCluster, job: str, reason: str, seconds: float = 120) -> None:
-    """Wait until Slurm says why the job waits, which it does not do at once."""
+    """Wait until Slurm gives the reason why the job waits, which takes it a while."""
     deadline = time.monotonic() + seconds
     while slurm.job(job)["Reason"] != reason:
         assert time.monotonic() < deadline, slurm.job(job)
         time.sleep(0.1)
 
 
-def test_a_chain_that_runs_and_waits_and_is_cancelled(slurm: SlurmCluster, run: MadeRun) -> None:
+def test_a_running_and_a_waiting_job_are_shown_and_cancelled(slurm: SlurmCluster, run: MadeRun) -> None:
     first = submit(slurm, run, "pretrain", "sleep 600", "--nodes=2")
     slurm.wait_for(first, "RUNNING")
     second = submit(slurm, run, "finetune", "true", f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes")
@@ -123,7 +123,7 @@ def test_a_chain_that_runs_and_waits_and_is_cancelled(slurm: SlurmCluster, run: 
         0,
         [
             f"cancelled pretrain, job {first}: it runs on node[1-2]; its ranks save and end",
-            f"cancelled finetune, job {second}: it waited for one of these",
+            f"cancelled finetune, job {second}: it was waiting for one of these",
         ],
     )
     await_state(0, "cancelled")
@@ -131,18 +131,21 @@ def test_a_chain_that_runs_and_waits_and_is_cancelled(slurm: SlurmCluster, run: 
     assert "nothing to cancel" in coatnet("cancel", "runs/small").output
 
 
-def test_jobs_that_ended_and_one_that_the_controller_has_forgotten(slurm: SlurmCluster, run: MadeRun) -> None:
+def test_ended_and_forgotten_jobs_have_a_state_and_cannot_be_cancelled(slurm: SlurmCluster, run: MadeRun) -> None:
     submit(slurm, run, "pretrain", "exit 3")
     assert await_state(0, "failed")["reason"] == "failed: NonZeroExitCode"
     submit(slurm, run, "pretrain", "true")
-    assert await_state(0, "stopped")["reason"] == "its job ended, and the stage is not done"
+    assert await_state(0, "stopped")["reason"] == "its job ended before the stage was done"
     run.submit("finetune", "99999")
     assert states()[1] == ("cancelled", "before it started")
-    # Those that ended are of no concern to scancel.
-    assert coatnet("cancel", "runs/small").output == "runs/small: nothing to cancel, no job of it waits or runs\n"
+    # Those that ended are not passed to scancel.
+    assert (
+        coatnet("cancel", "runs/small").output
+        == "runs/small: nothing to cancel: none of its jobs is waiting or running\n"
+    )
 
 
-def test_a_job_that_is_requeued_says_when_it_starts(slurm: SlurmCluster, run: MadeRun) -> None:
+def test_a_requeued_job_shows_when_it_starts(slurm: SlurmCluster, run: MadeRun) -> None:
     job = submit(slurm, run, "pretrain", "sleep 600", "--requeue")
     slurm.wait_for(job, "RUNNING")
     slurm.run("scontrol", "requeue", job)
@@ -165,7 +168,7 @@ def test_an_array_is_one_row_and_cancelled_as_a_whole(slurm: SlurmCluster, run: 
 def test_a_log_is_followed_until_the_job_is_over(
     slurm: SlurmCluster, run: MadeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs_module, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(logs_module, "_STATUS_SECONDS", 0.5)
     submit(slurm, run, "pretrain", "for n in 1 2 3; do echo line $n; sleep 1; done")
     result = coatnet("logs", "runs/small", "pretrain", "-f")
     assert (result.exit_code, result.output) == (0, "line 1\nline 2\nline 3\n")
@@ -175,7 +178,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_commands, "jobs", lambda numbers: {one: SlurmJob(one, "UNKNOWN") for one in numbers})
 
 
-def test_a_reason_that_launch_wrote_counts_also_when_the_job_is_forgotten(
+def test_a_reason_in_the_log_counts_even_when_slurm_has_forgotten_the_job(
     launch: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch('if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; sleep 60')
@@ -197,11 +200,11 @@ def test_a_stop_that_was_saved_waits_for_its_next_start(
     assert re.fullmatch(r"requeued, (starts in 0:\d\d|BeginTime)", found["reason"]), found
 
 
-def test_ranks_that_are_cancelled_save(
+def test_cancelled_ranks_save(
     slurm: SlurmCluster, run: MadeRun, launch: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = 'printf "75\\nstopped by SIGTERM, saved\\n" > "$COATNET_CAUSE_FILE"; touch saved; exit 75'
-    job = launch(f"trap '{said}' TERM; touch listening; while sleep 0.2; do :; done")
+    saving = 'printf "75\\nstopped by SIGTERM, saved\\n" > "$COATNET_CAUSE_FILE"; touch saved; exit 75'
+    job = launch(f"trap '{saving}' TERM; touch listening; while sleep 0.2; do :; done")
     deadline = time.monotonic() + 120
     while not Path("listening").exists():
         assert time.monotonic() < deadline
@@ -217,7 +220,7 @@ def test_ranks_that_are_cancelled_save(
     assert states()[0] == ("cancelled", "stopped by SIGTERM, saved")
 
 
-def test_a_controller_that_is_down(slurm: SlurmCluster, run: MadeRun) -> None:
+def test_status_and_cancel_report_a_controller_that_is_down(slurm: SlurmCluster, run: MadeRun) -> None:
     job = submit(slurm, run, "pretrain", "sleep 600")
     slurm.wait_for(job, "RUNNING")
     run.note("finetune", "begin")
@@ -226,7 +229,7 @@ def test_a_controller_that_is_down(slurm: SlurmCluster, run: MadeRun) -> None:
     assert shown.exit_code == 0
     assert re.search(rf"pretrain +{job} +unknown +Slurm does not answer", shown.output)
     assert re.search(r"finetune +- +stopped", shown.output)
-    assert "so this is what the folders say: squeue: " in shown.output
+    assert "so this is from the run folders alone: squeue: " in shown.output
     cancelled = coatnet("cancel", "runs/small")
     assert cancelled.exit_code == 75
     assert "the same command tries again" in cancelled.output

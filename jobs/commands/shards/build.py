@@ -1,5 +1,6 @@
-"""`coatnet shards`: datasets as WebDataset shards."""
+"""`coatnet shards build`: images as WebDataset shards."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,34 +9,32 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from jobs.commands.arguments import Processes
+from jobs.console import make_console, print_line
 from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from data.building.merge import BuildProgress, BuildReport, KindCount
 
-SHOWN_LEFT_OUT = 50
-
-shards = typer.Typer(
-    no_args_is_help=True, help="Build datasets as WebDataset shards, adopt those of others, verify and show them."
-)
-Processes = Annotated[
-    int | None, typer.Option(min=1, help="Processes that read, check and write.", show_default="all processors")
-]
+_MOST_LEFT_OUT = 50
+"""Number of images left out that are named."""
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-@shards.command()
 def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Path or URL: a folder of one folder per class, a tar of one tar per class, a flat folder or tar with "
-            "--labels, or a list (.txt, .tsv, .csv) with lines of PATH<TAB>LABEL [LABEL ...]."
+            metavar="SOURCE",
+            help="Path or URL: a folder with a folder for each class, a tar with a tar for each class, a flat folder "
+            "or tar with --labels, or a list (.txt, .tsv, .csv) with lines of PATH<TAB>LABEL [LABEL ...].",
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    seed: Annotated[int, typer.Option(help="Of the global shuffle and the validation split.")] = 0,
+    destination: Annotated[
+        Path, typer.Argument(metavar="DESTINATION", help="Folder to write; must be missing or empty.")
+    ],
+    seed: Annotated[int, typer.Option(help="Seed of the global shuffle and the validation split.")] = 0,
     samples_per_shard: Annotated[
         int | None, typer.Option(min=1, help="Most images of one tar.", show_default="4096 without --shard-bytes")
     ] = None,
@@ -44,7 +43,7 @@ def build(
         int, typer.Option(min=0, help="Images of each class for DESTINATION/validation; the rest goes to .../train.")
     ] = 0,
     validation_fraction: Annotated[
-        float, typer.Option(min=0, help="Share of each class for DESTINATION/validation, instead of a number.")
+        float, typer.Option(min=0, help="Fraction of each class for DESTINATION/validation, instead of a number.")
     ] = 0.0,
     labels: Annotated[
         str | None,
@@ -57,26 +56,26 @@ def build(
         typer.Option(
             metavar="PLACE",
             help="Class list to use: a file with one name per line, or a folder with an index, so that a validation "
-            "set has the numbers of the training set.",
+            "set gets the class numbers of the training set.",
         ),
     ] = None,
-    within: Annotated[str | None, typer.Option(metavar="FOLDER", help="Take only this folder of a tar.")] = None,
-    convert: Annotated[bool, typer.Option(help="Make what is no upright RGB JPEG one.")] = False,
+    within: Annotated[str | None, typer.Option(metavar="FOLDER", help="Read only this folder of a tar.")] = None,
+    convert: Annotated[bool, typer.Option(help="Convert everything else to upright RGB JPEGs.")] = False,
     short_side: Annotated[
         int | None, typer.Option(min=1, metavar="PIXELS", help="Shrink larger images to this short side.")
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are encoded again.")] = 95,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEGs that are encoded again.")] = 95,
     skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode.")] = False,
     part: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Read only part I of N, from 1, for an array of jobs; then `shards merge`."),
+        typer.Option(metavar="I/N", help="Read only part I of N, from 1, in a job array; then run `shards merge`."),
     ] = None,
     processes: Processes = None,
 ) -> None:
-    """Write images as shuffled, checked shards with an index; called again after a kill, continue."""
+    """Write images as shuffled, checked shards with an index; run again, continue where it stopped."""
     with exit_on_error():
         build_and_report(
-            Console(highlight=False),
+            make_console(),
             source,
             destination,
             seed=seed,
@@ -92,43 +91,28 @@ def build(
             quality=quality,
             skip_broken=skip_broken,
             part=_part(part) if part is not None else None,
-            processes=processes or _processors(),
+            processes=processes or processors(),
         )
 
 
-@shards.command()
-def merge(
-    destination: Annotated[Path, typer.Argument(help="The DESTINATION of the parts.")],
-    processes: Processes = None,
-) -> None:
-    """Write the shards of a build whose parts (`shards build --part`) are all read."""
-    from data.building.build import merge_parts
-
-    with exit_on_error():
-        console = Console(highlight=False)
-        with _Bar(console) as bar:
-            report = merge_parts(destination, processes=processes or _processors(), progress=bar.show)
-        _say(console, report)
-
-
 def build_and_report(console: Console, source: str | Path, destination: Path, **options: Any) -> None:
-    """Build shards with the `options` of `build_shards` and a progress bar, then say what was written."""
-    from data.building.build import build_shards
+    """Build shards with the `options` of `build_shards` and a progress bar, then print what was written."""
+    from data.building.build import build_shards  # with webdataset comes torch: `coatnet run` has shards most times
 
-    with _Bar(console) as bar:
-        report = build_shards(source, destination, **options, progress=bar.show)
-    _say(console, report)
+    with BuildProgressBar(console) as bar:
+        report = build_shards(source, destination, **options, progress=bar.update)
+    print_report(console, report)
     if not report.indexes:
         number, parts = options["part"]
-        _line(
+        print_line(
             console,
             f"part {number} of {parts}: {report.images:,} images checked; when all parts are, run: "
             f"coatnet shards merge {destination}",
         )
 
 
-class _Bar:
-    """Phase, images per second, bytes and time left; nothing where the output is no terminal."""
+class BuildProgressBar:
+    """Phase, images per second, bytes and time left; shows nothing if the output is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -142,19 +126,19 @@ class _Bar:
             disable=not console.is_terminal,
         )
         self._phase = ""
-        self._begun_with = 0
+        self._images_before = 0
         self._task = self._progress.add_task("listing images", total=1.0, images=0, gigabytes=0.0, rate=0.0)
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "BuildProgressBar":
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, progress: "BuildProgress") -> None:
+    def update(self, progress: "BuildProgress") -> None:
         if progress.phase != self._phase:
-            self._phase, self._begun_with = progress.phase, progress.images
+            self._phase, self._images_before = progress.phase, progress.images
             self._progress.reset(self._task, total=1.0, description=progress.phase)
         elapsed = self._progress.tasks[0].elapsed
         self._progress.update(
@@ -162,43 +146,39 @@ class _Bar:
             completed=progress.share,
             images=progress.images,
             gigabytes=progress.bytes / 1e9,
-            rate=(progress.images - self._begun_with) / elapsed if elapsed else 0.0,
+            rate=(progress.images - self._images_before) / elapsed if elapsed else 0.0,
         )
 
 
-def _say(console: Console, report: "BuildReport") -> None:
-    for broken in report.left_out[:SHOWN_LEFT_OUT]:
-        _line(console, f"left out {broken.name}: {broken.reason}")
-    if len(report.left_out) > SHOWN_LEFT_OUT:
-        _line(console, f"left out {len(report.left_out) - SHOWN_LEFT_OUT:,} more")
+def print_report(console: Console, report: "BuildReport") -> None:
+    """Print what was left out, what is not an RGB JPEG, and what was written."""
+    for broken in report.left_out[:_MOST_LEFT_OUT]:
+        print_line(console, f"left out {broken.name}: {broken.reason}")
+    if len(report.left_out) > _MOST_LEFT_OUT:
+        print_line(console, f"left out {len(report.left_out) - _MOST_LEFT_OUT:,} more")
     for kind in report.kinds:
-        _line(console, _described(kind))
+        print_line(console, _described(kind))
     if report.shrunk:
-        _line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
+        print_line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
     for folder, index in report.indexes.items():
-        _line(
+        print_line(
             console,
             f"{folder}: {index.samples:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
             f"{index.bytes / 1e6:,.1f} MB",
         )
 
 
+def processors() -> int:
+    """Number of processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def _described(kind: "KindCount") -> str:
     unchanged = kind.images - kind.encoded_again
-    fates = [f"{kind.encoded_again:,} made upright RGB JPEGs"] if kind.encoded_again else []
-    fates += [f"{unchanged:,} stored unchanged, which --convert would convert"] if unchanged else []
+    outcomes = [f"{kind.encoded_again:,} converted to upright RGB JPEGs"] if kind.encoded_again else []
+    outcomes += [f"{unchanged:,} stored unchanged (--convert converts them)"] if unchanged else []
     more = ", ..." if kind.images > len(kind.first) else ""
-    return f"{kind.images:,} images are {kind.kind} ({', '.join(kind.first)}{more}): {'; '.join(fates)}"
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
-
-
-def _processors() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
+    return f"{kind.images:,} images are {kind.kind} ({', '.join(kind.first)}{more}): {'; '.join(outcomes)}"
 
 
 def _bytes(text: str) -> int:

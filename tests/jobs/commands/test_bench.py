@@ -1,4 +1,4 @@
-"""`coatnet bench data`: what the readers of a node deliver, against what the recipe asks for."""
+"""`coatnet bench data`: what the readers of a node deliver, compared with the recipe's demand."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,16 @@ def test_the_readers_are_measured_as_training_runs_them(shards: Path, tmp_path: 
     assert facts["demand"] == 2 * facts["demand_per_rank"]
 
 
-@pytest.mark.parametrize(("asked", "verdict"), [("0.1", "enough: "), ("1e9", "too little: 0% of what is asked for")])
-def test_people_are_told_whether_it_is_enough(shards: Path, tmp_path: Path, asked: str, verdict: str) -> None:
+@pytest.mark.parametrize(("demand", "result"), [("0.1", "enough: "), ("1e9", "too little: 0% of what is needed")])
+def test_the_output_says_whether_the_node_is_fast_enough(
+    shards: Path, tmp_path: Path, demand: str, result: str
+) -> None:
     done = coatnet(
         "bench", "data", write_recipe(tmp_path, shards), "finetune", "data.workers=2", "--seconds", "0.3",
-        "--images-per-second", asked, "--ranks", "1",
+        "--images-per-second", demand, "--ranks", "1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert verdict in done.stdout
+    assert result in done.stdout
     assert "finetune: 1 ranks with 2 reader threads each" in done.stdout
 
 
@@ -44,7 +46,9 @@ def test_people_are_told_whether_it_is_enough(shards: Path, tmp_path: Path, aske
         (["--device", "TPU"], "--device TPU: not one of B200, H200"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(shards: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_stage_or_option_that_cannot_be_measured_is_refused(
+    shards: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     done = coatnet("bench", "data", write_recipe(tmp_path, shards), *arguments)
     assert done.returncode == 78
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""`coatnet checkpoints` as a user meets it, on run folders in every condition."""
+"""`coatnet checkpoints` on run folders in every condition."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def listed(*arguments: str | Path) -> list[dict[str, Any]]:
 
 
 def started(recipe: Path, stage: str, *overrides: str) -> tuple[RunFolder, CheckpointStore]:
-    """The run folder of a stage as its first start makes it."""
+    """The run folder of a stage after its first start."""
     loaded = load_recipe(recipe, list(overrides))
     folder = run_folder(loaded, stage)
     folder.create()
@@ -94,7 +94,7 @@ def test_the_table_has_a_row_for_each(recipe: Path) -> None:
     assert lines[3][-4:] == ["-", "yes", "last", "2"]
 
 
-def test_what_is_unfinished_set_aside_or_damaged_is_named(recipe: Path) -> None:
+def test_unfinished_damaged_and_set_aside_checkpoints_are_named(recipe: Path) -> None:
     folder = pretrain(recipe) / "checkpoints"
     (folder / "step-00000040/manifest.json").unlink()
     (folder / "step-00000030/rank-00001.safetensors").unlink()
@@ -119,7 +119,7 @@ def test_what_is_unfinished_set_aside_or_damaged_is_named(recipe: Path) -> None:
 def test_verify_hashes_everything_and_says_which_are_damaged(recipe: Path) -> None:
     whole = run("verify", pretrain(recipe))
     assert whole.exit_code == 0
-    assert whole.output.count(": whole\n") == 3
+    assert whole.output.count(": intact\n") == 3
     assert whole.output.endswith("3 checkpoints, 0 damaged\n")
     file = pretrain(recipe) / "checkpoints/step-00000030/rank-00001.safetensors"
     data = bytearray(file.read_bytes())
@@ -146,17 +146,45 @@ def test_checkpoints_elsewhere_are_found_from_the_run_folder(shards: Path, tmp_p
     assert [row["location"] for row in listed(path)] == [row["location"] for row in rows]
 
 
-def test_a_run_without_checkpoints_and_what_is_no_run(shards: Path, tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_lists_none_and_other_folders_are_refused(shards: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe", shards)
     assert "no checkpoints yet" in run(path).output
-    for wrong in (tmp_path, tmp_path / "nothing", tmp_path / "recipe"):
+    for wrong, message in (
+        (tmp_path, "not a run folder, and contains none"),
+        (tmp_path / "nothing", "not a recipe file or run folder"),
+        (tmp_path / "recipe", "not a run folder, and contains none"),
+    ):
         result = run(wrong)
         assert result.exit_code == 78, result.output
-        assert "no run folder of a training stage" in result.output
+        assert message in result.output
+
+
+def test_all_runs_of_a_sweep_are_listed(recipe: Path, shards: Path) -> None:
+    folder, _ = started(recipe, "pretrain", "name=test-b")
+    save(folder.path, 10, store=None)
+    runs = recipe.parent / "runs"
+    settings = {"test": {"seed": "0"}, "test-b": {"seed": "1"}}
+    (runs / "test.sweep.json").write_text(json.dumps({"runs": ["test", "test-b"], "settings": settings}))
+    for named in (runs / "test.sweep.json", runs / "test", recipe):
+        assert [row["step"] for row in listed(named)] == [40, 30, 20, 10]
+    shown = [line.split() for line in run(recipe).output.splitlines()]
+    assert shown[0][:3] == ["run", "stage", "step"]
+    assert [line[:3] for line in shown[2:]] == [
+        ["test", "pretrain", "40"], ["test", "pretrain", "30"], ["test", "pretrain", "20"], ["test-b", "pretrain", "10"],
+    ]  # fmt: skip
+    assert run("verify", runs / "test.sweep.json").output.endswith("4 checkpoints, 0 damaged\n")
+
+
+def test_a_run_in_which_nothing_trains_is_refused(recipe: Path) -> None:
+    stage = RunFolder(recipe.parent / "runs/other/evaluate")
+    stage.create()
+    (stage.path / "recipe.yaml").write_text("task: evaluate\n")
+    result = run(stage.path)
+    assert (result.exit_code, result.output) == (78, f"error: {stage.path}: no training stage has started here\n")
 
 
 @pytest.mark.slow
-def test_checkpoints_in_an_object_store(s3: S3Server, shards: Path, tmp_path: Path) -> None:
+def test_checkpoints_in_an_object_store_are_listed_and_verified(s3: S3Server, shards: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, shards)
     name = f"s3://test/{tmp_path.name}-{os.getpid()}"
     folder, place = started(path, "pretrain", f"pretrain.checkpoint.folder={name}")

@@ -30,7 +30,7 @@ def test_the_demo_builds_shards_and_runs_its_recipe_and_continues_when_called_ag
     assert "builds" not in again.stdout
 
 
-def test_the_images_that_ship_with_the_program_are_all_there(tmp_path: Path) -> None:
+def test_all_bundled_images_are_written(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     files = sorted((tmp_path / "images").rglob("*.jpg"))
     assert len(files) == 10_000

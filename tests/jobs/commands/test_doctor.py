@@ -1,4 +1,4 @@
-"""`coatnet doctor` as a person runs it, and its ranks on this machine."""
+"""`coatnet doctor` on the command line, and its ranks on this machine."""
 
 import contextlib
 import json
@@ -22,11 +22,12 @@ from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
 
-WITHOUT_SLURM = {"PATH": "/nowhere"}
+NOWHERE = "/nowhere"
+"""A PATH without Slurm."""
 
 
-def findings(*arguments: str | Path, code: int = 0, **variables: str) -> list[dict[str, Any]]:
-    done = coatnet("doctor", *arguments, "--json", **WITHOUT_SLURM, **variables)
+def findings(*arguments: str | Path, code: int = 0) -> list[dict[str, Any]]:
+    done = coatnet("doctor", *arguments, "--json", PATH=NOWHERE)
     assert done.returncode == code, done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -38,20 +39,20 @@ def wrong(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_the_exit_code_says_whether_there_are_errors(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
-    sound = coatnet("doctor", recipe, fresh=True, **WITHOUT_SLURM)
+    sound = coatnet("doctor", recipe, fresh=True, PATH=NOWHERE)
     assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "0 errors, 0 warnings")
     assert "model: coatnet_debug at 48 pixels, fp32" in sound.stdout
-    doubtful = coatnet("doctor", recipe, "data.workers=9", "resources.cpus_per_rank=2", **WITHOUT_SLURM)
-    assert (doubtful.returncode, doubtful.stdout.splitlines()[-1]) == (0, "0 errors, 3 warnings")
-    ill = coatnet("doctor", recipe, "resources.ranks=3", "--stage", "finetune", **WITHOUT_SLURM)
-    assert (ill.returncode, ill.stdout.splitlines()[-1]) == (78, "1 error, 0 warnings")
-    assert "3 ranks do not divide the 4 micro-batches of a step" in ill.stdout
-    assert "change resources.ranks or batch" in ill.stdout
-    assert "pretrain" not in ill.stdout
-    assert ill.stderr == ""
+    risky = coatnet("doctor", recipe, "data.workers=9", "resources.cpus_per_rank=2", PATH=NOWHERE)
+    assert (risky.returncode, risky.stdout.splitlines()[-1]) == (0, "0 errors, 3 warnings")
+    broken = coatnet("doctor", recipe, "resources.ranks=3", "--stage", "finetune", PATH=NOWHERE)
+    assert (broken.returncode, broken.stdout.splitlines()[-1]) == (78, "1 error, 0 warnings")
+    assert "3 ranks do not divide the 4 micro-batches of a step" in broken.stdout
+    assert "change resources.ranks or batch" in broken.stdout
+    assert "pretrain" not in broken.stdout
+    assert broken.stderr == ""
 
 
-def test_a_recipe_that_is_none_is_told_with_all_its_mistakes(shards: Path, tmp_path: Path) -> None:
+def test_an_invalid_recipe_is_reported_with_all_its_mistakes(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards)
     text = recipe.read_text()
     recipe.write_text(text.replace("steps: 6", "stpes: 6").replace("lanes: 4", "lenes: 4"))
@@ -68,12 +69,12 @@ def test_a_recipe_that_is_none_is_told_with_all_its_mistakes(shards: Path, tmp_p
     ]
 
 
-def test_counts_are_in_words() -> None:
-    levels = [Finding(level, "", "") for level in ("error", "warning", "error", "ok")]  # type: ignore[arg-type]
+def test_the_summary_counts_errors_and_warnings() -> None:
+    levels = [Finding(level, "", "") for level in ("error", "warning", "error", "ok")]
     assert summary(levels) == "2 errors, 1 warning"
 
 
-def test_the_ranks_of_a_stage_try_this_machine(shards: Path, tmp_path: Path) -> None:
+def test_the_ranks_of_a_stage_check_this_machine(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 2, "gpus_per_rank": 0})
     found = findings(recipe, "--nodes", "--seconds", "0.3")
     assert wrong(found) == []
@@ -85,12 +86,12 @@ def test_the_ranks_of_a_stage_try_this_machine(shards: Path, tmp_path: Path) -> 
     ):
         assert one["what"].startswith(beginning)
         assert one["what"].endswith(ending)
-    # It leaves the recipe as it was examined, logs and findings, and nothing where the run will be.
+    # It leaves the recipe as it was checked, logs and findings, and nothing where the run will be.
     assert [path.name for path in (tmp_path / "runs/test").iterdir()] == ["doctor"]
     assert (tmp_path / "runs/test/doctor/pretrain/logs/rank-00001.log").exists()
 
 
-def test_what_an_earlier_start_trained_on_is_asked_of_the_readers(shards: Path, tmp_path: Path) -> None:
+def test_the_readers_must_match_the_speed_of_an_earlier_start(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 1, "gpus_per_rank": 0})
     folder = tmp_path / "runs/test/finetune"
     folder.mkdir(parents=True)
@@ -99,11 +100,11 @@ def test_what_an_earlier_start_trained_on_is_asked_of_the_readers(shards: Path, 
     reading, writing = wrong(found)
     assert reading["what"].endswith("images/s by 1 ranks, and training needs 1,000,000,000 (as in an earlier start)")
     assert writing["what"].endswith("s (as in an earlier start)")
-    assert not any(one["what"].startswith("all-reduce") for one in found)  # one rank has nobody to tell
+    assert not any(one["what"].startswith("all-reduce") for one in found)  # one rank exchanges nothing
 
 
-def test_what_only_the_ranks_notice_is_told_with_the_node(shards: Path, tmp_path: Path) -> None:
-    """There are no GPUs; the exchange is tried all the same."""
+def test_problems_that_only_ranks_notice_are_reported_with_the_node(shards: Path, tmp_path: Path) -> None:
+    """There are no GPUs; the all-reduce is measured anyway."""
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 2})
     found = findings(recipe, "--nodes", "--seconds", "0.3", "--stage", "evaluate", code=78)
     (finding,) = wrong(found)
@@ -111,7 +112,7 @@ def test_what_only_the_ranks_notice_is_told_with_the_node(shards: Path, tmp_path
     assert found[-1]["what"].startswith("all-reduce: ")
 
 
-def test_a_place_that_ranks_cannot_write_is_told(shards: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_folder_that_ranks_cannot_write_is_reported(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 1, "gpus_per_rank": 0})
     found = findings(recipe, "--nodes", "--seconds", "0.3", "--stage", "pretrain", "checkpoint.folder=/proc", code=78)
     here, there = wrong(found)
@@ -119,7 +120,7 @@ def test_a_place_that_ranks_cannot_write_is_told(shards: Path, tmp_path: Path) -
     assert there["what"].startswith("checkpoints: [Errno 2] No such file or directory: '/proc/.doctor-")
 
 
-def test_shards_that_go_bad_are_told_by_the_readers(shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_reported_by_the_readers(shards: Path, tmp_path: Path) -> None:
     copy = copytree(shards, tmp_path / "copy")
     middle = copy / "train" / read_index(copy / "train").shards[3].name
     middle.write_bytes(b"?" * middle.stat().st_size)
@@ -129,13 +130,13 @@ def test_shards_that_go_bad_are_told_by_the_readers(shards: Path, tmp_path: Path
     assert middle.name in finding["what"]
 
 
-def test_several_machines_take_slurm(shards: Path, tmp_path: Path) -> None:
+def test_a_stage_for_several_machines_needs_slurm(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 2, "nodes": 2, "gpus_per_rank": 0})
     (finding,) = wrong(findings(recipe, "--nodes", code=78))
-    assert finding["what"] == "resources.nodes is 2, and this command starts ranks on one machine"
+    assert finding["what"] == "resources.nodes is 2, but this command starts ranks on one machine"
 
 
-def test_a_rank_that_dies_ends_the_examination_and_what_was_found_before_is_told(shards: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_check_and_earlier_findings_are_reported(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 2, "gpus_per_rank": 0})
     folder = tmp_path / "runs/test/doctor"
     with ThreadPoolExecutor(1) as pool:
@@ -147,7 +148,7 @@ def test_a_rank_that_dies_ends_the_examination_and_what_was_found_before_is_told
         os.kill(writer_of(folder / "pretrain/logs/rank-00001.log"), signal.SIGKILL)
         found = answer.result()
     (finding,) = wrong(found)
-    assert finding["what"].startswith("the examination ended early: rank 1 was killed by SIGKILL")
+    assert finding["what"].startswith("the node check ended early: rank 1 was killed by SIGKILL")
     assert finding["fix"] == f"see the logs in {folder}/pretrain/logs"
     assert found[-2]["what"].startswith("all-reduce: ")
 
@@ -158,4 +159,4 @@ def writer_of(log: Path) -> int:
         with contextlib.suppress(OSError):
             if (process / "fd/2").readlink() == log:
                 return int(process.name)
-    raise AssertionError(f"nobody writes {log}")
+    raise AssertionError(f"no process writes {log}")

@@ -1,4 +1,4 @@
-"""`coatnet logs` and `coatnet cancel` on folders, without Slurm or with one that answers from a table."""
+"""`coatnet logs` and `coatnet cancel` on run folders, without Slurm or with a stand-in that answers from a table."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ from tests.jobs.runs import MadeRun
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
-    """A run on a machine without Slurm, whose user stands in the folder above `runs`."""
+    """A run on a machine without Slurm, with the folder above `runs` as the working directory."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     made = MadeRun(tmp_path)
@@ -31,7 +31,7 @@ def coatnet(*arguments: str) -> Result:
 
 
 class Cluster:
-    """Answers for Slurm: jobs with states, and which were cancelled."""
+    """Stands in for Slurm: jobs with states, and those that were cancelled."""
 
     def __init__(self, **states: str) -> None:
         self.states = {name.removeprefix("job"): state for name, state in states.items()}
@@ -58,7 +58,7 @@ def test_the_log_of_the_stage_that_wrote_last_or_of_the_one_that_is_named(run: M
     assert coatnet("logs", "runs/small/finetune").output == "of finetune\n"
 
 
-def test_as_many_lines_as_asked_for(run: MadeRun) -> None:
+def test_the_requested_number_of_lines_is_printed(run: MadeRun) -> None:
     run.log("pretrain", *map(str, range(150)))
     assert coatnet("logs", "runs/small").output.split() == [str(number) for number in range(50, 150)]
     assert coatnet("logs", "runs/small", "-n", "2").output == "148\n149\n"
@@ -67,7 +67,7 @@ def test_as_many_lines_as_asked_for(run: MadeRun) -> None:
     assert coatnet("logs", "runs/small", "finetune", "-n", "5000").output.split() == long[-5000:]
 
 
-def test_the_log_of_a_rank_and_of_rank_0_where_there_was_no_job(run: MadeRun) -> None:
+def test_the_log_of_a_rank_or_of_rank_0_if_there_was_no_job(run: MadeRun) -> None:
     folder = run.stage("pretrain")
     folder.log_file(0).write_text("leader\n")
     folder.log_file(3).write_text("third\n")
@@ -80,14 +80,14 @@ def test_the_log_of_a_rank_and_of_rank_0_where_there_was_no_job(run: MadeRun) ->
     assert "no log of rank 4 yet: stage pretrain is not started" in " ".join(refused.output.split())
 
 
-def test_the_tasks_of_an_array_stand_under_their_names(run: MadeRun) -> None:
+def test_logs_of_array_tasks_are_printed_under_their_names(run: MadeRun) -> None:
     run.submit("shards", "5")
     run.log("shards", "one", task="-1")
     run.log("shards", "two", task="-2")
     assert coatnet("logs", "runs/small", "shards").output == "==> shards-1.log <==\none\n\n==> shards-2.log <==\ntwo\n"
 
 
-def test_what_has_no_log_says_how_it_is(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_without_a_log_is_refused_with_its_state(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing has started" in coatnet("logs", "runs/small").output
     run.submit("pretrain", "7")
     Cluster(job7="PENDING").answer(monkeypatch)
@@ -101,13 +101,13 @@ def test_what_has_no_log_says_how_it_is(run: MadeRun, monkeypatch: pytest.Monkey
 
 def test_following_prints_what_comes_until_the_job_is_over(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs_module, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(logs_module, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(logs_module, "_STATUS_SECONDS", 0.1)
     cluster = Cluster(job7="PENDING")
     cluster.answer(monkeypatch)
     run.submit("pretrain", "7")
 
     def job() -> None:
-        time.sleep(0.3)  # nothing for three looks, and it is waited for
+        time.sleep(0.3)  # nothing for three checks, and it keeps waiting
         cluster.states["7"] = "RUNNING"
         with open(run.log("pretrain", "first"), "ab") as log:
             for piece in (b"sec", b"ond \xc3", b"\xa9\n"):  # in the middle of a line, and of a letter
@@ -128,7 +128,7 @@ def test_following_prints_what_comes_until_the_job_is_over(run: MadeRun, monkeyp
 
 def test_following_ends_with_a_run_without_slurm(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs_module, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(logs_module, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(logs_module, "_STATUS_SECONDS", 0.1)
     folder = run.stage("pretrain")
     folder.log_file(0).write_text("one\n")
     begun = threading.Event()
@@ -149,7 +149,7 @@ def test_following_ends_with_a_run_without_slurm(run: MadeRun, monkeypatch: pyte
     assert (result.exit_code, result.output) == (0, "2\n")
 
 
-def test_a_reader_that_goes_away_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_is_not_an_error(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run.log("pretrain", "line")
     reading, writing = os.pipe()
     os.close(reading)
@@ -168,13 +168,13 @@ def submit_chain(run: MadeRun) -> None:
     run.submit("finetune", "7", "--dependency=afterok:6", "--kill-on-invalid-dep=yes")
 
 
-def test_cancelling_a_run_ends_its_live_jobs_and_names_them(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_a_run_cancels_its_live_jobs_and_names_them(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     submit_chain(run)
     cluster = Cluster(job5="COMPLETED", job6="RUNNING", job7="PENDING")
     cluster.answer(monkeypatch)
     assert coatnet("cancel", "runs/small").output.splitlines() == [
         "cancelled pretrain, job 6: it runs on node1; its ranks save and end",
-        "cancelled finetune, job 7: it waited",
+        "cancelled finetune, job 7: it was waiting",
     ]
     assert cluster.cancelled == ["6", "7"]
 
@@ -182,7 +182,7 @@ def test_cancelling_a_run_ends_its_live_jobs_and_names_them(run: MadeRun, monkey
 @pytest.mark.parametrize(
     ("stage", "cancelled"), [("shards", ["5", "6", "7"]), ("pretrain", ["6", "7"]), ("finetune", ["7"])]
 )
-def test_a_stage_takes_those_along_that_wait_for_it(
+def test_cancelling_a_stage_cancels_those_that_wait_for_it(
     run: MadeRun, monkeypatch: pytest.MonkeyPatch, stage: str, cancelled: list[str]
 ) -> None:
     submit_chain(run)
@@ -190,7 +190,7 @@ def test_a_stage_takes_those_along_that_wait_for_it(
     cluster.answer(monkeypatch)
     result = coatnet("cancel", "runs/small", stage)
     assert cluster.cancelled == cancelled
-    assert result.output.count("it waited for one of these") == len(cancelled) - 1
+    assert result.output.count("it was waiting for one of these") == len(cancelled) - 1
 
 
 def test_a_stage_may_be_named_by_its_folder(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,9 @@ def test_a_stage_may_be_named_by_its_folder(run: MadeRun, monkeypatch: pytest.Mo
     assert cluster.cancelled == ["7"]
 
 
-def test_an_older_job_of_a_stage_that_still_lives_goes_too(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_job_of_a_stage_that_is_still_alive_is_cancelled_too(
+    run: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.submit("pretrain", "7")
     run.submit("pretrain", "8")
     cluster = Cluster(job7="RUNNING", job8="PENDING")
@@ -211,9 +213,12 @@ def test_an_older_job_of_a_stage_that_still_lives_goes_too(run: MadeRun, monkeyp
     assert cluster.cancelled == ["7", "8"]
 
 
-def test_nothing_to_cancel_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_cancel_is_not_an_error(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     result = coatnet("cancel", "runs/small")
-    assert (result.exit_code, result.output) == (0, "runs/small: nothing to cancel, no job of it waits or runs\n")
+    assert (result.exit_code, result.output) == (
+        0,
+        "runs/small: nothing to cancel: none of its jobs is waiting or running\n",
+    )
     run.submit("pretrain", "7")
     cluster = Cluster(job7="COMPLETING")  # Slurm refuses to cancel these
     cluster.answer(monkeypatch)
@@ -223,11 +228,14 @@ def test_nothing_to_cancel_is_no_error(run: MadeRun, monkeypatch: pytest.MonkeyP
 
 def test_a_run_without_slurm_is_stopped_where_it_was_started(run: MadeRun) -> None:
     lock = run.stage("pretrain").lock()
-    assert "pretrain runs without Slurm; Ctrl-C or SIGTERM stops it" in coatnet("cancel", "runs/small").output
+    assert (
+        "pretrain runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM"
+        in coatnet("cancel", "runs/small").output
+    )
     lock.release()
 
 
-def test_what_to_cancel_is_one_run_and_its_stages(run: MadeRun, tmp_path: Path) -> None:
+def test_cancel_takes_one_run_and_its_stages(run: MadeRun, tmp_path: Path) -> None:
     MadeRun(tmp_path, "large").freeze()
     several = coatnet("cancel", "runs")
     assert several.exit_code == 78
@@ -251,8 +259,8 @@ def test_a_sweep_is_cancelled_as_a_whole_and_its_logs_are_read_run_by_run(
     cluster = Cluster(job7="PENDING", job8="PENDING")
     cluster.answer(monkeypatch)
     assert coatnet("cancel", "runs/both").output.splitlines() == [
-        "cancelled small pretrain, job 7: it waited",
-        "cancelled other pretrain, job 8: it waited",
+        "cancelled small pretrain, job 7: it was waiting",
+        "cancelled other pretrain, job 8: it was waiting",
     ]
     assert cluster.cancelled == ["7", "8"]
     base = MadeRun(tmp_path, "both")
@@ -266,7 +274,7 @@ def test_a_sweep_is_cancelled_as_a_whole_and_its_logs_are_read_run_by_run(
     assert "a sweep of 3 runs; name one: runs/both, runs/small, runs/other" in refused.output
 
 
-def test_slurm_that_is_down_is_told_and_worth_another_try(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_reports_that_slurm_is_down_and_can_be_repeated(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(numbers: Iterator[str]) -> dict[str, SlurmJob]:
         raise SchedulerDown("squeue: Unable to contact slurm controller")
 

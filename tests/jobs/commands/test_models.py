@@ -1,4 +1,4 @@
-"""`coatnet models`: the table for people and the figures for programs."""
+"""`coatnet models`: the table and its JSON."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def test_the_document_has_the_table_and_the_keys(facts: dict[str, dict[str, Any]
     assert all(f"`{key}`" in document for key in keys)
 
 
-def test_the_table_shows_ours_beside_the_papers() -> None:
+def test_the_table_has_our_figures_beside_the_papers() -> None:
     output = coatnet("models", "coatnet_3", "coatnet_2_vit_rel").stdout
     (row,) = [line for line in output.splitlines() if line.startswith("coatnet_3 ")]
     assert row.split() == [
@@ -54,7 +54,7 @@ def test_the_table_shows_ours_beside_the_papers() -> None:
     assert "coatnet_2_vit_rel" in output
 
 
-def test_an_unknown_variant_is_answered_with_the_nearest() -> None:
+def test_an_unknown_variant_is_answered_with_the_closest() -> None:
     outcome = coatnet("models", "coatnet_9")
     assert outcome.returncode == 78
     assert "unknown model coatnet_9; did you mean coatnet_" in outcome.stderr

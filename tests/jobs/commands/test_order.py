@@ -1,4 +1,4 @@
-"""`coatnet order`: the audit of a step agrees with what the readers read, on any number of ranks."""
+"""`coatnet order`: its samples of a step are those that the readers read, on any number of ranks."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def test_the_audit_of_remote_shards_is_that_of_local_ones(shards: Path, s3: S3Se
     assert audit(recipe, "pretrain", "--step", "3", *changes) == audit(recipe, "pretrain", "--step", "3")
 
 
-def test_people_get_a_table(shards: Path, tmp_path: Path) -> None:
+def test_without_json_a_table_is_printed(shards: Path, tmp_path: Path) -> None:
     done = coatnet("order", write_recipe(tmp_path, shards), "pretrain")
     assert "pretrain: step 0 of 40" in done.stdout
     assert done.stdout.count("train-0000") == 12
@@ -66,12 +66,12 @@ def test_people_get_a_table(shards: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["pretrain", "--step", "40"], "--step 40: stage pretrain has 40 steps, so the last is 39"),
-        (["pretrain", "--world", "2", "--rank", "2"], "--rank 2: of 2 ranks the last is 1"),
+        (["pretrain", "--world", "2", "--rank", "2"], "--rank 2: there are 2 ranks, so the last is 1"),
         (["pretrain", "--world", "3"], "3 ranks do not divide the 4 micro-batches of a step"),
-        (["evaluate"], "stage evaluate evaluates and has no steps"),
+        (["evaluate"], "stage evaluate evaluates, so it has no steps"),
     ],
 )
-def test_a_step_or_rank_that_is_not_is_refused(
+def test_a_step_or_rank_that_does_not_exist_is_refused(
     shards: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     done = coatnet("order", write_recipe(tmp_path, shards), *arguments)

@@ -1,4 +1,4 @@
-"""`coatnet recipes`: the recipes that ship are found, shown and copied, also by who only has the name of one."""
+"""`coatnet recipes`: the bundled recipes are listed, shown and copied, and suggested where only a name is given."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_json_has_models_stages_and_gpus() -> None:
     }
 
 
-def test_a_recipe_is_shown_and_copied_as_it_ships(
+def test_a_recipe_is_shown_and_copied_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -47,7 +47,7 @@ def test_a_recipe_is_shown_and_copied_as_it_ships(
 
 
 def refused(capsys: pytest.CaptureFixture[str], name: str, file: Path | None = None) -> str:
-    """What `coatnet recipes copy` says when it writes nothing."""
+    """The message of `coatnet recipes copy` that writes nothing."""
     with pytest.raises(SystemExit) as ended:
         copy(name, file)
     assert ended.value.code == EXIT_CONFIG
@@ -62,13 +62,15 @@ def test_a_copy_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "No such file or directory" in refused(capsys, "demo", tmp_path / "absent" / "mine.yaml")
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no recipe coatnet-5-in22k ships; did you mean coatnet-5-in21k" in refused(capsys, "coatnet-5-in22k")
-    assert "no recipe xyz ships; `coatnet recipes` lists them" in refused(capsys, "xyz")
+def test_an_unknown_name_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no recipe coatnet-5-in22k comes with the program; did you mean coatnet-5-in21k" in refused(
+        capsys, "coatnet-5-in22k"
+    )
+    assert "no recipe xyz comes with the program; `coatnet recipes` lists them" in refused(capsys, "xyz")
 
 
 @pytest.mark.parametrize("file", ["coatnet-5-in21k", "coatnet-5-in21k.yaml", "recipes/coatnet-5-in21k.yml"])
-def test_a_recipe_that_ships_but_is_not_there_is_told_about(file: str, tmp_path: Path) -> None:
+def test_a_bundled_recipe_that_was_not_copied_is_suggested(file: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file; `coatnet recipes copy coatnet-5-in21k` writes it"):
         load_recipe(tmp_path / file)
     with pytest.raises(ConfigError, match=r"other\.yaml: No such file or directory$"):
@@ -77,7 +79,7 @@ def test_a_recipe_that_ships_but_is_not_there_is_told_about(file: str, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["run"], ["train"], ["bench", "data"], ["order"]], ids=" ".join)
-def test_every_command_that_takes_a_recipe_tells_about_it(words: list[str], tmp_path: Path) -> None:
+def test_every_command_that_takes_a_recipe_suggests_copying_it(words: list[str], tmp_path: Path) -> None:
     stage = [] if words == ["run"] else ["pretrain"]
     done = coatnet(*words, "coatnet-5-in21k.yaml", *stage, folder=tmp_path)
     assert done.returncode == EXIT_CONFIG

@@ -1,4 +1,4 @@
-"""`coatnet shards build` and `merge` as a user calls them."""
+"""`coatnet shards build` and `merge` on the command line."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.support.command import coatnet
 
 
 @pytest.mark.slow
-def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -> None:
+def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "source", per_class=3)
     with Image.open(source / "dark" / "0001.jpg") as image:
         image.convert("L").save(source / "dark" / "0001.jpg")
@@ -21,8 +21,8 @@ def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -
     done = coatnet("shards", "build", "source", "plain", "--validation-fraction", "0.3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged, which --convert would convert",
-        "1 images are grey (dark/0001.jpg): 1 stored unchanged, which --convert would convert",
+        "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged (--convert converts them)",
+        "1 images are grey (dark/0001.jpg): 1 stored unchanged (--convert converts them)",
         "plain/train: 7 images of 3 classes in 1 shards, 0.0 MB",
         "plain/validation: 3 images of 3 classes in 1 shards, 0.0 MB",
     ]
@@ -30,8 +30,8 @@ def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -
 
     done = coatnet("shards", "build", "source", "small", "--convert", "--short-side", "16", folder=tmp_path)
     assert done.stdout.splitlines() == [
-        "1 images are PNG (dark/drawing.JPEG): 1 made upright RGB JPEGs",
-        "1 images are grey (dark/0001.jpg): 1 made upright RGB JPEGs",
+        "1 images are PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
+        "1 images are grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
         "10 images shrunk to a short side of 16 pixels",
         "small: 10 images of 3 classes in 1 shards, 0.0 MB",
     ]
@@ -39,7 +39,7 @@ def test_what_is_no_rgb_jpeg_is_named_and_converted_when_asked(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_parts_say_how_to_go_on(tmp_path: Path) -> None:
+def test_a_part_prints_the_command_that_merges(tmp_path: Path) -> None:
     write_pictures(tmp_path / "source", per_class=2)
     for number in (1, 2):
         done = coatnet("shards", "build", "source", "out", "--part", f"{number}/2", folder=tmp_path)
@@ -59,6 +59,6 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "many", "-4MB", "4 light years", "0", "1.2.3GB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_malformed_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"not a size; write it as in 400MB"):
         _bytes(text)

@@ -1,4 +1,4 @@
-"""`coatnet shards index`, `verify` and `show` as a user runs them."""
+"""`coatnet shards index`, `verify` and `show` on the command line."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
         "'label' (--label-key), and are class names (--label-by)",
         "no label: 1 of 25 samples",
         "  in-0003.tar: odd",
-        "warning: 4.00% of the samples cannot be used; a run stops beyond 0.1% unless data.skipped_share is greater",
+        "warning: 4.00% of the samples cannot be used; a run stops above 0.1% unless data.skipped_share allows more",
         "images: JPEG in jpg 25",
         f"{tmp_path}/in: 25 samples of 3 classes in 4 shards, 0.1 MB",
     ]
@@ -70,7 +70,7 @@ def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Pat
     url = s3.put(write_shards(tmp_path / "in", samples(8, lambda n: {"cls": n % 3})), "command")
     storage = ("--endpoint", s3.url)
     for command in (("index", f"{url}/in-{{0000..0001}}.tar"), ("verify", url), ("show", url)):
-        done = coatnet("shards", *command, *storage, folder=tmp_path, **s3.environment)
+        done = coatnet("shards", *command, *storage, folder=tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "contact.png").exists()
 
@@ -88,10 +88,10 @@ def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Pat
         (("verify", "in"), "no index.json there; build shards with"),
         (("show", "in"), "no index.json there; build shards with"),
         (("show", "in", "--output", "sheet.jpg"), "the contact sheet is a PNG"),
-        (("show", "in", "--output", "none/sheet.png"), "no folder none; make it first"),
+        (("show", "in", "--output", "none/sheet.png"), "no folder none; create it first"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     write_shards(tmp_path / "in", samples(2, lambda n: {"cls": n % 3}))
     done = coatnet("shards", *arguments, folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (78, 1)

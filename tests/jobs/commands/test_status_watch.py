@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of `coatnet status --watch` and `coatnet logs -f`, and how they are left."""
+"""`coatnet status --watch` and `coatnet logs -f` at a terminal, ended with Ctrl-C."""
 
 import os
 import pty
@@ -30,7 +30,7 @@ class Terminal:
         self.shown = b""
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Until that is shown."""
+        """Wait until `text` has been shown."""
         os.set_blocking(self._screen, False)
         deadline = time.monotonic() + seconds
         while text.encode() not in self.shown:
@@ -41,7 +41,7 @@ class Terminal:
                 time.sleep(0.05)
 
     def control_c(self) -> int:
-        """Returns the exit code."""
+        """Press Ctrl-C; returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
         code = self.process.wait(30)
         os.close(self._screen)

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees and does: the progress bar, and Ctrl-C."""
+"""Training at a terminal: the progress bar, and Ctrl-C."""
 
 import os
 import pty

@@ -1,11 +1,11 @@
-"""What `coatnet submit` asks of Slurm, without one: options, variables and names."""
+"""The commands of `coatnet submit`: options, variables and names; without Slurm."""
 
 from pathlib import Path
 
 import pytest
 
 from jobs.bundled_recipes import bundled_recipes
-from jobs.scheduler.chain_jobs import chain_steps, script_of, template
+from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
 from pipeline.errors import ConfigError
@@ -15,10 +15,10 @@ from tests.support.command import coatnet
 from tests.support.recipes import write_recipe
 
 
-def steps_of(recipe: Recipe) -> dict[str, list[str]]:
-    """The words of the command of each step, the numbers of jobs it waits for being names."""
+def commands_of(recipe: Recipe) -> dict[str, list[str]]:
+    """The command of each job, with names in place of the numbers of jobs it waits for."""
     folder = submission_folder(recipe)
-    return {step.name: step.command(step.waits_for) for step in chain_steps(recipe, folder, (recipe, folder))}
+    return {job.name: job.command(job.waits_for) for job in chain_jobs(recipe, folder, (recipe, folder))}
 
 
 @pytest.fixture
@@ -33,21 +33,21 @@ def test_resources_become_options_of_sbatch(path: Path) -> None:
     ]  # fmt: skip
     recipe = load_recipe(path, [f"pretrain.resources.{setting}" for setting in settings])
     folder = path.parent / "runs" / "test" / "slurm"
-    assert steps_of(recipe)["pretrain"] == [
+    assert commands_of(recipe)["pretrain"] == [
         "sbatch", "--parsable", "--job-name=test.pretrain", f"--chdir={folder}", f"--output={folder}/pretrain.log",
         "--export=ALL", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=6", "--gpus-per-node=4", "--signal=USR2@180",
         "--time=1-00:00:00", "--mem=400G", "--partition=gpu", "--account=ml", "--qos=long", "--constraint=a100&ib",
-        "--exclusive", "--exclude=node17", template(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
+        "--exclusive", "--exclude=node17", batch_script(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
     ]  # fmt: skip
 
 
-def test_the_papers_ranks_fit_on_nodes_of_eight_gpus_and_96_processors() -> None:
-    command = steps_of(load_recipe(bundled_recipes()["coatnet-7-in21k"]))["pretrain"]
+def test_the_ranks_of_a_paper_recipe_fit_on_nodes_of_eight_gpus_and_96_processors() -> None:
+    command = commands_of(load_recipe(bundled_recipes()["coatnet-7-in21k"]))["pretrain"]
     assert {"--nodes=16", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=12"} <= set(command)
 
 
-def test_what_a_recipe_leaves_open_is_left_to_the_site_and_the_batch_script(path: Path) -> None:
-    command = steps_of(
+def test_unset_resources_are_left_to_the_site_and_the_batch_script(path: Path) -> None:
+    command = commands_of(
         load_recipe(path, ["data.workers=5", "resources.threads_per_rank=2", "resources.gpus_per_rank=0"])
     )
     for option in ("--time", "--mem", "--partition", "--account", "--qos", "--constraint"):
@@ -65,20 +65,20 @@ def test_what_a_recipe_leaves_open_is_left_to_the_site_and_the_batch_script(path
     ("limit", "grace", "seconds"),
     [(None, 120, 180), ("1-00:00:00", 600, 660), ("0:10:00", 120, 150), ("0:00:02", 120, 1)],
 )
-def test_ranks_are_told_of_the_limit_early_enough_for_a_save_but_not_at_once(
+def test_ranks_are_signalled_early_enough_for_a_save_but_not_at_once(
     path: Path, limit: str | None, grace: int, seconds: int
 ) -> None:
     settings = [f"pretrain.checkpoint.grace_seconds={grace}"]
     settings += [f"pretrain.resources.time_limit={limit}"] if limit else []
-    assert f"--signal=USR2@{seconds}" in steps_of(load_recipe(path, settings))["pretrain"]
+    assert f"--signal=USR2@{seconds}" in commands_of(load_recipe(path, settings))["pretrain"]
 
 
-def test_a_container_is_told_to_the_batch_script(path: Path) -> None:
+def test_the_container_settings_reach_the_batch_script(path: Path) -> None:
     settings = ["container=an image.sif", "container_runtime=apptainer", "container_mounts=[/data, /scratch:/tmp]"]
     recipe = load_recipe(path, [f"resources.{setting}" for setting in settings])
     folder = submission_folder(recipe)
-    for step in chain_steps(recipe, folder, (recipe, folder)):
-        assert step.variables == {
+    for job in chain_jobs(recipe, folder, (recipe, folder)):
+        assert job.variables == {
             "COATNET_CONTAINER": "an image.sif",
             "COATNET_CONTAINER_RUNTIME": "apptainer",
             "COATNET_CONTAINER_MOUNTS": "/data\n/scratch:/tmp",
@@ -91,7 +91,7 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
         "convert=true", "processes=4", "parts=3", "resources.partition=cpu", "resources.time_limit=0:30:00",
     ]  # fmt: skip
     recipe = load_recipe(path, [f"shards.{setting}" for setting in settings])
-    commands = steps_of(recipe)
+    commands = commands_of(recipe)
     assert list(commands) == ["shards", "shards merge", "pretrain", "finetune", "evaluate"]
     build, merge = commands["shards"], commands["shards merge"]
     assert build[build.index("build") :] == [
@@ -103,10 +103,10 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
         assert {"--partition=cpu", "--time=0:30:00", "--cpus-per-task=4", "--nodes=1"} <= set(command)
     assert "--array=1-3" in build
     assert "--dependency=afterok:shards merge" in commands["pretrain"]
-    alone = steps_of(load_recipe(path, ["shards.source=images", "shards.folder=new"]))
+    alone = commands_of(load_recipe(path, ["shards.source=images", "shards.folder=new"]))
     assert list(alone) == ["shards", "pretrain", "finetune", "evaluate"]
     (path.parent / "new").mkdir()
-    assert script_of(chain_steps(recipe, submission_folder(recipe), (recipe, submission_folder(recipe)))).startswith(
+    assert as_script(chain_jobs(recipe, submission_folder(recipe), (recipe, submission_folder(recipe)))).startswith(
         "# shards: done\n# shards merge: done\njob1=$("
     )
 
@@ -115,26 +115,26 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
     ("folder", "pattern"),
     [("100%j", "100%%j"), ("back\\slash", "back\\\\slash"), ("both%j\\x", "both%j\\\\x"), ("a b\n'c\"", "a b\n'c\"")],
 )
-def test_paths_of_logs_are_not_taken_for_patterns(tmp_path: Path, folder: str, pattern: str) -> None:
+def test_percent_signs_in_log_paths_are_escaped(tmp_path: Path, folder: str, pattern: str) -> None:
     path = write_recipe(tmp_path / folder, tmp_path / "shards")
-    command = steps_of(load_recipe(path))["pretrain"]
+    command = commands_of(load_recipe(path))["pretrain"]
     assert f"--output={tmp_path}/{pattern}/runs/test/slurm/pretrain.log" in command
 
 
-def test_a_stage_cannot_have_the_name_of_the_folder_of_jobs(path: Path) -> None:
+def test_a_stage_cannot_have_the_name_of_the_job_folder(path: Path) -> None:
     path.write_text(path.read_text().replace("finetune", "slurm"))
     refused = coatnet("submit", path, "--no-doctor")
     assert refused.returncode == 78
-    assert "stage slurm: this is the folder for logs of jobs; give the stage another name" in refused.stderr
+    assert "stage slurm: job logs go to a folder of this name; rename the stage" in refused.stderr
 
 
-def test_without_slurm_it_says_so(path: Path) -> None:
+def test_submitting_without_slurm_is_refused(path: Path) -> None:
     refused = coatnet("submit", path, "--no-doctor", PATH="/nowhere")
     assert refused.returncode == 78
-    assert "sbatch: no such command; go to a machine that has Slurm's, or put them on PATH" in refused.stderr
+    assert "sbatch: command not found; use a machine that has Slurm's commands, or put them on PATH" in refused.stderr
 
 
-def test_a_record_that_was_cut_short_costs_a_line(tmp_path: Path) -> None:
+def test_a_truncated_record_loses_only_one_line(tmp_path: Path) -> None:
     folder = SubmissionFolder(tmp_path)
     folder.add("pretrain", "7", ["sbatch"])
     with open(tmp_path / "submissions.jsonl", "a") as record:
@@ -143,7 +143,7 @@ def test_a_record_that_was_cut_short_costs_a_line(tmp_path: Path) -> None:
     assert {stage: submission.job for stage, submission in folder.newest().items()} == {"pretrain": "9"}
 
 
-def test_sweeps_are_all_combinations_with_names_of_their_own() -> None:
+def test_a_sweep_is_all_combinations_with_distinct_names() -> None:
     found = variations("own", ["optimizer.peak_learning_rate=5e-4,1e-3", "data.crop_area=[0.1,1.0],[0.2,1.0]"])
     assert [(one.name, one.overrides[1:]) for one in found] == [
         ("own-peak_learning_rate-5e-4-crop_area-_0.1_1.0_", ["optimizer.peak_learning_rate=5e-4", "data.crop_area=[0.1,1.0]"]),
@@ -163,7 +163,7 @@ def test_sweeps_are_all_combinations_with_names_of_their_own() -> None:
         (["seed=1,2", "seed=3"], "--sweep: a key is given twice; give it once, with all values"),
     ],
 )
-def test_a_sweep_that_is_not_one_is_refused(sweeps: list[str], message: str) -> None:
+def test_a_malformed_sweep_is_refused(sweeps: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         variations("own", sweeps)
     assert str(refused.value).startswith(message)

@@ -1,4 +1,4 @@
-"""What `coatnet status` makes of each answer of Slurm, and of the logs of jobs."""
+"""The status of jobs, from Slurm's answers and from their logs."""
 
 import json
 import re
@@ -10,13 +10,13 @@ import pytest
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import job_outcome
 from jobs.scheduler.slurm import SchedulerDown, SlurmJob
-from tests.jobs.runs import MadeRun, at, lines, row, running, slurm_says, status
+from tests.jobs.runs import MadeRun, at, lines, row, running, slurm_reports, status
 
 START = f"{at(500)} job 7: start 0 on node[1-2], 8 tasks"
 OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another job"
 
 
-# What Slurm says of a job, and what that means for a person.
+# A state in Slurm, and the status and reason that are shown for it.
 @pytest.mark.parametrize(
     ("job", "state", "reason"),
     [
@@ -29,7 +29,7 @@ OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another j
         (SlurmJob("7", "PENDING", ""), "waiting", ""),
         (SlurmJob("7", "REQUEUE_HOLD", "launch failed"), "waiting", "requeue hold: launch failed"),
         (SlurmJob("7", "RUNNING", "", "node1"), "running", ""),
-        (SlurmJob("7", "CONFIGURING", "", "node1"), "running", "nodes are being made ready"),
+        (SlurmJob("7", "CONFIGURING", "", "node1"), "running", "preparing nodes"),
         (SlurmJob("7", "COMPLETING", "", "node1"), "running", "ending"),
         (SlurmJob("7", "SUSPENDED", "", "node1"), "running", "suspended"),
         (SlurmJob("7", "CANCELLED", "DependencyNeverSatisfied"), "cancelled", "DependencyNeverSatisfied"),
@@ -38,25 +38,25 @@ OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another j
         (SlurmJob("7", "TIMEOUT", "TimeLimit"), "stopped", "time limit"),
         (SlurmJob("7", "NODE_FAIL", ""), "stopped", "a node failed"),
         (SlurmJob("7", "PREEMPTED", ""), "stopped", "preempted"),
-        (SlurmJob("7", "COMPLETED", ""), "stopped", "its job ended, and the stage is not done"),
+        (SlurmJob("7", "COMPLETED", ""), "stopped", "its job ended before the stage was done"),
         (SlurmJob("7", "UNKNOWN", ""), "cancelled", "before it started"),
     ],
     ids=lambda value: f"{value.state} {value.reason}" if isinstance(value, SlurmJob) else "",
 )  # fmt: skip
-def test_what_slurm_says_of_a_job(
+def test_each_state_of_a_job_has_a_status_and_a_reason(
     run: MadeRun, monkeypatch: pytest.MonkeyPatch, job: SlurmJob, state: str, reason: str
 ) -> None:
     run.freeze()
     run.submit("pretrain", "7")
     if job.starts is not None:  # seconds from now
         job = replace(job, starts=int(time.time()) + job.starts)
-    slurm_says(monkeypatch, job)
+    slurm_reports(monkeypatch, job)
     found = row("runs/small")
     assert (found["job"], found["state"], found["slurm_state"], found["nodes"]) == ("7", state, job.state, job.nodes)
     assert re.fullmatch(reason, found["reason"]), found["reason"]
 
 
-# What the job's log tells where Slurm has forgotten the job, where it only says that it failed, and where it is down.
+# What the log of a job yields if Slurm has forgotten the job, only reports its failure, or is down.
 @pytest.mark.parametrize(
     ("log", "forgotten", "failed", "down"),
     [
@@ -98,15 +98,15 @@ def test_what_slurm_says_of_a_job(
         ),
         (
             [START],
-            ("stopped", "its job is gone without a word"),
+            ("stopped", "its job ended without a message"),
             ("failed", "failed: NonZeroExitCode"),
             ("unknown", "Slurm does not answer"),
         ),
         (
             [START, f"{at(9)} job 7: done"],
-            ("stopped", "its job ended, and the stage is not done"),
+            ("stopped", "its job ended before the stage was done"),
             ("failed", "failed: NonZeroExitCode"),
-            ("stopped", "its job ended, and the stage is not done"),
+            ("stopped", "its job ended before the stage was done"),
         ),
         (
             [OTHERS],
@@ -117,7 +117,7 @@ def test_what_slurm_says_of_a_job(
     ],
     ids=["refused", "srun", "several lines", "no start", "cancelled", "not requeued", "killed", "done", "not started"],
 )  # fmt: skip
-def test_why_a_job_ended_stands_in_its_log(
+def test_the_reason_for_the_end_of_a_job_comes_from_its_log(
     run: MadeRun,
     monkeypatch: pytest.MonkeyPatch,
     log: list[str],
@@ -131,25 +131,25 @@ def test_why_a_job_ended_stands_in_its_log(
     found = row("runs/small")
     assert (found["state"], found["reason"]) == down
     for job, expected in ((SlurmJob("7", "UNKNOWN"), forgotten), (SlurmJob("7", "FAILED", "NonZeroExitCode"), failed)):
-        slurm_says(monkeypatch, job)
+        slurm_reports(monkeypatch, job)
         found = row("runs/small")
         assert (found["state"], found["reason"]) == expected
         assert found["nodes"] == ("node[1-2]" if START in log else "")
 
 
-def test_the_last_words_are_found_at_the_end_of_a_long_log(run: MadeRun) -> None:
+def test_the_outcome_is_found_at_the_end_of_a_long_log(run: MadeRun) -> None:
     run.submit("pretrain", "7")
     log = run.log("pretrain", START, *["pretrain  step 1/40  loss 1.0"] * 20000)
-    words = job_outcome([log], "7")
-    assert words is not None
-    assert words.kind == "started"
+    outcome = job_outcome([log], "7")
+    assert outcome is not None
+    assert outcome.kind == "started"
     run.log("pretrain", f"{at(9)} job 7: failed with exit code 70, not requeued: losses are not finite")
-    words = job_outcome([log], "7")
-    assert words is not None
-    assert (words.kind, words.why) == ("failed", "losses are not finite")
+    outcome = job_outcome([log], "7")
+    assert outcome is not None
+    assert (outcome.kind, outcome.why) == ("failed", "losses are not finite")
 
 
-def test_of_an_array_the_worst_end_counts(run: MadeRun) -> None:
+def test_an_array_has_the_outcome_of_its_worst_task(run: MadeRun) -> None:
     ends = [
         "done",
         "failed with exit code 78, not requeued: no images",
@@ -158,14 +158,12 @@ def test_of_an_array_the_worst_end_counts(run: MadeRun) -> None:
     ]
     for task, end in enumerate(ends):
         run.log("shards", f"{at(9)} job 5_{task}: {end}", task=f"-{task}")
-    words = job_outcome(run.submissions.logs("shards"), "5")
-    assert words is not None
-    assert (words.kind, words.why) == ("failed", "no images")
+    outcome = job_outcome(run.submissions.logs("shards"), "5")
+    assert outcome is not None
+    assert (outcome.kind, outcome.why) == ("failed", "no images")
 
 
-def test_slurm_that_is_down_is_told_below_the_table_and_the_folder_still_speaks(
-    run: MadeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_without_slurm_uses_the_run_folder_and_says_so(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(numbers: object) -> dict[str, SlurmJob]:
         raise SchedulerDown("squeue: slurm_load_jobs error: Unable to contact slurm controller")
 
@@ -179,10 +177,12 @@ def test_slurm_that_is_down_is_told_below_the_table_and_the_folder_still_speaks(
         result = status("runs/small")
     assert lines(result)[2][:5] == ["pretrain", "7", "running", "-", "node[1-2]"]
     assert lines(result)[3][:7] == ["finetune", "8", "unknown", "Slurm", "does", "not", "answer"]
-    assert "Slurm does not answer, so this is what the folders say: squeue: slurm_load_jobs error" in result.output
+    assert (
+        "Slurm does not answer, so this is from the run folders alone: squeue: slurm_load_jobs error" in result.output
+    )
 
 
-def test_slurm_is_not_asked_about_what_is_done(run: MadeRun) -> None:
+def test_slurm_is_not_queried_about_stages_that_are_done(run: MadeRun) -> None:
     run.freeze()
     run.submit("pretrain", "7")
     run.log("pretrain", START, f"{at(9)} job 7: done")
@@ -193,9 +193,9 @@ def test_slurm_is_not_asked_about_what_is_done(run: MadeRun) -> None:
     assert (found["state"], found["job"], found["nodes"]) == ("done", "7", "node[1-2]")
 
 
-def test_a_job_that_comes_back_says_so(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_job_is_shown_as_such(run: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run.freeze()
     run.submit("pretrain", "7")
     run.log("pretrain", START, f"{at(9)} job 7: requeued: stopped by SIGUSR2 after step 9")
-    slurm_says(monkeypatch, SlurmJob("7", "PENDING", "BeginTime", starts=int(time.time()) + 110))
+    slurm_reports(monkeypatch, SlurmJob("7", "PENDING", "BeginTime", starts=int(time.time()) + 110))
     assert re.fullmatch(r"requeued, starts in 1:(4\d|50)", row("runs/small")["reason"])

@@ -1,4 +1,4 @@
-"""`coatnet status` of several runs that differ in a setting."""
+"""`coatnet status` of the runs of a sweep."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ OTHERS = f"{at(900)} job 6: failed with exit code 78, not requeued: of another j
 
 @pytest.fixture
 def sweep(run: MadeRun, tmp_path: Path) -> list[MadeRun]:
-    """Two runs of one recipe, the first further than the second."""
+    """Two runs of one recipe, the first of which is ahead."""
     runs = [MadeRun(tmp_path, name) for name in ("test-a", "test-b")]
     settings = {"test-a": {"optimizer.peak_learning_rate": "5e-4"}, "test-b": {"optimizer.peak_learning_rate": "1e-3"}}
     for one in runs:
         one.freeze()
-    (tmp_path / "runs/test/slurm").mkdir(parents=True)  # where `coatnet submit` holds its lock
+    (tmp_path / "runs/test/slurm").mkdir(parents=True)  # where `coatnet submit` has its lock
     (tmp_path / "runs/test.sweep.json").write_text(json.dumps({"runs": ["test-a", "test-b"], "settings": settings}))
     runs[0].finish("pretrain")
     runs[0].progress("finetune", 3, 6)
@@ -43,7 +43,7 @@ def test_the_runs_of_a_sweep_are_compared(sweep: list[MadeRun], named: str, shar
     ]  # fmt: skip
 
 
-def test_of_a_run_in_a_sweep_the_stage_counts_that_runs(sweep: list[MadeRun]) -> None:
+def test_a_run_of_a_sweep_is_shown_at_its_running_stage(sweep: list[MadeRun]) -> None:
     sweep[1].note("pretrain", "begin")
     sweep[1].note("finetune", "begin")
     with running(sweep[1], "finetune"):
@@ -51,7 +51,9 @@ def test_of_a_run_in_a_sweep_the_stage_counts_that_runs(sweep: list[MadeRun]) ->
     assert lines(status("runs/test"))[3][:4] == ["test-b", "1e-3", "pretrain", "stopped"]
 
 
-def test_a_recipe_that_was_also_run_by_itself_shows_both(sweep: list[MadeRun], shards: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_was_also_run_outside_its_sweep_shows_both(
+    sweep: list[MadeRun], shards: Path, tmp_path: Path
+) -> None:
     write_recipe(tmp_path, shards)
     MadeRun(tmp_path, "test").note("pretrain", "begin")
     shown = lines(status("recipe.yaml"))
@@ -59,7 +61,9 @@ def test_a_recipe_that_was_also_run_by_itself_shows_both(sweep: list[MadeRun], s
     assert ["run", "optimizer.peak_learning_rate"] in [line[:2] for line in shown]
 
 
-def test_the_shards_of_a_sweep_are_a_table_of_their_own(sweep: list[MadeRun], shards: Path, tmp_path: Path) -> None:
+def test_the_shard_jobs_of_a_sweep_have_a_table_of_their_own(
+    sweep: list[MadeRun], shards: Path, tmp_path: Path
+) -> None:
     write_recipe(tmp_path, shards)
     MadeRun(tmp_path, "test").submit("shards", "5")
     for named in ("recipe.yaml", "runs/test"):
@@ -68,7 +72,7 @@ def test_the_shards_of_a_sweep_are_a_table_of_their_own(sweep: list[MadeRun], sh
         assert rows(named)[0]["stage"] == "shards"
 
 
-def test_a_record_of_a_sweep_that_is_none_is_refused(run: MadeRun, tmp_path: Path) -> None:
+def test_a_damaged_sweep_file_is_refused(run: MadeRun, tmp_path: Path) -> None:
     run.freeze()
     (tmp_path / "runs/test.sweep.json").write_text("[]")
     result = status("runs/test")

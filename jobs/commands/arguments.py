@@ -1,0 +1,32 @@
+"""Arguments and options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUN_HELP = "A recipe file, a run folder (runs/NAME), or the folder of one of its stages."
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe's.", show_default=False),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes that read, check and write.", show_default="one per processor")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Shards to read at a time.")]
+ShardsUrl = Annotated[str, typer.Argument(metavar="URL", help="Folder or URL of indexed shards.")]
+
+Endpoint = Annotated[
+    str | None, typer.Option(help="URL of the S3 server.", show_default="AWS_ENDPOINT_URL, else Amazon's")
+]
+Profile = Annotated[str | None, typer.Option(help="Profile in the AWS credentials file.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Access the storage without credentials.")]
+# Shorter than in a run: someone may be waiting to learn of a typing error in a URL.
+GiveUpAfter = Annotated[
+    float, typer.Option(min=0, help="Stop when the storage has not answered for this many seconds.")
+]

@@ -1,0 +1,24 @@
+"""`coatnet shards merge`: shards from the parts that an array of jobs has read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data.building.build import merge_parts
+from jobs.commands.arguments import Processes
+from jobs.commands.shards.build import BuildProgressBar, print_report, processors
+from jobs.console import make_console
+from jobs.exit_codes import exit_on_error
+
+
+def merge(
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="The DESTINATION of the parts.")],
+    processes: Processes = None,
+) -> None:
+    """Write the shards of a build whose parts (`shards build --part`) have all been read."""
+    with exit_on_error():
+        console = make_console()
+        with BuildProgressBar(console) as bar:
+            report = merge_parts(destination, processes=processes or processors(), progress=bar.update)
+        print_report(console, report)

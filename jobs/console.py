@@ -1,0 +1,35 @@
+"""Output for people: one console, one style of table."""
+
+import sys
+from collections.abc import Collection
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 200  # columns: a pipe has no width of its own to keep to
+
+
+def make_console() -> Console:
+    """A console on standard output, as wide as the terminal, or 200 columns on a pipe or file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print `text` as it is: unwrapped, brackets and all."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def make_table(*headings: str, right: Collection[str] = (), title: str | None = None) -> Table:
+    """An empty table with these columns; those in `right` are aligned to the right. Long cells wrap."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0, 0, 1),
+        title=None if title is None else Text(title, "bold"),
+        title_justify="left",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return table

@@ -79,12 +79,8 @@ class Saver:
     ) -> None:
         # Shorter than for data: a save that fails is tried again.
         storage = replace(store.storage, give_up_after=min(store.storage.give_up_after, _GIVE_UP_AFTER))
-        self._store, self._folder, self._settings, self._ranks = (
-            replace(store, storage=storage),
-            folder,
-            settings,
-            ranks,
-        )
+        self._store = replace(store, storage=storage)
+        self._folder, self._settings, self._ranks = folder, settings, ranks
         self._patience, self._on_published = patience, on_published
         self._copy = HostCopy(ranks)
         self._latest: LiveState | None = None

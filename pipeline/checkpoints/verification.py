@@ -32,14 +32,7 @@ def damaged_file(
     """What is wrong with the files that `manifest` names, or None.
 
     Rank `share` of `shares` looks for all of them, and hashes the files that the same rank wrote: those it will read.
-
-    Args:
-        location: of the checkpoint.
-        manifest: its manifest.
-        storage: how a URL is reached.
-        share: of the files to hash.
-        shares: into how many these are divided.
-        sha256_of: the checksum of the file of a name; by default the file is read where it is stored.
+    `sha256_of` computes the checksum of a file by name; by default the file is read where it is stored.
     """
     problem = manifest.missing_or_cut(list_files(location, storage))
     if problem is not None:

@@ -1,16 +1,22 @@
-"""Typed records from JSON. What was written by another process is parsed once, into a dataclass, with types checked."""
+"""Typed records from JSON and back: what a file must contain is declared once, by the fields of a frozen dataclass.
 
+Own code rather than pydantic's, whose import doubles the start of commands that only look at a run folder.
+"""
+
+import functools
 import json
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 _Parser = Callable[[Any], Any]
 
-_SCALARS = {int: "an integer", str: "a string", bool: "true or false"}
+FLAT: Mapping[str, Any] = {"flat": True}
+"""Metadata of a field whose record has its keys among those of the record around it."""
+
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "an object"}
 
 
 def load_json(content: bytes | str) -> object:
@@ -29,14 +35,15 @@ def load_json(content: bytes | str) -> object:
 
 
 def to_record(kind: type[Record], value: object) -> Record:
-    """A JSON value as `kind`: a dataclass, or a list or tuple of one type. Keys that it does not know are ignored.
+    """A plain JSON value as `kind`; a field with a default may be missing, and unknown keys are ignored.
+
+    Kinds and fields may be booleans, numbers, strings, literals, dataclasses, mappings by string, lists and tuples of
+    any length, any of these or None, and `Any`.
 
     Raises:
-        ValueError: a field is missing or has another type; the message names it.
+        ValueError: names what is missing or has another type.
     """
-    schema: Any = kind
-    record: Record = _parser(schema)(value)
-    return record
+    return cast(Record, _parser(cast(Hashable, kind))(value))
 
 
 def parse_json(kind: type[Record], content: bytes | str) -> Record:
@@ -48,64 +55,84 @@ def parse_json(kind: type[Record], content: bytes | str) -> Record:
     return to_record(kind, load_json(content))
 
 
-@cache
+def to_json(value: Any) -> Any:
+    """A record as plain JSON values, without fields that are None by default and in fact."""
+    if isinstance(value, str | int | float | None):
+        return value
+    if is_dataclass(value):
+        content: dict[str, Any] = {}
+        for field in _fields(cast(Hashable, type(value))):
+            item = to_json(getattr(value, field.name))
+            if field.metadata == FLAT:
+                content |= item
+            elif item is not None or field.default is not None:
+                content[field.name] = item
+        return content
+    if isinstance(value, Mapping):
+        return {name: to_json(item) for name, item in value.items()}
+    return [to_json(item) for item in value]
+
+
+_fields = functools.cache(fields)
+
+
+# Made once for each type: a manifest may have hundreds of thousands of fragments.
+@functools.cache
 def _parser(kind: Any) -> _Parser:
-    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
     if is_dataclass(kind):
-        return _dataclass_parser(kind)
-    if origin in (list, tuple):
-        return _sequence_parser(origin, _parser(arguments[0]))
+        return _record_parser(cast(type, kind))
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return _checked(lambda value: value in arguments, f"one of {', '.join(map(repr, arguments))}", kind)
-    if NoneType in arguments:
-        (other,) = (argument for argument in arguments if argument is not NoneType)
-        parse = _parser(other)
+        return lambda value: value if value in arguments else _refuse(" or ".join(map(repr, arguments)), value)
+    if origin is types.UnionType:  # with None
+        parse = _parser(arguments[0])
         return lambda value: None if value is None else parse(value)
+    if origin in (list, tuple):
+        parse = _parser(arguments[0])
+        return lambda value: (
+            origin(_parse_item(parse, f"[{number}]", item) for number, item in enumerate(value))
+            if isinstance(value, list)
+            else _refuse("a list", value)
+        )
+    if origin is not None:
+        parse = _parser(arguments[1])
+        return lambda value: {name: _parse_item(parse, name, item) for name, item in _object(value).items()}
     if kind is float:
-        return _checked(lambda value: type(value) in (int, float), "a number", float)
-    return _checked(lambda value: type(value) is kind, _SCALARS[kind], kind)
+        return lambda value: float(value) if type(value) in (int, float) else _refuse(_NAMES[float], value)
+    return lambda value: value if type(value) is kind else _refuse(_NAMES[kind], value)
 
 
-def _checked(accepts: Callable[[Any], bool], expected: str, kind: Any) -> _Parser:
-    def parse(value: Any) -> Any:
-        if not accepts(value):
-            raise ValueError(f"{str(value)[:40]!r} is not {expected}")
-        return float(value) if kind is float else value
-
-    return parse
-
-
-def _sequence_parser(sequence: Callable[[list[Any]], Any], parse_item: _Parser) -> _Parser:
-    def parse(value: Any) -> Any:
-        if not isinstance(value, list):
-            raise ValueError(f"{str(value)[:40]!r} is not a list")
-        items = []
-        for position, item in enumerate(value):
-            try:
-                items.append(parse_item(item))
-            except ValueError as error:
-                raise ValueError(f"[{position}] {error}") from None
-        return sequence(items)
-
-    return parse
-
-
-def _dataclass_parser(kind: Any) -> _Parser:
+def _record_parser(kind: type) -> _Parser:
     hints = get_type_hints(kind)
-    parsers = [(field.name, _parser(hints[field.name]), field.default is MISSING) for field in fields(kind)]
+    parsers = [(field, _parser(hints[field.name])) for field in fields(kind)]
 
-    def parse(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError(f"{str(value)[:40]!r} is not an object")
+    def parse_fields(value: Any) -> Any:
         found = {}
-        for name, parse_field, required in parsers:
-            if name in value:
-                try:
-                    found[name] = parse_field(value[name])
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
-            elif required:
-                raise ValueError(f"{name} is missing")
+        for field, parse in parsers:
+            if field.metadata == FLAT:
+                found[field.name] = parse(_object(value))
+            elif field.name in _object(value):
+                found[field.name] = _parse_item(parse, field.name, value[field.name])
+            elif field.default is MISSING:
+                raise ValueError(f"{field.name} is missing")
         return kind(**found)
 
-    return parse
+    return parse_fields
+
+
+def _parse_item(parse: _Parser, name: str, item: Any) -> Any:
+    try:
+        return parse(item)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else _refuse(_NAMES[dict], value)
+
+
+def _refuse(expected: str, value: object) -> Any:
+    shown = repr(value)
+    raise ValueError(f"must be {expected}, not {shown if len(shown) <= 40 else shown[:37] + '...'}")

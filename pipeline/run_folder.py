@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.json_records import to_json, to_record
 from data.settings_diff import changed_settings, flatten
 from data.storage import Storage, is_remote, join, read_bytes
 from pipeline.checkpoints.manifest import MANIFEST, RunDigests
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
-from pipeline.json_record import parse_record, to_json
 from pipeline.stage_result import StageResult
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
@@ -101,7 +101,7 @@ class RunFolder:
                 raise ValueError("empty or cut short" if content is None else "not a mapping")
             if "index_digests" not in content and "stages" in content:
                 return None
-            return parse_record(FrozenStage, {**content, "content": content})
+            return to_record(FrozenStage, {**content, "content": content})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -189,7 +189,7 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            return parse_record(StageResult, json.loads(path.read_text()))
+            return to_record(StageResult, json.loads(path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

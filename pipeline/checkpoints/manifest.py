@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.digest import json_sha256
+from data.json_records import FLAT, to_json, to_record
 from data.storage import Storage, join, read_bytes
 from pipeline.errors import ConfigError
-from pipeline.json_record import FLAT, parse_record, to_json
 
 MANIFEST = "manifest.json"
 BUFFERS = "buffers.safetensors"
@@ -175,7 +175,7 @@ def read_manifest(location: str, storage: Storage) -> Manifest:
             raise ValueError(f"{MANIFEST} is not a JSON object")
         if signed(content) != content:
             raise ConfigError(f"{location}: {MANIFEST} does not have its own checksum")
-        return parse_record(Manifest, content)
+        return to_record(Manifest, content)
     except FileNotFoundError:
         raise ConfigError(f"{location}: not a checkpoint ({MANIFEST} is missing)") from None
     except json.JSONDecodeError as error:

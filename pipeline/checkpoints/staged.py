@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from data.atomic_file import sync_folder, write_atomically
+from data.json_records import to_json, to_record
 from data.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
-from pipeline.json_record import parse_record, to_json
 
 _PIECE = 16 * 2**20  # bytes written at a time
 _FLUSHED = 256 * 2**20  # bytes between flushes, so that the last one is short
@@ -79,7 +79,7 @@ class StagedCheckpoint:
         for rank in ranks:
             name = self._record_name(rank)
             if name in sizes:
-                record = parse_record(RankRecord, json.loads(read_bytes(self._at(name), self._store.storage)))
+                record = to_record(RankRecord, json.loads(read_bytes(self._at(name), self._store.storage)))
                 # A network file system may show an old size for a while.
                 if all(sizes.get(file) == entry.bytes for file, entry in record.files.items()):
                     found[rank] = record

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.atomic_file import write_atomically
+from data.json_records import to_json, to_record
 from data.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
-from pipeline.json_record import parse_record, to_json
 from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
@@ -169,7 +169,7 @@ class CheckpointLocations:
         """
         path = folder.path / _LOCATIONS
         try:
-            return parse_record(cls, json.loads(path.read_text()))
+            return to_record(cls, json.loads(path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -43,10 +43,10 @@ def test_a_result_is_read_back_as_it_was_published(tmp_path: Path) -> None:
         (b"\xff", "can't decode"),
         (b"[]", r"must be an object, not \[\]"),
         (b'{"stage": "pretrain"}', "steps is missing"),
-        (b'{"stage": "pretrain", "steps": "40"}', "steps: must be a whole number, not '40'"),
+        (b'{"stage": "pretrain", "steps": "40"}', "steps: must be an integer, not '40'"),
         (
             b'{"stage": "a", "steps": 1, "images_per_second": 1, "checkpoint": null}',
-            "checkpoint: must be a text, not N",
+            "checkpoint: must be a string, not N",
         ),
     ],
 )
@@ -74,9 +74,9 @@ def test_a_result_of_unknown_weights_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe", "can't decode"),
         (b"[1, 2]", "not a mapping"),
         (b"{task: train, seed: 0}", "stage is missing"),
-        (b"{stage: a, task: train, seed: x, index_digests: {}, start_digest: null}", "seed: must be a whole number"),
+        (b"{stage: a, task: train, seed: x, index_digests: {}, start_digest: null}", "seed: must be an integer"),
         (b"{stage: a, task: train, seed: 0, index_digests: 7, start_digest: null}", "index_digests: must be an object"),
-        (b"{stage: a, task: sleep, seed: 0, index_digests: {}, start_digest: null}", "task: must be train or evaluate"),
+        (b"{stage: a, task: sleep, seed: 0, index_digests: {}, start_digest: null}", "task: must be 'train' or 'evaluate'"),
     ],
 )
 def test_a_damaged_frozen_recipe_is_reported_with_the_fix(

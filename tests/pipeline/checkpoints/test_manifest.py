@@ -73,13 +73,13 @@ def having(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (without("step"), r"not a checkpoint \(step is missing\)"),
         (without("index_digest"), r"not a checkpoint \(index_digest is missing\)"),
         (without("files"), r"not a checkpoint \(files is missing\)"),
-        (having(step="7"), r"\(step: must be a whole number, not '7'\)"),
-        (having(step=True), r"\(step: must be a whole number, not True\)"),
-        (having(ema_updates=1.5), r"\(ema_updates: must be a whole number, not 1.5\)"),
+        (having(step="7"), r"\(step: must be an integer, not '7'\)"),
+        (having(step=True), r"\(step: must be an integer, not True\)"),
+        (having(ema_updates=1.5), r"\(ema_updates: must be an integer, not 1.5\)"),
         (having(model=[]), r"\(model: must be an object, not \[\]\)"),
         (having(parameters={"a": 6}), r"\(parameters: a: must be a list, not 6\)"),
-        (having(fragments=[{"parameter": "a", "start": 0, "file": "x"}]), r"\(fragments: stop is missing\)"),
-        (having(files={"x": {"bytes": 1, "sha256": None}}), r"\(files: x: sha256: must be a text, not None\)"),
+        (having(fragments=[{"parameter": "a", "start": 0, "file": "x"}]), r"\(fragments: \[0\]: stop is missing\)"),
+        (having(files={"x": {"bytes": 1, "sha256": None}}), r"\(files: x: sha256: must be a string, not None\)"),
     ],
 )
 def test_a_key_that_is_missing_or_mistyped_is_named(
@@ -125,7 +125,7 @@ def test_a_manifest_that_is_torn_empty_or_something_else_is_reported(tmp_path: P
         ("[]", r"must be an object, not \[\]"),
         ("{}", "locations is missing"),
         ('{"locations": "a", "storage": {}, "keep_last": 1, "keep_every": null, "keep_best": 0}', "must be a list"),
-        ('{"locations": [], "storage": {}, "keep_last": "1", "keep_every": null, "keep_best": 0}', "a whole number"),
+        ('{"locations": [], "storage": {}, "keep_last": "1", "keep_every": null, "keep_best": 0}', "keep_last: must be an integer"),
     ],
 )
 def test_a_damaged_record_of_locations_is_reported_with_the_fix(tmp_path: Path, text: str, reason: str) -> None:

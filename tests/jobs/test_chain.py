@@ -14,6 +14,7 @@ from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe, Stage
 from pipeline.run_folder import RunFolder, run_folder
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 
 @pytest.fixture
@@ -30,8 +31,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         checkpoint = folder.checkpoints / "step-00000001"
         checkpoint.mkdir()
         (checkpoint / "manifest.json").write_text("{}")
-        validation = {"top1": 0.5}
-        folder.finish({"steps": 1, "images_per_second": None, "validation": validation, "checkpoint": str(checkpoint)})
+        folder.finish(stage_result(str(checkpoint), folder.path.name, steps=1))
 
     monkeypatch.setattr(chain, "plan_stage", plan)
     monkeypatch.setattr(chain, "launch_ranks", launch)

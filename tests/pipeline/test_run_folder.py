@@ -62,7 +62,7 @@ def test_a_result_of_unknown_weights_is_refused(tmp_path: Path) -> None:
     RunFolder(tmp_path).finish(stage_result("a/b"))
     path = tmp_path / "result.json"
     path.write_text(path.read_text().replace('"raw"', '"best"'))
-    with pytest.raises(ConfigError, match="weights: must be raw or ema, not 'best'"):
+    with pytest.raises(ConfigError, match="weights: must be 'raw' or 'ema', not 'best'"):
         RunFolder(tmp_path).result()
 
 

@@ -159,12 +159,12 @@ def test_a_run_without_checkpoints_lists_none_and_other_folders_are_refused(shar
         assert message in result.output
 
 
-def test_all_runs_of_a_sweep_are_listed(recipe: Path, shards: Path) -> None:
+def test_the_runs_of_a_sweep_are_listed_after_the_recipes_own(recipe: Path, shards: Path) -> None:
     folder, _ = started(recipe, "pretrain", "name=test-b")
-    save(folder.path, 10, store=None)
+    save(folder.path, 10)
     runs = recipe.parent / "runs"
-    settings = {"test": {"seed": "0"}, "test-b": {"seed": "1"}}
-    (runs / "test.sweep.json").write_text(json.dumps({"runs": ["test", "test-b"], "settings": settings}))
+    settings = {"test-b": {"seed": "1"}, "test-c": {"seed": "2"}}  # the second has yet to start
+    (runs / "test.sweep.json").write_text(json.dumps({"runs": list(settings), "settings": settings}))
     for named in (runs / "test.sweep.json", runs / "test", recipe):
         assert [row["step"] for row in listed(named)] == [40, 30, 20, 10]
     shown = [line.split() for line in run(recipe).output.splitlines()]
@@ -176,9 +176,10 @@ def test_all_runs_of_a_sweep_are_listed(recipe: Path, shards: Path) -> None:
 
 
 def test_a_run_in_which_nothing_trains_is_refused(recipe: Path) -> None:
-    stage = RunFolder(recipe.parent / "runs/other/evaluate")
+    loaded = load_recipe(recipe, ["name=other"])
+    stage = run_folder(loaded, "evaluate")
     stage.create()
-    (stage.path / "recipe.yaml").write_text("task: evaluate\n")
+    stage.freeze(plan_stage(loaded, "evaluate"), None)
     result = run(stage.path)
     assert (result.exit_code, result.output) == (78, f"error: {stage.path}: no training stage has started here\n")
 

@@ -76,7 +76,10 @@ def test_a_result_of_unknown_weights_is_refused(tmp_path: Path) -> None:
         (b"{task: train, seed: 0}", "stage is missing"),
         (b"{stage: a, task: train, seed: x, index_digests: {}, start_digest: null}", "seed: must be an integer"),
         (b"{stage: a, task: train, seed: 0, index_digests: 7, start_digest: null}", "index_digests: must be an object"),
-        (b"{stage: a, task: sleep, seed: 0, index_digests: {}, start_digest: null}", "task: must be 'train' or 'evaluate'"),
+        (
+            b"{stage: a, task: sleep, seed: 0, index_digests: {}, start_digest: null}",
+            "task: must be 'train' or 'evaluate'",
+        ),
     ],
 )
 def test_a_damaged_frozen_recipe_is_reported_with_the_fix(

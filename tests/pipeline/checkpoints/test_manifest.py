@@ -125,7 +125,10 @@ def test_a_manifest_that_is_torn_empty_or_something_else_is_reported(tmp_path: P
         ("[]", r"must be an object, not \[\]"),
         ("{}", "locations is missing"),
         ('{"locations": "a", "storage": {}, "keep_last": 1, "keep_every": null, "keep_best": 0}', "must be a list"),
-        ('{"locations": [], "storage": {}, "keep_last": "1", "keep_every": null, "keep_best": 0}', "keep_last: must be an integer"),
+        (
+            '{"locations": [], "storage": {}, "keep_last": "1", "keep_every": null, "keep_best": 0}',
+            "keep_last: must be an integer",
+        ),
     ],
 )
 def test_a_damaged_record_of_locations_is_reported_with_the_fix(tmp_path: Path, text: str, reason: str) -> None:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.bundled_recipes import load_recipe
-from jobs.commands.shards.build import build_and_report
 from jobs.launch import launch_ranks, refuse_other_machines
+from jobs.shard_building import build_and_report
 from pipeline.faults.preemption import StopSignals
 from pipeline.plan import Plan, check_model, plan_stage
 from pipeline.recipe.schema import Recipe

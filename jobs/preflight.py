@@ -19,8 +19,8 @@ _GIVE_UP_AFTER = 30.0  # seconds without an answer from remote storage, while a 
 _CLASSES = 1000  # assumed while the shards are yet to be built
 
 
-def examine(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iterator[Finding]:
-    """Examine these stages of `recipe` on this machine; with `slurm` they will run as jobs on other machines.
+def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iterator[Finding]:
+    """Check these stages of `recipe` on this machine; with `slurm` they will run as jobs on other machines.
 
     Raises:
         ConfigError: a stage does not exist.

@@ -9,23 +9,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from data.atomic_file import atomic_path
-from data.storage import is_remote
 from models.registry import create_model
-from pipeline.checkpoints.listing import find_runs
-from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.checkpoints.resume import open_verified
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from pipeline.recipe.sections import WhichWeights
-from pipeline.run_folder import absolute_location
 from pipeline.weights import chosen_weights
 
 
-def export(source: str, destination: Path, which: WhichWeights = "auto") -> dict[str, str]:
+def export(checkpoint: str, destination: Path, which: WhichWeights = "auto") -> dict[str, str]:
     """Write whole float32 weights and buffers, by the model's own names, to the safetensors file `destination`.
 
     Args:
-        source: a checkpoint, or the run folder of a stage: the checkpoint of its result, or else its newest one.
+        checkpoint: path or URL of a checkpoint.
         destination: replaced if it exists, once everything is written.
         which: the raw weights, their moving average, or `auto`: the average where there is one.
 
@@ -37,10 +33,10 @@ def export(source: str, destination: Path, which: WhichWeights = "auto") -> dict
         ConfigError: no checkpoint there, a damaged one, one without the requested average, or a destination that
             cannot be written.
     """
-    checkpoint = open_verified(_checkpoint_of(source), Ranks(0, 1, torch.device("cpu")))
-    chosen = chosen_weights(checkpoint, which)
-    model = checkpoint.manifest.facts.run.model
-    tensors = checkpoint.parameters(chosen) | checkpoint.buffers(chosen)
+    source = open_verified(checkpoint, Ranks(0, 1, torch.device("cpu")))
+    chosen = chosen_weights(source, which)
+    model = source.manifest.facts.run.model
+    tensors = source.parameters(chosen) | source.buffers(chosen)
     # The metadata must be enough to load the file.
     expected = create_model(**model, device="meta").state_dict()
     assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in expected.items()}
@@ -48,29 +44,11 @@ def export(source: str, destination: Path, which: WhichWeights = "auto") -> dict
         "format": "pt",  # by which other programs recognize tensors of PyTorch
         "model": json.dumps(model),
         "weights": chosen,
-        "step": str(checkpoint.step),
-        "source": checkpoint.location,
+        "step": str(source.step),
+        "source": source.location,
     }
     _publish(tensors, metadata, destination)
     return metadata
-
-
-def _checkpoint_of(source: str) -> str:
-    """The path or URL of the checkpoint that `source` names."""
-    if is_remote(source) or (Path(source) / MANIFEST).exists():
-        return source
-    stages = find_runs(Path(source))
-    if len(stages) > 1:
-        names = ", ".join(stage.stage for stage in stages)
-        raise ConfigError(f"{source}: has several stages ({names}); give the folder of one")
-    result = stages[0].folder.result()
-    if result is not None:
-        return absolute_location(result.checkpoint, stages[0].folder)
-    steps = [(step, store) for store in stages[0].stores for step in store.contents().steps]
-    if not steps:
-        raise ConfigError(f"{source}: no checkpoint yet; train the stage until it has saved one")
-    step, store = max(steps, key=lambda found: found[0])
-    return store.at(step)
 
 
 def _publish(tensors: dict[str, Any], metadata: dict[str, str], destination: Path) -> None:

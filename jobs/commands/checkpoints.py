@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,21 +11,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from data.errors import EXIT_CONFIG
+from jobs.checkpoint_discovery import find_training_stages
 from jobs.commands.arguments import AsJson, RunPath
 from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
-from jobs.run_discovery import RunRef, find_runs
-from pipeline.checkpoints.listing import (
-    CheckpointedStage,
-    ListedCheckpoint,
-    checkpointed_stage,
-    list_checkpoints,
-    stage_of_recipe,
-)
+from pipeline.checkpoints.listing import ListedCheckpoint, list_checkpoints
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
-from pipeline.recipe.loader import load_recipe
-from pipeline.recipe.schema import TrainStage
 
 
 class _ListsByDefault(TyperGroup):
@@ -53,7 +44,7 @@ def _checkpoints() -> None:
 def show(target: RunPath, as_json: AsJson = False) -> None:
     """List step, samples, size, ranks and accuracy, whether files are missing, and why each is kept."""
     with exit_on_error(STARTS_OVER):
-        listed = [(run.name, one) for run, stage in _stages(target) for one in list_checkpoints(stage)]
+        listed = [(run.name, one) for run, stage in find_training_stages(target) for one in list_checkpoints(stage)]
         if as_json:
             print(json.dumps([asdict(one) for _, one in listed], indent=1))
         elif listed:
@@ -71,7 +62,10 @@ def verify(
     with exit_on_error(STARTS_OVER):
         console = make_console()
         found = [
-            (place, one) for _, stage in _stages(target) for place in stage.stores for one in place.contents().steps
+            (place, one)
+            for _, stage in find_training_stages(target)
+            for place in stage.stores
+            for one in place.contents().steps
         ]
         chosen = [(place, one) for place, one in found if step in (None, one)]
         if step is not None and not chosen:
@@ -118,25 +112,6 @@ def table(listed: Sequence[tuple[str, ListedCheckpoint]]) -> Table:
             ", ".join(one.kept) or "-",
         )
     return result
-
-
-def _stages(target: Path) -> list[tuple[RunRef, CheckpointedStage]]:
-    """The training stages at `target`, with their runs.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    runs = find_runs(target)
-    if len(runs) == 1 and target.is_file() and not runs[0].settings:
-        # Also stages that have yet to start on this machine.
-        recipe = load_recipe(target)
-        training = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)]
-        return [(runs[0], stage_of_recipe(recipe, name)) for name in training]
-    folders = [(run, run.folder(name)) for run in runs for name in run.stages()]
-    found = [(run, stage) for run, folder in folders if (stage := checkpointed_stage(folder))]
-    if not found:
-        raise ConfigError(f"{target}: no training stage has started here")
-    return found
 
 
 def _number(value: int | None) -> str:

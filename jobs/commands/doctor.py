@@ -18,7 +18,7 @@ from jobs.commands.arguments import AsJson, Overrides, RecipePath
 from jobs.console import make_console, make_table
 from jobs.exit_codes import end_process, exit_on_error
 from jobs.launch import die_with_launcher
-from jobs.preflight import examine
+from jobs.preflight import assess_recipe
 from jobs.scheduler import slurm
 from jobs.scheduler.job_end import node_name
 from jobs.scheduler.node_check import check_nodes
@@ -68,7 +68,7 @@ def doctor(
                 findings = [finding_of_error("", error)]
             else:
                 stages = [stage] if stage is not None else list(loaded.stages)
-                findings = list(examine(loaded, stages, slurm=slurm.available()))
+                findings = list(assess_recipe(loaded, stages, slurm=slurm.available()))
                 if nodes:
                     findings += _check_nodes(loaded, stages, seconds, signals, status.update)
         if as_json:

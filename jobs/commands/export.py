@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.checkpoint_discovery import find_checkpoint
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from pipeline.export import export as export_weights
 
@@ -22,7 +23,7 @@ def export(
 ) -> None:
     """Write the weights of a checkpoint to a safetensors file for models.registry.create_model."""
     with exit_on_error(STARTS_OVER):
-        facts = export_weights(source, destination, weights)
+        facts = export_weights(find_checkpoint(source), destination, weights)
         model = json.loads(facts["model"])
         kind = "moving average" if facts["weights"] == "ema" else "raw weights"
         print(

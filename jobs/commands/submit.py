@@ -65,11 +65,11 @@ def submit(
 
 
 def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
-    """Examine each run: print warnings, refuse errors."""
-    from jobs.preflight import examine  # torch, which --no-doctor does without
+    """Check each run: print warnings, refuse errors."""
+    from jobs.preflight import assess_recipe  # torch, which --no-doctor does without
 
     stderr = Console(stderr=True, highlight=False)
-    found = dict.fromkeys(finding for run in runs for finding in examine(run, list(run.stages), slurm=True))
+    found = dict.fromkeys(finding for run in runs for finding in assess_recipe(run, list(run.stages), slurm=True))
     for finding in found:
         if finding.level == "warning":
             stderr.print(Text.assemble(("warning: ", "yellow"), finding.line), soft_wrap=True)

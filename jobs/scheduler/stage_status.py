@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.monitoring.progress import StageProgress
 from pipeline.run_folder import RunFolder
+from pipeline.stage_result import StageResult
 
 State = Literal["done", "running", "waiting", "failed", "stopped", "cancelled", "not started", "unknown"]
 
@@ -105,7 +106,7 @@ def stage_statuses(runs: Sequence[RunRef]) -> StatusReport:
         submission.job
         for run in runs
         for stage, submission in run.submissions.newest().items()
-        if stage in run.stages() and run.folder(stage).result() is None
+        if stage in run.stages() and _result(run.folder(stage))[0] is None
     }
     try:
         # Slurm first: if it reports the end of a job, everything that the job wrote is on the disk.
@@ -124,7 +125,7 @@ class _StageRecord:
         self.folder: RunFolder = run.folder(stage)
         self.submission: Submission | None = run.submissions.newest().get(stage)
         self.entries = self.folder.events.entries()
-        self.result = self.folder.result()
+        self.result, self.damage = _result(self.folder)
         self.progress = StageProgress.read(self.folder.progress)
         self.done = self.result is not None or self._has_shards()
         begins = [entry for entry in self.entries if entry.event is Event.BEGIN]
@@ -186,6 +187,8 @@ class _StageRecord:
     def _state(self, job: slurm.SlurmJob | None, now: float) -> tuple[State, str]:
         if self.done:
             return "done", ""
+        if self.damage:
+            return "failed", self.damage
         if self.submission is None:
             return self._state_here()
         if job is None or job.state == "UNKNOWN":
@@ -287,6 +290,14 @@ class _StageRecord:
         except (OSError, yaml.YAMLError):
             content = self.run.recipe.get("stages", {}).get(self.stage)
         return content if isinstance(content, dict) else {}
+
+
+def _result(folder: RunFolder) -> tuple[StageResult | None, str]:
+    """The result of a stage, or why it is damaged: one damaged file must not hide all other stages."""
+    try:
+        return folder.result(), ""
+    except ConfigError as error:
+        return None, str(error)
 
 
 def _settled(states: set[State]) -> bool:

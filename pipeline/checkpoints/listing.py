@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -21,10 +20,9 @@ from pipeline.checkpoints.store import (
 from pipeline.checkpoints.verification import reason_at
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
-from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.recipe.sections import CheckpointSettings
-from pipeline.run_folder import RunFolder, relative_location, run_folder
+from pipeline.run_folder import RunFolder, absolute_location, relative_location, run_folder
 
 _GIVE_UP_AFTER = 60.0  # seconds
 _STEP = re.compile(r"step-(\d+)")
@@ -41,6 +39,20 @@ class CheckpointedStage:
     @property
     def stage(self) -> str:
         return self.folder.path.name
+
+    def final_or_newest(self) -> str | None:
+        """The location of the checkpoint of its result or, before it is done, of its newest; None if it has none.
+
+        Raises:
+            ConfigError: the result is damaged.
+            StorageDown, StorageRefused: a remote store that cannot be read.
+        """
+        result = self.folder.result()
+        if result is not None:
+            return absolute_location(result.checkpoint, self.folder)
+        steps = [(step, store) for store in self.stores for step in store.contents().steps]
+        step, store = max(steps, key=lambda found: found[0], default=(0, None))
+        return store.at(step) if store else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +72,9 @@ class ListedCheckpoint:
     top1: float | None
     """Of the evaluation after that step, 0 to 1."""
     problem: str | None
-    """What is wrong, as far as it was examined."""
+    """What is wrong, as far as it was checked."""
     kept: list[str]
     """Why it is kept."""
-
-
-def find_runs(path: Path) -> list[CheckpointedStage]:
-    """The training stages of a recipe file, of a folder of run folders, or of one run folder.
-
-    Raises:
-        ConfigError: it is none of these, or what a run folder holds is damaged.
-    """
-    if path.is_file():
-        recipe = load_recipe(path)
-        return [stage_of_recipe(recipe, name) for name, it in recipe.stages.items() if isinstance(it, TrainStage)]
-    folders = [RunFolder(below.resolve()) for below in [path, *path.glob("*/")]] if path.is_dir() else []
-    folders = [folder for folder in folders if folder.recipe.is_file()]
-    folders.sort(key=lambda folder: folder.recipe.stat().st_mtime)  # in the order of the chain
-    stages = [stage for folder in folders if (stage := checkpointed_stage(folder))]
-    if not stages:
-        raise ConfigError(
-            f"{path}: no run folder of a training stage, no folder of such, and no recipe file; give one of these"
-        )
-    return stages
 
 
 def stage_of_recipe(recipe: Recipe, name: str) -> CheckpointedStage:
@@ -154,10 +146,10 @@ def _published(stage: CheckpointedStage, store: CheckpointStore, contents: Conte
     events, result = stage.folder.events.entries(), stage.folder.result()
     top1 = accuracies(events)
     saved = {event.step: event.time for event in events if event.event is Event.SAVE}
-    examined = {step: _examine(store, step, contents.published[step]) for step in contents.steps}
-    intact = [step for step, (_, problem) in examined.items() if problem is None]
+    checked = {step: _check(store, step, contents.published[step]) for step in contents.steps}
+    intact = [step for step, (_, problem) in checked.items() if problem is None]
     kept = reasons_to_keep(intact, stage.settings, top1)
-    for step, (manifest, problem) in examined.items():
+    for step, (manifest, problem) in checked.items():
         location = store.at(step)
         is_final = result is not None and result.checkpoint == relative_location(location, stage.folder)
         yield ListedCheckpoint(
@@ -175,7 +167,7 @@ def _published(stage: CheckpointedStage, store: CheckpointStore, contents: Conte
         )
 
 
-def _examine(store: CheckpointStore, step: int, sizes: dict[str, int]) -> tuple[Manifest | None, str | None]:
+def _check(store: CheckpointStore, step: int, sizes: dict[str, int]) -> tuple[Manifest | None, str | None]:
     """The manifest, and what is wrong with it or with the sizes of the files."""
     try:
         manifest = read_manifest(store.at(step), store.storage)

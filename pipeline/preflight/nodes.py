@@ -115,7 +115,7 @@ class _NodeChecks:
 
     def nodes(self, recipe: Recipe, name: str) -> tuple[Plan | None, list[NodeFacts]]:
         """Check what each rank sees of its node; returns the plan, None if the stage cannot start, and the facts."""
-        plan, fact = _examine_node(recipe, name, self.ranks, self.node)
+        plan, fact = _inspect_node(recipe, name, self.ranks, self.node)
         facts, stage = _gather(self.ranks, fact), recipe.stages[name]
         needed = None
         if isinstance(plan, TrainPlan):
@@ -152,7 +152,7 @@ def _gather(ranks: Ranks, fact: "T") -> "list[T]":
     return [kind(**json.loads(text)) for text in ranks.gather_texts(json.dumps(asdict(fact)))]
 
 
-def _examine_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[Plan | None, NodeFacts]:
+def _inspect_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[Plan | None, NodeFacts]:
     """The plan of the stage, None if it cannot start here, and what this rank sees of its node."""
     plan: Plan | None = None
     problem: Finding | None = None

@@ -12,7 +12,7 @@ import pytest
 from data.building.build import build_shards
 from data.index import read_index
 from data.order import SampleOrder
-from jobs.preflight import examine
+from jobs.preflight import assess_recipe
 from models.complexity import count_parameters
 from models.variants import VARIANTS
 from pipeline.errors import ConfigError
@@ -37,7 +37,7 @@ STAGES = ["pretrain", "finetune", "evaluate"]
 def found(folder: Path, shards: Path, *overrides: str, stages: list[str] | None = None) -> list[Finding]:
     """All findings, of `pretrain` alone unless others are named."""
     recipe = load_recipe(write_recipe(folder, shards), list(overrides))
-    return list(examine(recipe, stages or ["pretrain"], slurm=False))
+    return list(assess_recipe(recipe, stages or ["pretrain"], slurm=False))
 
 
 def the_finding(findings: list[Finding], beginning: str, where: str | None = None) -> Finding:
@@ -103,7 +103,7 @@ def test_a_machine_without_slurm_is_reported_once(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    findings = list(examine(load_recipe(write_recipe(tmp_path, shards)), ["pretrain", "evaluate"], slurm=True))
+    findings = list(assess_recipe(load_recipe(write_recipe(tmp_path, shards)), ["pretrain", "evaluate"], slurm=True))
     assert wrong(findings) == [
         Finding("error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH")
     ]
@@ -144,7 +144,7 @@ def test_a_compiler_is_required_only_if_the_stage_runs_here(
     (finding,) = wrong(found(tmp_path, shards, "compile=true"))
     assert finding.what == "compile: torch.compile needs a C++ compiler and there is none on PATH"
     recipe = load_recipe(tmp_path / "recipe.yaml", ["compile=true"])
-    elsewhere = examine(recipe, ["pretrain"], slurm=True)
+    elsewhere = assess_recipe(recipe, ["pretrain"], slurm=True)
     assert not [finding for finding in elsewhere if finding.what.startswith("compile")]
 
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from jobs.checkpoint_discovery import find_checkpoint
 from jobs.cli import app
 from models.coatnet import CoAtNet
 from models.registry import create_model
@@ -104,9 +105,9 @@ def test_a_run_folder_means_the_checkpoint_of_its_result_or_else_the_newest(tmp_
     save(run, 5, averaged=False)
     save(run, 6, averaged=False)
     file = tmp_path / "out.safetensors"
-    assert export(str(run), file)["step"] == "6"
+    assert export(find_checkpoint(str(run)), file)["step"] == "6"
     RunFolder(run).finish(stage_result("pretrain/checkpoints/step-00000005"))
-    assert export(str(run), file)["step"] == "5"
+    assert export(find_checkpoint(str(run)), file)["step"] == "5"
     assert_equal(load_exported(file), model(5))
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.safetensors"]
 
@@ -119,8 +120,11 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> N
     (anonymous / "manifest.json").write_text(json.dumps(signed(manifest)))
     with pytest.raises(ConfigError, match="step-00000005: damaged: not a checkpoint .model is missing.; restore it"):
         export(str(anonymous), file)
-    with pytest.raises(ConfigError, match="no run folder of a training stage"):
-        export(str(tmp_path / "nowhere"), file)
+    with pytest.raises(ConfigError, match="nowhere: not a recipe file or run folder"):
+        find_checkpoint(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty: not a run folder, and contains none"):
+        find_checkpoint(str(tmp_path / "empty"))
     with pytest.raises(
         ConfigError, match="cannot be written .*No such file or directory.*; give another file, or free some space"
     ):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoints.listing import checkpointed_stage, find_runs
+from pipeline.checkpoints.listing import checkpointed_stage
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.plan import plan_stage
@@ -95,7 +95,7 @@ def test_a_damaged_frozen_recipe_is_reported_with_the_fix(
     with pytest.raises(ConfigError, match=message):
         folder.check(plan_stage(recipe, "pretrain"), None)
     with pytest.raises(ConfigError, match=message):
-        find_runs(folder.path)
+        checkpointed_stage(folder)
 
 
 def test_settings_that_are_not_those_of_a_stage_are_reported_with_the_fix(tmp_path: Path) -> None:

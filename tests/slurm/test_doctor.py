@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.preflight import examine
+from jobs.preflight import assess_recipe
 from pipeline.preflight.finding import Finding
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import run_folder
@@ -30,7 +30,7 @@ CPUS = {"ranks": 2, "nodes": 2, "gpus_per_rank": 0}
 def requests(folder: Path, shards: Path, *overrides: str, stages: tuple[str, ...] = ("pretrain",)) -> list[Finding]:
     """The findings of Slurm about the jobs."""
     recipe = load_recipe(write_recipe(folder, shards, resources=CPUS), list(overrides))
-    return [finding for finding in examine(recipe, stages, slurm=True) if "Slurm" in finding.what]
+    return [finding for finding in assess_recipe(recipe, stages, slurm=True) if "Slurm" in finding.what]
 
 
 def test_accepted_jobs_are_reported_with_their_expected_start(

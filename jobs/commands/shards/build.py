@@ -3,22 +3,16 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from jobs.commands.arguments import Processes
-from jobs.console import make_console, print_line
+from jobs.console import make_console
 from jobs.exit_codes import exit_on_error
+from jobs.shard_building import build_and_report
 from pipeline.errors import ConfigError
 
-if TYPE_CHECKING:
-    from data.building.merge import BuildProgress, BuildReport, KindCount
-
-_MOST_LEFT_OUT = 50
-"""Number of images left out that are named."""
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -95,90 +89,9 @@ def build(
         )
 
 
-def build_and_report(console: Console, source: str | Path, destination: Path, **options: Any) -> None:
-    """Build shards with the `options` of `build_shards` and a progress bar, then print what was written."""
-    from data.building.build import build_shards  # with webdataset comes torch: `coatnet run` has shards most times
-
-    with BuildProgressBar(console) as bar:
-        report = build_shards(source, destination, **options, progress=bar.update)
-    print_report(console, report)
-    if not report.indexes:
-        number, parts = options["part"]
-        print_line(
-            console,
-            f"part {number} of {parts}: {report.images:,} images checked; when all parts are, run: "
-            f"coatnet shards merge {destination}",
-        )
-
-
-class BuildProgressBar:
-    """Phase, images per second, bytes and time left; shows nothing if the output is not a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[images]:,} images, {task.fields[gigabytes]:,.2f} GB, {task.fields[rate]:,.0f}/s"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._phase = ""
-        self._images_before = 0
-        self._task = self._progress.add_task("listing images", total=1.0, images=0, gigabytes=0.0, rate=0.0)
-
-    def __enter__(self) -> "BuildProgressBar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, progress: "BuildProgress") -> None:
-        if progress.phase != self._phase:
-            self._phase, self._images_before = progress.phase, progress.images
-            self._progress.reset(self._task, total=1.0, description=progress.phase)
-        elapsed = self._progress.tasks[0].elapsed
-        self._progress.update(
-            self._task,
-            completed=progress.share,
-            images=progress.images,
-            gigabytes=progress.bytes / 1e9,
-            rate=(progress.images - self._images_before) / elapsed if elapsed else 0.0,
-        )
-
-
-def print_report(console: Console, report: "BuildReport") -> None:
-    """Print what was left out, what is not an RGB JPEG, and what was written."""
-    for broken in report.left_out[:_MOST_LEFT_OUT]:
-        print_line(console, f"left out {broken.name}: {broken.reason}")
-    if len(report.left_out) > _MOST_LEFT_OUT:
-        print_line(console, f"left out {len(report.left_out) - _MOST_LEFT_OUT:,} more")
-    for kind in report.kinds:
-        print_line(console, _described(kind))
-    if report.shrunk:
-        print_line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
-    for folder, index in report.indexes.items():
-        print_line(
-            console,
-            f"{folder}: {index.samples:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
-            f"{index.bytes / 1e6:,.1f} MB",
-        )
-
-
 def processors() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _described(kind: "KindCount") -> str:
-    unchanged = kind.images - kind.encoded_again
-    outcomes = [f"{kind.encoded_again:,} converted to upright RGB JPEGs"] if kind.encoded_again else []
-    outcomes += [f"{unchanged:,} stored unchanged (--convert converts them)"] if unchanged else []
-    more = ", ..." if kind.images > len(kind.first) else ""
-    return f"{kind.images:,} images are {kind.kind} ({', '.join(kind.first)}{more}): {'; '.join(outcomes)}"
 
 
 def _bytes(text: str) -> int:

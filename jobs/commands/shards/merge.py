@@ -7,9 +7,10 @@ import typer
 
 from data.building.build import merge_parts
 from jobs.commands.arguments import Processes
-from jobs.commands.shards.build import BuildProgressBar, print_report, processors
+from jobs.commands.shards.build import processors
 from jobs.console import make_console
 from jobs.exit_codes import exit_on_error
+from jobs.shard_building import BuildProgressBar, print_report
 
 
 def merge(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from jobs.checkpoint_discovery import find_training_stages
 from jobs.cli import app
-from pipeline.checkpoints.listing import find_runs
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.checkpoints.verification import find_damage
 from pipeline.event_log import Event
@@ -204,4 +204,4 @@ def test_checkpoints_in_an_object_store_are_listed_and_verified(s3: S3Server, sh
     assert found.exit_code == 78
     assert f"{place.at(20)}: rank-00001.safetensors does not have the checksum of the manifest" in found.output
     assert find_damage(place.at(10), place.storage) is None
-    assert [one.stage for one in find_runs(folder.path)] == ["pretrain"]
+    assert [stage.stage for _, stage in find_training_stages(folder.path)] == ["pretrain"]

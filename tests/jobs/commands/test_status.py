@@ -46,6 +46,18 @@ def test_a_stage_that_has_not_started_shows_the_steps_of_the_recipe(run: MadeRun
     assert "0/40" in status("runs/small").output
 
 
+def test_a_damaged_result_fails_its_stage_and_hides_no_other(run: MadeRun) -> None:
+    run.note("pretrain", "begin", ranks=2)
+    run.note("finetune", "begin", ranks=2)
+    (run.stage("finetune").path / "result.json").write_text('{"stage": "finet')
+    done = status("runs/small", "--json")
+    states = {one["stage"]: (one["state"], one["reason"]) for one in json.loads(done.stdout)["stages"]}
+    assert states["pretrain"][0] == "stopped"
+    assert states["finetune"][0] == "failed"
+    assert "finetune/result.json: damaged (Unterminated string" in states["finetune"][1]
+    assert done.exit_code == 0
+
+
 def test_json_has_all_values(run: MadeRun) -> None:
     run.freeze()
     run.submit("pretrain", "7")

@@ -125,7 +125,7 @@ def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
 
 
 def describe(dataset: Dataset, drawn: list[DrawnSample]) -> dict[str, Any]:
-    """What `--json` prints; the keys are documented in docs/adopting.md."""
+    """What `--json` prints; the keys are documented in docs/indexing.md."""
     index = dataset.index
     usable = [sample for sample in drawn if not sample.problem]
     try:

@@ -265,23 +265,23 @@ def test_the_index_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> N
     assert written[0] == written[1] == written[2]
 
 
-def adopt(folder: Path, **options: Any) -> IndexingReport:
+def indexed(folder: Path, **options: Any) -> IndexingReport:
     return index_shards([str(folder)], **options)
 
 
 def test_an_index_is_replaced_on_request_or_if_its_version_is_older(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(4, lambda n: {"cls": n % 3}))
-    adopt(tmp_path)
+    indexed(tmp_path)
     with pytest.raises(DataError, match="already exists; .*coatnet shards verify, or replace it with --overwrite"):
-        adopt(tmp_path)
-    adopt(tmp_path, overwrite=True)
+        indexed(tmp_path)
+    indexed(tmp_path, overwrite=True)
     path = tmp_path / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
-    adopt(tmp_path)
+    indexed(tmp_path)
     assert read_index(tmp_path).samples == 4
     path.write_text('{"of": "another program"}')
     with pytest.raises(DataError, match="not an index of shards; choose another folder with --output"):
-        adopt(tmp_path)
+        indexed(tmp_path)
 
 
 def test_an_unwritable_folder_is_reported_before_scanning(tmp_path: Path) -> None:
@@ -289,7 +289,9 @@ def test_an_unwritable_folder_is_reported_before_scanning(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     read: list[int] = []
     with pytest.raises(DataError, match=r"the index cannot be written there .*--output"):
-        adopt(tmp_path / "shards", output=str(tmp_path / "file" / "folder"), scanning=ScanOptions(progress=read.append))
+        indexed(
+            tmp_path / "shards", output=str(tmp_path / "file" / "folder"), scanning=ScanOptions(progress=read.append)
+        )
     assert read == []
 
 
@@ -297,7 +299,7 @@ def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     write_shards(tmp_path, samples(9, lambda n: {"cls": n % 3}))
     totals: list[int] = []
     read: list[int] = []
-    report = adopt(tmp_path, scanning=ScanOptions(begin=totals.append, progress=read.append))
+    report = indexed(tmp_path, scanning=ScanOptions(begin=totals.append, progress=read.append))
     assert totals == [sum(read)] == [report.index.bytes]
 
 

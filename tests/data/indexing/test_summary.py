@@ -21,15 +21,15 @@ NAMES = ("ant", "bee", "cat", "yak")
 
 
 @pytest.fixture(scope="module")
-def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty lossless images of three classes in five shards; a fourth class has none."""
-    folder = write_shards(tmp_path_factory.mktemp("adopted"), samples(20, lambda n: {"cls": n % 3}, "png", "PNG"))
+    folder = write_shards(tmp_path_factory.mktemp("indexed"), samples(20, lambda n: {"cls": n % 3}, "png", "PNG"))
     index_shards([str(folder)], classes=NAMES)
     return folder
 
 
-def test_drawn_samples_are_those_of_the_shards_and_follow_the_seed(adopted: Path) -> None:
-    dataset = open_dataset(str(adopted), Storage())
+def test_drawn_samples_are_those_of_the_shards_and_follow_the_seed(indexed: Path) -> None:
+    dataset = open_dataset(str(indexed), Storage())
     drawn = list(draw_samples(dataset, 8, seed=1))
     assert len({sample.key for sample in drawn}) == 8
     for sample in drawn:
@@ -41,15 +41,15 @@ def test_drawn_samples_are_those_of_the_shards_and_follow_the_seed(adopted: Path
     assert keys[0] == [sample.key for sample in drawn] != keys[1]
 
 
-def test_all_samples_are_drawn_when_more_are_requested(adopted: Path) -> None:
-    drawn = draw_samples(open_dataset(str(adopted), Storage()), 100, seed=0)
+def test_all_samples_are_drawn_when_more_are_requested(indexed: Path) -> None:
+    drawn = draw_samples(open_dataset(str(indexed), Storage()), 100, seed=0)
     assert [sample.key for sample in drawn] == [f"picture_{number:04d}" for number in range(20)]
 
 
-def test_the_summary_agrees_with_the_index_and_the_images(adopted: Path) -> None:
-    dataset = open_dataset(str(adopted), Storage())
+def test_the_summary_agrees_with_the_index_and_the_images(indexed: Path) -> None:
+    dataset = open_dataset(str(indexed), Storage())
     facts = describe(dataset, list(draw_samples(dataset, 20, seed=0)))
-    index = read_index(adopted)
+    index = read_index(indexed)
     assert facts["shards"] == {
         "number": 5,
         "samples": {"least": 4, "median": 4, "most": 4},

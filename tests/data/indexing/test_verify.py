@@ -16,9 +16,9 @@ from tests.support.third_party import picture, samples, write_members, write_sha
 
 
 @pytest.fixture
-def adopted(tmp_path: Path) -> Path:
+def indexed(tmp_path: Path) -> Path:
     """Three shards of four samples, and their index."""
-    folder = write_shards(tmp_path / "adopted", samples(12, lambda n: {"cls": n % 3}))
+    folder = write_shards(tmp_path / "indexed", samples(12, lambda n: {"cls": n % 3}))
     index_shards([str(folder)])
     return folder
 
@@ -28,8 +28,8 @@ def differences(folder: Path | str, *, decode_images: bool = False) -> list[Diff
 
 
 @pytest.mark.parametrize("decode_images", [False, True])
-def test_unchanged_shards_have_no_difference(adopted: Path, decode_images: bool) -> None:
-    assert differences(adopted, decode_images=decode_images) == []
+def test_unchanged_shards_have_no_difference(indexed: Path, decode_images: bool) -> None:
+    assert differences(indexed, decode_images=decode_images) == []
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -48,41 +48,41 @@ def flipped(data: bytes, at: int) -> bytes:
         (lambda data: data[:6000], ["has 6,000 bytes", "is damaged: ends after 6,000 bytes", "has 3 samples, 4 in"]),
     ],
 )
-def test_changed_bytes_are_found(adopted: Path, spoil: Callable[[bytes], bytes], what: list[str]) -> None:
-    shard = adopted / "in-0001.tar"
+def test_changed_bytes_are_found(indexed: Path, spoil: Callable[[bytes], bytes], what: list[str]) -> None:
+    shard = indexed / "in-0001.tar"
     shard.write_bytes(spoil(shard.read_bytes()))
-    found = differences(adopted)
+    found = differences(indexed)
     assert {difference.shard for difference in found} == {"in-0001.tar"}
     assert len(found) == len(what)
     assert all(difference.what.startswith(start) for difference, start in zip(found, what, strict=True))
 
 
-def test_a_missing_shard_is_named_and_the_others_are_read(adopted: Path) -> None:
-    (adopted / "in-0000.tar").unlink()
-    shard = adopted / "in-0002.tar"
+def test_a_missing_shard_is_named_and_the_others_are_read(indexed: Path) -> None:
+    (indexed / "in-0000.tar").unlink()
+    shard = indexed / "in-0002.tar"
     shard.write_bytes(flipped(shard.read_bytes(), 700))
-    found = differences(adopted)
+    found = differences(indexed)
     assert [(d.shard, d.what.split(" ")[0]) for d in found] == [("in-0000.tar", "is"), ("in-0002.tar", "has")]
 
 
-def test_a_changed_label_is_named_by_its_key(adopted: Path) -> None:
-    index = read_index(adopted)
+def test_a_changed_label_is_named_by_its_key(indexed: Path) -> None:
+    index = read_index(indexed)
     labels = np.arange(12, dtype=np.int32)[:, None] % 3
     labels[5] = 0
     content, sha256 = labels_file(labels)
-    (adopted / "labels.npy").write_bytes(content)
+    (indexed / "labels.npy").write_bytes(content)
     replace(index, labels_sha256=sha256).write()
-    assert differences(adopted) == [Difference("in-0001.tar", "picture_0005", "has the label 2, 0 in labels.npy")]
+    assert differences(indexed) == [Difference("in-0001.tar", "picture_0005", "has the label 2, 0 in labels.npy")]
 
 
-def test_a_label_changed_in_a_shard_is_named_by_its_key(adopted: Path) -> None:
+def test_a_label_changed_in_a_shard_is_named_by_its_key(indexed: Path) -> None:
     content = [
         (f"{s['__key__']}.{e}", s["jpg"] if e == "jpg" else b"0")
         for s in samples(4, lambda n: {})
         for e in ("jpg", "cls")
     ]
-    write_members(adopted / "in-0000.tar", content)
-    assert [(d.key, d.what) for d in differences(adopted) if d.key] == [
+    write_members(indexed / "in-0000.tar", content)
+    assert [(d.key, d.what) for d in differences(indexed) if d.key] == [
         (f"picture_000{n}", f"has the label 0, {n} in labels.npy") for n in (1, 2)
     ]
 
@@ -94,9 +94,9 @@ def test_a_label_changed_in_a_shard_is_named_by_its_key(adopted: Path) -> None:
         (lambda path: path.write_bytes(b"x"), "labels.npy: does not match the index"),
     ],
 )
-def test_differences_in_labels_npy_are_reported(adopted: Path, spoil: Callable[[Path], object], message: str) -> None:
-    spoil(adopted / "labels.npy")
-    (found,) = differences(adopted)
+def test_differences_in_labels_npy_are_reported(indexed: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(indexed / "labels.npy")
+    (found,) = differences(indexed)
     assert message in found.what
 
 
@@ -111,10 +111,10 @@ def test_decoding_names_every_unusable_sample(tmp_path: Path) -> None:
     assert [(d.key, d.what[:32]) for d in found] == [("b", "has an image that does not decod"), ("c", "has no image")]
 
 
-def test_shards_on_s3_are_verified_like_local_ones(adopted: Path, s3: S3Server) -> None:
-    url = s3.put(adopted, "verified")
+def test_shards_on_s3_are_verified_like_local_ones(indexed: Path, s3: S3Server) -> None:
+    url = s3.put(indexed, "verified")
     assert differences(url, decode_images=True) == []
-    data = (adopted / "in-0002.tar").read_bytes()
+    data = (indexed / "in-0002.tar").read_bytes()
     s3.files().pipe_file("test/verified/in-0002.tar", flipped(data, data.index(b"\xff\xd8") + 30))
     s3.files().rm_file("test/verified/in-0001.tar")
     assert [(d.shard, d.what[:14]) for d in differences(url)] == [
@@ -122,9 +122,9 @@ def test_shards_on_s3_are_verified_like_local_ones(adopted: Path, s3: S3Server) 
     ]  # fmt: skip
 
 
-def test_progress_counts_every_existing_byte(adopted: Path) -> None:
-    (adopted / "in-0001.tar").unlink()
+def test_progress_counts_every_existing_byte(indexed: Path) -> None:
+    (indexed / "in-0001.tar").unlink()
     totals: list[int] = []
     read: list[int] = []
-    list(verify_shards(read_index(adopted), scanning=ScanOptions(begin=totals.append, progress=read.append)))
+    list(verify_shards(read_index(indexed), scanning=ScanOptions(begin=totals.append, progress=read.append)))
     assert totals == [sum(read)] == [2 * 20480]

@@ -64,9 +64,9 @@ def test_a_chain_that_is_killed_during_an_upload_equals_the_one_on_disk(
     assert evaluated[0]["validation"] == evaluated[1]["validation"]
     assert evaluated[1]["checkpoint"] == f"{bucket}/test/finetune/step-00000002"
 
-    whole = coatnet("checkpoints", "verify", recipe.parent / "runs/test")
-    assert whole.returncode == 0, whole.stderr
-    assert f"{bucket}/test/pretrain/step-00000012: whole" in whole.stdout
+    verified = coatnet("checkpoints", "verify", recipe.parent / "runs/test")
+    assert verified.returncode == 0, verified.stderr
+    assert f"{bucket}/test/pretrain/step-00000012: intact" in verified.stdout
     done = coatnet("run", recipe, *SETTINGS, *remote)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done before") == 3

@@ -356,7 +356,7 @@ def test_a_run_folder_with_other_settings_is_reported_and_one_with_the_same_cont
     )
     (finding,) = wrong(found(tmp_path, shards, "seed=1"))
     assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
-    assert finding.fix == "Restore them, give the recipe another name, or remove the folder to begin anew"
+    assert finding.fix == "Restore them, give the recipe another name, or remove the folder to start over"
     folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     assert the_finding(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
 

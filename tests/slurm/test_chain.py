@@ -89,19 +89,22 @@ def test_a_stage_that_cannot_start_cancels_its_dependents_and_submitting_again_s
     recipe, runs = write_chain(tmp_path, shards), tmp_path / "runs"
     short = ["pretrain.steps=2", "pretrain.optimizer.warmup_steps=1", "finetune.steps=2"]
     short += ["resources.nodes=1", "resources.ranks=1"]  # each rank takes seconds of processor time to start
-    of_another_run = runs / "test" / "pretrain" / "recipe.yaml"
-    of_another_run.parent.mkdir(parents=True)
-    of_another_run.write_text("seed: 1")
+    unreadable = runs / "test" / "pretrain" / "recipe.yaml"
+    unreadable.parent.mkdir(parents=True)
+    unreadable.write_text("seed: 1")
     submit(recipe, *short, "--no-doctor")
     jobs = submitted(runs)
     failed = slurm.wait_for(jobs["pretrain"].job, "FAILED", seconds=120)
     assert (failed["ExitCode"], failed["Restarts"]) == ("78:0", "0")
     log = SubmissionFolder(runs / "test" / "slurm").log("pretrain")
-    assert f"failed with exit code 78, not requeued: {runs}/test/pretrain holds a run with other" in log.read_text()
+    assert (
+        f"failed with exit code 78, not requeued: {runs}/test/pretrain/recipe.yaml: damaged (stage is missing)"
+        in log.read_text()
+    )
     for stage in STAGES[1:]:
         assert slurm.wait_for(jobs[stage].job, "CANCELLED")["Reason"] in ("DependencyNeverSatisfied", "Dependency")
 
-    of_another_run.unlink()
+    unreadable.unlink()
     assert submit(recipe, *short).count("submitted") == 3
     wait_until(lambda: (runs / "test" / "evaluate" / "result.json").exists())
 

@@ -138,8 +138,10 @@ def _import_all() -> None:
         "deepspeed.runtime.zero.muon.muon_optimizer",
         "deepspeed.runtime.zero.stage3",
         "deepspeed.runtime.zero.stage_1_and_2",
-        "jobs.chain",
         "jobs.cli",
+        "jobs.commands.run",
+        "jobs.commands.train",
+        "jobs.scheduler.job_end",
         "pipeline.stage",
         "torch._dynamo",
     ):

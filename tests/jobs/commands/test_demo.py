@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_demo_builds_shards_and_runs_its_recipe_and_continues_when_called_again(tmp_path: Path) -> None:
-    short = ["pretrain.epochs=2", "finetune.epochs=0.2", "finetune.optimizer.warmup_epochs=0"]
+    short = ["pretrain.epochs=1", "finetune.epochs=0.2", "finetune.optimizer.warmup_epochs=0"]
     done = coatnet("demo", "demo", *short, folder=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert f"shards  builds {tmp_path}/demo/shards from {tmp_path}/demo/images" in done.stdout

@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.atomic_file import unfinished_path, write_atomically
+from data.child_process import own_packages_first, python_module
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
 from data.json_records import parse_json
@@ -205,11 +205,11 @@ class CachedShards:
             try:
                 with open(self._cache.folder / "downloader.log", "ab") as log:
                     self._downloader = subprocess.Popen(
-                        [sys.executable, "-P", "-m", "data.downloader", str(self._cache.folder)],
+                        python_module("data.downloader", str(self._cache.folder)),
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
-                        env=os.environ | {"PYTHONPATH": _python_path()},
+                        env=os.environ | own_packages_first(),
                         start_new_session=True,  # Ctrl-C is for the readers
                     )
             finally:
@@ -217,14 +217,6 @@ class CachedShards:
             assert self._downloader.stdout is not None
             if not self._downloader.stdout.readline() and self._downloader.wait():
                 raise DataError(f"the downloader of remote shards does not start; see {log.name}")
-
-
-def _python_path() -> str:
-    """The import path for the downloader: this package's own folder first, and never the working directory, which may
-    hold modules of the same names."""
-    package_parent = str(Path(__file__).resolve().parent.parent)
-    others = (path for path in sys.path if path and Path(path).resolve() != Path.cwd())
-    return os.pathsep.join(dict.fromkeys([package_parent, *others]))
 
 
 def locked(path: Path) -> BinaryIO:

@@ -6,16 +6,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.child_process import own_packages_first, python_module
 from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
 from jobs.exit_codes import CONTINUES, EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
-from jobs.packages import own_packages_first
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
 from pipeline.recipe.schema import Stage, TrainStage
@@ -139,7 +138,7 @@ def _start(
             processes.append(
                 subprocess.Popen(
                     # -P: a models.py in the working directory is not ours.
-                    [sys.executable, "-P", "-m", "jobs", *command],
+                    python_module("jobs", *command),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=None if rank == 0 else output,

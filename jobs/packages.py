@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-PROGRAM_FOLDER = Path(__file__).resolve().parents[1]
-"""The folder that holds our packages and `slurm/`: a checkout, or where the program is installed."""
+_PROGRAM_FOLDER = Path(__file__).resolve().parents[1]
 _PACKAGES = ("data", "models", "pipeline")
 _EXIT_CONFIG = 78  # data.errors.EXIT_CONFIG, which may be out of reach here
 _OUTSIDE: dict[str, str | None] = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
@@ -23,22 +22,18 @@ def secure_packages() -> None:
     cannot be put first, the process exits with 78 and names the foreign file.
     """
     if any(_foreign(name) for name in _PACKAGES):
-        sys.path.insert(0, str(PROGRAM_FOLDER))
+        sys.path.insert(0, str(_PROGRAM_FOLDER))
     for name in _PACKAGES:
         if foreign := _foreign(name):
             print(
-                f"error: package {name}: Python finds {foreign} instead of {PROGRAM_FOLDER / name}; rename that file "
+                f"error: package {name}: Python finds {foreign} instead of {_PROGRAM_FOLDER / name}; rename that file "
                 "or folder, or remove its folder from PYTHONPATH",
                 file=sys.stderr,
             )
             sys.exit(_EXIT_CONFIG)
+    from data.child_process import own_packages_first  # ours by now
+
     os.environ |= own_packages_first()
-
-
-def own_packages_first() -> dict[str, str]:
-    """Environment variables with which a Python process finds our packages before any others of their names."""
-    others = [path for path in (_OUTSIDE["PYTHONPATH"] or "").split(os.pathsep) if path and path != str(PROGRAM_FOLDER)]
-    return {"PYTHONPATH": os.pathsep.join([str(PROGRAM_FOLDER), *others]), "PYTHONSAFEPATH": "1"}
 
 
 def outside_environment() -> Mapping[str, str]:
@@ -52,5 +47,5 @@ def _foreign(name: str) -> str | None:
     """The file that `import NAME` takes, if it is not ours."""
     spec = find_spec(name)
     origin = spec.origin if spec else None
-    own = PROGRAM_FOLDER / name / "__init__.py"
+    own = _PROGRAM_FOLDER / name / "__init__.py"
     return None if origin is not None and os.path.realpath(origin) == os.path.realpath(own) else str(origin)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.child_process import own_packages_first, python_module
 from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.sample_reader import SampleReader
@@ -27,7 +28,6 @@ from pipeline.recipe.schema import TrainStage
 from pipeline.training_batches import open_stream, train_transform
 
 _WARM_UP = 2  # micro-batches: shards are opened, queues filled
-_PACKAGES = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +104,13 @@ def measure(
         DataError: one of them failed; the reason is on standard error.
     """
     arguments = [str(recipe), stage, str(world_size), str(seconds), *overrides]
-    path = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     readers = [
         subprocess.Popen(
-            # -P: a `models.py` or `data` in the working directory is not ours.
-            [sys.executable, "-P", "-m", "pipeline.throughput", str(rank), *arguments],
+            python_module("pipeline.throughput", str(rank), *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+            env=os.environ | own_packages_first() | {"OMP_NUM_THREADS": "1"},
         )
         for rank in range(ranks)
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jobs.packages import PROGRAM_FOLDER
+from data.child_process import PROGRAM_FOLDER
 from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, SubmissionFolder
 from pipeline.errors import ConfigError

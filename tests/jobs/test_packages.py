@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.packages import PROGRAM_FOLDER, outside_environment, own_packages_first, secure_packages
+from data.child_process import PROGRAM_FOLDER, own_packages_first
+from jobs.packages import outside_environment, secure_packages
 from jobs.scheduler import slurm
 from tests.support.command import environment
 from tests.support.paths import ROOT

@@ -10,9 +10,9 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 SLURM_PROGRAMS := slurmctld slurmd sbatch munged slurmdbd mariadbd
 APT := DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300
 APT_INSTALL := $(APT) update -qq && $(APT) install -y -qq --no-install-recommends
-# More workers than the two cores that suffice, since many tests wait: for Slurm, time limits, storage that does not respond.
+# Two files at a time on two cores: a third worker makes daemons of Slurm miss their own time limits.
 # All tests of a file are on one worker, so that its fixtures are computed once.
-PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint format setup slurm clean

@@ -21,6 +21,14 @@ set -uo pipefail
 
 say() { echo "$(date '+%Y-%m-%d %H:%M:%S') job $job: $*"; }
 
+patiently() { # a controller is busy or failing over just when many jobs reach their limit: try for two minutes
+    for pause in 1 2 5 10 20 40 40; do
+        "$@" && return
+        sleep "$pause"
+    done
+    "$@"
+}
+
 main() { # a function, so that bash has read all of it: the file may change during a long srun
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     job=${job:-$SLURM_JOB_ID}
@@ -115,7 +123,7 @@ main() { # a function, so that bash has read all of it: the file may change duri
         ;;
     75)
         # A cancelled job must not be requeued, and Slurm requeues a preempted one itself.
-        state=$(squeue --noheader --jobs="$job" --format='%T %r')
+        state=$(patiently squeue --noheader --jobs="$job" --format='%T %r')
         case $state in
         RUNNING* | *TimeLimit*)
             # Starts without progress are counted in the run's event log; starts that fail before it is opened, here.
@@ -125,7 +133,7 @@ main() { # a function, so that bash has read all of it: the file may change duri
             fi
             [ -n "$begun" ] || echo "$starts" >"$notes.starts"
             say "requeued: $why" # first, since Slurm ends this script soon after
-            scontrol requeue "$job" || say "could not be requeued; submit it again to continue"
+            patiently scontrol requeue "$job" || say "could not be requeued; submit it again to continue"
             ;;
         *)
             say "ended as ${state:-UNKNOWN}: $why"

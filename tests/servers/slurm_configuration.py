@@ -26,6 +26,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=2
 SlurmdTimeout=15
+BatchStartTimeout=120
 TCPTimeout=3
 KillWait=5
 SlurmdParameters=config_overrides

@@ -46,7 +46,7 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
     facts = json.loads(coatnet("shards", "show", "in", "--json", "--output", "x.png", folder=tmp_path).stdout)
     assert facts["histogram"]["classes"] == dict.fromkeys(NAMES, 8)
     assert facts["contact_sheet"] == "x.png"
-    document = (ROOT / "docs" / "adopting.md").read_text()
+    document = (ROOT / "docs" / "indexing.md").read_text()
     assert all(f"`{key}`" in document for key in facts)
 
 

@@ -9,7 +9,7 @@ from data.building.archive import open_tar
 from data.building.keys import readable
 from data.building.source import IMAGE_EXTENSIONS, UNKNOWN_SIZE, ClassTar, ImageFile, Source, SourceItem, is_image
 from data.errors import DataError
-from data.label_files import LabelFile, split_line
+from data.label_files import LabelFile, label_lines
 from data.remote_file import open_file
 from data.storage import Storage, checked, file_size, is_remote, join, list_files, list_folders, parent
 
@@ -136,14 +136,14 @@ def _list_file(location: str, storage: Storage) -> Source:
 
     def items() -> Iterator[SourceItem]:
         with open_file(location, storage) as file:
-            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape"), 1):
-                if not line.strip():
+            lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")
+            for number, path, labels, length, left_out in label_lines(lines, location):
+                if left_out:
                     continue
-                path, labels = split_line(line)
                 if not labels:
                     raise DataError(f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL")
                 place = path if "://" in path or Path(path).is_absolute() else join(home, path)
-                yield SourceItem(ImageFile(path, labels, place), UNKNOWN_SIZE, len(line) / size)
+                yield SourceItem(ImageFile(path, labels, place), UNKNOWN_SIZE, length / size)
 
     if next(items(), None) is None:
         raise DataError(f"{location}: no lines in it; it should have lines of PATH<TAB>LABEL")

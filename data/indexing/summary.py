@@ -4,7 +4,7 @@ import io
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,9 +142,10 @@ def describe(dataset: Dataset, drawn: list[DrawnSample]) -> dict[str, Any]:
         "folder": index.folder,
         "digest": dataset.digest,
         "image_fields": list(index.image_fields),
-        "label": asdict(index.label),
+        "label": index.label.content(),
         "classes": len(dataset.classes),
         "samples": dataset.samples,
+        "left_out": index.samples - dataset.samples,
         "labels_per_sample": index.labels_per_sample,
         "bytes": index.bytes,
         "bytes_per_sample": round(index.bytes / max(index.samples, 1)),

@@ -17,12 +17,12 @@ _LONGEST_PADDING = 2**22
 _PIECE = 2**16  # bytes
 
 _OTHER_KINDS = {
-    ord("3"): "a device", ord("4"): "a device", ord("5"): "a folder", ord("6"): "a named pipe", ord("D"): "a folder",
-    ord("M"): "the rest of a file of another volume", ord("S"): "a sparse file (make the tar without --sparse)",
-    ord("V"): "a volume label",
+    ord("3"): "devices", ord("4"): "devices", ord("5"): "folders", ord("6"): "named pipes", ord("D"): "folders",
+    ord("M"): "rests of files of another volume", ord("S"): "sparse files (make the tar without --sparse)",
+    ord("V"): "volume labels",
 }  # fmt: skip
 _SPARSE, _FOLDER = _OTHER_KINDS[ord("S")], _OTHER_KINDS[ord("5")]
-_DANGLING = "a link to nothing in the tar"
+_DANGLING = "links to nothing in the tar"
 
 
 class Member(NamedTuple):
@@ -39,7 +39,7 @@ class TarContents(NamedTuple):
     members: list[Member]
     """Regular files, and links to them."""
     others: list[tuple[str, str]]
-    """Name and kind of every other entry, such as folders and links to nothing."""
+    """Name and kind, in the plural, of every other entry, such as folders and links to nothing."""
     damage: str | None
     """None if the tar is whole."""
     has_end: bool
@@ -153,7 +153,7 @@ class _Reading:
             real = extended.get(b"GNU.sparse.name")
             self._others.append((number, real.decode("utf-8", "surrogateescape") if real else name, _SPARSE))
         else:
-            self._others.append((number, name, _OTHER_KINDS.get(kind, "of an unknown kind")))
+            self._others.append((number, name, _OTHER_KINDS.get(kind, "entries of an unknown kind")))
 
     def _behind_zeros(self, position: int) -> int | str:
         """Where the next archive begins behind the zeros at `position`, the length of the file if there is none; or

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
+from data.errors import StorageRefused
 from data.index import FILE_NAME, LABELS_NAME
 from data.indexing.pattern import ShardFiles
 from data.indexing.scan import IMAGE, LABEL, LabelRows, SampleProblem, ShardScan
@@ -53,11 +54,16 @@ def account_files(files: ShardFiles, left_out: Mapping[str, str], storage: Stora
         storage: how to access them.
 
     Raises:
-        StorageRefused, StorageDown: access refused, or no answer.
+        StorageDown: no answer.
     """
     accounting = Accounting("files")
     folders = sorted({_folder(name) for name in files.sizes})
-    for name, is_folder in _entries(files, folders, storage):
+    try:
+        entries = list(_entries(files, folders, storage))
+    except (StorageRefused, FileNotFoundError):
+        entries = [(name, False) for name in files.sizes]
+        accounting.remark("not_listed", f"{files.folder}: cannot be listed, so that other files in it are not known")
+    for name, is_folder in entries:
         if is_folder and any(folder == name or folder.startswith(f"{name}/") for folder in folders):
             continue
         accounting.found += 1

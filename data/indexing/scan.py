@@ -124,7 +124,7 @@ class ShardScan:
         for place in unknown.tolist():
             value = self.label_values[self.label_places[place][rows[place] == _NO_SUCH_CLASS][0]]
             problems.append(SampleProblem(Problem.LABEL_UNKNOWN, place, keys[place], repr(value)[:60]))
-        has_label = (self.label_places >= 0).any(axis=1)
+        has_label: NDArray[np.bool_] = np.asarray((self.label_places >= 0).any(axis=1))
         has_label[unknown] = False
         ignored = np.logical_and(has_label, (rows < 0).all(axis=1))
         rows[unknown] = -1

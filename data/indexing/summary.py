@@ -116,7 +116,7 @@ def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
     if dataset.label_map is not None:
         # One more class at the end, which the padding of -1 selects.
         labels = np.append(dataset.label_map.targets, np.int32(-1))[labels]
-        labels = labels if dataset.kept is None else labels[dataset.kept]
+    labels = labels if dataset.kept is None else labels[dataset.kept]
     rows = np.sort(labels, axis=1)
     # Classes that a label map merged count once per sample.
     first = np.concatenate([np.ones((len(rows), 1), bool), rows[:, 1:] != rows[:, :-1]], axis=1)

@@ -158,17 +158,17 @@ def test_links_have_the_content_of_their_targets(tmp_path: Path, form: int) -> N
         **dict.fromkeys(["d/first.jpg", "real.jpg", "hard.jpg", "./d/chain.jpg"], "real.jpg"),
         **dict.fromkeys([f"{long}.jpg", "to_long.jpg"], f"{long}.jpg"),
     }
-    assert read.others == [(name, "a link to nothing in the tar") for name in ("gone.jpg", "out.jpg", "a.jpg", "b.jpg")]
+    assert read.others == [(name, "links to nothing in the tar") for name in ("gone.jpg", "out.jpg", "a.jpg", "b.jpg")]
 
 
 def test_other_entries_are_named_with_their_kind(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     kinds = {
-        b"5": "a folder",
-        b"3": "a device",
-        b"6": "a named pipe",
-        b"V": "a volume label",
-        b"Z": "of an unknown kind",
+        b"5": "folders",
+        b"3": "devices",
+        b"6": "named pipes",
+        b"V": "volume labels",
+        b"Z": "entries of an unknown kind",
     }
     path.write_bytes(tar_of(*(entry(f"x{kind.decode()}", kind) for kind in kinds), entry("a.jpg")))
     read = contents(path)
@@ -189,7 +189,7 @@ def test_sparse_files_are_named_and_those_behind_them_are_read(tmp_path: Path, f
     command = ["tar", "--sparse", f"--format={form}", "-cf", "s.tar", "sparse.jpg", "b.jpg"]
     subprocess.run(command, cwd=tmp_path, check=True)
     read = contents(tmp_path / "s.tar")
-    assert read.others == [("sparse.jpg", "a sparse file (make the tar without --sparse)")]
+    assert read.others == [("sparse.jpg", "sparse files (make the tar without --sparse)")]
     assert (texts(tmp_path / "s.tar", read), read.damage) == ({"b.jpg": "b.jpg"}, None)
 
 

@@ -23,6 +23,7 @@ from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import Problem
 from data.indexing.splits import describe_groups, naming_pattern
+from data.indexing.summary import describe, draw_samples
 from data.indexing.verify import verify_shards
 from data.label_files import ClassList
 from data.sample_reader import SampleReader
@@ -213,7 +214,11 @@ def test_options_decide_what_labels_mean(
 def test_samples_with_an_ignored_label_are_counted_as_left_out(tmp_path: Path) -> None:
     report = indexed(tmp_path, labelled(0, -1, 1, 65535), given=GivenFields(ignored_labels=("-1", "65535")))
     assert counts(report.members) == {"of samples with a label to be ignored": 4}
-    assert (report.index.samples, open_dataset(str(tmp_path), Storage()).samples) == (4, 2)
+    dataset = open_dataset(str(tmp_path), Storage())
+    assert (report.index.samples, dataset.samples) == (4, 2)
+    facts = describe(dataset, list(draw_samples(dataset, 4, 0)))
+    assert (facts["samples"], facts["left_out"], facts["drawn"]["samples"]) == (2, 2, 2)
+    assert facts["histogram"] == {"classes": {"0": 1, "1": 1}, "without_label": 0, "problem": None}
 
 
 def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> L
     if is_json and key is None:
         key = _json_key(head.location, contents)
         if key is not None:
-            inferred.append(f"under the key {key!r} (--label-key)")
+            inferred.append(f"under the key {key!r} (--label-key{_other_keys(contents, key)})")
     # In JSON, lists of classes are the default.
     lists = given.label_lists if given.label_lists and (not is_json or given.label_lists != "classes") else ""
     label = LabelFormat(name, key, lists=lists, first=given.first_label or 0)
@@ -199,6 +199,17 @@ def _likely_key(contents: list[bytes]) -> str | Literal[False] | None:
         if 2 * keys[key] > len(objects):  # not all: some samples may lack a label
             return key
     return next(iter(keys)) if len(keys) == 1 else False
+
+
+def _other_keys(contents: list[bytes], chosen: str) -> str:
+    """The keys of the first object that may be labels as well."""
+    try:
+        first = json.loads(contents[0])
+    except (ValueError, RecursionError):
+        return ""
+    keys = first if isinstance(first, dict) else {}
+    others = [key for key in keys if key != chosen and key.partition("_")[0] in {*LABEL_KEYS, "label"}]
+    return f", not {' or '.join(map(repr, others[:4]))}" if others else ""
 
 
 def _json_key(location: str, contents: list[bytes]) -> str | None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data.accounting import Accounting
 from data.index import ShardIndex
-from data.indexing.scan import ShardScan
+from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
 
 _SHOWN = 3  # names
@@ -23,6 +23,13 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
         concerned = [scan.entry.name for scan in scans if kind in scan.remarks]
         others = f" (as have {len(concerned) - 1:,} others)" if len(concerned) > 1 else ""
         members.remark(kind.split(",")[0].replace(" ", "_"), f"{concerned[0]} {kind}{others}")
+    scattered = sum(problem.problem == Problem.KEY_REPEATED for scan in scans for problem in scan.problems)
+    if scattered:
+        members.remark(
+            "repeated_keys",
+            f"{scattered:,} keys come again in their shard: the members of a sample must follow each other, as in "
+            "a tar made with --sort=name",
+        )
     repeated = sum(scan.repeated_labels for scan in scans)
     if repeated:
         members.remark("repeated_labels", f"{repeated:,} samples have a label more than once, which counts once")

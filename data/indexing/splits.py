@@ -13,6 +13,7 @@ _SPLITS = {
     "trainval": "training and validation",
 }  # fmt: skip
 """Words in names of shards -> which part of a dataset they mean."""
+_OTHER = "other"
 _FIRST_GROUPS = 5
 
 
@@ -25,11 +26,13 @@ def refuse_several_splits(patterns: Sequence[str], files: ShardFiles) -> None:
     shards: dict[str, list[str]] = {}
     for name in files.sizes:
         word = next((word for word in reversed(_words(name)) if word in _SPLITS), None)
+        shards.setdefault(_SPLITS[word] if word else _OTHER, []).append(name)
         if word is not None:
             words.setdefault(_SPLITS[word], set()).add(word)
-            shards.setdefault(_SPLITS[word], []).append(name)
+    if set(words) <= {"training"}:
+        return
     named = set(_words(" ".join(_explicit_part(pattern, len(patterns) > 1) for pattern in patterns)))
-    if len(words) < 2 or all(found & named for found in words.values()):
+    if len(shards) == 1 or all(found & named for found in words.values()):
         return
     listing = ", ".join(f"{len(names):,} {split} ({names[0]})" for split, names in shards.items())
     commands = " and ".join(f"'{join(files.folder, naming_pattern(names))}'" for names in shards.values())

@@ -321,6 +321,28 @@ def test_splits_that_the_patterns_name_are_indexed(splits: Path, patterns: list[
     assert index_shards([f"{splits}/{pattern}" for pattern in patterns]).index.samples == samples
 
 
+def test_shards_that_are_only_partly_of_a_split_are_refused(tmp_path: Path) -> None:
+    for name in ("x-0.tar", "x-val-0.tar"):
+        write_members(tmp_path / name, labelled(0))
+    with pytest.raises(DataError, match=r"1 other \(x-0.tar\), 1 validation \(x-val-0.tar\)"):
+        index_shards([str(tmp_path)])
+    (tmp_path / "x-val-0.tar").rename(tmp_path / "x-train-0.tar")
+    assert index_shards([str(tmp_path)]).index.samples == 2
+
+
+def test_members_of_a_sample_that_do_not_follow_each_other_are_told(tmp_path: Path) -> None:
+    scattered = sorted(labelled(0, 1), key=lambda member: member[0][-3:])
+    with pytest.raises(DataError, match="none of 4 samples is usable.*has no image; .*made with --sort=name"):
+        indexed(tmp_path / "all", scattered)
+    report = indexed(tmp_path / "some", [("t.jpg", JPEG), ("t.cls", b"2"), *scattered])
+    assert remarks(report)["repeated_keys"].startswith("2 keys come again in their shard: the members of a sample")
+
+
+def test_other_keys_that_may_be_the_label_are_named(tmp_path: Path) -> None:
+    report = indexed(tmp_path, labelled('{"label": 1, "label_12k": -1, "width": 3}', '{"label": 0}', extension="json"))
+    assert "under the key 'label' (--label-key, not 'label_12k')" in report.inferred
+
+
 def test_splits_in_folders_are_refused_too(tmp_path: Path) -> None:
     for name in ("train/0.tar", "val/0.tar"):
         write_members(tmp_path / name, labelled(0))

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from data.errors import DataError
 from data.index import LabelFormat
-from data.labels import class_number, is_decimal, split_list, stored_labels, text_of
+from data.labels import class_number, is_decimal, is_number, split_list, stored_labels, text_of
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage
@@ -166,7 +166,7 @@ def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> L
     if by == "name" and (label.first or label.lists == "multi-hot"):
         raise DataError("--first-label and --label-lists multi-hot are for labels that are numbers, not names")
     for value in given.ignored_labels if by == "number" else ():
-        if not _is_number(value):
+        if not is_number(value):
             raise DataError(f"--ignore-label {value}: the labels are numbers, and this is none")
     return replace(label, by=by, ignored=given.ignored_labels)
 
@@ -261,7 +261,7 @@ def _numbers_in_text(content: bytes) -> list[str]:
 
 
 def _is_flag(value: object) -> bool:
-    return isinstance(value, bool) or (_is_number(value) and class_number(value) in (0, 1))
+    return isinstance(value, bool) or (is_number(value) and class_number(value) in (0, 1))
 
 
 def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["number", "name"]:
@@ -272,7 +272,7 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
         try:
             for value in stored_labels(content, label):
                 text = isinstance(value, str) and not is_decimal(value)
-                (numbers if _is_number(value) else names if text else neither).append(value)
+                (numbers if is_number(value) else names if text else neither).append(value)
         except ValueError:
             continue
     if numbers and names:
@@ -291,14 +291,6 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
         f"no label in the first {label.field} members{where}, such as {contents[0][:100]!r}; a key in a nested object "
         "is --label-key OUTER.INNER"
     )
-
-
-def _is_number(value: object) -> bool:
-    try:
-        class_number(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _seen(counts: Counter[str]) -> str:

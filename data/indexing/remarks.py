@@ -10,6 +10,7 @@ from data.accounting import Accounting
 from data.index import ShardIndex
 from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
+from data.labels import is_number
 
 _SHOWN = 3  # names
 _FAR = 100  # numbers between the greatest label and the one before it
@@ -79,11 +80,31 @@ def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray
             f"{len(alike):,} classes have names that look alike and remain separate ({shown}"
             f"{'; ...' if len(alike) > _SHOWN else ''}); a label map (data.label_map) can merge them",
         )
+    if not by_number:
+        _remark_on_names(accounting, index)
     if not by_number and 2 * len(index.classes) > samples:
         accounting.remark(
             "captions",
             f"warning: {len(index.classes):,} classes among {samples:,} samples; are the {index.label.field} members "
             "labels? See --label-field",
+        )
+
+
+def _remark_on_names(accounting: Accounting, index: ShardIndex) -> None:
+    """On names that may be something else."""
+    numbers = [name for name in index.classes if is_number(name)]
+    if 0 < len(numbers) < len(index.classes):
+        accounting.remark(
+            "numbers_among_names",
+            f"{len(numbers):,} of {len(index.classes):,} class names are numbers ({', '.join(numbers[:_SHOWN])}"
+            f"{', ...' if len(numbers) > _SHOWN else ''}); if others are wrong, use --label-by number",
+        )
+    several = [name for name in index.classes if "\n" in name]
+    if several:
+        accounting.remark(
+            "lines_in_names",
+            f"{len(several):,} of {len(index.classes):,} class names have several lines ({several[0]!a}); if each "
+            "line is a class, use --label-lists classes",
         )
 
 

@@ -192,6 +192,7 @@ def test_labels_that_may_mean_several_things_are_refused(
         (["b", "none", "a"], "txt", {"ignored_labels": ("none",)}, "ab", [[1], [-1], [0]]),
         (["[1, -1]", "[-1]", "[0]"], "json", {"ignored_labels": ("-1",)}, "01", [[1], [-1], [0]]),
         (['{"a": {"b": 1}}', '{"a": {"b": 0}}'], "json", {"label_key": "a.b"}, "01", [[1], [0]]),
+        (["cat\nant dog", "cat"], "txt", {"label_lists": "classes"}, ["ant dog", "cat"], [[0, 1], [1, -1]]),
         (["8", "010"], "txt", {"label_by": "name"}, ["010", "8"], [[1], [0]]),
     ],
 )
@@ -250,6 +251,12 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
         (["cat", "Cat", "cafe\u0301", "caf\u00e9", *["dog"] * 6], "txt", {
             "look_alike_classes": r"2 classes have names .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
         }),
+        (["cat", "dog", *["8"] * 4], "txt", {
+            "numbers_among_names": r"1 of 3 class names are numbers \(8\); if others are wrong, use --label-by number"
+        }),
+        (["cat\ndog", "cat", "cat", "cat"], "txt", {
+            "lines_in_names": r"1 of 2 class names have several lines \('cat\\ndog'\); .*--label-lists classes"
+        }),
         (["a red car", "a blue car", "a tree"], "txt", {"captions": "warning: 3 classes among 3 samples; are the txt"}),
     ],
 )  # fmt: skip
@@ -257,7 +264,8 @@ def test_what_changes_the_meaning_is_said_once_with_its_option(
     tmp_path: Path, labels: list[Any], extension: str, expected: dict[str, str]
 ) -> None:
     written = [label.encode() if isinstance(label, str) else label for label in labels]
-    report = indexed(tmp_path, labelled(*written, extension=extension))
+    by_name = GivenFields(label_by="name" if extension == "txt" else None)
+    report = indexed(tmp_path, labelled(*written, extension=extension), given=by_name)
     found = remarks(report)
     assert found.keys() == expected.keys()
     for kind, text in expected.items():

@@ -374,6 +374,7 @@ def test_a_pattern_is_found_for_names(names: list[str], pattern: str) -> None:
 def test_names_of_several_kinds_are_remarked_on_unless_each_is_different() -> None:
     assert describe_groups([f"a-{n}.tar" for n in range(3)]) is None
     assert describe_groups(["a.tar", "b.tar", "c.tar"]) is None
+    assert describe_groups([f"a-{n}.tar?signature={'x' * n}" for n in range(4)]) is None
     several = describe_groups([f"{name}-{n}.tar" for name in "ab" for n in range(3)])
     assert several is not None
     assert "one dataset: a-{0..2}.tar (3), b-{0..2}.tar (3)" in several

@@ -62,7 +62,7 @@ def test_every_member_of_random_shards_is_taken_or_left_out(members: list[tuple[
     written = [*labelled(0), *((name + extension, content) for name, extension, content in members)]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a-0.tar").write_bytes(tar_bytes(written) * (2 if twice else 1))
-        report = index_shards([folder], given=GivenFields(label_by="number"))
+        report = index_shards([folder], given=GivenFields(("jpg", "png"), "cls", label_by="number"))
         found = len(written) * (2 if twice else 1)
         assert report.members.found == found
         assert (

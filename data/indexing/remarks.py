@@ -77,7 +77,7 @@ def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray
         shown = "; ".join(", ".join(map(ascii, names)) for names in alike[:_SHOWN])
         accounting.remark(
             "look_alike_classes",
-            f"{len(alike):,} classes have names that look alike and remain separate ({shown}"
+            f"{len(alike):,} groups of class names look alike and remain different classes ({shown}"
             f"{'; ...' if len(alike) > _SHOWN else ''}); a label map (data.label_map) can merge them",
         )
     if not by_number:

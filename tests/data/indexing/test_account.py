@@ -249,7 +249,7 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
             "multi_label": "multi-label: 1 of 2 samples have several classes, up to 2; training needs loss.kind: sigmoid",
         }),
         (["cat", "Cat", "cafe\u0301", "caf\u00e9", *["dog"] * 6], "txt", {
-            "look_alike_classes": r"2 classes have names .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
+            "look_alike_classes": r"2 groups of class names look alike .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
         }),
         (["cat", "dog", *["8"] * 4], "txt", {
             "numbers_among_names": r"1 of 3 class names are numbers \(8\); if others are wrong, use --label-by number"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.index import LABELS_NAME, ShardEntry, ShardIndex, read_labels
 from data.indexing.scan import ScanOptions, ShardScan, ShardScanner, class_numbers
-from data.storage import list_files
+from data.storage import named_sizes
 
 
 class Difference(NamedTuple):
@@ -36,7 +36,7 @@ def verify_shards(
         StorageRefused, StorageDown: access refused, or no answer.
     """
     try:
-        sizes = list_files(index.folder, scanning.storage, below=any("/" in shard.name for shard in index.shards))
+        sizes = named_sizes(index.folder, [shard.name for shard in index.shards], scanning.storage)
     except FileNotFoundError:
         raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
     labels: NDArray[np.int32] | None = None

@@ -4,13 +4,15 @@ import base64
 import itertools
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.augment import TrainTransform
+from data.augment import EvaluationTransform, TrainTransform
 from data.cache import Cache
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, StorageDown, StorageRefused
@@ -22,7 +24,7 @@ from data.indexing.verify import verify_shards
 from data.order import SampleOrder
 from data.storage import Storage, file_size, list_files, named_sizes, read_bytes
 from data.storage_errors import is_missing, refusal_fix
-from data.stream import RankShare, training_stream
+from data.stream import RankShare, evaluation_stream, training_stream
 from tests.servers.web import WebServer
 
 HASTY = Storage(give_up_after=0.2, greatest_delay=0.02)
@@ -85,6 +87,29 @@ def test_shards_that_can_be_indexed_can_be_verified_and_read(
     assert list(verify_shards(dataset.index, scanning=ScanOptions(storage))) == []
     local = Dataset(read_index(shards / "train"))
     assert np.array_equal(few_images(dataset, Cache(tmp_path / "cache", 10**9)), few_images(local, None))
+
+
+def test_shards_without_samples_may_come_first(web: WebServer, files: Path, tmp_path: Path) -> None:
+    """An empty tar, which the index leaves out, and shards all of whose samples a label map drops."""
+    shutil.copytree(files / "in", tmp_path / "in")
+    tarfile.open(tmp_path / "in/train-000000.tar", "w").close()
+    web.folder = tmp_path
+    pattern, home = f"{web.url}/in/{NAMES}", tmp_path / "index"
+    report = index_shards([pattern], output=str(home), skip_broken_shards=True, scanning=ScanOptions(HASTY))
+    assert list(report.left_out) == ["train-000000.tar"]
+    kept = np.arange(report.index.samples) >= 15  # the first two of the others are empty, too
+    remote = Dataset(report.index, HASTY, kept=kept)
+    local = Dataset(replace(report.index, folder=str(tmp_path / "in")), kept=kept)
+    web.requests.clear()
+    assert np.array_equal(few_images(remote, Cache(tmp_path / "cache", 10**9)), few_images(local, None))
+    transform, share = EvaluationTransform(16), RankShare(0, 1, 4)
+    passes = [
+        evaluation_stream(dataset, transform, share, workers=1, cache=cache)
+        for dataset, cache in ((remote, Cache(tmp_path / "cache", 10**9)), (local, None))
+    ]
+    for there, here in zip(*passes, strict=True):
+        assert np.array_equal(there.images, here.images)
+    assert not [path for _, path in web.requests if path.endswith(("01.tar", "02.tar"))]
 
 
 def test_a_folder_whose_server_lists_it_has_the_sizes_of_its_files(web: WebServer, files: Path) -> None:

@@ -9,7 +9,7 @@ import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
 from data.errors import StorageRefused
-from data.storage_errors import MISSING_STATUSES, PASSING_STATUSES, REFUSED_STATUSES
+from data.storage_errors import MISSING_STATUSES, REFUSED_STATUSES, passes
 from data.web_address import without_signature
 
 _CONNECT_TIMEOUT = 10.0  # seconds
@@ -54,7 +54,7 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
             raise FileNotFoundError(url)
         if status in REFUSED_STATUSES:
             raise PermissionError(what)
-        if status in PASSING_STATUSES or status >= 500:
+        if passes(status):
             raise ConnectionError(what)
         raise StorageRefused(
             f"{without_signature(url)}: the server refuses to read it ({what}); check the address, and whether the "

@@ -5,9 +5,6 @@ from collections.abc import Iterator
 REFUSED_STATUSES = {401, 403, 407, 451}
 """Access is refused; a login, a token or a new signature would change that."""
 MISSING_STATUSES = {404, 410}
-PASSING_STATUSES = {408, 425, 429}
-"""Together with those from 500 on, statuses of errors that pass."""
-
 _CREDENTIALS = "check the credentials"
 _ADDRESS = "correct the address"
 _CERTIFICATE = "check the server's certificate, or name the authority that signed it in SSL_CERT_FILE"
@@ -28,6 +25,11 @@ _REFUSALS: dict[str, str | None] = {
     "DisabledRepoError": "the dataset has been disabled on Hugging Face",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or copy the shards here",
 }  # fmt: skip
+
+
+def passes(status: int) -> bool:
+    """Whether an HTTP error status may be another one later: too many requests, or a fault of the server."""
+    return status in (408, 425, 429) or (status >= 500 and status != 501)  # 501: it never will
 
 
 def is_missing(error: Exception) -> bool:
@@ -52,7 +54,7 @@ def refusal_fix(error: Exception, usual_fix: str) -> str | None:
     status = _status(error)
     if isinstance(error, PermissionError) or status in REFUSED_STATUSES:
         return usual_fix
-    if status is not None and 400 <= status < 500 and status not in PASSING_STATUSES | MISSING_STATUSES:
+    if status is not None and status >= 400 and status not in MISSING_STATUSES and not passes(status):
         return "check the address, and whether the server allows the request"
     return None
 

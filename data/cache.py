@@ -1,38 +1,50 @@
 """Remote shards in a folder of this node that all its ranks share, filled by one process; see `downloader.py`.
 
     <folder>/shards/<sha256>.tar        complete, verified shards
-    <folder>/shards/<sha256>.part       being downloaded
+    <folder>/shards/<sha256>.<id>.part  being downloaded, by the downloader with this id
     <folder>/requests/<id>.json, .lock  what one reader needs, most urgent first; it holds the lock while it is alive
     <folder>/failed/<sha256>            why a download failed
     <folder>/downloader.lock            held by the one downloader
 
-The locks are the kernel's: they are released when their process ends, however it ends.
+The locks are the kernel's; see `file_lock.py`. Any of these files may vanish at any time, since cleaners of temporary
+folders remove what they take for old: readers and the downloader make them again.
 """
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from data.atomic_file import unfinished_path, write_atomically
 from data.child_process import own_packages_first, python_module
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
+from data.file_lock import check_locks, is_at, locked, try_lock
 from data.json_records import parse_json
 from data.storage import Storage
 
 _POLL_INTERVAL = 0.02  # seconds between checks for a shard
-_DOWNLOADER_CHECK_INTERVAL = 1.0  # seconds between checks that a downloader is running
+_CHECK_INTERVAL = 1.0  # seconds between checks that a downloader is running and sees the request
+_FAILURE_HOLDS = 60.0  # seconds before a shard is needed in which a failed download of it still counts
+_RESERVE = 2 * 10**9  # bytes, at most
+_RESERVED_SHARE = 50  # and at most this part of the disk
+
+_PATIENCE = 10.0  # seconds in which a full disk may get room for a request
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_FOLDERS = ("shards", "requests", "failed")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm sends to every process of a job that must stop. Readers act on it; the downloader ends with its reader."""
@@ -50,18 +62,28 @@ class Cache:
         """Create the folders.
 
         Raises:
-            DataError: they cannot be created or written.
+            DataError: they cannot be created or written, or their file system has no locks.
         """
         try:
-            for name in ("shards", "requests", "failed"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            self.make_folders()
+            for name in _FOLDERS:
                 with tempfile.TemporaryFile(dir=self.folder / name):
                     pass  # a folder of another user exists but cannot be written
+            check_locks(self.folder, "set data.cache.folder to a folder on a disk of this node")
         except OSError as error:
             raise DataError(
                 f"{self.folder}: {error.strerror}; the cache of remote shards needs a folder on a disk of this "
                 "node: set data.cache.folder"
             ) from error
+
+    def make_folders(self) -> None:
+        """Create those of the folders that do not exist.
+
+        Raises:
+            OSError: one cannot be created.
+        """
+        for name in _FOLDERS:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def shard_path(self, sha256: str) -> Path:
         """Where the shard with this hash is stored once it is complete."""
@@ -78,6 +100,25 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):  # evicted or renamed in the meantime
                 total += path.stat().st_size
         return total
+
+    def disk_room(self, used: int) -> int:
+        """Bytes that shards can take on the disk if they take `used` now: all but what is left to others."""
+        disk = shutil.disk_usage(self.folder)
+        return disk.free + used - min(_RESERVE, disk.total // _RESERVED_SHARE)
+
+    def room_for_another_run(self) -> int:
+        """Bytes of shards for which a run that starts now finds room: living readers keep what they want."""
+        wanted = {shard.sha256: shard.bytes for request in self._living_requests() for shard in request.shards}
+        return self.disk_room(self.used_bytes()) - sum(wanted.values())
+
+    def _living_requests(self) -> Iterator["CacheRequest"]:
+        for path in (self.folder / "requests").glob("*.json"):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                lock = try_lock(path.with_suffix(".lock"), create=False)
+                if lock is None:
+                    yield parse_json(CacheRequest, path.read_bytes())
+                else:
+                    lock.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +149,14 @@ class DownloadFailure:
     reason: str
     storage_down: bool
     """Whether the storage did not answer, so that a later attempt may succeed."""
+    urgent: bool
+    """Whether a reader needed it at once."""
+    time: float
+    """When it failed, by the monotonic clock, which the processes of a node share."""
 
 
 class CachedShards:
-    """One reader's access to the cache: it requests shards and waits for them.
+    """One reader's access to the cache: it requests shards and waits for them. Its threads may share it.
 
     Raises:
         DataError: the cache folder cannot be written.
@@ -122,26 +167,34 @@ class CachedShards:
         cache.make()
         name = cache.folder / "requests" / uuid.uuid4().hex
         self._request_path = name.with_suffix(".json")
-        self._lock = locked(name.with_suffix(".lock"))
-        self._requested: tuple[list[int], list[int]] | None = None
+        self._lock_path = name.with_suffix(".lock")
+        self._lock = locked(self._lock_path)
+        self._requested: tuple[list[int], list[int]] = ([], [])
+        self._awaited: Counter[int] = Counter()
+        """Shards that threads wait for."""
+        self._changing = threading.RLock()
         self._downloader: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
 
     def request(self, now: Sequence[int], ahead: Sequence[int]) -> None:
-        """Have the shards `now` downloaded first, then `ahead`; none of them is evicted until the next request."""
-        requested = (list(now), list(ahead))
-        if requested == self._requested:
-            return
-        self._requested = requested
-        shards = [self._requested_shard(number, urgent=True) for number in now]
-        shards += [self._requested_shard(number, urgent=False) for number in ahead]
-        request = CacheRequest(tuple(shards), self._cache.bytes, self._cache.downloads)
-        write_atomically(self._request_path, json.dumps(asdict(request)))
+        """Have the shards `now` downloaded first, then `ahead`; none of them is evicted until the next request.
+
+        Shards without samples in the dataset are never read, and left out.
+        """
+        samples = self._dataset.shard_samples
+        requested = ([n for n in now if samples[n]], [n for n in ahead if samples[n]])
+        with self._changing:
+            if requested == self._requested:
+                return
+            self._requested = requested
+            self._publish()
         if self._downloader is None:
             self._ensure_downloader()
 
     def path(self, number: int) -> Path:
         """The file of shard `number`, once it is there. Open it at once: an open file survives eviction.
+
+        If it is evicted before it is open, ask again.
 
         Raises:
             DataError: it cannot be downloaded.
@@ -149,19 +202,21 @@ class CachedShards:
         """
         sha256 = self._dataset.index.shards[number].sha256
         path = self._cache.shard_path(sha256)
-        next_check = time.monotonic()
-        while True:
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path)  # eviction goes by the time of last use
-                return path
-            self._raise_failure(self._cache.failure_path(sha256))
-            if time.monotonic() >= next_check:
-                self._ensure_downloader()
-                next_check = time.monotonic() + _DOWNLOADER_CHECK_INTERVAL
-            if self._stopped.wait(_POLL_INTERVAL):
-                raise StorageDown(
-                    f"shard {self._dataset.index.location(number)}: not downloaded before reading was stopped"
-                )
+        if _touch(path):
+            return path
+        began = next_check = time.monotonic()
+        with self._awaiting(number):
+            while not _touch(path):
+                self._raise_failure(self._cache.failure_path(sha256), began)
+                if time.monotonic() >= next_check:
+                    self._restore()
+                    self._ensure_downloader()
+                    next_check = time.monotonic() + _CHECK_INTERVAL
+                if self._stopped.wait(_POLL_INTERVAL):
+                    raise StorageDown(
+                        f"shard {self._dataset.index.location(number)}: not downloaded before reading was stopped"
+                    )
+        return path
 
     def stop(self) -> None:
         """End every wait in `path` with an error."""
@@ -169,7 +224,7 @@ class CachedShards:
 
     def close(self) -> None:
         """Withdraw the request and stop the downloader if this reader started it."""
-        for path in (self._request_path, unfinished_path(self._request_path), self._request_path.with_suffix(".lock")):
+        for path in (self._request_path, unfinished_path(self._request_path), self._lock_path):
             path.unlink(missing_ok=True)
         self._lock.close()
         if self._downloader is not None and self._downloader.stdin is not None:
@@ -177,23 +232,79 @@ class CachedShards:
             self._downloader.stdin.close()
             self._downloader.wait()
 
+    @contextmanager
+    def _awaiting(self, number: int) -> Iterator[None]:
+        """Request shard `number` as urgent, whatever else is requested meanwhile."""
+        with self._changing:
+            self._awaited[number] += 1
+            if number not in self._requested[0] and self._awaited[number] == 1:
+                self._publish()
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._awaited[number] -= 1
+                self._awaited += Counter()  # without those that nobody waits for any more
+
+    def _publish(self) -> None:
+        """Write the request. Needs `_changing`."""
+        now, ahead = self._requested
+        urgent = dict.fromkeys([*self._awaited, *now])
+        shards = [self._requested_shard(number, urgent=True) for number in urgent]
+        shards += [self._requested_shard(number, urgent=False) for number in ahead if number not in urgent]
+        content = json.dumps(asdict(CacheRequest(tuple(shards), self._cache.bytes, self._cache.downloads)))
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                if not is_at(self._lock_path, self._lock):
+                    self._lock.close()
+                    self._lock = locked(self._lock_path)
+                write_atomically(self._request_path, content)
+                return
+            except FileNotFoundError:
+                self._cache.make()
+            except OSError as error:
+                # Without the old request there is space for the new one, and the downloader evicts what was in it.
+                if error.errno not in DISK_FULL or time.monotonic() > deadline:
+                    raise DataError(
+                        f"{self._cache.folder}: a request for shards cannot be written ({error.strerror}); set "
+                        "data.cache.folder to a folder on another disk"
+                    ) from error
+                self._request_path.unlink(missing_ok=True)
+                time.sleep(_POLL_INTERVAL)
+
+    def _restore(self) -> None:
+        """Write the request again if it or its lock was removed."""
+        with self._changing:
+            if not (self._request_path.exists() and is_at(self._lock_path, self._lock)):
+                self._publish()
+
     def _requested_shard(self, number: int, *, urgent: bool) -> RequestedShard:
         index = self._dataset.index
         entry = index.shards[number]
         return RequestedShard(index.location(number), entry.bytes, entry.sha256, self._dataset.storage, urgent)
 
-    def _raise_failure(self, path: Path) -> None:
+    def _raise_failure(self, path: Path, needed_since: float) -> None:
+        """Raise the error of a failed download; one of a prefetch, or of long ago, is removed and so tried again."""
         try:
             failure = parse_json(DownloadFailure, path.read_bytes())
         except FileNotFoundError:
             return
         except ValueError as error:
             raise DataError(f"{path}: not the record of a failed download ({error}); remove it and try again") from None
+        if not failure.urgent or failure.time < needed_since - _FAILURE_HOLDS:
+            path.unlink(missing_ok=True)
+            return
         raise StorageDown(failure.reason) if failure.storage_down else DataError(failure.reason)
 
     def _ensure_downloader(self) -> None:
         """Start a downloader unless one is running; readers that find none at the same time start only one."""
-        with locked(self._cache.folder / "start.lock"):
+        try:
+            start_lock = locked(self._cache.folder / "start.lock")
+        except FileNotFoundError:
+            self._cache.make()
+            start_lock = locked(self._cache.folder / "start.lock")
+        with start_lock:
             probe = try_lock(self._cache.folder / "downloader.lock")
             if probe is None:
                 return
@@ -219,19 +330,10 @@ class CachedShards:
                 raise DataError(f"the downloader of remote shards does not start; see {log.name}")
 
 
-def locked(path: Path) -> BinaryIO:
-    """The file at `path`, created if necessary, locked against all other processes until it is closed."""
-    file = open(path, "ab")  # noqa: SIM115 (the caller closes it)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
-
-
-def try_lock(path: Path) -> BinaryIO | None:
-    """As `locked`, or None at once if another process holds the lock."""
-    file = open(path, "ab")  # noqa: SIM115 (the caller closes it)
+def _touch(path: Path) -> bool:
+    """Set the time of last use of a file, by which eviction goes; False if there is no such file."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.digest import json_sha256
 from data.errors import DataError
 from data.json_records import load_json, to_record
-from data.storage import Storage, checked, join, list_files, read_bytes, write_bytes
+from data.storage import Storage, checked, join, named_sizes, read_bytes, write_bytes
 
 FILE_NAME = "index.json"
 LABELS_NAME = "labels.npy"
@@ -114,8 +114,15 @@ class ShardIndex:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything but the location: copies of a dataset have the same digest."""
-        return json_sha256(self._content())
+        """sha256 of everything but the location: copies of a dataset have the same digest.
+
+        The query of a web address, such as a signature, belongs to the location.
+        """
+        content = self._content()
+        if self.folder.startswith(("http://", "https://")):
+            for shard in content["shards"]:
+                shard["name"] = shard["name"].partition("?")[0]
+        return json_sha256(content)
 
     def location(self, number: int) -> str:
         """Path or URL of shard `number`."""
@@ -237,15 +244,14 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
 
 
 def check_shards(index: ShardIndex, storage: Storage = Storage()) -> None:  # noqa: B008 (immutable)
-    """See by one listing that every shard is there and has its size.
+    """See that every shard is there and has its size.
 
     Raises:
         DataError: one is missing or of another size.
         StorageRefused, StorageDown: access refused, or no answer.
     """
-    below = any("/" in shard.name for shard in index.shards)
     try:
-        sizes = list_files(index.folder, storage, below=below)
+        sizes = named_sizes(index.folder, [shard.name for shard in index.shards], storage)
     except FileNotFoundError:
         raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
     for shard in index.shards:

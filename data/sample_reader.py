@@ -81,11 +81,14 @@ class SampleReader:
     def _open(self, number: int) -> Shard:
         index = self.dataset.index
         entry = index.shards[number]
-        path = self.cached.path(number) if self.cached else Path(index.location(number))
-        try:
-            return Shard(path, index.image_fields, index.label.field, entry.samples)
-        except FileNotFoundError:
-            raise DataError(f"shard {path}: it has been removed since the run started; copy it back") from None
+        while True:
+            path = self.cached.path(number) if self.cached else Path(index.location(number))
+            try:
+                return Shard(path, index.image_fields, index.label.field, entry.samples)
+            except FileNotFoundError:
+                if self.cached is None:
+                    raise DataError(f"shard {path}: it has been removed since the run started; copy it back") from None
+                # Evicted just now: it is downloaded again.
 
 
 def allow_open_files(count: int) -> None:

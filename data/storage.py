@@ -2,22 +2,19 @@
 
 import contextlib
 import os
-import random
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 from data.atomic_file import write_atomically
-from data.errors import DataError, StorageDown, StorageRefused
-
-Answer = TypeVar("Answer")
+from data.errors import DataError
+from data.retries import Storage as Storage
+from data.retries import with_retries
+from data.web_address import split_query, without_signature
 
 PIECE = 16 * 2**20
 """Bytes of one range request."""
@@ -26,32 +23,9 @@ PIECE = 16 * 2**20
 # URL (`reference:`, `simplecache:`), or unpacks an archive.
 _SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http", "https", "ftp", "sftp", "webhdfs"}
 
-# Errors that retrying does not fix, by their names in botocore.
-_REFUSALS = {
-    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigNotFound", "InvalidConfigError",
-    "CredentialRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError",
-    "ParamValidationError", "InvalidRegionError",
-}  # fmt: skip
-_FIRST_DELAY = 0.2  # seconds
 _PART = 64 * 2**20  # bytes; S3 accepts 10,000 parts
 _CONCURRENT_PARTS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """How remote locations are accessed. What is not given comes from the usual AWS variables and files.
-
-    A failed request is retried after a random fraction of a delay that doubles up to `greatest_delay`, until none has
-    succeeded for `give_up_after`, both in seconds. (Full jitter; Brooker, "Exponential Backoff And Jitter", AWS 2015.)
-    """
-
-    endpoint: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    give_up_after: float = 600.0
-    greatest_delay: float = 10.0
-    read_timeout: float = 20.0
-    """Seconds without receiving a byte after which a request counts as failed."""
+_CONCURRENT_QUESTIONS = 32
 
 
 def is_remote(location: str | Path) -> bool:
@@ -78,17 +52,20 @@ def checked(location: str | Path) -> str:
 def absolute(location: str | Path) -> str:
     """The location, `checked`, independent of the working directory and without a trailing slash."""
     text = checked(location)
-    return text.rstrip("/") if is_remote(text) else os.path.abspath(text)
+    path, query = split_query(text)
+    return path.rstrip("/") + query if is_remote(text) else os.path.abspath(text)
 
 
 def join(folder: str | Path, name: str) -> str:
-    """`name` inside `folder`."""
-    return f"{str(folder).rstrip('/')}/{name}"
+    """`name` inside `folder`. The query of a web address applies to all files in it that have none of their own."""
+    path, query = split_query(str(folder))
+    return f"{path.rstrip('/')}/{name}{'' if '?' in name else query}"
 
 
 def parent(location: str) -> str:
     """The folder that contains `location`."""
-    return location.rstrip("/").rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
+    path, query = split_query(location)
+    return path.rstrip("/").rpartition("/")[0] + query if is_remote(location) else str(Path(location).parent)
 
 
 def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int | None = None) -> bytes:
@@ -115,7 +92,7 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
             raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes received")
         return data
 
-    return _with_retries(get, location, storage)
+    return with_retries(get, location, storage)
 
 
 def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
@@ -129,7 +106,7 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
         write_atomically(Path(location), data)
         return
     files, path_there = _open(location, storage)
-    _with_retries(lambda: files.pipe_file(path_there, data), location, storage)
+    with_retries(lambda: files.pipe_file(path_there, data), location, storage)
 
 
 def check_writable(folder: str | Path, storage: Storage) -> None:
@@ -168,16 +145,50 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
     files, path = _open(folder, storage)
     path = path.rstrip("/")
 
-    def get() -> dict[str, int]:
+    def get() -> dict[str, int | None]:
         entries = files.find(path, detail=True).values() if below else files.ls(path, detail=True)
         # Some servers mark a folder by an empty file of its name.
         return {
-            entry["name"][len(path) + 1 :]: entry["size"] or 0
+            entry["name"][len(path) + 1 :]: entry["size"]
             for entry in entries
             if entry["type"] == "file" and len(entry["name"]) > len(path) + 1
         }
 
-    return dict(sorted(_with_retries(get, folder, storage).items()))
+    listed = with_retries(get, folder, storage)
+    sizes = {name: size for name, size in listed.items() if size is not None}
+    asked = _asked_sizes(folder, [name for name, size in listed.items() if size is None], storage)
+    return dict(sorted((sizes | asked).items()))
+
+
+def named_sizes(folder: str | Path, names: Sequence[str], storage: Storage) -> dict[str, int]:
+    """Name -> size in bytes of those of the files `names` that exist in `folder`, in their order.
+
+    One listing answers this, except on web servers, which need not have any: these are asked about each file.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        StorageRefused, StorageDown, DataError: as for `read_bytes`.
+    """
+    if str(folder).startswith(("http://", "https://")):
+        return _asked_sizes(str(folder), names, storage)
+    sizes = list_files(folder, storage, below=any("/" in name for name in names))
+    return {name: sizes[name] for name in names if name in sizes}
+
+
+def _asked_sizes(folder: str, names: Sequence[str], storage: Storage) -> dict[str, int]:
+    def size(name: str) -> int | None:
+        try:
+            return file_size(join(folder, name), storage)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_CONCURRENT_QUESTIONS, thread_name_prefix="sizes") as pool:
+        try:
+            found = list(zip(names, pool.map(size, names), strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is refused once is refused thousands of times
+            raise
+    return {name: size for name, size in found if size is not None}
 
 
 def list_folders(folder: str | Path, storage: Storage) -> list[str]:
@@ -196,7 +207,7 @@ def list_folders(folder: str | Path, storage: Storage) -> list[str]:
         entries = files.ls(path.rstrip("/"), detail=True)
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
 
-    return sorted(_with_retries(get, folder, storage))
+    return sorted(with_retries(get, folder, storage))
 
 
 def file_size(location: str | Path, storage: Storage) -> int:
@@ -209,7 +220,10 @@ def file_size(location: str | Path, storage: Storage) -> int:
     if not is_remote(location):
         return Path(location).stat().st_size
     files, path = _open(location, storage)
-    return _with_retries(lambda: int(files.info(path)["size"]), location, storage)
+    size = with_retries(lambda: files.info(path)["size"], location, storage)
+    if size is None:
+        raise DataError(f"{without_signature(location)}: the storage does not tell its size; copy it to another one")
+    return int(size)
 
 
 def pieces(location: str, size: int, storage: Storage) -> Iterator[bytes]:
@@ -232,13 +246,15 @@ def upload(
     files, there = _open(checked(location), storage)
     size = path.stat().st_size
     if size <= part or not hasattr(files, "call_s3"):
-        _with_retries(lambda: files.put_file(str(path), there), location, storage)
+        with_retries(lambda: files.put_file(str(path), there), location, storage)
         moved(size)
         return
     bucket, key, _ = files.split_path(there)
 
     def call(method: str, **arguments: Any) -> Any:
-        return _with_retries(lambda: files.call_s3(method, Bucket=bucket, Key=key, **arguments), location, storage)
+        return with_retries(
+            lambda: files.call_s3(method, Bucket=bucket, Key=key, **files.req_kw, **arguments), location, storage
+        )
 
     upload_id = call("create_multipart_upload")["UploadId"]
 
@@ -260,7 +276,7 @@ def upload(
                 raise
     except BaseException:
         with contextlib.suppress(Exception):  # its invisible parts would be billed
-            files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
+            files.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id, **files.req_kw)
         raise
 
 
@@ -276,7 +292,7 @@ def remove(location: str | Path, storage: Storage) -> None:
         return
     files, path = _open(location, storage)
     with contextlib.suppress(FileNotFoundError):
-        _with_retries(lambda: files.rm_file(path), location, storage)
+        with_retries(lambda: files.rm_file(path), location, storage)
 
 
 def _open(location: str, storage: Storage) -> tuple[Any, str]:
@@ -293,6 +309,10 @@ _FILESYSTEM_LOCK = threading.Lock()
 @lru_cache(maxsize=8)
 def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
     """Cached per process: its event loop does not survive a fork."""
+    if scheme in ("http", "https"):
+        from data.http_files import http_files
+
+        return http_files(storage.read_timeout)
     import fsspec
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
@@ -314,61 +334,11 @@ def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
                 "max_pool_connections": 64,
             },
         }
+        if storage.requester_pays or os.environ.get("AWS_REQUEST_PAYER") == "requester":
+            options["requester_pays"] = True
     try:
         files = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise DataError(f"{scheme}:// needs another package: {error}") from error
     files.retries = 1  # those of s3fs give up after 2 seconds
     return files
-
-
-def _with_retries(request: Callable[[], Answer], location: str, storage: Storage) -> Answer:
-    """The answer to `request`, retried while it fails for a transient reason."""
-    deadline = time.monotonic() + storage.give_up_after
-    delay = _FIRST_DELAY
-    while True:
-        try:
-            return request()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise
-        except Exception as error:
-            if _is_refusal(error):
-                raise StorageRefused(
-                    f"{location}: access refused ({_describe(error)}); {_credentials(location, storage)}"
-                ) from error
-            if not _is_transient(error):
-                raise
-            if time.monotonic() > deadline:
-                raise StorageDown(
-                    f"{location}: no answer in {storage.give_up_after:.0f} s (last: {_describe(error)}); "
-                    "the server or the network is down"
-                ) from error
-        time.sleep(random.uniform(0, delay))
-        delay = min(2 * delay, storage.greatest_delay)
-
-
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, PermissionError) or type(error).__name__ in _REFUSALS
-
-
-def _is_transient(error: Exception) -> bool:
-    library = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError | TimeoutError) or library in ("botocore", "aiobotocore", "aiohttp")
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:300]
-
-
-def _credentials(location: str, storage: Storage) -> str:
-    if not location.startswith("s3"):
-        return "check the credentials"
-    who = (
-        "without credentials, because of storage.anonymous"
-        if storage.anonymous
-        else f"with the profile {storage.profile}"
-        if storage.profile
-        else "with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the default profile"
-    )
-    where = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL") or "the default endpoint"
-    return f"tried {urlsplit(where).netloc or where} {who}; check them and the bucket's policy"

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.escaped_output import escape_output
 from jobs.lazy_commands import LazyCommand, lazy_group
 from jobs.packages import secure_packages
 
@@ -55,4 +56,5 @@ def _coatnet(
 def main() -> None:
     """Entry point of the `coatnet` command."""
     secure_packages()
+    escape_output()
     app(prog_name="coatnet")

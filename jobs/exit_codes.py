@@ -100,7 +100,7 @@ def _report_cause(cause_file: str, code: int, message: str) -> None:
     """Write the outcome to `cause_file`, unless another rank already has."""
     try:
         file = os.open(cause_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(file, "w") as opened:
+        with open(file, "w", errors="backslashreplace") as opened:  # names need not be UTF-8
             opened.write(f"{code}\n{message}\n")
     except FileExistsError:
         pass

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from data.cache import Cache
 from jobs.scheduler.dry_run import dry_run
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
-from pipeline.plan import TrainPlan, check_model
-from pipeline.preflight.disk_space import assess_clock, assess_disk_space
+from pipeline.plan import Plan, TrainPlan, check_model, required_cache_bytes
+from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.settings import assess_settings
@@ -35,24 +36,34 @@ def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iter
 def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding]:
     assessor = ShardAssessor(recipe)
     kept: list[tuple[str, TrainStage, int, int | None]] = []
+    caches: list[Cache] = []
     yield from assess_source(recipe)
     for name in stages:
         stage = recipe.stages[name]
         yield from assess_settings(recipe, name, elsewhere=slurm)
         found, plan = assessor.assess(name)
         yield from found
+        if plan is not None and not slurm and 0 < (need := _cache_need(plan)) <= plan.cache.bytes:
+            caches.append(plan.cache)
+            yield assess_cache_space(name, plan.cache, need)
         if isinstance(stage, TrainStage) and _has_a_model(recipe, stage):
             classes = len(plan.classes) if plan else _CLASSES
             begun = bool(run_folder(recipe, name).events.of(Event.SAVE))
             yield from assess_memory(name, stage, classes, begun=begun)
             kept.append((name, stage, classes, plan.steps if isinstance(plan, TrainPlan) else stage.steps))
-    yield from assess_disk_space(recipe, kept)
+    yield from assess_disk_space(recipe, kept, caches)
     if slurm:
         yield from dry_run(recipe, stages)
     clock = assess_clock(recipe)
     if clock is not None:
         yield clock
     yield from assess_versions()
+
+
+def _cache_need(plan: Plan) -> int:
+    """Bytes of remote shards that a node reads at a time."""
+    training = plan if isinstance(plan, TrainPlan) else None
+    return required_cache_bytes(plan.stage, plan.stage.resources.ranks, plan.validation, training)
 
 
 def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:

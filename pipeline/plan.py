@@ -232,11 +232,12 @@ def _check_cache_fits(cache: Cache, need: int, where: str) -> None:
     check_cache_size(cache, need, where)
     if need:
         cache.make()
-        free = shutil.disk_usage(cache.folder).free + cache.used_bytes()
-        if free < need:
+        room = cache.room_for_another_run()
+        if room < need:
             raise ConfigError(
-                f"{where}data.cache.folder: {cache.folder} has room for {free / 1e9:.1f} GB of shards and needs "
-                f"{need / 1e9:.1f}; use another disk, or reduce data.shuffle_window"
+                f"{where}data.cache.folder: {cache.folder} has room for {max(0, room) / 1e9:.1f} GB of shards beside "
+                f"those that running jobs read, and needs {need / 1e9:.1f}; use another disk, or reduce "
+                "data.shuffle_window"
             )
 
 

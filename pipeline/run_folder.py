@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.file_lock import check_locks
 from data.json_records import to_json, to_record
 from data.settings_diff import changed_settings, flatten
 from data.storage import Storage, is_remote, join, read_bytes
@@ -138,10 +139,12 @@ class RunFolder:
 
         Raises:
             ConfigError: it cannot be written.
+            DataError: its file system has no locks, so `lock` would fail.
         """
         try:
             for folder in (self.checkpoints, self.tensorboard, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
+            check_locks(self.path, "set runs to a folder on another file system")
         except OSError as error:
             raise ConfigError(f"run folder {self.path}: {error.strerror}; set runs to a folder you can write") from None
 

@@ -1,17 +1,18 @@
 """Finding shards by pattern: a folder, a glob, or the brace notation of WebDataset."""
 
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from braceexpand import braceexpand
 
-from data.errors import DataError
-from data.storage import Storage, absolute, file_size, is_remote, join, list_files, parent
+from data.errors import DataError, StorageRefused
+from data.storage import Storage, absolute, is_remote, join, list_files, named_sizes, parent
+from data.web_address import split_query, without_signature
 
 MOST_SHARDS = 1_000_000
 """More than any dataset has; a brace pattern of more is a typing error."""
@@ -32,26 +33,65 @@ def find_shards(patterns: Sequence[str], storage: Storage) -> ShardFiles:
     """The tars that match `patterns`, each once.
 
     A pattern is a folder (the `*.tar` in it), a glob (`**` for any depth), a tar, or any of these with braces:
-    `s3://bucket/{train,more}/in21k-{0000..4095}.tar`. Hidden files are ignored.
+    `s3://bucket/{train,more}/in21k-{0000..4095}.tar`. A folder or tar whose name looks like a glob is meant literally
+    if it exists. Hidden files are ignored. A web address keeps its query.
 
     Raises:
         DataError: a pattern that is malformed or matches no tar, missing shards, or no common folder.
         StorageRefused, StorageDown: access refused, or no answer.
     """
+
+    @cache
+    def listed(folder: str) -> dict[str, int] | None:
+        try:
+            return list_files(folder, storage)
+        except FileNotFoundError:
+            return None
+
     found: dict[str, int] = {}
     single: dict[str, list[str]] = {}
     for pattern in patterns:
         for place in _expanded(pattern):
-            if _is_one_tar(place):
-                single.setdefault(parent(place), []).append(place.rpartition("/")[2])
-            elif any(wildcard in place for wildcard in _WILDCARDS) and not Path(place).is_dir():
-                found |= _globbed(place, storage)
+            path, query = split_query(place)
+            first = _first_glob(path, query, listed, storage)
+            if first is not None:
+                found |= _globbed(path, query, first, storage)
+            elif _is_one_tar(path):
+                single.setdefault(parent(path), []).append(path.rpartition("/")[2] + query)
             else:
                 found |= _in_folder(place, storage)
     for folder, names in single.items():
         found |= _named(folder, names, storage)
-    folder = _common_folder(list(found))
-    return ShardFiles(folder, {place[len(folder) :].lstrip("/"): found[place] for place in sorted(found)})
+    queries = {split_query(place)[1] for place in found}
+    folder = _common_folder([split_query(place)[0] for place in found])
+    if len(queries) == 1:  # one token for all, which is no part of their names
+        found = {split_query(place)[0]: size for place, size in found.items()}
+    names_and_sizes = {place[len(folder) :].lstrip("/"): found[place] for place in sorted(found)}
+    return ShardFiles(folder + (queries.pop() if len(queries) == 1 else ""), names_and_sizes)
+
+
+def _first_glob(path: str, query: str, listed: Callable[[str], dict[str, int] | None], storage: Storage) -> int | None:
+    """The first of the parts of `path` between slashes that is a glob; None if there is none.
+
+    A part with wildcards in it is none if a file or folder of exactly this name exists.
+    """
+    parts = path.split("/")
+    globs = [place for place, part in enumerate(parts) if any(wildcard in part for wildcard in _WILDCARDS)]
+    if globs and path.startswith("http") and path.endswith(".tar"):  # web servers need not list folders
+        folder, _, name = path.rpartition("/")
+        return None if named_sizes(folder, [name + query], storage) else globs[0]
+    for place in globs:
+        folder = "/".join(parts[: place + 1])
+        if not is_remote(path):
+            exists = Path(folder).exists()
+        elif place == len(parts) - 1 and path.endswith(".tar"):
+            exists = parts[place] in (listed("/".join(parts[:place])) or {})
+        else:
+            found = listed(folder + query)
+            exists = bool(found) if path.startswith("http") else found is not None
+        if not exists:
+            return place
+    return None
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -67,15 +107,15 @@ def _expanded(pattern: str) -> Iterator[str]:
     yield from map(absolute, places)
 
 
-def _is_one_tar(place: str) -> bool:
-    if not is_remote(place) and Path(place).is_file():
-        if not place.endswith(".tar"):
-            raise DataError(f"{place}: not a .tar; shards are uncompressed tars, as random access needs them")
+def _is_one_tar(path: str) -> bool:
+    if not is_remote(path) and Path(path).is_file():
+        if not path.endswith(".tar"):
+            raise DataError(f"{path}: not a .tar; shards are uncompressed tars, as random access needs them")
         return True
-    if place.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
-        raise DataError(f"{place}: compressed tars have no random access; decompress them first")
-    is_folder = not is_remote(place) and Path(place).is_dir()
-    return place.endswith(".tar") and not is_folder and not any(wildcard in place for wildcard in _WILDCARDS)
+    if path.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+        raise DataError(f"{path}: compressed tars have no random access; decompress them first")
+    is_folder = not is_remote(path) and Path(path).is_dir()
+    return path.endswith(".tar") and not is_folder
 
 
 def _is_shard(name: str) -> bool:
@@ -84,23 +124,30 @@ def _is_shard(name: str) -> bool:
 
 
 def _listed(folder: str, storage: Storage, *, below: bool) -> dict[str, int]:
+    shown = without_signature(folder)
+    web = folder.startswith("http")
+    name_them = f"a web server need not list a folder: name the shards, as in {shown}/shard-{{0000..0099}}.tar"
     try:
         return list_files(folder, storage, below=below)
     except FileNotFoundError:
-        raise DataError(f"{folder}: no such folder; check the pattern and the location of the shards") from None
+        fix = name_them if web else "check the pattern and the location of the shards"
+        raise DataError(f"{shown}: no such folder; {fix}") from None
+    except StorageRefused as error:
+        raise StorageRefused(f"{error}; {name_them}") if web else error from None
 
 
 def _in_folder(folder: str, storage: Storage) -> dict[str, int]:
     names = {name: size for name, size in _listed(folder, storage, below=False).items() if _is_shard(name)}
     if not names:
-        raise DataError(f"{folder}: no *.tar in it; for those in subfolders use {join(folder, '**/*.tar')}")
+        shown = without_signature(folder)
+        raise DataError(f"{shown}: no *.tar in it; for those in subfolders use {join(shown, '**/*.tar')}")
     return {join(folder, name): size for name, size in names.items()}
 
 
-def _globbed(glob: str, storage: Storage) -> dict[str, int]:
-    parts = glob.split("/")
-    first = next(place for place, part in enumerate(parts) if any(wildcard in part for wildcard in _WILDCARDS))
-    folder, remaining = "/".join(parts[:first]) or "/", parts[first:]
+def _globbed(path: str, query: str, first: int, storage: Storage) -> dict[str, int]:
+    """The tars that match the glob `path`, whose parts before `first` are literal."""
+    parts = path.split("/")
+    folder, remaining = ("/".join(parts[:first]) or "/") + query, parts[first:]
     below = len(remaining) > 1 or remaining == ["**"]
     names = {
         name: size
@@ -108,7 +155,7 @@ def _globbed(glob: str, storage: Storage) -> dict[str, int]:
         if _is_shard(name) and _matches(name.split("/"), remaining)
     }
     if not names:
-        raise DataError(f"{glob}: matches no *.tar; check the pattern")
+        raise DataError(f"{path}: matches no *.tar; check the pattern")
     return {join(folder, name): size for name, size in names.items()}
 
 
@@ -121,26 +168,17 @@ def _matches(parts: list[str], glob: list[str]) -> bool:
 
 
 def _named(folder: str, names: list[str], storage: Storage) -> dict[str, int]:
-    if folder.startswith("http"):  # web servers need not list folders
-        with ThreadPoolExecutor(16) as executor:
-            found = executor.map(lambda name: _size_or_none(join(folder, name), storage), names)
-            sizes = {name: size for name, size in zip(names, found, strict=True) if size is not None}
-    else:
-        sizes = _listed(folder, storage, below=False)
-    missing = [name for name in names if name not in sizes]
+    try:
+        sizes = named_sizes(folder, names, storage)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such folder; check the pattern and the location of the shards") from None
+    missing = [name.partition("?")[0] if folder.startswith("http") else name for name in names if name not in sizes]
     if missing:
         raise DataError(
             f"{folder}: {len(missing):,} of {len(names):,} shards are missing: {', '.join(missing[:5])}"
             f"{' ...' if len(missing) > 5 else ''}; copy them there or list only existing ones"
         )
     return {join(folder, name): sizes[name] for name in names}
-
-
-def _size_or_none(location: str, storage: Storage) -> int | None:
-    try:
-        return file_size(location, storage)
-    except FileNotFoundError:
-        return None
 
 
 def _common_folder(places: list[str]) -> str:

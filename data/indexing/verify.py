@@ -13,7 +13,7 @@ from data.indexing.account import account_members
 from data.indexing.remarks import remark_on
 from data.indexing.scan import ScanOptions, ShardScan, ShardScanner
 from data.labels import class_numbers
-from data.storage import list_files
+from data.storage import named_sizes
 
 
 class Difference(NamedTuple):
@@ -42,7 +42,7 @@ def verify_shards(
         StorageRefused, StorageDown: access refused, or no answer.
     """
     try:
-        sizes = list_files(index.folder, scanning.storage, below=any("/" in shard.name for shard in index.shards))
+        sizes = named_sizes(index.folder, [shard.name for shard in index.shards], scanning.storage)
     except FileNotFoundError:
         raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
     labels: NDArray[np.int32] | None = None

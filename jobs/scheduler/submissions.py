@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
+from data.file_lock import check_locks
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ class SubmissionFolder:
 
         Raises:
             ConfigError: another process is submitting, or the folder cannot be created.
+            DataError: its file system has no locks.
         """
         lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            check_locks(self.path, "set runs to a folder on another file system")
             lock.acquire(timeout=60)
         except OSError as error:
             if isinstance(error, Timeout):

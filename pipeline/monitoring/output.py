@@ -60,4 +60,5 @@ def redirect_output(folder: RunFolder, rank: int) -> Console:
 
 
 def _text(file: LossyFile) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BufferedWriter(file), line_buffering=True)
+    # What the locale cannot encode is treated as on the standard output that this replaces.
+    return io.TextIOWrapper(io.BufferedWriter(file), line_buffering=True, errors=sys.stdout.errors)

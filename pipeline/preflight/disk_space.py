@@ -1,14 +1,17 @@
-"""Whether there is space for the checkpoints that a stage keeps, and whether their folder can be written."""
+"""Whether there is space for the checkpoints and the remote shards that a stage keeps, and whether their folders can be
+written.
+"""
 
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.cache import Cache
 from data.storage import check_writable
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
@@ -54,10 +57,13 @@ def most_kept(stage: TrainStage, steps: int | None) -> tuple[int, int]:
     return min(early + accumulated, saves), min(early, saves)
 
 
-def assess_disk_space(recipe: Recipe, stages: Sequence[tuple[str, TrainStage, int, int | None]]) -> list[Finding]:
+def assess_disk_space(
+    recipe: Recipe, stages: Sequence[tuple[str, TrainStage, int, int | None]], caches: Collection[Cache] = ()
+) -> list[Finding]:
     """Space and permissions for the checkpoints of stages, given as name, stage, number of classes, and steps if known.
 
     Stages whose checkpoints share a disk are added up, since the checkpoints of one are kept while the next runs.
+    `caches` are those of remote shards on this machine, which may fill the same disks.
     """
     found: list[Finding] = []
     on_disk: dict[int, list[tuple[SpaceNeed, Path]]] = {}
@@ -78,11 +84,34 @@ def assess_disk_space(recipe: Recipe, stages: Sequence[tuple[str, TrainStage, in
         stored = sum(sum(files.values()) for files in store.contents().published.values())
         on_disk.setdefault(home.stat().st_dev, []).append((replace(need, stored_bytes=stored), home))
     for needs in on_disk.values():
-        found.append(_assess_disk([need for need, _ in needs], needs[0][1]))
+        home = needs[0][1]
+        growth = {cache.folder: _growth(cache) for cache in caches if _on_disk(cache, home)}
+        found.append(_assess_disk([need for need, _ in needs], home, sum(growth.values())))
     return found
 
 
-def _assess_disk(needs: Sequence[SpaceNeed], home: Path) -> Finding:
+def assess_cache_space(stage: str, cache: Cache, need: int) -> Finding:
+    """Whether the disk of `cache` has room for the `need` bytes of shards that a node reads at a time."""
+    used = (cache.folder / "requests").is_dir()
+    home = existing_parent(cache.folder)
+    room = cache.room_for_another_run() if used else replace(cache, folder=home).disk_room(0)
+    what = f"data.cache.folder: {cache.folder} has room for {gigabytes(max(0, room))} of shards beside what others read"
+    if room < need:
+        fix = "use another disk, or reduce data.shuffle_window"
+        return Finding("error", stage, f"{what}, and a node reads {gigabytes(need)} at a time", fix)
+    return Finding("ok", stage, what)
+
+
+def _on_disk(cache: Cache, home: Path) -> bool:
+    return existing_parent(cache.folder).stat().st_dev == home.stat().st_dev
+
+
+def _growth(cache: Cache) -> int:
+    """Bytes by which a cache may grow if the disk allows it."""
+    return max(0, cache.bytes - (cache.used_bytes() if (cache.folder / "shards").is_dir() else 0))
+
+
+def _assess_disk(needs: Sequence[SpaceNeed], home: Path, cache_growth: int) -> Finding:
     free, missing = shutil.disk_usage(home).free, sum(need.missing_bytes(need.peak) for need in needs)
     each = ", ".join(f"{need.stage} {need.peak} of {gigabytes(need.checkpoint_bytes)}" for need in needs)
     what = f"checkpoints: at most {each}; {gigabytes(missing)} more, and {home} has {gigabytes(free)} free"
@@ -91,6 +120,10 @@ def _assess_disk(needs: Sequence[SpaceNeed], home: Path) -> Finding:
         full_early = sum(need.missing_bytes(need.early_peak) for need in needs) > free
         fix = "keep fewer (checkpoint.keep_last, keep_every, keep_best), or set checkpoint.folder to a larger disk"
         return Finding("error" if full_early else "warning", where, what, fix)
+    if missing + cache_growth > free:
+        what = f"{what}, which the cache of remote shards on the same disk may fill"
+        fix = f"reduce data.cache.gigabytes by {math.ceil((missing + cache_growth - free) / 1e8) / 10:g}"
+        return Finding("warning", where, what, f"{fix}, or set data.cache.folder to another disk")
     return Finding("ok", where, what)
 
 

@@ -62,6 +62,8 @@ class StorageSettings(Section):
     """Send requests without credentials."""
     give_up_after: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without an answer after which the run stops; the same command continues it later."""
+    requester_pays: bool = False
+    """Agree to pay for the requests to S3 buckets whose owners do not."""
 
 
 class CacheSettings(Section):

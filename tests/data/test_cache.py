@@ -15,9 +15,8 @@ import pytest
 
 from data.augment import EvaluationTransform, TrainTransform
 from data.building.build import build_shards
-from data.cache import Cache, CachedShards, DownloadFailure, RequestedShard
+from data.cache import Cache, CachedShards
 from data.dataset import Dataset, open_dataset
-from data.downloader import Downloader
 from data.errors import DataError, StorageDown, StorageRefused
 from data.index import read_index
 from data.order import SampleOrder
@@ -280,26 +279,6 @@ def test_requests_of_a_killed_reader_are_removed(proxy: FaultProxy, remote: tupl
     wait_until(lambda: len(list((tmp_path / "requests").glob("*.json"))) == 1)
     reader.close()
     assert [path.stem for path in (tmp_path / "shards").iterdir()] == [dataset.index.shards[0].sha256]
-
-
-def test_a_full_disk_is_reported_after_removing_the_partial_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk cannot be filled here without harm: the error is raised where writing would meet it."""
-    Cache(tmp_path, 1).make()
-    reported: list[tuple[bool, str]] = []
-
-    def full(shard: RequestedShard, part: Path) -> bool:
-        part.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    def fail(self: Downloader, shard: RequestedShard, failure: DownloadFailure) -> None:
-        reported.append((any((tmp_path / "shards").iterdir()), failure.reason))
-
-    monkeypatch.setattr("data.downloader.download", full)
-    monkeypatch.setattr(Downloader, "_record_failure", fail)
-    Downloader(tmp_path)._download(RequestedShard("s3://test/x.tar", 8, "0" * 64, Storage(), True))
-    assert reported == [(False, "shard s3://test/x.tar: OSError: [Errno 28] No space left on device")]
 
 
 def test_a_cached_shard_truncated_by_a_crash_is_downloaded_again(

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data.cache import Cache, CachedShards, CacheRequest, RequestedShard, locked
+from data.cache import Cache, CachedShards, CacheRequest, RequestedShard
 from data.dataset import Dataset
 from data.downloader import Downloader
 from data.errors import DataError
+from data.file_lock import locked
 from data.index import read_index
 from data.storage import Storage
 from tests.support.paths import ROOT

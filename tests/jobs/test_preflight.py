@@ -384,9 +384,11 @@ def test_remote_shards_are_compared_with_the_cache_and_read_from_here(
 ) -> None:
     url = s3.put(shards, "doctor-shards")
     remote = [f"data.train={url}/train", f"data.validation={url}/validation"]
-    findings = found(tmp_path, shards, *remote, f"data.cache.folder={tmp_path / 'cache'}")
+    cache = [f"data.cache.folder={tmp_path / 'cache'}", "data.cache.gigabytes=0.01"]
+    findings = found(tmp_path, shards, *remote, *cache)
     assert wrong(findings) == []
-    assert the_finding(findings, "data.cache.gigabytes: 100, and a node reads 0.0 GB at a time")
+    assert the_finding(findings, "data.cache.gigabytes: 0.01, and a node reads 0.0 GB at a time")
+    assert the_finding(findings, f"data.cache.folder: {tmp_path / 'cache'} has room for ")
     (finding,) = wrong(found(tmp_path, shards, *remote, "data.cache.gigabytes=0.00001"))
     assert finding.what == "data.cache.gigabytes: 1e-05 is too little for the shards that a node needs at the same time"
     assert not (tmp_path / "cache").exists()

@@ -57,6 +57,26 @@ def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path: Path) -> No
     assert find_shards([f"{tmp_path}/set[1]"], Storage()).sizes == {"x.tar": 1}
 
 
+def test_a_remote_name_that_looks_like_a_glob_is_meant_literally_if_it_exists(
+    tree: Path, s3: S3Server, tmp_path: Path
+) -> None:
+    for name in ("a[1]/x[0].tar", "a[1]/x0.tar", "what?/x-0.tar", "stars*/x-0.tar", "stars-and/x-0.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    url = s3.put(tmp_path, "literal")
+    for pattern, names in {
+        "a[1]": ["x0.tar", "x[0].tar"],
+        "a[1]/x[0].tar": ["x[0].tar"],
+        "a[1]/x[01].tar": ["x0.tar"],
+        "a[1]/*.tar": ["x0.tar", "x[0].tar"],
+        "what?/x-{0..0}.tar": ["x-0.tar"],
+        "stars*": ["x-0.tar"],
+        "stars*/x-?.tar": ["x-0.tar"],
+        "star*/x-0.tar": ["stars*/x-0.tar", "stars-and/x-0.tar"],
+    }.items():
+        assert list(find_shards([f"{url}/{pattern}"], Storage()).sizes) == names
+
+
 def test_overlapping_patterns_match_each_shard_once(tree: Path) -> None:
     assert find_shards([f"{tree}/a", f"{tree}/a/*0.tar"], Storage()).sizes == {"x-0000.tar": 0, "x-0001.tar": 1}
 

@@ -1,0 +1,116 @@
+"""Files on web servers: fsspec's client, with sizes and refusals that can be relied upon."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import yarl
+from fsspec.implementations.http import HTTPFileSystem
+
+from data.errors import StorageRefused
+from data.storage_errors import MISSING_STATUSES, REFUSED_STATUSES, passes
+from data.web_address import without_signature
+
+_CONNECT_TIMEOUT = 10.0  # seconds
+_VERBATIM = {"Accept-Encoding": "identity"}  # the length of a compressed answer is not that of the file
+_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
+
+
+def http_files(read_timeout: float) -> "HttpFiles":
+    """A client of web servers. Proxies come from the usual variables, logins from the URL or `~/.netrc`.
+
+    Args:
+        read_timeout: seconds without receiving a byte after which a request counts as failed.
+    """
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=read_timeout)
+    return HttpFiles(
+        skip_instance_cache=True, use_listings_cache=False, client_kwargs={"timeout": timeout, "trust_env": True}
+    )
+
+
+class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
+    """Files below http:// and https://.
+
+    Raises, from all methods:
+        FileNotFoundError: 404 or 410.
+        PermissionError: a login is needed or refused.
+        ConnectionError: a status that passes.
+        StorageRefused: another error status, a server without byte ranges, or one that does not tell a file's size.
+    """
+
+    def encode_url(self, url: str) -> yarl.URL:
+        """The address as it is sent. One with a query is sent unchanged: signatures depend on every character."""
+        try:
+            return yarl.URL(url, encoded="?" in url)
+        except ValueError as error:
+            raise StorageRefused(f"{without_signature(url)}: not a web address ({error}); correct it") from None
+
+    def _raise_not_found_for_status(self, response: aiohttp.ClientResponse, url: str) -> None:
+        status, what = response.status, f"HTTP {response.status} {response.reason}"
+        if status < 400:
+            return
+        if status in MISSING_STATUSES:
+            raise FileNotFoundError(url)
+        if status in REFUSED_STATUSES:
+            raise PermissionError(what)
+        if passes(status):
+            raise ConnectionError(what)
+        raise StorageRefused(
+            f"{without_signature(url)}: the server refuses to read it ({what}); check the address, and whether the "
+            "server offers files for download there"
+        )
+
+    async def _info(self, url: str, **options: Any) -> dict[str, Any]:
+        return {"name": url, "size": await self._size(url), "type": "file"}
+
+    async def _size(self, url: str) -> int:
+        session = await self.set_session()
+        async with session.head(self.encode_url(url), allow_redirects=True, headers=_VERBATIM) as response:
+            if response.status < 300 and (size := _content_length(response.headers)) is not None:
+                return size
+            if response.status in MISSING_STATUSES:
+                raise FileNotFoundError(url)
+        # Some servers refuse HEAD, and a signature for GET is not valid for it.
+        async with session.get(self.encode_url(url), headers=_VERBATIM | {"Range": "bytes=0-0"}) as response:
+            total = _TOTAL.match(response.headers.get("Content-Range", ""))
+            if response.status in (206, 416) and total:  # 416 for an empty file
+                return int(total[1])
+            self._raise_not_found_for_status(response, url)
+            length = _content_length(response.headers) if response.status == 200 else None
+        if length is None:
+            raise StorageRefused(
+                f"{without_signature(url)}: the server does not tell its size, neither for HEAD nor for a range; copy "
+                "the files to a disk or an object store"
+            )
+        return length
+
+    async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        session = await self.set_session()
+        first = start or 0
+        whole = first == 0 and end is None
+        headers = _VERBATIM if whole else _VERBATIM | {"Range": f"bytes={first}-{'' if end is None else end - 1}"}
+        async with session.get(self.encode_url(url), headers=headers) as response:
+            self._raise_not_found_for_status(response, url)
+            # A range that covers the file may be answered by the file.
+            if whole or response.status == 206 or (first == 0 and _content_length(response.headers) == end):
+                return bytes(await response.read())
+        raise StorageRefused(
+            f"{without_signature(url)}: the server ignores byte ranges (HTTP {response.status} instead of 206), which "
+            "reading shards needs; use a server that has them, such as nginx, or copy the files to a disk or an "
+            "object store"
+        )
+
+    async def _ls_real(self, url: str, detail: bool = True, **options: Any) -> list[Any]:
+        folder = url.partition("?")[0].rstrip("/") + "/"
+        found = await super()._ls_real(url, detail=True, **options)
+        # Pages link to themselves in other orders, and to parts of themselves.
+        files = [entry for entry in found if not {"?", "#"} & set(entry["name"][len(folder) :])]
+        return files if detail else sorted(entry["name"] for entry in files)
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    if headers.get("Content-Encoding", "identity") not in ("identity", ""):
+        return None
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None

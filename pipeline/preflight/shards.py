@@ -143,7 +143,7 @@ def unreadable(index: ShardIndex, storage: Storage) -> str | None:
                         decode(content.read())
                         break
         except DecodeError as error:
-            return f"shard {location}: its first image does not decode ({error})"
+            return f"shard {location}: its first image, {member.name}, does not decode ({error})"
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"shard {location}: cannot be read ({error}); copy it again or fix its rights") from None
     return None

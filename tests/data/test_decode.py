@@ -1,5 +1,6 @@
 """Decoding: every common kind of image becomes RGB; damage and decompression bombs raise a DecodeError and nothing else."""
 
+import gzip
 import io
 import struct
 import warnings
@@ -71,11 +72,28 @@ def test_the_exif_orientation_is_ignored() -> None:
         (b"", "^empty file$"),
         (b"text", "^neither JPEG, PNG nor WebP$"),
         (b"\xff\xd8\xff\xe0 but no more", "^damaged: "),
-        (encoded("GIF"), "^neither JPEG, PNG nor WebP$"),
+        (encoded("GIF"), "^a GIF, not a JPEG, PNG or WebP; coatnet shards build --convert"),
+        (encoded("BMP"), "^a BMP, .* --convert"),
+        (encoded("TIFF"), "^a TIFF, .* --convert"),
+        (b"MM\0*" + bytes(60), "^a TIFF, .* --convert"),
+        (encoded("AVIF"), "^an AVIF, .* convert it to JPEG"),
+        (gzip.compress(FILES["JPEG"]), "^compressed with gzip, .* coatnet shards build unpacks it$"),
         (FILES["PNG"][:40], "^damaged: "),
         (FILES["WebP"][:16] + b"\0" * 40, "^damaged: "),
     ],
-    ids=["empty", "text", "header-alone", "gif", "half-a-header", "webp"],
+    ids=[
+        "empty",
+        "text",
+        "header-alone",
+        "gif",
+        "bmp",
+        "tiff",
+        "tiff-big-endian",
+        "avif",
+        "gzip",
+        "half-a-header",
+        "webp",
+    ],
 )
 def test_bytes_that_are_not_an_image_are_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):

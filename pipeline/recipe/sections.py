@@ -82,6 +82,9 @@ class RandomAugmentSettings(Section):
     """Consecutive operations on each training image."""
     magnitude: Annotated[float, Field(ge=0, le=30)]
     """Strength of the operations: 15 rotates by 45 degrees."""
+    # Left out of a frozen recipe at its default, so that digests of runs without the setting stay what they were.
+    operations: Annotated[Literal["pillow", "efficientnet"], Field(exclude_if=lambda kind: kind == "pillow")] = "pillow"
+    """Contrast and solarize as in Pillow, or as in the EfficientNet code, where they do something else."""
 
 
 class DataSettings(Section):
@@ -101,8 +104,8 @@ class DataSettings(Section):
     """Streams that a global batch is drawn from; must divide the global batch size."""
     shuffle_window: PositiveInt = 8192
     """Samples that are shuffled among each other within a lane."""
-    crop: Literal["random", "whole"] = "random"
-    """Training view: a random window, or the whole image resized."""
+    crop: Literal["random", "distorted_bounding_box", "whole"] = "random"
+    """Training view: a random window with its area or with its height drawn uniformly, or the whole image resized."""
     crop_area: Pair = (0.05, 1.0)
     """Minimum and maximum share of the image area that a random window covers."""
     flip: bool = True

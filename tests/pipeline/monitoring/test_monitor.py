@@ -137,7 +137,7 @@ def test_settings_are_shown_beside_results_and_a_stage_is_done_after_its_last_ev
     found = hparams(folder)
     assert found["values"].items() >= {
         "stage": "pretrain", "model": "coatnet_debug", "resolution": 32, "steps": 40, "global_size": 12,
-        "peak_learning_rate": 3e-3, "random_augment": "2 x 15", "precision": "fp32",
+        "peak_learning_rate": 3e-3, "random_augment": "2 x 15, pillow", "precision": "fp32",
     }.items()  # fmt: skip
     assert found["columns"] >= found["values"].keys()
     assert found["metrics"] >= {"validation/top1", "validation/top5", "validation/loss"}

@@ -37,6 +37,11 @@ def center_crop(pixels: Pixels, size: int) -> Pixels:
     return pixels[top : top + side, left : left + side]
 
 
+def center_crop_share(size: int) -> float:
+    """Share of a square picture that `center_crop` leaves; of others it is less."""
+    return (size / (size + 32)) ** 2
+
+
 def random_window(height: int, width: int, area: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
     """Rows and columns of `area` (least, greatest) of an image, of aspect ratio 3/4 to 4/3 (Szegedy et al., 2014).
 

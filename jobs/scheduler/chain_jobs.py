@@ -13,6 +13,7 @@ from typing import Literal
 from data.child_process import PROGRAM_FOLDER
 from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, SubmissionFolder
+from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 from pipeline.recipe.sections import JobResources
@@ -54,10 +55,15 @@ class SubmitResult:
 
 
 def chain_jobs(recipe: Recipe, folder: SubmissionFolder, shards: tuple[Recipe, SubmissionFolder]) -> list[ChainJob]:
-    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards."""
+    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards.
+
+    Raises:
+        ConfigError: the checkpoint of a stage that is done no longer exists.
+    """
     chain = shard_jobs(*shards)
     last_before_stages = chain[-1].name if chain else None
     for name, stage in recipe.stages.items():
+        check_final_checkpoint(recipe, name)
         chain.append(
             ChainJob(
                 name=name,

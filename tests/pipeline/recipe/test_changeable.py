@@ -66,7 +66,8 @@ def run_digests(folder: Path, stage: str, *overrides: str) -> RunDigests:
     """Those of a stage of `RECIPE`, on data that exists in name only."""
     path = folder / "recipe.yaml"
     path.write_text(RECIPE)
-    recipe = load_recipe(path, ["pretrain.data.random_augment={layers: 2, magnitude: 15}", *overrides])
+    fixed = ["pretrain.data.random_augment={layers: 2, magnitude: 15}", "data.evaluation_crop=center"]
+    recipe = load_recipe(path, [*fixed, *overrides])
     settings = recipe.stages[stage]
     assert isinstance(settings, TrainStage)
     data: Any = SimpleNamespace(digest="d", classes=("a", "b"))

@@ -70,7 +70,7 @@ def _assess_classes(plan: Plan, start: Plan | None) -> Findings:
             check_start_classes(plan, start)
         others = start is not None and plan.classes != start.classes
         new = f", others than those of stage {start.name}: it starts with a new classifier" if start and others else ""
-        found.ok(f"classes: {class_list(plan.classes)}{new}")
+        found.ok(f"{class_list(plan.classes)}{new}")
     return found
 
 

@@ -15,6 +15,7 @@ from data.order import SampleOrder
 from jobs.preflight import assess_recipe
 from models.complexity import count_parameters
 from models.variants import VARIANTS
+from pipeline.announcements import class_list
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.memory_estimate import estimate_memory
@@ -60,7 +61,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         "batch: 12 images as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
         f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
-        "classes: 3 classes, bright to striped (class list 32bd5bd7)",
+        class_list(("bright", "dark", "striped")),
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,
     ]  # fmt: skip
@@ -84,9 +85,8 @@ def test_other_classes_than_those_of_the_earlier_stage_are_reported(shards: Path
     (tmp_path / "map.yaml").write_text("rename: {bright: Bright}\n")
     maps = [f"finetune.data.{key}=map.yaml" for key in ("label_map", "validation_label_map")]
     findings = found(tmp_path, shards, *maps, stages=STAGES)
-    assert the_finding(findings, "classes: ", "finetune").what == (
-        "classes: 3 classes, Bright to striped (class list 04bc3aed), others than those of stage pretrain: it starts with "
-        "a new classifier"
+    assert the_finding(findings, "3 classes", "finetune").what == (
+        f"{class_list(('Bright', 'dark', 'striped'))}, others than those of stage pretrain: it starts with a new classifier"
     )
     (refused,) = wrong(findings)
     assert (refused.level, refused.where) == ("error", "evaluate")

@@ -172,10 +172,10 @@ def test_checkpoints_are_saved_every_15_to_30_minutes_and_about_ten_per_stage_ar
         checkpoint, evaluation = row.stage.checkpoint, row.stage.evaluation
         # A stage of less than two hours and a half saves ten times all the same.
         assert row.save_minutes <= 30
-        assert row.save_minutes >= 15 or 9 <= row.steps / checkpoint.every_steps <= 12
+        assert row.save_minutes >= 15 or 9 <= row.steps / checkpoint.interval <= 12
         assert checkpoint.keep_last == 3
         assert checkpoint.keep_every is not None
-        assert checkpoint.keep_every % checkpoint.every_steps == 0
+        assert checkpoint.keep_every % checkpoint.interval == 0
         assert 8 <= row.steps / checkpoint.keep_every <= 12
         # The best can only be kept where there is a checkpoint at its step.
         assert evaluation.every_steps == checkpoint.every_steps

@@ -36,9 +36,13 @@ def announcements(plan: Plan) -> list[str]:
     if isinstance(plan, TrainPlan):
         lines = [f"trains on {plan.train.samples:,} and {lines[0]}"]
         evaluations, saves = plan.stage.evaluation.every_steps or plan.steps, plan.stage.checkpoint.interval
-        before = f"every {evaluations:,} of {plan.steps:,} steps and " if evaluations < plan.steps else ""
-        lines.append(f"evaluates {before}at the end, and saves every {saves:,} steps")
+        before = f"after every {_steps(evaluations)} and " if evaluations < plan.steps else ""
+        lines.append(f"takes {plan.steps:,} steps, evaluates {before}at the end, and saves after every {_steps(saves)}")
     return [*lines, f"evaluations see {evaluation_view(plan.stage)}"]
+
+
+def _steps(count: int) -> str:
+    return "step" if count == 1 else f"{count:,} steps"
 
 
 def classifier_announcement(plan: Plan, earlier: RunFacts, result: StageResult | None) -> str:

@@ -55,15 +55,10 @@ class SubmitResult:
 
 
 def chain_jobs(recipe: Recipe, folder: SubmissionFolder, shards: tuple[Recipe, SubmissionFolder]) -> list[ChainJob]:
-    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards.
-
-    Raises:
-        ConfigError: the checkpoint of a stage that is done no longer exists.
-    """
+    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards."""
     chain = shard_jobs(*shards)
     last_before_stages = chain[-1].name if chain else None
     for name, stage in recipe.stages.items():
-        check_final_checkpoint(recipe, name)
         chain.append(
             ChainJob(
                 name=name,
@@ -135,11 +130,14 @@ def submit_chain(
     """Submit every job that is neither done nor waiting or running from an earlier submission.
 
     Raises:
-        ConfigError: Slurm refuses a job; those before it are submitted, and another call submits the rest.
+        ConfigError: the checkpoint of a stage that is done no longer exists. Or Slurm refuses a job: those before it
+            are submitted, and another call submits the rest.
         SchedulerDown: its controller does not answer.
     """
     if folder.path.name in recipe.stages:
         raise ConfigError(f"stage {folder.path.name}: job logs go to a folder of this name; rename the stage")
+    for name in recipe.stages:
+        check_final_checkpoint(recipe, name)
     results: list[SubmitResult] = []
     numbers: dict[str, str | None] = {}
     folder.path.mkdir(parents=True, exist_ok=True)

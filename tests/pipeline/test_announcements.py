@@ -49,12 +49,15 @@ def test_a_start_says_what_it_trains_and_evaluates_on(shards: Path, tmp_path: Pa
     classes = f"3 classes, bright to striped ({name_of(*CLASSES)})"
     assert said("pretrain") == [
         f"trains on 45 and evaluates on 15 samples of {classes}",
-        "evaluates at the end, and saves every 5 steps",
+        "takes 40 steps, evaluates at the end, and saves after every 5 steps",
         "evaluations see whole images, resized to 32 x 32 pixels",
     ]
     assert said("pretrain", "evaluation.every_steps=null")[1] == (
-        "evaluates every 5 of 40 steps and at the end, and saves every 5 steps"
+        "takes 40 steps, evaluates after every 5 steps and at the end, and saves after every 5 steps"
     )
+    assert said("pretrain", "pretrain.steps=7", "evaluation.every_steps=null", "pretrain.checkpoint.every_steps=90")[
+        1
+    ] == ("takes 7 steps, evaluates after every step and at the end, and saves after every 90 steps")
     assert said("evaluate", "data.evaluation_crop=center") == [
         f"evaluates on 15 samples of {classes}",
         "evaluations see the central 36% of a square picture and less of others, so 64% or more is cut away",

@@ -145,9 +145,12 @@ def _only_padded(encoded: bytes, counted: int, components: int) -> bool:
 
     In a damaged file they are data that was not reached, because garbled codes consumed the image's blocks too soon.
     The two differ in how the data ends that was decoded: encoders fill its last byte with ones (T.81, F.1.2.3). Damaged
-    data ends in that way one time in four.
+    data ends in that way one time in four. In a progressive JPEG, whose last scan only refines and whose other scans
+    show damage, they count as padding.
     """
     end = len(encoded) - len(_EOI)
+    last_scan = encoded.rindex(b"\xff\xda")
+    first = last_scan + 2 + int.from_bytes(encoded[last_scan + 2 : last_scan + 4])
     pixels = _strictly(encoded, components, strict=False)
 
     def equal(data: bytes) -> bool:
@@ -156,11 +159,12 @@ def _only_padded(encoded: bytes, counted: int, components: int) -> bool:
         except ValueError:
             return False
 
-    cuts = range(min(end, counted + _UNCOUNTED), counted - 1, -1)
+    cuts = range(min(end - first, counted + _UNCOUNTED), counted - 1, -1)
     complete = next((encoded[: end - cut] for cut in cuts if equal(encoded[: end - cut])), None)
     if complete is None:
         return False
-    if complete.endswith(b"\xff\x00"):  # a stuffed byte of eight ones
+    progressive = any(segment.marker in _PROGRESSIVE for segment in _segments(encoded))
+    if progressive or complete.endswith(b"\xff\x00"):  # a stuffed byte of eight ones
         return True
     before, last = complete[:-1], complete[-1]
     for bit in (1 << number for number in range(7)):

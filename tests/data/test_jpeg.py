@@ -226,3 +226,15 @@ def test_every_other_warning_about_the_data_is_damage() -> None:
     found = [(damaged, message) for damaged, message in flips(PROGRESSIVE) if "marker 0xd9" not in message]
     assert any("bad Huffman code" in message for _, message in found)
     assert all(is_refused(damaged) for damaged, _ in found)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_padding_is_accepted_however_the_data_ends(progressive: bool) -> None:
+    rng = np.random.default_rng(3)
+    for number in range(40):
+        file = io.BytesIO()
+        few = Image.fromarray(rng.integers(0, 256, (1 + number % 4, 5, 3), dtype=np.uint8))
+        size = (int(rng.integers(8, 60)), int(rng.integers(8, 60)))
+        few.resize(size).save(file, "JPEG", quality=80, progressive=progressive, subsampling=number % 3)
+        padding = (bytes(9), b"\xff\0" * 9, rng.bytes(40).replace(b"\xff", b"\xff\0"))[number % 3]
+        assert np.array_equal(decode(padded(file.getvalue(), padding)), decode(file.getvalue()))

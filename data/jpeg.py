@@ -7,7 +7,7 @@
 | invalid SOS parameters for sequential JPEG | harmless: a sequential JPEG has only one possible set of them |
 | bad ICC marker | harmless: colour profiles are not applied |
 | extraneous bytes before a marker of the header | harmless: nothing is decoded there |
-| extraneous bytes before EOI | padding if the image data is complete before them, otherwise damage |
+| extraneous bytes before EOI | padding, unless the data before them ends as only damaged data does |
 | extraneous bytes before another marker, found marker instead of RST | damage: the data between two markers is lost |
 | premature end of data segment, premature end of file | damage: the rest is grey |
 | bad Huffman code, bad arithmetic code | damage: what follows is garbled |

@@ -60,7 +60,7 @@ class Estimate:
     @property
     def save_minutes(self) -> float:
         """Minutes between two saves."""
-        return self.stage.checkpoint.every_steps * self.seconds / 60
+        return self.stage.checkpoint.interval * self.seconds / 60
 
     @property
     def hours(self) -> float:
@@ -111,7 +111,7 @@ def markdown(rows: list[Estimate]) -> str:
                 str(stage.activation_checkpointing),
                 f"{row.memory:.0f}",
                 f"{row.steps:,}",
-                f"{stage.checkpoint.every_steps:,} = {row.save_minutes:.0f} min",
+                f"{stage.checkpoint.interval:,} = {row.save_minutes:.0f} min",
                 f"{row.saved:.1f}",
                 _rounded(row.hours),
                 _rounded(row.gpu_days),

@@ -24,7 +24,7 @@ from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
-from pipeline.recipe.sections import CheckpointSettings
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from pipeline.zero.fragments import Fragment
 

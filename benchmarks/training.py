@@ -84,6 +84,7 @@ def _recipe(folder: Path, arguments: argparse.Namespace) -> Path:
                 "precision": arguments.precision,
                 "optimizer": {"peak_learning_rate": 1e-4},
                 "checkpoint": {"every_steps": 2},
+                "evaluation": {"every_steps": 10**6},  # at the end alone
                 "log": {"every_steps": 1},
             }
         },

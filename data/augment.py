@@ -37,6 +37,11 @@ def center_crop(pixels: Pixels, size: int) -> Pixels:
     return pixels[top : top + side, left : left + side]
 
 
+def center_crop_share(size: int) -> float:
+    """Share of a square picture that `center_crop` leaves; of others it is less."""
+    return (size / (size + 32)) ** 2
+
+
 def random_window(height: int, width: int, area: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
     """Rows and columns of `area` (least, greatest) of an image, of aspect ratio 3/4 to 4/3 (Szegedy et al., 2014).
 
@@ -56,25 +61,54 @@ def random_window(height: int, width: int, area: tuple[float, float], rng: np.ra
     return slice(top, top + h), slice(left, left + w)
 
 
+def distorted_bounding_box(
+    height: int, width: int, area: tuple[float, float], rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """Rows and columns of `area` (least, greatest) of an image, as by TensorFlow's `sample_distorted_bounding_box`.
+
+    The aspect ratio is uniform in 0.75 to 1.33, and the height uniform between those that the least and the greatest
+    area allow, so that windows are smaller on average than those of `random_window`. They never touch the last row or
+    column unless they are as large as the image. After a hundred failed attempts, the whole image.
+    """
+    least, greatest = (share * height * width for share in area)
+    for _ in range(100):
+        shape, tall, down, along = rng.random(4).tolist()
+        ratio = 0.75 + 0.58 * shape
+        highest = min(height, round(math.sqrt(greatest / ratio)))
+        if round(highest * ratio) > width:
+            highest = int((width + 0.5) / ratio)
+            highest -= round(highest * ratio) > width
+        lowest = min(highest, round(math.sqrt(least / ratio)))
+        h = lowest + int(tall * (highest - lowest + 1))
+        h += h * round(h * ratio) < least
+        h -= h * round(h * ratio) > greatest
+        w = round(h * ratio)
+        if least <= h * w <= greatest and 0 < w <= width and 0 < h <= height:
+            top, left = int(down * (height - h)), int(along * (width - w))
+            return slice(top, top + h), slice(left, left + w)
+    return slice(0, height), slice(0, width)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainTransform:
     """A training view of an image; draws only from the generator of the sample.
 
-    `crop` "random" cuts out a window of `crop_area` of the image, "whole" resizes all of it. `random_augment`
-    comes last, after resizing and flipping.
+    `crop` "random" cuts out a `random_window` of `crop_area` of the image, "distorted_bounding_box" the window of that
+    name, and "whole" resizes all of it. `random_augment` comes last, after resizing and flipping.
     """
 
     size: int
-    crop: Literal["random", "whole"] = "random"
+    crop: Literal["random", "distorted_bounding_box", "whole"] = "random"
     crop_area: tuple[float, float] = (0.05, 1.0)
     flip: bool = True
     random_augment: RandomAugment | None = None
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """(H, W, 3) -> (size, size, 3), both uint8."""
-        if self.crop == "random":
+        if self.crop != "whole":
             height, width = pixels.shape[:2]
-            rows, columns = random_window(height, width, self.crop_area, rng)
+            window = random_window if self.crop == "random" else distorted_bounding_box
+            rows, columns = window(height, width, self.crop_area, rng)
             pixels = pixels[rows, columns]
         pixels = resize(pixels, self.size)
         if self.flip and rng.random() < 0.5:

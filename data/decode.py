@@ -3,14 +3,26 @@
 import io
 
 import numpy as np
-import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
+from data.jpeg import Pixels as Pixels
+from data.jpeg import jpeg_frame, jpeg_pixels
 
 # 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3
+
+_CONVERT = "coatnet shards build --convert makes a JPEG of it"
+_OTHER_FORMATS = (
+    (b"GIF8", "a GIF", _CONVERT),
+    (b"BM", "a BMP", _CONVERT),
+    (b"II*\0", "a TIFF", _CONVERT),
+    (b"MM\0*", "a TIFF", _CONVERT),
+    (b"II+\0", "a BigTIFF", _CONVERT),
+    (b"MM\0+", "a BigTIFF", _CONVERT),
+    (b"\x1f\x8b", "compressed with gzip", "coatnet shards build unpacks it"),
+)
+_CONVERT_YOURSELF = "convert it to JPEG, PNG or WebP and build the shards again"
+_BOXES = {b"avif": "an AVIF", b"avis": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIF"}
 
 
 class DecodeError(ValueError):
@@ -21,51 +33,53 @@ def decode(encoded: bytes) -> Pixels:
     """Pixels (H, W, 3) uint8 RGB of a JPEG, PNG or WebP.
 
     Transparency is dropped, grey is repeated, and of 16 bits the upper eight are kept. The EXIF orientation is ignored,
-    as is usual for ImageNet: its labels and published accuracies refer to the pixels as stored.
+    as is usual for ImageNet: its labels and published accuracies refer to the pixels as stored. Of animations, the
+    first frame is taken.
 
     Raises:
         DecodeError: empty, truncated, damaged, none of these formats, or more than `MAX_PIXELS` pixels (checked before
             decoding). No other error is raised, whatever the bytes.
     """
+    try:
+        return _decode(encoded)
+    except DecodeError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DecodeError("damaged: its header cannot be read") from error
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise DecodeError(f"damaged: {error or type(error).__name__}") from error
+
+
+def _decode(encoded: bytes) -> Pixels:
     if not encoded:
         raise DecodeError("empty file")
     if encoded[:2] == b"\xff\xd8":
-        return _decode_jpeg(encoded)
+        height, width, components = jpeg_frame(encoded)
+        _refuse_bomb(width, height)
+        return jpeg_pixels(encoded, components)
     if encoded[:16] == b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR":
         width, height = int.from_bytes(encoded[16:20]), int.from_bytes(encoded[20:24])
     elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         width, height = _webp_size(encoded)
     else:
-        raise DecodeError("neither JPEG, PNG nor WebP")
+        raise DecodeError(_refused_format(encoded))
     _refuse_bomb(width, height)
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
-            if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            image.info.pop("transparency", None)  # dropped anyway, and Pillow warns about some kinds
-            return np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise DecodeError("damaged: its header cannot be read") from error
-    except Exception as error:  # Pillow's parsers raise anything on damaged bytes
-        raise DecodeError(f"damaged: {error}") from error
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
+        if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        image.info.pop("transparency", None)  # dropped anyway, and Pillow warns about some kinds
+        return np.array(image.convert("RGB"))
 
 
-def _decode_jpeg(encoded: bytes) -> Pixels:
-    """By libjpeg-turbo in strict mode: damage is an error instead of a grey area."""
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-        _refuse_bomb(width, height)
-        if colors not in ("CMYK", "YCCK"):
-            pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
-            return pixels
-        # Inverted, as Adobe writes them and as Pillow assumes for all.
-        ink = 255 - simplejpeg.decode_jpeg(encoded, "CMYK")
-        return np.array(Image.fromarray(ink, "CMYK").convert("RGB"))
-    except DecodeError:
-        raise
-    except (ValueError, MemoryError) as error:
-        raise DecodeError(f"damaged: {error}") from error
+def _refused_format(encoded: bytes) -> str:
+    """What the bytes are instead, and what makes an image of them that can be decoded."""
+    for start, name, fix in _OTHER_FORMATS:
+        if encoded.startswith(start):
+            return f"{name}, not a JPEG, PNG or WebP; {fix}"
+    if encoded[4:8] == b"ftyp" and (name := _BOXES.get(encoded[8:12], "")):
+        return f"{name}, not a JPEG, PNG or WebP; {_CONVERT_YOURSELF}"
+    return "neither JPEG, PNG nor WebP"
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:

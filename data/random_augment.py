@@ -3,11 +3,15 @@
 The strength is the magnitude divided by 10, so that the paper's 15 rotates by 45 degrees. (In torchvision's RandAugment
 the same number means something weaker.) Each operation equals Pillow's to the level, apart from ties where noted.
 OpenCV computes them on arrays in less than half the time and releases the interpreter lock.
+
+The EfficientNet code reimplements Pillow's operations in TensorFlow. Ten are equal and four within rounding, but its
+contrast and its solarize do something else; both kinds can be chosen.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -26,15 +30,20 @@ _LEVELS = np.arange(256)
 
 @dataclass(frozen=True, slots=True)
 class RandomAugment:
-    """`layers` consecutive operations, each drawn from `OPERATIONS` and always applied, with `magnitude`."""
+    """`layers` consecutive operations, each drawn from sixteen and always applied, with `magnitude`.
+
+    `operations` "pillow" draws from `OPERATIONS`, "efficientnet" from `EFFICIENTNET_OPERATIONS`.
+    """
 
     layers: int
     magnitude: float
+    operations: Literal["pillow", "efficientnet"] = "pillow"
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """(H, W, 3) -> the same shape, both uint8."""
-        for number in rng.integers(len(_OPERATIONS), size=self.layers):
-            pixels = _OPERATIONS[number](pixels, self.magnitude / 10, rng)
+        operations = _OPERATIONS if self.operations == "pillow" else _EFFICIENTNET_OPERATIONS
+        for number in rng.integers(len(operations), size=self.layers):
+            pixels = operations[number](pixels, self.magnitude / 10, rng)
         return pixels
 
 
@@ -83,6 +92,11 @@ def solarize(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixel
     return _look_up(pixels, np.where(int(256 * strength) > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
+def wrapping_solarize(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """Invert levels of at least 256 times strength modulo 256: TensorFlow compares with a threshold of 8 bits."""
+    return _look_up(pixels, np.where(int(256 * strength) % 256 > _LEVELS, _LEVELS, 255 - _LEVELS))
+
+
 def solarize_add(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     """Add 110 times strength to levels below 128."""
     return _look_up(pixels, np.where(_LEVELS < 128, _LEVELS + int(110 * strength), _LEVELS))
@@ -98,6 +112,16 @@ def contrast(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixel
     """Distances from the mean grey times 1.8 times strength + 0.1."""
     mean = int(cv2.mean(cv2.transform(pixels, _LUMA))[0] + 0.5)
     return _look_up(pixels, mean + _factor(strength) * (_LEVELS - mean).astype(np.float32))
+
+
+def size_contrast(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    """Distances from level H W / 256, at most 255, times 1.8 times strength + 0.1.
+
+    The code divides the sum of a histogram of 256 bins, which is the number of pixels, by 256, and calls it the mean.
+    """
+    height, width = pixels.shape[:2]
+    level = min(255, height * width // 256)
+    return _look_up(pixels, level + _factor(strength) * (_LEVELS - level).astype(np.float32))
 
 
 def brightness(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
@@ -156,7 +180,14 @@ OPERATIONS: Mapping[str, Callable[[Pixels, float, np.random.Generator], Pixels]]
     )
 }  # fmt: skip
 """By name: (H, W, 3) uint8, strength, generator of the sample -> (H, W, 3) uint8; the input is not modified."""
+EFFICIENTNET_OPERATIONS: Mapping[str, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
+    **OPERATIONS,
+    "solarize": wrapping_solarize,
+    "contrast": size_contrast,
+}
+"""The same with the two that the EfficientNet code computes in another way."""
 _OPERATIONS = tuple(OPERATIONS.values())
+_EFFICIENTNET_OPERATIONS = tuple(EFFICIENTNET_OPERATIONS.values())
 
 
 def _either_way(amount: float, rng: np.random.Generator) -> float:

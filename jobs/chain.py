@@ -11,8 +11,9 @@ from rich.text import Text
 from jobs.bundled_recipes import load_recipe
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
+from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.faults.preemption import StopSignals
-from pipeline.plan import Plan, check_model, plan_stage
+from pipeline.plan import Plan, check_model, check_start_classes, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.run_folder import final_checkpoint, run_folder, start_digest
@@ -31,11 +32,14 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         check_model(recipe, stage, f"stage {name}: ")
     if recipe.shards:
         build_missing(recipe.shards, console)
-    plans = []
-    for name in recipe.stages:
-        plans.append(plan_stage(recipe, name))
-        run_folder(recipe, name).check(plans[-1], start_digest(recipe, name))
-    for plan in plans:
+    plans: dict[str, Plan] = {}
+    for name, stage in recipe.stages.items():
+        plan = plans[name] = plan_stage(recipe, name)
+        if stage.start_from:
+            check_start_classes(plan, plans[stage.start_from])
+        run_folder(recipe, name).check(plan, start_digest(recipe, name))
+        check_final_checkpoint(recipe, name)
+    for plan in plans.values():
         _run_planned(plan, recipe, path, overrides, console, signals)
     console.print(result_table(recipe))
 
@@ -71,6 +75,7 @@ def _run_planned(
     folder = run_folder(recipe, plan.name)
     folder.check(plan, start_digest(recipe, plan.name))  # the stage it starts from may only just have ended
     if folder.result() is not None:
+        check_final_checkpoint(recipe, plan.name)
         console.print(f"[bold]{plan.name}[/]  done before")
         return
     if plan.stage.start_from:

@@ -6,6 +6,7 @@ from data.storage import is_remote
 from jobs.bundled_recipes import load_recipe
 from jobs.run_discovery import RunRef, find_runs
 from pipeline.checkpoints.listing import CheckpointedStage, checkpointed_stage, stage_of_recipe
+from pipeline.checkpoints.lost import refuse_lost_checkpoint
 from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage
@@ -34,7 +35,7 @@ def find_checkpoint(source: str) -> str:
     """The path or URL of one checkpoint: `source` itself, or that of the stage there: of its result, or its newest.
 
     Raises:
-        ConfigError: there is none, or there are several stages.
+        ConfigError: there is none, or there are several stages, or the one of the result no longer exists.
     """
     if is_remote(source) or (Path(source) / MANIFEST).exists():
         return source
@@ -42,7 +43,10 @@ def find_checkpoint(source: str) -> str:
     if len(stages) > 1:
         names = ", ".join(stage.stage for _, stage in stages)
         raise ConfigError(f"{source}: has several stages ({names}); give the folder of one")
-    checkpoint = stages[0][1].final_or_newest()
+    stage = stages[0][1]
+    if stage.folder.result() is not None:
+        refuse_lost_checkpoint(stage)
+    checkpoint = stage.final_or_newest()
     if checkpoint is None:
         raise ConfigError(f"{source}: no checkpoint yet; train the stage until it has saved one")
     return checkpoint

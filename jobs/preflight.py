@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from data.cache import Cache
 from jobs.scheduler.dry_run import dry_run
+from pipeline.announcements import class_list
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
-from pipeline.plan import Plan, TrainPlan, check_model, required_cache_bytes
+from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
-from pipeline.preflight.finding import Finding
+from pipeline.preflight.finding import Finding, Findings
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
@@ -34,7 +35,7 @@ def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iter
 
 
 def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding]:
-    assessor = ShardAssessor(recipe)
+    assessor, plans = ShardAssessor(recipe), dict[str, Plan]()
     kept: list[tuple[str, TrainStage, int, int | None]] = []
     caches: list[Cache] = []
     yield from assess_source(recipe)
@@ -43,6 +44,9 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
         yield from assess_settings(recipe, name, elsewhere=slurm)
         found, plan = assessor.assess(name)
         yield from found
+        if plan is not None:
+            plans[name] = plan
+            yield from _assess_classes(plan, plans.get(stage.start_from or ""))
         if plan is not None and not slurm and 0 < (need := _cache_need(plan)) <= plan.cache.bytes:
             caches.append(plan.cache)
             yield assess_cache_space(name, plan.cache, need)
@@ -50,7 +54,10 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
             classes = len(plan.classes) if plan else _CLASSES
             begun = bool(run_folder(recipe, name).events.of(Event.SAVE))
             yield from assess_memory(name, stage, classes, begun=begun)
-            kept.append((name, stage, classes, plan.steps if isinstance(plan, TrainPlan) else stage.steps))
+            if isinstance(plan, TrainPlan):
+                kept.append((name, plan.stage, classes, plan.steps))
+            else:
+                kept.append((name, stage, classes, stage.steps))
     yield from assess_disk_space(recipe, kept, caches)
     if slurm:
         yield from dry_run(recipe, stages)
@@ -64,6 +71,18 @@ def _cache_need(plan: Plan) -> int:
     """Bytes of remote shards that a node reads at a time."""
     training = plan if isinstance(plan, TrainPlan) else None
     return required_cache_bytes(plan.stage, plan.stage.resources.ranks, plan.validation, training)
+
+
+def _assess_classes(plan: Plan, start: Plan | None) -> Findings:
+    """Which class list a stage has, and whether it is that of the stage it starts from."""
+    found = Findings(plan.name)
+    with found.capture():
+        if start is not None:
+            check_start_classes(plan, start)
+        others = start is not None and plan.classes != start.classes
+        new = f", others than those of stage {start.name}: it starts with a new classifier" if start and others else ""
+        found.ok(f"{class_list(plan.classes)}{new}")
+    return found
 
 
 def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:

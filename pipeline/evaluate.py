@@ -15,7 +15,7 @@ from pipeline.images import normalized
 from pipeline.loss import LossKind, class_targets, classification_loss
 from pipeline.plan import Plan
 from pipeline.run_folder import RunFolder
-from pipeline.stage_result import ClassAccuracy, ValidationFigures
+from pipeline.stage_result import ClassAccuracy, ValidationFigures, distinct_names
 from pipeline.training_batches import SkippedLimits, note_skipped
 
 _FORWARDS_BETWEEN_STOP_CHECKS = 8  # all ranks agree then whether one was asked to stop
@@ -56,7 +56,9 @@ class Accuracy:
                 round(right / samples, 6) if samples else None,
                 round(right_in_five / samples, 6) if samples else None,
             )
-            for name, (samples, right, right_in_five) in zip(classes, self.of_classes.tolist(), strict=True)
+            for name, (samples, right, right_in_five) in zip(
+                distinct_names(classes), self.of_classes.tolist(), strict=True
+            )
         }
 
 

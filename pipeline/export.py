@@ -27,7 +27,7 @@ def export(checkpoint: str, destination: Path, which: WhichWeights = "auto") -> 
 
     Returns:
         The file's metadata: `model`, the arguments of `models.registry.create_model` as JSON; `weights`, `raw` or
-        `ema`; `step`, steps trained; `source`, the checkpoint.
+        `ema`; `step`, steps trained; `classes`, what identifies the list of its classes; `source`, the checkpoint.
 
     Raises:
         ConfigError: no checkpoint there, a damaged one, one without the requested average, or a destination that
@@ -45,6 +45,7 @@ def export(checkpoint: str, destination: Path, which: WhichWeights = "auto") -> 
         "model": json.dumps(model),
         "weights": chosen,
         "step": str(source.step),
+        "classes": source.manifest.facts.run.digests.classes_digest,
         "source": source.location,
     }
     _publish(tensors, metadata, destination)

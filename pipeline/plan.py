@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from data.order import SampleOrder
 from data.prefetch import evaluation_need, prefetched_steps
 from data.storage import Storage, is_remote
 from pipeline.errors import ConfigError
+from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
 from pipeline.recipe.sections import ModelSettings
 from pipeline.schedule import learning_rate
@@ -118,7 +120,8 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
     if train.classes != validation.classes:
         raise ConfigError(
             f"{where}the classes of {stage.data.train} and {stage.data.validation} differ "
-            f"({len(train.classes):,} and {len(validation.classes):,}{_first_difference(train, validation)}); build "
+            f"({len(train.classes):,} and {len(validation.classes):,}"
+            f"{_first_difference(train.classes, validation.classes)}); build "
             "both with one class list, or map one to the other with data.label_map or data.validation_label_map"
         )
     order = sample_order(stage, recipe.seed, train.shard_samples, where)
@@ -130,7 +133,30 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
         raise ConfigError(
             f"{where}optimizer: the warm-up of {warmup_steps} steps fills the stage's {steps}; shorten it"
         )
+    stage = with_intervals(stage, steps, steps_per_epoch)
     return TrainPlan(name, recipe.seed, stage, validation, stage_cache(stage), train, order, steps, warmup_steps)
+
+
+def with_intervals(stage: TrainStage, steps: int, steps_per_epoch: float) -> TrainStage:
+    """The stage of `steps` steps with the steps between its saves and between its evaluations.
+
+    By default it evaluates about every tenth of its length, and right after a save where that is possible.
+    """
+
+    def in_steps(settings: CheckpointSettings | EvaluationSettings, otherwise: int) -> int:
+        if settings.every_epochs is None:
+            return settings.every_steps or otherwise
+        return max(1, round(settings.every_epochs * steps_per_epoch))
+
+    saves = in_steps(stage.checkpoint, stage.checkpoint.interval)
+    tenth = max(1, round(steps / 10))
+    evaluations = in_steps(stage.evaluation, round(tenth / saves) * saves or tenth)
+    return stage.model_copy(
+        update={
+            "checkpoint": stage.checkpoint.model_copy(update={"every_steps": saves, "every_epochs": None}),
+            "evaluation": stage.evaluation.model_copy(update={"every_steps": evaluations, "every_epochs": None}),
+        }
+    )
 
 
 def sample_order(stage: TrainStage, seed: int, shard_samples: NDArray[np.int64], where: str) -> SampleOrder:
@@ -207,8 +233,22 @@ def required_cache_bytes(stage: Stage, world_size: int, validation: Dataset, pla
     return need
 
 
-def _first_difference(train: Dataset, validation: Dataset) -> str:
-    for number, (one, other) in enumerate(zip(train.classes, validation.classes, strict=False)):
+def check_start_classes(plan: Plan, start: Plan) -> None:
+    """Check that a stage that only evaluates does so on the classes of the stage that it starts from.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not isinstance(plan, TrainPlan) and plan.classes != start.classes:
+        raise ConfigError(
+            f"stage {plan.name}: data.validation has other classes than stage {start.name}, which it evaluates "
+            f"({len(plan.classes):,} and {len(start.classes):,}{_first_difference(plan.classes, start.classes)}); "
+            "map them with data.validation_label_map, or evaluate on other shards"
+        )
+
+
+def _first_difference(classes: Sequence[str], others: Sequence[str]) -> str:
+    for number, (one, other) in enumerate(zip(classes, others, strict=False)):
         if one != other:
             return f"; class {number} is {one} in one and {other} in the other"
     return ""

@@ -86,6 +86,10 @@ class RunFolder:
     def progress(self) -> Path:
         return self.path / "progress.json"
 
+    def beside(self, stage: str) -> "RunFolder":
+        """The folder of another stage of the same run."""
+        return RunFolder(self.path.parent / stage)
+
     def log_file(self, rank: int) -> Path:
         """The log of one rank."""
         return self.logs / f"rank-{rank:05d}.log"
@@ -251,9 +255,12 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     try:
         return hashlib.sha256(read_bytes(join(checkpoint, MANIFEST), storage)).hexdigest()
     except FileNotFoundError:
+        from pipeline.checkpoints.lost import check_final_checkpoint
+
+        check_final_checkpoint(recipe, start)
         raise ConfigError(
-            f"{checkpoint}: the checkpoint that stage {start} ended with no longer exists; restore it, or remove "
-            f"{run_folder(recipe, start).path} to train that stage again"
+            f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "
+            f"{stage}; give both stages the same"
         ) from None
 
 

@@ -1,8 +1,16 @@
 """`result.json` of a run folder: what a finished stage came to."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+
+def distinct_names(classes: Sequence[str]) -> list[str]:
+    """The names of classes, with the number of the class behind those that several have: labels that are numbers allow
+    equal names."""
+    counts = Counter(classes)
+    return [f"{name} (class {number})" if counts[name] > 1 else name for number, name in enumerate(classes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +49,4 @@ class StageResult:
     """Which were evaluated."""
     validation: ValidationFigures
     classes: Mapping[str, ClassAccuracy]
+    """By the names of `distinct_names`, in the order of the classes."""

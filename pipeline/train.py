@@ -3,6 +3,7 @@
 import time
 from contextlib import closing
 
+from pipeline.announcements import classifier_announcement
 from pipeline.checkpoints.manifest import RunFacts
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
@@ -43,10 +44,12 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     if checkpoint and checkpoint.manifest.facts.run.digests != facts.digests:
         raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
     model = build_model(plan, ranks.device)
-    weights = None
+    weights, beginning = None, []
     if start_from and not checkpoint:
         with closing(open_verified(start_from, ranks, store.storage, store.scratch)) as earlier:
             weights = fitted_weights(model, earlier, stage.start_weights, facts.digests.classes_digest)
+            of_earlier = earlier.manifest.facts.run
+            beginning = [classifier_announcement(plan, of_earlier, folder.beside(of_earlier.stage).result())]
     state = TrainingState(build_engine(model, stage, ranks), ranks, stage.ema_decay)
 
     # Resume.
@@ -67,6 +70,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         requests,
     ):
         monitor.begin(start.checkpoint, damaged)
+        for line in beginning:
+            monitor.notify(line)
         run.evaluate_if_missed()
         began = time.monotonic()
         while not run.is_done:

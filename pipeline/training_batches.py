@@ -46,7 +46,7 @@ def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) ->
 def train_transform(plan: TrainPlan) -> TrainTransform:
     """The transform of the plan's training images."""
     data, settings = plan.stage.data, plan.stage.data.random_augment
-    augment = RandomAugment(settings.layers, settings.magnitude) if settings else None
+    augment = RandomAugment(settings.layers, settings.magnitude, settings.operations) if settings else None
     return TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment)
 
 

@@ -157,7 +157,7 @@ class TrainingRun:
 
         After steps that are not finite it is put off until one is: a roll-back needs weights from before them.
         """
-        self._save_is_due = self._save_is_due or self.is_due(self.plan.stage.checkpoint.every_steps)
+        self._save_is_due = self._save_is_due or self.is_due(self.plan.stage.checkpoint.interval)
         if self.is_done or (self._save_is_due and not self._non_finite.in_a_row):
             self.save()
             self._save_is_due = False

@@ -9,6 +9,7 @@ import simplejpeg
 from PIL import Image
 
 from data.decode import Pixels, decode
+from data.jpeg import jpeg_frame
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -103,8 +104,7 @@ def _encode(pixels: Pixels, quality: int) -> bytes:
 def _inspect(encoded: bytes) -> tuple[str, Kind, int]:
     """Extension, kind and EXIF orientation (1 is upright) of an image that decodes."""
     if encoded[:2] == b"\xff\xd8":
-        *_, colour, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
-        kind = Kind.GREY if colour == "Gray" else Kind.CMYK if colour in ("CMYK", "YCCK") else Kind(0)
+        kind = {1: Kind.GREY, 4: Kind.CMYK}.get(jpeg_frame(encoded).components, Kind(0))
         # Most JPEGs have no EXIF, and Pillow takes 25 times as long as this search.
         orientation = _orientation(encoded) if encoded.find(b"Exif\0\0", 0, 2**16) >= 0 else 1
         extension = "jpg"

@@ -4,6 +4,7 @@ import io
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
@@ -101,8 +102,11 @@ def _drawn(dataset: Dataset, number: int, shard: Shard, place: int) -> DrawnSamp
     except (BrokenSample, DecodeError, ValueError) as error:
         return DrawnSample(name, key, (), "", 0, 0, None, str(error))
     height, width, _ = pixels.shape
-    with Image.open(io.BytesIO(sample.image)) as image:
-        return DrawnSample(name, key, classes, f"{image.format} {image.mode}", width, height, thumbnail(pixels), "")
+    kind = "JPEG"
+    with suppress(UnidentifiedImageError), Image.open(io.BytesIO(sample.image)) as image:
+        # Pillow refuses bytes between the segments of a JPEG's header, which libjpeg passes over.
+        kind = f"{image.format} {image.mode}"
+    return DrawnSample(name, key, classes, kind, width, height, thumbnail(pixels), "")
 
 
 def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:

@@ -8,6 +8,7 @@ import typer
 
 from jobs.checkpoint_discovery import find_checkpoint
 from jobs.exit_codes import STARTS_OVER, exit_on_error
+from pipeline.announcements import list_name
 from pipeline.export import export as export_weights
 
 
@@ -27,6 +28,7 @@ def export(
         model = json.loads(facts["model"])
         kind = "moving average" if facts["weights"] == "ema" else "raw weights"
         print(
-            f"{destination}: {model['name']}, {model['num_classes']:,} classes, {model['image_size']} pixels; "
+            f"{destination}: {model['name']}, {model['num_classes']:,} classes "
+            f"({list_name(facts['classes'])}), {model['image_size']} pixels; "
             f"{kind} of {facts['source']}"
         )

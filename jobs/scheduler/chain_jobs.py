@@ -13,6 +13,7 @@ from typing import Literal
 from data.child_process import PROGRAM_FOLDER
 from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, SubmissionFolder
+from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 from pipeline.recipe.sections import JobResources
@@ -129,11 +130,14 @@ def submit_chain(
     """Submit every job that is neither done nor waiting or running from an earlier submission.
 
     Raises:
-        ConfigError: Slurm refuses a job; those before it are submitted, and another call submits the rest.
+        ConfigError: the checkpoint of a stage that is done no longer exists. Or Slurm refuses a job: those before it
+            are submitted, and another call submits the rest.
         SchedulerDown: its controller does not answer.
     """
     if folder.path.name in recipe.stages:
         raise ConfigError(f"stage {folder.path.name}: job logs go to a folder of this name; rename the stage")
+    for name in recipe.stages:
+        check_final_checkpoint(recipe, name)
     results: list[SubmitResult] = []
     numbers: dict[str, str | None] = {}
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -10,16 +10,17 @@ from typing import Any, Literal
 import yaml
 
 from data.errors import EXIT_TRY_AGAIN
+from data.storage import is_remote
 from jobs.exit_codes import EXIT_INTERRUPTED
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
 from jobs.scheduler.submissions import Submission
-from pipeline.checkpoints.manifest import step_name
+from pipeline.checkpoints.manifest import MANIFEST, step_name
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.monitoring.progress import StageProgress
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, absolute_location
 from pipeline.stage_result import StageResult
 
 State = Literal["done", "running", "waiting", "failed", "stopped", "cancelled", "not started", "unknown"]
@@ -177,6 +178,16 @@ class _StageRecord:
     def _is_shard_job(self) -> bool:
         return is_shard_job(self.stage) and self.stage not in self.run.recipe.get("stages", {})
 
+    def _lost_checkpoint(self) -> str:
+        """That a training stage's final checkpoint is no longer on the disk; empty if it is. URLs are not requested."""
+        if self.result is None or is_remote(self.result.checkpoint) or self._settings().get("task") == "evaluate":
+            return ""
+        if (Path(absolute_location(self.result.checkpoint, self.folder)) / MANIFEST).exists():
+            return ""
+        from pipeline.checkpoints.lost import lost_in  # pydantic, which a status seldom needs
+
+        return lost_in(self.folder)
+
     def _ran_here_since(self, submission: Submission) -> bool:
         """Whether the stage was started without Slurm after its last job ended."""
         if self.begun is None or (self.outcome is not None and self.outcome.kind in ("started", "requeued")):
@@ -186,7 +197,7 @@ class _StageRecord:
 
     def _state(self, job: slurm.SlurmJob | None, now: float) -> tuple[State, str]:
         if self.done:
-            return "done", ""
+            return "done", self._lost_checkpoint()
         if self.damage:
             return "failed", self.damage
         if self.submission is None:

@@ -20,8 +20,8 @@ from pipeline.checkpoints.store import (
 from pipeline.checkpoints.verification import reason_at
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, absolute_location, relative_location, run_folder
 
 _GIVE_UP_AFTER = 60.0  # seconds

@@ -6,7 +6,7 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, RunEvent
-from pipeline.recipe.sections import CheckpointSettings
+from pipeline.recipe.intervals import CheckpointSettings
 
 
 def reasons_to_keep(

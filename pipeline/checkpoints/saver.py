@@ -20,7 +20,7 @@ from pipeline.checkpoints.store import CheckpointLocations, CheckpointStore
 from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
 from pipeline.event_log import Event
-from pipeline.recipe.sections import CheckpointSettings
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from data.json_records import to_json, to_record
 from data.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.schema import TrainStage
-from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder
 
 DAMAGED = "damaged-"

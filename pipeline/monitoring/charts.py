@@ -161,7 +161,7 @@ def _settings(plan: Plan) -> dict[str, float | str | None]:
             "label_smoothing": plan.stage.loss.label_smoothing,
             "mixup_alpha": plan.stage.mixup_alpha,
             "ema_decay": plan.stage.ema_decay,
-            "random_augment": f"{augment.layers} x {augment.magnitude:g}" if augment else None,
+            "random_augment": f"{augment.layers} x {augment.magnitude:g}, {augment.operations}" if augment else None,
         }
     return values
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from torch.utils.tensorboard.summary import image
 
+from pipeline.announcements import announcements
 from pipeline.checkpoints.saver import SaveReport
 from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
@@ -87,6 +88,8 @@ class Monitor:
         )
         if checkpoint:
             self.notify(f"continues from checkpoint {checkpoint}")
+        for line in announcements(self._plan):
+            self.notify(line)
         # At the step after the first, which the next start purges: one that fails before its first save leaves no copy.
         for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
             self._events.add(summary, self._first_step + 1)

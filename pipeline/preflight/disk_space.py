@@ -51,9 +51,9 @@ def most_kept(stage: TrainStage, steps: int | None) -> tuple[int, int]:
     early = settings.keep_last + settings.keep_best + 1
     if steps is None:
         return early, early
-    saves, accumulated = -(-steps // settings.every_steps), 0
+    saves, accumulated = -(-steps // settings.interval), 0
     if settings.keep_every:
-        accumulated = steps // math.lcm(settings.keep_every, settings.every_steps)
+        accumulated = steps // math.lcm(settings.keep_every, settings.interval)
     return min(early + accumulated, saves), min(early, saves)
 
 

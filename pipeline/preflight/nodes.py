@@ -187,7 +187,7 @@ def _load(plan: TrainPlan, folder: RunFolder, world_size: int) -> StepLoad:
         images=stage.batch.global_size,
         gradient_bytes=4 * parameters,
         checkpoint_bytes=checkpoint_bytes(stage, parameters),
-        every_steps=stage.checkpoint.every_steps,
+        every_steps=stage.checkpoint.interval,
         pace=_pace(plan, folder, world_size),
     )
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.announcements import evaluation_view
 from pipeline.plan import check_compiler, check_model, check_ranks, sample_order
 from pipeline.preflight.finding import Findings
-from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.recipe.schema import SMALL_IMAGES, Recipe, TrainStage
 
 
 def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
@@ -16,6 +17,11 @@ def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
     with found.capture():
         check_model(recipe, stage, "")
         found.ok(f"model: {stage.model.name} at {stage.resolution} pixels, {stage.precision}")
+    view = f"evaluation: {evaluation_view(stage)}"
+    if stage.data.evaluation_crop == "center" and stage.resolution < SMALL_IMAGES:
+        found.warning(view, "set data.evaluation_crop=whole, the default at this size")
+    else:
+        found.ok(view)
     if isinstance(stage, TrainStage):
         if stage.compile and not elsewhere:
             with found.capture():

@@ -12,6 +12,7 @@ from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage, is_remote
+from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.plan import (
     Plan,
     TrainPlan,
@@ -104,6 +105,7 @@ class ShardAssessor:
         folder = run_folder(self.recipe, plan.name)
         folder.check(plan, start_digest(self.recipe, plan.name))
         if folder.result() is not None:
+            check_final_checkpoint(self.recipe, plan.name)
             found.ok(f"{folder.path}: done")
         elif folder.events.entries():
             found.ok(f"{folder.path}: continues a run with these settings")
@@ -143,7 +145,7 @@ def unreadable(index: ShardIndex, storage: Storage) -> str | None:
                         decode(content.read())
                         break
         except DecodeError as error:
-            return f"shard {location}: its first image does not decode ({error})"
+            return f"shard {location}: its first image, {member.name}, does not decode ({error})"
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"shard {location}: cannot be read ({error}); copy it again or fix its rights") from None
     return None

@@ -84,6 +84,9 @@ class RandomAugmentSettings(Section):
     """Consecutive operations on each training image."""
     magnitude: Annotated[float, Field(ge=0, le=30)]
     """Strength of the operations: 15 rotates by 45 degrees."""
+    # Left out of a frozen recipe at its default, so that digests of runs without the setting stay what they were.
+    operations: Annotated[Literal["pillow", "efficientnet"], Field(exclude_if=lambda kind: kind == "pillow")] = "pillow"
+    """Contrast and solarize as in Pillow, or as in the EfficientNet code, where they do something else."""
 
 
 class DataSettings(Section):
@@ -103,8 +106,8 @@ class DataSettings(Section):
     """Streams that a global batch is drawn from; must divide the global batch size."""
     shuffle_window: PositiveInt = 8192
     """Samples that are shuffled among each other within a lane."""
-    crop: Literal["random", "whole"] = "random"
-    """Training view: a random window, or the whole image resized."""
+    crop: Literal["random", "distorted_bounding_box", "whole"] = "random"
+    """Training view: a random window with its area or with its height drawn uniformly, or the whole image resized."""
     crop_area: Pair = (0.05, 1.0)
     """Minimum and maximum share of the image area that a random window covers."""
     flip: bool = True
@@ -112,7 +115,8 @@ class DataSettings(Section):
     random_augment: RandomAugmentSettings | None = None
     """RandAugment after crop and flip; None for none."""
     evaluation_crop: Literal["center", "whole"] = "center"
-    """Evaluation view: the central S / (S + 32), or the whole image resized."""
+    """Evaluation view: the central S / (S + 32), or the whole image resized; a stage below 160 pixels has `whole` by
+    default."""
     skipped_share: MayChange[Annotated[float, Field(ge=0, le=1)]] = 0.001
     """The run stops when more than this share of the samples read since its start is unusable."""
     skipped_run: MayChange[PositiveInt] = 32
@@ -226,31 +230,6 @@ class LossSettings(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class CheckpointSettings(Section):
-    """When and where checkpoints are saved, and which are kept."""
-
-    every_steps: PositiveInt = 1000
-    """Steps between saves; the last step is always saved."""
-    keep_last: PositiveInt = 2
-    """Number of newest checkpoints to keep."""
-    keep_every: PositiveInt | None = None
-    """Checkpoints whose steps are multiples of this are kept permanently."""
-    keep_best: Annotated[int, Field(ge=0)] = 0
-    """Number of checkpoints to keep with the best top-1 in an evaluation at their step."""
-    folder: str | None = None
-    """A path or URL below which `<recipe>/<stage>/step-...` is stored, instead of the run folder."""
-    grace_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds after a stop signal after which the run ends even if its save is not complete."""
-
-
-class EvaluationSettings(Section):
-    """When a training stage evaluates, and which weights; it always evaluates at its end."""
-
-    every_steps: PositiveInt | None = None
-    weights: WhichWeights = "auto"
-    """`raw`, `ema`, or `auto`: the moving average if there is one."""
-
-
 class NonFiniteSettings(Section):
     """What happens after a loss or gradient that is not finite; the step itself is never applied."""
 
@@ -269,17 +248,6 @@ class WatchdogSettings(Section):
     """Minimum limit of a later step, save or evaluation."""
     factor: Annotated[float, Field(gt=1)] = 10.0
     """Their limit as a multiple of the longest one so far, if that is more."""
-
-
-class LogSettings(Section):
-    """What is logged during training."""
-
-    every_steps: PositiveInt = 10
-    """Steps between log lines and TensorBoard points."""
-    samples: bool = False
-    """Whether each rank records which samples it was trained on."""
-    histograms_every_steps: PositiveInt | None = None
-    """Steps between histograms of the weights; a file `histograms` in the run folder requests one."""
 
 
 class JobResources(Section):

@@ -1,11 +1,13 @@
 """Decoding: every common kind of image becomes RGB; damage and decompression bombs raise a DecodeError and nothing else."""
 
+import gzip
 import io
 import struct
 import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,11 +54,12 @@ def test_every_common_kind_of_image_decodes_to_the_rgb_of_pillow(name: str) -> N
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGBA").convert("RGB")))
 
 
-def test_of_sixteen_bits_the_upper_eight_are_kept() -> None:
-    grey = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
-    assert np.array_equal(decode(file.getvalue()), np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_of_sixteen_bits_the_upper_eight_are_kept(channels: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (24, 32, channels), dtype=np.uint16)
+    file = cv2.imencode(".png", levels)[1].tobytes()
+    # OpenCV's order is blue, green, red.
+    assert np.array_equal(decode(file), np.repeat(levels >> 8, 3, axis=2) if channels == 1 else levels[..., 2::-1] >> 8)
 
 
 def test_the_exif_orientation_is_ignored() -> None:
@@ -71,11 +74,28 @@ def test_the_exif_orientation_is_ignored() -> None:
         (b"", "^empty file$"),
         (b"text", "^neither JPEG, PNG nor WebP$"),
         (b"\xff\xd8\xff\xe0 but no more", "^damaged: "),
-        (encoded("GIF"), "^neither JPEG, PNG nor WebP$"),
+        (encoded("GIF"), "^a GIF, not a JPEG, PNG or WebP; coatnet shards build --convert"),
+        (encoded("BMP"), "^a BMP, .* --convert"),
+        (encoded("TIFF"), "^a TIFF, .* --convert"),
+        (b"MM\0*" + bytes(60), "^a TIFF, .* --convert"),
+        (encoded("AVIF"), "^an AVIF, .* convert it to JPEG"),
+        (gzip.compress(FILES["JPEG"]), "^compressed with gzip, .* coatnet shards build unpacks it$"),
         (FILES["PNG"][:40], "^damaged: "),
         (FILES["WebP"][:16] + b"\0" * 40, "^damaged: "),
     ],
-    ids=["empty", "text", "header-alone", "gif", "half-a-header", "webp"],
+    ids=[
+        "empty",
+        "text",
+        "header-alone",
+        "gif",
+        "bmp",
+        "tiff",
+        "tiff-big-endian",
+        "avif",
+        "gzip",
+        "half-a-header",
+        "webp",
+    ],
 )
 def test_bytes_that_are_not_an_image_are_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.pillow_transform import OPERATIONS as PILLOW
 from data.decode import Pixels
-from data.random_augment import OPERATIONS, RandomAugment
+from data.random_augment import EFFICIENTNET_OPERATIONS, OPERATIONS, RandomAugment
 
 Picture = Image.Image
 GREY = (128, 128, 128)
@@ -102,6 +102,60 @@ def test_lengths_in_pixels_shrink_only_for_images_below_224(size: int, shift: in
     assert (moved[0, :, 0] == 128).sum() == shift
     squares = [(OPERATIONS["cutout"](white, 1.5, np.random.default_rng(n)) == 128).sum() for n in range(50)]
     assert max(squares) == 3 * side * side
+
+
+def code_blend(degenerate: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    """`blend` of the EfficientNet code: float32, clipped where it extrapolates, then cut off."""
+    if factor in (0.0, 1.0):
+        return degenerate if factor == 0.0 else image
+    low, high = degenerate.astype(np.float32), image.astype(np.float32)
+    mixed = low + np.float32(factor) * (high - low)
+    return (mixed if 0 < factor < 1 else np.clip(mixed, 0, 255)).astype(np.uint8)
+
+
+def code_contrast(image: np.ndarray, magnitude: float) -> np.ndarray:
+    """`contrast` of the EfficientNet code, whose mean is that of a histogram's counts."""
+    grey = np.asarray(Image.fromarray(image).convert("L")).astype(np.int32)
+    counts = np.histogram(grey, bins=256, range=(0, 255))[0]
+    mean = np.float32(counts.sum()) / np.float32(256)
+    degenerate = np.clip(np.ones(image.shape, np.float32) * mean, 0, 255).astype(np.uint8)
+    return code_blend(degenerate, image, (magnitude / 10.0) * 1.8 + 0.1)
+
+
+def code_solarize(image: np.ndarray, magnitude: float) -> np.ndarray:
+    """`solarize` of the EfficientNet code: TensorFlow makes a uint8 of the threshold, as a cast in C does."""
+    threshold = np.array(int((magnitude / 10.0) * 256)).astype(np.uint8)
+    return np.where(image < threshold, image, 255 - image)
+
+
+CODE = {"contrast": code_contrast, "solarize": code_solarize}
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 2.0, 5.0, 9.0, 10.0, 15.0, 20.0, 30.0])
+@pytest.mark.parametrize("name", CODE)
+def test_contrast_and_solarize_of_the_efficientnet_code_are_those_of_its_formulas(name: str, magnitude: float) -> None:
+    for height, width in ((96, 64), (224, 224), (256, 256), (300, 384)):
+        pixels = photograph(height, width)
+        ours = EFFICIENTNET_OPERATIONS[name](pixels, magnitude / 10, np.random.default_rng(0))
+        assert np.array_equal(ours, CODE[name](pixels, magnitude))
+
+
+def test_the_other_operations_of_the_efficientnet_code_are_those_of_pillow() -> None:
+    assert list(EFFICIENTNET_OPERATIONS) == list(OPERATIONS)
+    differing = {name for name, operation in OPERATIONS.items() if EFFICIENTNET_OPERATIONS[name] is not operation}
+    assert differing == CODE.keys()
+
+
+def test_the_chosen_operations_are_applied_to_the_same_draws() -> None:
+    ours, theirs = RandomAugment(2, 15.0), RandomAugment(2, 15.0, "efficientnet")
+    pixels, differing = photograph(64, 64), set()
+    for seed in range(64):
+        drawn = {list(OPERATIONS)[n] for n in np.random.default_rng(seed).integers(16, size=2)}
+        one, other = (augment(pixels, np.random.default_rng(seed)) for augment in (ours, theirs))
+        if not np.array_equal(one, other):
+            differing |= drawn
+            assert drawn & CODE.keys()
+    assert CODE.keys() <= differing
 
 
 def test_each_layer_draws_uniformly_from_all_operations_and_always_applies_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from data.augment import EvaluationTransform
 from data.decode import decode
 from data.index import read_index
 from data.shard import Shard
+from pipeline.announcements import list_name
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.images import normalized
 from pipeline.plan import plan_stage
@@ -216,7 +217,8 @@ def test_an_exported_model_gives_the_logits_of_its_checkpoint(chain: tuple[Path,
     done = coatnet("export", run, file)
     assert done.returncode == 0, done.stderr
     checkpoint = run / "checkpoints/step-00000006"
-    assert done.stdout == f"{file}: coatnet_debug, 3 classes, 48 pixels; raw weights of {checkpoint}\n"
+    classes = list_name(open_checkpoint(checkpoint).manifest.facts.run.digests.classes_digest)
+    assert done.stdout == f"{file}: coatnet_debug, 3 classes ({classes}), 48 pixels; raw weights of {checkpoint}\n"
     plain = build_model(plan_stage(load_recipe(chain[0]), "evaluate"))
     load_weights(plain, open_checkpoint(checkpoint))
     pictures = torch.randn(2, 48, 48, 3)

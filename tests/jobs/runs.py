@@ -76,6 +76,8 @@ class MadeRun:
     def finish(self, stage: str, steps: int = 40) -> None:
         """Write the result of a stage that is done."""
         checkpoint = f"{stage}/checkpoints/step-{steps:08d}"
+        (self.path / checkpoint).mkdir(parents=True, exist_ok=True)
+        (self.path / checkpoint / "manifest.json").touch()
         self.stage(stage).finish(stage_result(checkpoint, stage, steps))
 
     def exit(self, stage: str, code: int, message: str, rank: int = 0, ago: float = 0) -> None:

@@ -1,5 +1,6 @@
 """The chain of a recipe, without its ranks: how often stages are planned, and when they are checked."""
 
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,29 @@ def test_all_stages_are_planned_once_before_the_first_starts(shards: Path, tmp_p
     run(write_recipe(tmp_path, shards))
     stages = ("pretrain", "finetune", "evaluate")
     assert steps == [*(f"plan {name}" for name in stages), *(f"launch {name}" for name in stages)]
+
+
+def test_a_stage_whose_checkpoint_is_gone_is_neither_done_nor_trained_again(
+    shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    run(path)
+    folder = run_folder(load_recipe(path), "finetune")
+    shutil.rmtree(folder.checkpoints / "step-00000001")
+    del steps[:]
+    with pytest.raises(ConfigError, match=r"stage finetune: done, but its checkpoint .*step-00000001 no longer exists"):
+        run(path)
+    assert not any(step.startswith("launch") for step in steps)
+
+
+def test_an_evaluation_on_other_classes_is_refused_before_anything_is_trained(
+    shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    (tmp_path / "map.yaml").write_text("rename: {bright: Bright}\n")
+    with pytest.raises(ConfigError, match="stage evaluate: data.validation has other classes than stage finetune"):
+        chain.run_chain(path, ["evaluate.data.validation_label_map=map.yaml"], Console(quiet=True), StopSignals(_end))
+    assert not any(step.startswith("launch") for step in steps)
 
 
 def test_a_stage_is_checked_against_its_folder_once_the_stage_before_is_done(

@@ -85,6 +85,7 @@ def column_of(stage: TrainStage) -> dict[str, Any]:
 
 def augmentation(stage: TrainStage) -> tuple[int, float] | None:
     chosen = stage.data.random_augment
+    assert chosen is None or chosen.operations == "efficientnet"
     return (chosen.layers, chosen.magnitude) if chosen else None
 
 
@@ -105,7 +106,7 @@ def test_pretraining_is_that_of_the_paper(name: str, row: Row) -> None:
     assert (stage.model.name, stage.model.options, stage.resolution) == (row.model, {}, 224)
     assert (stage.epochs, stage.optimizer.peak_learning_rate) == (row.epochs, row.peak_learning_rate)
     assert (stage.model.drop_path_rate, augmentation(stage)) == (row.stochastic_depth[0], row.random_augment[0])
-    assert (stage.data.crop, stage.data.evaluation_crop) == ("random", "center")
+    assert (stage.data.crop, stage.data.evaluation_crop) == ("distorted_bounding_box", "center")
     assert stage.optimizer.gradient_clip == 1.0
 
 
@@ -120,6 +121,13 @@ def test_fine_tuning_is_that_of_the_paper_at_each_size_and_from_pretraining(name
         assert (stage.model.drop_path_rate, augmentation(stage)) == (row.stochastic_depth[1], row.random_augment[1])
         assert (stage.data.crop, stage.data.evaluation_crop) == ("whole", "whole")
         assert stage.optimizer.gradient_clip == 1.0
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_what_comes_from_the_authors_code_base_is_marked(name: str) -> None:
+    for line in PATHS[name].read_text().splitlines():
+        if "efficientnet" in line or "distorted_bounding_box" in line:
+            assert "the authors' code base" in line.split("#")[1]
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -164,10 +172,10 @@ def test_checkpoints_are_saved_every_15_to_30_minutes_and_about_ten_per_stage_ar
         checkpoint, evaluation = row.stage.checkpoint, row.stage.evaluation
         # A stage of less than two hours and a half saves ten times all the same.
         assert row.save_minutes <= 30
-        assert row.save_minutes >= 15 or 9 <= row.steps / checkpoint.every_steps <= 12
+        assert row.save_minutes >= 15 or 9 <= row.steps / checkpoint.interval <= 12
         assert checkpoint.keep_last == 3
         assert checkpoint.keep_every is not None
-        assert checkpoint.keep_every % checkpoint.every_steps == 0
+        assert checkpoint.keep_every % checkpoint.interval == 0
         assert 8 <= row.steps / checkpoint.keep_every <= 12
         # The best can only be kept where there is a checkpoint at its step.
         assert evaluation.every_steps == checkpoint.every_steps

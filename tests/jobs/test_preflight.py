@@ -15,6 +15,7 @@ from data.order import SampleOrder
 from jobs.preflight import assess_recipe
 from models.complexity import count_parameters
 from models.variants import VARIANTS
+from pipeline.announcements import class_list
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.memory_estimate import estimate_memory
@@ -22,9 +23,9 @@ from pipeline.plan import plan_stage
 from pipeline.preflight.disk_space import most_kept
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.versions import unmet
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, run_folder
 from tests.conftest import with_broken_member
 from tests.servers.s3 import S3Server
@@ -56,9 +57,11 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
     sizes = [f"{read_index(shards / part).bytes / 1e6:,.1f} MB" for part in ("train", "validation")]
     assert [finding.what for finding in findings if finding.where == "pretrain"] == [
         "model: coatnet_debug at 32 pixels, fp32",
+        "evaluation: whole images, resized to 32 x 32 pixels",
         "batch: 12 images as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
         f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
+        class_list(("bright", "dark", "striped")),
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,
     ]  # fmt: skip
@@ -66,6 +69,42 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
     for beginning in ("checkpoints: at most pretrain 3 of ", "clock: the file server of ", "versions: Python 3."):
         assert the_finding(findings, beginning).where == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_centre_crop_says_what_it_cuts_away_and_is_doubtful_at_small_sizes(shards: Path, tmp_path: Path) -> None:
+    crop = "data.evaluation_crop=center"
+    (small,) = wrong(found(tmp_path, shards, crop))
+    assert (small.level, small.fix) == ("warning", "set data.evaluation_crop=whole, the default at this size")
+    assert small.what.startswith("evaluation: the central 25% of a square picture and less of others, so 75% or more")
+    large = the_finding(found(tmp_path, shards, crop, "pretrain.resolution=224"), "evaluation: ")
+    assert large.level == "ok"
+    assert large.what.startswith("evaluation: the central 77% of a square picture")
+
+
+def test_other_classes_than_those_of_the_earlier_stage_are_reported(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("rename: {bright: Bright}\n")
+    maps = [f"finetune.data.{key}=map.yaml" for key in ("label_map", "validation_label_map")]
+    findings = found(tmp_path, shards, *maps, stages=STAGES)
+    assert the_finding(findings, "3 classes", "finetune").what == (
+        f"{class_list(('Bright', 'dark', 'striped'))}, others than those of stage pretrain: it starts with a new classifier"
+    )
+    (refused,) = wrong(findings)
+    assert (refused.level, refused.where) == ("error", "evaluate")
+    assert refused.what == (
+        "data.validation has other classes than stage finetune, which it evaluates (3 and 3; class 0 is bright in one "
+        "and Bright in the other)"
+    )
+
+
+def test_a_stage_that_is_done_and_whose_checkpoint_is_gone_is_an_error(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, shards))
+    folder = run_folder(recipe, "pretrain")
+    folder.create()
+    folder.freeze(plan_stage(recipe, "pretrain"), None)
+    folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
+    (lost,) = wrong(found(tmp_path, shards))
+    assert (lost.level, lost.fix) == ("error", f"restore it, or remove {folder.path} to train the stage again")
+    assert lost.what.endswith("step-00000040 no longer exists, and there is no other intact one")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +212,9 @@ def test_a_first_image_that_does_not_decode_is_a_warning(shards: Path, tmp_path:
     train = f"data.train={tmp_path / 'broken'}"
     (finding,) = wrong(found(tmp_path, shards, train))
     assert finding.level == "warning"
-    assert finding.what.startswith(f"data.train: shard {tmp_path}/broken/{index.shards[1].name}: its first image does")
+    assert finding.what.startswith(
+        f"data.train: shard {tmp_path}/broken/{index.shards[1].name}: its first image, striped/"
+    )
     assert finding.fix == f"check the rest with: coatnet shards verify {tmp_path}/broken --decode"
 
 
@@ -358,6 +399,8 @@ def test_a_run_folder_with_other_settings_is_reported_and_one_with_the_same_cont
     assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
     assert finding.fix == "Restore them, give the recipe another name, or remove the folder to start over"
     folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
+    (folder.checkpoints / "step-00000040").mkdir()
+    (folder.checkpoints / "step-00000040/manifest.json").touch()
     assert the_finding(found(tmp_path, shards), str(folder.path)).what == f"{folder.path}: done"
 
 

@@ -36,3 +36,9 @@ def test_the_table_of_classes_has_shares_of_their_samples_and_none_without_sampl
         "dog": ClassAccuracy(samples=0, top1=None, top5=None),
         "eel": ClassAccuracy(samples=1, top1=1.0, top5=1.0),
     }
+
+
+def test_classes_of_one_name_have_rows_of_their_own() -> None:
+    accuracy = Accuracy(0.5, 1.0, 0.1, 4, 0, np.array([[3, 1, 2], [1, 0, 0], [2, 1, 1]]))
+    table = accuracy.table(["crane", "dog", "crane"])
+    assert {name: row.samples for name, row in table.items()} == {"crane (class 0)": 3, "dog": 1, "crane (class 2)": 2}

@@ -1,6 +1,7 @@
 """Export and the choice between raw and averaged weights, from checkpoints of one rank without an engine."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_export_and_loading_take_the_requested_weights(averaged: bool, which: An
     path, file = save(tmp_path, 5, averaged), tmp_path / "out.safetensors"
     metadata = export(str(path), file, which)
     assert (metadata["weights"], metadata["step"], metadata["source"]) == (taken, "5", str(path))
+    assert metadata["classes"] == RUN.digests.classes_digest
     wanted = model(6 if taken == "ema" else 5)
     assert_equal(load_exported(file), wanted)
     with safe_open(file, framework="pt") as tensors:
@@ -110,6 +112,25 @@ def test_a_run_folder_means_the_checkpoint_of_its_result_or_else_the_newest(tmp_
     assert export(find_checkpoint(str(run)), file)["step"] == "5"
     assert_equal(load_exported(file), model(5))
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.safetensors"]
+
+
+def test_a_checkpoint_of_a_result_that_is_gone_is_not_replaced_by_another(tmp_path: Path) -> None:
+    run, file = tmp_path / "pretrain", tmp_path / "out.safetensors"
+    save(run, 5, averaged=False)
+    shutil.rmtree(save(run, 7, averaged=False))
+    damaged = save(run, 6, averaged=False) / "rank-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    RunFolder(run).finish(stage_result("pretrain/checkpoints/step-00000007"))
+    refused = CliRunner().invoke(app, ["export", str(run), str(file)])
+    assert refused.exit_code == 78
+    checkpoints = run / "checkpoints"
+    assert (
+        f"stage pretrain: done, but its checkpoint {checkpoints}/step-00000007 no longer exists, the newest intact one is "
+        f"{checkpoints}/step-00000005; restore it, or remove {run}/result.json to continue from that one"
+    ) in " ".join(refused.stderr.split())
+    assert not file.exists()
+    exported = CliRunner().invoke(app, ["export", str(checkpoints / "step-00000005"), str(file)])
+    assert f"3 classes (class list {RUN.digests.classes_digest[:8]}), 32 pixels" in exported.stdout
 
 
 def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> None:

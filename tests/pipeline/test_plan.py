@@ -39,6 +39,28 @@ def test_warm_up_epochs_become_steps_and_the_rate_follows(shards: Path, tmp_path
     assert [planned.learning_rate(step) for step in (0, 3, 7, 39)] == pytest.approx([0.1, 0.4, 0.8, 0.8])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "saves", "evaluations"),
+    [
+        ([], 1000, 4),  # a tenth of 40 steps
+        (["pretrain.steps=7"], 1000, 1),
+        (["pretrain.steps=470", "checkpoint.every_steps=20"], 20, 40),  # right after a save
+        (["pretrain.steps=470", "checkpoint.every_steps=90"], 90, 90),
+        (["evaluation.every_steps=7", "checkpoint.every_steps=3"], 3, 7),
+        (["evaluation.every_epochs=2", "checkpoint.every_epochs=0.5"], 2, 8),  # 3.75 steps an epoch
+        (["evaluation.every_epochs=0.01", "checkpoint.every_epochs=4"], 15, 1),
+    ],
+)
+def test_saves_and_evaluations_are_so_many_steps_apart(
+    shards: Path, tmp_path: Path, overrides: list[str], saves: int, evaluations: int
+) -> None:
+    unset = ["pretrain.checkpoint.every_steps=null", "evaluation.every_steps=null"]
+    stage = plan(tmp_path, shards, *unset, *overrides).stage
+    assert (stage.checkpoint.every_steps, stage.checkpoint.interval) == (saves, saves)
+    assert stage.evaluation.every_steps == evaluations
+    assert (stage.checkpoint.every_epochs, stage.evaluation.every_epochs) == (None, None)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_that_divide_the_micro_batches_are_accepted(shards: Path, tmp_path: Path, world_size: int) -> None:
     assert plan(tmp_path, shards, world_size=world_size).stage.batch.micro_batches == 4

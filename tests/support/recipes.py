@@ -29,6 +29,7 @@ def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
         "batch": {"global_size": 12, "micro_size": 3},
         "precision": "fp32",
         "log": {"every_steps": 1},
+        "evaluation": {"every_steps": 10**6},  # at the end alone: tests that want more say so
         "resources": {"ranks": 2},
     } | changes
     pretrain = {

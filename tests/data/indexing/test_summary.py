@@ -92,6 +92,14 @@ def test_an_unusable_sample_is_drawn_with_its_problem(tmp_path: Path) -> None:
     assert describe(dataset, drawn)["drawn"]["unusable"] == [{"shard": "0.tar", "key": "b", "problem": "empty file"}]
 
 
+def test_a_jpeg_with_a_header_that_pillow_refuses_is_drawn(tmp_path: Path) -> None:
+    jpeg = picture(0)
+    write_members(tmp_path / "0.tar", [("a.jpg", jpeg[:2] + b"\1\2" + jpeg[2:]), ("a.cls", b"0")])
+    index_shards([str(tmp_path)])
+    (drawn,) = draw_samples(open_dataset(str(tmp_path), Storage()), 1, seed=0)
+    assert (drawn.format, drawn.problem) == ("JPEG", "")
+
+
 def test_few_bytes_of_few_remote_shards_are_downloaded(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.scheduler import slurm
 from jobs.scheduler.slurm import SlurmJob
 from jobs.scheduler.stage_status import StatusReport, clock, duration, stage_statuses
 from tests.jobs.runs import MadeRun, at, lines, row, rows, running, slurm_reports, status
+from tests.pipeline.checkpoints.small import freeze, save
 from tests.support.recipes import write_recipe
 
 START = f"{at(500)} job 7: start 0 on node[1-2], 8 tasks"
@@ -127,6 +129,20 @@ def test_other_folders_are_refused_and_an_empty_runs_folder_has_no_runs(run: Mad
         result = status(wrong)
         assert result.exit_code == 78
         assert message in result.output
+
+
+def test_a_stage_whose_checkpoint_is_gone_is_done_and_says_what_is_there(run: MadeRun) -> None:
+    run.finish("pretrain")
+    assert row("runs/small")["reason"] == ""
+    shutil.rmtree(run.path / "pretrain/checkpoints/step-00000040")
+    save(run.path / "pretrain", 5)
+    freeze(run.path / "pretrain")
+    found = row("runs/small")
+    checkpoints = run.path / "pretrain/checkpoints"
+    assert (found["state"], found["reason"]) == (
+        "done",
+        f"its checkpoint no longer exists, the newest one there is {checkpoints}/step-00000005",
+    )
 
 
 def test_shard_jobs_are_rows_and_done_when_the_shards_are_complete(

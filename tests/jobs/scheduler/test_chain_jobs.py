@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 
 from jobs.bundled_recipes import bundled_recipes
-from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs
+from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs, submit_chain
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
 from pipeline.errors import ConfigError
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.run_folder import run_folder
 from tests.support.command import coatnet
 from tests.support.recipes import write_recipe
+from tests.support.records import stage_result
 
 
 def commands_of(recipe: Recipe) -> dict[str, list[str]]:
@@ -24,6 +26,18 @@ def commands_of(recipe: Recipe) -> dict[str, list[str]]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write_recipe(tmp_path, tmp_path / "shards")
+
+
+def test_nothing_is_submitted_for_a_stage_whose_checkpoint_is_gone(path: Path) -> None:
+    recipe = load_recipe(path)
+    folder = run_folder(recipe, "pretrain")
+    folder.create()
+    folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
+    submissions = submission_folder(recipe)
+    chain = chain_jobs(recipe, submissions, (recipe, submissions))
+    with pytest.raises(ConfigError, match="stage pretrain: done, but its checkpoint .* no longer exists"):
+        submit_chain(chain, recipe, submissions, submissions)
+    assert not submissions.submissions()
 
 
 def test_resources_become_options_of_sbatch(path: Path) -> None:

@@ -11,9 +11,9 @@ from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import checkpoint_store, known_stores
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.recipe.sections import CheckpointSettings
 from pipeline.run_folder import RunFolder, run_folder, start_digest
 from tests.pipeline.checkpoints.small import ALONE, STAGE, holds, local, names, save, together
 from tests.support.recipes import write_recipe
@@ -138,6 +138,7 @@ def test_a_missing_starting_checkpoint_is_reported_with_the_fix(shards: Path, tm
     assert start_digest(recipe, "finetune") is not None
     shutil.rmtree(run.checkpoints)
     with pytest.raises(
-        ConfigError, match="stage pretrain ended with no longer exists; restore it, or remove .*test/pretrain to"
+        ConfigError,
+        match="stage pretrain: done, but its checkpoint .* no longer exists, and there is no other intact one; restore it, or remove .*test/pretrain to",
     ):
         start_digest(recipe, "finetune")

@@ -25,7 +25,7 @@ from pipeline.checkpoints.manifest import (
 from pipeline.checkpoints.store import CheckpointLocations
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
-from pipeline.recipe.sections import CheckpointSettings
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import freeze, local, save
 

@@ -9,7 +9,7 @@ from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.retention import reasons_to_keep
 from pipeline.event_log import Event
-from pipeline.recipe.sections import CheckpointSettings
+from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import ALONE, live, local, names, save, saver
 

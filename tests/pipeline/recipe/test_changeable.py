@@ -66,7 +66,8 @@ def run_digests(folder: Path, stage: str, *overrides: str) -> RunDigests:
     """Those of a stage of `RECIPE`, on data that exists in name only."""
     path = folder / "recipe.yaml"
     path.write_text(RECIPE)
-    recipe = load_recipe(path, ["pretrain.data.random_augment={layers: 2, magnitude: 15}", *overrides])
+    fixed = ["pretrain.data.random_augment={layers: 2, magnitude: 15}", "data.evaluation_crop=center"]
+    recipe = load_recipe(path, [*fixed, *overrides])
     settings = recipe.stages[stage]
     assert isinstance(settings, TrainStage)
     data: Any = SimpleNamespace(digest="d", classes=("a", "b"))
@@ -94,6 +95,9 @@ def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:
         ("checkpoint.folder=elsewhere", False),
         ("resources.ranks=2", False),
         ("data.lanes=8", True),
+        ("data.crop=distorted_bounding_box", True),
+        ("pretrain.data.random_augment.operations=pillow", False),
+        ("pretrain.data.random_augment.operations=efficientnet", True),
         ("optimizer.peak_learning_rate=1e-4", True),
         ("precision=fp32", True),
         ("batch.micro_size=2", True),

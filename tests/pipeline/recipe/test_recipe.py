@@ -101,6 +101,8 @@ def test_an_override_of_one_stage_does_not_change_the_shared_defaults(tmp_path: 
         ("    epochs: 2", "    epochs: 2\n    epochs: 3", r"recipe.yaml:18: .*epochs is given twice \(first at .*:17\); remove one"),
         ("    epochs: 2", "    epochs: 2\n   bad: [", r"recipe.yaml:\d+: not YAML"),
         ("    peak_learning_rate: 1e-3", "    peak_learning_rate: 1e-3\n    warmup_steps: 2\n    warmup_epochs: 1", "keep one"),
+        ("    epochs: 2", "    epochs: 2\n    evaluation: {every_steps: 2, every_epochs: 1}", r"stages.pretrain.evaluation: every_steps and every_epochs are both given; keep one"),
+        ("    epochs: 2", "    epochs: 2\n    checkpoint: {every_steps: 2, every_epochs: 1}", r"stages.pretrain.checkpoint: every_steps and every_epochs are both given; keep one"),
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 0", r"zero_stage 0 with bf16_autocast"),
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 3\n    compile: true", r"compile does not work with zero_stage 3"),
         ("stages:\n", "stages: 5\nmore:\n", r"unknown key more"),
@@ -110,6 +112,24 @@ def test_errors_name_file_and_line(tmp_path: Path, old: str, new: str, message: 
     assert old in RECIPE
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, RECIPE.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "crop"),
+    [
+        ([], "whole"),
+        (["resolution=159"], "whole"),
+        (["resolution=160"], "center"),
+        (["resolution=224"], "center"),
+        (["data.evaluation_crop=center"], "center"),
+        (["resolution=224", "data.evaluation_crop=whole"], "whole"),
+    ],
+)
+def test_small_images_are_evaluated_whole_unless_the_recipe_says_otherwise(
+    tmp_path: Path, overrides: list[str], crop: str
+) -> None:
+    stages = load_recipe(write(tmp_path), overrides).stages
+    assert {stage.data.evaluation_crop for name, stage in stages.items()} == {crop}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
 from data.building.keys import readable
@@ -21,8 +22,8 @@ from data.building.shard_plan import (
     read_images,
     relabelled,
     repetitions,
+    sample_bytes,
     shuffled,
-    tar_bytes,
     validation_mask,
 )
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
@@ -90,6 +91,7 @@ class _Split:
     name: str
     images: Int64
     labels: Int32
+    bytes: int
     cuts: list[tuple[int, int]]
 
     def paths(self, building: BuildFolder) -> list[Path]:
@@ -100,6 +102,8 @@ class _Split:
 
 def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
     """Write the shards of all runs, then labels and index, and rename the result to the destination.
+
+    The sorted runs are removed last, when everything that takes their place has reached the disk.
 
     Raises:
         DataError: broken images, labels that are not in the class list, a class too small for the validation split, or
@@ -121,7 +125,7 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
     for split in splits:
         (building.shards / split.name).mkdir(exist_ok=True)
     _remove_obsolete(building, {path for split in splits for path in split.paths(building)})
-    _refuse_full_disk(building, sum(int(tar_bytes(images.size[split.images]).sum()) for split in splits))
+    _refuse_full_disk(building, sum(split.bytes for split in splits))
     tasks = (task for split in splits for task in _tasks(build, paths, images, split, repetition, as_json))
     entries = _write(build, tasks, len(order))
 
@@ -130,7 +134,7 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
         folder = building.shards / split.name
         most = int((split.labels >= 0).sum(axis=1).max(initial=1))
         content, sha256 = labels_file(np.ascontiguousarray(split.labels[:, :most]))
-        (folder / LABELS_NAME).write_bytes(content)
+        write_atomically(folder / LABELS_NAME, content)
         index = ShardIndex(
             folder=str(folder),
             classes=classes,
@@ -146,6 +150,8 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
     if build.destination.exists():
         build.destination.rmdir()
     building.shards.rename(build.destination)
+    sync_folder(build.destination)
+    sync_folder(build.destination.absolute().parent)
     building.remove()
     return report(images, order, left_out, build.reading, indexes)
 
@@ -195,10 +201,11 @@ def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tupl
 def _split(
     images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: WriteOptions
 ) -> list[_Split]:
+    bytes_ = sample_bytes(images, order, labels, as_json=labels.shape[1] > 1)
+
     def cut(name: str, chosen: NDArray[np.bool_]) -> _Split:
-        mine = order[chosen]
-        bounds = cuts(tar_bytes(images.size[mine]), writing.samples_per_shard, writing.shard_bytes)
-        return _Split(name, mine, labels[chosen], list(bounds))
+        bounds = cuts(bytes_[chosen], writing.samples_per_shard, writing.shard_bytes)
+        return _Split(name, order[chosen], labels[chosen], int(bytes_[chosen].sum()), list(bounds))
 
     if not writing.validation_per_class and not writing.validation_fraction:
         return [cut("", np.ones(len(order), np.bool_))]

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from data.class_mixing import advice_on_index
+from data.dataset import Dataset
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import ScanOptions
@@ -68,7 +70,7 @@ def index(
                 skip_broken_shards=skip_broken_shards,
                 scanning=ScanOptions(storage, threads, begin, advance),
             )
-        for line in report_lines(report):
+        for line in (*report_lines(report), *advice_on_index(Dataset(report.index, storage))):
             print_line(console, line)
 
 

@@ -90,6 +90,16 @@ class Accounting:
             )
 
 
+def lines(accounting: Accounting) -> Iterator[str]:
+    """As `table`, but one line for all entries if none is left out."""
+    if accounting.left_out:
+        yield from table(accounting)
+    else:
+        uses = ", ".join(f"{count:,} {use}" for use, count in accounting.taken.items() if count)
+        yield f"{accounting.found:,} {accounting.unit} found, all of them taken: {uses}"
+        yield from (remark.text for remark in accounting.remarks)
+
+
 def table(accounting: Accounting) -> Iterator[str]:
     """The lines that people read: one for what was found, one per use and reason, and one per remark."""
     uses: Mapping[str, int] = accounting.taken

@@ -12,7 +12,7 @@ from data.building.folders import open_folder
 from data.building.formats import TAR_EXTENSIONS
 from data.building.source import UNKNOWN_SIZE, ImageFile, Source, SourceItem
 from data.errors import DataError
-from data.label_files import LabelFile, split_line
+from data.label_files import LabelFile, label_lines
 from data.remote_file import open_file
 from data.storage import Storage, checked, file_size, is_remote, join, parent
 
@@ -72,16 +72,16 @@ def _list_file(location: str, storage: Storage) -> Source:
         accounting.found = 0
         accounting.left_out.clear()
         with open_file(location, storage) as file:
-            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape"), 1):
+            lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")
+            for number, path, labels, length, left_out in label_lines(lines, location):
                 accounting.found += 1
-                if not line.strip():
-                    accounting.leave_out("empty", f"line {number:,}")
+                if left_out:
+                    accounting.leave_out(left_out, f"line {number:,}")
                     continue
-                path, labels = split_line(line)
                 if not labels:
                     raise DataError(f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL")
                 place = path if "://" in path or Path(path).is_absolute() else join(home, path)
-                yield SourceItem(ImageFile(path, labels, place), UNKNOWN_SIZE, len(line) / size)
+                yield SourceItem(ImageFile(path, labels, place), UNKNOWN_SIZE, length / size)
 
     if next(items(), None) is None:
         raise DataError(f"{location}: no lines in it; it should have lines of PATH<TAB>LABEL")

@@ -135,7 +135,7 @@ def test_a_list_names_images_from_its_own_folder(
 def test_several_labels_are_written_as_lists_for_all_images(pictures: Path, tmp_path: Path) -> None:
     source = tmp_path / "list.tsv"
     source.write_text(
-        f"{pictures}/dark/0000.jpg\tnight\n{pictures}/dark/0001.jpg\tstreet night\n{pictures}/dark/0002.jpg\tcar,night car\n"
+        f"{pictures}/dark/0000.jpg\tnight\n{pictures}/dark/0001.jpg\tstreet\tnight\n{pictures}/dark/0002.jpg\tcar\tnight\tcar\n"
     )
     index = built(source, tmp_path / "out")
     assert index.classes == ("car", "night", "street")

@@ -1,14 +1,13 @@
 """Building shards with a progress bar and a report of what became of the source and what was written."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from data.accounting import Accounting, table
+from data.accounting import lines
 from data.building.keys import readable
 from jobs.console import print_line
 
@@ -91,7 +90,7 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
         print_line(console, _described(kind))
     if report.shrunk:
         print_line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
-    for line in accounting_lines(report.accounting):
+    for line in lines(report.accounting):
         print_line(console, line)
     for folder, index in report.indexes.items():
         print_line(
@@ -99,16 +98,6 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
             f"{folder}: {index.samples:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
             f"{index.bytes / 1e6:,.1f} MB",
         )
-
-
-def accounting_lines(accounting: Accounting) -> Iterator[str]:
-    """What became of the entries of a source: a table, or a single line if all were taken; and the remarks."""
-    if accounting.left_out:
-        yield from table(accounting)
-    else:
-        uses = ", ".join(f"{count:,} {use}" for use, count in accounting.taken.items() if count)
-        yield f"{accounting.found:,} {accounting.unit} found, all taken: {uses}"
-        yield from (remark.text for remark in accounting.remarks)
 
 
 def _described(kind: "KindCount") -> str:

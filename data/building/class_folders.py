@@ -159,7 +159,7 @@ class ClassFolders:
             pattern = names.pop() if len(names) == 1 else inner
             raise DataError(
                 f"{self.location}: there are images in {_shown(outer)} and in its subfolder {_shown(inner)}"
-                f"{f', and in {len(nested) - 1:,} more such ones' if len(nested) > 1 else ''}; to take subfolders "
+                f"{f' (and in {len(nested) - 1:,} more subfolders)' if len(nested) > 1 else ''}; to take subfolders "
                 f"as part of the class above them, use --nested; to leave them out, --leave-out {_quoted(pattern)}; if "
                 f"{_shown(outer)} contains the class folders, select them {self._by(outer)}"
             )

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from data.accounting import Accounting
 from data.atomic_file import atomic_file
-from data.building.archive import class_tar_images
 from data.building.class_folders import Selection
+from data.building.class_tars import class_tar_images
 from data.building.conversion import CheckedImage, Conversion, check_image
 from data.building.keys import encoded_name, key_hash, shuffle_rank
 from data.building.source import BrokenInput, ImageBatch, ImageFile, SourceImage

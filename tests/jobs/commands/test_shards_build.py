@@ -23,7 +23,7 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
     assert done.stdout.splitlines() == [
         "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged (--convert converts them)",
         "1 images are grey (dark/0001.jpg): 1 stored unchanged (--convert converts them)",
-        "10 files found, all taken: 10 images",
+        "10 files found, all of them taken: 10 images",
         "plain/train: 7 images of 3 classes in 1 shards, 0.0 MB",
         "plain/validation: 3 images of 3 classes in 1 shards, 0.0 MB",
     ]
@@ -34,7 +34,7 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
         "1 images are PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
         "1 images are grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
         "10 images shrunk to a short side of 16 pixels",
-        "10 files found, all taken: 10 images",
+        "10 files found, all of them taken: 10 images",
         "small: 10 images of 3 classes in 1 shards, 0.0 MB",
     ]
     assert read_index(tmp_path / "small").image_fields == ("jpg",)
@@ -47,11 +47,11 @@ def test_a_part_prints_the_command_that_merges(tmp_path: Path) -> None:
         done = coatnet("shards", "build", "source", "out", "--part", f"{number}/2", folder=tmp_path)
         images = 6 if number == 1 else 0  # one batch is all of so few
         assert done.stdout == (
-            f"6 files found, all taken: {'6 images' if number == 1 else '6 in other parts'}\n"
+            f"6 files found, all of them taken: {'6 images' if number == 1 else '6 in other parts'}\n"
             f"part {number} of 2: {images} images checked; when all parts are, run: coatnet shards merge out\n"
         )
     done = coatnet("shards", "merge", "out", "--processes", "1", folder=tmp_path)
-    assert done.stdout == "6 files found, all taken: 6 images\nout: 6 images of 3 classes in 1 shards, 0.0 MB\n"
+    assert done.stdout == "6 files found, all of them taken: 6 images\nout: 6 images of 3 classes in 1 shards, 0.0 MB\n"
 
 
 @pytest.mark.parametrize(

@@ -111,11 +111,11 @@ def build_shards(
         raise DataError(f"{source}: can only be read sequentially and not in parts; build it without --part")
     building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), build_part)
     if build_part:
-        with Workers(processes) as workers:
+        with building.reading(build_part), Workers(processes) as workers:
             build = BuildContext(building, destination, reading, writing, storage, workers, progress)
             runs, elsewhere = _make_runs(build, images, build_part)
-        save_listing(building.path, build_part, images.accounting)
-        building.finish_part(build_part, runs)
+            save_listing(building.path, build_part, images.accounting)
+            building.finish_part(build_part, runs)
         if not runs:  # more parts than batches
             accounting = in_part(images.accounting, None, elsewhere)
             return BuildReport({}, 0, [], [], 0, None, accounting)
@@ -140,7 +140,7 @@ def merge_parts(
     """Write the shards of a build once all its parts are read, with the options of the parts.
 
     Raises:
-        DataError: there is no such build, parts are missing, or as for `build_shards`.
+        DataError: there is no such build, parts are missing or still being read, or as for `build_shards`.
     """
     building = BuildFolder(destination)
     _refuse_existing(destination, building)
@@ -150,9 +150,10 @@ def merge_parts(
         raise DataError(
             f"{destination}: no build to merge; begin one with: coatnet shards build SOURCE {destination} --part 1/N"
         ) from None
+    runs = building.all_runs()
     with building.lock(), Workers(processes) as workers:
         build = BuildContext(building, destination, plan.reading, plan.writing, storage, workers, progress)
-        return merge_runs(build, building.all_runs(), read_listing(building.path))
+        return merge_runs(build, runs, read_listing(building.path))
 
 
 def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> tuple[list[str], int]:

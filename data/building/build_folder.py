@@ -1,10 +1,11 @@
 """The folder of an unfinished build beside its destination: what is being built, and what is done already."""
 
+import errno
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from data.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
 
 _VERSION = 2
+_LOCK = ".lock"
+_PART_NAME = re.compile(r"(\d+)-of-(\d+)")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class BuildFolder:
 
     plan.json   what is being built
     runs/       checked images; see `data.building.sorted_runs`
-    parts/      for each finished part the names of its runs
+    parts/      for each finished part the names of its runs, and locks of those being read
     shards/     what becomes the destination
     entries/    for each finished shard its index entry
     """
@@ -125,9 +129,21 @@ class BuildFolder:
                 f"{self._plan}: not the plan of a build ({error}); remove {self.path} to start again"
             ) from None
 
+    @contextmanager
+    def reading(self, part: BuildPart) -> Iterator[None]:
+        """Let nobody else read this part, or write shards, in the meantime.
+
+        Raises:
+            DataError: another process reads it or writes shards, or the file system has no locks.
+        """
+        with self._held(
+            self._part_file(part).with_suffix(_LOCK), f"another process reads part {part} or merges the parts"
+        ):
+            yield
+
     def finish_part(self, part: BuildPart, runs: list[str]) -> None:
         """Record the runs of a part that has been read completely."""
-        write_atomically(self._parts / f"{part.number}-of-{part.parts}.json", json.dumps(runs), shared=True)
+        write_atomically(self._part_file(part), json.dumps(runs), shared=True)
 
     def all_runs(self) -> list[str]:
         """The names of the runs of all parts.
@@ -137,7 +153,7 @@ class BuildFolder:
         """
         finished: dict[int, dict[int, Path]] = {}
         for path in self._parts.glob("*.json"):
-            if match := re.fullmatch(r"(\d+)-of-(\d+)", path.stem):
+            if match := _PART_NAME.fullmatch(path.stem):
                 finished.setdefault(int(match[2]), {})[int(match[1])] = path
         if not finished:
             raise DataError(f"{self.path}: no part is finished; run: coatnet shards build ... --part 1/N")
@@ -153,23 +169,41 @@ class BuildFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from writing the same shards.
+        """Keep other processes from writing the same shards and from reading parts.
 
         Raises:
-            DataError: another process does.
+            DataError: another process does, or the file system has no locks.
         """
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f"{self.path}: another process is building there; wait for it or stop it") from None
-        try:
+        with ExitStack() as held:
+            held.enter_context(self._held(self.path / "lock", "another process is building there"))
+            for path in sorted(self._parts.glob(f"*{_LOCK}")):
+                if match := _PART_NAME.fullmatch(path.stem):
+                    held.enter_context(self._held(path, f"part {match[1]}/{match[2]} is still being read"))
             for folder in (self.runs, self.entries, self.shards, *filter(Path.is_dir, self.shards.iterdir())):
                 for unfinished in folder.glob(".*"):
                     unfinished.unlink()
             yield
+
+    @contextmanager
+    def _held(self, path: Path, otherwise: str) -> Iterator[None]:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(f"{self.path}: {otherwise}; wait for it or stop it") from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise DataError(
+                f"{path}: the file system has no file locks ({error}); build on another one, or mount it with flock"
+            ) from None
+        try:
+            yield
         finally:
             lock.release()
+
+    def _part_file(self, part: BuildPart) -> Path:
+        return self._parts / f"{part.number}-of-{part.parts}.json"
 
     def is_small(self) -> bool:
         """Whether removing it loses next to no work."""

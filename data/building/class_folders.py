@@ -157,11 +157,11 @@ class ClassFolders:
             inner, outer = nested[0]
             names = {one.rpartition("/")[2] for one, _ in nested}
             pattern = names.pop() if len(names) == 1 else inner
+            more = f", and in {len(nested) - 1:,} more subfolders of classes" if len(nested) > 1 else ""
             raise DataError(
-                f"{self.location}: there are images in {_shown(outer)} and in its subfolder {_shown(inner)}"
-                f"{f' (and in {len(nested) - 1:,} more subfolders)' if len(nested) > 1 else ''}; to take subfolders "
-                f"as part of the class above them, use --nested; to leave them out, --leave-out {_quoted(pattern)}; if "
-                f"{_shown(outer)} contains the class folders, select them {self._by(outer)}"
+                f"{self.location}: there are images in {_shown(outer)} and in its subfolder {_shown(inner)}{more}; to "
+                f"take subfolders as part of the class above them, use --nested; to leave them out, --leave-out "
+                f"{_quoted(pattern)}; if {_shown(outer)} contains the class folders, select them {self._by(outer)}"
             )
         first, stray = self._first or "", next(iter(self._strays))
         above = [folder.rpartition("/")[0] for folder in (first, stray)]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
+from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
 from data.building.keys import readable
@@ -24,8 +25,8 @@ from data.building.shard_plan import (
     read_images,
     relabelled,
     repetitions,
+    sample_bytes,
     shuffled,
-    tar_bytes,
     validation_mask,
 )
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
@@ -89,7 +90,7 @@ class BuildReport:
     """What became of every entry of the source."""
 
     def document(self) -> dict[str, Any]:
-        """What `--json` prints: the accounting, as in `report.json`, and what was written."""
+        """What `--json` prints and `report.json` contains: the accounting, and what was written."""
         written = [
             {
                 "folder": str(folder),
@@ -111,6 +112,7 @@ class _Split:
     name: str
     images: Int64
     labels: Int32
+    bytes: int
     cuts: list[tuple[int, int]]
 
     def paths(self, building: BuildFolder) -> list[Path]:
@@ -121,6 +123,8 @@ class _Split:
 
 def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> BuildReport:
     """Write the shards of all runs, then labels and index, and rename the result to the destination.
+
+    The sorted runs are removed last, when everything that takes their place has reached the disk.
 
     Args:
         listing: what was found in the source.
@@ -148,16 +152,17 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     for split in splits:
         (building.shards / split.name).mkdir(exist_ok=True)
     _remove_obsolete(building, {path for split in splits for path in split.paths(building)})
-    _refuse_full_disk(building, sum(int(tar_bytes(images.size[split.images]).sum()) for split in splits))
+    _refuse_full_disk(building, sum(split.bytes for split in splits))
     tasks = (task for split in splits for task in _tasks(build, paths, images, split, repetition, as_json))
     entries = _write(build, tasks, len(order))
 
     indexes: dict[Path, ShardIndex] = {}
+    unpublished: list[ShardIndex] = []
     for split in splits:
         folder = building.shards / split.name
         most = int((split.labels >= 0).sum(axis=1).max(initial=1))
         content, sha256 = labels_file(np.ascontiguousarray(split.labels[:, :most]))
-        (folder / LABELS_NAME).write_bytes(content)
+        write_atomically(folder / LABELS_NAME, content)
         index = ShardIndex(
             folder=str(folder),
             classes=classes,
@@ -167,15 +172,20 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
             labels_per_sample=most,
             labels_sha256=sha256,
         )
-        (folder / REPORT_NAME).write_text(json.dumps(to_json(accounting), indent=1) + "\n")
-        index.write()
         final = build.destination / split.name
         indexes[final] = replace(index, folder=str(final), home=str(final))
+        unpublished.append(index)
+    done = report(images, order, left_out, build.reading, indexes, accounting)
+    for index in unpublished:
+        write_atomically(Path(index.folder) / REPORT_NAME, json.dumps(done.document(), indent=1) + "\n")
+        index.write()
     if build.destination.exists():
         build.destination.rmdir()
     building.shards.rename(build.destination)
+    sync_folder(build.destination)
+    sync_folder(build.destination.absolute().parent)
     building.remove()
-    return report(images, order, left_out, build.reading, indexes, accounting)
+    return done
 
 
 def report(
@@ -228,10 +238,11 @@ def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tupl
 def _split(
     images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: WriteOptions
 ) -> list[_Split]:
+    bytes_ = sample_bytes(images, order, labels, as_json=labels.shape[1] > 1)
+
     def cut(name: str, chosen: NDArray[np.bool_]) -> _Split:
-        mine = order[chosen]
-        bounds = cuts(tar_bytes(images.size[mine]), writing.samples_per_shard, writing.shard_bytes)
-        return _Split(name, mine, labels[chosen], list(bounds))
+        bounds = cuts(bytes_[chosen], writing.samples_per_shard, writing.shard_bytes)
+        return _Split(name, order[chosen], labels[chosen], int(bytes_[chosen].sum()), list(bounds))
 
     if not writing.validation_per_class and not writing.validation_fraction:
         return [cut("", np.ones(len(order), np.bool_))]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting
-from data.building.keys import decoded_name, readable
+from data.building.keys import decoded_name, readable, sample_key
 from data.building.sorted_runs import RunTable, read_table
 from data.building.source import BrokenInput
 from data.errors import DataError
@@ -17,7 +17,12 @@ from data.errors import DataError
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-_TAR_BLOCK, _TAR_END = 512, 10240
+_TAR_BLOCK = 512
+_TAR_RECORD = 20 * _TAR_BLOCK
+"""The size of a tar is a multiple of it."""
+_TAR_END = 2 * _TAR_BLOCK
+_EXTENDED_HEADER = 2 * _TAR_BLOCK
+"""Of a member whose name is not ASCII: a header and a block with the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,20 +169,53 @@ def validation_mask(labels: Int32, classes: tuple[str, ...], per_class: int, fra
     return mask
 
 
-def tar_bytes(sizes: Int64) -> Int64:
-    """Bytes (N,) that samples with images of `sizes` bytes take in a tar, with a label of one block."""
-    return (3 - -sizes // _TAR_BLOCK) * _TAR_BLOCK
+def sample_bytes(images: Images, rows: Int64, labels: Int32, as_json: bool) -> Int64:
+    """Bytes (n,) that the images `rows` (n,) with `labels` (n, k) take in a tar: two members with their headers."""
+    content = _blocks(images.size[rows]) + _blocks(_json_bytes(labels) if as_json else _digits(labels[:, 0]))
+    return 2 * _TAR_BLOCK + content + 2 * _EXTENDED_HEADER * _named_beyond_ascii(images)[rows]
+
+
+def _blocks(bytes_: Int64) -> Int64:
+    return -(-bytes_ // _TAR_BLOCK) * _TAR_BLOCK
+
+
+def _json_bytes(labels: Int32) -> Int64:
+    """Length (n,) of `{"labels": [1, 2]}` for labels (n, k) padded with -1."""
+    present = labels >= 0
+    separators = 2 * np.maximum(present.sum(axis=1) - 1, 0)
+    return len('{"labels": []}') + separators + np.where(present, _digits(labels), 0).sum(axis=1)
+
+
+def _digits(numbers: Int32) -> Int64:
+    return 1 + np.searchsorted(10 ** np.arange(1, 10), numbers, side="right")
+
+
+def _named_beyond_ascii(images: Images) -> NDArray[np.bool_]:
+    """Which images (N,) have a key with other characters than ASCII."""
+    found = np.zeros(len(images.rank), np.bool_)
+    letters = np.flatnonzero(images.names >= 128)
+    candidates = np.unique(np.searchsorted(images.name_bounds, letters, side="right") - 1)
+    for image in candidates.tolist():  # not all of these characters are kept in the key
+        found[image] = not sample_key(images.name(image)).isascii()
+    return found
 
 
 def cuts(bytes_: Int64, most_samples: int | None, most_bytes: int | None) -> Iterator[tuple[int, int]]:
-    """Begin and end of each shard, which has as many samples as both limits allow, but at least one."""
+    """Begin and end of each shard, which has as many samples as both limits allow, but at least one.
+
+    Args:
+        bytes_: (N,) of each sample in a tar.
+        most_samples: limit to the samples of a shard.
+        most_bytes: limit to the size of a shard, with the end of the tar.
+    """
     ends = np.cumsum(bytes_)
     begin = 0
     while begin < len(bytes_):
         end = len(bytes_) if most_samples is None else min(begin + most_samples, len(bytes_))
         if most_bytes is not None:
             before = int(ends[begin - 1]) if begin else 0
-            end = min(end, int(np.searchsorted(ends, before + most_bytes - _TAR_END, side="right")))
+            room = most_bytes // _TAR_RECORD * _TAR_RECORD - _TAR_END
+            end = min(end, int(np.searchsorted(ends, before + room, side="right")))
         end = max(end, begin + 1)
         yield begin, end
         begin = end

@@ -1,5 +1,6 @@
 """`coatnet shards build` and `merge` on the command line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
         "small: 10 images of 3 classes in 1 shards, 0.0 MB",
     ]
     assert read_index(tmp_path / "small").image_fields == ("jpg",)
+
+
+@pytest.mark.slow
+def test_json_is_the_report_and_nothing_else(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "source", per_class=2)
+    (source / "dark" / "notes.txt").write_text("words")
+    done = coatnet("shards", "build", "source", "out", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (document["found"], document["taken"]) == (7, {"images": 6})
+    assert document["left_out"] == {"not an image (.txt)": {"count": 1, "first": ["dark/notes.txt"]}}
+    assert document["datasets"][0]["images"] == 6
+
+    done = coatnet("shards", "build", "source", "again", "--leave-out", "dark", folder=tmp_path)
+    assert done.stdout.splitlines() == [
+        "7 files found",
+        "4 taken: images",
+        "3 left out: --leave-out dark (dark/0000.jpg, dark/0001.jpg, dark/notes.txt)",
+        "again: 4 images of 2 classes in 1 shards, 0.0 MB",
+    ]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from data.order import SampleOrder
 from data.random_augment import RandomAugment
 from data.storage import Storage
 from data.stream import MicroBatch, RankShare, training_stream
-from data.tar import members
+from data.tar import read_tar
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,7 @@ def _headers(rounds: int) -> list[dict[str, Any]]:
 
 def _our_members(path: str) -> int:
     with open(path, "rb") as file:
-        return len(members(file.fileno())[0])
+        return len(read_tar(file.fileno()).members)
 
 
 def _tarfile_members(path: str) -> int:

@@ -15,13 +15,13 @@ from data.storage import Storage
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The samples of `index` that `label_map` keeps; sample ids count only those.
+    """The samples of `index` that its ignored labels and `label_map` keep; sample ids count only those.
 
     Args:
         index: the index of the shards.
         storage: how to access them.
         label_map: maps to other classes; None keeps those of the index.
-        kept: (samples of the index,) bool, which samples the map keeps; None for all.
+        kept: (samples of the index,) bool, which have a label that is neither dropped nor ignored; None for all.
         most_labels: greatest number of labels of one sample; None for that of the index.
     """
 
@@ -100,18 +100,16 @@ def open_dataset(folder: str, storage: Storage, label_map: str | Path | None = N
         StorageRefused, StorageDown: access refused, or no answer.
     """
     index = read_index(folder, storage)
-    if label_map is None:
-        return Dataset(index, storage)
-    mapping = read_label_map(label_map, index.classes)
-    if not mapping.drops:
+    mapping = None if label_map is None else read_label_map(label_map, index.classes)
+    if not (mapping and mapping.drops) and not index.label.ignored:
         return Dataset(index, storage, mapping)
     labels = read_labels(index, storage)
     # One more class at the end, dropped: the padding of -1 selects it.
-    targets = np.append(mapping.targets, np.int32(-1))
+    targets = np.append(mapping.targets if mapping else np.arange(len(index.classes), dtype=np.int32), np.int32(-1))
     mapped = np.sort(targets[labels], axis=1)
     # Merged classes count once per sample.
     counts = (mapped[:, :1] >= 0).sum(axis=1) + ((mapped[:, 1:] >= 0) & (mapped[:, 1:] != mapped[:, :-1])).sum(axis=1)
     dataset = Dataset(index, storage, mapping, counts > 0, int(counts.max(initial=1)))
     if dataset.samples == 0:
-        raise DataError(f"{label_map}: no sample of {folder} is left")
+        raise DataError(f"{label_map or folder}: no sample of {folder} is left")
     return dataset

@@ -41,6 +41,17 @@ class LabelFormat:
     """Key of the label or list of labels in a JSON object; None if the JSON is the label or the list itself."""
     by: Literal["number", "name"] = "number"
     """Whether labels are positions in the class list or class names."""
+    lists: Literal["", "classes", "multi-hot"] = ""
+    """What lists contain: classes, or a 0 or 1 for each class. By default JSON has lists of classes and text none."""
+    first: int = 0
+    """The number of the first class."""
+    ignored: tuple[str, ...] = ()
+    """Labels of samples that are left out of the epochs, such as -1."""
+
+    def content(self) -> dict[str, Any]:
+        """As in the index file, in which what was added to version 2 is missing by default."""
+        added = {"lists": self.lists, "first": self.first, "ignored": list(self.ignored)}
+        return {"field": self.field, "key": self.key, "by": self.by} | {name: v for name, v in added.items() if v}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ class ShardIndex:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "fields": {"image": list(self.image_fields), "label": asdict(self.label)},
+            "fields": {"image": list(self.image_fields), "label": self.label.content()},
             "labels_per_sample": self.labels_per_sample,
             "labels_sha256": self.labels_sha256,
             "samples": self.samples,

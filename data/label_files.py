@@ -1,12 +1,18 @@
 """Text files with the labels of images and with class lists."""
 
+import codecs
+import csv
+import io
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from data.errors import DataError
 from data.index import FILE_NAME, read_index
+from data.json_records import load_json
 from data.storage import Storage, is_remote, parent, read_bytes
 
 
@@ -26,6 +32,14 @@ class LabelFile:
         """
         names = sorted(names)
         if self.in_order:
+            natural = sorted(names, key=_natural)
+            if natural != names:
+                place = next(n for n, (one, other) in enumerate(zip(names, natural, strict=True)) if one != other)
+                raise DataError(
+                    f"{self.location}: labels without names are for the images in sorted order, and these have two: as "
+                    f"text {names[place]} is image {place + 1:,}, by number {natural[place]} is; write lines of "
+                    "NAME LABEL"
+                )
             if len(self.in_order) != len(names):
                 raise DataError(
                     f"{self.location}: {len(self.in_order):,} labels for {len(names):,} images; it needs one line per "
@@ -59,13 +73,84 @@ class LabelFile:
             )
 
 
+class LabelLine(NamedTuple):
+    """One line of a file of labels."""
+
+    number: int
+    name: str
+    labels: tuple[str, ...]
+    """Without repetition; empty if the line has a name only."""
+    length: int
+    """Characters since the previous line."""
+    left_out: str = ""
+    """Why the line names no image, if it does not."""
+
+
+_NAME_HEADINGS = {"name", "path", "file", "image", "img", "key", "id"}
+_HEADING_WORD = re.compile(r"[^a-z]+")
+
+
+def label_lines(lines: Iterable[str], location: str) -> Iterator[LabelLine]:
+    """All lines of a file of labels, also those that are left out.
+
+    In `.csv` and `.tsv` every cell is one label, possibly quoted; a first line of headings is left out. Otherwise a
+    line is NAME<TAB>LABELS, NAME,LABELS or NAME LABELS, and labels are separated by any of these.
+
+    Raises:
+        DataError: a quote that is not closed, or headings of more than a name and a label.
+    """
+    if not location.lower().endswith((".csv", ".tsv")):
+        for number, line in enumerate(lines, 1):
+            name, labels = split_line(line) if line.strip() else ("", ())
+            yield LabelLine(number, name, labels, len(line), "" if name else "empty")
+        return
+    read = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal read
+        for line in lines:
+            read += len(line)
+            yield line
+
+    rows = csv.reader(counted(), delimiter="\t" if location.lower().endswith(".tsv") else ",", strict=True)
+    before, first = 0, True
+    try:
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            left_out = "" if any(cells) else "empty"
+            if first and not left_out:
+                left_out, first = "headings" if _are_headings(cells, location) else "", False
+            labels = () if left_out else tuple(dict.fromkeys(cell for cell in cells[1:] if cell))
+            yield LabelLine(rows.line_num, "" if left_out else cells[0], labels, read - before, left_out)
+            before = read
+    except csv.Error as error:
+        raise DataError(f"{location}: line {rows.line_num:,}: {error}; correct its quotes") from None
+
+
+def _are_headings(cells: list[str], location: str) -> bool:
+    """Whether these are headings, of which there may be only two: other columns would become labels."""
+    words = _HEADING_WORD.sub(" ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cells[0]).lower()).split()
+    is_heading = any(word in _NAME_HEADINGS or word.startswith("file") for word in words) and "." not in cells[0]
+    if is_heading and len(cells) > 2:
+        raise DataError(
+            f"{location}: has {len(cells)} columns, {', '.join(cells)}, and every one behind the name would be a "
+            "label; leave only that of the name and that of the label"
+        )
+    return is_heading
+
+
 def split_line(line: str) -> tuple[str, tuple[str, ...]]:
-    """Name and labels of a line: NAME<TAB>LABELS, NAME,LABELS or NAME LABELS; labels are separated by any of these."""
+    """Name and labels of a line of text."""
     line = line.strip()
     separator = "\t" if "\t" in line else "," if "," in line else None
     name, *rest = line.split(separator, 1)
     labels = " ".join(rest).replace(",", " ").split()
     return name.strip(), tuple(dict.fromkeys(labels))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key by which `img2` comes before `img10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def read_label_file(location: str, storage: Storage) -> LabelFile:
@@ -76,10 +161,9 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
     """
     by_name: dict[str, tuple[str, ...]] = {}
     bare: list[str] = []
-    for number, line in enumerate(_text(location, storage).splitlines(), 1):
-        if not line.strip():
+    for number, name, labels, _, left_out in label_lines(io.StringIO(_text(location, storage), newline=None), location):
+        if left_out:
             continue
-        name, labels = split_line(line)
         if not labels:
             bare.append(name)
         elif name in by_name:
@@ -96,32 +180,111 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
     return LabelFile(location, by_name, [(label,) for label in bare])
 
 
+@dataclass(frozen=True, slots=True)
+class ClassList:
+    """A class list from a file or an index: names in the order of the labels, and their ids such as WordNet's, if any.
+
+    Names may be equal, as those of ImageNet are: they identify a class only if the labels are names.
+    """
+
+    location: str
+    names: tuple[str, ...]
+    ids: tuple[str, ...] | None = None
+
+    def by_number(self) -> tuple[str, ...]:
+        """The names, with the number or id of the class behind those that several classes have."""
+        counts = Counter(self.names)
+        ids = self.ids or tuple(map(str, range(len(self.names))))
+        unique = tuple(f"{n} ({i})" if counts[n] > 1 else n for n, i in zip(self.names, ids, strict=True))
+        return unique if len(set(unique)) == len(unique) else self._refuse_repeated(unique)
+
+    def by_name(self, labels: Collection[str] = ()) -> tuple[str, ...]:
+        """The names or the ids, whichever are the `labels`.
+
+        Raises:
+            DataError: a name is repeated.
+        """
+        if self.ids is not None and not set(labels) <= set(self.names):
+            return self.ids if len(set(self.ids)) == len(self.ids) else self._refuse_repeated(self.ids)
+        return self.names if len(set(self.names)) == len(self.names) else self._refuse_repeated(self.names)
+
+    def _refuse_repeated(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        name, _ = Counter(names).most_common(1)[0]
+        raise DataError(f"{self.location}: class {name} is repeated; it needs one class per line, each once")
+
+
 def read_classes(location: str, storage: Storage) -> tuple[str, ...]:
-    """The class list of a text file with one name per line, or of the index in a folder.
+    """The class list at `location`, see `read_class_list`.
 
     Raises:
-        DataError: there is neither, or the file has an empty line or a repeated name.
+        DataError: as for `read_class_list`, or a name is repeated.
     """
-    if location.endswith(FILE_NAME):
-        return read_index(parent(location), storage).classes
-    if location.endswith("/") or not (Path(location).is_file() or (is_remote(location) and location.endswith(".txt"))):
-        return read_index(location, storage).classes
-    names = [line.strip() for line in _text(location, storage).rstrip().splitlines()]
+    return read_class_list(location, storage).by_name()
+
+
+def read_class_list(location: str, storage: Storage) -> ClassList:
+    """The class list of a text file with one name per line, of a JSON file, or of the index in a folder.
+
+    JSON may be a list of names, names by number (`{"0": "tench"}` or, with ids, `{"0": ["n01440764", "tench"]}`), or
+    numbers by name.
+
+    Raises:
+        DataError: there is none of these, or the file has an empty line or a comment.
+    """
+    if location.rpartition("/")[2] == FILE_NAME:
+        return ClassList(location, read_index(parent(location), storage).classes)
+    is_file = Path(location).is_file() or (is_remote(location) and location.endswith((".txt", ".json")))
+    if location.endswith("/") or not is_file:
+        return ClassList(location, read_index(location, storage).classes)
+    text = _text(location, storage)
+    if location.endswith(".json"):
+        return _json_classes(location, text)
+    names = [line.strip() for line in text.rstrip().splitlines()]
     # The line number is the class number: an empty line would shift the following classes.
+    comment = next((number for number, name in enumerate(names, 1) if name.startswith("#")), None)
     problem = (
         "no class in it"
         if not names
         else f"line {names.index('') + 1} is empty"
         if "" in names
-        else next((f"class {name} is repeated" for name, count in Counter(names).items() if count > 1), "")
+        else f"line {comment} is a comment"
+        if comment
+        else ""
     )
     if problem:
         raise DataError(f"{location}: {problem}; it needs one class per line, each once")
-    return tuple(names)
+    return ClassList(location, tuple(names))
+
+
+def _json_classes(location: str, text: str) -> ClassList:
+    try:
+        content: Any = load_json(text)
+    except ValueError as error:
+        raise DataError(f"{location}: not JSON ({error})") from None
+    if isinstance(content, dict) and content and all(type(number) is int for number in content.values()):
+        numbers_by_name = content
+        content = {str(number): name for name, number in numbers_by_name.items()}
+        content = content if len(content) == len(numbers_by_name) else None
+    if isinstance(content, dict):
+        content = [content.get(str(number)) for number in range(len(content))]
+    ordered: list[Any] = content if isinstance(content, list) else []
+    if ordered and all(isinstance(name, str) and name for name in ordered):
+        return ClassList(location, tuple(map(str, ordered)))
+    if ordered and all(
+        isinstance(one, list) and len(one) == 2 and all(isinstance(x, str) for x in one) for one in ordered
+    ):
+        return ClassList(location, tuple(str(name) for _, name in ordered), tuple(str(i) for i, _ in ordered))
+    raise DataError(
+        f'{location}: not a class list; it may be a list of names, or an object as {{"0": "tench", ...}} or {{"0": '
+        '["n01440764", "tench"], ...} with all numbers from 0, or numbers by name'
+    )
 
 
 def _text(location: str, storage: Storage) -> str:
     try:
-        return read_bytes(location, storage).decode("utf-8-sig", "surrogateescape")
+        content = read_bytes(location, storage)
     except FileNotFoundError:
         raise DataError(f"{location}: no such file") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return content.decode("utf-8-sig", "surrogateescape")

@@ -1,6 +1,9 @@
 """Labels of samples, and maps from one class list to another."""
 
+import codecs
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ class LabelReader:
     def __init__(self, label: LabelFormat, classes: tuple[str, ...]) -> None:
         self._label = label
         self._classes = len(classes)
-        self._numbers = {name: number for number, name in enumerate(classes)} if label.by == "name" else {}
+        self._numbers = class_numbers(classes, label)
 
     def __call__(self, content: bytes) -> tuple[int, ...]:
         """The sample's classes, ascending, each once.
@@ -28,49 +31,133 @@ class LabelReader:
         Raises:
             ValueError: not a label, or not one of the classes; the message is the reason.
         """
-        return tuple(sorted({self._number(value) for value in stored_labels(content, self._label)}))
+        stored = stored_labels(content, self._label)
+        if self._label.lists == "multi-hot" and len(stored) != self._classes:
+            raise ValueError(
+                f"the label is a list of {len(stored):,} numbers, not one for each of {self._classes:,} classes"
+            )
+        values = label_values(stored, self._label)
+        found = {self._number(value) for value in values} - {IGNORED}
+        if not found:
+            raise ValueError(f"the label {values[0]!r} is ignored")
+        return tuple(sorted(found))
 
     def _number(self, value: Any) -> int:
-        if self._label.by == "name":
-            if value not in self._numbers:
-                raise ValueError(f"the label {value!r} is not in the class list")
+        if value in self._numbers:
             return self._numbers[value]
-        number = class_number(value)
-        if not 0 <= number < self._classes:
-            raise ValueError(f"the label {number} is not one of {self._classes:,} classes")
-        return number
+        if self._label.by == "name":
+            raise ValueError(f"the label {value!r} is not in the class list")
+        raise ValueError(f"the label {value} is not one of {self._classes:,} classes")
+
+
+IGNORED = -1
+"""In place of a position in the class list."""
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+|[+-]?nan", re.IGNORECASE)
+
+
+def class_numbers(classes: tuple[str, ...], label: LabelFormat) -> dict[Any, int]:
+    """Label -> position in the class list, or IGNORED."""
+    first = 0 if label.by == "name" else label.first
+    numbers = {name if label.by == "name" else first + number: number for number, name in enumerate(classes)}
+    return numbers | {name if label.by == "name" else class_number(name): IGNORED for name in label.ignored}
+
+
+def text_of(content: bytes) -> str:
+    """The text of a file in UTF-8, or with the byte order mark of UTF-16; without the mark and surrounding spaces.
+
+    Raises:
+        UnicodeDecodeError: it is not text.
+    """
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig").strip()
 
 
 def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
-    """The labels in a label member, numbers or names; at least one.
+    """What a label member contains: strings and numbers, at least one.
 
     Raises:
         ValueError: it contains no label.
     """
+    is_json = label.field.rpartition(".")[2] == "json"
     try:
-        if label.field.rpartition(".")[2] != "json":
-            value: Any = content.decode().strip()
+        if not is_json:
+            value: Any = text_of(content)
+            if label.lists:
+                value = json.loads(value) if value.startswith("[") else split_list(value)
         else:
             value = json.loads(content)
-            value = value if label.key is None else value[label.key]
+            value = value if label.key is None else value_at(value, label.key)
     except (ValueError, KeyError, TypeError, RecursionError):
-        expected = f"JSON with {label.key!r}" if label.key else "JSON" if label.field.endswith("json") else "text"
+        expected = f"JSON with {label.key!r}" if label.key else "JSON" if is_json else "text"
         raise ValueError(f"the label is not {expected}: {content[:40]!r}") from None
     found = value if isinstance(value, list) else [value]
-    if not found or not all(isinstance(v, str | int) and v != "" for v in found):
+    if not found or not all(isinstance(v, str | int | float) and v != "" for v in found):
         raise ValueError(f"no label in {content[:40]!r}")
     return found
 
 
+def value_at(value: Any, key: str) -> Any:
+    """The value under `key` of a JSON object; a dot leads into nested objects unless it is part of the key.
+
+    Raises:
+        KeyError, TypeError: there is none.
+    """
+    if "." not in key or key in value:
+        return value[key]
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a list in text, separated by commas, or else by spaces."""
+    return [item.strip() for item in text.split(",")] if "," in text else text.split()
+
+
+def label_values(stored: list[Any], label: LabelFormat) -> list[Any]:
+    """Class numbers or names from what a member contains, in its order.
+
+    Raises:
+        ValueError: something is not a number, a name, or a flag; or no flag is set.
+    """
+    if label.lists == "multi-hot":
+        flags = [class_number(int(value) if isinstance(value, bool) else value) for value in stored]
+        if not set(flags) <= {0, 1}:
+            raise ValueError(f"the label {stored!r:.60} has other numbers than 0 and 1")
+        if 1 not in flags:
+            raise ValueError(f"the label has 0 for each of {len(flags):,} classes")
+        return [number + label.first for number, flag in enumerate(flags) if flag]
+    if label.by == "number":
+        return [class_number(value) for value in stored]
+    for value in stored:
+        if not isinstance(value, str):
+            raise ValueError(f"the label {value!r} is not a name")
+    return stored
+
+
 def class_number(value: Any) -> int:
-    """The class number in a label, given as a number or as decimal digits.
+    """The class number in a label, given as a whole number or as decimal digits, also `3.0`.
 
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(value, bool) or not str(value).lstrip("-").isdecimal():
-        raise ValueError(f"the label {str(value)[:40]!r} is not a number")
-    return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    text = str(value).strip()
+    if isinstance(value, bool) or not _NUMBER.fullmatch(text):
+        raise ValueError(f"the label {text[:40]} is not a whole number" if is_decimal(value) else not_a_number(value))
+    return int(text.partition(".")[0])
+
+
+def not_a_number(value: Any) -> str:
+    """Why `value` is no class."""
+    return f"the label {str(value)[:40]!r} is not a number"
+
+
+def is_decimal(value: Any) -> bool:
+    """Whether `value` is a number, or text of one, that is not whole."""
+    return isinstance(value, float) or (isinstance(value, str) and bool(_DECIMAL.fullmatch(value.strip())))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,32 +191,54 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
         others: keep                                or drop: what to do with classes that are not renamed
         classes: [cat, dog]                         optional: the new order, by default alphabetical
 
+    Names are read as they are written: `no`, `010` and `1e3` are not a truth value and numbers.
+
     Raises:
         DataError: no such file, not a label map, or names that are not in the class list.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such label map") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not YAML ({error})") from error
+    content = _read_yaml(Path(path))
     if not isinstance(content, dict) or set(content) - {"rename", "others", "classes"}:
         raise DataError(f"{path}: a label map may only have the keys rename, others and classes")
-    rename, others, order = content.get("rename") or {}, content.get("others", "keep"), content.get("classes")
-    if not isinstance(rename, dict) or others not in ("keep", "drop") or not isinstance(order, list | None):
+    names, others, order = content.get("rename") or {}, content.get("others", "keep"), content.get("classes") or None
+    lists_names = isinstance(order, list | None) and all(isinstance(name, str) for name in order or ())
+    renames = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not renames or others not in ("keep", "drop") or not lists_names:
         raise DataError(f"{path}: rename must be a mapping of names, others keep or drop, classes a list of names")
-    unknown = sorted(str(name) for name in rename if str(name) not in set(classes))
+    unknown = sorted(set(names) - set(classes))
     if unknown:
         raise DataError(
-            f"{path}: {unknown[0]} is not a class of the shards ({len(unknown):,} of {len(rename):,} are not)"
+            f"{path}: {unknown[0]} is not a class of the shards ({len(unknown):,} of {len(names):,} are not)"
         )
-    names = {str(source): str(target) for source, target in rename.items()}
     afterwards = [names.get(name, name if others == "keep" else None) for name in classes]
     kept = {name for name in afterwards if name is not None}
-    ordered = tuple(sorted(kept)) if order is None else tuple(str(name) for name in order)
+    ordered = tuple(sorted(kept)) if order is None else tuple(order)
     if missing := sorted(kept - set(ordered)):
         raise DataError(f"{path}: {missing[0]} is missing under classes ({len(missing):,} names are)")
     if len(set(ordered)) != len(ordered) or not kept:
         raise DataError(f"{path}: {'a name is repeated under classes' if kept else 'no class is kept'}")
     numbers = {name: number for number, name in enumerate(ordered)}
     return LabelMap(ordered, np.array([-1 if n is None else numbers[n] for n in afterwards], np.int32))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        # BaseLoader makes everything a string; of repeated keys it would silently take the last.
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        repeated = _repeated_key(node)
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such label map") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: not YAML ({error})") from error
+    if repeated:
+        raise DataError(f"{path}: {repeated} is there twice; remove one")
+    return content
+
+
+def _repeated_key(node: yaml.Node | None) -> str | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    twice = next((key for key, count in keys.items() if count > 1), None)
+    return twice or next(filter(None, (_repeated_key(value) for _, value in node.value)), None)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.tar import Member, members
+from data.tar import Member, read_tar
 
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
 
@@ -23,7 +23,10 @@ _WHOLE, _NO_IMAGE, _NO_LABEL, _REPEATED, _TRUNCATED = range(5)
 
 
 def split_key(member: str) -> tuple[str, str] | None:
-    """(key, extension) of a tar member: WebDataset splits at the first dot of the base name. None without a dot."""
+    """(key, extension) of a tar member: WebDataset splits at the first dot of the base name.
+
+    None without a dot, and for hidden files such as the `._name.jpg` of macOS.
+    """
     match = _KEY_AND_EXTENSION.match(member)
     return (match.group(1), match.group(2).lower()) if match else None
 
@@ -54,16 +57,43 @@ class SampleMembers:
     label: Member | None
 
 
+def split_members(found: list[Member], image_fields: tuple[str, ...], label_field: str) -> list[tuple[str, str] | None]:
+    """(key, extension) of the members that are images or labels, None for the others.
+
+    Names with further dots, such as `photo_0.5.jpg` and `photo_0.5.cls`, are split at the last one if they make a whole
+    sample by that, unless the part before the first dot is the key of a sample, to which they may belong.
+    """
+    fields = {*image_fields, label_field}
+    splits: list[tuple[str, str] | None] = []
+    dotted: list[tuple[int, str, str, str]] = []
+    for place, member in enumerate(found):
+        split = split_key(member.name)
+        if split is None or split[1] in fields:
+            splits.append(split)
+            continue
+        splits.append(None)
+        _, dot, extension = split[1].rpartition(".")
+        if dot and extension in fields:
+            dotted.append((place, split[0], member.name.rpartition(".")[0], extension))
+    if dotted:
+        keys = {split[0] for split in splits if split}
+        images = {key for _, _, key, extension in dotted if extension != label_field}
+        whole = images & {key for _, _, key, extension in dotted if extension == label_field}
+        for place, first, key, extension in dotted:
+            if key in whole and first not in keys:
+                splits[place] = (key, extension)
+    return splits
+
+
 def group_members(found: list[Member], image_fields: tuple[str, ...], label_field: str) -> list[SampleMembers]:
-    """The samples in the members of a tar, in their order; members with other extensions are ignored.
+    """The samples in the members of a tar, in their order; see `split_members` for those that are ignored.
 
     Another key, or a second image or label of the same key, starts a new sample.
     """
     samples: list[SampleMembers] = []
     key, image, label = "", None, None
-    for member in found:
-        split = split_key(member.name)
-        if split is None or split[1] not in (*image_fields, label_field):
+    for member, split in zip(found, split_members(found, image_fields, label_field), strict=True):
+        if split is None:
             continue
         is_label = split[1] == label_field
         if split[0] != key or (label if is_label else image) is not None:
@@ -90,8 +120,12 @@ class Shard:
     def __init__(self, path: Path, image_fields: tuple[str, ...], label_field: str, samples: int) -> None:
         self.path = path
         self._file = open(path, "rb")  # noqa: SIM115 (lives as long as the object)
-        found, self.damage = members(self._file.fileno())
+        found, _, self.damage, has_end, _ = read_tar(self._file.fileno())
         sample_groups = group_members(found, image_fields, label_field)
+        if len(sample_groups) < samples and not has_end:
+            self.damage = (
+                self.damage or f"ends after {os.fstat(self._file.fileno()).st_size:,} bytes without an end mark"
+            )
         if len(sample_groups) > samples or (len(sample_groups) < samples and not self.damage):
             raise DataError(
                 f"shard {path}: {len(sample_groups):,} samples, {samples:,} in the index; index it again with: "

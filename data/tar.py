@@ -5,83 +5,217 @@ which with eight ranks on a node approaches the cost of decoding. The tests comp
 """
 
 import os
+import posixpath
 from typing import NamedTuple
 
 import numpy as np
 
 BLOCK = 512
 _LONGEST_NAME = 2**20  # of a name, or of all pax records of a member
+_LONGEST_PADDING = 2**22
+"""Bytes of zeros at the end beyond which a tar was preallocated and not written, or downloaded, to its end."""
+_PIECE = 2**16  # bytes
+
+_OTHER_KINDS = {
+    ord("3"): "devices", ord("4"): "devices", ord("5"): "folders", ord("6"): "named pipes", ord("D"): "folders",
+    ord("M"): "rests of files of another volume", ord("S"): "sparse files (make the tar without --sparse)",
+    ord("V"): "volume labels",
+}  # fmt: skip
+_SPARSE, _FOLDER = _OTHER_KINDS[ord("S")], _OTHER_KINDS[ord("5")]
+_DANGLING = "links to nothing in the tar"
 
 
 class Member(NamedTuple):
-    """One regular file in a tar: its name, and offset and size of its content."""
+    """One regular file in a tar: its name, and offset and size of its content, which for links is their target's."""
 
     name: str
     offset: int
     size: int
 
 
-def members(descriptor: int) -> tuple[list[Member], str | None]:
-    """The regular files in the uncompressed tar open as `descriptor`, and its damage, None if there is none.
+class TarContents(NamedTuple):
+    """What is in a tar."""
 
-    Reads ustar, GNU and pax headers and verifies their checksums; for a damaged tar it returns the files before the
-    damage.
+    members: list[Member]
+    """Regular files, and links to them."""
+    others: list[tuple[str, str]]
+    """Name and kind, in the plural, of every other entry, such as folders and links to nothing."""
+    damage: str | None
+    """None if the tar is whole."""
+    has_end: bool
+    """Whether the end mark is there; without it the tar may have been truncated between two members."""
+    archives: int
+    """Tars behind one another, as `cat` and `tar --concatenate` leave them."""
+
+
+def read_tar(descriptor: int) -> TarContents:
+    """The contents of the uncompressed tar open as `descriptor`.
+
+    Reads ustar, GNU and pax headers and verifies their checksums; of a damaged tar it returns what is before the
+    damage. What follows an end mark is read as by `tar --ignore-zeros`.
     """
     length = os.fstat(descriptor).st_size
     if length == 0:
-        return [], "an empty file"
-    found, headers, positions, damage = _follow(descriptor, length)
-    valid = _valid_headers(headers)
-    if valid < len(positions):
-        damage = f"no tar header at byte {positions[valid]:,}"
-        found = [member for member in found if member.offset <= positions[valid]]
-    return found, damage
+        return TarContents([], [], "an empty file", False, 0)
+    reading = _Reading(descriptor, length)
+    damage = reading.follow()
+    valid = _valid_headers(reading.headers)
+    if valid < len(reading.headers):
+        damage = f"no tar header at byte {reading.positions[valid]:,}"
+        reading.cut(valid)
+    others = reading.resolve_links()
+    return TarContents(reading.members, others, damage, reading.has_end, reading.archives)
 
 
-def _follow(descriptor: int, length: int) -> tuple[list[Member], list[bytes], list[int], str | None]:
-    """Files, and all headers with their positions, up to the end mark or the first invalid header; and the damage."""
-    found: list[Member] = []
-    headers: list[bytes] = []
-    positions: list[int] = []
-    long_name: bytes | None = None
-    long_size: int | None = None
-    position = 0
-    while True:
-        # Not a memory map: truncating a mapped file kills the process.
-        header = os.pread(descriptor, BLOCK, position)
-        if len(header) < BLOCK:
-            return found, headers, positions, f"ends after {length:,} bytes without an end mark"
-        kind = header[156]
-        if kind == 0 and header[0] == 0 and not header.strip(b"\0"):
-            return found, headers, positions, None
-        try:
-            size = _size(header[124:136]) if kind not in b"123456" else 0
-        except ValueError:
-            return found, headers, positions, f"no tar header at byte {position:,}"
-        content = position + BLOCK
-        if kind not in b"xL" and long_size is not None:
-            size = long_size
-        if content + size > length:
-            return found, headers, positions, f"ends after {length:,} bytes, inside a member of {size:,}"
-        if kind in b"xL":
-            extended = os.pread(descriptor, min(size, _LONGEST_NAME), content)
-            if kind == ord("L"):
-                long_name = extended.rstrip(b"\0")
-            else:
-                pax = _pax_records(extended)
-                if pax is None:
-                    return found, headers, positions, f"no pax records at byte {content:,}"
-                long_name = pax.get(b"path", long_name)
-                long_size = int(pax[b"size"]) if b"size" in pax else long_size
+class _Reading:
+    """The state of reading a tar from header to header."""
+
+    def __init__(self, descriptor: int, length: int) -> None:
+        self.members: list[Member] = []
+        self.headers: list[bytes] = []
+        self.positions: list[int] = []
+        self.has_end = False
+        self.archives = 1
+        self._descriptor = descriptor
+        self._length = length
+        # Each begins with the number of the header.
+        self._links: list[tuple[int, int, str]] = []  # with the place in `members`, and the target
+        self._others: list[tuple[int, str, str]] = []
+
+    def follow(self) -> str | None:
+        """Read all headers up to the end or the first that cannot be one, which is the damage."""
+        descriptor, length = self._descriptor, self._length
+        found, headers, positions = self.members, self.headers, self.positions
+        extended: dict[bytes, bytes] = {}
+        position = 0
+        while True:
+            # Not a memory map: truncating a mapped file kills the process.
+            header = os.pread(descriptor, BLOCK, position)
+            if len(header) < BLOCK:
+                if headers and not extended and not header.strip(b"\0"):
+                    return None  # whole members without an end mark
+                return f"ends after {length:,} bytes without an end mark"
+            kind = header[156]
+            if kind == 0 and header[0] == 0 and not header.strip(b"\0"):
+                behind = self._behind_zeros(position)
+                if isinstance(behind, str) or behind == length:
+                    self.has_end = True
+                    return behind if isinstance(behind, str) else None
+                self.archives += 1
+                position, extended = behind, {}
+                continue
+            try:
+                size = _size(header[124:136]) if kind not in b"123456" else 0
+            except ValueError:
+                return f"no tar header at byte {position:,}"
+            content = position + BLOCK
+            if kind == ord("S"):
+                content = self._behind_sparse_map(header, content)
+            if extended and kind not in b"xXLKg" and b"size" in extended and kind not in b"123456":
+                size = int(extended[b"size"])
+            if content + size > length:
+                return f"ends after {length:,} bytes, inside a member of {size:,}"
+            if kind in b"xXLK":
+                records = os.pread(descriptor, min(size, _LONGEST_NAME), content)
+                if kind in b"LK":
+                    extended[b"path" if kind == ord("L") else b"linkpath"] = records.rstrip(b"\0")
+                else:
+                    pax = _pax_records(records)
+                    if pax is None:
+                        return f"no pax records at byte {content:,}"
+                    extended |= pax
+            elif kind != ord("g"):
+                name = (extended.get(b"path") or _name(header)).decode("utf-8", "surrogateescape")
+                if kind in b"0\0007" and not any(key.startswith(b"GNU.sparse.") for key in extended):
+                    if kind == 0 and name.endswith("/"):  # as old writers mark folders
+                        self._others.append((len(headers), name, _FOLDER))
+                    else:
+                        found.append(Member(name, content, size))
+                else:
+                    self._add_other(kind, name, extended, header)
+                if extended:
+                    extended = {}
+            headers.append(header)
+            positions.append(position)
+            position = content + -(-size // BLOCK) * BLOCK
+
+    def _add_other(self, kind: int, name: str, extended: dict[bytes, bytes], header: bytes) -> None:
+        number = len(self.headers)
+        if kind in b"12":
+            target = (extended.get(b"linkpath") or header[157:257].partition(b"\0")[0]).decode(
+                "utf-8", "surrogateescape"
+            )
+            if kind == ord("2"):
+                target = posixpath.join(posixpath.dirname(name), target)
+            self._links.append((number, len(self.members), posixpath.normpath(target)))
+            self.members.append(Member(name, -1, 0))
+        elif kind in b"0\0007":
+            real = extended.get(b"GNU.sparse.name")
+            self._others.append((number, real.decode("utf-8", "surrogateescape") if real else name, _SPARSE))
         else:
-            if kind in b"0\0007":  # regular, regular of old writers, contiguous
-                name = long_name or _name(header)
-                found.append(Member(name.decode("utf-8", "surrogateescape"), content, size))
-            if kind not in b"gK":
-                long_name = long_size = None
-        headers.append(header)
-        positions.append(position)
-        position = content + -(-size // BLOCK) * BLOCK
+            self._others.append((number, name, _OTHER_KINDS.get(kind, "entries of an unknown kind")))
+
+    def _behind_zeros(self, position: int) -> int | str:
+        """Where the next archive begins behind the zeros at `position`, the length of the file if there is none; or
+        the damage.
+        """
+        start = position
+        while piece := os.pread(self._descriptor, _PIECE, position):
+            remaining = len(piece.lstrip(b"\0"))
+            if remaining:
+                position += (len(piece) - remaining) // BLOCK * BLOCK
+                if _valid_headers([os.pread(self._descriptor, BLOCK, position).ljust(BLOCK, b"\0")]):
+                    return position
+                return (
+                    f"bytes that are no tar follow its end mark at byte {position:,}; if they may go: truncate --size "
+                    f"{position}"
+                )
+            position += len(piece)
+        if position - start > _LONGEST_PADDING:
+            return f"{position - start:,} bytes of zeros at its end, as an interrupted download leaves them"
+        return self._length
+
+    def _behind_sparse_map(self, header: bytes, content: int) -> int:
+        more = header[482]
+        while more:
+            block = os.pread(self._descriptor, BLOCK, content)
+            more = block[504] if len(block) == BLOCK else 0
+            content += BLOCK
+        return content
+
+    def cut(self, headers: int) -> None:
+        """Keep only what the first `headers` headers describe."""
+        numbers = {place: number for number, place, _ in self._links}
+        end = self.positions[headers]
+        self.members = [
+            member
+            for place, member in enumerate(self.members)
+            if (numbers[place] < headers if place in numbers else member.offset <= end)
+        ]
+        self._links = [link for link in self._links if link[0] < headers]
+        self._others = [other for other in self._others if other[0] < headers]
+
+    def resolve_links(self) -> list[tuple[str, str]]:
+        """Give links the content of their targets; those without one are removed. The others in their order."""
+        if self._links:
+            places = {posixpath.normpath(member.name): place for place, member in enumerate(self.members)}
+            targets = {place: places.get(target) for _, place, target in self._links}
+            for number, place, _ in self._links:
+                target: int | None = place
+                for _ in range(len(targets) + 1):  # more steps are a circle
+                    if target is None or target not in targets:
+                        break
+                    target = targets[target]
+                else:
+                    target = None
+                name = self.members[place].name
+                if target is None:
+                    self._others.append((number, name, _DANGLING))
+                else:
+                    self.members[place] = Member(name, *self.members[target][1:])
+            self.members = [member for member in self.members if member.offset >= 0]
+            self._others.sort()
+        return [(name, kind) for _, name, kind in self._others]
 
 
 def _size(field: bytes) -> int:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
+from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.errors import DataError
 from data.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
 
-_VERSION = 1
+_VERSION = 2
 _LOCK = ".lock"
 _PART_NAME = re.compile(r"(\d+)-of-(\d+)")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -30,7 +31,7 @@ class ReadOptions:
 
     seed: int
     conversion: Conversion
-    within: str | None
+    selection: Selection
     memory: int
     """Bytes of images that a process sorts at a time."""
 

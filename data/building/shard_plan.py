@@ -1,13 +1,14 @@
 """From the tables of all runs to the content of every shard: global order, validation split, bounds. Pure numpy."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.accounting import Accounting
 from data.building.keys import decoded_name, readable, sample_key
 from data.building.sorted_runs import RunTable, read_table
 from data.building.source import BrokenInput
@@ -34,7 +35,7 @@ class Images:
     key_hash: NDArray[np.uint64]
     offset: Int64
     size: Int64
-    kind: NDArray[np.uint8]
+    kind: NDArray[np.uint16]
     extension: NDArray[np.uint8]
     """Position in `extensions`."""
     labels: Int32
@@ -44,6 +45,8 @@ class Images:
     extensions: tuple[str, ...]
     classes: tuple[str, ...]
     broken: list[BrokenInput]
+    inside: Accounting = field(default_factory=lambda: Accounting("members"))
+    """Of the members of class tars."""
 
     def encoded_name(self, image: int) -> bytes:
         return self.names[self.name_bounds[image] : self.name_bounds[image + 1]].tobytes()
@@ -55,6 +58,9 @@ class Images:
 def read_images(runs: Sequence[Path]) -> Images:
     """The images of all runs, and what could not be read."""
     tables = [read_table(run) for run in runs]
+    inside = Accounting("members")
+    for table in tables:
+        inside.add(table.inside)
     classes = tuple(sorted({name for table in tables for name in table.classes}))
     extensions = tuple(sorted({name for table in tables for name in table.extensions}))
     counts = np.array([table.images for table in tables])
@@ -76,6 +82,7 @@ def read_images(runs: Sequence[Path]) -> Images:
         extensions=extensions,
         classes=classes,
         broken=[broken for table in tables for broken in table.broken],
+        inside=inside,
     )
 
 

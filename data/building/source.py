@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from typing import NamedTuple
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+from data.accounting import Accounting
+
 UNKNOWN_SIZE = 2**17
 """Bytes assumed for a file whose size would cost a request."""
 
@@ -34,7 +35,11 @@ class ImageFile:
 class ClassTar:
     """A tar with the images of one class, to be read: a file, or the bytes `start` .. `stop` of one."""
 
+    path: str
+    """In the source."""
     class_name: str
+    prefix: str
+    """Of the names of its images."""
     location: str
     start: int
     stop: int
@@ -49,8 +54,7 @@ class SourceImage:
     encoded: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SourceItem:
+class SourceItem(NamedTuple):
     """What a source yields: something with images, its bytes, and its share of the source."""
 
     content: ImageFile | ClassTar | SourceImage | BrokenInput
@@ -60,10 +64,16 @@ class SourceItem:
 
 @dataclass(frozen=True)
 class Source:
-    """Images in an order that is reproducible."""
+    """Images in an order that is reproducible.
+
+    What `accounting` counts as found is either left out or yielded by `items`, one entry each. What becomes of those is
+    known when they have been read.
+    """
 
     location: str
     items: Callable[[], Iterator[SourceItem]]
+    accounting: Accounting
+    """Of all entries; complete when `items` is exhausted."""
     bytes: int | None = None
     """Of all images, approximately; None if unknown."""
     divisible: bool = True
@@ -102,9 +112,3 @@ def batches(items: Iterable[SourceItem], max_bytes: int) -> Iterator[ImageBatch]
             batch, number = ImageBatch(), number + 1
     if batch.contents:
         yield batch
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is expected to be an image."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")

@@ -3,17 +3,18 @@
 import json
 import tarfile
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 from data.errors import DataError
 from data.index import LabelFormat
-from data.labels import class_number, stored_labels
+from data.labels import class_number, is_decimal, split_list, stored_labels, text_of
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe")
 LABEL_FIELDS = ("cls", "json", "txt")
 LABEL_KEYS = (
     "label", "labels", "cls", "class", "classes", "class_id", "class_index", "class_name", "category", "category_id",
@@ -31,6 +32,9 @@ class GivenFields:
     label_field: str | None = None
     label_key: str | None = None
     label_by: Literal["number", "name"] | None = None
+    label_lists: Literal["classes", "multi-hot"] | None = None
+    first_label: int | None = None
+    ignored_labels: tuple[str, ...] = ()
 
 
 class Fields(NamedTuple):
@@ -65,6 +69,8 @@ def read_head(location: str, storage: Storage, label_field: str | None, samples:
     """
     head = ShardHead(location)
     labels = (label_field,) if label_field else LABEL_FIELDS
+    found: list[tuple[str, str, str, bytes | None]] = []
+    keys: set[str] = set()
     with open_file(location, storage) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -72,16 +78,28 @@ def read_head(location: str, storage: Storage, label_field: str | None, samples:
                     split = split_key(member.name) if member.isfile() else None
                     if split is None:
                         continue
-                    key, extension = split
-                    if key not in head.extensions and len(head.extensions) == samples:
+                    first, (key, extension) = split[0], _split(split, member.name, {*IMAGE_FIELDS, *labels})
+                    if key not in keys and len(keys) == samples:
                         break
-                    head.extensions.setdefault(key, set()).add(extension)
-                    content = tar.extractfile(member)
-                    if extension in labels and member.size <= _LARGEST_LABEL and content is not None:
-                        head.contents.setdefault(extension, []).append(content.read())
+                    keys.add(key)
+                    file_ = tar.extractfile(member) if extension in labels and member.size <= _LARGEST_LABEL else None
+                    found.append((first, key, extension, file_.read() if file_ else None))
         except (tarfile.TarError, EOFError):
             pass  # the scan of the whole shard reports the damage
+    plain = {key for first, key, _, _ in found if first == key}
+    for first, key, extension, content in found:
+        if first != key and first in plain:  # such as the mask of a sample
+            continue
+        head.extensions.setdefault(key, set()).add(extension)
+        if content is not None:
+            head.contents.setdefault(extension, []).append(content)
     return head
+
+
+def _split(split: tuple[str, str], name: str, fields: set[str]) -> tuple[str, str]:
+    """Key and extension; by the last dot of names with further dots, as `data.shard.split_members`."""
+    extension = split[1].rpartition(".")[2]
+    return split if split[1] in fields or extension not in fields else (name.rpartition(".")[0], extension)
 
 
 def infer_fields(head: ShardHead, given: GivenFields) -> Fields:
@@ -131,15 +149,26 @@ def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> L
     contents = head.contents.get(name)
     if not contents:
         raise DataError(f"{head.location}: no {name} members; {_seen(head.counts)}; see --label-field")
-    if name.rpartition(".")[2] == "json" and key is None:
+    is_json = name.rpartition(".")[2] == "json"
+    if is_json and key is None:
         key = _json_key(head.location, contents)
         if key is not None:
             inferred.append(f"under the key {key!r} (--label-key)")
+    # In JSON, lists of classes are the default.
+    lists = given.label_lists if given.label_lists and (not is_json or given.label_lists != "classes") else ""
+    label = LabelFormat(name, key, lists=lists, first=given.first_label or 0)
+    if given.label_by != "name" and not given.label_lists:
+        _refuse_lists_of_numbers(head.location, contents, label)
     by = given.label_by
     if by is None:
-        by = _by(contents, LabelFormat(name, key))
+        by = "number" if label.lists == "multi-hot" else _by(head.location, contents, label)
         inferred.append(f"and are class {by}s (--label-by)")
-    return LabelFormat(name, key, by)
+    if by == "name" and (label.first or label.lists == "multi-hot"):
+        raise DataError("--first-label and --label-lists multi-hot are for labels that are numbers, not names")
+    for value in given.ignored_labels if by == "number" else ():
+        if not _is_number(value):
+            raise DataError(f"--ignore-label {value}: the labels are numbers, and this is none")
+    return replace(label, by=by, ignored=given.ignored_labels)
 
 
 def _label_field(head: ShardHead) -> str:
@@ -182,20 +211,75 @@ def _json_key(location: str, contents: list[bytes]) -> str | None:
     return key
 
 
-def _by(contents: list[bytes], label: LabelFormat) -> Literal["number", "name"]:
-    found = 0
+def _refuse_lists_of_numbers(location: str, contents: list[bytes], label: LabelFormat) -> None:
+    """Refuse lists whose meaning is unclear: one-hot ones, and several numbers in a text."""
+    is_json = label.field.rpartition(".")[2] == "json"
+    lists: list[list[Any]] = []
+    single = 0
+    for content in contents:
+        try:
+            found = stored_labels(content, label) if is_json else _numbers_in_text(content)
+        except ValueError:
+            continue
+        if len(found) > 1:
+            lists.append(found)
+        else:
+            single += 1
+    if lists and not single and len({len(found) for found in lists}) == 1 and all(map(_is_flag, chain(*lists))):
+        raise DataError(
+            f"{location}: the labels are lists of {len(lists[0]):,} numbers that are all 0 or 1, such as "
+            f"{contents[0][:60]!r}: if there is one for each class (one-hot, multi-hot), use --label-lists multi-hot; "
+            "if they are class numbers, --label-lists classes"
+        )
+    if lists and not is_json:
+        raise DataError(
+            f"{location}: the {label.field} members have several numbers, such as {contents[0][:60]!r}: if each is a "
+            "class, use --label-lists classes; if all of them are the name of one, --label-by name"
+        )
+
+
+def _numbers_in_text(content: bytes) -> list[str]:
+    """
+    Raises:
+        ValueError: there is something else.
+    """
+    found = split_list(text_of(content).removeprefix("[").removesuffix("]"))
+    for value in found:
+        class_number(value)
+    return found
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool) or (_is_number(value) and class_number(value) in (0, 1))
+
+
+def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["number", "name"]:
+    numbers: list[Any] = []
+    names: list[str] = []
+    neither: list[Any] = []
     for content in contents:
         try:
             for value in stored_labels(content, label):
-                found += 1
-                if not _is_number(value):
-                    return "name"
+                text = isinstance(value, str) and not is_decimal(value)
+                (numbers if _is_number(value) else names if text else neither).append(value)
         except ValueError:
             continue
-    if not found:
-        where = f" under the key {label.key!r}" if label.key else ""
-        raise DataError(f"no label in the first {label.field} members{where}, such as {contents[0][:100]!r}")
-    return "number"
+    if numbers and names:
+        total = len(numbers) + len(names) + len(neither)
+        raise DataError(
+            f"{location}: {len(numbers):,} of the first {total:,} labels are numbers, such as {numbers[0]!r}, and "
+            f"others are not, such as {names[0]!r}; --label-by number makes the others unusable, --label-by name "
+            "makes all of them names"
+        )
+    if numbers or names:
+        return "number" if numbers else "name"
+    if neither:
+        raise DataError(f"{location}: labels such as {neither[0]!r} are neither whole numbers nor names")
+    where = f" under the key {label.key!r}" if label.key else ""
+    raise DataError(
+        f"no label in the first {label.field} members{where}, such as {contents[0][:100]!r}; a key in a nested object "
+        "is --label-key OUTER.INNER"
+    )
 
 
 def _is_number(value: object) -> bool:

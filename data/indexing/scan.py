@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,16 +16,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.accounting import Accounting
 from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.index import LabelFormat, ShardEntry
-from data.labels import class_number, stored_labels
-from data.shard import SampleMembers, group_members, split_key
+from data.labels import label_values, stored_labels
+from data.shard import SampleMembers, group_members, split_key, split_members
 from data.storage import Storage, is_remote, join, pieces
-from data.tar import members
+from data.tar import TarContents, read_tar
 
 _LOCAL_PIECE = 4 * 2**20  # bytes
 _NO_SUCH_CLASS = -2
+IMAGE, LABEL = 1, 2
+_ORDINARY_EXTENSION = re.compile(r"[a-z][a-z0-9_]{0,15}(\.[a-z][a-z0-9_]{0,15})?")
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WebP")
+_SIGNATURES = (
+    (0, b"\xff\xd8", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"), (0, b"\x1f\x8b", "gzip"),
+    (0, b"GIF8", "GIF"), (0, b"BM", "BMP"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphei", "HEIC"), (4, b"ftypmif1", "HEIC"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
+    (4, b"jP  ", "JPEG 2000"),
+)  # fmt: skip
 
 
 class Problem(StrEnum):
@@ -36,6 +48,7 @@ class Problem(StrEnum):
     LABEL_UNKNOWN = "a label that is not in the class list"
     KEY_REPEATED = "a repeated key"
     IMAGE_EMPTY = "an empty image"
+    IMAGE_GZIP = "an image that is compressed with gzip (build shards from these, which unpacks it)"
     IMAGE_UNKNOWN = "an image that is neither JPEG, PNG nor WebP"
     IMAGE_BROKEN = "an image that does not decode"
 
@@ -47,6 +60,17 @@ class SampleProblem(NamedTuple):
     place: int
     key: str
     detail: str
+
+
+class LabelRows(NamedTuple):
+    """The labels of the samples of a shard as positions in a class list."""
+
+    rows: NDArray[np.int32]
+    """(samples, k), ascending, padded with -1."""
+    unknown: list[SampleProblem]
+    """Samples with a label that is not in the list, which get none."""
+    ignored: NDArray[np.bool_]
+    """(samples,) which samples have only labels that are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +88,16 @@ class ShardScan:
     """(samples, k) positions in `label_values`, padded with -1."""
     formats: Counter[tuple[str, str]]
     """(extension, format by the first bytes) -> images."""
+    other_members: Accounting
+    """The members that belong to no sample; the other ones are counted as found as well."""
+    remarks: list[str]
+    """What is unusual about the tar, although it is whole."""
+    sample_members: NDArray[np.uint8]
+    """(samples,) what each sample has: IMAGE, LABEL or both."""
+    repeated_labels: int
+    """Samples with the same label more than once."""
+    hot_lengths: frozenset[int]
+    """Lengths of the multi-hot lists."""
     key_hashes: NDArray[np.int64]
     """Of the different keys; only valid within this process."""
     packed_keys: bytes
@@ -74,10 +108,14 @@ class ShardScan:
         text = zlib.decompress(self.packed_keys).decode("utf-8", "surrogateescape")
         return text.split("\0") if self.entry.samples else []
 
-    def labels(self, numbers: Mapping[Any, int]) -> tuple[NDArray[np.int32], list[SampleProblem]]:
-        """Labels (samples, k), ascending, padded with -1, as class numbers by `numbers`; and the samples with
-        a stored value that it lacks, which get no label.
-        """
+    def samples_with(self, value: Any) -> int:
+        """How many samples have this label, as it is stored."""
+        if value not in self.label_values:
+            return 0
+        return int((self.label_places == self.label_values.index(value)).any(axis=1).sum())
+
+    def labels(self, numbers: Mapping[Any, int]) -> LabelRows:
+        """The labels as class numbers by `numbers`, see `class_numbers`."""
         classes = np.array([*(numbers.get(value, _NO_SUCH_CLASS) for value in self.label_values), -1], np.int32)
         rows = classes[self.label_places]
         unknown = np.flatnonzero((rows == _NO_SUCH_CLASS).any(axis=1))
@@ -86,14 +124,12 @@ class ShardScan:
         for place in unknown.tolist():
             value = self.label_values[self.label_places[place][rows[place] == _NO_SUCH_CLASS][0]]
             problems.append(SampleProblem(Problem.LABEL_UNKNOWN, place, keys[place], repr(value)[:60]))
+        has_label: NDArray[np.bool_] = np.asarray((self.label_places >= 0).any(axis=1))
+        has_label[unknown] = False
+        ignored = np.logical_and(has_label, (rows < 0).all(axis=1))
         rows[unknown] = -1
         # The padding goes last: as an unsigned number it is the greatest.
-        return np.sort(rows.view(np.uint32), axis=1).view(np.int32), problems
-
-
-def class_numbers(classes: tuple[str, ...], label: LabelFormat) -> Mapping[Any, int]:
-    """Stored label -> position in the class list."""
-    return {name if label.by == "name" else number: number for number, name in enumerate(classes)}
+        return LabelRows(np.sort(rows.view(np.uint32), axis=1).view(np.int32), problems, ignored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +189,86 @@ class ShardScanner:
                 length += len(piece)
                 self.options.progress(len(piece))
             with open(path, "rb") as file:
-                found, damage = members(file.fileno())
-                samples = group_members(found, self.image_fields, self.label.field)
+                contents = read_tar(file.fileno())
+                samples = group_members(contents.members, self.image_fields, self.label.field)
                 entry = ShardEntry(name, len(samples), length, sha256.hexdigest())
-                damage = _describe_damage(file.fileno(), damage)
-                return _scan_samples(file.fileno(), entry, damage, samples, self.label, self.decode_images)
+                return self._scan_samples(file.fileno(), entry, contents, samples)
         except FileNotFoundError:
             raise DataError(f"shard {location}: it was listed but is missing now; copy it back and try again") from None
         finally:
             if remote:
                 path.unlink(missing_ok=True)
+
+    def _scan_samples(
+        self, descriptor: int, entry: ShardEntry, contents: TarContents, samples: list[SampleMembers]
+    ) -> ShardScan:
+        problems: list[SampleProblem] = []
+        formats: Counter[tuple[str, str]] = Counter()
+        value_places: dict[Any, int] = {}
+        labels: list[list[int]] = []
+        repeated_labels = 0
+        hot_lengths: set[int] = set()
+        seen: set[str] = set()
+        for place, (key, image, label_member) in enumerate((g.key, g.image, g.label) for g in samples):
+
+            def note(problem: Problem, detail: str = "", place: int = place, key: str = key) -> None:
+                problems.append(SampleProblem(problem, place, key, detail))
+
+            if key in seen:
+                note(Problem.KEY_REPEATED)
+            seen.add(key)
+            row: list[int] = []
+            if label_member is None:
+                note(Problem.NO_LABEL)
+            else:
+                try:
+                    stored = stored_labels(os.pread(descriptor, label_member.size, label_member.offset), self.label)
+                    given = label_values(stored, self.label)
+                    different = dict.fromkeys(given)
+                    row = [value_places.setdefault(value, len(value_places)) for value in different]
+                    repeated_labels += len(different) < len(given)
+                    if self.label.lists == "multi-hot":
+                        hot_lengths.add(len(stored))
+                except ValueError as error:
+                    note(Problem.LABEL_UNREADABLE, str(error))
+            labels.append(row)
+            if image is None:
+                note(Problem.NO_IMAGE)
+                continue
+            encoded = os.pread(descriptor, image.size if self.decode_images else 16, image.offset)[: image.size]
+            kind = _format(encoded)
+            formats[_image_field(image.name, self.image_fields), kind] += 1
+            if not encoded:
+                note(Problem.IMAGE_EMPTY)
+            elif kind == "gzip":
+                note(Problem.IMAGE_GZIP)
+            elif kind not in IMAGE_FORMATS:
+                note(Problem.IMAGE_UNKNOWN, "" if kind == "unknown" else f"it is {kind}")
+            elif self.decode_images:
+                try:
+                    decode(encoded)
+                except DecodeError as error:
+                    note(Problem.IMAGE_BROKEN, str(error))
+        places = np.full((len(samples), max(map(len, labels), default=0) or 1), -1, np.int32)
+        for place, row in enumerate(labels):
+            places[place, : len(row)] = row
+        return ShardScan(
+            entry=entry,
+            damage=_describe_damage(descriptor, contents.damage),
+            problems=problems,
+            label_values=tuple(value_places),
+            label_places=places,
+            formats=formats,
+            other_members=_other_members(contents, entry.name, self.image_fields, self.label.field),
+            remarks=list(_remarks(contents)),
+            sample_members=np.array(
+                [(g.image is not None) * IMAGE + (g.label is not None) * LABEL for g in samples], np.uint8
+            ),
+            repeated_labels=repeated_labels,
+            hot_lengths=frozenset(hot_lengths),
+            key_hashes=np.array([hash(key) for key in seen], np.int64),
+            packed_keys=zlib.compress("\0".join(g.key for g in samples).encode("utf-8", "surrogateescape"), 1),
+        )
 
 
 def _read(path: Path) -> Iterator[bytes]:
@@ -194,89 +300,45 @@ def _describe_damage(descriptor: int, damage: str | None) -> str | None:
     return damage
 
 
-def _scan_samples(
-    descriptor: int,
-    entry: ShardEntry,
-    damage: str | None,
-    samples: list[SampleMembers],
-    label: LabelFormat,
-    decode_images: bool,
-) -> ShardScan:
-    problems: list[SampleProblem] = []
-    formats: Counter[tuple[str, str]] = Counter()
-    value_places: dict[Any, int] = {}
-    labels: list[list[int]] = []
-    seen: set[str] = set()
-    for place, (key, image, label_member) in enumerate((g.key, g.image, g.label) for g in samples):
-
-        def note(problem: Problem, detail: str = "", place: int = place, key: str = key) -> None:
-            problems.append(SampleProblem(problem, place, key, detail))
-
-        if key in seen:
-            note(Problem.KEY_REPEATED)
-        seen.add(key)
-        row: list[int] = []
-        if label_member is None:
-            note(Problem.NO_LABEL)
-        else:
-            try:
-                given = _label_values(os.pread(descriptor, label_member.size, label_member.offset), label)
-                row = [value_places.setdefault(value, len(value_places)) for value in given]
-            except ValueError as error:
-                note(Problem.LABEL_UNREADABLE, str(error))
-        labels.append(row)
-        if image is None:
-            note(Problem.NO_IMAGE)
-            continue
-        split = split_key(image.name)
-        assert split is not None
-        encoded = os.pread(descriptor, image.size if decode_images else 16, image.offset)[: image.size]
-        kind = _format(encoded)
-        formats[split[1], kind] += 1
-        if not encoded:
-            note(Problem.IMAGE_EMPTY)
-        elif kind == "unknown":
-            note(Problem.IMAGE_UNKNOWN)
-        elif decode_images:
-            try:
-                decode(encoded)
-            except DecodeError as error:
-                note(Problem.IMAGE_BROKEN, str(error))
-    width = max(map(len, labels), default=0)
-    places = np.full((len(samples), max(width, 1)), -1, np.int32)
-    for place, row in enumerate(labels):
-        places[place, : len(row)] = row
-    return ShardScan(
-        entry=entry,
-        damage=damage,
-        problems=problems,
-        label_values=tuple(value_places),
-        label_places=places,
-        formats=formats,
-        key_hashes=np.array([hash(key) for key in seen], np.int64),
-        packed_keys=zlib.compress("\0".join(g.key for g in samples).encode("utf-8", "surrogateescape"), 1),
-    )
+def _image_field(name: str, image_fields: tuple[str, ...]) -> str:
+    split = split_key(name)
+    return split[1] if split and split[1] in image_fields else name.rpartition(".")[2].lower()
 
 
-def _label_values(content: bytes, label: LabelFormat) -> list[Any]:
-    """The different labels in a member, in their order.
+def _other_members(contents: TarContents, shard: str, image_fields: tuple[str, ...], label_field: str) -> Accounting:
+    """All members are found; those that are neither image nor label are left out."""
+    accounting = Accounting("members", len(contents.members) + len(contents.others))
+    splits = split_members(contents.members, image_fields, label_field)
+    for member, split in zip(contents.members, splits, strict=True):
+        if split is None:
+            accounting.leave_out(_why_other(member.name), f"{shard}: {member.name}")
+    for name, kind in contents.others:
+        accounting.leave_out(kind, f"{shard}: {name}")
+    return accounting
 
-    Raises:
-        ValueError: there are none, or some are names instead of numbers or the reverse.
-    """
-    found = stored_labels(content, label)
-    if label.by == "number":
-        found = [class_number(value) for value in found]
-    elif not all(isinstance(value, str) for value in found):
-        raise ValueError(f"the label {found[0]!r} is not a name")
-    return list(dict.fromkeys(found))
+
+def _why_other(name: str) -> str:
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return "hidden files"
+    split = split_key(name)
+    if split is None:
+        return "names without an extension"
+    if not _ORDINARY_EXTENSION.fullmatch(split[1]):
+        return "names with further dots that belong to no clear sample" if "." in split[1] else "unusual extensions"
+    return f"{split[1]} members, neither images nor labels"
+
+
+def _remarks(contents: TarContents) -> Iterator[str]:
+    if not contents.has_end and contents.damage is None:
+        yield "has no end mark, but ends behind a whole member"
+    if contents.archives > 1:
+        yield f"is {contents.archives} tars behind one another, which are all read"
 
 
 def _format(encoded: bytes) -> str:
-    if encoded[:2] == b"\xff\xd8":
-        return "JPEG"
-    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-        return "WebP"
+    """By the first 16 bytes: one of `IMAGE_FORMATS`, another that is known, "unknown" or "empty"."""
+    for start, signature, name in _SIGNATURES:
+        if encoded.startswith(signature, start) and (name != "WebP" or encoded.startswith(b"RIFF")):
+            return name
     return "unknown" if encoded else "empty"

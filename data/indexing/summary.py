@@ -4,7 +4,7 @@ import io
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,7 +116,7 @@ def class_counts(dataset: Dataset) -> tuple[NDArray[np.int64], int]:
     if dataset.label_map is not None:
         # One more class at the end, which the padding of -1 selects.
         labels = np.append(dataset.label_map.targets, np.int32(-1))[labels]
-        labels = labels if dataset.kept is None else labels[dataset.kept]
+    labels = labels if dataset.kept is None else labels[dataset.kept]
     rows = np.sort(labels, axis=1)
     # Classes that a label map merged count once per sample.
     first = np.concatenate([np.ones((len(rows), 1), bool), rows[:, 1:] != rows[:, :-1]], axis=1)
@@ -142,9 +142,10 @@ def describe(dataset: Dataset, drawn: list[DrawnSample]) -> dict[str, Any]:
         "folder": index.folder,
         "digest": dataset.digest,
         "image_fields": list(index.image_fields),
-        "label": asdict(index.label),
+        "label": index.label.content(),
         "classes": len(dataset.classes),
         "samples": dataset.samples,
+        "left_out": index.samples - dataset.samples,
         "labels_per_sample": index.labels_per_sample,
         "bytes": index.bytes,
         "bytes_per_sample": round(index.bytes / max(index.samples, 1)),

@@ -6,9 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.accounting import Accounting
 from data.errors import DataError
 from data.index import LABELS_NAME, ShardEntry, ShardIndex, read_labels
-from data.indexing.scan import ScanOptions, ShardScan, ShardScanner, class_numbers
+from data.indexing.account import account_members
+from data.indexing.remarks import remark_on
+from data.indexing.scan import ScanOptions, ShardScan, ShardScanner
+from data.labels import class_numbers
 from data.storage import list_files
 
 
@@ -25,11 +29,13 @@ def verify_shards(
     *,
     decode_images: bool = False,
     scanning: ScanOptions = ScanOptions(),  # noqa: B008 (immutable)
+    members: Accounting | None = None,
 ) -> Iterator[Difference]:
     """Differences between the shards and `index`, in its order: presence, size, sha256, samples, labels, `labels.npy`.
 
     With `decode_images` every image is decoded, and unusable samples are reported as well; without it they are not, as
-    an indexed dataset may have some.
+    an indexed dataset may have some. The members of the shards are counted in `members`, with the
+    remarks of `index_shards`.
 
     Raises:
         DataError: the folder of the shards is missing, or a shard vanished.
@@ -50,19 +56,26 @@ def verify_shards(
     scanner = ShardScanner(index.folder, index.image_fields, index.label, scanning, decode_images)
     numbers = class_numbers(index.classes, index.label)
     start = 0
+    read: list[ShardScan] = []
     scans = scanner.scan_all((shard.name, sizes.get(shard.name)) for shard in index.shards)
     for entry, scan in zip(index.shards, scans, strict=True):
         if scan is None:
             yield Difference(entry.name, "", "is missing")
         else:
             yield from _file_differences(entry, scan)
-            rows, unknown = scan.labels(numbers)
+            found = scan.labels(numbers)
+            rows, unknown, _ = found
+            if members is not None:
+                members.add(account_members(scan, found))
+                read.append(scan)
             if labels is not None and len(rows) == entry.samples:
                 yield from _label_differences(index, entry, scan, rows, labels[start : start + entry.samples])
             if decode_images:
                 for problem, _, key, detail in sorted([*scan.problems, *unknown], key=lambda problem: problem.place):
                     yield Difference(entry.name, key, f"has {problem}{f' ({detail})' if detail else ''}")
         start += entry.samples
+    if members is not None and labels is not None:
+        remark_on(members, index, labels, read)
 
 
 def _file_differences(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference]:
@@ -73,6 +86,8 @@ def _file_differences(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference
         yield Difference(entry.name, "", f"has the sha256 {there.sha256[:16]}..., {entry.sha256[:16]}... in the index")
     if scan.damage:
         yield Difference(entry.name, "", f"is damaged: {scan.damage}")
+    elif there.samples < entry.samples:
+        yield from (Difference(entry.name, "", remark) for remark in scan.remarks)
     if there.samples != entry.samples:
         yield Difference(entry.name, "", f"has {there.samples:,} samples, {entry.samples:,} in the index")
 

@@ -173,12 +173,39 @@ def test_only_samples_after_the_end_of_a_truncated_tar_are_broken(tmp_path: Path
         shard.read(1)
 
 
+def test_a_shard_that_ends_between_two_members_is_truncated(tmp_path: Path) -> None:
+    path = shard_of(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"0")])
+    path.write_bytes(path.read_bytes()[:2048])
+    assert Shard(path, ("jpg",), "cls", 1).read(0).key == "a"
+    with pytest.raises(BrokenSample, match=r"ends before it \(ends after 2,048 bytes without an end mark\)"):
+        Shard(path, ("jpg",), "cls", 2).read(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["p.jpg", "p.cls", "q_0.5.jpg", "q_0.5.cls", "q_0.53.JPG", "q_0.53.cls"], ["p", "q_0.5", "q_0.53"]),
+        (["d.e/IMG 12.01.2020.jpg", "d.e/IMG 12.01.2020.cls"], ["d.e/IMG 12.01.2020"]),
+        (["p.jpg", "p.cls", "p.seg.jpg"], ["p"]),
+        (["p.jpg", "p.cls", "p.seg.jpg", "p.seg.cls"], ["p"]),
+        (["p.0.jpg", "p.1.jpg", "p.cls"], ["p"]),
+        (["q.0.jpg", "p.jpg", "p.cls"], ["p"]),
+    ],
+)
+def test_names_with_further_dots_are_split_at_the_last_one_if_that_is_clear(
+    tmp_path: Path, names: list[str], keys: list[str]
+) -> None:
+    shard = Shard(shard_of(tmp_path / "s.tar", [(name, b"0") for name in names]), ("jpg",), "cls", len(keys))
+    assert [shard.key(place) for place in range(len(keys))] == keys
+
+
 @pytest.mark.parametrize(
     ("member", "split"),
     [
         ("n01/x_1.JPEG", ("n01/x_1", "jpeg")),
         ("a.b/c.seg.png", ("a.b/c", "seg.png")),
         ("noextension", None),
+        ("d/._x.jpg", None),
     ],
 )
 def test_keys_are_split_as_webdataset_splits_them(member: str, split: tuple[str, str] | None) -> None:

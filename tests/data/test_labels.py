@@ -29,6 +29,23 @@ NAMES = ("ant", "bee", "cat")
         (LabelFormat("json", "label"), b'{"label": "1", "x": 3}', (1,)),
         (LabelFormat("json", "labels"), b'{"labels": [0, 1]}', (0, 1)),
         (LabelFormat("json", "wnid", "name"), b'{"wnid": "cat"}', (2,)),
+        (LabelFormat(), b"\xef\xbb\xbf2\r\n", (2,)),
+        (LabelFormat("txt", by="name"), "cat\n".encode("utf-16"), (2,)),
+        (LabelFormat("json", "label"), b'\xef\xbb\xbf{"label": 1}', (1,)),
+        (LabelFormat(), b"2.0", (2,)),
+        (LabelFormat(), b"01", (1,)),
+        (LabelFormat("json", "label"), b'{"label": 2.0}', (2,)),
+        (LabelFormat("json", "label"), b'{"label": " 2 "}', (2,)),
+        (LabelFormat("json", "a.b"), b'{"a": {"b": 2}}', (2,)),
+        (LabelFormat("json", "a.b"), b'{"a.b": 1, "a": {"b": 2}}', (1,)),
+        (LabelFormat("json", lists="multi-hot"), b"[0, 1, 1]", (1, 2)),
+        (LabelFormat("json", lists="multi-hot"), b"[false, true, 0.0]", (1,)),
+        (LabelFormat(lists="multi-hot"), b"0 0 1", (2,)),
+        (LabelFormat(lists="classes"), b"2, 0", (0, 2)),
+        (LabelFormat(lists="classes"), b"[2, 0]", (0, 2)),
+        (LabelFormat("txt", by="name", lists="classes"), b"cat, ant", (0, 2)),
+        (LabelFormat(first=1), b"3", (2,)),
+        (LabelFormat("json", ignored=("-1", "9")), b"[-1, 1, 9]", (1,)),
     ],
 )
 def test_labels_are_read_in_the_format_of_the_index(
@@ -50,7 +67,17 @@ def test_labels_are_read_in_the_format_of_the_index(
         (LabelFormat("json", "label"), b"[1]", "the label is not JSON with 'label'"),
         (LabelFormat("json"), b"[]", "no label in"),
         (LabelFormat("json"), b"true", "the label 'True' is not a number"),
-        (LabelFormat("json"), b"1.5", "no label in"),
+        (LabelFormat("json"), b"1.5", "the label 1.5 is not a whole number"),
+        (LabelFormat(), b"3.5", "the label 3.5 is not a whole number"),
+        (LabelFormat("json"), b"NaN", "the label nan is not a whole number"),
+        (LabelFormat(), b"1e0", "the label '1e0' is not a number"),
+        (LabelFormat("json"), b"null", "no label in b'null'"),
+        (LabelFormat("json", "a.b"), b'{"a": {"c": 1}}', "the label is not JSON with 'a.b'"),
+        (LabelFormat(ignored=("-1",)), b"-1", "the label -1 is ignored"),
+        (LabelFormat("json", lists="multi-hot"), b"[0, 1]", "a list of 2 numbers, not one for each of 3 classes"),
+        (LabelFormat("json", lists="multi-hot"), b"[0, 2, 0]", r"the label \[0, 2, 0\] has other numbers than 0 and 1"),
+        (LabelFormat("json", lists="multi-hot"), b"[0, 0, 0]", "the label has 0 for each of 3 classes"),
+        (LabelFormat(first=1), b"0", "the label 0 is not one of 3 classes"),
         (LabelFormat("json"), b"[" * 100_000, "the label is not JSON"),
     ],
 )
@@ -89,12 +116,21 @@ def test_a_label_map_renames_merges_and_drops(
         ("rename: {dog: pet}", r"dog is not a class of the shards \(1 of 1 are not\)"),
         ("classes: [ant, bee]", r"cat is missing under classes \(1 names are\)"),
         ("classes: [ant, bee, cat, cat]", "a name is repeated"),
+        ("rename: {cat: pet, cat: lion}", "cat is there twice; remove one"),
+        ("rename: {cat: [pet]}", "rename must be a mapping of names"),
         ("others: drop", "no class is kept"),
     ],
 )
 def test_a_label_map_that_does_not_match_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_label_map(write(tmp_path / "map.yaml", text), NAMES)
+
+
+def test_names_in_a_label_map_are_strings_as_they_are_written(tmp_path: Path) -> None:
+    classes = ("no", "010", "8", "1e3", "null")
+    path = write(tmp_path / "map.yaml", "\ufeffrename: {no: yes, 010: ten, 1e3: on}\nclasses: [yes, ten, 8, on, null]")
+    found = read_label_map(path, classes)
+    assert (found.classes, found.targets.tolist()) == (("yes", "ten", "8", "on", "null"), [0, 1, 2, 3, 4])
 
 
 def test_a_label_map_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -41,9 +41,16 @@ def write_shards(folder: Path, content: Sequence[dict[str, Any]], per_shard: int
 def write_members(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
     """A tar of these members only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
+    path.write_bytes(tar_bytes(members))
+    return path
+
+
+def tar_bytes(members: Sequence[tuple[str, bytes]]) -> bytes:
+    """The content of a tar of these members."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    return path
+    return file.getvalue()

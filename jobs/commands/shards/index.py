@@ -1,18 +1,21 @@
 """`coatnet shards index`: an index for shards that others have built."""
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
+from data.accounting import lines
 from data.class_mixing import advice_on_index
-from data.dataset import Dataset
+from data.dataset import open_dataset
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import ScanOptions
-from data.label_files import read_classes
+from data.label_files import read_class_list
 from data.storage import Storage
-from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, Threads
+from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, Threads
 from jobs.commands.shards.progress import reading_progress
 from jobs.console import make_console, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
@@ -39,12 +42,27 @@ def index(
         Literal["number", "name"] | None, typer.Option(help="Whether labels are class numbers or class names.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Class names in order: a file with one per line, or indexed shards.")
+        str | None, typer.Option(help="Class names in order: a file with one per line, JSON, or indexed shards.")
     ] = None,
+    label_lists: Annotated[
+        Literal["classes", "multi-hot"] | None,
+        typer.Option(help="What lists of numbers are: the classes of the sample, or a 0 or 1 for each class."),
+    ] = None,
+    first_label: Annotated[
+        int | None, typer.Option(min=0, help="The label of the first class, if labels are numbers.", show_default="0")
+    ] = None,
+    ignore_label: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave samples with this label out of the epochs, such as -1; may be given several times."),
+    ] = None,
+    mix_splits: Annotated[
+        bool, typer.Option("--mix-splits", help="Index training and validation shards as one dataset.")
+    ] = False,
     skip_broken_shards: Annotated[
         bool, typer.Option("--skip-broken-shards", help="Leave out shards that are not whole tars.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
+    as_json: AsJson = False,
     threads: Threads = 8,
     endpoint: Endpoint = None,
     profile: Profile = None,
@@ -58,19 +76,27 @@ def index(
             label_field=_extension(label_field) if label_field else None,
             label_key=label_key,
             label_by=label_by,
+            label_lists=label_lists,
+            first_label=first_label,
+            ignored_labels=tuple(ignore_label or ()),
         )
-        console, storage = make_console(), Storage(endpoint, profile, anonymous, give_up_after)
+        console = Console(stderr=True) if as_json else make_console()
+        storage = Storage(endpoint, profile, anonymous, give_up_after)
         with reading_progress(console) as (begin, advance):
             report = index_shards(
                 patterns,
                 given=given,
-                classes=read_classes(classes, storage) if classes else None,
+                classes=read_class_list(classes, storage) if classes else None,
                 output=output,
                 overwrite=overwrite,
                 skip_broken_shards=skip_broken_shards,
+                mix_splits=mix_splits,
                 scanning=ScanOptions(storage, threads, begin, advance),
             )
-        for line in (*report_lines(report), *advice_on_index(Dataset(report.index, storage))):
+        if as_json:
+            print(json.dumps(report.document(), indent=1))
+            return
+        for line in (*report_lines(report), *advice_on_index(open_dataset(report.index.home, storage))):
             print_line(console, line)
 
 
@@ -95,13 +121,10 @@ def report_lines(report: IndexingReport) -> Iterator[str]:
     if report.repeated_key:
         key, first, second = report.repeated_key
         yield f"{report.repeated_keys:,} keys are in several shards (the first, {key}, in {first} and {second})"
-    if index.label.by == "name" and 2 * len(index.classes) > index.samples:
-        yield (
-            f"warning: {len(index.classes):,} classes among {index.samples:,} samples; are the {index.label.field} "
-            "members labels? See --label-field"
-        )
     formats = ", ".join(f"{kind} in {field} {count:,}" for (field, kind), count in report.formats.most_common())
     yield f"images: {formats}"
+    yield from lines(report.files)
+    yield from lines(report.members)
     yield (
         f"{index.home}: {index.samples:,} samples of {len(index.classes):,} classes in {len(index.shards):,} shards, "
         f"{index.bytes / 1e6:,.1f} MB"

@@ -75,10 +75,11 @@ def summary_table(facts: dict[str, Any]) -> Table:
     shards, drawn, label = facts["shards"], facts["drawn"], facts["label"]
     key = f" under {label['key']}" if label["key"] else ""
     where = f"{label['field']}{key}, by {label['by']}"
+    left_out = f", and {facts['left_out']:,} without a class to train on" if facts["left_out"] else ""
     rows = {
         "folder": facts["folder"],
         "classes": f"{facts['classes']:,}",
-        "samples": f"{facts['samples']:,}",
+        "samples": f"{facts['samples']:,}{left_out}",
         "labels": f"{where}; up to {facts['labels_per_sample']} a sample",
         "bytes": f"{_size(facts['bytes'])}, {_size(facts['bytes_per_sample'])} a sample",
         "shards": f"{shards['number']:,}",

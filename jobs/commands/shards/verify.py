@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from data.accounting import Accounting, lines
 from data.errors import EXIT_CONFIG
 from data.index import read_index
 from data.indexing.scan import ScanOptions
@@ -29,14 +30,16 @@ def verify(
     with exit_on_error(STARTS_OVER):
         console, storage = make_console(), Storage(endpoint, profile, anonymous, give_up_after)
         index = read_index(url, storage)
-        problems = 0
+        problems, members = 0, Accounting("members")
         with reading_progress(console) as (begin, advance):
             for difference in verify_shards(
-                index, decode_images=decode, scanning=ScanOptions(storage, threads, begin, advance)
+                index, decode_images=decode, scanning=ScanOptions(storage, threads, begin, advance), members=members
             ):
                 problems += 1
                 place = ": ".join(filter(None, (difference.shard and f"shard {difference.shard}", difference.key)))
                 print_line(console, " ".join(filter(None, (place, difference.what))))
+        for line in lines(members):
+            print_line(console, line)
         if index.labels_sha256 is None:
             print_line(console, "labels were not compared: the index has no labels.npy")
         read = f"{url}: {index.samples:,} samples in {len(index.shards):,} shards, {index.bytes / 1e6:,.1f} MB"

@@ -29,7 +29,7 @@ def images(ranks: list[int], names: list[bytes]) -> Images:
         key_hash=np.zeros(count, np.uint64),
         offset=np.zeros(count, np.int64),
         size=np.ones(count, np.int64),
-        kind=zeros,
+        kind=zeros.astype(np.uint16),
         extension=zeros,
         labels=np.zeros((count, 1), np.int32),
         name_bounds=np.cumsum([0, *map(len, names)]),

@@ -18,12 +18,13 @@ from data.index import LabelFormat, read_index, read_labels
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import Problem, ScanOptions
+from data.label_files import ClassList
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from data.storage import Storage
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
-from tests.support.third_party import picture, samples, write_members, write_shards
+from tests.support.third_party import picture, samples, tar_bytes, write_members, write_shards
 
 NAMES = ("ant", "bee", "cat")
 Label = Callable[[int], dict[str, Any]]
@@ -89,7 +90,11 @@ def test_an_index_elsewhere_names_the_folder_of_the_shards(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     index_shards(["shards"], output="indexes/mine")
     monkeypatch.chdir("/")
-    assert sorted(path.name for path in (tmp_path / "indexes/mine").iterdir()) == ["index.json", "labels.npy"]
+    assert sorted(path.name for path in (tmp_path / "indexes/mine").iterdir()) == [
+        "index.json",
+        "labels.npy",
+        "report.json",
+    ]
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["in-0000.tar"]
     assert len(read_back(str(tmp_path / "indexes/mine"))) == 4
 
@@ -106,7 +111,7 @@ def test_several_labels_per_sample_are_kept(tmp_path: Path) -> None:
 def test_a_class_list_gives_names_and_order(tmp_path: Path) -> None:
     write_shards(tmp_path / "numbers", samples(3, lambda n: {"cls": n}))
     write_shards(tmp_path / "names", samples(3, lambda n: {"cls": NAMES[n]}))
-    classes = ("cat", "bee", "ant", "yak")
+    classes = ClassList("", ("cat", "bee", "ant", "yak"))
     assert index_shards([str(tmp_path / "numbers")], classes=classes).index.classes == ("cat", "bee", "ant", "yak")
     index_shards([str(tmp_path / "names")], classes=classes)
     assert [labels for _, labels in read_back(str(tmp_path / "names")).values()] == [(2,), (1,), (0,)]
@@ -133,6 +138,7 @@ def test_images_with_several_extensions_including_a_given_one_are_indexed(tmp_pa
     assert set(read_back(str(tmp_path))) == {"a", "b", "c"}
 
 
+OTHER_MEMBERS = tar_bytes([("README", b"x"), ("x.md", b"y")])
 GOOD = [("good.jpg", picture(0)), ("good.cls", b"0")]
 
 
@@ -160,7 +166,7 @@ def test_a_sample_with_a_problem_is_named_and_refused_by_the_reader(
 ) -> None:
     write_members(tmp_path / "0.tar", GOOD)
     write_members(tmp_path / "1.tar", [("good.jpg", picture(0)), ("good.cls", b"0"), *members])
-    report = index_shards([str(tmp_path)], classes=NAMES)
+    report = index_shards([str(tmp_path)], classes=ClassList("", NAMES))
     assert report.problems.first == {problem: [("1.tar", key, detail)]}
     assert (report.problems.samples, report.index.samples) == (1, 3 if len(members) < 4 else 4)
     broken = 0
@@ -191,7 +197,7 @@ def test_keys_repeated_across_shards_are_counted_but_not_a_problem(tmp_path: Pat
         (lambda data: b"\x1f\x8b" + data, "compressed with gzip; shards are uncompressed tars"),
         (lambda data: data[:3000], "ends after 3,000 bytes"),
         (lambda data: data[:1024] + b"\xff" * 512 + data[1536:], "no tar header at byte 1,024"),
-        (lambda data: data[-2048:], "it has no samples with these fields"),
+        (lambda data: OTHER_MEMBERS, "it has no samples with these fields"),
     ],
 )
 def test_a_broken_shard_is_refused_unless_broken_shards_are_skipped(

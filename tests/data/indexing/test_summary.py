@@ -12,6 +12,7 @@ from data.index import read_index
 from data.indexing.contact_sheet import CELL, CaptionedImage, contact_sheet, sheet_size
 from data.indexing.index_shards import index_shards
 from data.indexing.summary import class_counts, describe, draw_samples
+from data.label_files import ClassList
 from data.storage import Storage
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3 import S3Server
@@ -24,7 +25,7 @@ NAMES = ("ant", "bee", "cat", "yak")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty lossless images of three classes in five shards; a fourth class has none."""
     folder = write_shards(tmp_path_factory.mktemp("indexed"), samples(20, lambda n: {"cls": n % 3}, "png", "PNG"))
-    index_shards([str(folder)], classes=NAMES)
+    index_shards([str(folder)], classes=ClassList("", NAMES))
     return folder
 
 

@@ -28,11 +28,26 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
         "  in-0003.tar: odd",
         "warning: 4.00% of the samples cannot be used; a run stops above 0.1% unless data.skipped_share allows more",
         "images: JPEG in jpg 25",
+        "4 files found, all of them taken: 4 shards",
+        "49 members found",
+        "24 taken: images",
+        "24 taken: labels",
+        " 1 left out: of samples with no label (in-0003.tar: odd (image))",
         f"{tmp_path}/in: 25 samples of 3 classes in 4 shards, 0.1 MB",
     ]
     verified = coatnet("shards", "verify", "in", folder=tmp_path)
     assert verified.returncode == 0, verified.stderr
-    assert verified.stdout == "in: 25 samples in 4 shards, 0.1 MB: all as in the index\n"
+    assert verified.stdout.splitlines() == [
+        *indexed.stdout.splitlines()[6:10],
+        "in: 25 samples in 4 shards, 0.1 MB: all as in the index",
+    ]
+
+    again = coatnet("shards", "index", "in/*.tar", "--overwrite", "--json", folder=tmp_path)
+    report = json.loads(again.stdout)
+    assert report == json.loads((tmp_path / "in/report.json").read_text())
+    assert (report["found"], report["datasets"][0]["images"], report["files"]["found"]) == (49, 25, 7)
+    document = (ROOT / "docs" / "indexing.md").read_text()
+    assert all(f"`{key}`" in document for key in [*report, *report["datasets"][0]])
 
     shown = coatnet("shards", "show", "in", "--samples", "20", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
@@ -46,7 +61,6 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
     facts = json.loads(coatnet("shards", "show", "in", "--json", "--output", "x.png", folder=tmp_path).stdout)
     assert facts["histogram"]["classes"] == dict.fromkeys(NAMES, 8)
     assert facts["contact_sheet"] == "x.png"
-    document = (ROOT / "docs" / "indexing.md").read_text()
     assert all(f"`{key}`" in document for key in facts)
 
 
@@ -74,7 +88,14 @@ def test_verify_ends_with_78_and_a_line_for_each_problem(tmp_path: Path) -> None
     assert lines[0] == "shard in-0000.tar is missing"
     assert lines[1].startswith("shard in-0001.tar has the sha256 ")
     assert lines[2].startswith("shard in-0001.tar: picture_0005 has an image that does not decode (damaged: ")
-    assert lines[3:] == ["in: 8 samples in 2 shards, 0.0 MB: 3 problems"]
+    assert lines[3:] == [
+        "8 members found",
+        "3 taken: images",
+        "3 taken: labels",
+        "2 left out: of samples with an image that does not decode (in-0001.tar: picture_0005 (image), in-0001.tar: "
+        "picture_0005 (label))",
+        "in: 8 samples in 2 shards, 0.0 MB: 3 problems",
+    ]
 
 
 def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Path) -> None:

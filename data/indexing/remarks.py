@@ -1,0 +1,106 @@
+"""What a person should know about the labels of a dataset, with the option that decides it."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.accounting import Accounting
+from data.index import ShardIndex
+from data.indexing.scan import ShardScan
+from data.indexing.splits import describe_groups
+
+_SHOWN = 3  # names
+_FAR = 100  # numbers between the greatest label and the one before it
+
+
+def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32], scans: Sequence[ShardScan]) -> None:
+    """Add the remarks on the shards, the class list and the labels (N, k) to `members`."""
+    if groups := describe_groups([scan.entry.name for scan in scans]):
+        members.remark("different_names", groups)
+    for kind in dict.fromkeys(remark for scan in scans for remark in scan.remarks):
+        concerned = [scan.entry.name for scan in scans if kind in scan.remarks]
+        others = f" (as have {len(concerned) - 1:,} others)" if len(concerned) > 1 else ""
+        members.remark(kind.split(",")[0].replace(" ", "_"), f"{concerned[0]} {kind}{others}")
+    repeated = sum(scan.repeated_labels for scan in scans)
+    if repeated:
+        members.remark("repeated_labels", f"{repeated:,} samples have a label more than once, which counts once")
+    minus_one = sum(scan.samples_with(-1) for scan in scans)
+    if minus_one and index.label.by == "number" and "-1" not in index.label.ignored:
+        members.remark(
+            "label_minus_one",
+            f"{minus_one:,} samples have the label -1; if it means that they are in none of the classes, leave them "
+            "out of the epochs with --ignore-label -1",
+        )
+    _remark_on_labels(members, index, labels)
+
+
+def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray[np.int32]) -> None:
+    samples = len(labels)
+    several = int((labels[:, 1:] >= 0).any(axis=1).sum())
+    if several:
+        accounting.remark(
+            "multi_label",
+            f"multi-label: {several:,} of {samples:,} samples have several classes, up to {labels.shape[1]}; training "
+            "needs loss.kind: sigmoid",
+        )
+    counts = np.bincount(labels[labels >= 0], minlength=len(index.classes))
+    absent = np.flatnonzero(counts == 0)
+    by_number = index.label.by == "number"
+    if by_number and index.label.first == 0 and absent.tolist() == [0] and len(index.classes) > 1:
+        accounting.remark(
+            "labels_from_1",
+            f"no sample has the label 0, and all others up to {len(index.classes) - 1:,} occur; if the first class has "
+            "the label 1, use --first-label 1; without it class 0 has no samples",
+        )
+    elif len(absent):
+        names = ", ".join(index.classes[number] for number in absent[:_SHOWN].tolist())
+        accounting.remark(
+            "classes_without_samples",
+            f"{len(absent):,} of {len(index.classes):,} classes have no samples ({names}"
+            f"{', ...' if len(absent) > _SHOWN else ''}); the class list is decided by --classes",
+        )
+    first = index.label.first
+    if by_number and index.classes == tuple(map(str, range(first, first + len(index.classes)))):
+        _remark_on_greatest(accounting, index, np.flatnonzero(counts), counts)
+    alike = list(look_alikes(index.classes))
+    if alike:
+        shown = "; ".join(", ".join(map(ascii, names)) for names in alike[:_SHOWN])
+        accounting.remark(
+            "look_alike_classes",
+            f"{len(alike):,} classes have names that look alike and remain separate ({shown}"
+            f"{'; ...' if len(alike) > _SHOWN else ''}); a label map (data.label_map) can merge them",
+        )
+    if not by_number and 2 * len(index.classes) > samples:
+        accounting.remark(
+            "captions",
+            f"warning: {len(index.classes):,} classes among {samples:,} samples; are the {index.label.field} members "
+            "labels? See --label-field",
+        )
+
+
+def _remark_on_greatest(
+    accounting: Accounting, index: ShardIndex, present: NDArray[np.int64], counts: NDArray[np.int64]
+) -> None:
+    """On a label far beyond all others, which are close together: by convention 255 or 65535 mean `ignore`."""
+    if len(present) < 3:
+        return
+    second, greatest = present[-2:].tolist()
+    if greatest - second > _FAR and greatest > 2 * second and 2 * (len(present) - 1) > second:
+        label = greatest + index.label.first
+        accounting.remark(
+            "outlier_label",
+            f"{counts[greatest]:,} samples have the label {label:,}, and no other is above "
+            f"{second + index.label.first:,}; if it is none of the classes, leave its samples out with --ignore-label "
+            f"{label}",
+        )
+
+
+def look_alikes(names: Sequence[str]) -> Iterator[list[str]]:
+    """Names that differ only in case, spaces or Unicode form."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        text = unicodedata.normalize("NFKC", name).casefold()
+        groups.setdefault(" ".join(text.replace("_", " ").split()), []).append(name)
+    return (found for found in groups.values() if len(found) > 1)

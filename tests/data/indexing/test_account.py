@@ -1,0 +1,357 @@
+"""Indexing accounts for every member and file, and says what changes the meaning of a dataset."""
+
+import contextlib
+import gzip
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.accounting import Accounting
+from data.dataset import open_dataset
+from data.errors import DataError
+from data.index import LabelFormat, read_index, read_labels
+from data.indexing.index_shards import IndexingReport, index_shards
+from data.indexing.inference import GivenFields
+from data.indexing.scan import Problem
+from data.indexing.splits import describe_groups, naming_pattern
+from data.indexing.summary import describe, draw_samples
+from data.indexing.verify import verify_shards
+from data.label_files import ClassList
+from data.sample_reader import SampleReader
+from data.storage import Storage
+from tests.support.third_party import picture, tar_bytes, write_members
+
+JPEG = picture(0)
+
+
+def indexed(folder: Path, members: Sequence[tuple[str, bytes]], **options: Any) -> IndexingReport:
+    write_members(folder / "a-0.tar", members)
+    return index_shards([str(folder)], **options)
+
+
+def labelled(*labels: Any, extension: str = "cls") -> list[tuple[str, bytes]]:
+    """Members of samples with these labels."""
+    written = [one if isinstance(one, bytes) else str(one).encode() for one in labels]
+    return [member for n, label in enumerate(written) for member in ((f"s{n}.jpg", JPEG), (f"s{n}.{extension}", label))]
+
+
+def counts(accounting: Accounting) -> dict[str, int]:
+    return {reason: entries.count for reason, entries in accounting.left_out.items()}
+
+
+def remarks(report: IndexingReport) -> dict[str, str]:
+    return {remark.kind: remark.text for remark in report.members.remarks}
+
+
+NAMES = st.sampled_from(["a", "b", "b.1", "c 0.5", "d/a", "._a", "d/.x", "e.f.g"])
+EXTENSIONS = st.sampled_from([".jpg", ".cls", ".JPG", ".json", ".png", ".seg.png", ".bmp", "", ".5"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(NAMES, EXTENSIONS, st.sampled_from([JPEG, b"1", b"x", b""])), max_size=12), st.booleans())
+def test_every_member_of_random_shards_is_taken_or_left_out(members: list[tuple[str, str, bytes]], twice: bool) -> None:
+    written = [*labelled(0), *((name + extension, content) for name, extension, content in members)]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a-0.tar").write_bytes(tar_bytes(written) * (2 if twice else 1))
+        report = index_shards([folder], given=GivenFields(label_by="number"))
+        found = len(written) * (2 if twice else 1)
+        assert report.members.found == found
+        assert (
+            report.members.taken["images"] + report.members.taken["labels"] + sum(counts(report.members).values())
+            == found
+        )
+        again = Accounting("members")
+        assert list(verify_shards(report.index, members=again)) == []
+        assert (again.found, again.taken) == (report.members.found, report.members.taken)
+        assert counts(again) == counts(report.members)
+        reader = SampleReader(open_dataset(folder, Storage()), None)
+        readable = 0
+        for place in range(report.index.samples):
+            with contextlib.suppress(ValueError):
+                readable += reader.read(0, place).image == JPEG
+        assert readable == report.members.taken["images"]
+
+
+def test_members_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
+    report = indexed(
+        tmp_path,
+        [
+            *labelled(0, 1),
+            ("photo_0.5.jpg", JPEG), ("photo_0.5.cls", b"1"),
+            ("photo_1.5.jpg", JPEG),
+            ("s0.json", b"{}"), ("s1.json", b"{}"), ("s1.seg.png", b"x"),
+            ("README", b"x"), ("._s0.jpg", b"x"), ("x.123", b"x"),
+            ("zipped.jpg", gzip.compress(JPEG)), ("zipped.cls", b"0"),
+            ("drawn.jpg", b"GIF89a" + bytes(20)), ("drawn.cls", b"0"),
+            ("alone.jpg", JPEG),
+        ],
+    )  # fmt: skip
+    assert report.members.taken == {"images": 3, "labels": 3}
+    assert counts(report.members) == {
+        "names with further dots that belong to no clear sample": 1,
+        "json members, neither images nor labels": 2,
+        "seg.png members, neither images nor labels": 1,
+        "names without an extension": 1,
+        "hidden files": 1,
+        "unusual extensions": 1,
+        f"of samples with {Problem.IMAGE_GZIP}": 2,
+        f"of samples with {Problem.IMAGE_UNKNOWN}": 2,
+        f"of samples with {Problem.NO_LABEL}": 1,
+    }
+    assert report.members.left_out["of samples with no label"].first == ["a-0.tar: alone (image)"]
+    assert report.problems.first[Problem.IMAGE_UNKNOWN] == [("a-0.tar", "drawn", "it is GIF")]
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.document()))
+
+
+def test_files_that_are_not_shards_are_counted(tmp_path: Path) -> None:
+    for name in ("x.tar.gz", "00000.parquet", "00000_stats.json", ".hidden.tar", "index.json.old"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "gone.tar").symlink_to("nowhere")
+    (tmp_path / "empty.tar").write_bytes(tar_bytes([]))
+    report = indexed(tmp_path, labelled(0))
+    assert (report.files.found, report.files.taken) == (9, {"shards": 1})
+    assert counts(report.files) == {
+        "hidden": 1,
+        "files that are not tars": 3,
+        "tars that the patterns do not match, or links to nothing": 1,
+        "compressed tars (decompress them)": 1,
+        "folders, which are not searched (a pattern with ** does)": 1,
+        "tars without members": 1,
+    }
+
+
+def test_empty_shards_at_the_beginning_are_left_out(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"0-{number}.tar").write_bytes(tar_bytes([]))
+    report = indexed(tmp_path, labelled(0, 1))
+    assert [shard.name for shard in report.index.shards] == ["a-0.tar"]
+    assert counts(report.files) == {"tars without members": 7}
+
+
+def test_names_with_dots_only_are_indexed_and_read(tmp_path: Path) -> None:
+    members = [m for n in range(80) for m in ((f"p_0.{n}.jpg", JPEG), (f"p_0.{n}.cls", str(n % 3).encode()))]
+    assert indexed(tmp_path, members).index.samples == 80
+    assert SampleReader(open_dataset(str(tmp_path), Storage()), None).read(0, 7)[::2] == ("p_0.7", (1,))
+
+
+def test_a_tar_without_end_mark_and_tars_behind_one_another_are_told(tmp_path: Path) -> None:
+    whole = tar_bytes(labelled(0, 1)).rstrip(b"\0")
+    (tmp_path / "b-1.tar").write_bytes(whole + bytes(-len(whole) % 512))
+    (tmp_path / "b-2.tar").write_bytes(tar_bytes(labelled(0)) + tar_bytes([("t.jpg", JPEG), ("t.cls", b"1")]))
+    report = indexed(tmp_path, labelled(0))
+    assert report.members.found == 10
+    assert [remark.text for remark in report.members.remarks if ".tar" in remark.text[:9]] == [
+        "b-1.tar has no end mark, but ends behind a whole member",
+        "b-2.tar is 2 tars behind one another, which are all read",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "extension", "message"),
+    [
+        (["[0, 0, 1]", "[1, 0, 0]"], "json", "lists of 3 numbers that are all 0 or 1.*--label-lists multi-hot; .* classes"),
+        (["[0.0, 1.0]", "[1.0, 0.0]"], "json", "lists of 2 numbers that are all 0 or 1"),
+        (['{"label": [false, true]}'], "json", "lists of 2 numbers that are all 0 or 1"),
+        (["0 0 1", "1 0 0"], "cls", "lists of 3 numbers that are all 0 or 1"),
+        (["3", "3,17", "[4, 5]"], "cls", "the cls members have several numbers.*--label-lists classes; .*--label-by name"),
+        (["3", "cat"], "cls", "1 of the first 2 labels are numbers, such as '3', and others are not, such as 'cat'"),
+        (["3.5", "nan"], "cls", "labels such as '3.5' are neither whole numbers nor names"),
+        (["true", "false"], "json", "labels such as True are neither whole numbers nor names"),
+        (['{"a": {"label": 3}}'], "json", "a key in a nested object is --label-key OUTER.INNER"),
+    ],
+)  # fmt: skip
+def test_labels_that_may_mean_several_things_are_refused(
+    tmp_path: Path, labels: list[str], extension: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        indexed(tmp_path, labelled(*labels, extension=extension))
+    assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "extension", "options", "classes", "rows"),
+    [
+        (["[0,0,1,0]", "[1,1,0,0]"], "json", {"label_lists": "multi-hot"}, "0123", [[2, -1], [0, 1]]),
+        (["0 0 1 0", "1 0 0 0"], "cls", {"label_lists": "multi-hot"}, "0123", [[2], [0]]),
+        (["[0,0,1]", "[1,0,0]"], "json", {"label_lists": "classes"}, "01", [[0, 1], [0, 1]]),
+        (["2", "0,1"], "cls", {"label_lists": "classes"}, "012", [[2, -1], [0, 1]]),
+        (["2.0", "0.0", "1.0"], "cls", {}, "012", [[2], [0], [1]]),
+        ([b"\xef\xbb\xbf2\r\n", "0", "1\r\n"], "cls", {}, "012", [[2], [0], [1]]),
+        (["1", "3", "2"], "cls", {"first_label": 1}, "123", [[0], [2], [1]]),
+        (["1", "-1", "0"], "cls", {"ignored_labels": ("-1",)}, "01", [[1], [-1], [0]]),
+        (["b", "none", "a"], "txt", {"ignored_labels": ("none",)}, "ab", [[1], [-1], [0]]),
+        (["[1, -1]", "[-1]", "[0]"], "json", {"ignored_labels": ("-1",)}, "01", [[1], [-1], [0]]),
+        (['{"a": {"b": 1}}', '{"a": {"b": 0}}'], "json", {"label_key": "a.b"}, "01", [[1], [0]]),
+        (["8", "010"], "txt", {"label_by": "name"}, ["010", "8"], [[1], [0]]),
+    ],
+)
+def test_options_decide_what_labels_mean(
+    tmp_path: Path, labels: list[Any], extension: str, options: Any, classes: Sequence[str], rows: list[list[int]]
+) -> None:
+    report = indexed(tmp_path, labelled(*labels, extension=extension), given=GivenFields(**options))
+    assert report.index.classes == tuple(classes)
+    assert read_index(tmp_path) == report.index
+    assert read_labels(report.index, Storage()).tolist() == rows
+    assert report.problems.samples == 0
+    dataset = open_dataset(str(tmp_path), Storage())
+    reader = SampleReader(dataset, None)
+    kept = [tuple(n for n in row if n >= 0) for row in rows if max(row) >= 0]
+    assert [reader.read(0, number).labels for number in range(dataset.samples)] == kept
+    assert report.members.taken["images"] == dataset.samples
+    assert list(verify_shards(report.index, decode_images=True)) == []
+
+
+def test_samples_with_an_ignored_label_are_counted_as_left_out(tmp_path: Path) -> None:
+    report = indexed(tmp_path, labelled(0, -1, 1, 65535), given=GivenFields(ignored_labels=("-1", "65535")))
+    assert counts(report.members) == {"of samples with a label to be ignored": 4}
+    dataset = open_dataset(str(tmp_path), Storage())
+    assert (report.index.samples, dataset.samples) == (4, 2)
+    facts = describe(dataset, list(draw_samples(dataset, 4, 0)))
+    assert (facts["samples"], facts["left_out"], facts["drawn"]["samples"]) == (2, 2, 2)
+    assert facts["histogram"] == {"classes": {"0": 1, "1": 1}, "without_label": 0, "problem": None}
+
+
+def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(tmp_path: Path) -> None:
+    assert LabelFormat().content() == {"field": "cls", "key": None, "by": "number"}
+    report = indexed(tmp_path, labelled(0, 1))
+    assert json.loads((tmp_path / "index.json").read_text())["fields"]["label"] == LabelFormat().content()
+    assert report.index.label.content() == LabelFormat().content()
+
+
+@pytest.mark.parametrize(
+    ("labels", "extension", "expected"),
+    [
+        ([0, 1, 2], "cls", {}),
+        ([1, 2, 3], "cls", {"labels_from_1": "no sample has the label 0, and all others up to 3 occur; .*--first-label 1"}),
+        ([0, 2, 5], "cls", {"classes_without_samples": r"3 of 6 classes have no samples \(1, 3, 4\)"}),
+        (
+            [0, 1, 2, 2, 65535],
+            "cls",
+            {
+                "classes_without_samples": r"65,532 of 65,536 classes have no samples \(3, 4, 5, ...\)",
+                "outlier_label": "1 samples have the label 65,535, and no other is above 2; .*--ignore-label 65535",
+            },
+        ),
+        ([0, 1, -1], "cls", {"label_minus_one": "1 samples have the label -1; .*--ignore-label -1"}),
+        (["[0, 2]", "[1, 1]"], "json", {
+            "repeated_labels": "1 samples have a label more than once",
+            "multi_label": "multi-label: 1 of 2 samples have several classes, up to 2; training needs loss.kind: sigmoid",
+        }),
+        (["cat", "Cat", "cafe\u0301", "caf\u00e9", *["dog"] * 6], "txt", {
+            "look_alike_classes": r"2 classes have names .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
+        }),
+        (["a red car", "a blue car", "a tree"], "txt", {"captions": "warning: 3 classes among 3 samples; are the txt"}),
+    ],
+)  # fmt: skip
+def test_what_changes_the_meaning_is_said_once_with_its_option(
+    tmp_path: Path, labels: list[Any], extension: str, expected: dict[str, str]
+) -> None:
+    written = [label.encode() if isinstance(label, str) else label for label in labels]
+    report = indexed(tmp_path, labelled(*written, extension=extension))
+    found = remarks(report)
+    assert found.keys() == expected.keys()
+    for kind, text in expected.items():
+        assert re.match(text, found[kind]), found[kind]
+    again = Accounting("members")
+    list(verify_shards(report.index, members=again))
+    assert again.remarks == report.members.remarks
+
+
+def test_a_class_list_for_labels_from_1_needs_an_option(tmp_path: Path) -> None:
+    classes = ClassList("names.txt", ("ant", "bee", "cat"))
+    with pytest.raises(DataError, match="the labels are 1 to 3, and --classes has 3 names.*--first-label 1"):
+        indexed(tmp_path, labelled(1, 2, 3), classes=classes)
+    report = indexed(tmp_path, labelled(1, 2, 3), classes=classes, given=GivenFields(first_label=1))
+    assert (report.index.classes, remarks(report)) == (classes.names, {})
+    assert read_labels(report.index, Storage()).ravel().tolist() == [0, 1, 2]
+
+
+def test_equal_class_names_are_made_unique_if_labels_are_numbers(tmp_path: Path) -> None:
+    twins = ClassList("names.txt", ("crane", "ant", "crane"))
+    report = indexed(tmp_path / "numbers", labelled(0, 1, 2), classes=twins)
+    assert report.index.classes == ("crane (0)", "ant", "crane (2)")
+    assert "equal_names" in remarks(report)
+    with pytest.raises(DataError, match=r"names.txt: class crane is repeated"):
+        indexed(tmp_path / "names", labelled("crane", "ant", extension="txt"), classes=twins)
+    ids = ClassList("index.json", ("crane", "crane"), ("n01", "n02"))
+    assert indexed(tmp_path / "ids", labelled("n02", extension="txt"), classes=ids).index.classes == ("n01", "n02")
+
+
+SPLITS = {"x-train-0000": 0, "x-train-0001": 1, "x-validation-00": 2}
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> Path:
+    for name, label in SPLITS.items():
+        write_members(tmp_path / f"{name}.tar", [(f"{name}.jpg", JPEG), (f"{name}.cls", str(label).encode())])
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.tar", "/x-*.tar", "/**/*.tar"])
+def test_shards_of_several_splits_are_refused_with_their_patterns(splits: Path, pattern: str) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"2 training \(x-train-0000.tar\), 1 validation \(x-validation-00.tar\)\. Index each by its pattern, "
+        r"'.*/x-train-\{0000..0001\}.tar' and '.*/x-validation-\{00..00\}.tar'.*--output.*--mix-splits",
+    ):
+        index_shards([str(splits) + pattern])
+    assert index_shards([str(splits) + pattern], mix_splits=True).index.samples == 3
+
+
+@pytest.mark.parametrize(
+    ("patterns", "samples"),
+    [
+        (["x-train-{0000..0001}.tar"], 2),
+        (["x-validation-*.tar"], 1),
+        (["x-{train-0000,train-0001,validation-00}.tar"], 3),
+        (["x-train-*.tar", "x-validation-*.tar"], 3),
+    ],
+)
+def test_splits_that_the_patterns_name_are_indexed(splits: Path, patterns: list[str], samples: int) -> None:
+    assert index_shards([f"{splits}/{pattern}" for pattern in patterns]).index.samples == samples
+
+
+def test_splits_in_folders_are_refused_too(tmp_path: Path) -> None:
+    for name in ("train/0.tar", "val/0.tar"):
+        write_members(tmp_path / name, labelled(0))
+    with pytest.raises(DataError, match=r"1 training \(train/0.tar\), 1 validation \(val/0.tar\)"):
+        index_shards([f"{tmp_path}/**/*.tar"])
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["a-08.tar", "a-09.tar", "a-10.tar"], "a-{08..10}.tar"),
+        (["a-1.tar", "a-3.tar"], "a-*.tar"),
+        (["a-9.tar", "a-10.tar"], "a-*.tar"),
+        (["abc.tar", "abd.tar"], "ab*.tar"),
+    ],
+)
+def test_a_pattern_is_found_for_names(names: list[str], pattern: str) -> None:
+    assert naming_pattern(names) == pattern
+
+
+def test_names_of_several_kinds_are_remarked_on_unless_each_is_different() -> None:
+    assert describe_groups([f"a-{n}.tar" for n in range(3)]) is None
+    assert describe_groups(["a.tar", "b.tar", "c.tar"]) is None
+    several = describe_groups([f"{name}-{n}.tar" for name in "ab" for n in range(3)])
+    assert several is not None
+    assert "one dataset: a-{0..2}.tar (3), b-{0..2}.tar (3)" in several
+
+
+def test_jpegs_with_rare_extensions_are_images(tmp_path: Path) -> None:
+    members = [("a.jfif", JPEG), ("a.cls", b"0"), ("b.jpe", JPEG), ("b.cls", b"1"), ("c.JPG", JPEG), ("c.cls", b"2")]
+    report = indexed(tmp_path, members)
+    assert report.index.image_fields == ("jpg", "jfif", "jpe")
+    assert Counter(report.formats) == {("jfif", "JPEG"): 1, ("jpe", "JPEG"): 1, ("jpg", "JPEG"): 1}
+    assert np.array_equal(read_labels(report.index, Storage()), [[0], [1], [2]])

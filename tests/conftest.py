@@ -17,6 +17,7 @@ from data.building.build import build_shards
 from data.index import ShardEntry, ShardIndex, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.inference import GivenFields
+from data.label_files import ClassList
 from tests.servers.s3 import S3Server
 from tests.servers.s3 import program as s3_program
 from tests.servers.slurm import SlurmCluster
@@ -86,7 +87,7 @@ def sorted_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
-    classes = (*(str(number) for number in range(1, 9)), "unused")
+    classes = ClassList("classes", (*(str(number) for number in range(1, 9)), "unused"))
     index_shards([str(folder)], given=GivenFields(label_key="label"), classes=classes)
     return folder
 

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOptions, WriteOptions
@@ -107,6 +108,7 @@ def build_shards(
     _refuse_existing(destination, building)
     label_file = read_label_file(str(labels), storage) if labels is not None else None
     images = open_source(str(source), storage, label_file, selection)
+    writing = replace(writing, index=images.index)
     if build_part and not images.divisible:
         raise DataError(f"{source}: can only be read sequentially and not in parts; build it without --part")
     building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), build_part)

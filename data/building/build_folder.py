@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from data.atomic_file import write_atomically
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
+from data.building.source import SourceIndex
 from data.errors import DataError
 from data.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
@@ -47,6 +48,8 @@ class WriteOptions:
     classes: str | None
     """Location of a class list."""
     skip_broken: bool
+    index: SourceIndex | None = None
+    """That of the source, if it is a WebDataset."""
 
 
 class BuildPart(NamedTuple):

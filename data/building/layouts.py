@@ -11,6 +11,7 @@ from data.building.class_folders import Selection
 from data.building.folders import open_folder
 from data.building.formats import TAR_EXTENSIONS
 from data.building.source import UNKNOWN_SIZE, ImageFile, Source, SourceItem
+from data.building.webdataset import index_at, open_webdataset
 from data.errors import DataError
 from data.label_files import LabelFile, label_lines
 from data.remote_file import open_file
@@ -39,6 +40,10 @@ def open_source(
     """
     location = checked(location)
     name = location.lower()
+    if not name.endswith((*TAR_EXTENSIONS, *_LIST_EXTENSIONS)) and (index := index_at(location, storage)) is not None:
+        if labels is not None or selection != Selection():
+            raise DataError(f"{location}: has an index with its labels; leave out --labels, --nested and the like")
+        return open_webdataset(index, storage)
     is_list = name.endswith(_LIST_EXTENSIONS)
     # By name, since in an object store a folder exists only as a prefix of names.
     is_file = is_list or name.endswith(TAR_EXTENSIONS) if is_remote(location) else os.path.isfile(location)

@@ -31,6 +31,7 @@ from data.building.shard_plan import (
 )
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
 from data.building.source import BrokenInput
+from data.building.webdataset import indexed_classes
 from data.building.workers import Workers
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
@@ -142,7 +143,7 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
     accounting = account(listing, images, order, left_out, build.reading.selection.leave_out)
     accounting.check()
-    classes, labels = _labels(images, writing.classes, build.storage)
+    classes, labels = _labels(images, writing, build.storage)
     remark_on_classes(accounting, classes, images, order, labels[order])
     splits = _split(images, order, labels[order], classes, writing)
     as_json = labels.shape[1] > 1
@@ -226,11 +227,16 @@ def refuse_broken(broken: list[BrokenInput], images: int, skip_broken: bool) -> 
         )
 
 
-def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tuple[str, ...], Int32]:
+def _labels(images: Images, writing: WriteOptions, storage: Storage) -> tuple[tuple[str, ...], Int32]:
     """The class list, and the labels (N, k) of all images as positions in it."""
-    if classes is not None:
-        given = read_classes(classes, storage)
-        return given, relabelled(images, given, classes)
+    if writing.index is not None:
+        names = indexed_classes(writing.index, storage)
+        if writing.classes is None:
+            return names, relabelled(images, tuple(map(str, range(len(names)))), writing.index.location)
+        images = replace(images, classes=tuple(names[int(number)] for number in images.classes))
+    if writing.classes is not None:
+        given = read_classes(writing.classes, storage)
+        return given, relabelled(images, given, writing.classes)
     ordered = numbered(images.classes)
     return ordered, relabelled(images, ordered, "the images")
 

@@ -22,7 +22,8 @@ from data.building.class_folders import Selection
 from data.building.class_tars import class_tar_images
 from data.building.conversion import CheckedImage, Conversion, check_image
 from data.building.keys import encoded_name, key_hash, shuffle_rank
-from data.building.source import BrokenInput, ImageBatch, ImageFile, SourceImage
+from data.building.source import BrokenInput, ImageBatch, ImageFile, IndexedShard, SourceImage
+from data.building.webdataset import shard_images
 from data.decode import DecodeError
 from data.errors import DataError, StorageRefused
 from data.json_records import parse_json
@@ -195,6 +196,8 @@ def _read(task: RunTask, inside: Accounting) -> Iterator[SourceImage | BrokenInp
             files.append(content)
         elif isinstance(content, SourceImage | BrokenInput):
             yield content
+        elif isinstance(content, IndexedShard):
+            yield from shard_images(content, storage, inside)
         else:
             yield from class_tar_images(content, storage, task.selection, inside)
     if not any(is_remote(file.location) for file in files):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from data.accounting import Accounting
+from data.index import LabelFormat
 
 UNKNOWN_SIZE = 2**17
 """Bytes assumed for a file whose size would cost a request."""
@@ -46,6 +47,28 @@ class ClassTar:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedShard:
+    """A shard of an indexed WebDataset, to be read."""
+
+    location: str
+    number: int
+    """Its position in the index."""
+    name: str
+    samples: int
+    image_fields: tuple[str, ...]
+    label: LabelFormat
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIndex:
+    """The index of a source: the classes of its images are positions in its class list, as text."""
+
+    location: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceImage:
     """An image that has been read."""
 
@@ -57,7 +80,7 @@ class SourceImage:
 class SourceItem(NamedTuple):
     """What a source yields: something with images, its bytes, and its share of the source."""
 
-    content: ImageFile | ClassTar | SourceImage | BrokenInput
+    content: ImageFile | ClassTar | IndexedShard | SourceImage | BrokenInput
     bytes: int
     share: float
 
@@ -78,13 +101,15 @@ class Source:
     """Of all images, approximately; None if unknown."""
     divisible: bool = True
     """Whether a part can be read without reading the rest."""
+    index: SourceIndex | None = None
+    """Its index, if it is a WebDataset."""
 
 
 @dataclass
 class ImageBatch:
     """Consecutive items of a source, as many as a worker reads at a time."""
 
-    contents: list[ImageFile | ClassTar | SourceImage | BrokenInput] = field(default_factory=list)
+    contents: list[ImageFile | ClassTar | IndexedShard | SourceImage | BrokenInput] = field(default_factory=list)
     bytes: int = 0
     share: float = 0.0
 

@@ -184,7 +184,8 @@ def _json_bytes(labels: Int32) -> Int64:
     present = labels >= 0
     separators = 2 * np.maximum(present.sum(axis=1) - 1, 0)
     digits: Int64 = np.where(present, _digits(labels), 0).sum(axis=1)
-    return digits + separators + len('{"labels": []}')
+    length: Int64 = digits + separators + len('{"labels": []}')
+    return length
 
 
 def _digits(numbers: Int32) -> Int64:

@@ -22,7 +22,8 @@ def build(
         typer.Argument(
             metavar="SOURCE",
             help="Path or URL: a folder with a folder for each class, a tar with a tar for each class, a flat folder "
-            "or tar with --labels, or a list (.txt, .tsv, .csv) with lines of PATH<TAB>LABEL [LABEL ...].",
+            "or tar with --labels, a list (.txt, .tsv, .csv) with lines of PATH<TAB>LABEL [LABEL ...], or an indexed "
+            "WebDataset (its folder or index.json).",
         ),
     ],
     destination: Annotated[

@@ -1,10 +1,13 @@
 """The sample order: which samples form which batch, as a pure function of the index, the seed and the step.
 
-Epoch e orders the shards by a permutation drawn from (seed, e); concatenated in that order they form N slots. The
-slots are divided into C lanes: lane c owns slots floor(c N / C) .. floor((c+1) N / C) of every epoch and is an endless
-stream, its epoch 0 slots, then its epoch 1 slots, and so on, shuffled within windows by (seed, e, c, window). Step t
-takes B / C samples from every lane, in lane order. So epochs have no end that needs handling, the order is independent
-of the numbers of ranks, workers and micro-batches, and the state of a reader is the step.
+Epoch e orders the shards that have samples by a permutation drawn from (seed, e); concatenated in that order they form
+N slots. The slots are divided into C lanes: lane c owns slots floor(c N / C) .. floor((c+1) N / C) of every epoch and
+is an endless stream, its epoch 0 slots, then its epoch 1 slots, and so on, shuffled within windows by (seed, e, c,
+window). Step t takes B / C samples from every lane, in lane order. So epochs have no end that needs handling, the order
+is independent of the numbers of ranks, workers and micro-batches, and the state of a reader is the step.
+
+The windows of a lane are equally long, apart from its first two and last two of an epoch, whose lengths differ from
+lane to lane by up to a quarter. So the lanes move to other shards one by one, and no window is a short remainder.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +19,10 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.random_streams import RandomStream
+
+_DEFAULT_LANES = 64
+_GOLDEN = 2654435769  # 2^32 divided by the golden ratio: spreads consecutive numbers evenly, however many there are
+_SHIFTED = 2  # windows at each end of a lane-epoch whose lengths differ from lane to lane
 
 Int64 = NDArray[np.int64]
 
@@ -42,7 +49,8 @@ class SampleOrder:
         seed: of all permutations.
         batch: B, samples of a step over all ranks.
         lanes: C; divides B and is at most the number of samples.
-        window: number of samples that are shuffled together; bounds memory and open shards.
+        window: about how many samples are shuffled together; bounds memory and open shards. A window is at most a
+            quarter longer.
 
     Raises:
         DataError: the lanes do not divide the batch or outnumber the samples, or the window is below 1.
@@ -56,6 +64,7 @@ class SampleOrder:
     samples: int = field(init=False)
     """N, samples of one epoch."""
     _starts: Int64 = field(init=False)
+    _filled: Int64 = field(init=False)
     _narrow: NDArray[np.int32] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +79,7 @@ class SampleOrder:
         starts = np.concatenate([[0], np.cumsum(self.shard_samples)[:-1]]).astype(np.int64)
         object.__setattr__(self, "samples", total)
         object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_filled", np.flatnonzero(self.shard_samples))
         object.__setattr__(self, "_narrow", self.shard_samples.astype(np.int32))
         # Caches per instance, so that they are freed with it.
         object.__setattr__(self, "_epoch_shards", lru_cache(4)(self._epoch_shards))
@@ -100,17 +110,17 @@ class SampleOrder:
         following: dict[int, None] = {}
         for lane in range(start // per_lane, -(-stop // per_lane)):
             first, last = self._lane_slots(lane)
-            length = last - first
+            windows = _LaneWindows.of(lane, last - first, self.window)
             position, end = step * per_lane, (step + steps) * per_lane
             shards = now
             while True:
-                epoch, offset = divmod(position, length)
-                begin = offset // self.window * self.window
-                stretch = min(self.window, length - begin)
-                shards |= dict.fromkeys(self._shards_between(epoch, first + begin, first + begin + stretch))
+                epoch, offset = divmod(position, windows.length)
+                number = int(windows.containing(np.array([offset]))[0])
+                begin, after = windows.start(number), windows.start(number + 1)
+                shards |= dict.fromkeys(self._shards_between(epoch, first + begin, first + after))
                 if shards is following:
                     break
-                position += begin + stretch - offset
+                position += after - offset
                 shards = now if position < end else following
         return list(now), [number for number in following if number not in now]
 
@@ -118,8 +128,7 @@ class SampleOrder:
         shards, ends = self._epoch_shards(epoch)
         begin = int(np.searchsorted(ends, first_slot, side="right"))
         end = int(np.searchsorted(ends, end_slot - 1, side="right"))
-        # An empty shard in between is never read.
-        return [int(number) for number in shards[begin : end + 1] if self.shard_samples[number]]
+        return [int(number) for number in shards[begin : end + 1]]
 
     def greatest_need(self, shard_bytes: Int64, ranks: int, ranks_of_node: int, steps: int) -> int:
         """An upper bound of the bytes of the shards that `shards_ahead` returns at any time for the ranks of one node.
@@ -135,13 +144,20 @@ class SampleOrder:
             -(-min(start + positions, self.batch) // per_lane) - start // per_lane
             for start in range(0, self.batch, positions)
         )
-        windows = -(-steps * per_lane // self.window) + 2
+        all_lanes = [(lane, *self._lane_slots(lane)) for lane in range(self.lanes)]
+        each = [_LaneWindows.of(lane, last - first, self.window) for lane, first, last in all_lanes]
         shortest = self.samples // self.lanes
-        span = min(windows * self.window, (windows // max(1, shortest // self.window) + 2) * (shortest + 1))
+        # Consecutive windows together differ from so many of the usual length by this at most.
+        shifted = _SHIFTED * max(abs(one.stretch) for one in each)
+        windows = (steps * per_lane - 2 + shifted) // min(one.length // one.windows for one in each) + 3
+        usual = max(-(-one.length // one.windows) for one in each)
+        epochs = windows // min(one.windows for one in each) + 2
+        span = min(windows * usual + shifted, epochs * (shortest + 1))
         # n consecutive slots touch at most two shards besides those fully inside; a new epoch starts elsewhere.
-        inside = int(np.searchsorted(np.cumsum(np.sort(self.shard_samples)), span, side="right"))
+        sizes = np.sort(self.shard_samples[self._filled])
+        inside = int(np.searchsorted(np.cumsum(sizes), span, side="right"))
         touched = lanes * (inside + 2 * (2 + span // max(1, shortest)))
-        return int(np.sort(shard_bytes)[::-1][:touched].sum())
+        return int(np.sort(shard_bytes[self._filled])[::-1][:touched].sum())
 
     def _lane_slots(self, lane: int) -> tuple[int, int]:
         return lane * self.samples // self.lanes, (lane + 1) * self.samples // self.lanes
@@ -149,20 +165,22 @@ class SampleOrder:
     def _shuffled(self, lane: int, epoch: Int64, offset: Int64, length: int) -> Int64:
         """Offsets (n,) in the lane-epoch after shuffling within each window."""
         shuffled = np.empty_like(offset)
-        windows = offset // self.window
-        for e, w in {(int(e), int(w)) for e, w in zip(epoch, windows, strict=True)}:
-            inside = (epoch == e) & (windows == w)
-            begin = w * self.window
-            order = self._window_order(e, lane, w, min(self.window, length - begin))
+        windows = _LaneWindows.of(lane, length, self.window)
+        numbers = windows.containing(offset)
+        for e, w in {(int(e), int(w)) for e, w in zip(epoch, numbers, strict=True)}:
+            inside = (epoch == e) & (numbers == w)
+            begin = windows.start(w)
+            order = self._window_order(e, lane, w, windows.start(w + 1) - begin)
             shuffled[inside] = begin + order[offset[inside] - begin]
         return shuffled
 
-    def _window_order(self, epoch: int, lane: int, window: int, size: int) -> Int64:
-        return RandomStream.WINDOW_ORDER.generator(self.seed, epoch, lane, window).permutation(size)
+    def _window_order(self, epoch: int, lane: int, window: int, size: int) -> NDArray[np.int32]:
+        order = RandomStream.WINDOW_ORDER.generator(self.seed, epoch, lane, window).permutation(size)
+        return order.astype(np.int32)  # half the memory while it is kept
 
     def _epoch_shards(self, epoch: int) -> tuple[Int64, Int64]:
-        """The shards of an epoch in reading order (S,), and the slot at which each of them ends (S,)."""
-        shards = RandomStream.SHARD_ORDER.generator(self.seed, epoch).permutation(len(self.shard_samples))
+        """The shards of an epoch that have samples in reading order (F,), and the slot at which each of them ends."""
+        shards = self._filled[RandomStream.SHARD_ORDER.generator(self.seed, epoch).permutation(len(self._filled))]
         # Half the width, half the cache misses, which dominate the first access to an epoch.
         return shards, np.cumsum(self._narrow[shards], dtype=np.int64)
 
@@ -176,6 +194,44 @@ class SampleOrder:
             shard[mine] = shards[turn]
             place[mine] = slot[mine] - (ends[turn] - self.shard_samples[shards[turn]])
         return Samples(epoch, shard, place, self._starts[shard] + place)
+
+
+class _LaneWindows(NamedTuple):
+    """The windows of one lane in every epoch: `windows` of them, which together have `length` slots."""
+
+    length: int
+    windows: int
+    stretch: int
+    """Slots by which each of the first `_SHIFTED` windows is longer, and each of the last ones shorter."""
+
+    @classmethod
+    def of(cls, lane: int, length: int, window: int) -> "_LaneWindows":
+        plain = cls(length, -(-length // window), 0)
+        # -1/2 .. 1/2, which for lane 0 is 0. After the first two windows the lanes are spread over a whole one.
+        phase = (lane * _GOLDEN + 2**31) % 2**32 - 2**31
+        return plain._replace(stretch=2 * phase * (length // plain.windows // 4) // 2**32)
+
+    def start(self, number: int) -> int:
+        """The first slot of window `number`; of the one after the last, the number of all slots."""
+        return number * self.length // self.windows + self.stretch * min(_SHIFTED, number, self.windows - number)
+
+    def containing(self, slot: Int64) -> Int64:
+        """The windows (n,) that contain the slots (n,)."""
+        near = (
+            slot * self.windows // self.length
+        )  # exact or a neighbour, since starts are shifted by at most half a window
+        after, before = self._starts(near + 1) <= slot, self._starts(near) > slot
+        return near + after - before
+
+    def _starts(self, number: Int64) -> Int64:
+        shifted = np.minimum(_SHIFTED, np.minimum(number, self.windows - number))
+        starts: Int64 = number * self.length // self.windows + self.stretch * shifted
+        return starts
+
+
+def default_lanes(batch: int, samples: int) -> int:
+    """The number of lanes unless another is chosen: the greatest divisor of the batch up to 64, or up to `samples`."""
+    return max(n for n in range(1, min(_DEFAULT_LANES, batch, max(1, samples)) + 1) if batch % n == 0)
 
 
 def evaluation_positions(

@@ -15,11 +15,14 @@ def evaluation_shards(dataset: Dataset, row: int, per_pass: int, workers: int) -
     ends = np.cumsum(dataset.shard_samples)
     first = int(np.searchsorted(ends, max(0, row - 2 * workers) * per_pass, side="right"))
     last = int(np.searchsorted(ends, min((row + 1) * per_pass, dataset.samples) - 1, side="right"))
-    return list(range(first, last + 1)), list(range(last + 1, min(last + 3, len(ends))))
+    filled = np.flatnonzero(dataset.shard_samples)  # the others are never read
+    now = filled[(filled >= first) & (filled <= last)]
+    return now.tolist(), filled[filled > last][:2].tolist()
 
 
 def evaluation_need(dataset: Dataset, per_pass: int, workers: int) -> int:
     """An upper bound of the bytes of the shards that `evaluation_shards` returns at any time."""
-    samples = np.sort(dataset.shard_samples)
+    filled = np.flatnonzero(dataset.shard_samples)
+    samples = np.sort(dataset.shard_samples[filled])
     touched = 4 + int(np.searchsorted(np.cumsum(samples), (2 * workers + 1) * per_pass, side="right"))
-    return sum(sorted((shard.bytes for shard in dataset.index.shards), reverse=True)[:touched])
+    return sum(sorted((dataset.index.shards[number].bytes for number in filled), reverse=True)[:touched])

@@ -18,6 +18,8 @@ class RandomStream(IntEnum):
     """Dropped branches of a micro-batch; place: step, micro-batch."""
     MIXUP = 5
     """Mixing weight of a micro-batch; place: step, micro-batch."""
+    REPLACEMENT = 6
+    """Samples that take the place of an unusable one; place: epoch, sample id."""
 
     def generator(self, seed: int, *place: int) -> np.random.Generator:
         """The generator for the draws at `place` of the run with `seed`."""

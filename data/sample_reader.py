@@ -11,6 +11,7 @@ from data.shard import BrokenSample, EncodedSample, OpenShards, Shard
 from data.storage import is_remote
 
 _OTHER_FILES = 512  # libraries, logs, sockets
+_FEWEST = 16  # shards open even so
 
 
 class LabelledSample(NamedTuple):
@@ -27,7 +28,8 @@ class SampleReader:
     Args:
         dataset: the samples to read.
         cache: of remote shards.
-        open_shards: number of shards kept open; should cover those that are read alternately.
+        open_shards: number of shards kept open, fewer where the system does not allow as many open files; should cover
+            those that are read alternately.
 
     Raises:
         DataError: a remote dataset without a cache, or a cache that cannot be created.
@@ -40,8 +42,7 @@ class SampleReader:
             if cache is None:
                 raise DataError(f"{dataset.index.folder}: remote shards are read through a cache; set data.cache")
             self.cached = CachedShards(cache, dataset)
-        allow_open_files(open_shards)
-        self._shards = OpenShards(self._open, open_shards)
+        self._shards = OpenShards(self._open, allow_open_files(open_shards))
 
     def read(self, shard: int, number: int) -> LabelledSample:
         """Sample `number` of those of `shard` that the dataset keeps.
@@ -91,10 +92,15 @@ class SampleReader:
                 # Evicted just now: it is downloaded again.
 
 
-def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files, usually 1,024, if `count` more might exceed it."""
+def allow_open_files(count: int) -> int:
+    """Raise this process's limit of open files, usually 1,024, if `count` more might exceed it.
+
+    Returns how many of them may be open: fewer if the hard limit, which only the system can raise, is too low.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return count
+    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return min(count, max(_FEWEST, limit - _OTHER_FILES))

@@ -21,7 +21,7 @@ from data.random_streams import RandomStream
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 
-_MAX_REPLACEMENTS = 100  # samples tried in place of an unusable one
+_MAX_TRIED = 200  # samples of a shard; if a tenth of them can be used, all of these are unusable once in 10^9 times
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ def training_stream(
 ) -> Generator[MicroBatch]:
     """One rank's endless micro-batches, starting with those of step `first_step`.
 
-    The pixels of a sample depend on (seed, epoch, sample id) only. An unusable sample is replaced by the next usable
-    one of its shard, and reported in the micro-batch.
+    The pixels of a sample depend on (seed, epoch, sample id) only. An unusable sample is replaced by another one of its
+    shard, drawn by the same three numbers, and reported in the micro-batch.
 
     Raises:
-        DataError: shards are missing or damaged, or `_MAX_REPLACEMENTS` samples in a row are unusable.
+        DataError: shards are missing or damaged, or none of the samples drawn from a shard is usable.
         StorageDown: remote shards cannot be downloaded.
     """
     size = order.batch // share.world_size
@@ -170,26 +170,36 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])
         epoch, sample = int(samples.epoch[position]), int(samples.id[position])
-        key, pixels, classes = _usable(reader, shard, number, position, skipped)
+        try:
+            key, pixels, classes = _decoded(reader, shard, number)
+        except BrokenSample as error:
+            skipped.append(SkippedSample(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
+            draw = RandomStream.REPLACEMENT.generator(seed, epoch, sample)
+            key, pixels, classes = _replacement(reader, shard, number, draw, error)
         labels[position, : len(classes)] = classes
         images[position] = transform(pixels, RandomStream.AUGMENTATION.generator(seed, epoch, sample))
         origins.append(SampleOrigin(epoch, sample, reader.dataset.index.shards[shard].name, key))
     return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins)
 
 
-def _usable(
-    reader: SampleReader, shard: int, number: int, position: int, skipped: list[SkippedSample]
+def _replacement(
+    reader: SampleReader, shard: int, number: int, draw: np.random.Generator, broken: BrokenSample
 ) -> tuple[str, Pixels, tuple[int, ...]]:
-    """Key, pixels and classes of sample `number` of `shard`, or of the next usable one."""
+    """Key, pixels and classes of a usable sample of `shard` in place of the `broken` sample `number`.
+
+    The other samples are tried in an order that is drawn: of a row of broken samples, each gets another replacement.
+    """
     size = int(reader.dataset.shard_samples[shard])
-    for attempt in range(min(size, _MAX_REPLACEMENTS)):
+    others = draw.permutation(size)
+    others = others[others != number][: _MAX_TRIED - 1]
+    for other in others.tolist():
         try:
-            return _decoded(reader, shard, (number + attempt) % size)
+            return _decoded(reader, shard, other)
         except BrokenSample as error:
-            skipped.append(SkippedSample(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
+            broken = error
     raise DataError(
-        f"shard {reader.dataset.index.location(shard)}: {min(size, _MAX_REPLACEMENTS)} samples in a row are unusable "
-        f"(last: {skipped[-1].key}, {skipped[-1].reason}); copy it again or rebuild it"
+        f"shard {reader.dataset.index.location(shard)}: {1 + len(others):,} of its {size:,} samples were tried and all "
+        f"are unusable (last: {broken.key}, {broken}); copy it again or rebuild it"
     )
 
 

@@ -1,11 +1,14 @@
-"""Building shards with a progress bar and a report of what was written."""
+"""Building shards with a progress bar and a report of what became of the source and what was written."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from data.accounting import lines
+from data.building.keys import readable
 from jobs.console import print_line
 
 if TYPE_CHECKING:
@@ -14,14 +17,19 @@ if TYPE_CHECKING:
 _MOST_LEFT_OUT = 50  # named one by one
 
 
-def build_and_report(console: Console, source: str | Path, destination: Path, **options: Any) -> None:
-    """Build shards with the `options` of `build_shards` and a progress bar, then print what was written."""
+def build_and_report(
+    console: Console, source: str | Path, destination: Path, *, as_json: bool = False, **options: Any
+) -> None:
+    """Build shards with the `options` of `build_shards`, then print what became of the source and what was written.
+
+    A progress bar is shown meanwhile. With `as_json`, only the report is printed, as JSON.
+    """
     from data.building.build import build_shards  # with webdataset comes torch: `coatnet run` has shards most times
 
-    with BuildProgressBar(console) as bar:
+    with BuildProgressBar(console, hidden=as_json) as bar:
         report = build_shards(source, destination, **options, progress=bar.update)
-    print_report(console, report)
-    if not report.indexes:
+    print_report(console, report, as_json)
+    if not report.indexes and not as_json:
         number, parts = options["part"]
         print_line(
             console,
@@ -33,7 +41,7 @@ def build_and_report(console: Console, source: str | Path, destination: Path, **
 class BuildProgressBar:
     """Phase, images per second, bytes and time left; shows nothing if the output is not a terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, hidden: bool = False) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,7 +50,7 @@ class BuildProgressBar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=hidden or not console.is_terminal,
         )
         self._phase = ""
         self._images_before = 0
@@ -69,16 +77,21 @@ class BuildProgressBar:
         )
 
 
-def print_report(console: Console, report: "BuildReport") -> None:
-    """Print what was left out, what is not an RGB JPEG, and what was written."""
+def print_report(console: Console, report: "BuildReport", as_json: bool = False) -> None:
+    """Print what became of the source, what is not an RGB JPEG, and what was written."""
+    if as_json:
+        print(json.dumps(report.document(), indent=1))
+        return
     for broken in report.left_out[:_MOST_LEFT_OUT]:
-        print_line(console, f"left out {broken.name}: {broken.reason}")
+        print_line(console, readable(f"left out {broken.name}: {broken.reason}"))
     if len(report.left_out) > _MOST_LEFT_OUT:
-        print_line(console, f"left out {len(report.left_out) - _MOST_LEFT_OUT:,} more")
+        print_line(console, f"left out {len(report.left_out) - _MOST_LEFT_OUT:,} more that are broken")
     for kind in report.kinds:
         print_line(console, _described(kind))
     if report.shrunk:
         print_line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
+    for line in lines(report.accounting):
+        print_line(console, line)
     for folder, index in report.indexes.items():
         print_line(
             console,

@@ -1,86 +1,101 @@
 """Tars as sources: tars of class tars and tars of images, never unpacked; their names are never used as paths."""
 
-import io
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import BinaryIO, Self, cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from tarfile import TarFile
+from typing import BinaryIO, cast
 
-from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem, is_image
+from data.accounting import Accounting
+from data.building.class_folders import BESIDE, ClassFolders, Selection
+from data.building.class_tars import ENDS, Content, Lost, images_of
+from data.building.decompression import is_compressed
+from data.building.formats import TAR_EXTENSIONS, NotTaken
+from data.building.keys import readable
+from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
+from data.building.tar_members import (
+    DAMAGES,
+    NO_END_MARK,
+    Member,
+    members,
+    normal,
+    open_seekable,
+    open_stream,
+)
 from data.errors import DataError
 from data.label_files import LabelFile
 from data.remote_file import open_file
 from data.storage import Storage, file_size, is_remote, read_bytes
 
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-_BLOCK = 2**20  # bytes that tarfile reads at a time
-_INNER_BLOCK = 2**14  # in a nested tar; if it is truncated, at most this much before its end is lost
+_BLOCK = 2**20  # bytes that are read at a time
 
 
-class _Damage(Exception):
-    """An invalid header, or a missing end."""
-
-
-class _CheckedMember(tarfile.TarInfo):
-    """Makes damage an error: tarfile takes a damaged header for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
-            raise
-        except tarfile.HeaderError as error:
-            raise _Damage(str(error)) from error
-
-
-_DAMAGES = (_Damage, tarfile.TarError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Naming:
-    """Names and classes of the images of a tar, from their member names."""
+@dataclass
+class _TarSource:
+    """A tar and what is known of it."""
 
     location: str
+    storage: Storage
+    size: int
     labels: LabelFile | None
-    within: str | None
-    parents: dict[str, str]
-    """Class folder -> the folder it was found in."""
+    folders: ClassFolders
+    accounting: Accounting = field(default_factory=lambda: Accounting("members"))
 
-    def includes(self, member: str) -> bool:
-        folder = self.within
-        return folder is None or PurePosixPath(member).is_relative_to(PurePosixPath(folder))
+    @property
+    def within(self) -> str:
+        return normal(self.folders.selection.within or "")
 
-    def image(self, member: str) -> tuple[str, tuple[str, ...]]:
-        path = PurePosixPath(member)
+    def remark(self, kind: str) -> None:
+        more = "if it was copied, compare its size" if kind == NO_END_MARK else "all of them are read"
+        self.accounting.remark(kind, f"{self.location}: a tar {ENDS[kind]}; {more}")
+
+    def folder(self, member: str) -> None:
+        if (path := self._inside(member)) is not None:
+            self.folders.add_folder(path)
+
+    def path(self, member: str) -> str:
+        """The path of a member that may be taken, relative to the selected folder.
+
+        Raises:
+            NotTaken: it is elsewhere, or left out because of its path.
+        """
+        path = self._inside(member)
+        if path is None:
+            raise NotTaken(f"outside of --within {self.folders.selection.within}")
+        self.folders.add_folder(path.rpartition("/")[0])
+        if reason := self.folders.selection.reason(path):
+            raise NotTaken(reason)
+        return path
+
+    def image(self, path: str) -> tuple[str, tuple[str, ...]]:
+        """Name and classes of an image."""
+        folder, _, name = path.rpartition("/")
+        if not folder and not self.folders.flat:
+            raise NotTaken(BESIDE)
+        class_name, prefix = self.folders.class_of(folder)
         if self.labels is not None:
-            return path.name, self.labels.of(path.name) if self.labels.by_name else ()
-        class_name, above = path.parent.name, str(path.parent.parent)
-        if not class_name:
-            raise DataError(
-                f"{self.location}: image {member} is not in a class folder; provide the labels with --labels FILE"
-            )
-        if self.parents.setdefault(class_name, above) != above:
-            raise DataError(
-                f"{self.location}: class folder {class_name} is both in {self.parents[class_name]} and in {above}; "
-                f"select one of them with --within {above}"
-            )
-        return f"{class_name}/{path.name}", (class_name,)
+            return name, self.labels.of(name) if self.labels.by_name else ()
+        return prefix + name, (class_name,)
+
+    def _inside(self, member: str) -> str | None:
+        if not self.within:
+            return member
+        return member[len(self.within) + 1 :] if member.startswith(f"{self.within}/") else None
 
 
-def open_tar(location: str, storage: Storage, labels: LabelFile | None, within: str | None) -> Source:
+def open_tar(location: str, storage: Storage, labels: LabelFile | None, selection: Selection) -> Source:
     """The images of a tar.
 
     Uncompressed tars are listed by seeking from header to header, so that workers read disjoint parts of them; others
     are read once, sequentially.
 
     Raises:
-        DataError: it is not a tar, has no images, or the labels do not match.
+        DataError: it is not a tar, has no images, its folders can be read in two ways, or the labels do not match.
     """
     size = file_size(location, storage)
-    compressed = read_bytes(location, storage, 0, min(6, size)).startswith(_COMPRESSED)
-    naming = _Naming(location, labels, within, {})
+    compressed = is_compressed(read_bytes(location, storage, 0, min(6, size)))
+    folders = ClassFolders(location, selection, is_tar=True, flat=labels is not None)
+    tar = _TarSource(location, storage, size, labels, folders)
     by_position = labels is not None and bool(labels.in_order)
     if compressed and by_position:
         raise DataError(
@@ -88,138 +103,138 @@ def open_tar(location: str, storage: Storage, labels: LabelFile | None, within: 
         )
     # A seek costs a request, which pays off for a class but not for an image.
     if compressed or (is_remote(location) and not by_position and not _begins_with_tar(location, storage)):
-        return Source(location, lambda: _streamed(naming, size, storage), bytes=size, divisible=False)
-    items = list(_listed(naming, size, storage))
+        folders.read_once = True
+        return Source(location, lambda: _streamed(tar), tar.accounting, bytes=size, divisible=False)
+    items = list(_listed(tar))
+    tar.folders.finish(tar.accounting)
     if labels is not None:
-        images = {item.content.name for item in items if isinstance(item.content, ImageFile)}
+        images = [item.content.name for item in items if isinstance(item.content, ImageFile | SourceImage)]
         classes = labels.assign(images)
         items = [
-            SourceItem(ImageFile(c.name, classes[c.name], c.location, c.start, c.stop), item.bytes, item.share)
-            if isinstance(c := item.content, ImageFile)
+            item._replace(content=replace(content, classes=classes[content.name]))
+            if isinstance(content := item.content, ImageFile | SourceImage)
             else item
             for item in items
         ]
-    if not any(isinstance(item.content, ClassTar | ImageFile) for item in items):
-        inside = f" within {within}" if within else ""
-        raise DataError(f"{location}: no class tars and no images in it{inside}; give a tar that has them")
-    return Source(location, lambda: iter(items), bytes=size)
-
-
-def class_tar_images(tar: ClassTar, storage: Storage) -> Iterator[SourceImage | BrokenInput]:
-    """The images of a class tar, in its order, and finally what is lost if it is damaged."""
-    with open_file(tar.location, storage) as file:
-        window = _Window(file, tar.start, tar.stop)
-        yield from _images_of(cast(BinaryIO, window), tar.class_name, tar.location)
-
-
-def _images_of(file: BinaryIO, class_name: str, location: str) -> Iterator[SourceImage | BrokenInput]:
-    name, last, count = f"{location}: {class_name}.tar", "", 0
-    try:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_INNER_BLOCK, tarinfo=_CheckedMember) as archive:
-            for member in _members(archive):
-                if is_image(member.name):
-                    last = member.name
-                    image_name = f"{class_name}/{PurePosixPath(member.name).name}"
-                    yield SourceImage(image_name, (class_name,), _data(archive, member))
-                    count += 1
-    except _DAMAGES as error:
-        where = f"at or after {last}" if last else "at its beginning"
-        yield BrokenInput(name, f"damaged {where} ({error})", is_tar=True)
-        return
-    if count == 0:
-        yield BrokenInput(name, "no image in it", is_tar=True)
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # it would accumulate millions
-        if member.isfile():
-            yield member
-
-
-def _data(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None
-    return file.read()
+    if all(isinstance(item.content, BrokenInput) for item in items):
+        raise _nothing_in(tar)
+    return Source(location, lambda: iter(items), tar.accounting, bytes=size)
 
 
 def _begins_with_tar(location: str, storage: Storage) -> bool:
     with open_file(location, storage) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r|", tarinfo=_CheckedMember) as archive:
-                return next(_members(archive)).name.endswith(".tar")
-        except (*_DAMAGES, StopIteration):
+            found = members(lambda: open_stream(file, _BLOCK, lambda kind: None), once=True)
+            return next(found).path.lower().endswith(TAR_EXTENSIONS)
+        except (*DAMAGES, StopIteration):
             return False
 
 
-def _listed(naming: _Naming, size: int, storage: Storage) -> Iterator[SourceItem]:
+def _listed(tar: _TarSource) -> Iterator[SourceItem]:
     """Locations of the class tars and images of an uncompressed tar; finally its damage, if any."""
-    location, last = naming.location, ""
-    with open_file(location, storage) as file:
+    last = ""
+    with open_file(tar.location, tar.storage) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_CheckedMember) as archive:
-                for member in _members(archive):
-                    last, start, stop = member.name, member.offset_data, member.offset_data + member.size
-                    if not naming.includes(member.name):
-                        continue
-                    share = member.size / size
-                    if member.name.endswith(".tar"):
-                        class_name = PurePosixPath(member.name).stem
-                        yield SourceItem(ClassTar(class_name, location, start, stop), member.size, share)
-                    elif is_image(member.name):
-                        name, classes = naming.image(member.name)
-                        yield SourceItem(ImageFile(name, classes, location, start, stop), member.size, share)
-        except _DAMAGES as error:
-            yield SourceItem(_lost(location, last, error), 0, 0.0)
+            for member in members(lambda: _from_start(file, lambda: open_seekable(file, tar.remark)), tar.folder):
+                last = member.path
+                item = None
+                try:
+                    item = _listed_item(tar, member)
+                except NotTaken as reason:
+                    tar.accounting.leave_out(str(reason), readable(member.path))
+                except Lost as reason:
+                    item = SourceItem(BrokenInput(member.path, str(reason)), 0, 0.0)
+                tar.accounting.found += 1
+                if item is not None:
+                    yield item
+        except DAMAGES as error:
+            yield _rest(tar, last, error)
 
 
-def _streamed(naming: _Naming, size: int, storage: Storage) -> Iterator[SourceItem]:
+def _listed_item(tar: _TarSource, member: Member) -> SourceItem:
+    path = tar.path(member.path)
+    content = Content(member)
+    use = content.use(path)
+    info = member.info
+    assert info is not None
+    start, stop, share = info.offset_data, info.offset_data + info.size, info.size / tar.size
+    if use == "tar":
+        if info.issparse():
+            raise Lost("a class tar that is stored as a sparse file; unpack the outer tar, and use the folder")
+        class_name, prefix = tar.folders.class_of_tar(path)
+        return SourceItem(ClassTar(path, class_name, prefix, tar.location, start, stop), info.size, share)
+    name, classes = tar.image(path)
+    if info.issparse():  # its bytes are not those between two offsets
+        return SourceItem(SourceImage(name, classes, content.all()), info.size, share)
+    return SourceItem(ImageFile(name, classes, tar.location, start, stop), info.size, share)
+
+
+def _streamed(tar: _TarSource) -> Iterator[SourceItem]:
     """The images of a tar, compressed or not, read sequentially."""
-    location, last, names = naming.location, "", set[str]()
+    tar.accounting.found = 0
+    for counts in (tar.accounting.taken, tar.accounting.left_out, tar.accounting.remarks):
+        counts.clear()
+    last, names = "", list[str]()
     before = 0
-    with open_file(location, storage) as file:
+    with open_file(tar.location, tar.storage) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r|*", bufsize=_BLOCK, tarinfo=_CheckedMember) as archive:
-                for member in _members(archive):
-                    last = member.name
-                    if not naming.includes(member.name):
-                        continue
-                    contents: Iterator[SourceImage | BrokenInput] = iter(())
-                    if member.name.endswith(".tar"):
-                        inner = archive.extractfile(member)
-                        assert inner is not None
-                        contents = _images_of(cast(BinaryIO, inner), PurePosixPath(member.name).stem, location)
-                    elif is_image(member.name):
-                        name, classes = naming.image(member.name)
-                        if naming.labels is not None:
-                            names.add(name)
-                        contents = iter([SourceImage(name, classes, _data(archive, member))])
-                    for content in contents:
+            for member in members(lambda: _from_start(file, lambda: open_stream(file, _BLOCK, tar.remark)), tar.folder):
+                last = member.path
+                try:
+                    for content in _streamed_contents(tar, member):
                         now = file.tell()
                         length = len(content.encoded) if isinstance(content, SourceImage) else 0
-                        yield SourceItem(content, length, (now - before) / size)
+                        yield SourceItem(content, length, max(0, now - before) / tar.size)
                         before = now
-        except _DAMAGES as error:
-            yield SourceItem(_lost(location, last, error), 0, 0.0)
+                        if tar.labels is not None and isinstance(content, SourceImage):
+                            names.append(content.name)
+                except NotTaken as reason:
+                    tar.accounting.found += 1
+                    tar.accounting.leave_out(str(reason), readable(member.path))
+                except Lost as reason:
+                    tar.accounting.found += 1
+                    yield SourceItem(BrokenInput(member.path, str(reason)), 0, 0.0)
+        except DAMAGES as error:
+            yield _rest(tar, last, error)
             return
-    if naming.labels is not None:
-        naming.labels.refuse_unknown(names)
+    tar.folders.finish(tar.accounting)
+    if tar.labels is not None:
+        tar.labels.refuse_unknown(names)
+    if before == 0:
+        raise _nothing_in(tar)
 
 
-def _lost(location: str, last: str, error: Exception) -> BrokenInput:
+def _streamed_contents(tar: _TarSource, member: Member) -> Iterator[SourceImage | BrokenInput]:
+    path = tar.path(member.path)
+    content = Content(member)
+    if content.use(path) == "tar":
+        class_tar = ClassTar(path, *tar.folders.class_of_tar(path), tar.location, 0, 0)
+        tar.accounting.found += 1
+        yield from images_of(
+            class_tar, lambda: cast(BinaryIO, member.open()), tar.folders.selection, tar.accounting, once=True
+        )
+        return
+    name, classes = tar.image(path)
+    image = SourceImage(name, classes, content.all())
+    tar.accounting.found += 1
+    yield image
+
+
+@contextmanager
+def _from_start(file: BinaryIO, opened: Callable[[], AbstractContextManager[TarFile]]) -> Iterator[TarFile]:
+    file.seek(0)
+    with opened() as archive:
+        yield archive
+
+
+def _rest(tar: _TarSource, last: str, error: Exception) -> SourceItem:
+    """What is lost behind the member `last` of a damaged tar."""
     if not last:
-        raise DataError(f"{location}: not a folder, not a list and not a readable tar ({error})") from error
-    return BrokenInput(location, f"damaged after its member {last} ({error})", is_tar=True)
+        raise DataError(f"{tar.location}: not a folder, not a list and not a readable tar ({error})") from error
+    tar.accounting.found += 1
+    return SourceItem(BrokenInput(tar.location, f"damaged after its member {last} ({error})", is_tar=True), 0, 0.0)
 
 
-class _Window(io.RawIOBase):
-    """The bytes `start` .. `stop` of a file, read sequentially."""
-
-    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
-        file.seek(start)
-        self._file, self._left = file, stop - start
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(data)
-        return data
+def _nothing_in(tar: _TarSource) -> DataError:
+    inside = f" within {tar.within}" if tar.within else ""
+    return DataError(f"{tar.location}: no class tars and no images in it{inside}; give a tar that has them")

@@ -7,14 +7,17 @@ or parts, or on whether the build was killed and resumed: the position of an ima
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOptions, WriteOptions
+from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.building.layouts import open_source
 from data.building.merge import BuildContext, BuildProgress, BuildReport, merge_runs, refuse_broken, report
+from data.building.report import in_part, read_listing, save_listing
 from data.building.shard_plan import read_images, shuffled
 from data.building.sorted_runs import RunTable, RunTask, make_run, read_table, table_file
 from data.building.source import Source, batches
@@ -41,6 +44,8 @@ def build_shards(
     labels: str | Path | None = None,
     classes: str | Path | None = None,
     within: str | None = None,
+    nested: bool = False,
+    leave_out: Sequence[str] = (),
     convert: bool = False,
     short_side: int | None = None,
     quality: int = 95,
@@ -67,7 +72,7 @@ def build_shards(
             `destination/validation`, the latter with this number, or this fraction, of the images of each class.
         labels: file with the labels of images that are not in class folders; see `read_label_file`.
         classes: location of a class list, if it is not that of the images; see `read_classes`.
-        within: folder of a tar to read.
+        within, nested, leave_out: see `Selection`.
         convert, short_side, quality: see `Conversion`.
         skip_broken: leave out images that do not decode, and the lost parts of damaged tars.
         part: (number, parts), number from 1: only read this part of the source; `merge_parts` does the rest.
@@ -89,7 +94,8 @@ def build_shards(
     build_part = BuildPart(*part) if part else None
     if build_part and not 1 <= build_part.number <= build_part.parts:
         raise DataError(f"part {build_part}: parts are numbered from 1, as in 1/8 .. 8/8")
-    reading = ReadOptions(seed, Conversion(convert, short_side, quality), within, memory)
+    selection = Selection(within, nested, tuple(leave_out))
+    reading = ReadOptions(seed, Conversion(convert, short_side, quality), selection, memory)
     writing = WriteOptions(
         samples_per_shard,
         shard_bytes,
@@ -101,24 +107,29 @@ def build_shards(
     building = BuildFolder(destination)
     _refuse_existing(destination, building)
     label_file = read_label_file(str(labels), storage) if labels is not None else None
-    images = open_source(str(source), storage, label_file, within)
+    images = open_source(str(source), storage, label_file, selection)
+    writing = replace(writing, index=images.index)
     if build_part and not images.divisible:
         raise DataError(f"{source}: can only be read sequentially and not in parts; build it without --part")
     building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), build_part)
     if build_part:
-        with Workers(processes) as workers:
+        with building.reading(build_part), Workers(processes) as workers:
             build = BuildContext(building, destination, reading, writing, storage, workers, progress)
-            runs = _make_runs(build, images, build_part)
-        building.finish_part(build_part, runs)
+            runs, elsewhere = _make_runs(build, images, build_part)
+            save_listing(building.path, build_part, images.accounting)
+            building.finish_part(build_part, runs)
         if not runs:  # more parts than batches
-            return BuildReport({}, 0, [], [], 0, None)
+            accounting = in_part(images.accounting, None, elsewhere)
+            return BuildReport({}, 0, [], [], 0, None, accounting)
         read = read_images([building.runs / name for name in runs])
-        return report(read, shuffled(read)[0], read.broken, reading, {})
+        accounting = in_part(images.accounting, read, elsewhere)
+        return report(read, shuffled(read)[0], read.broken, reading, {}, accounting)
     with building.lock(), _kept_unless_small(building), Workers(processes) as workers:
         build = BuildContext(building, destination, reading, writing, storage, workers, progress)
-        runs = _make_runs(build, images, BuildPart(1, 1))
+        runs, _ = _make_runs(build, images, BuildPart(1, 1))
         building.finish_part(BuildPart(1, 1), runs)
-        return merge_runs(build, runs)
+        save_listing(building.path, BuildPart(1, 1), images.accounting)
+        return merge_runs(build, runs, images.accounting)
 
 
 def merge_parts(
@@ -131,7 +142,7 @@ def merge_parts(
     """Write the shards of a build once all its parts are read, with the options of the parts.
 
     Raises:
-        DataError: there is no such build, parts are missing, or as for `build_shards`.
+        DataError: there is no such build, parts are missing or still being read, or as for `build_shards`.
     """
     building = BuildFolder(destination)
     _refuse_existing(destination, building)
@@ -141,13 +152,17 @@ def merge_parts(
         raise DataError(
             f"{destination}: no build to merge; begin one with: coatnet shards build SOURCE {destination} --part 1/N"
         ) from None
+    runs = building.all_runs()
     with building.lock(), Workers(processes) as workers:
         build = BuildContext(building, destination, plan.reading, plan.writing, storage, workers, progress)
-        return merge_runs(build, building.all_runs())
+        return merge_runs(build, runs, read_listing(building.path))
 
 
-def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> list[str]:
-    """Make the runs of a part and return their names; runs of an earlier call are kept unless images were broken."""
+def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> tuple[list[str], int]:
+    """Make the runs of a part; returns their names and the number of entries in other parts.
+
+    Runs of an earlier call are kept unless images were broken.
+    """
     reading = build.reading
     _refuse_full_disk(source, build.folder, reading)
     names: list[str] = []
@@ -155,6 +170,7 @@ def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> list[str
     images = bytes_ = 0
     share = 0.0
     broken = []
+    elsewhere = 0
 
     def count(name: str, table: RunTable) -> None:
         nonlocal images, bytes_, share
@@ -163,10 +179,12 @@ def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> list[str
         build.progress(BuildProgress("reading images", images, bytes_, min(1.0, share * part.parts)))
 
     def tasks() -> Iterator[RunTask]:
+        nonlocal elsewhere
         # The batches of a sequential source hold its images, and several batches are in flight.
         most = reading.memory if source.divisible else reading.memory // 4
         for number, batch in enumerate(batches(source.items(), most)):
             if number % part.parts != part.number - 1:
+                elsewhere += len(batch.contents)
                 continue
             name = f"run-{number:06d}-{batch.digest()}"
             path = build.folder.runs / name
@@ -175,14 +193,16 @@ def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> list[str
             if table_file(path).exists() and not (table := read_table(path)).broken:
                 count(name, table)
             else:
-                yield RunTask(path, batch, reading.seed, reading.conversion, reading.memory, build.storage)
+                yield RunTask(
+                    path, batch, reading.seed, reading.conversion, reading.memory, build.storage, reading.selection
+                )
 
     for name, table in build.workers.results(make_run, tasks()):
         count(name, table)
     refuse_broken(broken, images + len(broken), build.writing.skip_broken)
     if not images and part.parts == 1:
         raise DataError(f"{source.location}: no image in it can be decoded; check that it contains images")
-    return sorted(names)
+    return sorted(names), elsewhere
 
 
 @contextmanager

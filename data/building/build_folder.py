@@ -1,10 +1,11 @@
 """The folder of an unfinished build beside its destination: what is being built, and what is done already."""
 
+import errno
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +13,17 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
+from data.building.class_folders import Selection
 from data.building.conversion import Conversion
+from data.building.source import SourceIndex
 from data.errors import DataError
 from data.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
 
-_VERSION = 1
+_VERSION = 2
+_LOCK = ".lock"
+_PART_NAME = re.compile(r"(\d+)-of-(\d+)")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class ReadOptions:
 
     seed: int
     conversion: Conversion
-    within: str | None
+    selection: Selection
     memory: int
     """Bytes of images that a process sorts at a time."""
 
@@ -42,6 +48,8 @@ class WriteOptions:
     classes: str | None
     """Location of a class list."""
     skip_broken: bool
+    index: SourceIndex | None = None
+    """That of the source, if it is a WebDataset."""
 
 
 class BuildPart(NamedTuple):
@@ -74,7 +82,7 @@ class BuildFolder:
 
     plan.json   what is being built
     runs/       checked images; see `data.building.sorted_runs`
-    parts/      for each finished part the names of its runs
+    parts/      for each finished part the names of its runs, and locks of those being read
     shards/     what becomes the destination
     entries/    for each finished shard its index entry
     """
@@ -124,9 +132,21 @@ class BuildFolder:
                 f"{self._plan}: not the plan of a build ({error}); remove {self.path} to start again"
             ) from None
 
+    @contextmanager
+    def reading(self, part: BuildPart) -> Iterator[None]:
+        """Let nobody else read this part, or write shards, in the meantime.
+
+        Raises:
+            DataError: another process reads it or writes shards, or the file system has no locks.
+        """
+        with self._held(
+            self._part_file(part).with_suffix(_LOCK), f"another process reads part {part} or merges the parts"
+        ):
+            yield
+
     def finish_part(self, part: BuildPart, runs: list[str]) -> None:
         """Record the runs of a part that has been read completely."""
-        write_atomically(self._parts / f"{part.number}-of-{part.parts}.json", json.dumps(runs), shared=True)
+        write_atomically(self._part_file(part), json.dumps(runs), shared=True)
 
     def all_runs(self) -> list[str]:
         """The names of the runs of all parts.
@@ -136,7 +156,7 @@ class BuildFolder:
         """
         finished: dict[int, dict[int, Path]] = {}
         for path in self._parts.glob("*.json"):
-            if match := re.fullmatch(r"(\d+)-of-(\d+)", path.stem):
+            if match := _PART_NAME.fullmatch(path.stem):
                 finished.setdefault(int(match[2]), {})[int(match[1])] = path
         if not finished:
             raise DataError(f"{self.path}: no part is finished; run: coatnet shards build ... --part 1/N")
@@ -152,23 +172,41 @@ class BuildFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from writing the same shards.
+        """Keep other processes from writing the same shards and from reading parts.
 
         Raises:
-            DataError: another process does.
+            DataError: another process does, or the file system has no locks.
         """
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f"{self.path}: another process is building there; wait for it or stop it") from None
-        try:
+        with ExitStack() as held:
+            held.enter_context(self._held(self.path / "lock", "another process is building there"))
+            for path in sorted(self._parts.glob(f"*{_LOCK}")):
+                if match := _PART_NAME.fullmatch(path.stem):
+                    held.enter_context(self._held(path, f"part {match[1]}/{match[2]} is still being read"))
             for folder in (self.runs, self.entries, self.shards, *filter(Path.is_dir, self.shards.iterdir())):
                 for unfinished in folder.glob(".*"):
                     unfinished.unlink()
             yield
+
+    @contextmanager
+    def _held(self, path: Path, otherwise: str) -> Iterator[None]:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(f"{self.path}: {otherwise}; wait for it or stop it") from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise DataError(
+                f"{path}: the file system has no file locks ({error}); build on another one, or mount it with flock"
+            ) from None
+        try:
+            yield
         finally:
             lock.release()
+
+    def _part_file(self, part: BuildPart) -> Path:
+        return self._parts / f"{part.number}-of-{part.parts}.json"
 
     def is_small(self) -> bool:
         """Whether removing it loses next to no work."""

@@ -1,14 +1,17 @@
 """The kind of an encoded image, and its conversion to an upright RGB JPEG, optionally shrunk."""
 
 import io
+import warnings
+import zlib
 from dataclasses import dataclass
 from enum import IntFlag
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
-from data.decode import Pixels, decode
+from data.building.formats import GZIP, HEAD, image_format
+from data.decode import MAX_PIXELS, DecodeError, Pixels, decode
 from data.jpeg import jpeg_frame
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -35,16 +38,29 @@ class Kind(IntFlag):
     EXIF_ROTATED = 16
     SHRUNK = 32
     ENCODED_AGAIN = 64
+    GIF = 128
+    BMP = 256
+    TIFF = 512
+    GZIPPED = 1024
 
 
 DIFFERENCES = {
     Kind.PNG: "PNG",
     Kind.WEBP: "WebP",
+    Kind.GIF: "GIF",
+    Kind.BMP: "BMP",
+    Kind.TIFF: "TIFF",
     Kind.GREY: "grey",
     Kind.CMYK: "CMYK",
     Kind.EXIF_ROTATED: "EXIF-rotated",
 }
 """The kinds that a conversion removes, with their names."""
+
+_REMOVED = Kind(sum(DIFFERENCES))
+_CONVERTIBLE = {"GIF": Kind.GIF, "BMP": Kind.BMP, "TIFF": Kind.TIFF}
+UNCONVERTED = {name: f"a {name}, which only --convert takes, as a JPEG" for name in _CONVERTIBLE}
+"""Format -> why an image is left out if it is not converted."""
+_MOST_UNPACKED = 2**28  # bytes: no image that can be decoded has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +68,9 @@ class Conversion:
     """How images are converted. Those that need no change keep their bytes."""
 
     convert: bool = False
-    """Encode other formats as RGB JPEG, and turn images with an EXIF rotation upright."""
+    """Encode other formats as RGB JPEG, of GIFs the first frame, and turn images with an EXIF rotation upright."""
     short_side: int | None = None
-    """Shrink to this short side, in pixels; smaller images stay as they are."""
+    """Shrink to this short side, in pixels, and turn all images with an EXIF rotation upright, small ones too."""
     quality: int = 95
     """Of newly encoded JPEGs; their colour keeps its full resolution (4:4:4)."""
 
@@ -77,11 +93,21 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
     Raises:
         DecodeError: truncated, damaged or not an image.
     """
-    pixels = decode(encoded)
-    extension, kind, orientation = _inspect(encoded)
+    encoded, packed = _unpacked(encoded)
+    name = image_format(encoded[:HEAD])
+    if name in _CONVERTIBLE:
+        if not conversion.convert:
+            raise DecodeError(UNCONVERTED[name])
+        pixels, kind = _decode_other(encoded, name)
+        extension, orientation = "", 1
+    else:
+        pixels = decode(encoded)
+        extension, kind, orientation = _inspect(encoded)
+    kind |= packed
     short_side = conversion.short_side
     shrinks = short_side is not None and min(pixels.shape[:2]) > short_side
-    if not shrinks and not (conversion.convert and kind):
+    turns = short_side is not None and orientation in _UPRIGHT
+    if not shrinks and not turns and not (conversion.convert and kind & _REMOVED):
         return CheckedImage(encoded, extension, kind)
     image = Image.fromarray(pixels)
     if orientation in _UPRIGHT:
@@ -92,6 +118,48 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
         width, height = (max(short_side, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return CheckedImage(_encode(np.asarray(image), conversion.quality), "jpg", kind | Kind.ENCODED_AGAIN)
+
+
+def _unpacked(encoded: bytes) -> tuple[bytes, Kind]:
+    """The image in a file that may be compressed with gzip, as some of ImageNet-22K's are."""
+    if not encoded.startswith(GZIP):
+        return encoded, Kind(0)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        content = unpacking.decompress(encoded, _MOST_UNPACKED)
+    except zlib.error as error:
+        raise DecodeError(f"damaged: {error}") from error
+    if not unpacking.eof:
+        more = (
+            f"unpacks to more than {_MOST_UNPACKED:,} bytes"
+            if len(content) == _MOST_UNPACKED
+            else "the gzip data ends early"
+        )
+        raise DecodeError(f"damaged: {more}")
+    return content, Kind.GZIPPED
+
+
+def _decode_other(encoded: bytes, name: str) -> tuple[Pixels, Kind]:
+    """The upright pixels (H, W, 3) of the first frame of a GIF, BMP or TIFF."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown tags; the size is checked here
+            with Image.open(io.BytesIO(encoded), formats=(name,)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DecodeError(f"{width:,} x {height:,} pixels exceed the limit of {MAX_PIXELS:,}")
+                kind = _CONVERTIBLE[name] | (Kind.GREY if image.mode[0] in "1LI" else Kind(0))
+                if image.mode == "F" or image.mode == "I":
+                    raise DecodeError(f"a {name} of 32-bit values, whose range is unknown; convert it to 8 or 16 bits")
+                if image.mode.startswith("I"):  # 16 bits, of which decode() keeps the upper eight as well
+                    grey = (np.asarray(image) >> 8).astype(np.uint8)
+                    return np.repeat(grey[:, :, None], 3, axis=2), kind
+                image.info.pop("transparency", None)
+                return np.array(ImageOps.exif_transpose(image).convert("RGB")), kind
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's parsers raise anything on damaged bytes
+        raise DecodeError(f"damaged: {error or type(error).__name__}") from error
 
 
 def _encode(pixels: Pixels, quality: int) -> bytes:

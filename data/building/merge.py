@@ -1,17 +1,21 @@
 """From sorted runs to the finished dataset: shards written by several processes, labels, index, final rename."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.accounting import REPORT_NAME, Accounting
+from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
 from data.building.keys import readable
+from data.building.report import SAME_NAME, account, remark_on_classes
 from data.building.shard_plan import (
     Images,
     Int32,
@@ -21,15 +25,17 @@ from data.building.shard_plan import (
     read_images,
     relabelled,
     repetitions,
+    sample_bytes,
     shuffled,
-    tar_bytes,
     validation_mask,
 )
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
 from data.building.source import BrokenInput
+from data.building.webdataset import indexed_classes
 from data.building.workers import Workers
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
+from data.json_records import to_json
 from data.label_files import read_classes
 from data.storage import Storage
 
@@ -81,6 +87,23 @@ class BuildReport:
     shrunk: int
     short_side: int | None
     """The short side to which images were shrunk."""
+    accounting: Accounting
+    """What became of every entry of the source."""
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints and `report.json` contains: the accounting, and what was written."""
+        written = [
+            {
+                "folder": str(folder),
+                "images": index.samples,
+                "classes": len(index.classes),
+                "shards": len(index.shards),
+                "bytes": index.bytes,
+            }
+            for folder, index in self.indexes.items()
+        ]
+        kinds = [to_json(kind) for kind in self.kinds]
+        return {**to_json(self.accounting), "kinds": kinds, "shrunk": self.shrunk, "datasets": written}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +113,7 @@ class _Split:
     name: str
     images: Int64
     labels: Int32
+    bytes: int
     cuts: list[tuple[int, int]]
 
     def paths(self, building: BuildFolder) -> list[Path]:
@@ -98,8 +122,13 @@ class _Split:
         return [building.shards / self.name / f"{prefix}-{number:06d}.tar" for number in range(len(self.cuts))]
 
 
-def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
+def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> BuildReport:
     """Write the shards of all runs, then labels and index, and rename the result to the destination.
+
+    The sorted runs are removed last, when everything that takes their place has reached the disk.
+
+    Args:
+        listing: what was found in the source.
 
     Raises:
         DataError: broken images, labels that are not in the class list, a class too small for the validation split, or
@@ -110,9 +139,12 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
     images = read_images(paths)
     order, again = shuffled(images)
     names = [readable(images.name(image)) for image in again]
-    left_out = [*images.broken, *(BrokenInput(name, "another image has the same name") for name in names)]
+    left_out = [*images.broken, *(BrokenInput(name, SAME_NAME) for name in names)]
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
-    classes, labels = _labels(images, writing.classes, build.storage)
+    accounting = account(listing, images, order, left_out, build.reading.selection.leave_out)
+    accounting.check()
+    classes, labels = _labels(images, writing, build.storage)
+    remark_on_classes(accounting, classes, images, order, labels[order])
     splits = _split(images, order, labels[order], classes, writing)
     as_json = labels.shape[1] > 1
 
@@ -121,16 +153,17 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
     for split in splits:
         (building.shards / split.name).mkdir(exist_ok=True)
     _remove_obsolete(building, {path for split in splits for path in split.paths(building)})
-    _refuse_full_disk(building, sum(int(tar_bytes(images.size[split.images]).sum()) for split in splits))
+    _refuse_full_disk(building, sum(split.bytes for split in splits))
     tasks = (task for split in splits for task in _tasks(build, paths, images, split, repetition, as_json))
     entries = _write(build, tasks, len(order))
 
     indexes: dict[Path, ShardIndex] = {}
+    unpublished: list[ShardIndex] = []
     for split in splits:
         folder = building.shards / split.name
         most = int((split.labels >= 0).sum(axis=1).max(initial=1))
         content, sha256 = labels_file(np.ascontiguousarray(split.labels[:, :most]))
-        (folder / LABELS_NAME).write_bytes(content)
+        write_atomically(folder / LABELS_NAME, content)
         index = ShardIndex(
             folder=str(folder),
             classes=classes,
@@ -140,18 +173,29 @@ def merge_runs(build: BuildContext, runs: list[str]) -> BuildReport:
             labels_per_sample=most,
             labels_sha256=sha256,
         )
-        index.write()
         final = build.destination / split.name
         indexes[final] = replace(index, folder=str(final), home=str(final))
+        unpublished.append(index)
+    done = report(images, order, left_out, build.reading, indexes, accounting)
+    for index in unpublished:
+        write_atomically(Path(index.folder) / REPORT_NAME, json.dumps(done.document(), indent=1) + "\n")
+        index.write()
     if build.destination.exists():
         build.destination.rmdir()
     building.shards.rename(build.destination)
+    sync_folder(build.destination)
+    sync_folder(build.destination.absolute().parent)
     building.remove()
-    return report(images, order, left_out, build.reading, indexes)
+    return done
 
 
 def report(
-    images: Images, order: Int64, left_out: list[BrokenInput], reading: ReadOptions, indexes: dict[Path, ShardIndex]
+    images: Images,
+    order: Int64,
+    left_out: list[BrokenInput],
+    reading: ReadOptions,
+    indexes: dict[Path, ShardIndex],
+    accounting: Accounting,
 ) -> BuildReport:
     """The report on the images in `order`."""
     kind = images.kind[order]
@@ -163,7 +207,7 @@ def report(
             first = [readable(images.name(int(order[position]))) for position in found[:3]]
             kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
     shrunk = int(np.count_nonzero(kind & Kind.SHRUNK))
-    return BuildReport(indexes, len(order), left_out, kinds, shrunk, reading.conversion.short_side)
+    return BuildReport(indexes, len(order), left_out, kinds, shrunk, reading.conversion.short_side, accounting)
 
 
 def refuse_broken(broken: list[BrokenInput], images: int, skip_broken: bool) -> None:
@@ -183,11 +227,16 @@ def refuse_broken(broken: list[BrokenInput], images: int, skip_broken: bool) -> 
         )
 
 
-def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tuple[str, ...], Int32]:
+def _labels(images: Images, writing: WriteOptions, storage: Storage) -> tuple[tuple[str, ...], Int32]:
     """The class list, and the labels (N, k) of all images as positions in it."""
-    if classes is not None:
-        given = read_classes(classes, storage)
-        return given, relabelled(images, given, classes)
+    if writing.index is not None:
+        names = indexed_classes(writing.index, storage)
+        if writing.classes is None:
+            return names, relabelled(images, tuple(map(str, range(len(names)))), writing.index.location)
+        images = replace(images, classes=tuple(names[int(number)] for number in images.classes))
+    if writing.classes is not None:
+        given = read_classes(writing.classes, storage)
+        return given, relabelled(images, given, writing.classes)
     ordered = numbered(images.classes)
     return ordered, relabelled(images, ordered, "the images")
 
@@ -195,10 +244,11 @@ def _labels(images: Images, classes: str | None, storage: Storage) -> tuple[tupl
 def _split(
     images: Images, order: Int64, labels: Int32, classes: tuple[str, ...], writing: WriteOptions
 ) -> list[_Split]:
+    bytes_ = sample_bytes(images, order, labels, as_json=labels.shape[1] > 1)
+
     def cut(name: str, chosen: NDArray[np.bool_]) -> _Split:
-        mine = order[chosen]
-        bounds = cuts(tar_bytes(images.size[mine]), writing.samples_per_shard, writing.shard_bytes)
-        return _Split(name, mine, labels[chosen], list(bounds))
+        bounds = cuts(bytes_[chosen], writing.samples_per_shard, writing.shard_bytes)
+        return _Split(name, order[chosen], labels[chosen], int(bytes_[chosen].sum()), list(bounds))
 
     if not writing.validation_per_class and not writing.validation_fraction:
         return [cut("", np.ones(len(order), np.bool_))]

@@ -1,14 +1,15 @@
 """From the tables of all runs to the content of every shard: global order, validation split, bounds. Pure numpy."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.building.keys import decoded_name, readable
+from data.accounting import Accounting
+from data.building.keys import decoded_name, readable, sample_key
 from data.building.sorted_runs import RunTable, read_table
 from data.building.source import BrokenInput
 from data.errors import DataError
@@ -16,7 +17,12 @@ from data.errors import DataError
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-_TAR_BLOCK, _TAR_END = 512, 10240
+_TAR_BLOCK = 512
+_TAR_RECORD = 20 * _TAR_BLOCK
+"""The size of a tar is a multiple of it."""
+_TAR_END = 2 * _TAR_BLOCK
+_EXTENDED_HEADER = 2 * _TAR_BLOCK
+"""Of a member whose name is not ASCII: a header and a block with the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class Images:
     key_hash: NDArray[np.uint64]
     offset: Int64
     size: Int64
-    kind: NDArray[np.uint8]
+    kind: NDArray[np.uint16]
     extension: NDArray[np.uint8]
     """Position in `extensions`."""
     labels: Int32
@@ -39,6 +45,8 @@ class Images:
     extensions: tuple[str, ...]
     classes: tuple[str, ...]
     broken: list[BrokenInput]
+    inside: Accounting = field(default_factory=lambda: Accounting("members"))
+    """Of the members of class tars."""
 
     def encoded_name(self, image: int) -> bytes:
         return self.names[self.name_bounds[image] : self.name_bounds[image + 1]].tobytes()
@@ -50,6 +58,9 @@ class Images:
 def read_images(runs: Sequence[Path]) -> Images:
     """The images of all runs, and what could not be read."""
     tables = [read_table(run) for run in runs]
+    inside = Accounting("members")
+    for table in tables:
+        inside.add(table.inside)
     classes = tuple(sorted({name for table in tables for name in table.classes}))
     extensions = tuple(sorted({name for table in tables for name in table.extensions}))
     counts = np.array([table.images for table in tables])
@@ -71,6 +82,7 @@ def read_images(runs: Sequence[Path]) -> Images:
         extensions=extensions,
         classes=classes,
         broken=[broken for table in tables for broken in table.broken],
+        inside=inside,
     )
 
 
@@ -157,20 +169,56 @@ def validation_mask(labels: Int32, classes: tuple[str, ...], per_class: int, fra
     return mask
 
 
-def tar_bytes(sizes: Int64) -> Int64:
-    """Bytes (N,) that samples with images of `sizes` bytes take in a tar, with a label of one block."""
-    return (3 - -sizes // _TAR_BLOCK) * _TAR_BLOCK
+def sample_bytes(images: Images, rows: Int64, labels: Int32, as_json: bool) -> Int64:
+    """Bytes (n,) that the images `rows` (n,) with `labels` (n, k) take in a tar: two members with their headers."""
+    content = _blocks(images.size[rows]) + _blocks(_json_bytes(labels) if as_json else _digits(labels[:, 0]))
+    return 2 * _TAR_BLOCK + content + 2 * _EXTENDED_HEADER * _named_beyond_ascii(images)[rows]
+
+
+def _blocks(bytes_: Int64) -> Int64:
+    return -(-bytes_ // _TAR_BLOCK) * _TAR_BLOCK
+
+
+def _json_bytes(labels: Int32) -> Int64:
+    """Length (n,) of `{"labels": [1, 2]}` for labels (n, k) padded with -1."""
+    present = labels >= 0
+    separators = 2 * np.maximum(present.sum(axis=1) - 1, 0)
+    digits: Int64 = np.where(present, _digits(labels), 0).sum(axis=1)
+    length: Int64 = digits + separators + len('{"labels": []}')
+    return length
+
+
+def _digits(numbers: Int32) -> Int64:
+    digits: Int64 = 1 + np.searchsorted(10 ** np.arange(1, 10), numbers, side="right")
+    return digits
+
+
+def _named_beyond_ascii(images: Images) -> NDArray[np.bool_]:
+    """Which images (N,) have a key with other characters than ASCII."""
+    found = np.zeros(len(images.rank), np.bool_)
+    letters = np.flatnonzero(images.names >= 128)
+    candidates = np.unique(np.searchsorted(images.name_bounds, letters, side="right") - 1)
+    for image in candidates.tolist():  # not all of these characters are kept in the key
+        found[image] = not sample_key(images.name(image)).isascii()
+    return found
 
 
 def cuts(bytes_: Int64, most_samples: int | None, most_bytes: int | None) -> Iterator[tuple[int, int]]:
-    """Begin and end of each shard, which has as many samples as both limits allow, but at least one."""
+    """Begin and end of each shard, which has as many samples as both limits allow, but at least one.
+
+    Args:
+        bytes_: (N,) of each sample in a tar.
+        most_samples: limit to the samples of a shard.
+        most_bytes: limit to the size of a shard, with the end of the tar.
+    """
     ends = np.cumsum(bytes_)
     begin = 0
     while begin < len(bytes_):
         end = len(bytes_) if most_samples is None else min(begin + most_samples, len(bytes_))
         if most_bytes is not None:
             before = int(ends[begin - 1]) if begin else 0
-            end = min(end, int(np.searchsorted(ends, before + most_bytes - _TAR_END, side="right")))
+            room = most_bytes // _TAR_RECORD * _TAR_RECORD - _TAR_END
+            end = min(end, int(np.searchsorted(ends, before + room, side="right")))
         end = max(end, begin + 1)
         yield begin, end
         begin = end

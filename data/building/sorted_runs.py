@@ -16,11 +16,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data.accounting import Accounting
 from data.atomic_file import atomic_file
-from data.building.archive import class_tar_images
+from data.building.class_folders import Selection
+from data.building.class_tars import class_tar_images
 from data.building.conversion import CheckedImage, Conversion, check_image
 from data.building.keys import encoded_name, key_hash, shuffle_rank
-from data.building.source import BrokenInput, ImageBatch, ImageFile, SourceImage
+from data.building.source import BrokenInput, ImageBatch, ImageFile, IndexedShard, SourceImage
+from data.building.webdataset import shard_images
 from data.decode import DecodeError
 from data.errors import DataError, StorageRefused
 from data.json_records import parse_json
@@ -40,6 +43,7 @@ class RunTask:
     memory: int
     """Bytes of images that are sorted at a time."""
     storage: Storage
+    selection: Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class RunTable:
     key_hash: NDArray[np.uint64]
     offset: NDArray[np.int64]
     size: NDArray[np.int64]
-    kind: NDArray[np.uint8]
+    kind: NDArray[np.uint16]
     """Bits of `Kind`."""
     extension: NDArray[np.uint8]
     """Position in `extensions`."""
@@ -62,6 +66,8 @@ class RunTable:
     extensions: list[str]
     classes: list[str]
     broken: list[BrokenInput]
+    inside: Accounting
+    """Of the members of class tars."""
 
     @property
     def images(self) -> int:
@@ -75,7 +81,7 @@ class RunTable:
 _ABOUT = "about"
 """The array of the file that holds the rest of the table, as JSON."""
 _DTYPES = {
-    "rank": np.uint64, "key_hash": np.uint64, "offset": np.int64, "size": np.int64, "kind": np.uint8,
+    "rank": np.uint64, "key_hash": np.uint64, "offset": np.int64, "size": np.int64, "kind": np.uint16,
     "extension": np.uint8, "label_bounds": np.int64, "labels": np.int32, "name_bounds": np.int64, "names": np.uint8,
 }  # fmt: skip
 
@@ -85,6 +91,7 @@ class _AboutRun:
     extensions: list[str]
     classes: list[str]
     broken: list[BrokenInput]
+    inside: Accounting
 
 
 def table_file(run: Path) -> Path:
@@ -106,10 +113,11 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
     """
     rows: list[_Row] = []
     broken: list[BrokenInput] = []
+    inside = Accounting("members")
     waiting: list[tuple[_Row, bytes]] = []
     waiting_bytes = 0
     with atomic_file(images_file(task.path), shared=True) as file:
-        for image in _read(task.batch, task.storage):
+        for image in _read(task, inside):
             checked = image if isinstance(image, BrokenInput) else _checked(image, task.conversion)
             if isinstance(checked, BrokenInput):
                 broken.append(checked)
@@ -121,7 +129,7 @@ def make_run(task: RunTask) -> tuple[str, RunTable]:
                 rows += _write_sorted(file, waiting)
                 waiting, waiting_bytes = [], 0
         rows += _write_sorted(file, waiting)
-    table = _table(rows, broken)
+    table = _table(rows, broken, inside)
     _write_table(table_file(task.path), table)
     return task.path.name, table
 
@@ -145,7 +153,9 @@ def read_table(run: Path) -> RunTable:
             f"{path}: not the table of a run ({error}); remove it and read the source again with the same coatnet "
             "shards build command"
         ) from None
-    return RunTable(**arrays, extensions=about.extensions, classes=about.classes, broken=about.broken)
+    return RunTable(
+        **arrays, extensions=about.extensions, classes=about.classes, broken=about.broken, inside=about.inside
+    )
 
 
 def _read_column(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
@@ -178,15 +188,18 @@ def _row(image: SourceImage, checked: CheckedImage, seed: int) -> _Row:
     )
 
 
-def _read(batch: ImageBatch, storage: Storage) -> Iterator[SourceImage | BrokenInput]:
+def _read(task: RunTask, inside: Accounting) -> Iterator[SourceImage | BrokenInput]:
+    batch, storage = task.batch, task.storage
     files: list[ImageFile] = []
     for content in batch.contents:
         if isinstance(content, ImageFile):
             files.append(content)
         elif isinstance(content, SourceImage | BrokenInput):
             yield content
+        elif isinstance(content, IndexedShard):
+            yield from shard_images(content, storage, inside)
         else:
-            yield from class_tar_images(content, storage)
+            yield from class_tar_images(content, storage, task.selection, inside)
     if not any(is_remote(file.location) for file in files):
         yield from (_read_file(file, storage) for file in files)
         return
@@ -221,7 +234,7 @@ def _write_sorted(file: BinaryIO, images: list[tuple[_Row, bytes]]) -> Iterator[
         yield row
 
 
-def _table(rows: list[_Row], broken: list[BrokenInput]) -> RunTable:
+def _table(rows: list[_Row], broken: list[BrokenInput], inside: Accounting) -> RunTable:
     extensions = sorted({row.extension for row in rows})
     classes = sorted({name for row in rows for name in row.classes})
     number = {name: position for position, name in enumerate(classes)}
@@ -230,7 +243,7 @@ def _table(rows: list[_Row], broken: list[BrokenInput]) -> RunTable:
         key_hash=np.array([row.key_hash for row in rows], np.uint64),
         offset=np.array([row.offset for row in rows], np.int64),
         size=np.array([row.size for row in rows], np.int64),
-        kind=np.array([row.kind for row in rows], np.uint8),
+        kind=np.array([row.kind for row in rows], np.uint16),
         extension=np.array([extensions.index(row.extension) for row in rows], np.uint8),
         label_bounds=np.cumsum([0, *(len(row.classes) for row in rows)], dtype=np.int64),
         labels=np.array([number[name] for row in rows for name in row.classes], np.int32),
@@ -239,11 +252,12 @@ def _table(rows: list[_Row], broken: list[BrokenInput]) -> RunTable:
         extensions=extensions,
         classes=classes,
         broken=broken,
+        inside=inside,
     )
 
 
 def _write_table(path: Path, table: RunTable) -> None:
-    about = json.dumps(asdict(_AboutRun(table.extensions, table.classes, table.broken)))
+    about = json.dumps(asdict(_AboutRun(table.extensions, table.classes, table.broken, table.inside)))
     arrays: dict[str, Any] = {name: getattr(table, name) for name in _DTYPES}
     arrays[_ABOUT] = np.frombuffer(about.encode(), np.uint8)
     with atomic_file(path, shared=True) as file:

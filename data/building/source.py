@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from typing import NamedTuple
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+from data.accounting import Accounting
+from data.index import LabelFormat
+
 UNKNOWN_SIZE = 2**17
 """Bytes assumed for a file whose size would cost a request."""
 
@@ -34,10 +36,36 @@ class ImageFile:
 class ClassTar:
     """A tar with the images of one class, to be read: a file, or the bytes `start` .. `stop` of one."""
 
+    path: str
+    """In the source."""
     class_name: str
+    prefix: str
+    """Of the names of its images."""
     location: str
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedShard:
+    """A shard of an indexed WebDataset, to be read."""
+
+    location: str
+    number: int
+    """Its position in the index."""
+    name: str
+    samples: int
+    image_fields: tuple[str, ...]
+    label: LabelFormat
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIndex:
+    """The index of a source: the classes of its images are positions in its class list, as text."""
+
+    location: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +77,39 @@ class SourceImage:
     encoded: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SourceItem:
+class SourceItem(NamedTuple):
     """What a source yields: something with images, its bytes, and its share of the source."""
 
-    content: ImageFile | ClassTar | SourceImage | BrokenInput
+    content: ImageFile | ClassTar | IndexedShard | SourceImage | BrokenInput
     bytes: int
     share: float
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images in an order that is reproducible."""
+    """Images in an order that is reproducible.
+
+    What `accounting` counts as found is either left out or yielded by `items`, one entry each. What becomes of those is
+    known when they have been read.
+    """
 
     location: str
     items: Callable[[], Iterator[SourceItem]]
+    accounting: Accounting
+    """Of all entries; complete when `items` is exhausted."""
     bytes: int | None = None
     """Of all images, approximately; None if unknown."""
     divisible: bool = True
     """Whether a part can be read without reading the rest."""
+    index: SourceIndex | None = None
+    """Its index, if it is a WebDataset."""
 
 
 @dataclass
 class ImageBatch:
     """Consecutive items of a source, as many as a worker reads at a time."""
 
-    contents: list[ImageFile | ClassTar | SourceImage | BrokenInput] = field(default_factory=list)
+    contents: list[ImageFile | ClassTar | IndexedShard | SourceImage | BrokenInput] = field(default_factory=list)
     bytes: int = 0
     share: float = 0.0
 
@@ -102,9 +137,3 @@ def batches(items: Iterable[SourceItem], max_bytes: int) -> Iterator[ImageBatch]
             batch, number = ImageBatch(), number + 1
     if batch.contents:
         yield batch
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is expected to be an image."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")

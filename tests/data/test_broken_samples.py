@@ -1,8 +1,9 @@
-"""Every kind of unusable sample is skipped, named, and replaced by the next of its shard; nothing else changes."""
+"""Every kind of unusable sample is skipped, named, and replaced by another of its shard; nothing else changes."""
 
 import io
 import itertools
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,10 +100,12 @@ def test_an_unusable_sample_is_replaced_and_named(
     different = [n for n in range(24) if not np.array_equal(pictures_before[n], pictures_after[n])]
     labels = np.concatenate([batch.labels for batch in after])
     assert len(different) == 1
-    # Its place is taken by the next of the shard, number 12, with that one's label.
-    twelve = [n for n in range(24) if np.array_equal(pictures_after[n], pictures_after[different[0]])]
-    assert len(twelve) == 2
-    assert labels[twelve].tolist() == [[0], [0]]
+    # Its place is taken by another one of the shard, with that one's label.
+    same = [n for n in range(24) if np.array_equal(pictures_after[n], pictures_after[different[0]])]
+    assert len(same) == 2
+    assert labels[same[0]] == labels[same[1]]
+    origins = [origin for batch in after for origin in batch.origins]
+    assert {(origins[n].shard, origins[n].key) for n in same} == {("s-1.tar", origins[same[0]].key)}
     assert np.array_equal(pictures_after, np.concatenate([b.images for b in one_epoch(spoiled, workers=1)]))
 
     evaluated = evaluation_stream(spoiled, EvaluationTransform(16), RankShare(0, 1, 5), workers=1)
@@ -119,7 +122,7 @@ def test_a_tar_truncated_during_the_run_loses_only_the_samples_after_the_cut(pic
     path.write_bytes(path.read_bytes()[:cut])
     before, after = one_epoch(whole), one_epoch(spoiled)
     skipped = [sample for batch in after for sample in batch.skipped]
-    assert {sample.key for sample in skipped} == {"#5", "#6", "#7"}
+    assert sorted(sample.key for sample in skipped) == ["#5", "#6", "#7"]
     assert all("the shard ends before it (ends after" in sample.reason for sample in skipped)
     pictures_before, pictures_after = (np.concatenate([b.images for b in batches]) for batches in (before, after))
     assert sum(not np.array_equal(a, b) for a, b in zip(pictures_before, pictures_after, strict=True)) == 3
@@ -130,3 +133,36 @@ def test_a_shard_that_disappears_during_the_run_is_named(pictures: Path, tmp_pat
     (tmp_path / "shards" / "s-1.tar").unlink()
     with pytest.raises(DataError, match=r"s-1\.tar: it has been removed since the run started"):
         one_epoch(dataset)
+
+
+def test_of_a_row_of_broken_samples_each_is_counted_once_and_gets_another_replacement(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """More in a row than are tried in place of one."""
+    broken, whole = 250, 750
+    encoded = next(pictures.rglob("*.jpg")).read_bytes()
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in range(broken + whole):
+            for name, content in ((f"{number}.jpg", encoded if number >= broken else b""), (f"{number}.cls", b"0")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    entry = ShardEntry(path.name, broken + whole, path.stat().st_size, "")
+    dataset = Dataset(ShardIndex(str(tmp_path), ("a",), ("jpg",), LabelFormat(), (entry,)))
+    order = SampleOrder(dataset.shard_samples, seed=0, batch=50, lanes=1, window=50)
+
+    def epochs(number: int, workers: int) -> list[MicroBatch]:
+        stream = training_stream(
+            dataset, order, TrainTransform(8), RankShare(0, 1, 50), first_step=20 * number, workers=workers
+        )
+        return list(itertools.islice(stream, 20))
+
+    batches = epochs(0, workers=3)
+    skipped = [sample for batch in batches for sample in batch.skipped]
+    assert sorted(int(sample.key) for sample in skipped) == list(range(broken))
+    used = Counter(origin.key for batch in batches for origin in batch.origins)
+    assert all(int(key) >= broken for key in used)
+    assert max(used.values()) <= 5  # 250 replacements drawn from 750
+    assert [batch.origins for batch in batches] == [batch.origins for batch in epochs(0, workers=1)]
+    assert used != Counter(origin.key for batch in epochs(1, workers=1) for origin in batch.origins)

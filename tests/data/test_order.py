@@ -1,6 +1,7 @@
 """The sample order: every sample exactly once, independent of the cluster, a function of the step."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,20 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.order import SampleOrder, evaluation_positions
+from data.order import SampleOrder, default_lanes, evaluation_positions
 
 
 @st.composite
 def orders(draw: st.DrawFn) -> SampleOrder:
-    """Orders of small, awkward datasets: one-sample shards, fewer samples than the batch, lanes that do not divide."""
-    shards = draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    """Orders of small, awkward datasets: one-sample and empty shards, fewer samples than the batch, lanes that do not
+    divide."""
+    shards = draw(st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(any))
     lanes = draw(st.integers(1, min(8, sum(shards))))
     return SampleOrder(
         shard_samples=np.array(shards, np.int64),
         seed=draw(st.integers(0, 5)),
         batch=lanes * draw(st.integers(1, 4)),
         lanes=lanes,
-        window=draw(st.sampled_from([1, 2, 3, 8192])),
+        window=draw(st.sampled_from([1, 2, 3, 8, 8192])),
     )
 
 
@@ -111,6 +113,49 @@ def test_the_next_window_is_prefetched() -> None:
         following = {int(n) for t in range(step + 5, step + 10) for n in order.at(t, 0, 10).shard}
         assert following <= {*now, *ahead}
         assert len({*now, *ahead}) <= 12
+
+
+def windows_of(order: SampleOrder, lane: int, steps: int) -> list[tuple[int, int]]:
+    """Of a lane that gives one sample a step from shards of one sample: the steps at which a window begins, and the
+    number of its samples."""
+    found = [(step, frozenset(order.shards_ahead(step, lane, lane + 1, 1)[0])) for step in range(steps)]
+    return [(s, len(now)) for (_, before), (s, now) in itertools.pairwise([(-1, frozenset()), *found]) if now != before]
+
+
+def test_lanes_change_windows_one_by_one_and_no_window_is_a_short_remainder() -> None:
+    lanes, length, window = 16, 287, 40  # seven windows and seven samples
+    order = SampleOrder(np.ones(lanes * length, np.int64), seed=0, batch=lanes, lanes=lanes, window=window)
+    changes = Counter[int]()
+    for lane in range(lanes):
+        windows = windows_of(order, lane, length)
+        assert sum(size for _, size in windows) == length
+        assert all(27 <= size <= 45 for _, size in windows)  # about 287 / 8
+        assert {size for _, size in windows[2:-2]} <= {35, 36}
+        changes.update(step for step, _ in windows)
+    del changes[0]
+    assert sum(changes.values()) == 7 * lanes
+    assert max(changes.values()) <= 2
+
+
+def test_empty_shards_have_no_place_in_the_order() -> None:
+    sizes = np.array([0, 4, 0, 0, 7, 5, 0], np.int64)
+    filled = np.flatnonzero(sizes)
+    one, other = (SampleOrder(s, seed=3, batch=4, lanes=2, window=3) for s in (sizes, sizes[filled]))
+    for step in range(12):
+        with_empty, without = one.at(step, 0, 4), other.at(step, 0, 4)
+        assert np.array_equal(with_empty.shard, filled[without.shard])
+        assert np.array_equal(with_empty.id, without.id)
+        now, ahead = other.shards_ahead(step, 0, 4, 2)
+        assert one.shards_ahead(step, 0, 4, 2) == (filled[now].tolist(), filled[ahead].tolist())
+    assert one.greatest_need(np.array([99, 1, 99, 99, 1, 1, 99]), 1, 1, 2) == 3
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples", "lanes"),
+    [(4096, 10**7, 64), (12, 10**7, 12), (100, 10**7, 50), (67, 10**7, 1), (96, 10**7, 48), (64, 45, 32), (8, 1, 1)],
+)
+def test_by_default_there_are_as_many_lanes_as_batch_and_samples_allow(batch: int, samples: int, lanes: int) -> None:
+    assert default_lanes(batch, samples) == lanes
 
 
 def test_place_in_the_shard_agrees_with_the_id() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.commands.arguments import Processes
+from jobs.commands.arguments import AsJson, Processes
 from jobs.console import make_console
 from jobs.exit_codes import exit_on_error
 from jobs.shard_building import build_and_report
@@ -22,7 +22,8 @@ def build(
         typer.Argument(
             metavar="SOURCE",
             help="Path or URL: a folder with a folder for each class, a tar with a tar for each class, a flat folder "
-            "or tar with --labels, or a list (.txt, .tsv, .csv) with lines of PATH<TAB>LABEL [LABEL ...].",
+            "or tar with --labels, a list (.txt, .tsv, .csv) with lines of PATH<TAB>LABEL [LABEL ...], or an indexed "
+            "WebDataset (its folder or index.json).",
         ),
     ],
     destination: Annotated[
@@ -54,9 +55,28 @@ def build(
         ),
     ] = None,
     within: Annotated[str | None, typer.Option(metavar="FOLDER", help="Read only this folder of a tar.")] = None,
-    convert: Annotated[bool, typer.Option(help="Convert everything else to upright RGB JPEGs.")] = False,
+    nested: Annotated[
+        bool,
+        typer.Option("--nested", help="Images in subfolders belong to the class of the folder at the top."),
+    ] = False,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files and folders of this name, or path if it has a slash, as in '*.bmp' or val/cat; may "
+            "be given several times.",
+        ),
+    ] = None,
+    convert: Annotated[
+        bool, typer.Option(help="Convert everything else, also BMP, GIF and TIFF, to upright RGB JPEGs.")
+    ] = False,
     short_side: Annotated[
-        int | None, typer.Option(min=1, metavar="PIXELS", help="Shrink larger images to this short side.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Shrink larger images to this short side, and turn all that are EXIF-rotated upright.",
+        ),
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEGs that are encoded again.")] = 95,
     skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode.")] = False,
@@ -65,6 +85,7 @@ def build(
         typer.Option(metavar="I/N", help="Read only part I of N, from 1, in a job array; then run `shards merge`."),
     ] = None,
     processes: Processes = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write images as shuffled, checked shards with an index; run again, continue where it stopped."""
     with exit_on_error():
@@ -72,6 +93,7 @@ def build(
             make_console(),
             source,
             destination,
+            as_json=as_json,
             seed=seed,
             samples_per_shard=samples_per_shard or (None if shard_bytes else 4096),
             shard_bytes=_bytes(shard_bytes) if shard_bytes is not None else None,
@@ -80,6 +102,8 @@ def build(
             labels=labels,
             classes=classes,
             within=within,
+            nested=nested,
+            leave_out=leave_out or (),
             convert=convert,
             short_side=short_side,
             quality=quality,

@@ -7,8 +7,10 @@ import pytest
 
 from data.building.build import build_shards, merge_parts
 from data.errors import DataError, StorageRefused
+from data.json_records import to_json
 from data.storage import Storage
 from tests.conftest import write_tar_of_tars
+from tests.data.building.test_build_accounting import ODD, PLAIN, write
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
 
@@ -46,6 +48,14 @@ def test_parts_of_a_remote_tar_are_merged(s3: S3Server, whole_tar: Path, tmp_pat
         build_shards(url, tmp_path / "remote", samples_per_shard=25, part=(part, 2))
     merged = merge_parts(tmp_path / "remote").indexes[tmp_path / "remote"].digest
     assert merged == digest(whole_tar / "whole.tar", tmp_path / "local")
+
+
+def test_odd_entries_of_a_folder_are_accounted_for_as_locally(s3: S3Server, tmp_path: Path) -> None:
+    folder = write(tmp_path / "tree", PLAIN | ODD)
+    url = s3.put(folder, "odd")
+    local, remote = build_shards(folder, tmp_path / "local"), build_shards(url, tmp_path / "remote")
+    assert to_json(remote.accounting) == to_json(local.accounting)
+    assert remote.indexes[tmp_path / "remote"].digest == local.indexes[tmp_path / "local"].digest
 
 
 def test_missing_and_forbidden_files_are_reported(

@@ -1,16 +1,19 @@
 """Builds by several processes, in parts, and after kills: always the same bytes, and nothing finished is repeated."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.building.build import build_shards, merge_parts
-from data.building.merge import BuildProgress
+from data.building.build_folder import BuildFolder, BuildPart
+from data.building.merge import BuildProgress, BuildReport
 from data.errors import DataError
 from data.index import read_index
 from tests.conftest import write_pictures
@@ -83,6 +86,63 @@ def test_merging_names_the_missing_parts(pictures: Path, tmp_path: Path) -> None
         build_shards(pictures, tmp_path / "out", part=(number, 4), **OPTIONS)
     with pytest.raises(DataError, match=r"2 of 4 parts are not finished: 1/4, 3/4; run them with: .* --part 1/4"):
         merge_parts(tmp_path / "out")
+
+
+@pytest.mark.parametrize("write", [merge_parts, lambda out: build_shards(out.with_name("pictures"), out, **OPTIONS)])
+def test_nothing_is_written_while_a_part_is_being_read(
+    pictures: Path, tmp_path: Path, write: Callable[[Path], BuildReport]
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    for number in (1, 2):
+        build_shards(tmp_path / "pictures", tmp_path / "out", part=(number, 2), **OPTIONS)
+    building = BuildFolder(tmp_path / "out")
+    with building.reading(BuildPart(2, 2)):  # again, for instance because Slurm repeats it
+        unfinished = building.runs / ".run.writing"
+        unfinished.touch()
+        with pytest.raises(DataError, match=r"out\.building: part 2/2 is still being read; wait for it or stop it"):
+            write(tmp_path / "out")
+        assert unfinished.exists()
+        with pytest.raises(DataError, match=r"another process reads part 2/2 or merges the parts"):
+            build_shards(tmp_path / "pictures", tmp_path / "out", part=(2, 2), **OPTIONS)
+    assert write(tmp_path / "out").images == 60
+
+
+def test_a_file_system_without_locks_is_named_with_the_fix(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(DataError, match="the file system has no file locks .*; build on another one, or mount it with"):
+        build_shards(pictures, tmp_path / "out")
+
+
+def test_everything_is_on_the_disk_before_the_runs_are_removed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[int, int]] = []
+    fsync, remove = os.fsync, BuildFolder.remove
+    at_removal: list[set[tuple[int, int]]] = []
+
+    def inode(path: Path | int) -> tuple[int, int]:
+        return os.stat(path).st_dev, os.stat(path).st_ino
+
+    def flush(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.append(inode(descriptor))
+
+    def see(folder: BuildFolder) -> None:
+        at_removal.append(set(flushed))
+        assert list(folder.runs.glob("*.npz"))
+        remove(folder)
+
+    monkeypatch.setattr("os.fsync", flush)
+    monkeypatch.setattr(BuildFolder, "remove", see)
+    build_shards(pictures, tmp_path / "out", **OPTIONS)
+    written = [tmp_path, tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(written) > 10
+    assert {inode(path) for path in written} <= at_removal[-1]
 
 
 def test_a_build_without_parts_reuses_the_runs_of_parts(

@@ -265,23 +265,24 @@ def test_a_tar_with_two_sets_requires_a_selection(pictures: Path, expected: str,
     assert built(source, tmp_path / "out", samples_per_shard=9, within="train").digest == expected
 
 
-def test_member_names_of_a_tar_are_never_paths(pictures: Path, tmp_path: Path) -> None:
-    data = (pictures / "dark" / "0000.jpg").read_bytes()
-    names = ["../../escape/a.jpg", "/etc/b.jpg", "x/../../../c.jpg", "d\\..\\e/f.jpg"]
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("../../escape/a.jpg", "escape/a"),
+        ("/etc/b.jpg", "etc/b"),
+        ("x/../../../c.jpg", "__/c"),
+        ("d\\..\\e/f.jpg", "d____e/f"),
+    ],
+)
+def test_member_names_of_a_tar_are_never_paths(pictures: Path, tmp_path: Path, name: str, key: str) -> None:
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
-        for name in names:
-            add(archive, name, data)
+        add(archive, name, (pictures / "dark" / "0000.jpg").read_bytes())
         link = tarfile.TarInfo("link/g.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     (tmp_path / "inside").mkdir()
-    built(tmp_path / "bad.tar", tmp_path / "inside" / "out")
-    assert sorted(samples(tmp_path / "inside" / "out")) == [
-        "__/c",
-        "d______e/f".replace("______", "____"),
-        "escape/a",
-        "etc/b",
-    ]
+    built(tmp_path / "bad.tar", tmp_path / "inside" / "out", skip_broken=True)
+    assert sorted(samples(tmp_path / "inside" / "out")) == [key]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar", "inside"]
 
 

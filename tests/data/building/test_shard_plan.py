@@ -1,13 +1,23 @@
 """From run tables to shards: order, split, bounds and keys, tested on numbers."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.building.build import build_shards
+from data.building.build import build_shards, merge_parts
 from data.building.keys import sample_key, shuffle_rank
-from data.building.shard_plan import Images, cuts, numbered, repetitions, shuffled, tar_bytes, validation_mask
+from data.building.shard_plan import (
+    Images,
+    cuts,
+    numbered,
+    read_images,
+    repetitions,
+    sample_bytes,
+    shuffled,
+    validation_mask,
+)
 
 
 def images(ranks: list[int], names: list[bytes]) -> Images:
@@ -19,7 +29,7 @@ def images(ranks: list[int], names: list[bytes]) -> Images:
         key_hash=np.zeros(count, np.uint64),
         offset=np.zeros(count, np.int64),
         size=np.ones(count, np.int64),
-        kind=zeros,
+        kind=zeros.astype(np.uint16),
         extension=zeros,
         labels=np.zeros((count, 1), np.int32),
         name_bounds=np.cumsum([0, *map(len, names)]),
@@ -51,8 +61,9 @@ def test_ranks_follow_from_seed_and_name_and_are_spread_over_64_bits() -> None:
     ("samples", "bytes_", "expected"),
     [
         (4, None, [(0, 4), (4, 8), (8, 10)]),
-        (None, 10240 + 3000, [(0, 3), (3, 6), (6, 9), (9, 10)]),
-        (2, 10240 + 3000, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]),
+        (None, 10240, [(0, 9), (9, 10)]),  # with the end of the tar, 1,024 bytes
+        (None, 2 * 10240 - 1, [(0, 9), (9, 10)]),  # its size is a multiple of 10,240
+        (2, 10240, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]),
         (100, 10**9, [(0, 10)]),
         (None, 1, [(n, n + 1) for n in range(10)]),
     ],
@@ -63,16 +74,46 @@ def test_shards_are_cut_at_whichever_limit_comes_first(
     assert list(cuts(np.full(10, 1000), samples, bytes_)) == expected
 
 
-def test_a_shard_is_as_large_as_requested(pictures: Path, tmp_path: Path) -> None:
-    index = build_shards(pictures, tmp_path / "out", samples_per_shard=None, shard_bytes=30_000).indexes[
-        tmp_path / "out"
-    ]
-    assert all(20_000 < shard.bytes <= 30_720 for shard in index.shards[:-1])
-    assert sum(shard.samples for shard in index.shards) == 60
+def members_bytes(path: Path) -> int:
+    """Bytes of a tar without its end."""
+    with tarfile.open(path) as archive:
+        archive.getmembers()
+        return int(archive.offset)
 
 
-def test_a_tar_takes_header_and_whole_blocks_of_image_and_label() -> None:
-    assert tar_bytes(np.array([1, 512, 513])).tolist() == [2048, 2048, 2560]
+@pytest.mark.parametrize("most_labels", [1, 200])
+def test_no_shard_exceeds_its_limit_whatever_the_names_and_labels(
+    pictures: Path, tmp_path: Path, most_labels: int
+) -> None:
+    names = ["plain/{}", "grün/{}", "图片/{}", "n\u00adn/{}", "long" * 30 + "/{}", "a.b/c~{}", "ü" * 60 + "{}", "{}"]
+    lines = []
+    for number, picture in enumerate(sorted(pictures.rglob("*.jpg"))):
+        path = tmp_path / "source" / f"{names[number % len(names)].format(number // 8)}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.read_bytes())
+        classes = [str(9 * number + label) for label in range(1 + number % most_labels)]
+        lines.append(f"{path.relative_to(tmp_path)}\t{' '.join(classes)}\n")
+    (tmp_path / "list.tsv").write_text("".join(lines))
+    out, limit = tmp_path / "out", 3 * 10240
+    build_shards(tmp_path / "list.tsv", out, samples_per_shard=None, shard_bytes=limit, part=(1, 1))
+    runs = tmp_path / ".out.building" / "runs"
+    found = read_images([path.with_suffix("") for path in sorted(runs.glob("*.npz"))])
+    order, _ = shuffled(found)
+    position = {name: number for number, name in enumerate(numbered(found.classes))}
+    labels = np.array([position[name] for name in found.classes], np.int32)[found.labels]
+    labels = np.where(found.labels >= 0, labels, -1)[order]
+    expected = sample_bytes(found, order, labels, as_json=most_labels > 1)
+    assert len(set((expected - 512 * -(-found.size[order] // 512)).tolist())) > 1  # several sizes of headers or labels
+
+    (index,) = merge_parts(out).indexes.values()
+    assert index.samples == 60
+    assert max(shard.bytes for shard in index.shards) == limit
+    begin = 0
+    for shard in index.shards:
+        end = begin + shard.samples
+        assert members_bytes(out / shard.name) == expected[begin:end].sum()
+        assert end == 60 or expected[begin : end + 1].sum() > limit - 1024  # one more would not have fitted
+        begin = end
 
 
 @pytest.mark.parametrize(

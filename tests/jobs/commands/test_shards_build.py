@@ -1,5 +1,6 @@
 """`coatnet shards build` and `merge` on the command line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
     assert done.stdout.splitlines() == [
         "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged (--convert converts them)",
         "1 images are grey (dark/0001.jpg): 1 stored unchanged (--convert converts them)",
+        "10 files found, all of them taken: 10 images",
         "plain/train: 7 images of 3 classes in 1 shards, 0.0 MB",
         "plain/validation: 3 images of 3 classes in 1 shards, 0.0 MB",
     ]
@@ -33,9 +35,31 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
         "1 images are PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
         "1 images are grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
         "10 images shrunk to a short side of 16 pixels",
+        "10 files found, all of them taken: 10 images",
         "small: 10 images of 3 classes in 1 shards, 0.0 MB",
     ]
     assert read_index(tmp_path / "small").image_fields == ("jpg",)
+
+
+@pytest.mark.slow
+def test_json_is_the_report_and_nothing_else(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "source", per_class=2)
+    (source / "dark" / "notes.txt").write_text("words")
+    done = coatnet("shards", "build", "source", "out", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (document["found"], document["taken"]) == (7, {"images": 6})
+    assert document["left_out"] == {"not an image (.txt)": {"count": 1, "first": ["dark/notes.txt"]}}
+    assert document["datasets"][0]["images"] == 6
+
+    done = coatnet("shards", "build", "source", "again", "--leave-out", "dark", folder=tmp_path)
+    assert done.stdout.splitlines() == [
+        "7 files found",
+        "4 taken: images",
+        "3 left out: --leave-out dark (dark/0000.jpg, dark/0001.jpg, dark/notes.txt)",
+        "again: 4 images of 2 classes in 1 shards, 0.0 MB",
+    ]
 
 
 @pytest.mark.slow
@@ -45,10 +69,11 @@ def test_a_part_prints_the_command_that_merges(tmp_path: Path) -> None:
         done = coatnet("shards", "build", "source", "out", "--part", f"{number}/2", folder=tmp_path)
         images = 6 if number == 1 else 0  # one batch is all of so few
         assert done.stdout == (
+            f"6 files found, all of them taken: {'6 images' if number == 1 else '6 in other parts'}\n"
             f"part {number} of 2: {images} images checked; when all parts are, run: coatnet shards merge out\n"
         )
     done = coatnet("shards", "merge", "out", "--processes", "1", folder=tmp_path)
-    assert done.stdout == "out: 6 images of 3 classes in 1 shards, 0.0 MB\n"
+    assert done.stdout == "6 files found, all of them taken: 6 images\nout: 6 images of 3 classes in 1 shards, 0.0 MB\n"
 
 
 @pytest.mark.parametrize(

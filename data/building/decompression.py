@@ -1,0 +1,103 @@
+"""Compressed files as streams: several behind one another are all read, and damage loses only the rest."""
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO, Protocol, cast
+
+from data.building.formats import GZIP
+
+_BLOCK = 2**16  # bytes
+_MAGIC = 6  # bytes
+
+
+class Damage(Exception):
+    """Bytes that are not what they should be, or a missing end."""
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
+
+
+class _Gzip:
+    """`zlib` with the interface of `bz2` and `lzma`."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int = 0) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+_DECOMPRESSORS: dict[bytes, Callable[[], _Decompressor]] = {
+    GZIP: _Gzip,
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ": lzma.LZMADecompressor,
+}
+
+
+def is_compressed(head: bytes) -> bool:
+    """Whether a file that begins with `head` is one that `plain` decompresses."""
+    return head.startswith(tuple(_DECOMPRESSORS))
+
+
+def plain(file: BinaryIO) -> BinaryIO:
+    """The bytes of a file that is read sequentially, decompressed if it is compressed with gzip, bzip2 or xz.
+
+    Reading raises `Damage` behind what can be decompressed.
+    """
+    head = file.read(_MAGIC)
+    make = next((make for start, make in _DECOMPRESSORS.items() if head.startswith(start)), None)
+    return cast(BinaryIO, _Stream(head, file, make))
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, head: bytes, file: BinaryIO, make: Callable[[], _Decompressor] | None) -> None:
+        self._ahead, self._file, self._make = head, file, make
+        self._decompressor = make() if make else None
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, fewer also in the middle; none at the end."""
+        if self._decompressor is None:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+            return data or self._file.read(size)
+        while True:
+            if self._decompressor.eof:
+                # Padding with zeros is usual behind the end, on tapes and elsewhere.
+                self._ahead = self._decompressor.unused_data.lstrip(b"\0")
+                while not self._ahead and (block := self._file.read(_BLOCK)):
+                    self._ahead = block.lstrip(b"\0")
+                if not self._ahead or self._make is None:
+                    return b""
+                self._decompressor = self._make()
+            given = b""
+            if self._decompressor.needs_input:
+                given, self._ahead = self._ahead or self._file.read(_BLOCK), b""
+                if not given:
+                    raise Damage("the compressed data ends early")
+            try:
+                data = self._decompressor.decompress(given, size)
+            except (OSError, zlib.error, lzma.LZMAError) as error:
+                raise Damage(str(error)) from error
+            if data:
+                return data

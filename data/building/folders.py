@@ -1,0 +1,148 @@
+"""Folders as sources, local or remote: of class folders, of class tars, of both, or flat with a label file.
+
+A folder is listed twice, first to find out whether it can be read, then while it is read. Only the names in one of its
+folders are in memory at a time, unless a label file needs all of them.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from data.accounting import Accounting
+from data.building.class_folders import BESIDE, ClassFolders, Selection
+from data.building.formats import HEAD, NotTaken, use_of
+from data.building.keys import readable
+from data.building.source import UNKNOWN_SIZE, BrokenInput, ClassTar, ImageFile, Source, SourceItem
+from data.building.tar_members import LINK_UPWARDS, LOST_LINK
+from data.errors import DataError
+from data.label_files import LabelFile
+from data.storage import Storage, is_remote, join, list_files, list_folders, read_bytes
+
+
+class _Entry(NamedTuple):
+    """A file or folder of a tree."""
+
+    path: str
+    """Relative to the root, with slashes."""
+    kind: Literal["file", "folder", "lost link", "link upwards", "other"]
+    size: int | None = None
+    """In bytes, if it was listed."""
+
+
+def open_folder(location: str, storage: Storage, labels: LabelFile | None, selection: Selection) -> Source:
+    """The images of a folder.
+
+    Raises:
+        DataError: no images, folders that can be read in two ways, or labels that do not match.
+        FileNotFoundError: no such folder.
+        StorageRefused, StorageDown: access refused, or no answer.
+    """
+    accounting = Accounting("files")
+    folders = ClassFolders(location, selection, is_tar=False, flat=labels is not None)
+    count, bytes_, known, names = 0, 0, True, list[str]()
+    for item in _items(location, storage, folders, accounting):
+        count, bytes_, known = count + 1, bytes_ + item.bytes, known and item.bytes != UNKNOWN_SIZE
+        if labels is not None and isinstance(item.content, ImageFile):
+            names.append(item.content.name)
+    folders.finish(accounting)
+    if labels is not None and not names:
+        raise DataError(f"{location}: no images in it; a label file is for images that are not in class folders")
+    if not count:
+        raise DataError(f"{location}: no class folders in it; it should hold one folder per class")
+    classes = labels.assign(names) if labels is not None else {}
+
+    def items() -> Iterator[SourceItem]:
+        for content, size, _ in _items(location, storage, folders, Accounting("files")):
+            if classes and isinstance(content, ImageFile):
+                content = ImageFile(content.name, classes[content.name], content.location)
+            yield SourceItem(content, size, 1 / count)
+
+    return Source(location, items, accounting, bytes=bytes_ if known else None)
+
+
+def _items(location: str, storage: Storage, folders: ClassFolders, accounting: Accounting) -> Iterator[SourceItem]:
+    """What is read of a folder; what is not is counted with its reason."""
+    for entry in _tree(location, storage):
+        if entry.kind == "folder":
+            folders.add_folder(entry.path)
+            continue
+        accounting.found += 1
+        try:
+            yield _item(entry, location, storage, folders)
+        except NotTaken as reason:
+            accounting.leave_out(str(reason), readable(entry.path))
+
+
+def _item(entry: _Entry, location: str, storage: Storage, folders: ClassFolders) -> SourceItem:
+    if reason := folders.selection.reason(entry.path):
+        raise NotTaken(reason)
+    if entry.kind == "link upwards":
+        raise NotTaken(LINK_UPWARDS)
+    if entry.kind == "other":
+        raise NotTaken("neither a file nor a folder")
+    place = join(location, entry.path)
+
+    def head() -> bytes:
+        if entry.kind == "lost link":
+            raise NotTaken(LOST_LINK)
+        return read_bytes(place, storage, 0, HEAD if entry.size is None else min(HEAD, entry.size))
+
+    folder, _, name = entry.path.rpartition("/")
+    use = use_of(name, head)
+    if entry.kind == "lost link":
+        return SourceItem(BrokenInput(entry.path, LOST_LINK), 0, 0.0)
+    if use == "tar":
+        class_name, prefix = folders.class_of_tar(entry.path)
+        length = entry.size if entry.size is not None else os.stat(place).st_size
+        return SourceItem(ClassTar(entry.path, class_name, prefix, place, 0, length), length, 0.0)
+    if not folder and not folders.flat:
+        raise NotTaken(BESIDE)
+    class_name, prefix = folders.class_of(folder)
+    # A million requests for sizes are worth it only if all images have to be known beforehand anyway.
+    size = os.stat(place).st_size if folders.flat and entry.size is None else entry.size
+    classes = (class_name,) if class_name else ()
+    return SourceItem(ImageFile(prefix + name, classes, place), UNKNOWN_SIZE if size is None else size, 0.0)
+
+
+def _tree(location: str, storage: Storage) -> Iterator[_Entry]:
+    """Everything below a folder, sorted by folder and name; links are followed."""
+    if is_remote(location):
+        return _remote_tree(location, "", storage)
+    return _local_tree(location, "", ())
+
+
+def _local_tree(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Entry]:
+    path = join(root, folder) if folder else root
+    try:
+        status = os.stat(path)
+        with os.scandir(path) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be listed ({error.strerror}); make it readable") from None
+    above = (*above, (status.st_dev, status.st_ino))
+    folders = []
+    for entry in entries:
+        name = f"{folder}/{entry.name}" if folder else entry.name
+        try:
+            if entry.is_dir():
+                target = entry.stat() if entry.is_symlink() else None
+                upwards = target is not None and (target.st_dev, target.st_ino) in above
+                folders.append(_Entry(name, "link upwards" if upwards else "folder"))
+                continue
+            is_file = entry.is_file()
+        except OSError:  # links in a circle
+            is_file = False
+        yield _Entry(name, "file" if is_file else "lost link" if entry.is_symlink() else "other")
+    for subfolder in folders:
+        yield subfolder
+        if subfolder.kind == "folder":
+            yield from _local_tree(root, subfolder.path, above)
+
+
+def _remote_tree(root: str, folder: str, storage: Storage) -> Iterator[_Entry]:
+    path, prefix = (join(root, folder), f"{folder}/") if folder else (root, "")
+    for name, size in list_files(path, storage).items():
+        yield _Entry(prefix + name, "file", size)
+    for name in list_folders(path, storage):
+        yield _Entry(prefix + name, "folder")
+        yield from _remote_tree(root, prefix + name, storage)

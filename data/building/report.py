@@ -1,0 +1,150 @@
+"""What became of every entry of a source, from the listing of the source to the finished dataset."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from data.accounting import Accounting
+from data.atomic_file import write_atomically
+from data.building.build_folder import BuildPart
+from data.building.class_folders import option
+from data.building.conversion import UNCONVERTED, Kind
+from data.building.keys import readable
+from data.building.shard_plan import Images, Int32, Int64
+from data.building.source import BrokenInput
+from data.building.tar_members import LOST_LINK
+from data.errors import DataError
+from data.json_records import parse_json, to_json
+
+SAME_NAME = "another image has the same name"
+ELSEWHERE = "in other parts"
+_OWN_REASONS = {SAME_NAME, LOST_LINK, "no such file", *UNCONVERTED.values()}
+"""Reasons that are the same for all entries; others are about one image."""
+_SHOWN = 3
+
+
+def save_listing(folder: Path, part: BuildPart, listing: Accounting) -> None:
+    """Keep what a part has found in the whole source, in the `folder` of the build."""
+    (folder / "listings").mkdir(exist_ok=True)
+    path = folder / "listings" / f"{part.number}-of-{part.parts}.json"
+    write_atomically(path, json.dumps(to_json(listing)), shared=True)
+
+
+def read_listing(folder: Path) -> Accounting:
+    """What the parts of a build have found in the source, each in all of it.
+
+    Raises:
+        DataError: they have found different things, or a file is missing or damaged.
+    """
+    found: dict[int, dict[int, Path]] = {}
+    for path in (folder / "listings").glob("*.json"):
+        if match := re.fullmatch(r"(\d+)-of-(\d+)", path.stem):
+            found.setdefault(int(match[2]), {})[int(match[1])] = path
+    parts = max((parts for parts, paths in found.items() if len(paths) == parts), default=0)
+    if not parts:
+        raise DataError(
+            f"{folder}: no part has listed the source; run the parts again with: coatnet shards build ... --part"
+        )
+    listings = {}
+    for number, path in sorted(found[parts].items()):
+        try:
+            listings[number] = parse_json(Accounting, path.read_bytes())
+        except ValueError as error:
+            raise DataError(
+                f"{path}: not the listing of a part ({error}); read the part again with: coatnet shards build ... "
+                f"--part {number}/{parts}"
+            ) from None
+    first = listings[1]
+    for number, listing in listings.items():
+        if listing != first:
+            raise DataError(
+                f"{folder}: part {number}/{parts} has found {listing.found:,} {listing.unit} in the source and part "
+                f"1/{parts} {first.found:,}, or others; the source has changed in between: run all parts again"
+            )
+    return first
+
+
+def account(
+    listing: Accounting, images: Images, order: Int64, left_out: Iterable[BrokenInput], leave_out: Iterable[str]
+) -> Accounting:
+    """What became of every entry.
+
+    Args:
+        listing: what was found in the source.
+        images: what was read of it.
+        order: positions of the images that are taken.
+        left_out: images, and rests of tars, that are not.
+        leave_out: the patterns of `--leave-out`.
+    """
+    total = Accounting(listing.unit)
+    unpacked = int(np.count_nonzero(images.kind[order] & Kind.GZIPPED))
+    total.take("images", len(order) - unpacked)
+    if unpacked:
+        total.take("images that were compressed with gzip, unpacked", unpacked)
+    total.add(listing)
+    total.add(images.inside)
+    for broken in left_out:
+        name, reason = readable(broken.name), broken.reason
+        if reason in _OWN_REASONS:
+            total.leave_out(reason, name)
+        else:
+            total.leave_out("lost in a damaged tar" if broken.is_tar else "broken", f"{name}: {reason}")
+    unused = [pattern for pattern in leave_out if option(pattern) not in total.left_out]
+    if unused:
+        total.remark("unused_patterns", f"nothing matches {', '.join(map(option, unused))}")
+    return total
+
+
+def in_part(listing: Accounting, images: Images | None, elsewhere: int) -> Accounting:
+    """What became of every entry as far as one part knows, of which `elsewhere` are in other parts.
+
+    Args:
+        images: what the part has read, None if nothing.
+    """
+    total = Accounting(listing.unit)
+    if images is None:
+        total.add(listing)
+    else:
+        total.add(account(listing, images, np.arange(len(images.rank)), images.broken, ()))
+    total.take(ELSEWHERE, elsewhere)
+    total.check()
+    return total
+
+
+def remark_on_classes(
+    accounting: Accounting, classes: tuple[str, ...], images: Images, order: Int64, labels: Int32
+) -> None:
+    """Remarks on what a class list and labels (N, k), of the images in `order`, mean."""
+    several = np.flatnonzero((labels >= 0).sum(axis=1) > 1)
+    if several.size:
+        first = int(several[0])
+        names = ", ".join(readable(classes[label]) for label in labels[first] if label >= 0)
+        accounting.remark(
+            "multi_label",
+            f"the dataset is multi-label: {several.size:,} of {len(order):,} images have several labels (first: "
+            f"{readable(images.name(int(order[first])))}: {names}); for one with single labels, give each image one",
+        )
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        plain = unicodedata.normalize("NFKC", readable(name)).casefold()
+        alike.setdefault(" ".join(re.split(r"[\s_-]+", plain)).strip(), []).append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if groups:
+        shown = "; ".join(" and ".join(ascii(name) for name in names) for names in groups[:_SHOWN])
+        accounting.remark(
+            "similar_classes",
+            f"{len(groups):,} groups of class names differ only in case, spaces or Unicode form and stay different "
+            f"classes ({shown}{'; ...' if len(groups) > _SHOWN else ''}); data.label_map of a recipe merges classes",
+        )
+    empty = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
+    if empty:
+        names = ", ".join(readable(classes[number]) for number in empty[:_SHOWN])
+        accounting.remark(
+            "unused_classes",
+            f"{len(empty):,} of {len(classes):,} classes of --classes have no images ({names}"
+            f"{', ...' if len(empty) > _SHOWN else ''})",
+        )

@@ -149,9 +149,9 @@ class SampleOrder:
         shortest = self.samples // self.lanes
         # Consecutive windows together differ from so many of the usual length by this at most.
         shifted = _SHIFTED * max(abs(one.stretch) for one in each)
-        windows = (steps * per_lane - 2 + shifted) // min(one.length // one.count for one in each) + 3
-        usual = max(-(-one.length // one.count) for one in each)
-        epochs = windows // min(one.count for one in each) + 2
+        windows = (steps * per_lane - 2 + shifted) // min(one.length // one.windows for one in each) + 3
+        usual = max(-(-one.length // one.windows) for one in each)
+        epochs = windows // min(one.windows for one in each) + 2
         span = min(windows * usual + shifted, epochs * (shortest + 1))
         # n consecutive slots touch at most two shards besides those fully inside; a new epoch starts elsewhere.
         sizes = np.sort(self.shard_samples[self._filled])
@@ -197,10 +197,10 @@ class SampleOrder:
 
 
 class _LaneWindows(NamedTuple):
-    """The windows of one lane in every epoch: `count` of them, which together have `length` slots."""
+    """The windows of one lane in every epoch: `windows` of them, which together have `length` slots."""
 
     length: int
-    count: int
+    windows: int
     stretch: int
     """Slots by which each of the first `_SHIFTED` windows is longer, and each of the last ones shorter."""
 
@@ -209,23 +209,24 @@ class _LaneWindows(NamedTuple):
         plain = cls(length, -(-length // window), 0)
         # -1/2 .. 1/2, which for lane 0 is 0. After the first two windows the lanes are spread over a whole one.
         phase = (lane * _GOLDEN + 2**31) % 2**32 - 2**31
-        return plain._replace(stretch=2 * phase * (length // plain.count // 4) // 2**32)
+        return plain._replace(stretch=2 * phase * (length // plain.windows // 4) // 2**32)
 
     def start(self, number: int) -> int:
         """The first slot of window `number`; of the one after the last, the number of all slots."""
-        return number * self.length // self.count + self.stretch * min(_SHIFTED, number, self.count - number)
+        return number * self.length // self.windows + self.stretch * min(_SHIFTED, number, self.windows - number)
 
     def containing(self, slot: Int64) -> Int64:
         """The windows (n,) that contain the slots (n,)."""
         near = (
-            slot * self.count // self.length
+            slot * self.windows // self.length
         )  # exact or a neighbour, since starts are shifted by at most half a window
         after, before = self._starts(near + 1) <= slot, self._starts(near) > slot
         return near + after - before
 
     def _starts(self, number: Int64) -> Int64:
-        shifted = np.minimum(_SHIFTED, np.minimum(number, self.count - number))
-        return number * self.length // self.count + self.stretch * shifted
+        shifted = np.minimum(_SHIFTED, np.minimum(number, self.windows - number))
+        starts: Int64 = number * self.length // self.windows + self.stretch * shifted
+        return starts
 
 
 def default_lanes(batch: int, samples: int) -> int:

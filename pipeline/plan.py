@@ -15,7 +15,7 @@ from data.cache import Cache
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
-from data.order import SampleOrder
+from data.order import SampleOrder, default_lanes
 from data.prefetch import evaluation_need, prefetched_steps
 from data.storage import Storage, is_remote
 from pipeline.errors import ConfigError
@@ -144,7 +144,7 @@ def sample_order(stage: TrainStage, seed: int, shard_samples: NDArray[np.int64],
             shard_samples=shard_samples,
             seed=seed,
             batch=stage.batch.global_size,
-            lanes=stage.data.lanes,
+            lanes=stage.data.lanes or default_lanes(stage.batch.global_size, int(shard_samples.sum())),
             window=stage.data.shuffle_window,
         )
     except DataError as error:

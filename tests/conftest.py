@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import tarfile
 from collections import Counter
@@ -14,6 +15,8 @@ from PIL import Image
 
 from data.building.build import build_shards
 from data.index import ShardEntry, ShardIndex, read_index
+from data.indexing.index_shards import index_shards
+from data.indexing.inference import GivenFields
 from tests.servers.s3 import S3Server
 from tests.servers.s3 import program as s3_program
 from tests.servers.slurm import SlurmCluster
@@ -60,6 +63,32 @@ def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("shards") / "shards"
     build_shards(pictures, destination, samples_per_shard=7, validation_per_class=5)
     return destination
+
+
+@pytest.fixture(scope="session")
+def sorted_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An indexed WebDataset that is sorted by class: 8 shards of 30 samples, one for each class `1`, `2`, ...; read-only.
+
+    The ninth class of its list, `unused`, has no sample.
+    """
+    folder = tmp_path_factory.mktemp("sorted") / "sorted"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for shard in range(8):
+        with tarfile.open(folder / f"part-{shard}.tar", "w") as archive:
+            for number in range(30):
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(image, "PNG" if number == 7 else "JPEG")
+                extension = "png" if number == 7 else "jpg"
+                label = json.dumps({"label": shard, "id": number}).encode()
+                # Keys are unique within a shard only, as in some published sets.
+                for name, content in ((f"{number:04d}.{extension}", image.getvalue()), (f"{number:04d}.json", label)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    classes = (*(str(number) for number in range(1, 9)), "unused")
+    index_shards([str(folder)], given=GivenFields(label_key="label"), classes=classes)
+    return folder
 
 
 @pytest.fixture(scope="session")

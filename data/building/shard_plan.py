@@ -183,11 +183,13 @@ def _json_bytes(labels: Int32) -> Int64:
     """Length (n,) of `{"labels": [1, 2]}` for labels (n, k) padded with -1."""
     present = labels >= 0
     separators = 2 * np.maximum(present.sum(axis=1) - 1, 0)
-    return len('{"labels": []}') + separators + np.where(present, _digits(labels), 0).sum(axis=1)
+    digits: Int64 = np.where(present, _digits(labels), 0).sum(axis=1)
+    return digits + separators + len('{"labels": []}')
 
 
 def _digits(numbers: Int32) -> Int64:
-    return 1 + np.searchsorted(10 ** np.arange(1, 10), numbers, side="right")
+    digits: Int64 = 1 + np.searchsorted(10 ** np.arange(1, 10), numbers, side="right")
+    return digits
 
 
 def _named_beyond_ascii(images: Images) -> NDArray[np.bool_]:

@@ -30,6 +30,7 @@ from pipeline.monitoring.rank_times import RankTimes
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.monitoring.utilization import Utilization
 from pipeline.plan import Plan, TrainPlan
+from pipeline.preflight.class_mixing import assess_mixing, lanes_in_use
 from pipeline.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,21 @@ class Monitor:
         )
         if checkpoint:
             self.notify(f"continues from checkpoint {checkpoint}")
+        if isinstance(self._plan, TrainPlan):
+            self._note_mixing(self._plan, first=not checkpoint)
         # At the step after the first, which the next start purges: one that fails before its first save leaves no copy.
         for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
             self._events.add(summary, self._first_step + 1)
         self._events.flush()
+
+    def _note_mixing(self, plan: TrainPlan, *, first: bool) -> None:
+        if not first:
+            self.notify(f"data.lanes: {lanes_in_use(plan)}", show=False)
+            return
+        mixing = assess_mixing(plan)
+        warns = mixing.level == "warning"
+        fix = f"; {mixing.fix}" if mixing.fix else ""
+        self.notify(f"{'warning: ' if warns else ''}{mixing.what}{fix}", show=warns)
 
     def damaged_checkpoints(self, damaged: Sequence[str]) -> None:
         """Show which checkpoints were skipped as damaged, and why."""

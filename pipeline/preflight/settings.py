@@ -27,8 +27,9 @@ def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
                 f"{stage.batch.micro_size} on {resources.nodes} x {resources.ranks_per_node} ranks, "
                 f"{stage.batch.micro_batches // resources.ranks} each"
             )
-        with found.capture():  # the number of lanes, assuming enough samples
-            sample_order(stage, recipe.seed, np.array([stage.data.lanes]), "")
+        if stage.data.lanes is not None:
+            with found.capture():  # assuming enough samples
+                sample_order(stage, recipe.seed, np.array([stage.data.lanes]), "")
     if resources.cpus_per_rank is not None and resources.cpus_per_rank < stage.data.workers:
         found.warning(
             f"resources.cpus_per_rank: {resources.cpus_per_rank} processors for {stage.data.workers} reader threads",

@@ -21,6 +21,7 @@ from pipeline.plan import (
     stage_cache,
     train_plan,
 )
+from pipeline.preflight.class_mixing import assess_mixing
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.schema import Recipe, TrainStage
@@ -54,6 +55,9 @@ class ShardAssessor:
                 self._assess_cache(plan, found)
             with found.capture():
                 self._assess_run_folder(plan, found)
+            if isinstance(plan, TrainPlan):
+                with found.capture():
+                    found.append(assess_mixing(plan))
         return found, plan
 
     def _dataset(self, name: str, part: Part, found: Findings) -> Dataset | None:

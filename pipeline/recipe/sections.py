@@ -97,10 +97,11 @@ class DataSettings(Section):
     """The same for the evaluation shards."""
     storage: MayChange[StorageSettings] = StorageSettings()
     cache: MayChange[CacheSettings] = CacheSettings()
-    lanes: PositiveInt = 64
-    """Streams that a global batch is drawn from; must divide the global batch size."""
+    lanes: PositiveInt | None = None
+    """Streams that a global batch is drawn from; must divide the global batch size. None: its greatest divisor up to
+    64, or up to the number of samples."""
     shuffle_window: PositiveInt = 8192
-    """Samples that are shuffled among each other within a lane."""
+    """Samples that are shuffled among each other within a lane, up to a quarter more at the ends of an epoch."""
     crop: Literal["random", "whole"] = "random"
     """Training view: a random window, or the whole image resized."""
     crop_area: Pair = (0.05, 1.0)

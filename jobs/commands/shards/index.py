@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 
 from data.accounting import lines
+from data.class_mixing import advice_on_index
+from data.dataset import open_dataset
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import ScanOptions
@@ -94,7 +96,7 @@ def index(
         if as_json:
             print(json.dumps(report.document(), indent=1))
             return
-        for line in report_lines(report):
+        for line in (*report_lines(report), *advice_on_index(open_dataset(report.index.home, storage))):
             print_line(console, line)
 
 

@@ -91,8 +91,8 @@ def test_no_shard_exceeds_its_limit_whatever_the_names_and_labels(
         path = tmp_path / "source" / f"{names[number % len(names)].format(number // 8)}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.read_bytes())
-        labels = [str(9 * number + label) for label in range(1 + number % most_labels)]
-        lines.append(f"{path.relative_to(tmp_path)}\t{' '.join(labels)}\n")
+        classes = [str(9 * number + label) for label in range(1 + number % most_labels)]
+        lines.append(f"{path.relative_to(tmp_path)}\t{' '.join(classes)}\n")
     (tmp_path / "list.tsv").write_text("".join(lines))
     out, limit = tmp_path / "out", 3 * 10240
     build_shards(tmp_path / "list.tsv", out, samples_per_shard=None, shard_bytes=limit, part=(1, 1))

@@ -64,6 +64,17 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
     assert all(f"`{key}`" in document for key in facts)
 
 
+def test_indexing_warns_of_shards_that_are_sorted_by_class(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", samples(1024, lambda n: {"cls": n // 64}), per_shard=128)
+    indexed = coatnet("shards", "index", "in", folder=tmp_path)
+    assert indexed.returncode == 0, indexed.stderr
+    assert indexed.stdout.splitlines()[-1] == (
+        "warning: the samples are sorted: with 64 lanes and windows of 8,192, a batch of 128 mixes 16 of the 16 classes that "
+        "shuffled shards would give, and a micro-batch of 32 mixes 4 of the 14 classes: 29%; no data.lanes and no "
+        f"data.shuffle_window mixes enough: shuffle them once with: coatnet shards build {tmp_path}/in NEW_FOLDER"
+    )
+
+
 def test_verify_ends_with_78_and_a_line_for_each_problem(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", samples(8, lambda n: {"cls": n % 3}))
     assert coatnet("shards", "index", "in", folder=tmp_path).returncode == 0

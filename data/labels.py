@@ -111,8 +111,9 @@ def value_at(value: Any, key: str) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """The items of a list in text, separated by commas, or else by spaces."""
-    return [item.strip() for item in text.split(",")] if "," in text else text.split()
+    """The items of a list in text, separated by line breaks, or else by commas, or else by spaces."""
+    separator = "\n" if "\n" in text else "," if "," in text else None
+    return [item.strip() for item in text.split(separator)]
 
 
 def label_values(stored: list[Any], label: LabelFormat) -> list[Any]:
@@ -148,6 +149,15 @@ def class_number(value: Any) -> int:
     if isinstance(value, bool) or not _NUMBER.fullmatch(text):
         raise ValueError(f"the label {text[:40]} is not a whole number" if is_decimal(value) else not_a_number(value))
     return int(text.partition(".")[0])
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a class number."""
+    try:
+        class_number(value)
+    except ValueError:
+        return False
+    return True
 
 
 def not_a_number(value: Any) -> str:

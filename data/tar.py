@@ -105,13 +105,14 @@ class _Reading:
                 position, extended = behind, {}
                 continue
             try:
-                size = _size(header[124:136]) if kind not in b"123456" else 0
+                # GNU tar leaves the size of a volume label empty.
+                size = _size(header[124:136]) if kind not in b"123456V" else 0
             except ValueError:
                 return f"no tar header at byte {position:,}"
             content = position + BLOCK
             if kind == ord("S"):
                 content = self._behind_sparse_map(header, content)
-            if extended and kind not in b"xXLKg" and b"size" in extended and kind not in b"123456":
+            if extended and kind not in b"xXLKg" and b"size" in extended and kind not in b"123456V":
                 size = int(extended[b"size"])
             if content + size > length:
                 return f"ends after {length:,} bytes, inside a member of {size:,}"

@@ -108,7 +108,7 @@ def open_tar(location: str, storage: Storage, labels: LabelFile | None, selectio
     items = list(_listed(tar))
     tar.folders.finish(tar.accounting)
     if labels is not None:
-        images = [item.content.name for item in items if isinstance(item.content, ImageFile | SourceImage)]
+        images = {item.content.name for item in items if isinstance(item.content, ImageFile | SourceImage)}
         classes = labels.assign(images)
         items = [
             item._replace(content=replace(content, classes=classes[content.name]))

@@ -8,7 +8,7 @@ from typing import IO, BinaryIO, cast
 
 from data.accounting import Accounting
 from data.building.class_folders import Selection
-from data.building.formats import HEAD, TAR_EXTENSIONS, NotTaken, Use, use_of
+from data.building.formats import HEAD, NotTaken, Use, use_of, without_tar_extension
 from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, SourceImage
 from data.building.tar_members import (
@@ -104,8 +104,7 @@ class _ClassTarMembers:
             DataError: the tar is not that of one class.
         """
         tar, (folder, _, name) = self.tar, member.path.rpartition("/")
-        above = next(tar.path[: -len(end)] for end in TAR_EXTENSIONS if tar.path.lower().endswith(end))
-        if reason := self.selection.reason(f"{above}/{member.path}"):
+        if reason := self.selection.reason(f"{without_tar_extension(tar.path)}/{member.path}"):
             raise NotTaken(reason)
         self._refuse_webdataset(member.path)
         content = Content(member)

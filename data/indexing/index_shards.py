@@ -27,6 +27,7 @@ MOST_CLASSES = 1_000_000
 """A number beyond it is not a class but something else, such as the id of an image."""
 _EXAMPLES = 3  # of each problem
 _BROKEN = "broken shards (--skip-broken-shards)"
+_SCATTERED = "; the members of a sample must follow each other, as in a tar made with --sort=name"
 _EMPTY = "tars without members"
 
 
@@ -191,6 +192,7 @@ def index_shards(
         raise DataError(
             f"{files.folder}: none of {index.samples:,} samples is usable; the first, {key} of {shard}, has {problem}"
             f"{f' ({detail})' if detail else ''}; see --image-field, --label-field, --label-key, --label-by, --classes"
+            f"{_SCATTERED if Problem.KEY_REPEATED in problems.counts else ''}"
         )
     left_out = dict.fromkeys(broken, _BROKEN) | dict.fromkeys(empty, _EMPTY)
     remark_on(members, index, labels, scans)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from data.errors import DataError
 from data.index import LabelFormat
-from data.labels import class_number, is_decimal, split_list, stored_labels, text_of
+from data.labels import class_number, is_decimal, is_number, split_list, stored_labels, text_of
 from data.remote_file import open_file
 from data.shard import split_key
 from data.storage import Storage
@@ -153,7 +153,7 @@ def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> L
     if is_json and key is None:
         key = _json_key(head.location, contents)
         if key is not None:
-            inferred.append(f"under the key {key!r} (--label-key)")
+            inferred.append(f"under the key {key!r} (--label-key{_other_keys(contents, key)})")
     # In JSON, lists of classes are the default.
     lists = given.label_lists if given.label_lists and (not is_json or given.label_lists != "classes") else ""
     label = LabelFormat(name, key, lists=lists, first=given.first_label or 0)
@@ -166,7 +166,7 @@ def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> L
     if by == "name" and (label.first or label.lists == "multi-hot"):
         raise DataError("--first-label and --label-lists multi-hot are for labels that are numbers, not names")
     for value in given.ignored_labels if by == "number" else ():
-        if not _is_number(value):
+        if not is_number(value):
             raise DataError(f"--ignore-label {value}: the labels are numbers, and this is none")
     return replace(label, by=by, ignored=given.ignored_labels)
 
@@ -199,6 +199,17 @@ def _likely_key(contents: list[bytes]) -> str | Literal[False] | None:
         if 2 * keys[key] > len(objects):  # not all: some samples may lack a label
             return key
     return next(iter(keys)) if len(keys) == 1 else False
+
+
+def _other_keys(contents: list[bytes], chosen: str) -> str:
+    """The keys of the first object that may be labels as well."""
+    try:
+        first = json.loads(contents[0])
+    except (ValueError, RecursionError):
+        return ""
+    keys = first if isinstance(first, dict) else {}
+    others = [key for key in keys if key != chosen and key.partition("_")[0] in {*LABEL_KEYS, "label"}]
+    return f", not {' or '.join(map(repr, others[:4]))}" if others else ""
 
 
 def _json_key(location: str, contents: list[bytes]) -> str | None:
@@ -250,7 +261,7 @@ def _numbers_in_text(content: bytes) -> list[str]:
 
 
 def _is_flag(value: object) -> bool:
-    return isinstance(value, bool) or (_is_number(value) and class_number(value) in (0, 1))
+    return isinstance(value, bool) or (is_number(value) and class_number(value) in (0, 1))
 
 
 def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["number", "name"]:
@@ -261,7 +272,7 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
         try:
             for value in stored_labels(content, label):
                 text = isinstance(value, str) and not is_decimal(value)
-                (numbers if _is_number(value) else names if text else neither).append(value)
+                (numbers if is_number(value) else names if text else neither).append(value)
         except ValueError:
             continue
     if numbers and names:
@@ -280,14 +291,6 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
         f"no label in the first {label.field} members{where}, such as {contents[0][:100]!r}; a key in a nested object "
         "is --label-key OUTER.INNER"
     )
-
-
-def _is_number(value: object) -> bool:
-    try:
-        class_number(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _seen(counts: Counter[str]) -> str:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from data.accounting import Accounting
 from data.index import ShardIndex
-from data.indexing.scan import ShardScan
+from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
+from data.labels import is_number
 
 _SHOWN = 3  # names
 _FAR = 100  # numbers between the greatest label and the one before it
@@ -23,6 +24,13 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
         concerned = [scan.entry.name for scan in scans if kind in scan.remarks]
         others = f" (as have {len(concerned) - 1:,} others)" if len(concerned) > 1 else ""
         members.remark(kind.split(",")[0].replace(" ", "_"), f"{concerned[0]} {kind}{others}")
+    scattered = sum(problem.problem == Problem.KEY_REPEATED for scan in scans for problem in scan.problems)
+    if scattered:
+        members.remark(
+            "repeated_keys",
+            f"{scattered:,} keys come again in their shard: the members of a sample must follow each other, as in "
+            "a tar made with --sort=name",
+        )
     repeated = sum(scan.repeated_labels for scan in scans)
     if repeated:
         members.remark("repeated_labels", f"{repeated:,} samples have a label more than once, which counts once")
@@ -69,14 +77,34 @@ def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray
         shown = "; ".join(", ".join(map(ascii, names)) for names in alike[:_SHOWN])
         accounting.remark(
             "look_alike_classes",
-            f"{len(alike):,} classes have names that look alike and remain separate ({shown}"
+            f"{len(alike):,} groups of class names look alike and remain different classes ({shown}"
             f"{'; ...' if len(alike) > _SHOWN else ''}); a label map (data.label_map) can merge them",
         )
+    if not by_number:
+        _remark_on_names(accounting, index)
     if not by_number and 2 * len(index.classes) > samples:
         accounting.remark(
             "captions",
             f"warning: {len(index.classes):,} classes among {samples:,} samples; are the {index.label.field} members "
             "labels? See --label-field",
+        )
+
+
+def _remark_on_names(accounting: Accounting, index: ShardIndex) -> None:
+    """On names that may be something else."""
+    numbers = [name for name in index.classes if is_number(name)]
+    if 0 < len(numbers) < len(index.classes):
+        accounting.remark(
+            "numbers_among_names",
+            f"{len(numbers):,} of {len(index.classes):,} class names are numbers ({', '.join(numbers[:_SHOWN])}"
+            f"{', ...' if len(numbers) > _SHOWN else ''}); if others are wrong, use --label-by number",
+        )
+    several = [name for name in index.classes if "\n" in name]
+    if several:
+        accounting.remark(
+            "lines_in_names",
+            f"{len(several):,} of {len(index.classes):,} class names have several lines ({several[0]!a}); if each "
+            "line is a class, use --label-lists classes",
         )
 
 

@@ -28,6 +28,7 @@ from data.tar import TarContents, read_tar
 _LOCAL_PIECE = 4 * 2**20  # bytes
 _NO_SUCH_CLASS = -2
 IMAGE, LABEL = 1, 2
+"""Flags of `ShardScan.sample_members`."""
 _ORDINARY_EXTENSION = re.compile(r"[a-z][a-z0-9_]{0,15}(\.[a-z][a-z0-9_]{0,15})?")
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WebP")

@@ -13,6 +13,7 @@ _SPLITS = {
     "trainval": "training and validation",
 }  # fmt: skip
 """Words in names of shards -> which part of a dataset they mean."""
+_OTHER = "other"
 _FIRST_GROUPS = 5
 
 
@@ -23,13 +24,15 @@ def refuse_several_splits(patterns: Sequence[str], files: ShardFiles) -> None:
     """
     words: dict[str, set[str]] = {}
     shards: dict[str, list[str]] = {}
-    for name in files.sizes:
+    for name in map(_without_query, files.sizes):
         word = next((word for word in reversed(_words(name)) if word in _SPLITS), None)
+        shards.setdefault(_SPLITS[word] if word else _OTHER, []).append(name)
         if word is not None:
             words.setdefault(_SPLITS[word], set()).add(word)
-            shards.setdefault(_SPLITS[word], []).append(name)
+    if set(words) <= {"training"}:
+        return
     named = set(_words(" ".join(_explicit_part(pattern, len(patterns) > 1) for pattern in patterns)))
-    if len(words) < 2 or all(found & named for found in words.values()):
+    if len(shards) == 1 or all(found & named for found in words.values()):
         return
     listing = ", ".join(f"{len(names):,} {split} ({names[0]})" for split, names in shards.items())
     commands = " and ".join(f"'{join(files.folder, naming_pattern(names))}'" for names in shards.values())
@@ -42,7 +45,7 @@ def refuse_several_splits(patterns: Sequence[str], files: ShardFiles) -> None:
 def naming_groups(names: Sequence[str]) -> dict[str, list[str]]:
     """The names that differ only by their numbers, by a pattern for them."""
     groups: dict[str, list[str]] = {}
-    for name in names:
+    for name in map(_without_query, names):
         groups.setdefault(re.sub(r"\d+", "*", name), []).append(name)
     return {naming_pattern(found): found for found in groups.values()}
 
@@ -72,6 +75,11 @@ def naming_pattern(names: Sequence[str]) -> str:
     first, last = min(globs), max(globs)
     common = next((n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
     return f"{first[:common]}*.tar"
+
+
+def _without_query(name: str) -> str:
+    """Without the query of a web address, such as a signature."""
+    return name.partition("?")[0]
 
 
 def _words(text: str) -> list[str]:

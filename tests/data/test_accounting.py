@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.accounting import Accounting, table
+from data.accounting import Accounting, lines, table
 from data.errors import DataError
 from data.json_records import to_json, to_record
 
@@ -24,6 +24,17 @@ def test_the_table_names_each_reason_with_its_first_names() -> None:
         "    5 left out: not an image (a/1.xml, a/2.xml, a/3.xml, ...)",
         "some images have several labels",
     ]
+
+
+def test_one_line_says_that_all_entries_were_taken() -> None:
+    accounting = Accounting("members", found=1200)
+    accounting.take("images", 1200)
+    accounting.remark("multi_label", "some images have several labels")
+    assert list(lines(accounting)) == [
+        "1,200 members found, all of them taken: 1,200 images",
+        "some images have several labels",
+    ]
+    assert list(lines(an_accounting())) == list(table(an_accounting()))
 
 
 def test_parts_add_up_and_keep_the_first_names_and_one_remark_of_a_kind() -> None:

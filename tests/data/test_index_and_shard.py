@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.index import check_shards, read_index, read_labels
+from data.index import LabelFormat, ShardEntry, ShardIndex, check_shards, read_index, read_labels
 from data.shard import BrokenSample, EncodedSample, Shard, split_key
 from data.storage import Storage
 
@@ -71,6 +71,12 @@ def _cut_index(folder: Path) -> None:
 def _replace_in_index(folder: Path, old: str, new: str) -> None:
     path = folder / "index.json"
     path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_the_digest_of_a_dataset_is_the_same_in_every_version_of_the_program() -> None:
+    entry = ShardEntry("a.tar", 3, 10240, "0" * 64)
+    index = ShardIndex("/x", ("ant", "bee"), ("jpg",), LabelFormat("json", "label"), (entry,), 1, "1" * 64)
+    assert index.digest == "1f68fe210ffab2e9df0f31310597d451a5c892fcee3339cd3932c64ef989b43b"
 
 
 def numpy_file(array: np.ndarray) -> bytes:

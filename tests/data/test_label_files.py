@@ -95,6 +95,8 @@ def test_class_lists_are_text_or_json(
     path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode())
     found = read_class_list(str(path), Storage())
     assert (found.names, found.ids) == (names, ids)
+    if ids is not None:
+        assert (read_classes(str(path), Storage()), found.by_name({"crane"})) == (ids, names)
 
 
 @pytest.mark.parametrize(

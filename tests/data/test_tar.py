@@ -193,6 +193,24 @@ def test_sparse_files_are_named_and_those_behind_them_are_read(tmp_path: Path, f
     assert (texts(tmp_path / "s.tar", read), read.damage) == ({"b.jpg": "b.jpg"}, None)
 
 
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_tars_of_gnu_tar_are_read(tmp_path: Path, form: str) -> None:
+    (tmp_path / "x").mkdir()
+    for name in ("a.jpg", "a.cls"):
+        (tmp_path / "x" / name).write_text(name)
+    os.link(tmp_path / "x/a.jpg", tmp_path / "x/b.jpg")
+    os.symlink("a.cls", tmp_path / "x/b.cls")
+    label = ["--label=VOLUME"] if form in ("oldgnu", "gnu", "posix") else []
+    command = ["tar", "--sort=name", f"--format={form}", *label, "-cf", "s.tar", "x"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    read = contents(tmp_path / "s.tar")
+    assert texts(tmp_path / "s.tar", read) == {
+        "x/a.cls": "a.cls", "x/a.jpg": "a.jpg", "x/b.cls": "a.cls", "x/b.jpg": "a.jpg"
+    }  # fmt: skip
+    volume = [("VOLUME", "volume labels")] if form in ("oldgnu", "gnu") else []
+    assert (read.others, read.damage) == ([*volume, ("x/", "folders")], None)
+
+
 def test_a_global_pax_header_is_no_member(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as archive:

@@ -341,7 +341,7 @@ def test_a_label_file_is_for_the_images_of_one_folder_in_every_form(form: str, t
     }  # fmt: skip
     assert digest(report) == digest(built(folder, tmp_path / "again", **options))
 
-    write(folder, {"other/d.jpg": picture(3)})
+    write(folder, {"set2/d.jpg": picture(3)})
     with pytest.raises(DataError, match="a label file is for images in one folder, and there are images in"):
         build_shards(FORMS[form](folder, tmp_path / "x.tar"), tmp_path / "several", **options)
 

@@ -62,7 +62,7 @@ def test_every_member_of_random_shards_is_taken_or_left_out(members: list[tuple[
     written = [*labelled(0), *((name + extension, content) for name, extension, content in members)]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a-0.tar").write_bytes(tar_bytes(written) * (2 if twice else 1))
-        report = index_shards([folder], given=GivenFields(label_by="number"))
+        report = index_shards([folder], given=GivenFields(("jpg", "png"), "cls", label_by="number"))
         found = len(written) * (2 if twice else 1)
         assert report.members.found == found
         assert (
@@ -192,6 +192,7 @@ def test_labels_that_may_mean_several_things_are_refused(
         (["b", "none", "a"], "txt", {"ignored_labels": ("none",)}, "ab", [[1], [-1], [0]]),
         (["[1, -1]", "[-1]", "[0]"], "json", {"ignored_labels": ("-1",)}, "01", [[1], [-1], [0]]),
         (['{"a": {"b": 1}}', '{"a": {"b": 0}}'], "json", {"label_key": "a.b"}, "01", [[1], [0]]),
+        (["cat\nant dog", "cat"], "txt", {"label_lists": "classes"}, ["ant dog", "cat"], [[0, 1], [1, -1]]),
         (["8", "010"], "txt", {"label_by": "name"}, ["010", "8"], [[1], [0]]),
     ],
 )
@@ -248,7 +249,13 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
             "multi_label": "multi-label: 1 of 2 samples have several classes, up to 2; training needs loss.kind: sigmoid",
         }),
         (["cat", "Cat", "cafe\u0301", "caf\u00e9", *["dog"] * 6], "txt", {
-            "look_alike_classes": r"2 classes have names .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
+            "look_alike_classes": r"2 groups of class names look alike .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
+        }),
+        (["cat", "dog", *["8"] * 4], "txt", {
+            "numbers_among_names": r"1 of 3 class names are numbers \(8\); if others are wrong, use --label-by number"
+        }),
+        (["cat\ndog", "cat", "cat", "cat"], "txt", {
+            "lines_in_names": r"1 of 2 class names have several lines \('cat\\ndog'\); .*--label-lists classes"
         }),
         (["a red car", "a blue car", "a tree"], "txt", {"captions": "warning: 3 classes among 3 samples; are the txt"}),
     ],
@@ -257,7 +264,8 @@ def test_what_changes_the_meaning_is_said_once_with_its_option(
     tmp_path: Path, labels: list[Any], extension: str, expected: dict[str, str]
 ) -> None:
     written = [label.encode() if isinstance(label, str) else label for label in labels]
-    report = indexed(tmp_path, labelled(*written, extension=extension))
+    by_name = GivenFields(label_by="name" if extension == "txt" else None)
+    report = indexed(tmp_path, labelled(*written, extension=extension), given=by_name)
     found = remarks(report)
     assert found.keys() == expected.keys()
     for kind, text in expected.items():
@@ -321,6 +329,28 @@ def test_splits_that_the_patterns_name_are_indexed(splits: Path, patterns: list[
     assert index_shards([f"{splits}/{pattern}" for pattern in patterns]).index.samples == samples
 
 
+def test_shards_that_are_only_partly_of_a_split_are_refused(tmp_path: Path) -> None:
+    for name in ("x-0.tar", "x-val-0.tar"):
+        write_members(tmp_path / name, labelled(0))
+    with pytest.raises(DataError, match=r"1 other \(x-0.tar\), 1 validation \(x-val-0.tar\)"):
+        index_shards([str(tmp_path)])
+    (tmp_path / "x-val-0.tar").rename(tmp_path / "x-train-0.tar")
+    assert index_shards([str(tmp_path)]).index.samples == 2
+
+
+def test_members_of_a_sample_that_do_not_follow_each_other_are_told(tmp_path: Path) -> None:
+    scattered = sorted(labelled(0, 1), key=lambda member: member[0][-3:])
+    with pytest.raises(DataError, match="none of 4 samples is usable.*has no image; .*made with --sort=name"):
+        indexed(tmp_path / "all", scattered)
+    report = indexed(tmp_path / "some", [("t.jpg", JPEG), ("t.cls", b"2"), *scattered])
+    assert remarks(report)["repeated_keys"].startswith("2 keys come again in their shard: the members of a sample")
+
+
+def test_other_keys_that_may_be_the_label_are_named(tmp_path: Path) -> None:
+    report = indexed(tmp_path, labelled('{"label": 1, "label_12k": -1, "width": 3}', '{"label": 0}', extension="json"))
+    assert "under the key 'label' (--label-key, not 'label_12k')" in report.inferred
+
+
 def test_splits_in_folders_are_refused_too(tmp_path: Path) -> None:
     for name in ("train/0.tar", "val/0.tar"):
         write_members(tmp_path / name, labelled(0))
@@ -344,6 +374,7 @@ def test_a_pattern_is_found_for_names(names: list[str], pattern: str) -> None:
 def test_names_of_several_kinds_are_remarked_on_unless_each_is_different() -> None:
     assert describe_groups([f"a-{n}.tar" for n in range(3)]) is None
     assert describe_groups(["a.tar", "b.tar", "c.tar"]) is None
+    assert describe_groups([f"a-{n}.tar?signature={'x' * n}" for n in range(4)]) is None
     several = describe_groups([f"{name}-{n}.tar" for name in "ab" for n in range(3)])
     assert several is not None
     assert "one dataset: a-{0..2}.tar (3), b-{0..2}.tar (3)" in several

@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ from pipeline.stage_result import StageResult
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
     from pipeline.plan import Plan, TrainPlan
-    from pipeline.recipe.schema import Recipe
+    from pipeline.recipe.schema import Recipe, Stage
+
+_CHECKED_DATA = "COATNET_CHECKED_DATA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +123,28 @@ class RunFolder:
         Raises:
             ConfigError: the folder belongs to another run, and what differs; or its recipe is damaged.
         """
+        self._compare(_settings(plan, start_digest))
+
+    def check_settings(self, recipe: "Recipe") -> None:
+        """As `check`, for the settings of the stage alone, when its data cannot be read yet."""
+        name = self.path.name
+        own = _own_settings(name, recipe.seed, recipe.stages[name])
+        frozen = self.frozen() if self.recipe.exists() else None
+        rest = {key: frozen.content.get(key) for key in ("index_digests", "start_digest")} if frozen else {}
+        self._compare(own | rest)
+
+    def _compare(self, now: Mapping[str, Any]) -> None:
         if not self.recipe.exists():
+            if self.result() is not None:
+                raise ConfigError(
+                    f"{self.path}: has a result and no recipe.yaml, which says what it is the result of; restore that "
+                    "file from a copy, or move the folder away to run the stage"
+                )
             return
         frozen = self.frozen()
         if frozen is None:
             raise self.damaged_recipe(ValueError("not the record of a stage"))
-        changes = changed_settings(frozen.content, _settings(plan, start_digest), _may_change)
+        changes = changed_settings(frozen.content, now, _may_change)
         if changes:
             changed = "\n  ".join(changes)
             raise ConfigError(
@@ -265,14 +284,49 @@ def classes_digest(plan: "Plan") -> str:
     return json_sha256(plan.classes)
 
 
+def checked_data(plan: "Plan") -> dict[str, str]:
+    """The environment variable by which ranks learn what data the command that starts them has checked."""
+    return {_CHECKED_DATA: json.dumps(_index_digests(plan))}
+
+
+def refuse_other_data(plan: "Plan") -> None:
+    """In a rank: refuse data other than what the command that started it has checked.
+
+    Raises:
+        ConfigError: an index or label map has changed since; it names both digests.
+    """
+    checked = json.loads(os.environ.get(_CHECKED_DATA, "{}"))
+    for part, found in _index_digests(plan).items():
+        if part in checked and checked[part] != found:
+            raise ConfigError(
+                f"stage {plan.name}: data.{part}: the shards have changed since the command started (digest "
+                f"{found[:16]} instead of {checked[part][:16]}); restore them, or repeat the command to check these"
+            )
+
+
+def rank_digest(plan: "Plan") -> str:
+    """What must be equal on all ranks of a start: the settings of the stage, and its data."""
+    settings = flatten(_settings(plan, None))
+    return json_sha256({key: value for key, value in settings.items() if key != "data.cache.folder"})
+
+
 def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
+    return {
+        **_own_settings(plan.name, plan.seed, plan.stage),
+        "index_digests": _index_digests(plan),
+        "start_digest": start_digest,
+    }
+
+
+def _own_settings(name: str, seed: int, stage: "Stage") -> dict[str, Any]:
+    return {"stage": name, "seed": seed, **stage.model_dump(mode="json")}
+
+
+def _index_digests(plan: "Plan") -> dict[str, str]:
     from pipeline.plan import TrainPlan
 
     digests = {"validation": plan.validation.digest}
-    if isinstance(plan, TrainPlan):
-        digests = {"train": plan.train.digest, **digests}
-    stage = plan.stage.model_dump(mode="json")
-    return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests, "start_digest": start_digest}
+    return {"train": plan.train.digest, **digests} if isinstance(plan, TrainPlan) else digests
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import torch
 
 from data.storage import Storage
 from pipeline.checkpoints.resume import open_verified
-from pipeline.distributed import join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
-from pipeline.errors import BEGUN_FILE
+from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
+from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
 from pipeline.event_log import Event
 from pipeline.faults.preemption import StopRequests, StopSignals
@@ -22,7 +22,15 @@ from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe.schema import Recipe
-from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
+from pipeline.run_folder import (
+    classes_digest,
+    final_checkpoint,
+    rank_digest,
+    refuse_other_data,
+    relative_location,
+    run_folder,
+    start_digest,
+)
 from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
@@ -58,6 +66,7 @@ def run_stage(
     rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
+    refuse_other_data(plan)
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
@@ -66,6 +75,7 @@ def run_stage(
     with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.listen()
+        _refuse_different_recipes(plan, ranks)
         lock = folder.lock() if ranks.is_leader else None
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
@@ -91,6 +101,17 @@ def run_stage(
         if lock:
             lock.release()
     leave_ranks()
+
+
+def _refuse_different_recipes(plan: Plan, ranks: Ranks) -> None:
+    """Ranks that are started by hand each read the recipe file, which may be edited meanwhile."""
+    digests = ranks.gather_texts(rank_digest(plan))
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise ConfigError(
+                f"stage {plan.name}: rank {rank} has read another recipe, or other data, than rank 0 (digest "
+                f"{digest[:16]} instead of {digests[0][:16]}); give all ranks the same recipe, data and overrides"
+            )
 
 
 def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:

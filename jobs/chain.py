@@ -12,9 +12,11 @@ from jobs.bundled_recipes import load_recipe
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
+from pipeline.checkpoints.claim import refuse_foreign_place
+from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
-from pipeline.plan import Plan, check_model, plan_stage
+from pipeline.plan import Plan, TrainPlan, check_model, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.run_folder import checked_data, final_checkpoint, run_folder, start_digest
@@ -38,7 +40,7 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
     plans = []
     for name in recipe.stages:
         plans.append(plan_stage(recipe, name))
-        run_folder(recipe, name).check(plans[-1], start_digest(recipe, name))
+        _check_places(plans[-1], recipe)
     frozen = frozen_recipe(recipe)
     for plan in plans:
         _run_planned(plan, frozen, console, signals)
@@ -68,10 +70,18 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
     _run_planned(plan, frozen_recipe(recipe), console, signals)
 
 
+def _check_places(plan: Plan, recipe: Recipe) -> None:
+    """Whether the run folder, and the place of the checkpoints, are those of this run."""
+    folder = run_folder(recipe, plan.name)
+    folder.check(plan, start_digest(recipe, plan.name))
+    if isinstance(plan, TrainPlan):
+        refuse_foreign_place(checkpoint_store(folder, plan.stage), folder)
+
+
 def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: StopSignals) -> None:
     recipe = frozen.recipe
     folder = run_folder(recipe, plan.name)
-    folder.check(plan, start_digest(recipe, plan.name))  # the stage it starts from may only just have ended
+    _check_places(plan, recipe)  # the stage it starts from may only just have ended
     if folder.result() is not None:
         console.print(f"[bold]{plan.name}[/]  done before")
         return

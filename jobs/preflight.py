@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
+from data.errors import CoatnetError
 from jobs.scheduler.dry_run import dry_run
+from pipeline.checkpoints.claim import refuse_foreign_place
+from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.plan import TrainPlan, check_model
 from pipeline.preflight.disk_space import assess_clock, assess_disk_space
-from pipeline.preflight.finding import Finding
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
@@ -45,6 +48,7 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
             classes = len(plan.classes) if plan else _CLASSES
             begun = bool(run_folder(recipe, name).events.of(Event.SAVE))
             yield from assess_memory(name, stage, classes, begun=begun)
+            yield from _assess_place(recipe, name, stage)
             kept.append((name, stage, classes, plan.steps if isinstance(plan, TrainPlan) else stage.steps))
     yield from assess_disk_space(recipe, kept)
     if slurm:
@@ -53,6 +57,15 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
     if clock is not None:
         yield clock
     yield from assess_versions()
+
+
+def _assess_place(recipe: Recipe, name: str, stage: TrainStage) -> Iterator[Finding]:
+    """Whether the stage may have its checkpoints where the recipe puts them."""
+    folder = run_folder(recipe, name)
+    try:
+        refuse_foreign_place(checkpoint_store(folder, stage), folder)
+    except CoatnetError as error:
+        yield finding_of_error(name, error)
 
 
 def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:

@@ -5,10 +5,10 @@ runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  l
 
 import fcntl
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +21,10 @@ from data.digest import json_sha256
 from data.json_records import to_json, to_record
 from data.settings_diff import changed_settings, flatten
 from data.storage import Storage, is_remote, join, read_bytes
-from pipeline.checkpoints.manifest import MANIFEST, RunDigests
+from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
+from pipeline.run_identity import identity_of
 from pipeline.stage_result import StageResult
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
@@ -147,10 +148,11 @@ class RunFolder:
         changes = changed_settings(frozen.content, now, _may_change)
         if changes:
             changed = "\n  ".join(changes)
-            raise ConfigError(
-                f"{self.path} holds a run with other settings:\n  {changed}\n"
-                "Restore them, give the recipe another name, or remove the folder to start over"
-            )
+            whose = self.path.stat().st_uid
+            fix = "Restore them, give the recipe another name, or remove the folder to start over"
+            if whose != os.getuid():  # never advise removing what is somebody else's
+                fix = f"The folder belongs to another user (uid {whose}): give the recipe another name, or set runs"
+            raise ConfigError(f"{self.path} holds a run with other settings:\n  {changed}\n{fix}")
 
     def create(self) -> None:
         """Create the folder and those in it.
@@ -169,6 +171,19 @@ class RunFolder:
         self.check(plan, start_digest)
         if not self.recipe.exists():
             write_atomically(self.recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
+
+    def refuse_other_run(self, checkpoint: str, run_id: object) -> None:
+        """Refuse a checkpoint of the stage's result that another run has written since: `run_id` is in its manifest.
+
+        Raises:
+            ConfigError: it is not of this run, nor of one that this folder was copied from.
+        """
+        identity = identity_of(self.path)
+        if run_id is not None and identity is not None and run_id not in identity.ids:
+            raise ConfigError(
+                f"{checkpoint}: another run than {self.path} has written this checkpoint (id {run_id} instead of "
+                f"{identity.id}); restore the checkpoint from a copy, or train the stage again in a run of another name"
+            )
 
     def lock(self) -> FileLock:
         """Hold the folder for this process.
@@ -251,12 +266,12 @@ def relative_location(checkpoint: str, folder: RunFolder) -> str:
 
 
 def start_digest(recipe: "Recipe", stage: str) -> str | None:
-    """What identifies the weights that a stage starts from: the sha256 of their checkpoint's manifest.
+    """What identifies the weights that a stage starts from, see `weights_digest`.
 
     None if it starts from none, or from a stage that is not done.
 
     Raises:
-        ConfigError: the checkpoint no longer exists.
+        ConfigError: the checkpoint no longer exists, or is another run's.
         StorageDown, StorageRefused: a remote one that cannot be read.
     """
     start = recipe.stages[stage].start_from
@@ -265,12 +280,15 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
     try:
-        return hashlib.sha256(read_bytes(join(checkpoint, MANIFEST), storage)).hexdigest()
+        content = read_bytes(join(checkpoint, MANIFEST), storage)
     except FileNotFoundError:
         raise ConfigError(
             f"{checkpoint}: the checkpoint that stage {start} ended with no longer exists; restore it, or remove "
             f"{run_folder(recipe, start).path} to train that stage again"
         ) from None
+    with suppress(ValueError, AttributeError):  # a damaged manifest, as reading it will say
+        run_folder(recipe, start).refuse_other_run(checkpoint, json.loads(content).get("run_id"))
+    return weights_digest(content)
 
 
 def digests(plan: "TrainPlan") -> RunDigests:

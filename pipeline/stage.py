@@ -31,6 +31,7 @@ from pipeline.run_folder import (
     run_folder,
     start_digest,
 )
+from pipeline.run_identity import establish_identity
 from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
@@ -77,17 +78,19 @@ def run_stage(
         watchdog.listen()
         _refuse_different_recipes(plan, ranks)
         lock = folder.lock() if ranks.is_leader else None
+        run_id = ""
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
+            run_id = establish_identity(folder.path).id
             folder.events.begin(ranks.world_size)
             if begun_file := os.environ.get(BEGUN_FILE):
                 Path(begun_file).touch()
-        ranks.barrier()
+        run_id = ranks.broadcast_text(0, run_id)
         seconds = plan.stage.resources.time_limit_seconds
         limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
-        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog)
+        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog, run_id)
         if isinstance(plan, TrainPlan):
             try:
                 train(plan, context, start_from)

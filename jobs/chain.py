@@ -9,18 +9,24 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.bundled_recipes import load_recipe
+from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
+from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import check_final_checkpoint
+from pipeline.checkpoints.store import checkpoint_store
+from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
-from pipeline.plan import Plan, check_model, check_start_classes, plan_stage
+from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
-from pipeline.run_folder import final_checkpoint, run_folder, start_digest
+from pipeline.run_folder import checked_data, final_checkpoint, run_folder, start_digest
 
 
 def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
     """Run every stage of the recipe at `path` that is not done, and print the results; build its shards first.
+
+    The file is read once: it may be edited for the next run meanwhile.
 
     Raises:
         ConfigError, DataError: found before the first stage starts.
@@ -37,10 +43,11 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         plan = plans[name] = plan_stage(recipe, name)
         if stage.start_from:
             check_start_classes(plan, plans[stage.start_from])
-        run_folder(recipe, name).check(plan, start_digest(recipe, name))
+        _check_places(plan, recipe)
         check_final_checkpoint(recipe, name)
+    frozen = frozen_recipe(recipe)
     for plan in plans.values():
-        _run_planned(plan, recipe, path, overrides, console, signals)
+        _run_planned(plan, frozen, console, signals)
     console.print(result_table(recipe))
 
 
@@ -55,10 +62,8 @@ def build_missing(shards: ShardBuildSettings, console: Console) -> None:
         build_and_report(console, shards.source, Path(shards.folder), **shards.build_options)
 
 
-def run_one(
-    recipe: Recipe, name: str, path: Path, overrides: list[str], console: Console, signals: StopSignals
-) -> None:
-    """Run stage `name` of the recipe at `path` as its own set of rank processes, unless it is done.
+def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -> None:
+    """Run stage `name` of the recipe as its own set of rank processes, unless it is done.
 
     Raises:
         ConfigError, DataError: the stage cannot start.
@@ -66,14 +71,21 @@ def run_one(
     """
     plan = plan_stage(recipe, name)
     refuse_other_machines(name, plan.stage)
-    _run_planned(plan, recipe, path, overrides, console, signals)
+    _run_planned(plan, frozen_recipe(recipe), console, signals)
 
 
-def _run_planned(
-    plan: Plan, recipe: Recipe, path: Path, overrides: list[str], console: Console, signals: StopSignals
-) -> None:
+def _check_places(plan: Plan, recipe: Recipe) -> None:
+    """Whether the run folder, and the place of the checkpoints, are those of this run."""
     folder = run_folder(recipe, plan.name)
-    folder.check(plan, start_digest(recipe, plan.name))  # the stage it starts from may only just have ended
+    folder.check(plan, start_digest(recipe, plan.name))
+    if isinstance(plan, TrainPlan):
+        refuse_foreign_place(checkpoint_store(folder, plan.stage), folder)
+
+
+def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: StopSignals) -> None:
+    recipe = frozen.recipe
+    folder = run_folder(recipe, plan.name)
+    _check_places(plan, recipe)  # the stage it starts from may only just have ended
     if folder.result() is not None:
         check_final_checkpoint(recipe, plan.name)
         console.print(f"[bold]{plan.name}[/]  done before")
@@ -81,7 +93,10 @@ def _run_planned(
     if plan.stage.start_from:
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
     folder.create()
-    launch_ranks(["train", str(path), plan.name, *overrides], plan.stage, folder, signals)
+    frozen.write()
+    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, checked_data(plan))
+    if folder.result() is None:
+        raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")
 
 
 def result_table(recipe: Recipe) -> Table:

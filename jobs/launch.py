@@ -8,9 +8,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from data.child_process import own_packages_first, python_module
 from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
@@ -44,8 +45,14 @@ def refuse_other_machines(name: str, stage: Stage) -> None:
         )
 
 
-def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals) -> None:
-    """Run `coatnet COMMAND` as the ranks of `stage` and wait for them.
+def launch_ranks(
+    command: list[str],
+    stage: Stage,
+    folder: RunFolder,
+    signals: StopSignals,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run `coatnet COMMAND` as the ranks of `stage`, with `variables` in their environment, and wait for them.
 
     Rank 0 prints to this process's standard output; everything else goes to the logs of the ranks. If one rank fails,
     the others are ended. A signal to stop is passed on to the ranks, which get time to save. If this process dies,
@@ -66,7 +73,8 @@ def launch_ranks(command: list[str], stage: Stage, folder: RunFolder, signals: S
     with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes, reserved_port() as port:
         signals.set_handler(pass_on)
         try:
-            _start(processes, command, stage, folder, Path(outcomes), port, signals.started)
+            own = {_STARTED: str(signals.started), _LAUNCHER: str(os.getpid()), **variables}
+            _start(processes, command, stage, folder, Path(outcomes), port, own)
             for stop, _ in received:  # while only some of the ranks had been started
                 for process in processes:
                     process.send_signal(stop)
@@ -114,7 +122,7 @@ def _start(
     folder: RunFolder,
     outcomes: Path,
     port: int,
-    started: float,
+    variables: Mapping[str, str],
 ) -> None:
     """Start the ranks and append their processes to `processes`."""
     count = stage.resources.ranks
@@ -130,9 +138,8 @@ def _start(
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
                 OUTCOME_FILE: f"{outcomes}/{rank}.json",
-                _STARTED: str(started),
-                _LAUNCHER: str(os.getpid()),
             }
+            | dict(variables)
         )
         with open(folder.log_file(rank), "ab") as output:
             processes.append(

@@ -18,9 +18,12 @@ _OUTSIDE: dict[str, str | None] = {name: os.environ.get(name) for name in ("PYTH
 def secure_packages() -> None:
     """Make `data`, `models` and `pipeline` those of this program, in this process and in those that it starts.
 
-    Python looks for them in the working directory first (`python -m jobs`), or in the folders of PYTHONPATH. If they
-    cannot be put first, the process exits with 78 and names the foreign file.
+    Python looks for them in the working directory first (`python -m jobs`), or in the folders of PYTHONPATH. The former
+    is no longer searched, as in the processes that this one starts. If they cannot be put first, the process exits with
+    78 and names the foreign file.
     """
+    if not sys.flags.safe_path and os.path.realpath(sys.path[0]) == os.path.realpath(".") != str(_PROGRAM_FOLDER):
+        del sys.path[0]
     if any(_foreign(name) for name in _PACKAGES):
         sys.path.insert(0, str(_PROGRAM_FOLDER))
     for name in _PACKAGES:

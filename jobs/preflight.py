@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 
 from data.cache import Cache
+from data.errors import CoatnetError
 from jobs.scheduler.dry_run import dry_run
 from pipeline.announcements import class_list
+from pipeline.checkpoints.claim import refuse_foreign_place
+from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
-from pipeline.preflight.finding import Finding, Findings
+from pipeline.preflight.finding import Finding, Findings, finding_of_error
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
@@ -54,6 +57,7 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
             classes = len(plan.classes) if plan else _CLASSES
             begun = bool(run_folder(recipe, name).events.of(Event.SAVE))
             yield from assess_memory(name, stage, classes, begun=begun)
+            yield from _assess_place(recipe, name, stage)
             if isinstance(plan, TrainPlan):
                 kept.append((name, plan.stage, classes, plan.steps))
             else:
@@ -83,6 +87,15 @@ def _assess_classes(plan: Plan, start: Plan | None) -> Findings:
         new = f", others than those of stage {start.name}: it starts with a new classifier" if start and others else ""
         found.ok(f"{class_list(plan.classes)}{new}")
     return found
+
+
+def _assess_place(recipe: Recipe, name: str, stage: TrainStage) -> Iterator[Finding]:
+    """Whether the stage may have its checkpoints where the recipe puts them."""
+    folder = run_folder(recipe, name)
+    try:
+        refuse_foreign_place(checkpoint_store(folder, stage), folder)
+    except CoatnetError as error:
+        yield finding_of_error(name, error)
 
 
 def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:

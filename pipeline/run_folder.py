@@ -5,9 +5,10 @@ runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  l
 
 import fcntl
 import functools
-import hashlib
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,14 +22,17 @@ from data.file_lock import check_locks
 from data.json_records import to_json, to_record
 from data.settings_diff import changed_settings, flatten
 from data.storage import Storage, is_remote, join, read_bytes
-from pipeline.checkpoints.manifest import MANIFEST, RunDigests
+from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
+from pipeline.run_identity import identity_of
 from pipeline.stage_result import StageResult
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
     from pipeline.plan import Plan, TrainPlan
-    from pipeline.recipe.schema import Recipe
+    from pipeline.recipe.schema import Recipe, Stage
+
+_CHECKED_DATA = "COATNET_CHECKED_DATA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +129,35 @@ class RunFolder:
         Raises:
             ConfigError: the folder belongs to another run, and what differs; or its recipe is damaged.
         """
+        self._compare(_settings(plan, start_digest))
+
+    def check_settings(self, recipe: "Recipe") -> None:
+        """As `check`, for the settings of the stage alone, when its data cannot be read yet."""
+        name = self.path.name
+        own = _own_settings(name, recipe.seed, recipe.stages[name])
+        frozen = self.frozen() if self.recipe.exists() else None
+        rest = {key: frozen.content.get(key) for key in ("index_digests", "start_digest")} if frozen else {}
+        self._compare(own | rest)
+
+    def _compare(self, now: Mapping[str, Any]) -> None:
         if not self.recipe.exists():
+            if self.result() is not None:
+                raise ConfigError(
+                    f"{self.path}: has a result and no recipe.yaml, which says what it is the result of; restore that "
+                    "file from a copy, or move the folder away to run the stage"
+                )
             return
         frozen = self.frozen()
         if frozen is None:
             raise self.damaged_recipe(ValueError("not the record of a stage"))
-        changes = changed_settings(frozen.content, _settings(plan, start_digest), _may_change)
+        changes = changed_settings(frozen.content, now, _may_change)
         if changes:
             changed = "\n  ".join(changes)
-            raise ConfigError(
-                f"{self.path} holds a run with other settings:\n  {changed}\n"
-                "Restore them, give the recipe another name, or remove the folder to start over"
-            )
+            whose = self.path.stat().st_uid
+            fix = "Restore them, give the recipe another name, or remove the folder to start over"
+            if whose != os.getuid():  # never advise removing what is somebody else's
+                fix = f"The folder belongs to another user (uid {whose}): give the recipe another name, or set runs"
+            raise ConfigError(f"{self.path} holds a run with other settings:\n  {changed}\n{fix}")
 
     def create(self) -> None:
         """Create the folder and those in it.
@@ -157,6 +178,19 @@ class RunFolder:
         self.check(plan, start_digest)
         if not self.recipe.exists():
             write_atomically(self.recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
+
+    def refuse_other_run(self, checkpoint: str, run_id: object) -> None:
+        """Refuse a checkpoint of the stage's result that another run has written since: `run_id` is in its manifest.
+
+        Raises:
+            ConfigError: it is not of this run, nor of one that this folder was copied from.
+        """
+        identity = identity_of(self.path)
+        if run_id is not None and identity is not None and run_id not in identity.ids:
+            raise ConfigError(
+                f"{checkpoint}: another run than {self.path} has written this checkpoint (id {run_id} instead of "
+                f"{identity.id}); restore the checkpoint from a copy, or train the stage again in a run of another name"
+            )
 
     def lock(self) -> FileLock:
         """Hold the folder for this process.
@@ -239,12 +273,12 @@ def relative_location(checkpoint: str, folder: RunFolder) -> str:
 
 
 def start_digest(recipe: "Recipe", stage: str) -> str | None:
-    """What identifies the weights that a stage starts from: the sha256 of their checkpoint's manifest.
+    """What identifies the weights that a stage starts from, see `weights_digest`.
 
     None if it starts from none, or from a stage that is not done.
 
     Raises:
-        ConfigError: the checkpoint no longer exists.
+        ConfigError: the checkpoint no longer exists, or is another run's.
         StorageDown, StorageRefused: a remote one that cannot be read.
     """
     start = recipe.stages[stage].start_from
@@ -253,7 +287,7 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
     try:
-        return hashlib.sha256(read_bytes(join(checkpoint, MANIFEST), storage)).hexdigest()
+        content = read_bytes(join(checkpoint, MANIFEST), storage)
     except FileNotFoundError:
         from pipeline.checkpoints.lost import check_final_checkpoint
 
@@ -262,6 +296,9 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
             f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "
             f"{stage}; give both stages the same"
         ) from None
+    with suppress(ValueError, AttributeError):  # a damaged manifest, as reading it will say
+        run_folder(recipe, start).refuse_other_run(checkpoint, json.loads(content).get("run_id"))
+    return weights_digest(content)
 
 
 def digests(plan: "TrainPlan") -> RunDigests:
@@ -275,14 +312,49 @@ def classes_digest(plan: "Plan") -> str:
     return json_sha256(plan.classes)
 
 
+def checked_data(plan: "Plan") -> dict[str, str]:
+    """The environment variable by which ranks learn what data the command that starts them has checked."""
+    return {_CHECKED_DATA: json.dumps(_index_digests(plan))}
+
+
+def refuse_other_data(plan: "Plan") -> None:
+    """In a rank: refuse data other than what the command that started it has checked.
+
+    Raises:
+        ConfigError: an index or label map has changed since; it names both digests.
+    """
+    checked = json.loads(os.environ.get(_CHECKED_DATA, "{}"))
+    for part, found in _index_digests(plan).items():
+        if part in checked and checked[part] != found:
+            raise ConfigError(
+                f"stage {plan.name}: data.{part}: the shards have changed since the command started (digest "
+                f"{found[:16]} instead of {checked[part][:16]}); restore them, or repeat the command to check these"
+            )
+
+
+def rank_digest(plan: "Plan") -> str:
+    """What must be equal on all ranks of a start: the settings of the stage, and its data."""
+    settings = flatten(_settings(plan, None))
+    return json_sha256({key: value for key, value in settings.items() if key != "data.cache.folder"})
+
+
 def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
+    return {
+        **_own_settings(plan.name, plan.seed, plan.stage),
+        "index_digests": _index_digests(plan),
+        "start_digest": start_digest,
+    }
+
+
+def _own_settings(name: str, seed: int, stage: "Stage") -> dict[str, Any]:
+    return {"stage": name, "seed": seed, **stage.model_dump(mode="json")}
+
+
+def _index_digests(plan: "Plan") -> dict[str, str]:
     from pipeline.plan import TrainPlan
 
     digests = {"validation": plan.validation.digest}
-    if isinstance(plan, TrainPlan):
-        digests = {"train": plan.train.digest, **digests}
-    stage = plan.stage.model_dump(mode="json")
-    return {"stage": plan.name, "seed": plan.seed, **stage, "index_digests": digests, "start_digest": start_digest}
+    return {"train": plan.train.digest, **digests} if isinstance(plan, TrainPlan) else digests
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import torch
 
 from data.storage import Storage
 from pipeline.checkpoints.resume import open_verified
-from pipeline.distributed import join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
-from pipeline.errors import BEGUN_FILE
+from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
+from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
 from pipeline.event_log import Event
 from pipeline.faults.preemption import StopRequests, StopSignals
@@ -22,7 +22,16 @@ from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.recipe.schema import Recipe
-from pipeline.run_folder import classes_digest, final_checkpoint, relative_location, run_folder, start_digest
+from pipeline.run_folder import (
+    classes_digest,
+    final_checkpoint,
+    rank_digest,
+    refuse_other_data,
+    relative_location,
+    run_folder,
+    start_digest,
+)
+from pipeline.run_identity import establish_identity
 from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
@@ -58,6 +67,7 @@ def run_stage(
     rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
+    refuse_other_data(plan)
     start = plan.stage.start_from
     start_from = final_checkpoint(recipe, start) if start else None
     folder.create()
@@ -66,18 +76,21 @@ def run_stage(
     with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.listen()
+        _refuse_different_recipes(plan, ranks)
         lock = folder.lock() if ranks.is_leader else None
+        run_id = ""
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
+            run_id = establish_identity(folder.path).id
             folder.events.begin(ranks.world_size)
             if begun_file := os.environ.get(BEGUN_FILE):
                 Path(begun_file).touch()
-        ranks.barrier()
+        run_id = ranks.broadcast_text(0, run_id)
         seconds = plan.stage.resources.time_limit_seconds
         limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
-        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog)
+        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog, run_id)
         if isinstance(plan, TrainPlan):
             try:
                 train(plan, context, start_from)
@@ -91,6 +104,17 @@ def run_stage(
         if lock:
             lock.release()
     leave_ranks()
+
+
+def _refuse_different_recipes(plan: Plan, ranks: Ranks) -> None:
+    """Ranks that are started by hand each read the recipe file, which may be edited meanwhile."""
+    digests = ranks.gather_texts(rank_digest(plan))
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise ConfigError(
+                f"stage {plan.name}: rank {rank} has read another recipe, or other data, than rank 0 (digest "
+                f"{digest[:16]} instead of {digests[0][:16]}); give all ranks the same recipe, data and overrides"
+            )
 
 
 def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:

@@ -4,10 +4,12 @@ import time
 from contextlib import closing
 
 from pipeline.announcements import classifier_announcement
+from pipeline.checkpoints.claim import claim_place
+from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import RunFacts
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
-from pipeline.checkpoints.store import checkpoint_store, known_stores
+from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan
@@ -38,11 +40,18 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     stage, folder, ranks, requests = plan.stage, context.folder, context.ranks, context.requests
 
     # Build, with the weights of the run's own newest checkpoint, else of the earlier stage, else the initial ones.
-    facts = RunFacts(plan.name, stage.precision, plan.model_arguments, digests(plan))
+    facts = RunFacts(plan.name, stage.precision, plan.model_arguments, digests(plan), context.run_id)
     store = checkpoint_store(folder, stage)
-    checkpoint, damaged = newest_intact(known_stores(folder, store), ranks)
+    stores, passed_over = [store], list[str]()
+    if ranks.is_leader:
+        claim_place(store, folder)
+        stores = known_stores(folder, store, passed_over.append)
+    checkpoint, damaged = newest_intact(stores, ranks)
     if checkpoint and checkpoint.manifest.facts.run.digests != facts.digests:
-        raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data; remove it")
+        raise ConfigError(
+            f"{checkpoint.location}: a checkpoint of another recipe or of other data; give the recipe another name, or "
+            "move this checkpoint elsewhere"
+        )
     model = build_model(plan, ranks.device)
     weights, beginning = None, []
     if start_from and not checkpoint:
@@ -70,7 +79,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         requests,
     ):
         monitor.begin(start.checkpoint, damaged)
-        for line in beginning:
+        for line in (*passed_over, *beginning):
             monitor.notify(line)
         run.evaluate_if_missed()
         began = time.monotonic()

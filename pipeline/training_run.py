@@ -8,10 +8,11 @@ from typing import NoReturn, Self
 import torch
 from rich.console import Console
 
+from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import RunFacts, step_name
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
-from pipeline.checkpoints.store import checkpoint_store, known_stores
+from pipeline.checkpoints.store import checkpoint_store
 from pipeline.distributed import Ranks
 from pipeline.errors import Preempted, RunFailed
 from pipeline.evaluate import Accuracy, EvaluationStopped, evaluate
@@ -42,6 +43,8 @@ class RunContext:
     """The terminal of the user, on the leader only."""
     requests: StopRequests
     watchdog: Watchdog
+    run_id: str | None = None
+    """See `pipeline.run_identity`."""
 
 
 @dataclass(frozen=True, slots=True)

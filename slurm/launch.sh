@@ -52,6 +52,11 @@ main() { # a function, so that bash has read all of it: the file may change duri
     if [ "$1" = tensorboard ]; then
         program=${program%coatnet}tensorboard
         shift
+    elif [ -z "${COATNET_CONTAINER:-}" ] && [ -e "$here/../jobs/__main__.py" ]; then
+        # Tasks run the code that this file belongs to, which submitted them: not that of the working directory, which a
+        # relative path in PYTHONPATH means, or of the environment in which the command is installed.
+        PYTHONPATH=$(dirname "$here")${PYTHONPATH:+:$PYTHONPATH}
+        export PYTHONPATH
     fi
 
     notes=$PWD/.coatnet-job-$job # on a file system that all nodes share, like the logs

@@ -15,6 +15,7 @@ from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import Overrides, RecipePath
 from jobs.console import make_console, make_table, print_line
 from jobs.exit_codes import exit_on_error
+from jobs.frozen_recipe import frozen_recipe
 from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, submit_chain
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import record, sweep_file, variations
@@ -52,7 +53,9 @@ def submit(
         chains = [(run, submission_folder(run)) for run in runs]
         if dry_run:
             for run, folder in chains:
-                print(f"# {run.name}, with the recipe as {str(folder.recipe)!r}")  # quoted: a comment is one line
+                print(
+                    f"# {run.name}, with the recipe as {str(frozen_recipe(run).path)!r}"
+                )  # quoted: a comment is one line
                 print(as_script(chain_jobs(run, folder, (base, shards))))
             return
         with shards.lock():

@@ -32,5 +32,5 @@ def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> 
             from jobs.console import make_console
 
             loaded, console = load_recipe(recipe, overrides), make_console()
-            run_one(loaded, stage, recipe, overrides or [], console, signals)
+            run_one(loaded, stage, console, signals)
             console.print(result_table(loaded))

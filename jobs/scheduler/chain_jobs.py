@@ -5,14 +5,16 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.child_process import PROGRAM_FOLDER
+from data.settings_diff import changed_settings
+from jobs.frozen_recipe import frozen_content, frozen_recipe
 from jobs.scheduler import slurm
-from jobs.scheduler.submissions import SHARDS, SubmissionFolder
+from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
@@ -20,6 +22,7 @@ from pipeline.recipe.sections import JobResources
 from pipeline.run_folder import run_folder
 
 MERGE = f"{SHARDS} merge"
+_CHANGES_SHOWN = 3
 _SIGNAL_SLACK = 60  # seconds; Slurm may send a signal this much earlier than requested
 
 
@@ -55,18 +58,23 @@ class SubmitResult:
 
 
 def chain_jobs(recipe: Recipe, folder: SubmissionFolder, shards: tuple[Recipe, SubmissionFolder]) -> list[ChainJob]:
-    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards."""
+    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards.
+
+    Raises:
+        ConfigError: a stage was done with other settings.
+    """
     chain = shard_jobs(*shards)
+    frozen = frozen_recipe(recipe).path
     last_before_stages = chain[-1].name if chain else None
     for name, stage in recipe.stages.items():
         chain.append(
             ChainJob(
                 name=name,
                 waits_for=stage.start_from or last_before_stages,
-                done=run_folder(recipe, name).result() is not None,
+                done=_is_done(recipe, name),
                 options=stage_options(recipe, name, folder),
                 script=batch_script(stage),
-                arguments=[str(folder.recipe), name],
+                arguments=[str(frozen), name],
                 variables=_variables(stage.resources),
             )
         )
@@ -142,6 +150,8 @@ def submit_chain(
     numbers: dict[str, str | None] = {}
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.freeze(recipe)
+    frozen = frozen_recipe(recipe)
+    frozen.write()
     for chain_job in chain:
         name = chain_job.name
         if chain_job.done:
@@ -155,9 +165,11 @@ def submit_chain(
         command = chain_job.command(dependency)
         if before and job and job.lives:
             numbers[name] = before.job
+            difference = _difference(before, name, command, frozen.recipe)
             remark = ""
-            if job.waits and _without_dependency(before.command) != _without_dependency(command):
-                remark = "waits with other settings; to submit it with these, cancel it first"
+            if difference is not None:
+                settings = f"other settings ({difference})" if difference else "other settings"
+                remark = f"{'waits' if job.waits else 'runs'} with {settings}; to submit it with these, cancel it first"
             results.append(SubmitResult(chain_job, "left alone", before.job, remark))
             continue
         number = slurm.submit(command, chain_job.variables)
@@ -230,6 +242,37 @@ def _variables(job: JobResources) -> dict[str, str]:
 
 def _script(name: str) -> str:
     return str(PROGRAM_FOLDER / "slurm" / f"{name}.sbatch")
+
+
+def _is_done(recipe: Recipe, name: str) -> bool:
+    """Whether the stage has a result, of these settings."""
+    folder = run_folder(recipe, name)
+    if folder.result() is None:
+        return False
+    folder.check_settings(recipe)
+    return True
+
+
+def _difference(before: Submission, stage: str, command: Sequence[str], recipe: Recipe) -> str | None:
+    """How a job that was submitted differs from `command`, which would submit it now; None if it does not.
+
+    Settings of other stages are no difference. Empty if only the options of sbatch are known.
+    """
+    old, new = _without_dependency(before.command), _without_dependency(command)
+    if old == new:
+        return None
+    content = frozen_content(Path(old[-2])) if stage in recipe.stages and len(old) > 1 else None
+    if content is None:
+        return ""
+    changes = changed_settings(_settings(content, stage), _settings(recipe.model_dump(mode="json"), stage))
+    if not changes and [*old[:-2], old[-1]] == [*new[:-2], new[-1]]:
+        return None
+    more = [f"and {len(changes) - _CHANGES_SHOWN} more"] if len(changes) > _CHANGES_SHOWN else []
+    return "; ".join(changes[:_CHANGES_SHOWN] + more)
+
+
+def _settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    return {"seed": recipe.get("seed"), **recipe.get("stages", {}).get(stage, {})}
 
 
 def _without_dependency(command: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What was submitted for a recipe: `runs/<recipe>/slurm/`, with the frozen recipe, job logs, and a record of jobs."""
+"""What was submitted for a recipe: `runs/<recipe>/slurm/`, with the recipe, job logs, and a record of jobs."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
 from data.file_lock import check_locks
+from jobs.frozen_recipe import recipe_text
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class SubmissionFolder:
 
     @property
     def recipe(self) -> Path:
-        """The recipe as it was submitted, with absolute paths."""
+        """The recipe as it was last submitted, with absolute paths. Jobs read their own, see `jobs.frozen_recipe`."""
         return self.path / "recipe.yaml"
 
     @property
@@ -79,8 +79,8 @@ class SubmissionFolder:
         return lock
 
     def freeze(self, recipe: "Recipe") -> None:
-        """Write the recipe that the jobs will read."""
-        write_atomically(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        """Write the recipe as it is submitted now."""
+        write_atomically(self.recipe, recipe_text(recipe))
 
     def add(self, stage: str, job: str, command: Sequence[str]) -> None:
         """Record a job; returns when the record is on the disk."""

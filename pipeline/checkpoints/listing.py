@@ -7,16 +7,10 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from data.storage import Storage, join
+from pipeline.checkpoints.locations import CheckpointLocations, known_stores
 from pipeline.checkpoints.manifest import Manifest, read_manifest
 from pipeline.checkpoints.retention import accuracies, reasons_to_keep
-from pipeline.checkpoints.store import (
-    CheckpointLocations,
-    CheckpointStore,
-    Contents,
-    checkpoint_store,
-    known_stores,
-    store_below,
-)
+from pipeline.checkpoints.store import CheckpointStore, Contents, checkpoint_store, store_below
 from pipeline.checkpoints.verification import reason_at
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event
@@ -44,12 +38,15 @@ class CheckpointedStage:
         """The location of the checkpoint of its result or, before it is done, of its newest; None if it has none.
 
         Raises:
-            ConfigError: the result is damaged.
+            ConfigError: the result or its checkpoint is damaged, or another run has written that checkpoint since.
             StorageDown, StorageRefused: a remote store that cannot be read.
         """
         result = self.folder.result()
         if result is not None:
-            return absolute_location(result.checkpoint, self.folder)
+            location = absolute_location(result.checkpoint, self.folder)
+            manifest = read_manifest(location, self.stores[0].storage)
+            self.folder.refuse_other_run(location, manifest.facts.run.run_id)
+            return location
         steps = [(step, store) for store in self.stores for step in store.contents().steps]
         step, store = max(steps, key=lambda found: found[0], default=(0, None))
         return store.at(step) if store else None

@@ -5,6 +5,7 @@
 A folder without a manifest is not a checkpoint.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -69,6 +70,8 @@ class RunFacts:
     model: Mapping[str, Any]
     """Arguments of `models.registry.create_model`."""
     digests: RunDigests = field(metadata=FLAT)
+    run_id: str | None = None
+    """Of the run that wrote it, see `pipeline.run_identity`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,15 @@ def signed(manifest: dict[str, Any]) -> dict[str, Any]:
     """`manifest` with the sha256 of its other content, as JSON with sorted keys, under `sha256`."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return content | {"sha256": json_sha256(content)}
+
+
+def weights_digest(content: bytes) -> str:
+    """What identifies the weights of a checkpoint by the `content` of its manifest: all but which run wrote it."""
+    try:
+        kept = {key: value for key, value in json.loads(content).items() if key not in ("run_id", "sha256")}
+    except (ValueError, AttributeError):
+        return hashlib.sha256(content).hexdigest()  # damaged, as reading it will say
+    return json_sha256(kept)
 
 
 def read_manifest(location: str, storage: Storage) -> Manifest:

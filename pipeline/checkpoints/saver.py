@@ -13,10 +13,11 @@ from typing import Any, Self
 import torch
 
 from pipeline.checkpoints.host_copy import HostCopy, LiveState
+from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.retention import accuracies, prune
 from pipeline.checkpoints.save_task import SaveTask
-from pipeline.checkpoints.store import CheckpointLocations, CheckpointStore
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
 from pipeline.event_log import Event

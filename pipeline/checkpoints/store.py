@@ -7,24 +7,19 @@ damaged-step-00011000/            set aside; in an object store: a folder with d
 
 import contextlib
 import errno
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from data.atomic_file import write_atomically
-from data.json_records import to_json, to_record
 from data.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
-from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.schema import TrainStage
 from pipeline.run_folder import RunFolder
 
 DAMAGED = "damaged-"
 WRITING = ".writing"
-_LOCATIONS = ".checkpoints.json"  # in the run folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +123,16 @@ class CheckpointStore:
             check_writable(self.location, self.storage)
         except (OSError, NotImplementedError) as error:
             if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise ConfigError(
-                    f"checkpoint.folder: {self.location} cannot be written ({error}); set one that can"
-                ) from None
+                raise self.cannot_be_written(error) from None
+
+    def cannot_be_written(self, error: Exception) -> ConfigError:
+        """The error for a place that cannot be written."""
+        return ConfigError(f"checkpoint.folder: {self.location} cannot be written ({error}); set one that can")
+
+    def create(self) -> None:
+        """Create the folder; object stores have none."""
+        if not self.remote:
+            Path(self.location).mkdir(parents=True, exist_ok=True)
 
     def sweep_scratch(self, spared: tuple[str, ...] = ()) -> None:
         """Remove what unfinished saves left on this machine, except names that begin with one of `spared`."""
@@ -146,45 +148,6 @@ class CheckpointStore:
         for name in self.contents().unfinished if self.remote else ():
             if not name.startswith(spared):
                 self.empty(name)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointLocations:
-    """What a run folder records of its checkpoints at every start: where they are, and which of them are kept."""
-
-    locations: tuple[str, ...]
-    """Of all starts, oldest first."""
-    storage: Storage
-    """How URLs among them are reached."""
-    keep_last: int
-    keep_every: int | None
-    keep_best: int
-
-    @classmethod
-    def load(cls, folder: RunFolder) -> "CheckpointLocations | None":
-        """What the last start recorded; None before the first.
-
-        Raises:
-            ConfigError: the file is damaged.
-        """
-        path = folder.path / _LOCATIONS
-        try:
-            return to_record(cls, json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path}: damaged ({error}); restore it from a copy, or remove it: checkpoints are then looked for in "
-                "the run folder and in the checkpoint.folder of the recipe alone"
-            ) from None
-
-    @classmethod
-    def save(cls, folder: RunFolder, store: CheckpointStore, settings: CheckpointSettings) -> None:
-        """Record `store` as the newest location, and what is kept of it."""
-        before = cls.load(folder)
-        locations = dict.fromkeys([*(before.locations if before else ()), store.location])
-        record = cls(tuple(locations), store.storage, settings.keep_last, settings.keep_every, settings.keep_best)
-        write_atomically(folder.path / _LOCATIONS, json.dumps(to_json(record)))
 
 
 def writing_name(step: int, attempt: str) -> str:
@@ -203,11 +166,9 @@ def store_below(folder: RunFolder, below: str | None, storage: Storage) -> Check
     return CheckpointStore(location, storage, folder.checkpoints)
 
 
-def known_stores(folder: RunFolder, store: CheckpointStore) -> list[CheckpointStore]:
-    """`store`, and those that earlier starts of the run in `folder` used before the setting was changed."""
-    last_start = CheckpointLocations.load(folder)
-    others = [str(folder.checkpoints), *(last_start.locations if last_start else ())]
-    return [replace(store, location=location) for location in dict.fromkeys([store.location, *others])]
+def is_own(store: CheckpointStore, folder: RunFolder) -> bool:
+    """Whether the store is in the run folder itself, and moves and is copied with it."""
+    return store.location == str(folder.checkpoints)
 
 
 def _local_folders(folder: Path) -> dict[str, dict[str, int]]:

@@ -1,6 +1,7 @@
 """The chain of a recipe, without its ranks: how often stages are planned, and when they are checked."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jobs import chain
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.faults.preemption import StopSignals
 from pipeline.plan import Plan, plan_stage
 from pipeline.recipe.loader import load_recipe
@@ -27,7 +28,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(f"plan {name}")
         return plan_stage(recipe, name)
 
-    def launch(command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals) -> None:
+    def launch(
+        command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals, variables: Mapping[str, str]
+    ) -> None:
         done.append(f"launch {command[2]}")
         checkpoint = folder.checkpoints / "step-00000001"
         checkpoint.mkdir()
@@ -94,3 +97,21 @@ def test_a_stage_is_checked_against_its_folder_once_the_stage_before_is_done(
     with pytest.raises(ConfigError, match="start_digest: not given -> "):
         run(path)
     assert steps[-1] == "launch pretrain"
+
+
+def test_a_stage_whose_ranks_leave_no_result_is_not_done(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "launch_ranks", lambda *arguments: None)
+    with pytest.raises(RunFailed, match="stage pretrain: its ranks ended without a result in .*runs/test/pretrain;"):
+        run(write_recipe(tmp_path, shards))
+
+
+def test_a_result_without_its_settings_counts_for_nothing(shards: Path, tmp_path: Path, steps: list[str]) -> None:
+    path = write_recipe(tmp_path, shards)
+    folder = run_folder(load_recipe(path), "finetune")
+    folder.create()
+    folder.finish(stage_result("finetune/checkpoints/step-00000006", "finetune", steps=6))
+    with pytest.raises(ConfigError, match="finetune: has a result and no recipe.yaml"):
+        run(path)
+    assert "launch pretrain" not in steps

@@ -36,19 +36,25 @@ def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProc
 
 @pytest.mark.slow(seconds=40)
 def test_shards_are_built_and_a_recipe_runs_beside_foreign_packages(folder: Path, pictures: Path) -> None:
+    (folder / "jobs.py").write_text(FOREIGN)  # as in another checkout
     settings = {"resources": {"ranks": 2, "gpus_per_rank": 0}}
     recipe = write_recipe(folder, folder / "shards", **settings)
     command = str(Path(sys.executable).with_name("coatnet"))  # the console script puts its own folder on the path
     built = run(command, "shards", "build", str(pictures), "shards", "--validation-per-class=5", folder=folder)
     assert built.returncode == 0, built.stderr
     short = ["pretrain.steps=2", "pretrain.optimizer.warmup_steps=1"]
-    trained = run(
-        "-m", "jobs", "train", recipe.name, "pretrain", *short, folder=folder
-    )  # and this, the working directory
+    trained = run(command, "train", recipe.name, "pretrain", *short, folder=folder)
     assert trained.returncode == 0, trained.stderr
-    shown = run(command, "status", folder=folder)
+    (folder / "jobs.py").unlink()  # `python -m jobs` would mean that one
+    shown = run("-m", "jobs", "status", folder=folder)
     assert shown.returncode == 0, shown.stderr
     assert "pretrain  done" in shown.stdout
+
+
+def test_the_working_directory_is_not_searched_for_anything(folder: Path) -> None:
+    (folder / "typing_extensions.py").write_text(FOREIGN)
+    done = run("-m", "jobs", "recipes", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_packages_on_pythonpath_do_not_come_first(folder: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.scheduler.submissions import SubmissionFolder
 from tests.servers.slurm import SlurmCluster
@@ -119,6 +120,24 @@ def test_a_batch_script_submitted_by_hand_runs_on_more_nodes(slurm: SlurmCluster
     assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()
     begin = events(tmp_path / "runs" / "test" / "pretrain")[0]
     assert (begin["event"], begin["ranks"]) == ("begin", 2)
+
+
+def test_a_waiting_job_runs_with_the_recipe_that_was_submitted(
+    slurm: SlurmCluster, shards: Path, tmp_path: Path
+) -> None:
+    recipe, runs = write_chain(tmp_path, shards), tmp_path / "runs"
+    short = ["pretrain.steps=2", "pretrain.optimizer.warmup_steps=1", "resources.flags=[--hold]"]
+    short += ["resources.nodes=1", "resources.ranks=1"]
+    submit(recipe, *short, "--no-doctor")
+    jobs = submitted(runs)
+    again = submit(recipe, *short, "pretrain.mixup_alpha=0.5", "--no-doctor")
+    assert submitted(runs) == jobs
+    assert "waits with other settings (mixup_alpha: 0.0 -> 0.5)" in " ".join(again.replace("\n", " ").split())
+    assert again.count("waits with other settings") == 1  # those of another stage are none
+    recipe.unlink()
+    slurm.run("scontrol", "release", jobs["pretrain"].job)
+    slurm.wait_for(jobs["pretrain"].job, "COMPLETED", seconds=120)
+    assert yaml.safe_load((runs / "test" / "pretrain" / "recipe.yaml").read_text())["mixup_alpha"] == 0.0
 
 
 def test_a_dry_run_prints_the_commands_that_submit_would_run(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.preflight import assess_recipe
+from pipeline.plan import plan_stage
 from pipeline.preflight.finding import Finding
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import run_folder
@@ -80,6 +81,7 @@ def test_jobs_that_build_shards_are_checked_and_stages_that_are_done_are_not(
     recipe = load_recipe(write_recipe(tmp_path, shards))
     folder = run_folder(recipe, "pretrain")
     folder.create()
+    folder.freeze(plan_stage(recipe, "pretrain"), None)
     folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     build = f"shards={{source: {tmp_path}, folder: built, resources: {{partition: nope}}}}"
     refused, _ = requests(tmp_path, shards, build)

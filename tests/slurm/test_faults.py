@@ -58,7 +58,8 @@ class Job:
     def rank(self, node: str) -> psutil.Process:
         """The rank on a node."""
         ranks = [one for one in self.slurm.processes(node) if one.name().startswith(("python", "coatnet"))]
-        return next(rank for rank in ranks if rank.cmdline()[-2:-1] == [str(self.log.parent / "recipe.yaml")])
+        frozen = self.log.parents[1] / "recipes"
+        return next(rank for rank in ranks if Path(rank.cmdline()[-2]).parent == frozen)
 
 
 def test_a_run_survives_whatever_a_cluster_does_to_it(

@@ -69,11 +69,12 @@ def notes(folder: Path) -> list[str]:
 
 
 def test_tasks_get_their_rank_and_their_arguments_unchanged(
-    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", ".")  # the working directory may be another checkout
     task = (
         'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $(hostname) $OMP_NUM_THREADS" > "task $RANK"\n'
-        'printf "%s|" "$@" > "arguments $RANK"; echo "$MASTER_PORT" > "port $RANK"'
+        'printf "%s|" "$@" > "arguments $RANK"; echo "$MASTER_PORT" > "port $RANK"; echo "$PYTHONPATH" > path'
     )
     odd = ["a b", 'it\'s "quoted"', "line\nline", "100%j", "back\\slash", "$HOME *"]
     job = submit(task, "recipe.yaml", "", *odd, options=("--ntasks-per-node=2",))
@@ -82,6 +83,7 @@ def test_tasks_get_their_rank_and_their_arguments_unchanged(
         assert (tmp_path / f"task {rank}").read_text() == f"{rank} {rank % 2} 4 2 node1 node{rank // 2 + 1} 1\n"
         assert (tmp_path / f"arguments {rank}").read_text() == "|".join(["train", "recipe.yaml", "pretrain", *odd, ""])
         assert (tmp_path / f"port {rank}").read_text() == (tmp_path / "port 0").read_text()
+    assert (tmp_path / "path").read_text() == f"{ROOT}:.\n"  # of the launcher's own code
     assert log_of(tmp_path) == ["start 0 on node[1-2], 4 tasks", "done"]
     assert notes(tmp_path) == []
 

@@ -88,5 +88,9 @@ def sign_again(checkpoint: Path, **changes: Any) -> None:
 
 
 def checkpoint_bytes(path: Path) -> dict[str, bytes]:
-    """The files of a checkpoint."""
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+    """The files of a checkpoint, its manifest without the id of the run that wrote it."""
+    files = {file.name: file.read_bytes() for file in path.iterdir()}
+    manifest = json.loads(files["manifest.json"])
+    assert signed(manifest) == manifest
+    manifest.pop("run_id", None)
+    return files | {"manifest.json": json.dumps(signed(manifest)).encode()}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.bundled_recipes import bundled_recipes
+from jobs.frozen_recipe import frozen_recipe
 from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs, submit_chain
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
@@ -51,7 +52,7 @@ def test_resources_become_options_of_sbatch(path: Path) -> None:
         "sbatch", "--parsable", "--job-name=test.pretrain", f"--chdir={folder}", f"--output={folder}/pretrain.log",
         "--export=ALL", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=6", "--gpus-per-node=4", "--signal=USR2@180",
         "--time=1-00:00:00", "--mem=400G", "--partition=gpu", "--account=ml", "--qos=long", "--constraint=a100&ib",
-        "--exclusive", "--exclude=node17", batch_script(recipe.stages["pretrain"]), f"{folder}/recipe.yaml", "pretrain",
+        "--exclusive", "--exclude=node17", batch_script(recipe.stages["pretrain"]), str(frozen_recipe(recipe).path), "pretrain",
     ]  # fmt: skip
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.resume import newest_intact, open_verified
-from pipeline.checkpoints.store import checkpoint_store, known_stores
+from pipeline.checkpoints.store import checkpoint_store
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings

@@ -11,6 +11,7 @@ import pytest
 
 from data.storage import Storage
 from pipeline.checkpoints.listing import checkpointed_stage, list_checkpoints
+from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import (
     CheckpointFacts,
     FileEntry,
@@ -22,7 +23,6 @@ from pipeline.checkpoints.manifest import (
     read_manifest,
     signed,
 )
-from pipeline.checkpoints.store import CheckpointLocations
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings

@@ -87,7 +87,7 @@ def ranks(process: Process) -> list[psutil.Process]:
         return []
 
 
-def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 300) -> None:
     """Poll `condition` until it holds; fails if `process` ends before."""
     deadline = time.monotonic() + seconds
     while not condition():

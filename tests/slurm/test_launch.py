@@ -101,26 +101,12 @@ def test_tasks_get_their_rank_and_their_arguments_unchanged(
     ],
 )
 def test_a_failure_that_would_recur_is_not_requeued(
-    slurm: SlurmCluster,
-    submit: Submit,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    task: str,
-    code: str,
-    said: str,
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, task: str, code: str, said: str
 ) -> None:
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "scontrol"
-    program.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/asked"\nexec {shutil.which("scontrol")} "$@"\n')
-    program.chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     # A single task if none writes a cause: of two, srun may terminate one before it ends by itself, which is code 143.
     options = () if "COATNET_CAUSE_FILE" in task else ("--nodes=1",)
     job = slurm.wait_for(submit(task, "recipe.yaml", options=options), "FAILED")
     assert (job["ExitCode"], job["Restarts"]) == (f"{code}:0", "0")
-    asked = (tmp_path / "asked").read_text().split()
-    assert "show" in asked
-    assert "requeue" not in asked
     assert not any(line.startswith("requeued:") for line in log_of(tmp_path))
     assert said in (tmp_path / "log").read_text()
     assert notes(tmp_path) == []
@@ -171,6 +157,22 @@ def test_a_controller_that_does_not_respond_as_the_job_ends_is_asked_again(
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
     assert (tmp_path / "squeue failed").exists()
     assert (tmp_path / "scontrol failed").exists()
+    assert [line for line in log_of(tmp_path) if not line.startswith("start")] == ["requeued: saved", "done"]
+
+
+def test_a_job_whose_ranks_end_while_slurm_still_signals_its_nodes_is_requeued(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's own answer with the state that a job has for milliseconds, or longer on many nodes."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "squeue"
+    program.write_text(f'#!/bin/sh\n{shutil.which("squeue")} "$@" | sed s/RUNNING/SIGNALING/\n')
+    program.chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    task = f'touch "$COATNET_BEGUN_FILE"; {ONCE}\nprintf "75\\nsaved\\n" > "$COATNET_CAUSE_FILE"; exit 75'
+    job = submit(task, "recipe.yaml", options=("--nodes=1",))
+    slurm.wait_for_restart(job)
+    slurm.wait_for(job, "COMPLETED")
     assert [line for line in log_of(tmp_path) if not line.startswith("start")] == ["requeued: saved", "done"]
 
 

@@ -56,6 +56,12 @@ def start(*arguments: str | Path, fresh: bool = False) -> Process:
     return process
 
 
+def start_program(program: str | Path, *arguments: str | Path, output: IO[bytes], **variables: str) -> Forked:
+    """`python FILE ARGUMENTS` or `python -m MODULE ARGUMENTS` in the background, as a fork too."""
+    texts = list(map(str, arguments))
+    return _server().start(texts, ROOT, environment() | variables, output, output, str(program))
+
+
 def _start(
     arguments: tuple[str | Path, ...],
     folder: Path | None,

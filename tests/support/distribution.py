@@ -1,0 +1,23 @@
+"""Which pytest worker gets which test file."""
+
+from typing import Any
+
+from xdist.scheduler import LoadFileScheduling
+
+_WAITING = ("tests/slurm/", "tests/servers/", "tests/end_to_end/test_hang.py", "tests/end_to_end/test_stop.py")
+"""Tests that mostly wait: for Slurm, or until a time limit has passed."""
+
+
+class WaitingAside(LoadFileScheduling):
+    """Whole files, as `--dist loadfile`; of three or more workers, the last one starts with files that mostly wait.
+
+    So two cores compute all the time, and the daemons of Slurm never compete with a third file that computes.
+    """
+
+    def _assign_work_unit(self, node: Any) -> None:
+        aside = self.numnodes > 2 and node is self.nodes[-1]
+        chosen = next(
+            (file for file in self.workqueue if file.startswith(_WAITING) == aside), next(iter(self.workqueue))
+        )
+        self.workqueue.move_to_end(chosen, last=False)
+        super()._assign_work_unit(node)

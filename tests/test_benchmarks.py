@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.command import start_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=8)
 
 
 def run(path: Path, benchmark: str, *arguments: str) -> list[dict[str, object]]:

@@ -4,7 +4,10 @@ from typing import Any
 
 from xdist.scheduler import LoadFileScheduling
 
-_WAITING = ("tests/slurm/", "tests/servers/", "tests/end_to_end/test_hang.py", "tests/end_to_end/test_stop.py")
+_WAITING = (
+    "tests/slurm/", "tests/servers/", "tests/end_to_end/test_hang.py", "tests/end_to_end/test_stop.py",
+    "tests/pipeline/faults/test_watchdog.py",
+)  # fmt: skip
 """Tests that mostly wait: for Slurm, or until a time limit has passed."""
 
 

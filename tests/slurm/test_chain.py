@@ -43,7 +43,9 @@ def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single
         recipe = write_recipe(folder, folder / "shards", **SHORT)
         with_top_level(recipe, shards=building | {"parts": 2})
     recipe, runs = there / "recipe.yaml", there / "runs"
-    overrides = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1"]
+    # Two ranks on two nodes in the first stage, one in the others: each takes seconds of processor time to start.
+    ranks = ["finetune.resources.ranks=1", "evaluate.resources.ranks=1"]
+    overrides = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1", *ranks]
     output = submit(recipe, *overrides)
     assert output.count("submitted") == 5
     jobs = submitted(runs)
@@ -55,7 +57,7 @@ def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single
     assert again.count("left alone") == 3
     assert submitted(runs) == jobs
 
-    locally = coatnet("run", here / "recipe.yaml")
+    locally = coatnet("run", here / "recipe.yaml", *ranks)
     assert locally.returncode == 0, locally.stderr
     submissions = SubmissionFolder(runs / "test" / "slurm")
     slurm.wait_until(lambda: slurm.job(jobs["evaluate"].job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))

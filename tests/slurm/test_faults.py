@@ -103,7 +103,7 @@ def test_a_run_longer_than_its_time_limit_requeues_itself_as_often_as_it_takes(
     steps = 2
     recipe = write_chain(tmp_path, shards)
     # Slurm counts minutes; of the half minute that the recipe allows, nothing is left after a step.
-    short = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=1"]
+    short = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=1", "resources.nodes=1", "resources.ranks=1"]
     job = Job(slurm, recipe, *short, "pretrain.resources.time_limit=0:00:30", "finetune.resources.flags=[--hold]")
     for _ in range(steps):  # after the last one it evaluates, however near the limit is
         job.await_restart()

@@ -11,10 +11,10 @@ _WAITING = (
 """Tests that mostly wait: for Slurm, or until a time limit has passed."""
 
 
-class WaitingAside(LoadFileScheduling):
+class WaitingAside(LoadFileScheduling):  # type: ignore[misc]
     """Whole files, as `--dist loadfile`; of three or more workers, the last one starts with files that mostly wait.
 
-    So two cores compute all the time, and the daemons of Slurm never compete with a third file that computes.
+    So two files compute on two cores while a third one waits for the daemons of Slurm.
     """
 
     def _assign_work_unit(self, node: Any) -> None:

@@ -10,9 +10,9 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 SLURM_PROGRAMS := slurmctld slurmd sbatch munged slurmdbd mariadbd
 APT := DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300
 APT_INSTALL := $(APT) update -qq && $(APT) install -y -qq --no-install-recommends
-# Two files at a time on two cores: a third worker makes daemons of Slurm miss their own time limits.
+# On two cores, two files compute at a time while a third one waits for Slurm, see tests/support/distribution.py.
 # All tests of a file are on one worker, so that its fixtures are computed once.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint format setup slurm clean

@@ -127,10 +127,11 @@ main() { # a function, so that bash has read all of it: the file may change duri
         say "done"
         ;;
     75)
-        # A cancelled job must not be requeued, and Slurm requeues a preempted one itself.
+        # A cancelled job must not be requeued, and Slurm requeues a preempted one itself. A job is SIGNALING until all
+        # nodes have confirmed the warning of --signal, by when quick ranks have saved and ended.
         state=$(patiently squeue --noheader --jobs="$job" --format='%T %r')
         case $state in
-        RUNNING* | *TimeLimit*)
+        RUNNING* | SIGNALING* | *TimeLimit*)
             # Starts without progress are counted in the run's event log; starts that fail before it is opened, here.
             if [ -z "$begun" ] && [ "$((starts += 1))" -ge 3 ]; then
                 say "failed: $starts starts in a row ended before the run began ($why)"

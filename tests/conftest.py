@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = item.get_closest_marker("slow")
         seconds[item.path] += slow.kwargs.get("seconds", 3) if slow else 0
     items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)  # unless pytest-xdist is left out, as with `-p no:xdist`
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.distribution import WaitingAside  # imports pytest-xdist
+
+    return WaitingAside(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def write_pictures(folder: Path, per_class: int, size: int = 24, seed: int = 0) -> Path:

@@ -1,23 +1,21 @@
 """The benchmarks run; their measurements are not tested."""
 
 import json
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.command import start_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=8)
 
 
-def run(path: Path, *arguments: str) -> list[dict[str, object]]:
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments, "--rounds", "1", "--device", "cpu", "--json", str(path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def run(path: Path, benchmark: str, *arguments: str) -> list[dict[str, object]]:
+    options = (*arguments, "--rounds", "1", "--device", "cpu", "--json", str(path))
+    with tempfile.NamedTemporaryFile("ab") as output:
+        code = start_program(benchmark, *options, output=output).wait(600)
+        assert code == 0, Path(output.name).read_text()
     rows: list[dict[str, object]] = json.loads(path.read_text())["rows"]
     return rows
 

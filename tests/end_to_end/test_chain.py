@@ -40,7 +40,7 @@ def chain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     recipe = write_recipe(tmp_path_factory.mktemp("chain"), shards)
     stage_folder(recipe, "pretrain").mkdir(parents=True)
     (stage_folder(recipe, "pretrain") / "histograms").touch()  # requests them
-    done = coatnet("run", recipe, fresh=True)
+    done = coatnet("run", recipe)
     assert done.returncode == 0, done.stderr
     return recipe, done.stdout
 

@@ -27,7 +27,7 @@ ON_TWO_RANKS, ON_CHANGING_RANKS = 35, 15
 
 @pytest.fixture(scope="module")
 def on_two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    faults = draw_faults(ON_TWO_RANKS, worlds=(2,), fresh=3, rng=random.Random(20))
+    faults = draw_faults(ON_TWO_RANKS, worlds=(2,), fresh=1, rng=random.Random(20))
     return disturbed(tmp_path_factory.mktemp("two"), shards, faults)
 
 

@@ -34,10 +34,10 @@ def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow(seconds=20)
 def test_shards_are_built_and_a_recipe_runs_beside_foreign_packages(folder: Path, pictures: Path) -> None:
     (folder / "jobs.py").write_text(FOREIGN)  # as in another checkout
-    settings = {"resources": {"ranks": 2, "gpus_per_rank": 0}}
+    settings = {"resources": {"ranks": 1, "gpus_per_rank": 0}}
     recipe = write_recipe(folder, folder / "shards", **settings)
     command = str(Path(sys.executable).with_name("coatnet"))  # the console script puts its own folder on the path
     built = run(command, "shards", "build", str(pictures), "shards", "--validation-per-class=5", folder=folder)

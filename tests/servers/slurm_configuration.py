@@ -1,4 +1,8 @@
-"""Configuration of the tests' Slurm cluster: fast scheduling, preemption by partition, simulated GPUs."""
+"""Configuration of the tests' Slurm cluster: fast scheduling, preemption by partition, simulated GPUs.
+
+Time limits are far above what a busy machine needs: Slurm restarts a job whose node seems to be down, whose script did
+not start in time, or whose credential has expired before it was used.
+"""
 
 import os
 import secrets
@@ -25,10 +29,12 @@ SlurmdLogFile={folder}/log/slurmd.%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=2
-SlurmdTimeout=15
-BatchStartTimeout=120
-TCPTimeout=3
-KillWait=5
+SlurmdTimeout=600
+BatchStartTimeout=600
+UnkillableStepTimeout=600
+TCPTimeout=10
+KillWait=20
+PropagatePrioProcess=1
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory

@@ -87,12 +87,8 @@ def test_no_process_outlives_a_killed_session(slurm: SlurmCluster, tmp_path: Pat
 def test_accounting_lists_a_job(slurm_accounting: SlurmCluster, tmp_path: Path) -> None:
     job = slurm_accounting.run("sbatch", "--parsable", "--output=/dev/null", _script(tmp_path, "exit 3")).strip()
     slurm_accounting.wait_for(job, "FAILED")
-    deadline = time.monotonic() + 120
-    while (
-        listed := slurm_accounting.run("sacct", "-XPn", "-j", job, "-o", "JobID,State,ExitCode")
-    ) != f"{job}|FAILED|3:0\n":
-        assert time.monotonic() < deadline, listed
-        time.sleep(0.3)
+    command = ("sacct", "-XPn", "-j", job, "-o", "JobID,State,ExitCode")
+    slurm_accounting.wait_until(lambda: slurm_accounting.run(*command) == f"{job}|FAILED|3:0\n")
 
 
 def _script(folder: Path, line: str) -> str:
@@ -102,7 +98,7 @@ def _script(folder: Path, line: str) -> str:
 
 
 def _await_process(processes: Callable[[], list[psutil.Process]], name: str) -> list[psutil.Process]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (found := [process for process in processes() if process.is_running() and process.name() == name]):
         assert time.monotonic() < deadline, f"no {name}"
         time.sleep(0.1)

@@ -1,7 +1,5 @@
 """Small recipes for nodes without GPUs, and their submission."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +33,3 @@ def submit(recipe: Path, *arguments: str) -> str:
 def submitted(runs: Path, name: str = "test") -> dict[str, Submission]:
     """The newest job of each stage of a recipe, shards included."""
     return SubmissionFolder(runs / name / "slurm").newest()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Poll `condition` until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)

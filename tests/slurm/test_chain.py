@@ -9,7 +9,7 @@ import yaml
 
 from jobs.scheduler.submissions import SubmissionFolder
 from tests.servers.slurm import SlurmCluster
-from tests.slurm.chains import submit, submitted, wait_until, with_top_level, write_chain
+from tests.slurm.chains import submit, submitted, with_top_level, write_chain
 from tests.support.command import coatnet
 from tests.support.paths import ROOT
 from tests.support.recipes import checkpoint_bytes, events, write_recipe
@@ -44,22 +44,24 @@ def test_one_command_builds_shards_pretrains_finetunes_and_evaluates_as_a_single
         recipe = write_recipe(folder, folder / "shards", **SHORT)
         with_top_level(recipe, shards=building | {"parts": 2})
     recipe, runs = there / "recipe.yaml", there / "runs"
-    overrides = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1"]
+    # Two ranks on two nodes in the first stage, one in the others: each takes seconds of processor time to start.
+    ranks = ["finetune.resources.ranks=1", "evaluate.resources.ranks=1"]
+    overrides = ["pretrain.resources.nodes=2", "resources.gpus_per_rank=0", "resources.cpus_per_rank=1", *ranks]
     output = submit(recipe, *overrides)
     assert output.count("submitted") == 5
     jobs = submitted(runs)
     assert list(jobs) == ["shards", "shards merge", *STAGES]
 
-    wait_until(lambda: slurm.job(jobs["pretrain"].job)["JobState"] == "RUNNING")
+    slurm.wait_for(jobs["pretrain"].job, "RUNNING")
     again = submit(recipe, *overrides)
     assert again.count("done") == 2  # the shards
     assert again.count("left alone") == 3
     assert submitted(runs) == jobs
 
-    locally = coatnet("run", here / "recipe.yaml")
+    locally = coatnet("run", here / "recipe.yaml", *ranks)
     assert locally.returncode == 0, locally.stderr
     submissions = SubmissionFolder(runs / "test" / "slurm")
-    wait_until(lambda: slurm.job(jobs["evaluate"].job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    slurm.wait_until(lambda: slurm.job(jobs["evaluate"].job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
     assert {name: slurm.job(job.job)["JobState"] for name, job in jobs.items()} == dict.fromkeys(jobs, "COMPLETED"), (
         logs(submissions)
     )
@@ -95,7 +97,7 @@ def test_a_stage_that_cannot_start_cancels_its_dependents_and_submitting_again_s
     unreadable.write_text("seed: 1")
     submit(recipe, *short, "--no-doctor")
     jobs = submitted(runs)
-    failed = slurm.wait_for(jobs["pretrain"].job, "FAILED", seconds=120)
+    failed = slurm.wait_for(jobs["pretrain"].job, "FAILED")
     assert (failed["ExitCode"], failed["Restarts"]) == ("78:0", "0")
     log = SubmissionFolder(runs / "test" / "slurm").log("pretrain")
     assert (
@@ -107,7 +109,8 @@ def test_a_stage_that_cannot_start_cancels_its_dependents_and_submitting_again_s
 
     unreadable.unlink()
     assert submit(recipe, *short).count("submitted") == 3
-    wait_until(lambda: (runs / "test" / "evaluate" / "result.json").exists())
+    slurm.wait_for(submitted(runs)["evaluate"].job, "COMPLETED")
+    assert (runs / "test" / "evaluate" / "result.json").exists()
 
 
 def test_a_batch_script_submitted_by_hand_runs_on_more_nodes(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
@@ -115,9 +118,8 @@ def test_a_batch_script_submitted_by_hand_runs_on_more_nodes(slurm: SlurmCluster
     place = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", f"--chdir={tmp_path}"]
     script = ROOT / "slurm" / "pretrain.sbatch"
     job = slurm.run("sbatch", "--parsable", *place, str(script), "recipe.yaml", "pretrain", "pretrain.steps=5").strip()
-    wait_until(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED"))
     log = tmp_path / f"coatnet-pretrain-{job}.log"
-    assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()
+    assert slurm.wait_for(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log.read_text()
     begin = events(tmp_path / "runs" / "test" / "pretrain")[0]
     assert (begin["event"], begin["ranks"]) == ("begin", 2)
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from pipeline.preflight.finding import Finding
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import run_folder
 from tests.servers.slurm import SlurmCluster
-from tests.support.command import Process, coatnet, start
+from tests.support.command import coatnet, start, wait_until
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
 
@@ -116,14 +114,6 @@ def test_the_nodes_are_checked_by_a_job_with_the_resources_of_the_stage(
     assert "Requeue=0" in record
 
 
-def _until(condition: Callable[[], bool], process: Process) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_ending_the_command_cancels_its_job(
@@ -131,9 +121,9 @@ def test_ending_the_command_cancels_its_job(
 ) -> None:
     slurm.run("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
     process = start("doctor", write_recipe(tmp_path, shards, resources=CPUS), "--nodes", "--seconds=600")
-    _until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)
+    wait_until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)
     os.kill(process.pid, number)
-    assert process.wait(60) == code
+    assert process.wait(300) == code
     assert "test.doctor" not in slurm.run("squeue", "--noheader", "--format=%j %T")
 
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.servers.slurm import SlurmCluster
-from tests.slurm.chains import submit, submitted, wait_until, write_chain
+from tests.slurm.chains import submit, submitted, write_chain
 from tests.support.command import coatnet
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
@@ -47,13 +47,12 @@ class Job:
             here = entries[starts[-1] :] if len(starts) == self.starts else []
             return sum(entry["event"] == "save" for entry in here)
 
-        wait_until(lambda: saves() >= count)
+        self.slurm.wait_until(lambda: saves() >= count)
 
     def await_restart(self) -> None:
         """Wait until this start is over, and let the next one start at once."""
+        self.slurm.wait_for_restart(self.number, self.starts)
         self.starts += 1
-        wait_until(lambda: self.slurm.job(self.number)["Restarts"] == str(self.starts - 1))
-        self.slurm.requeue_now(self.number)
 
     def rank(self, node: str) -> psutil.Process:
         """The rank on a node."""
@@ -82,7 +81,7 @@ def test_a_run_survives_whatever_a_cluster_does_to_it(
     job.await_restart()
 
     job.wait_for_steps()
-    wait_until(lambda: any(job.run.glob("checkpoints/.*step*")) or (job.run / "result.json").exists())
+    slurm.wait_until(lambda: any(job.run.glob("checkpoints/.*step*")) or (job.run / "result.json").exists())
     slurm.fail_node("node2" if "2" in slurm.job(job.number)["NodeList"] else "node3")
     job.await_restart()
     slurm.start_node("node1")
@@ -91,8 +90,8 @@ def test_a_run_survives_whatever_a_cluster_does_to_it(
     slurm.kill_controller()
     slurm.start_controller()
 
-    wait_until(lambda: (job.run / "result.json").exists(), 120)
-    wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
+    slurm.wait_for(job.number, "COMPLETED")
+    assert (job.run / "result.json").exists()
     begun = [entry for entry in events(job.run) if entry["event"] == "begin"]
     assert len(begun) == job.starts == 5
     assert checkpoint_bytes(job.run / FINAL) == checkpoint_bytes(undisturbed / FINAL)
@@ -105,11 +104,11 @@ def test_a_run_longer_than_its_time_limit_requeues_itself_as_often_as_it_takes(
     steps = 2
     recipe = write_chain(tmp_path, shards)
     # Slurm counts minutes; of the half minute that the recipe allows, nothing is left after a step.
-    short = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=1"]
+    short = [f"pretrain.steps={steps}", "pretrain.optimizer.warmup_steps=1", "resources.nodes=1", "resources.ranks=1"]
     job = Job(slurm, recipe, *short, "pretrain.resources.time_limit=0:00:30", "finetune.resources.flags=[--hold]")
     for _ in range(steps):  # after the last one it evaluates, however near the limit is
         job.await_restart()
-    wait_until(lambda: slurm.job(job.number)["JobState"] == "COMPLETED")
+    slurm.wait_for(job.number, "COMPLETED")
     reasons = [entry["reason"] for entry in events(job.run) if entry["event"] == "stop"]
     assert reasons == ["the time limit"] * steps
     assert f"requeued: stopped by the time limit after step 1, saved as step-{1:08d}; the same" in job.log.read_text()
@@ -129,11 +128,10 @@ def test_three_starts_without_progress_end_the_chain_and_say_why(
     job = Job(slurm, recipe, "pretrain.checkpoint.every_steps=260", "resources.nodes=1", "resources.ranks=1")
     for _ in range(3):
         log = job.run / "logs" / "rank-00000.log"
-        wait_until(lambda: log.exists() and log.read_text().count("step 3/260") == job.starts)  # noqa: B023
+        slurm.wait_until(lambda: log.exists() and log.read_text().count("step 3/260") == job.starts)  # noqa: B023
         os.kill(job.rank("node1").pid, signal.SIGKILL)
         job.await_restart()
-    wait_until(lambda: slurm.job(job.number)["JobState"] == "FAILED")
-    assert slurm.job(job.number)["ExitCode"] == "70:0"
+    assert slurm.wait_for(job.number, "FAILED")["ExitCode"] == "70:0"
     assert "failed with exit code 70, not requeued" in job.log.read_text()
     assert "3 starts in a row ended without a new checkpoint" in job.log.read_text()
     waiting = submitted(tmp_path / "runs")["finetune"].job

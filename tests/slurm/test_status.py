@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,21 +89,21 @@ def states() -> list[tuple[str, str]]:
     return [(row["state"], row["reason"]) for row in rows()]
 
 
-def await_state(stage: int, state: str, seconds: float = 120) -> dict[str, Any]:
+def await_state(slurm: SlurmCluster, stage: int, state: str) -> dict[str, Any]:
     """Wait until a stage is in that state; returns its row."""
-    deadline = time.monotonic() + seconds
-    while (found := rows()[stage])["state"] != state:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
+    found: dict[str, Any] = {}
+
+    def reached() -> bool:
+        found.update(rows()[stage])
+        return bool(found["state"] == state)
+
+    slurm.wait_until(reached, f"{state} expected of stage {stage}")
     return found
 
 
-def await_reason(slurm: SlurmCluster, job: str, reason: str, seconds: float = 120) -> None:
+def await_reason(slurm: SlurmCluster, job: str, reason: str) -> None:
     """Wait until Slurm gives the reason why the job waits, which takes it a while."""
-    deadline = time.monotonic() + seconds
-    while slurm.job(job)["Reason"] != reason:
-        assert time.monotonic() < deadline, slurm.job(job)
-        time.sleep(0.1)
+    slurm.wait_until(lambda: slurm.job(job)["Reason"] == reason, f"{reason} expected of job {job}")
 
 
 def test_a_running_and_a_waiting_job_are_shown_and_cancelled(slurm: SlurmCluster, run: MadeRun) -> None:
@@ -126,16 +125,16 @@ def test_a_running_and_a_waiting_job_are_shown_and_cancelled(slurm: SlurmCluster
             f"cancelled finetune, job {second}: it was waiting for one of these",
         ],
     )
-    await_state(0, "cancelled")
-    await_state(1, "cancelled")
+    await_state(slurm, 0, "cancelled")
+    await_state(slurm, 1, "cancelled")
     assert "nothing to cancel" in coatnet("cancel", "runs/small").output
 
 
 def test_ended_and_forgotten_jobs_have_a_state_and_cannot_be_cancelled(slurm: SlurmCluster, run: MadeRun) -> None:
     submit(slurm, run, "pretrain", "exit 3")
-    assert await_state(0, "failed")["reason"] == "failed: NonZeroExitCode"
+    assert await_state(slurm, 0, "failed")["reason"] == "failed: NonZeroExitCode"
     submit(slurm, run, "pretrain", "true")
-    assert await_state(0, "stopped")["reason"] == "its job ended before the stage was done"
+    assert await_state(slurm, 0, "stopped")["reason"] == "its job ended before the stage was done"
     run.submit("finetune", "99999")
     assert states()[1] == ("cancelled", "before it started")
     # Those that ended are not passed to scancel.
@@ -158,11 +157,11 @@ def test_a_requeued_job_shows_when_it_starts(slurm: SlurmCluster, run: MadeRun) 
 def test_an_array_is_one_row_and_cancelled_as_a_whole(slurm: SlurmCluster, run: MadeRun) -> None:
     job = submit(slurm, run, "shards", 'echo "part $SLURM_ARRAY_TASK_ID"; sleep 600', "--array=1-3")
     slurm.wait_for(f"{job}_1", "RUNNING")
-    row = await_state(0, "running")
+    row = await_state(slurm, 0, "running")
     assert (row["stage"], row["job"]) == ("shards", job)
     coatnet("cancel", "runs/small", "shards")
     slurm.wait_for(f"{job}_3", "CANCELLED")
-    assert await_state(0, "cancelled")["job"] == job
+    assert await_state(slurm, 0, "cancelled")["job"] == job
 
 
 def test_a_log_is_followed_until_the_job_is_over(
@@ -179,10 +178,10 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reason_in_the_log_counts_even_when_slurm_has_forgotten_the_job(
-    launch: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    slurm: SlurmCluster, launch: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch('if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; sleep 60')
-    found = await_state(0, "failed")
+    launch('if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; sleep 600')
+    found = await_state(slurm, 0, "failed")
     assert (found["reason"], found["nodes"]) == ("losses\nare nan", "node[1-2]")
     forgotten(monkeypatch)
     found = rows()[0]
@@ -192,9 +191,13 @@ def test_a_reason_in_the_log_counts_even_when_slurm_has_forgotten_the_job(
 def test_a_stop_that_was_saved_waits_for_its_next_start(
     slurm: SlurmCluster, run: MadeRun, launch: Callable[[str], str]
 ) -> None:
-    launch('touch "$COATNET_BEGUN_FILE"; printf "75\\nstopped by SIGUSR2\\n" > "$COATNET_CAUSE_FILE"; sleep 2; exit 75')
-    await_state(0, "running")
-    await_state(0, "waiting")
+    launch(
+        'touch "$COATNET_BEGUN_FILE"; printf "75\\nstopped by SIGUSR2\\n" > "$COATNET_CAUSE_FILE"\n'
+        "until [ -e stop ]; do sleep 0.1; done; exit 75"
+    )
+    await_state(slurm, 0, "running")
+    Path("stop").touch()
+    await_state(slurm, 0, "waiting")
     await_reason(slurm, run.submissions.newest()["pretrain"].job, "BeginTime")
     found = rows()[0]
     assert re.fullmatch(r"requeued, (starts in 0:\d\d|BeginTime)", found["reason"]), found
@@ -205,16 +208,11 @@ def test_cancelled_ranks_save(
 ) -> None:
     saving = 'printf "75\\nstopped by SIGTERM, saved\\n" > "$COATNET_CAUSE_FILE"; touch saved; exit 75'
     job = launch(f"trap '{saving}' TERM; touch listening; while sleep 0.2; do :; done")
-    deadline = time.monotonic() + 120
-    while not Path("listening").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    slurm.wait_until(Path("listening").exists)
     assert f"cancelled pretrain, job {job}: it runs on node[1-2]" in coatnet("cancel", "runs/small").output
     slurm.wait_for(job, "CANCELLED")
     assert Path("saved").exists()
-    while "ended as" not in run.submissions.log("pretrain").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    slurm.wait_until(lambda: "ended as" in run.submissions.log("pretrain").read_text())
     assert rows()[0]["state"] == "cancelled"
     forgotten(monkeypatch)
     assert states()[0] == ("cancelled", "stopped by SIGTERM, saved")
@@ -241,11 +239,8 @@ def test_with_accounting_what_the_controller_has_forgotten_is_known(accounting: 
     accounting.wait_for(failed, "FAILED")
     accounting.run("scancel", cancelled)
     accounting.wait_for(cancelled, "CANCELLED")
-    deadline = time.monotonic() + 120
     command = ["sacct", "-XPn", f"--jobs={failed},{cancelled}", "--format=State"]
-    while not {"FAILED", "CANCELLED"} <= set(accounting.run(*command).split()):
-        assert time.monotonic() < deadline, accounting.run(*command)
-        time.sleep(0.3)
+    accounting.wait_until(lambda: {"FAILED", "CANCELLED"} <= set(accounting.run(*command).split()))
     accounting.kill_controller()
     shutil.rmtree(accounting.folder / "state")
     (accounting.folder / "state").mkdir()

@@ -56,6 +56,12 @@ def start(*arguments: str | Path, fresh: bool = False) -> Process:
     return process
 
 
+def start_program(program: str | Path, *arguments: str | Path, output: IO[bytes], **variables: str) -> Forked:
+    """`python FILE ARGUMENTS` or `python -m MODULE ARGUMENTS` in the background, as a fork too."""
+    texts = list(map(str, arguments))
+    return _server().start(texts, ROOT, environment() | variables, output, output, str(program))
+
+
 def _start(
     arguments: tuple[str | Path, ...],
     folder: Path | None,
@@ -87,7 +93,7 @@ def ranks(process: Process) -> list[psutil.Process]:
         return []
 
 
-def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 300) -> None:
     """Poll `condition` until it holds; fails if `process` ends before."""
     deadline = time.monotonic() + seconds
     while not condition():

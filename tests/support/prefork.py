@@ -15,6 +15,7 @@ import ctypes
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -88,12 +89,22 @@ class PreforkServer:
         assert self._process.stdout.readline() == b"ready\n"
 
     def start(
-        self, arguments: list[str], folder: Path, environment: dict[str, str], stdout: IO[bytes], stderr: IO[bytes]
+        self,
+        arguments: list[str],
+        folder: Path,
+        environment: dict[str, str],
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        program: str = "",
     ) -> Forked:
-        """Start `coatnet ARGUMENTS` in `folder` as the leader of a process group of its own."""
+        """Start `coatnet ARGUMENTS` in `folder` as the leader of a process group of its own.
+
+        With `program`, a Python file or the name of a module, start `python FILE ARGUMENTS` or `python -m MODULE ARGUMENTS`.
+        """
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
-        request = json.dumps({"arguments": arguments, "folder": str(folder), "environment": environment}).encode()
+        facts = {"arguments": arguments, "folder": str(folder), "environment": environment, "program": program}
+        request = json.dumps(facts).encode()
         socket.send_fds(connection, [len(request).to_bytes(8, "big")], [stdout.fileno(), stderr.fileno()])
         connection.sendall(request)
         return Forked(connection)
@@ -159,8 +170,10 @@ def _keep(connection: socket.socket) -> NoReturn:
         _die_with_parent()
         os.setsid()
         os.chdir(request["folder"])
-        subprocess.Popen = _popen  # type: ignore[assignment, misc]
-        _run(request["arguments"], request["environment"], os.open(os.devnull, os.O_RDONLY), stdout, stderr)
+        if not request["program"]:
+            subprocess.Popen = _popen  # type: ignore[assignment, misc]
+        devnull = os.open(os.devnull, os.O_RDONLY)
+        _run(request["arguments"], request["environment"], devnull, stdout, stderr, request["program"])
     os.close(stdout)
     os.close(stderr)
     connection.sendall(f"{command}\n".encode())
@@ -177,8 +190,10 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     return received
 
 
-def _run(arguments: list[str], environment: dict[str, str], stdin: int, stdout: int, stderr: int) -> NoReturn:
-    """Run `python -m jobs ARGUMENTS` in this process as if it had been started for it."""
+def _run(
+    arguments: list[str], environment: dict[str, str], stdin: int, stdout: int, stderr: int, program: str = ""
+) -> NoReturn:
+    """Run `python -m jobs ARGUMENTS`, or another program, in this process as if it had been started for it."""
     import jobs
     from jobs.cli import main
 
@@ -191,7 +206,10 @@ def _run(arguments: list[str], environment: dict[str, str], stdin: int, stdout: 
     sys.modules["__main__"].__package__ = "jobs"
     code: Any = 1
     try:
-        main()
+        if program:
+            _run_program(program, arguments)
+        else:
+            main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -201,6 +219,14 @@ def _run(arguments: list[str], environment: dict[str, str], stdin: int, stdout: 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _run_program(program: str, arguments: list[str]) -> None:
+    sys.argv = [program, *arguments]
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 _real_popen = subprocess.Popen

@@ -1,36 +1,25 @@
 """Rank processes for a test: a Python file that is started once per rank."""
 
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
-from tests.support.command import environment
+from tests.support.command import start_program
 from tests.support.ports import free_ports
 
 
-def start_ranks(count: int, worker: Path, *arguments: str | Path) -> list[subprocess.Popen[str]]:
-    """`python WORKER ARGUMENTS` as `count` ranks of one process group."""
+def run_ranks(count: int, worker: Path, *arguments: str | Path, seconds: float = 900) -> None:
+    """`python WORKER ARGUMENTS` as `count` ranks of one process group; fails with their output unless all exit with 0."""
     group = {
         "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, str(worker), *map(str, arguments)],
-            env=environment() | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-
-
-def end_well(ranks: list[subprocess.Popen[str]], seconds: float = 900) -> None:
-    """Wait until all ranks have ended; fails with their output unless all exit codes are 0."""
-    outputs = [rank.communicate(timeout=seconds)[0] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)[-4000:]
-
-
-def run_ranks(count: int, worker: Path, *arguments: str | Path) -> None:
-    """`start_ranks`, then `end_well`."""
-    end_well(start_ranks(count, worker, *arguments))
+    with tempfile.NamedTemporaryFile("ab") as output:
+        ranks = [
+            start_program(worker, *arguments, output=output, **group, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(count)
+        ]
+        try:
+            codes = [rank.wait(seconds) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert not any(codes), f"{codes}\n{Path(output.name).read_text()[-8000:]}"

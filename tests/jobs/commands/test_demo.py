@@ -2,20 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.decode import decode
 from data.index import read_index
-from jobs.commands.demo import CLASSES, write_images
+from jobs.commands.demo import CLASSES
 from tests.support.command import coatnet
 from tests.support.recipes import scalars
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=40)
 
 
-def test_the_demo_builds_shards_and_runs_its_recipe_and_continues_when_called_again(tmp_path: Path) -> None:
+def test_the_demo_writes_its_images_builds_shards_runs_its_recipe_and_continues_when_called_again(
+    tmp_path: Path,
+) -> None:
     short = ["pretrain.epochs=1", "finetune.epochs=0.2", "finetune.optimizer.warmup_epochs=0"]
-    done = coatnet("demo", "demo", *short, folder=tmp_path, fresh=True)
+    done = coatnet("demo", "demo", *short, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"shards  builds {tmp_path}/demo/shards from {tmp_path}/demo/images" in done.stdout
     assert "demo/shards/validation: 1,000 images of 10 classes" in done.stdout
@@ -24,23 +27,16 @@ def test_the_demo_builds_shards_and_runs_its_recipe_and_continues_when_called_ag
     # Ten classes; the full demo's figures are in the README.
     assert max(scalars(tmp_path / "demo/runs/demo/finetune", "validation/top1").values()) > 0.6
 
+    files = sorted((tmp_path / "demo/images").rglob("*.jpg"))
+    assert len(files) == 10_000
+    assert {file.parent.name for file in files} == set(CLASSES)
+    assert decode(files[0].read_bytes()).shape == (28, 28, 3)
+    shards = [read_index(tmp_path / "demo/shards" / split) for split in ("train", "validation")]
+    assert [index.samples for index in shards] == [9_000, 1_000]
+    labels = np.load(tmp_path / "demo/shards/validation/labels.npy")
+    assert np.bincount(labels.ravel()).tolist() == [100] * len(CLASSES)
+
     again = coatnet("demo", "demo", *short, folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") == 3
     assert "builds" not in again.stdout
-
-
-def test_all_bundled_images_are_written(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    files = sorted((tmp_path / "images").rglob("*.jpg"))
-    assert len(files) == 10_000
-    assert {file.parent.name for file in files} == set(CLASSES)
-    assert decode(files[0].read_bytes()).shape == (28, 28, 3)
-
-
-def test_building_them_holds_out_a_hundred_of_each_class(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    done = coatnet("shards", "build", "images", "shards", "--validation-per-class", "100", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert read_index(tmp_path / "shards/train").samples == 9_000
-    assert read_index(tmp_path / "shards/validation").samples == 1_000

@@ -91,10 +91,13 @@ class BuildReport:
     """What became of every entry of the source."""
 
     def document(self) -> dict[str, Any]:
-        """What `--json` prints and `report.json` contains: the accounting, and what was written."""
+        """What `--json` prints and `report.json` contains: the accounting, and what was written.
+
+        Folders are those below the destination, so that equal builds have equal files.
+        """
         written = [
             {
-                "folder": str(folder),
+                "folder": folder.name if len(self.indexes) > 1 else ".",
                 "images": index.samples,
                 "classes": len(index.classes),
                 "shards": len(index.shards),

@@ -14,7 +14,7 @@ from pipeline.faults.preemption import StopSignals
 from pipeline.plan import Plan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe, Stage
-from pipeline.run_folder import RunFolder, run_folder
+from pipeline.run_folder import RunFolder, run_folder, start_digest
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
 
@@ -31,11 +31,14 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def launch(
         command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals, variables: Mapping[str, str]
     ) -> None:
-        done.append(f"launch {command[2]}")
+        name = command[2]
+        done.append(f"launch {name}")
+        recipe = load_recipe(Path(command[1]))
+        folder.freeze(plan_stage(recipe, name), start_digest(recipe, name))
         checkpoint = folder.checkpoints / "step-00000001"
         checkpoint.mkdir()
         (checkpoint / "manifest.json").write_text("{}")
-        folder.finish(stage_result(str(checkpoint), folder.path.name, steps=1))
+        folder.finish(stage_result(str(checkpoint), name, steps=1))
 
     monkeypatch.setattr(chain, "plan_stage", plan)
     monkeypatch.setattr(chain, "launch_ranks", launch)

@@ -61,9 +61,9 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         "batch: 12 images as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
         f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
-        class_list(("bright", "dark", "striped")),
         "data.lanes: 4 lanes; a batch of 12 mixes 3 of the 3 classes that shuffled shards would give, and a micro-batch of 3 "
         "mixes 2 of the 2 classes: 101%",
+        class_list(("bright", "dark", "striped")),
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,
     ]  # fmt: skip

@@ -10,6 +10,7 @@ from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs, submi
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
 from pipeline.errors import ConfigError
+from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import run_folder
@@ -29,10 +30,11 @@ def path(tmp_path: Path) -> Path:
     return write_recipe(tmp_path, tmp_path / "shards")
 
 
-def test_nothing_is_submitted_for_a_stage_whose_checkpoint_is_gone(path: Path) -> None:
-    recipe = load_recipe(path)
+def test_nothing_is_submitted_for_a_stage_whose_checkpoint_is_gone(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, shards))
     folder = run_folder(recipe, "pretrain")
     folder.create()
+    folder.freeze(plan_stage(recipe, "pretrain"), None)
     folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     submissions = submission_folder(recipe)
     chain = chain_jobs(recipe, submissions, (recipe, submissions))

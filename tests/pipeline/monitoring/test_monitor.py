@@ -298,7 +298,8 @@ def test_a_run_starts_with_its_lanes_and_what_its_batches_mix(
     with caplog.at_level(logging.INFO), Monitor(folder, plan, 0, 40, ALONE, Console(file=shown)) as monitor:
         monitor.begin(None, [])
         monitor.begin("step-00000001", [])
-    first, *_, again = [record.getMessage() for record in caplog.records if record.name.endswith("monitor")]
+    messages = [record.getMessage() for record in caplog.records if record.name.endswith("monitor")]
+    first, again = [message for message in messages if "lanes" in message]
     assert first.startswith(f"pretrain  {line}")
     assert again == "pretrain  data.lanes: 12 lanes (derived from the batch)"
     assert ("warning" in shown.getvalue()) == sorted_by_class

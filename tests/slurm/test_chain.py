@@ -138,7 +138,7 @@ def test_a_waiting_job_runs_with_the_recipe_that_was_submitted(
     assert again.count("waits with other settings") == 1  # those of another stage are none
     recipe.unlink()
     slurm.run("scontrol", "release", jobs["pretrain"].job)
-    slurm.wait_for(jobs["pretrain"].job, "COMPLETED", seconds=120)
+    slurm.wait_for(jobs["pretrain"].job, "COMPLETED")
     assert yaml.safe_load((runs / "test" / "pretrain" / "recipe.yaml").read_text())["mixup_alpha"] == 0.0
 
 

@@ -1,13 +1,14 @@
 """What became of every entry of a source: found = taken + left out, each reason with its count and first names."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data.errors import DataError
 
 REPORT_NAME = "report.json"
 """The report of a build or of indexing, kept beside `index.json`."""
-_FIRST_NAMES = 3
+FIRST_NAMES = 3
+"""How many of many names are shown or kept."""
 
 
 @dataclass(slots=True)
@@ -21,7 +22,7 @@ class LeftOut:
         """Count `count` more entries, of which `names` are the first."""
         self.count += count
         for name in names:
-            if len(self.first) == _FIRST_NAMES:
+            if len(self.first) == FIRST_NAMES:
                 break
             self.first.append(name)
 
@@ -90,6 +91,18 @@ class Accounting:
             )
 
 
+def listed(names: Sequence[str], separator: str = ", ", count: int | None = None) -> str:
+    """The first of some names, as in `a, b, c, ...`.
+
+    Args:
+        names: of which the first few are shown.
+        separator: between two.
+        count: how many there are; defaults to the number of `names`.
+    """
+    shown = names[:FIRST_NAMES]
+    return separator.join([*shown, "..."] if len(shown) < (len(names) if count is None else count) else shown)
+
+
 def lines(accounting: Accounting) -> Iterator[str]:
     """As `table`, but one line for all entries if none is left out."""
     if accounting.left_out:
@@ -109,7 +122,7 @@ def table(accounting: Accounting) -> Iterator[str]:
     for use, count in uses.items():
         yield f"{count:>{width},} taken: {use}"
     for reason, entries in accounting.left_out.items():
-        names = ", ".join(entries.first) + (", ..." if entries.count > len(entries.first) else "")
+        names = listed(entries.first, count=entries.count)
         yield f"{entries.count:>{width},} left out: {reason}{f' ({names})' if names else ''}"
     for remark in accounting.remarks:
         yield remark.text

@@ -24,6 +24,10 @@ _OTHER_KINDS = {
 _SPARSE, _FOLDER = _OTHER_KINDS[ord("S")], _OTHER_KINDS[ord("5")]
 _DANGLING = "links to nothing in the tar"
 
+NO_END_MARK = "no_end_mark"
+SEVERAL_TARS = "several_tars"
+"""Kinds of remarks on tars that are whole."""
+
 
 class Member(NamedTuple):
     """One regular file in a tar: its name, and offset and size of its content, which for links is their target's."""

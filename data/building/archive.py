@@ -13,19 +13,12 @@ from data.building.decompression import is_compressed
 from data.building.formats import TAR_EXTENSIONS, NotTaken
 from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
-from data.building.tar_members import (
-    DAMAGES,
-    NO_END_MARK,
-    Member,
-    members,
-    normal,
-    open_seekable,
-    open_stream,
-)
+from data.building.tar_members import DAMAGES, Member, members, normal, open_seekable, open_stream
 from data.errors import DataError
 from data.label_files import LabelFile
 from data.remote_file import open_file
 from data.storage import Storage, file_size, is_remote, read_bytes
+from data.tar import NO_END_MARK
 
 _BLOCK = 2**20  # bytes that are read at a time
 

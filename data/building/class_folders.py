@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cached_property
 
-from data.accounting import Accounting
+from data.accounting import Accounting, listed
 from data.building.formats import NotTaken, without_tar_extension
 from data.building.keys import readable
 from data.errors import DataError
@@ -18,7 +18,6 @@ from data.errors import DataError
 BESIDE = "an image beside the class folders"
 
 _SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -231,11 +230,10 @@ class ClassFolders:
             if folder.rpartition("/")[0] == above and folder.rpartition("/")[2] not in self._origins
         )
         if empty:
-            names = ", ".join(map(_shown, empty[:_SHOWN])) + (", ..." if len(empty) > _SHOWN else "")
             accounting.remark(
-                "classes_without_images",
-                f"{len(empty):,} folders beside the class folders have no image and are not classes ({names}); if they "
-                "are, give the class list with --classes",
+                "folders_without_images",
+                f"{len(empty):,} folders beside the class folders have no image and are not classes "
+                f"({listed([*map(_shown, empty)])}); if they are, give the class list with --classes",
             )
 
     def _refuse_splits(self) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from data.building.keys import readable
 from data.building.shard_plan import Images, Int32, Int64
 from data.building.source import BrokenInput
 from data.building.tar_members import LOST_LINK
+from data.class_remarks import remark_on_similar_classes, remark_on_unused_classes
 from data.errors import DataError
 from data.json_records import parse_json, to_json
 
@@ -24,7 +24,6 @@ SAME_NAME = "another image has the same name"
 ELSEWHERE = "in other parts"
 _OWN_REASONS = {SAME_NAME, LOST_LINK, "no such file", *UNCONVERTED.values()}
 """Reasons that are the same for all entries; others are about one image."""
-_SHOWN = 3
 
 
 def save_listing(folder: Path, part: BuildPart, listing: Accounting) -> None:
@@ -128,23 +127,6 @@ def remark_on_classes(
             f"the dataset is multi-label: {several.size:,} of {len(order):,} images have several labels (first: "
             f"{readable(images.name(int(order[first])))}: {names}); for one with single labels, give each image one",
         )
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        plain = unicodedata.normalize("NFKC", readable(name)).casefold()
-        alike.setdefault(" ".join(re.split(r"[\s_-]+", plain)).strip(), []).append(name)
-    groups = [names for names in alike.values() if len(names) > 1]
-    if groups:
-        shown = "; ".join(" and ".join(ascii(name) for name in names) for names in groups[:_SHOWN])
-        accounting.remark(
-            "similar_classes",
-            f"{len(groups):,} groups of class names differ only in case, spaces or Unicode form and stay different "
-            f"classes ({shown}{'; ...' if len(groups) > _SHOWN else ''}); data.label_map of a recipe merges classes",
-        )
-    empty = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
-    if empty:
-        names = ", ".join(readable(classes[number]) for number in empty[:_SHOWN])
-        accounting.remark(
-            "unused_classes",
-            f"{len(empty):,} of {len(classes):,} classes of --classes have no images ({names}"
-            f"{', ...' if len(empty) > _SHOWN else ''})",
-        )
+    remark_on_similar_classes(accounting, classes)
+    unused = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
+    remark_on_unused_classes(accounting, [readable(name) for name in classes], unused, "images")

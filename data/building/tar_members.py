@@ -11,15 +11,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import IO, BinaryIO, NamedTuple, Self, cast
 
 from data.building.decompression import Damage, plain
+from data.tar import NO_END_MARK, SEVERAL_TARS
 
 _MOST_LINKS = 40  # from one to the next, as in Linux
 
 LINK_UPWARDS = "a link to a folder above it"
 LOST_LINK = "a link to a missing file"
 _UNRESOLVED = "a link in a class tar of a compressed tar; decompress the outer tar"
-
-NO_END_MARK = "no_end_mark"
-SEVERAL_TARS = "several_tars"
 
 DAMAGES = (Damage, tarfile.TarError)
 

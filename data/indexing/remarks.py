@@ -1,18 +1,17 @@
 """What a person should know about the labels of a dataset, with the option that decides it."""
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.accounting import Accounting
+from data.accounting import Accounting, listed
+from data.class_remarks import remark_on_similar_classes, remark_on_unused_classes
 from data.index import ShardIndex
 from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
 from data.labels import is_number
 
-_SHOWN = 3  # names
 _FAR = 100  # numbers between the greatest label and the one before it
 
 
@@ -20,10 +19,10 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
     """Add the remarks on the shards, the class list and the labels (N, k) to `members`."""
     if groups := describe_groups([scan.entry.name for scan in scans]):
         members.remark("different_names", groups)
-    for kind in dict.fromkeys(remark for scan in scans for remark in scan.remarks):
-        concerned = [scan.entry.name for scan in scans if kind in scan.remarks]
-        others = f" (as have {len(concerned) - 1:,} others)" if len(concerned) > 1 else ""
-        members.remark(kind.split(",")[0].replace(" ", "_"), f"{concerned[0]} {kind}{others}")
+    for kind in dict.fromkeys(kind for scan in scans for kind in scan.remarks):
+        concerned = [scan for scan in scans if kind in scan.remarks]
+        more = f"; {len(concerned) - 1:,} more shards are like it" if len(concerned) > 1 else ""
+        members.remark(kind, f"{concerned[0].entry.name} {concerned[0].remarks[kind]}{more}")
     scattered = sum(problem.problem == Problem.KEY_REPEATED for scan in scans for problem in scan.problems)
     if scattered:
         members.remark(
@@ -62,24 +61,12 @@ def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray
             f"no sample has the label 0, and all others up to {len(index.classes) - 1:,} occur; if the first class has "
             "the label 1, use --first-label 1; without it class 0 has no samples",
         )
-    elif len(absent):
-        names = ", ".join(index.classes[number] for number in absent[:_SHOWN].tolist())
-        accounting.remark(
-            "classes_without_samples",
-            f"{len(absent):,} of {len(index.classes):,} classes have no samples ({names}"
-            f"{', ...' if len(absent) > _SHOWN else ''}); the class list is decided by --classes",
-        )
+    else:
+        remark_on_unused_classes(accounting, index.classes, absent.tolist(), "samples")
     first = index.label.first
     if by_number and index.classes == tuple(map(str, range(first, first + len(index.classes)))):
         _remark_on_greatest(accounting, index, np.flatnonzero(counts), counts)
-    alike = list(look_alikes(index.classes))
-    if alike:
-        shown = "; ".join(", ".join(map(ascii, names)) for names in alike[:_SHOWN])
-        accounting.remark(
-            "look_alike_classes",
-            f"{len(alike):,} groups of class names look alike and remain different classes ({shown}"
-            f"{'; ...' if len(alike) > _SHOWN else ''}); a label map (data.label_map) can merge them",
-        )
+    remark_on_similar_classes(accounting, index.classes)
     if not by_number:
         _remark_on_names(accounting, index)
     if not by_number and 2 * len(index.classes) > samples:
@@ -96,8 +83,8 @@ def _remark_on_names(accounting: Accounting, index: ShardIndex) -> None:
     if 0 < len(numbers) < len(index.classes):
         accounting.remark(
             "numbers_among_names",
-            f"{len(numbers):,} of {len(index.classes):,} class names are numbers ({', '.join(numbers[:_SHOWN])}"
-            f"{', ...' if len(numbers) > _SHOWN else ''}); if others are wrong, use --label-by number",
+            f"{len(numbers):,} of {len(index.classes):,} class names are numbers ({listed(numbers)}); if "
+            "others are wrong, use --label-by number",
         )
     several = [name for name in index.classes if "\n" in name]
     if several:
@@ -123,12 +110,3 @@ def _remark_on_greatest(
             f"{second + index.label.first:,}; if it is none of the classes, leave its samples out with --ignore-label "
             f"{label}",
         )
-
-
-def look_alikes(names: Sequence[str]) -> Iterator[list[str]]:
-    """Names that differ only in case, spaces or Unicode form."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        text = unicodedata.normalize("NFKC", name).casefold()
-        groups.setdefault(" ".join(text.replace("_", " ").split()), []).append(name)
-    return (found for found in groups.values() if len(found) > 1)

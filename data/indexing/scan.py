@@ -23,7 +23,7 @@ from data.index import LabelFormat, ShardEntry
 from data.labels import label_values, stored_labels
 from data.shard import SampleMembers, group_members, split_key, split_members
 from data.storage import Storage, is_remote, join, pieces
-from data.tar import TarContents, read_tar
+from data.tar import NO_END_MARK, SEVERAL_TARS, TarContents, read_tar
 
 _LOCAL_PIECE = 4 * 2**20  # bytes
 _NO_SUCH_CLASS = -2
@@ -91,8 +91,8 @@ class ShardScan:
     """(extension, format by the first bytes) -> images."""
     other_members: Accounting
     """The members that belong to no sample; the other ones are counted as found as well."""
-    remarks: list[str]
-    """What is unusual about the tar, although it is whole."""
+    remarks: dict[str, str]
+    """Kind -> what is unusual about the tar, although it is whole."""
     sample_members: NDArray[np.uint8]
     """(samples,) what each sample has: IMAGE, LABEL or both."""
     repeated_labels: int
@@ -261,7 +261,7 @@ class ShardScanner:
             label_places=places,
             formats=formats,
             other_members=_other_members(contents, entry.name, self.image_fields, self.label.field),
-            remarks=list(_remarks(contents)),
+            remarks=_remarks(contents),
             sample_members=np.array(
                 [(g.image is not None) * IMAGE + (g.label is not None) * LABEL for g in samples], np.uint8
             ),
@@ -330,11 +330,13 @@ def _why_other(name: str) -> str:
     return f"{split[1]} members, neither images nor labels"
 
 
-def _remarks(contents: TarContents) -> Iterator[str]:
+def _remarks(contents: TarContents) -> dict[str, str]:
+    remarks = {}
     if not contents.has_end and contents.damage is None:
-        yield "has no end mark, but ends behind a whole member"
+        remarks[NO_END_MARK] = "has no end mark, but ends behind a whole member"
     if contents.archives > 1:
-        yield f"is {contents.archives} tars behind one another, which are all read"
+        remarks[SEVERAL_TARS] = f"is {contents.archives} tars behind one another, which are all read"
+    return remarks
 
 
 def _format(encoded: bytes) -> str:

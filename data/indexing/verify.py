@@ -87,7 +87,7 @@ def _file_differences(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference
     if scan.damage:
         yield Difference(entry.name, "", f"is damaged: {scan.damage}")
     elif there.samples < entry.samples:
-        yield from (Difference(entry.name, "", remark) for remark in scan.remarks)
+        yield from (Difference(entry.name, "", remark) for remark in scan.remarks.values())
     if there.samples != entry.samples:
         yield Difference(entry.name, "", f"has {there.samples:,} samples, {entry.samples:,} in the index")
 

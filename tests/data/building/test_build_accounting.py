@@ -315,7 +315,7 @@ def test_what_changes_the_meaning_of_a_dataset_is_remarked_once(tmp_path: Path) 
     )
     assert (
         "1 folders beside the class folders have no image and are not classes (empty)"
-        in (remarks["classes_without_images"])
+        in (remarks["folders_without_images"])
     )
     assert remarks["unused_patterns"] == "nothing matches --leave-out *.bmp"
 

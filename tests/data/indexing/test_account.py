@@ -234,12 +234,12 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
     [
         ([0, 1, 2], "cls", {}),
         ([1, 2, 3], "cls", {"labels_from_1": "no sample has the label 0, and all others up to 3 occur; .*--first-label 1"}),
-        ([0, 2, 5], "cls", {"classes_without_samples": r"3 of 6 classes have no samples \(1, 3, 4\)"}),
+        ([0, 2, 5], "cls", {"unused_classes": r"3 of 6 classes have no samples \(1, 3, 4\)"}),
         (
             [0, 1, 2, 2, 65535],
             "cls",
             {
-                "classes_without_samples": r"65,532 of 65,536 classes have no samples \(3, 4, 5, ...\)",
+                "unused_classes": r"65,532 of 65,536 classes have no samples \(3, 4, 5, ...\)",
                 "outlier_label": "1 samples have the label 65,535, and no other is above 2; .*--ignore-label 65535",
             },
         ),
@@ -249,7 +249,7 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
             "multi_label": "multi-label: 1 of 2 samples have several classes, up to 2; training needs loss.kind: sigmoid",
         }),
         (["cat", "Cat", "cafe\u0301", "caf\u00e9", *["dog"] * 6], "txt", {
-            "look_alike_classes": r"2 groups of class names look alike .*\('Cat', 'cat'; 'cafe\\u0301', 'caf\\xe9'\).* label map",
+            "similar_classes": r"2 groups of class names differ .*\('Cat' and 'cat'; 'cafe\\u0301' and 'caf\\xe9'\).* label map",
         }),
         (["cat", "dog", *["8"] * 4], "txt", {
             "numbers_among_names": r"1 of 3 class names are numbers \(8\); if others are wrong, use --label-by number"

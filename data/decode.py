@@ -7,22 +7,12 @@ from PIL import Image, UnidentifiedImageError
 
 from data.jpeg import Pixels as Pixels
 from data.jpeg import jpeg_frame, jpeg_pixels
+from data.signatures import compression, image_format
 
 # 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3
 
-_CONVERT = "coatnet shards build --convert makes a JPEG of it"
-_OTHER_FORMATS = (
-    (b"GIF8", "a GIF", _CONVERT),
-    (b"BM", "a BMP", _CONVERT),
-    (b"II*\0", "a TIFF", _CONVERT),
-    (b"MM\0*", "a TIFF", _CONVERT),
-    (b"II+\0", "a BigTIFF", _CONVERT),
-    (b"MM\0+", "a BigTIFF", _CONVERT),
-    (b"\x1f\x8b", "compressed with gzip", "coatnet shards build unpacks it"),
-)
-_CONVERT_YOURSELF = "convert it to JPEG, PNG or WebP and build the shards again"
-_BOXES = {b"avif": "an AVIF", b"avis": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIF"}
+_CONVERTED = ("BMP", "GIF", "TIFF")  # by a build
 
 
 class DecodeError(ValueError):
@@ -74,12 +64,17 @@ def _decode(encoded: bytes) -> Pixels:
 
 def _refused_format(encoded: bytes) -> str:
     """What the bytes are instead, and what makes an image of them that can be decoded."""
-    for start, name, fix in _OTHER_FORMATS:
-        if encoded.startswith(start):
-            return f"{name}, not a JPEG, PNG or WebP; {fix}"
-    if encoded[4:8] == b"ftyp" and (name := _BOXES.get(encoded[8:12], "")):
-        return f"{name}, not a JPEG, PNG or WebP; {_CONVERT_YOURSELF}"
-    return "neither JPEG, PNG nor WebP"
+    if compression(encoded) == "gzip":
+        return "compressed with gzip, not a JPEG, PNG or WebP; coatnet shards build unpacks it"
+    name = image_format(encoded)
+    if name is None:
+        return "neither JPEG, PNG nor WebP"
+    fix = (
+        "coatnet shards build --convert makes a JPEG of it"
+        if name in _CONVERTED
+        else "convert it to JPEG, PNG or WebP and build the shards again"
+    )
+    return f"{'an' if name.startswith('A') else 'a'} {name}, not a JPEG, PNG or WebP; {fix}"
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:

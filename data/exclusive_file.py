@@ -8,7 +8,7 @@ from typing import Any
 
 from data.atomic_file import UNFINISHED, sync_folder
 from data.retries import with_retries
-from data.storage import Storage, _open, checked, is_remote
+from data.storage import Storage, checked, is_remote, open_filesystem
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _EXISTS, _NOT_IMPLEMENTED = 412, 501  # HTTP
@@ -28,7 +28,7 @@ def create_file(location: str | Path, data: bytes, storage: Storage) -> bool:
     location = checked(location)
     if not is_remote(location):
         return _create_local(Path(location), data)
-    files, there = _open(location, storage)
+    files, there = open_filesystem(location, storage)
 
     def create() -> bool:
         if files.exists(there):

@@ -84,7 +84,7 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
             return file.read() if stop is None else file.read(stop - start)
     if stop is not None and stop <= start:
         return b""
-    files, path = _open(location, storage)
+    files, path = open_filesystem(location, storage)
 
     def get() -> bytes:
         data = bytes(files.cat_file(path, start=start or None if stop is None else start, end=stop))
@@ -105,7 +105,7 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
     if not is_remote(location):
         write_atomically(Path(location), data)
         return
-    files, path_there = _open(location, storage)
+    files, path_there = open_filesystem(location, storage)
     with_retries(lambda: files.pipe_file(path_there, data), location, storage)
 
 
@@ -123,7 +123,7 @@ def check_writable(folder: str | Path, storage: Storage) -> None:
         Path(probe).unlink()
         return
     write_bytes(probe, b"", storage)
-    files, path = _open(probe, storage)
+    files, path = open_filesystem(probe, storage)
     with contextlib.suppress(PermissionError):  # writing may be permitted without removing
         files.rm_file(path)
 
@@ -142,7 +142,7 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
             raise FileNotFoundError(folder)
         found = sorted(p for p in (root.rglob("*") if below else root.iterdir()) if p.is_file())
         return {path.relative_to(root).as_posix(): path.stat().st_size for path in found}
-    files, path = _open(folder, storage)
+    files, path = open_filesystem(folder, storage)
     path = path.rstrip("/")
 
     def get() -> dict[str, int | None]:
@@ -201,7 +201,7 @@ def list_folders(folder: str | Path, storage: Storage) -> list[str]:
     if not is_remote(folder):
         with os.scandir(folder) as local_entries:
             return sorted(entry.name for entry in local_entries if entry.is_dir())
-    files, path = _open(folder, storage)
+    files, path = open_filesystem(folder, storage)
 
     def get() -> list[str]:
         entries = files.ls(path.rstrip("/"), detail=True)
@@ -219,7 +219,7 @@ def file_size(location: str | Path, storage: Storage) -> int:
     location = checked(location)
     if not is_remote(location):
         return Path(location).stat().st_size
-    files, path = _open(location, storage)
+    files, path = open_filesystem(location, storage)
     size = with_retries(lambda: files.info(path)["size"], location, storage)
     if size is None:
         raise DataError(f"{without_signature(location)}: the storage does not tell its size; copy it to another one")
@@ -243,7 +243,7 @@ def upload(
     Raises:
         StorageRefused, StorageDown, DataError: as for `read_bytes`.
     """
-    files, there = _open(checked(location), storage)
+    files, there = open_filesystem(checked(location), storage)
     size = path.stat().st_size
     if size <= part or not hasattr(files, "call_s3"):
         with_retries(lambda: files.put_file(str(path), there), location, storage)
@@ -290,12 +290,12 @@ def remove(location: str | Path, storage: Storage) -> None:
     if not is_remote(location):
         Path(location).unlink(missing_ok=True)
         return
-    files, path = _open(location, storage)
+    files, path = open_filesystem(location, storage)
     with contextlib.suppress(FileNotFoundError):
         with_retries(lambda: files.rm_file(path), location, storage)
 
 
-def _open(location: str, storage: Storage) -> tuple[Any, str]:
+def open_filesystem(location: str, storage: Storage) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it."""
     scheme = location.partition("://")[0]
     with _FILESYSTEM_LOCK:

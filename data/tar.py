@@ -24,6 +24,10 @@ _OTHER_KINDS = {
 _SPARSE, _FOLDER = _OTHER_KINDS[ord("S")], _OTHER_KINDS[ord("5")]
 _DANGLING = "links to nothing in the tar"
 
+COMPRESSED_TAR_EXTENSIONS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""Of tars that can be read from front to back only."""
+UNREAD_TAR_EXTENSIONS = (".tar.zst", ".tzst")
+"""Of tars that are not read at all."""
 NO_END_MARK = "no_end_mark"
 SEVERAL_TARS = "several_tars"
 """Kinds of remarks on tars that are whole."""

@@ -17,6 +17,7 @@ from data.building.tar_members import DAMAGES, Member, members, normal, open_see
 from data.errors import DataError
 from data.label_files import LabelFile
 from data.remote_file import open_file
+from data.signatures import SIGNATURE
 from data.storage import Storage, file_size, is_remote, read_bytes
 from data.tar import NO_END_MARK
 
@@ -86,7 +87,7 @@ def open_tar(location: str, storage: Storage, labels: LabelFile | None, selectio
         DataError: it is not a tar, has no images, its folders can be read in two ways, or the labels do not match.
     """
     size = file_size(location, storage)
-    compressed = is_compressed(read_bytes(location, storage, 0, min(6, size)))
+    compressed = is_compressed(read_bytes(location, storage, 0, min(SIGNATURE, size)))
     folders = ClassFolders(location, selection, is_tar=True, flat=labels is not None)
     tar = _TarSource(location, storage, size, labels, folders)
     by_position = labels is not None and bool(labels.in_order)

@@ -14,10 +14,10 @@ from data.accounting import Accounting, listed
 from data.building.formats import NotTaken, without_tar_extension
 from data.building.keys import readable
 from data.errors import DataError
+from data.hidden import is_hidden
+from data.splits import SPLITS, name_words
 
 BESIDE = "an image beside the class folders"
-
-_SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Selection:
         """Why the entry at `path` is left out, if its path alone is enough for that."""
         if path.startswith(".") or "/." in path or "__MACOSX" in path:
             *folders, name = path.split("/")
-            if any(_is_hidden(folder) for folder in folders):
+            if any(is_hidden(folder) for folder in folders):
                 return "in a hidden folder"
-            if _is_hidden(name):
+            if is_hidden(name):
                 return "a hidden file"
         for pattern, expression in self._patterns:
             if any(expression.match(part) for part in _matched(path, "/" in pattern)):
@@ -52,10 +52,6 @@ class Selection:
 def option(pattern: str) -> str:
     """The reason of what a pattern leaves out."""
     return f"--leave-out {pattern}"
-
-
-def _is_hidden(name: str) -> bool:
-    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 def _matched(path: str, whole: bool) -> Iterator[str]:
@@ -174,7 +170,7 @@ class ClassFolders:
             )
         tops = {folder.partition("/")[0] for folder in (first, stray)}
         more = (
-            "" if tops & set(_SPLITS) or len(tops) == 1 else ", or take the folders at the top as classes with --nested"
+            "" if tops & set(SPLITS) or len(tops) == 1 else ", or take the folders at the top as classes with --nested"
         )
         raise DataError(
             f"{self.location}: there are images in {_shown(first)} and in {_shown(stray)}, and class folders must lie "
@@ -238,17 +234,17 @@ class ClassFolders:
 
     def _refuse_splits(self) -> None:
         """Refuse training and validation sets that would become classes."""
-        if len(self._origins) > 1 and all(name.lower() in _SPLITS for name in self._origins):
+        if len(self._origins) > 1 and all(name.lower() in SPLITS for name in self._origins):
             first, second = list(self._origins)[:2]
             raise DataError(
                 f"{self.location}: {_shown(first)} and {_shown(second)} look like different datasets and not like "
                 f"classes; select one {self._by(first)}, or use a list of PATH<TAB>LABEL lines as the source"
             )
-        names: dict[int, str] = {}
+        names: dict[str, str] = {}
         for origin in filter(None, self._origins.values()):
-            for word in re.split(r"[-_.\d/]+", origin.rpartition("/")[2].lower()):
-                if word in _SPLITS:
-                    names.setdefault(_SPLITS[word], origin)
+            for word in name_words(origin.rpartition("/")[2]):
+                if word in SPLITS:
+                    names.setdefault(SPLITS[word], origin)
         if len(names) > 1:
             first, second = list(names.values())[:2]
             raise DataError(

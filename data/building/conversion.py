@@ -10,9 +10,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from data.building.formats import GZIP, HEAD, image_format
 from data.decode import MAX_PIXELS, DecodeError, Pixels, decode
 from data.jpeg import jpeg_frame
+from data.signatures import compression, image_format
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -94,7 +94,7 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
         DecodeError: truncated, damaged or not an image.
     """
     encoded, packed = _unpacked(encoded)
-    name = image_format(encoded[:HEAD])
+    name = image_format(encoded)
     if name in _CONVERTIBLE:
         if not conversion.convert:
             raise DecodeError(UNCONVERTED[name])
@@ -122,7 +122,7 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
 
 def _unpacked(encoded: bytes) -> tuple[bytes, Kind]:
     """The image in a file that may be compressed with gzip, as some of ImageNet-22K's are."""
-    if not encoded.startswith(GZIP):
+    if compression(encoded) != "gzip":
         return encoded, Kind(0)
     unpacking = zlib.decompressobj(wbits=31)
     try:

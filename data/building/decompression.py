@@ -7,10 +7,9 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol, cast
 
-from data.building.formats import GZIP
+from data.signatures import SIGNATURE, compression
 
 _BLOCK = 2**16  # bytes
-_MAGIC = 6  # bytes
 
 
 class Damage(Exception):
@@ -49,16 +48,16 @@ class _Gzip:
         return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
-_DECOMPRESSORS: dict[bytes, Callable[[], _Decompressor]] = {
-    GZIP: _Gzip,
-    b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ": lzma.LZMADecompressor,
+_DECOMPRESSORS: dict[str | None, Callable[[], _Decompressor]] = {
+    "gzip": _Gzip,
+    "bzip2": bz2.BZ2Decompressor,
+    "xz": lzma.LZMADecompressor,
 }
 
 
 def is_compressed(head: bytes) -> bool:
     """Whether a file that begins with `head` is one that `plain` decompresses."""
-    return head.startswith(tuple(_DECOMPRESSORS))
+    return compression(head) in _DECOMPRESSORS
 
 
 def plain(file: BinaryIO) -> BinaryIO:
@@ -66,9 +65,8 @@ def plain(file: BinaryIO) -> BinaryIO:
 
     Reading raises `Damage` behind what can be decompressed.
     """
-    head = file.read(_MAGIC)
-    make = next((make for start, make in _DECOMPRESSORS.items() if head.startswith(start)), None)
-    return cast(BinaryIO, _Stream(head, file, make))
+    head = file.read(SIGNATURE)
+    return cast(BinaryIO, _Stream(head, file, _DECOMPRESSORS.get(compression(head))))
 
 
 class _Stream(io.RawIOBase):

@@ -4,13 +4,15 @@ import zlib
 from collections.abc import Callable
 from typing import Literal
 
+from data.signatures import SIGNATURE, compression, image_format
+from data.tar import COMPRESSED_TAR_EXTENSIONS
+
 HEAD = 512
-"""Bytes from the beginning of a file that `image_format` looks at."""
-GZIP = b"\x1f\x8b"
+"""Bytes from the beginning of a file that tell whether it is an image, also one that is compressed with gzip."""
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 _UNREAD_IMAGES = (".heic", ".heif", ".avif", ".jp2", ".jxl")  # photographs: losing one is an error, not a remark
-TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+TAR_EXTENSIONS = (".tar", *COMPRESSED_TAR_EXTENSIONS)
 
 _OTHER_EXTENSIONS = {
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".rst", ".html", ".htm",
@@ -45,7 +47,7 @@ def use_of(name: str, head: Callable[[], bytes]) -> Use:
         return "tar"
     if extension in _OTHER_EXTENSIONS:
         raise NotTaken(f"not an image ({extension})")
-    if image_format(head()) is None:
+    if not _begins_image(head()):
         raise NotTaken("not an image by its first bytes")
     return "image"
 
@@ -55,34 +57,14 @@ def without_tar_extension(name: str) -> str:
     return next(name[: -len(extension)] for extension in TAR_EXTENSIONS if name.lower().endswith(extension))
 
 
-def image_format(head: bytes) -> str | None:
-    """The image format that a file begins with, also if it is compressed with gzip; None if it is no image."""
-    if head.startswith(GZIP):
+def _begins_image(head: bytes) -> bool:
+    """Whether an image begins with `head`, also one that is compressed with gzip."""
+    if compression(head) == "gzip":
         try:
-            head = zlib.decompressobj(31).decompress(head, 64)
+            head = zlib.decompressobj(31).decompress(head, SIGNATURE)
         except zlib.error:
-            return None
-    for start, name in (
-        (b"\xff\xd8\xff", "JPEG"),
-        (b"\x89PNG\r\n\x1a\n", "PNG"),
-        (b"GIF87a", "GIF"),
-        (b"GIF89a", "GIF"),
-    ):
-        if head.startswith(start):
-            return name
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    # Two letters are not enough: the reserved bytes are zero, and the second header has one of few sizes.
-    if head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
-        return "BMP"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
-        return "HEIF"
-    return None
-
-
-_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+            return False
+    return image_format(head) is not None
 
 
 def _extension(lower: str) -> str:

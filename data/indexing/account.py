@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
 from data.errors import StorageRefused
+from data.hidden import is_hidden
 from data.index import FILE_NAME, LABELS_NAME
 from data.indexing.pattern import ShardFiles
 from data.indexing.scan import IMAGE, LABEL, LabelRows, SampleProblem, ShardScan
 from data.storage import Storage, is_remote, join, list_files, list_folders
+from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _FOLDERS_LISTED = 50
 """Remote folders up to which each is listed by a request of its own."""
 
@@ -103,13 +104,13 @@ def _folder(name: str) -> str:
 
 def _why_no_shard(name: str, is_folder: bool) -> str:
     base = name.rpartition("/")[2]
-    if base.startswith("."):
+    if is_hidden(base):
         return "hidden"
     if is_folder:
         return "folders, which are not searched (a pattern with ** does)"
     if base in (FILE_NAME, LABELS_NAME, REPORT_NAME):
         return "files of an index"
-    if base.endswith(_COMPRESSED):
+    if base.lower().endswith((*COMPRESSED_TAR_EXTENSIONS, *UNREAD_TAR_EXTENSIONS)):
         return "compressed tars (decompress them)"
     if base.endswith(".tar"):
         return "tars that the patterns do not match, or links to nothing"

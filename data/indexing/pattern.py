@@ -11,7 +11,9 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from data.errors import DataError, StorageRefused
+from data.hidden import is_hidden
 from data.storage import Storage, absolute, is_remote, join, list_files, named_sizes, parent
+from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
 from data.web_address import split_query, without_signature
 
 MOST_SHARDS = 1_000_000
@@ -112,7 +114,7 @@ def _is_one_tar(path: str) -> bool:
         if not path.endswith(".tar"):
             raise DataError(f"{path}: not a .tar; shards are uncompressed tars, as random access needs them")
         return True
-    if path.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+    if path.endswith((*COMPRESSED_TAR_EXTENSIONS, *UNREAD_TAR_EXTENSIONS)):
         raise DataError(f"{path}: compressed tars have no random access; decompress them first")
     is_folder = not is_remote(path) and Path(path).is_dir()
     return path.endswith(".tar") and not is_folder
@@ -120,7 +122,7 @@ def _is_one_tar(path: str) -> bool:
 
 def _is_shard(name: str) -> bool:
     base = name.rpartition("/")[2]
-    return base.endswith(".tar") and not base.startswith(".")
+    return base.endswith(".tar") and not is_hidden(base)
 
 
 def _listed(folder: str, storage: Storage, *, below: bool) -> dict[str, int]:

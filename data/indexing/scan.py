@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from data.accounting import Accounting
 from data.decode import DecodeError, decode
 from data.errors import DataError
+from data.hidden import is_hidden
 from data.index import LabelFormat, ShardEntry
 from data.labels import label_values, stored_labels
 from data.shard import SampleMembers, group_members, split_key, split_members
+from data.signatures import SIGNATURE, compression, image_format
 from data.storage import Storage, is_remote, join, pieces
 from data.tar import NO_END_MARK, SEVERAL_TARS, TarContents, read_tar
 
@@ -32,12 +34,6 @@ IMAGE, LABEL = 1, 2
 _ORDINARY_EXTENSION = re.compile(r"[a-z][a-z0-9_]{0,15}(\.[a-z][a-z0-9_]{0,15})?")
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WebP")
-_SIGNATURES = (
-    (0, b"\xff\xd8", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"), (0, b"\x1f\x8b", "gzip"),
-    (0, b"GIF8", "GIF"), (0, b"BM", "BMP"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (4, b"ftypavi", "AVIF"),
-    (4, b"ftyphei", "HEIC"), (4, b"ftypmif1", "HEIC"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
-    (4, b"jP  ", "JPEG 2000"),
-)  # fmt: skip
 
 
 class Problem(StrEnum):
@@ -236,7 +232,7 @@ class ShardScanner:
             if image is None:
                 note(Problem.NO_IMAGE)
                 continue
-            encoded = os.pread(descriptor, image.size if self.decode_images else 16, image.offset)[: image.size]
+            encoded = os.pread(descriptor, image.size if self.decode_images else SIGNATURE, image.offset)[: image.size]
             kind = _format(encoded)
             formats[_image_field(image.name, self.image_fields), kind] += 1
             if not encoded:
@@ -294,10 +290,8 @@ def _downloaded(location: str, size: int, storage: Storage, path: Path) -> Itera
 def _describe_damage(descriptor: int, damage: str | None) -> str | None:
     if damage is None:
         return None
-    start = os.pread(descriptor, 4, 0)
-    for magic, name in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zX", "xz")):
-        if start.startswith(magic):
-            return f"compressed with {name}; shards are uncompressed tars"
+    if name := compression(os.pread(descriptor, SIGNATURE, 0)):
+        return f"compressed with {name}; shards are uncompressed tars"
     return damage
 
 
@@ -320,7 +314,7 @@ def _other_members(contents: TarContents, shard: str, image_fields: tuple[str, .
 
 def _why_other(name: str) -> str:
     base = name.rpartition("/")[2]
-    if base.startswith("."):
+    if is_hidden(base):
         return "hidden files"
     split = split_key(name)
     if split is None:
@@ -340,8 +334,7 @@ def _remarks(contents: TarContents) -> dict[str, str]:
 
 
 def _format(encoded: bytes) -> str:
-    """By the first 16 bytes: one of `IMAGE_FORMATS`, another that is known, "unknown" or "empty"."""
-    for start, signature, name in _SIGNATURES:
-        if encoded.startswith(signature, start) and (name != "WebP" or encoded.startswith(b"RIFF")):
-            return name
-    return "unknown" if encoded else "empty"
+    """One of `IMAGE_FORMATS`, another that is known, "gzip", "unknown" or "empty"."""
+    if not encoded:
+        return "empty"
+    return image_format(encoded) or ("gzip" if compression(encoded) == "gzip" else "unknown")

@@ -5,14 +5,9 @@ from collections.abc import Sequence
 
 from data.errors import DataError
 from data.indexing.pattern import ShardFiles
+from data.splits import SPLITS, name_words
 from data.storage import join
 
-_SPLITS = {
-    "train": "training", "training": "training", "val": "validation", "valid": "validation",
-    "validation": "validation", "dev": "validation", "eval": "validation", "test": "test", "testing": "test",
-    "trainval": "training and validation",
-}  # fmt: skip
-"""Words in names of shards -> which part of a dataset they mean."""
 _OTHER = "other"
 _FIRST_GROUPS = 5
 
@@ -25,13 +20,13 @@ def refuse_several_splits(patterns: Sequence[str], files: ShardFiles) -> None:
     words: dict[str, set[str]] = {}
     shards: dict[str, list[str]] = {}
     for name in map(_without_query, files.sizes):
-        word = next((word for word in reversed(_words(name)) if word in _SPLITS), None)
-        shards.setdefault(_SPLITS[word] if word else _OTHER, []).append(name)
+        word = next((word for word in reversed(name_words(name)) if word in SPLITS), None)
+        shards.setdefault(SPLITS[word] if word else _OTHER, []).append(name)
         if word is not None:
-            words.setdefault(_SPLITS[word], set()).add(word)
+            words.setdefault(SPLITS[word], set()).add(word)
     if set(words) <= {"training"}:
         return
-    named = set(_words(" ".join(_explicit_part(pattern, len(patterns) > 1) for pattern in patterns)))
+    named = set(name_words(" ".join(_explicit_part(pattern, len(patterns) > 1) for pattern in patterns)))
     if len(shards) == 1 or all(found & named for found in words.values()):
         return
     listing = ", ".join(f"{len(names):,} {split} ({names[0]})" for split, names in shards.items())
@@ -80,10 +75,6 @@ def naming_pattern(names: Sequence[str]) -> str:
 def _without_query(name: str) -> str:
     """Without the query of a web address, such as a signature."""
     return name.partition("?")[0]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
 
 
 def _explicit_part(pattern: str, several: bool) -> str:

@@ -13,8 +13,8 @@ def remark_on_similar_classes(accounting: Accounting, classes: Sequence[str]) ->
     if groups:
         accounting.remark(
             "similar_classes",
-            f"{len(groups):,} groups of class names differ only in case, spaces or Unicode form and stay different "
-            f"classes ({listed(groups, '; ')}); a label map (data.label_map) merges them",
+            f"{len(groups):,} groups of class names differ only in case, spaces, hyphens or Unicode form and stay "
+            f"different classes ({listed(groups, '; ')}); a label map (data.label_map) merges them",
         )
 
 
@@ -31,7 +31,7 @@ def remark_on_unused_classes(
 
 
 def _similar(names: Sequence[str]) -> Iterator[list[str]]:
-    """Names that differ only in case, spaces or Unicode form."""
+    """Groups of names that differ only in case, spaces, hyphens or Unicode form."""
     groups: dict[str, list[str]] = {}
     for name in names:
         text = unicodedata.normalize("NFKC", name).casefold()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.tar import NO_END_MARK, SEVERAL_TARS
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,3 +54,12 @@ def test_the_guide_for_contributors_lists_the_import_contracts() -> None:
     for contract in contracts:
         name = "layers" if contract["type"] == "layers" else contract["name"]
         assert f"\n| {name} | " in text
+
+
+def test_the_kinds_of_remarks_on_datasets_are_documented() -> None:
+    for folder, page in (("building", "shards.md"), ("indexing", "indexing.md")):
+        files = [*(ROOT / "data" / folder).glob("*.py"), ROOT / "data" / "class_remarks.py"]
+        code = "".join(file.read_text() for file in files)
+        kinds = {*re.findall(r"\.remark\(\s*\"(\w+)\"", code), NO_END_MARK, SEVERAL_TARS}
+        assert len(kinds) > 7
+        assert kinds <= set(re.findall(r"`(\w+)`", (ROOT / "docs" / page).read_text()))

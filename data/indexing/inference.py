@@ -136,7 +136,7 @@ def _image_fields(head: ShardHead, given: GivenFields, inferred: list[str]) -> t
             chosen.append(name)
     # Others may occur in later shards.
     chosen += [name for name in IMAGE_FIELDS if name not in candidates]
-    inferred.append(f"images are the {' '.join(name for name in chosen if counts[name])} members (--image-field)")
+    inferred.append(f"images are the {', '.join(name for name in chosen if counts[name])} members (--image-field)")
     return tuple(name for name in IMAGE_FIELDS if name in chosen)
 
 

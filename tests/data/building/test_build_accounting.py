@@ -310,7 +310,7 @@ def test_what_changes_the_meaning_of_a_dataset_is_remarked_once(tmp_path: Path) 
     report = built(folder, tmp_path / "out", leave_out=["*.bmp"])
     remarks = {remark.kind: remark.text for remark in report.accounting.remarks}
     assert remarks["similar_classes"].startswith(
-        "2 groups of class names differ only in case, spaces or Unicode form and stay different classes "
+        "2 groups of class names differ only in case, spaces, hyphens or Unicode form and stay different classes "
         "('Cat' and 'cat' and 'cat '; 'cafe\\u0301' and 'caf\\xe9')"
     )
     assert (

@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +25,9 @@ from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.sample_reader import SampleReader
 from data.storage import Storage
 from tests.servers.web import WebServer
+from tests.support.downloading import CAP, downloading, stored, until
 
 SHARDS, BYTES = 8, 200_000
-CAP = 10**12
 
 
 @pytest.fixture
@@ -65,39 +64,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers start no downloader of their own: the tests have one in this process."""
     monkeypatch.setattr(CachedShards, "_ensure_downloader", lambda self: None)
-
-
-@contextmanager
-def downloading(folder: Path, *, downloads: int = 4) -> Iterator[Cache]:
-    """A cache, and a downloader that serves it."""
-    cache = Cache(folder, CAP, downloads)
-    cache.make()
-    downloader, end = Downloader(folder), threading.Event()
-
-    def serve() -> None:
-        while not end.wait(0.005):
-            downloader._next_check = 0.0
-            downloader.update()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield cache
-    finally:
-        end.set()
-        thread.join()
-        downloader._executor.shutdown()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
-
-
-def stored(cache: Cache, dataset: Dataset) -> list[int]:
-    return [number for number, shard in enumerate(dataset.index.shards) if cache.shard_path(shard.sha256).exists()]
 
 
 def test_shards_are_evicted_before_the_disk_is_full(remote: tuple[WebServer, Dataset], small_disk: Path) -> None:

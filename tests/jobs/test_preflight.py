@@ -13,42 +13,18 @@ from data.building.build import build_shards
 from data.index import read_index
 from data.order import SampleOrder
 from jobs.preflight import assess_recipe
-from models.complexity import count_parameters
-from models.variants import VARIANTS
 from pipeline.announcements import class_list
 from pipeline.errors import ConfigError
-from pipeline.event_log import Event
-from pipeline.memory_estimate import estimate_memory
 from pipeline.plan import plan_stage
-from pipeline.preflight.disk_space import most_kept
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.versions import unmet
-from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.loader import load_recipe
-from pipeline.recipe.schema import TrainStage
-from pipeline.run_folder import RunFolder, run_folder
+from pipeline.run_folder import run_folder
 from tests.conftest import with_broken_member
+from tests.jobs.findings import STAGES, found, the_finding, wrong
 from tests.servers.s3 import S3Server
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
-
-STAGES = ["pretrain", "finetune", "evaluate"]
-
-
-def found(folder: Path, shards: Path, *overrides: str, stages: list[str] | None = None) -> list[Finding]:
-    """All findings, of `pretrain` alone unless others are named."""
-    recipe = load_recipe(write_recipe(folder, shards), list(overrides))
-    return list(assess_recipe(recipe, stages or ["pretrain"], slurm=False))
-
-
-def the_finding(findings: list[Finding], beginning: str, where: str | None = None) -> Finding:
-    """The one finding whose text starts with `beginning`."""
-    (one,) = [f for f in findings if f.what.startswith(beginning) and where in (None, f.where)]
-    return one
-
-
-def wrong(findings: list[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.level != "ok"]
 
 
 def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, tmp_path: Path) -> None:
@@ -278,117 +254,6 @@ def test_shards_that_the_chain_builds_first_may_be_missing_and_their_source_may_
     shutil.rmtree(tmp_path / "built" / "train")
     (finding,) = wrong(found(tmp_path, shards, "data.train=built/train"))
     assert finding.what == f"{tmp_path}/built/train: no index.json there"
-
-
-def test_memory_beyond_the_gpus_is_an_error_and_near_it_a_warning(shards: Path, tmp_path: Path) -> None:
-    large = ["model.name=coatnet_0", "batch={global_size: 256, micro_size: 64}"]
-    recipe = load_recipe(write_recipe(tmp_path, shards), large)
-    stage = recipe.stages["pretrain"]
-    assert isinstance(stage, TrainStage)
-    need = estimate_memory(stage, 3, 2)
-    gigabytes = need.device / 1e9
-
-    def memory(share: float, *more: str) -> Finding:
-        findings = found(tmp_path, shards, *large, f"resources.gpu_gigabytes={gigabytes / share}", *more)
-        return the_finding(findings, "memory: ", "pretrain")
-
-    fits, tight, full = memory(0.89), memory(0.91), memory(1.01)
-    assert [finding.level for finding in (fits, tight, full)] == ["ok", "warning", "error"]
-    assert full.what == (
-        f"memory: a rank needs {gigabytes:.1f} of the {gigabytes / 1.01:g} GB of a GPU (resources.gpu_gigabytes), by "
-        f"estimate: {need.kinds}"
-    )
-    assert (fits.fix, tight.fix) == ("", full.fix)
-    assert full.fix.startswith("Change settings, most effective first: ")
-    assert "batch.micro_size=32 (another run" in full.fix
-    without = memory(1.01, "resources.gpus_per_rank=0")
-    assert without == Finding("ok", "pretrain", "memory: the stage uses no GPUs, so their size is not checked")
-
-
-def test_the_micro_batch_of_a_run_that_has_saved_is_not_advised_to_change(shards: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "runs/test/pretrain"
-    folder.mkdir(parents=True)
-    small = ["resources.gpu_gigabytes=0.001", "batch={global_size: 24000, micro_size: 6000}"]
-    assert "batch.micro_size=3000" in the_finding(found(tmp_path, shards, *small), "memory").fix
-    RunFolder(folder).events.record(Event.SAVE, step=5)
-    assert "batch.micro_size" not in the_finding(found(tmp_path, shards, *small), "memory").fix
-
-
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_memory_of_a_node_is_compared_with_the_request(shards: Path, tmp_path: Path, gpus: int) -> None:
-    """Of one with GPUs the copies from which checkpoints are written, of one without all but buckets, never filled."""
-    large = ["model.name=coatnet_4", "batch={global_size: 64, micro_size: 32}", f"resources.gpus_per_rank={gpus}"]
-    stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
-    assert isinstance(stage, TrainStage)
-    memory = estimate_memory(stage, 3, 2)
-    need = 2 * (memory.staging + (0 if gpus else memory.device - memory.buckets))
-    for gibibytes, level in ((need // 2**30, "error" if gpus else "warning"), (need // 2**30 + 1, "ok")):
-        findings = found(tmp_path, shards, *large, f"resources.memory_gigabytes={gibibytes}")
-        finding = the_finding(findings, "memory of a node: ")
-        assert finding.what == (
-            f"memory of a node: 2 ranks need at least {need / 2**30:.1f} of the {gibibytes} GiB of "
-            "resources.memory_gigabytes"
-        )
-        assert finding.level == level
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps", "most"),
-    [
-        ({}, 40_000, (3, 3)),  # the two last, and the one that is being written
-        ({"keep_last": 5, "keep_best": 2}, 40_000, (8, 8)),
-        ({"keep_every": 10_000}, 40_000, (7, 3)),
-        ({"keep_every": 1_500}, 40_000, (16, 3)),  # only steps that are saved: 3,000, 6,000 ...
-        ({"keep_last": 9}, 3_500, (4, 4)),  # 1,000, 2,000, 3,000, 3,500
-        ({"keep_every": 1_000}, None, (3, 3)),
-    ],
-)
-def test_the_largest_number_of_checkpoints_at_a_time(
-    settings: dict[str, int], steps: int | None, most: tuple[int, int]
-) -> None:
-    stage = TrainStage.model_construct(checkpoint=CheckpointSettings.model_validate(settings))
-    assert most_kept(stage, steps) == most
-
-
-def test_needed_disk_space_covers_all_stages_minus_what_is_already_saved(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
-    of_finetune = 12 * count_parameters(VARIANTS["coatnet_debug"], 48, 3)
-    held = tmp_path / "runs/test/pretrain/checkpoints/step-00000005"
-    held.mkdir(parents=True)
-    (held / "rank-00000.safetensors").write_bytes(b"?" * 1000)
-    needed = 3 * each - 1000 + of_finetune  # 6 steps of fine-tuning are saved once
-    usage = shutil.disk_usage(tmp_path)
-    for free, level in ((needed, "ok"), (needed - 1, "error")):
-        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
-        finding = the_finding(found(tmp_path, shards, stages=STAGES), "checkpoints: ")
-        assert finding.what == (
-            f"checkpoints: at most pretrain 3 of {each / 1e6:.1f} MB, finetune 1 of {of_finetune / 1e6:.1f} MB; "
-            f"{needed / 1e6:.1f} MB more, and {held.parent} has {free / 1e6:.1f} MB free"
-        )
-        assert finding.level == level
-    assert finding.fix.startswith("keep fewer (checkpoint.keep_last, keep_every, keep_best), or set checkpoint.folder")
-
-
-def test_a_disk_that_fills_up_late_is_a_warning_and_one_that_fills_up_soon_an_error(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
-    usage = shutil.disk_usage(tmp_path)
-    # 8 saves, all of them kept; without that the last two, and the one that is being written.
-    for checkpoints, level in ((8, "ok"), (7, "warning"), (3, "warning"), (2, "error")):
-        monkeypatch.setattr("shutil.disk_usage", lambda path, free=checkpoints * each: usage._replace(free=free))
-        finding = the_finding(
-            found(tmp_path, shards, "pretrain.checkpoint.keep_every=5"), "checkpoints: at most pretrain 8 of"
-        )
-        assert finding.level == level
-
-
-def test_the_moving_average_is_counted_in_checkpoints(shards: Path, tmp_path: Path) -> None:
-    parameters = count_parameters(VARIANTS["coatnet_debug"], 32, 3)
-    finding = the_finding(found(tmp_path, shards, "pretrain.ema_decay=0.9"), "checkpoints: ")
-    assert f"pretrain 3 of {16 * parameters / 1e6:.1f} MB" in finding.what
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(-3600.0, "warning"), (3600.0, "warning"), (0.0, "ok")])

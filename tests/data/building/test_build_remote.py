@@ -10,9 +10,9 @@ from data.errors import DataError, StorageRefused
 from data.json_records import to_json
 from data.storage import Storage
 from tests.conftest import write_tar_of_tars
-from tests.data.building.test_build_accounting import ODD, PLAIN, write
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
+from tests.support.trees import ODD, PLAIN, write
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,46 @@
+"""A downloader in this process, and what it has stored."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.cache import Cache
+from data.dataset import Dataset
+from data.downloader import Downloader
+
+CAP = 10**12
+
+
+@contextmanager
+def downloading(folder: Path, *, downloads: int = 4) -> Iterator[Cache]:
+    """A cache, and a downloader that serves it."""
+    cache = Cache(folder, CAP, downloads)
+    cache.make()
+    downloader, end = Downloader(folder), threading.Event()
+
+    def serve() -> None:
+        while not end.wait(0.005):
+            downloader._next_check = 0.0
+            downloader.update()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield cache
+    finally:
+        end.set()
+        thread.join()
+        downloader._executor.shutdown()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def stored(cache: Cache, dataset: Dataset) -> list[int]:
+    return [number for number, shard in enumerate(dataset.index.shards) if cache.shard_path(shard.sha256).exists()]

@@ -27,11 +27,11 @@ from benchmarks.jpegs import sample_jpegs
 from benchmarks.timing import cpu_seconds, interleaved, machine, report
 from data.augment import TrainTransform
 from data.building.build import build_shards
-from data.cache import Cache
 from data.dataset import Dataset, open_dataset
 from data.order import SampleOrder
 from data.random_augment import RandomAugment
-from data.storage import Storage
+from data.remote.cache import Cache
+from data.remote.storage import Storage
 from data.stream import MicroBatch, RankShare, training_stream
 from data.tar import read_tar
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.timing import machine, report
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.host_copy import LiveState
 from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.checkpoints.saver import Saver

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.index import ShardIndex, read_index, read_labels
 from data.labels import LabelMap, LabelReader, read_label_map
-from data.storage import Storage
+from data.remote.storage import Storage
 
 
 @dataclass(frozen=True, eq=False)

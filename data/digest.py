@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.storage import Storage, is_remote, pieces
+from data.remote.storage import Storage, is_remote, pieces
 
 
 def file_sha256(path: str | Path) -> str:

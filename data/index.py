@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.digest import json_sha256
 from data.errors import DataError
 from data.json_records import load_json, to_record
-from data.storage import Storage, checked, join, named_sizes, read_bytes, write_bytes
+from data.remote.storage import Storage, checked, join, named_sizes, read_bytes, write_bytes
 
 FILE_NAME = "index.json"
 LABELS_NAME = "labels.npy"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data.errors import DataError
 from data.index import FILE_NAME, read_index
 from data.json_records import load_json
-from data.storage import Storage, is_remote, parent, read_bytes
+from data.remote.storage import Storage, is_remote, parent, read_bytes
 
 
 @dataclass(frozen=True, slots=True)

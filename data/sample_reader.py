@@ -4,11 +4,11 @@ import resource
 from pathlib import Path
 from typing import NamedTuple
 
-from data.cache import Cache, CachedShards
 from data.dataset import Dataset
 from data.errors import DataError
+from data.remote.cache import Cache, CachedShards
+from data.remote.storage import is_remote
 from data.shard import BrokenSample, EncodedSample, OpenShards, Shard
-from data.storage import is_remote
 
 _OTHER_FILES = 512  # libraries, logs, sockets
 _FEWEST = 16  # shards open even so

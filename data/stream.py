@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.augment import EvaluationTransform, TrainTransform
-from data.cache import Cache
 from data.dataset import Dataset
 from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
 from data.order import SampleOrder, Samples, evaluation_positions
 from data.prefetch import evaluation_shards, prefetched_steps
 from data.random_streams import RandomStream
+from data.remote.cache import Cache
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.storage import is_remote
+from data.remote.storage import is_remote
 from jobs.bundled_recipes import load_recipe
 from jobs.run_discovery import RunRef, find_runs
 from pipeline.checkpoints.listing import CheckpointedStage, checkpointed_stage, stage_of_recipe

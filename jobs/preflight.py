@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from data.cache import Cache
 from data.errors import CoatnetError
+from data.remote.cache import Cache
 from jobs.scheduler.dry_run import dry_run
 from pipeline.announcements import class_list
 from pipeline.checkpoints.claim import refuse_foreign_place

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.cache import Cache
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import check_shards
 from data.order import SampleOrder, default_lanes
 from data.prefetch import evaluation_need, prefetched_steps
-from data.storage import Storage, is_remote
+from data.remote.cache import Cache
+from data.remote.storage import Storage, is_remote
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage

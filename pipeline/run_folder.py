@@ -20,8 +20,8 @@ from data.atomic_file import write_atomically
 from data.digest import json_sha256
 from data.file_lock import check_locks
 from data.json_records import to_json, to_record
+from data.remote.storage import Storage, is_remote, join, read_bytes
 from data.settings_diff import changed_settings, flatten
-from data.storage import Storage, is_remote, join, read_bytes
 from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog

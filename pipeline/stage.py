@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.resume import open_verified
 from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
 from pipeline.errors import BEGUN_FILE, ConfigError

@@ -24,7 +24,7 @@ from data.building.source import Source, batches
 from data.building.workers import Workers
 from data.errors import DataError
 from data.label_files import read_label_file
-from data.storage import Storage, is_remote
+from data.remote.storage import Storage, is_remote
 
 MEMORY = 512 * 2**20
 """Bytes of images that a process sorts at a time. More means fewer and larger reads when shards are merged."""

@@ -13,8 +13,8 @@ from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, SourceImage
 from data.building.tar_members import DAMAGES, LINK_UPWARDS, Member, members, open_stream
 from data.errors import DataError
-from data.remote_file import open_file
-from data.storage import Storage
+from data.remote.remote_file import open_file
+from data.remote.storage import Storage
 from data.tar import NO_END_MARK, SEVERAL_TARS
 
 _INNER_BLOCK = 2**14  # bytes; if the tar is truncated, at most this much before its end is lost

@@ -16,7 +16,7 @@ from data.building.source import UNKNOWN_SIZE, BrokenInput, ClassTar, ImageFile,
 from data.building.tar_members import LINK_UPWARDS, LOST_LINK
 from data.errors import DataError
 from data.label_files import LabelFile
-from data.storage import Storage, is_remote, join, list_files, list_folders, read_bytes
+from data.remote.storage import Storage, is_remote, join, list_files, list_folders, read_bytes
 
 
 class _Entry(NamedTuple):

@@ -14,8 +14,8 @@ from data.building.source import UNKNOWN_SIZE, ImageFile, Source, SourceItem
 from data.building.webdataset import index_at, open_webdataset
 from data.errors import DataError
 from data.label_files import LabelFile, label_lines
-from data.remote_file import open_file
-from data.storage import Storage, checked, file_size, is_remote, join, parent
+from data.remote.remote_file import open_file
+from data.remote.storage import Storage, checked, file_size, is_remote, join, parent
 
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
 

@@ -37,7 +37,7 @@ from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
 from data.json_records import to_json
 from data.label_files import read_classes
-from data.storage import Storage
+from data.remote.storage import Storage
 
 
 class BuildProgress(NamedTuple):

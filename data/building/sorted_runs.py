@@ -27,7 +27,7 @@ from data.building.webdataset import shard_images
 from data.decode import DecodeError
 from data.errors import DataError, StorageRefused
 from data.json_records import parse_json
-from data.storage import Storage, is_remote, read_bytes
+from data.remote.storage import Storage, is_remote, read_bytes
 
 _REQUESTS = 16  # concurrent requests of one worker to a remote source
 

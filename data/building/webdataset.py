@@ -13,9 +13,9 @@ from data.building.source import BrokenInput, IndexedShard, Source, SourceImage,
 from data.errors import DataError, StorageRefused
 from data.index import FILE_NAME, ShardIndex, check_shards, index_version, read_index
 from data.labels import LabelReader
-from data.remote_file import open_file
+from data.remote.remote_file import open_file
+from data.remote.storage import Storage, is_remote, join, parent, read_bytes
 from data.shard import BrokenSample, Shard, split_key
-from data.storage import Storage, is_remote, join, parent, read_bytes
 
 _COPIED = 2**22  # bytes at a time
 _LOOKED_AT = 20  # members of a shard, for what its samples have besides image and label

@@ -12,7 +12,7 @@ from data.hidden import is_hidden
 from data.index import FILE_NAME, LABELS_NAME
 from data.indexing.pattern import ShardFiles
 from data.indexing.scan import IMAGE, LABEL, LabelRows, SampleProblem, ShardScan
-from data.storage import Storage, is_remote, join, list_files, list_folders
+from data.remote.storage import Storage, is_remote, join, list_files, list_folders
 from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
 
 _FOLDERS_LISTED = 50

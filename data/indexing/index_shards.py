@@ -21,7 +21,7 @@ from data.indexing.splits import refuse_several_splits
 from data.json_records import to_json
 from data.label_files import ClassList
 from data.labels import class_number, class_numbers
-from data.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes
+from data.remote.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes
 
 MOST_CLASSES = 1_000_000
 """A number beyond it is not a class but something else, such as the id of an image."""

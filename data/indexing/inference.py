@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 from data.errors import DataError
 from data.index import LabelFormat
 from data.labels import class_number, is_decimal, is_number, split_list, stored_labels, text_of
-from data.remote_file import open_file
+from data.remote.remote_file import open_file
+from data.remote.storage import Storage
 from data.shard import split_key
-from data.storage import Storage
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe")
 LABEL_FIELDS = ("cls", "json", "txt")

@@ -12,9 +12,9 @@ from braceexpand import braceexpand
 
 from data.errors import DataError, StorageRefused
 from data.hidden import is_hidden
-from data.storage import Storage, absolute, is_remote, join, list_files, named_sizes, parent
+from data.remote.storage import Storage, absolute, is_remote, join, list_files, named_sizes, parent
+from data.remote.web_address import split_query, without_signature
 from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
-from data.web_address import split_query, without_signature
 
 MOST_SHARDS = 1_000_000
 """More than any dataset has; a brace pattern of more is a typing error."""

@@ -22,9 +22,9 @@ from data.errors import DataError
 from data.hidden import is_hidden
 from data.index import LabelFormat, ShardEntry
 from data.labels import label_values, stored_labels
+from data.remote.storage import Storage, is_remote, join, pieces
 from data.shard import SampleMembers, group_members, split_key, split_members
 from data.signatures import SIGNATURE, compression, image_format
-from data.storage import Storage, is_remote, join, pieces
 from data.tar import NO_END_MARK, SEVERAL_TARS, TarContents, read_tar
 
 _LOCAL_PIECE = 4 * 2**20  # bytes

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from data.errors import DataError
 from data.indexing.pattern import ShardFiles
+from data.remote.storage import join
 from data.splits import SPLITS, name_words
-from data.storage import join
 
 _OTHER = "other"
 _FIRST_GROUPS = 5

@@ -20,8 +20,8 @@ from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
 from data.index import read_labels
 from data.indexing.contact_sheet import thumbnail
+from data.remote.storage import is_remote, read_bytes
 from data.shard import BrokenSample, Shard
-from data.storage import is_remote, read_bytes
 
 _HEAD_BYTES = 8 * 2**20
 """Bytes at the start of a remote shard that samples are drawn from; the whole shard if they contain none."""

@@ -13,7 +13,7 @@ from data.indexing.account import account_members
 from data.indexing.remarks import remark_on
 from data.indexing.scan import ScanOptions, ShardScan, ShardScanner
 from data.labels import class_numbers
-from data.storage import named_sizes
+from data.remote.storage import named_sizes
 
 
 class Difference(NamedTuple):

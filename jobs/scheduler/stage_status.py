@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from data.errors import EXIT_TRY_AGAIN
-from data.storage import is_remote
+from data.remote.storage import is_remote
 from jobs.exit_codes import EXIT_INTERRUPTED
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm

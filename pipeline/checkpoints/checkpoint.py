@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data.storage import Storage, is_remote, join, pieces
+from data.remote.storage import Storage, is_remote, join, pieces
 from pipeline.checkpoints.manifest import BUFFERS, Manifest, read_manifest
 from pipeline.checkpoints.verification import checksum_differs, damaged_file
 from pipeline.errors import ConfigError

@@ -6,9 +6,9 @@ A run claims the place at its first start there by a file in it, which no other 
 import json
 from dataclasses import dataclass
 
-from data.exclusive_file import create_file
 from data.json_records import parse_json, to_json
-from data.storage import join, read_bytes, write_bytes
+from data.remote.exclusive_file import create_file
+from data.remote.storage import join, read_bytes, write_bytes
 from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.store import CheckpointStore, is_own
 from pipeline.errors import ConfigError

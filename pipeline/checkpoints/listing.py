@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from data.storage import Storage, join
+from data.remote.storage import Storage, join
 from pipeline.checkpoints.locations import CheckpointLocations, known_stores
 from pipeline.checkpoints.manifest import Manifest, read_manifest
 from pipeline.checkpoints.retention import accuracies, reasons_to_keep

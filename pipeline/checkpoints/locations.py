@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from data.atomic_file import write_atomically
 from data.errors import StorageRefused
 from data.json_records import to_json, to_record
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.claim import read_claim
 from pipeline.checkpoints.store import CheckpointStore, is_own
 from pipeline.errors import ConfigError

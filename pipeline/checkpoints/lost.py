@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from data.errors import CoatnetError
-from data.storage import join, read_bytes
+from data.remote.storage import join, read_bytes
 from pipeline.checkpoints.listing import CheckpointedStage, checkpointed_stage, list_checkpoints, stage_of_recipe
 from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.checkpoints.verification import find_damage

@@ -15,7 +15,7 @@ from typing import Any
 
 from data.digest import json_sha256
 from data.json_records import FLAT, to_json, to_record
-from data.storage import Storage, join, read_bytes
+from data.remote.storage import Storage, join, read_bytes
 from pipeline.errors import ConfigError
 
 MANIFEST = "manifest.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.manifest import rank_name
 from pipeline.checkpoints.store import CheckpointStore

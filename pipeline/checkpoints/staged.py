@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.atomic_file import sync_folder, write_atomically
 from data.json_records import to_json, to_record
-from data.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
+from data.remote.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
 

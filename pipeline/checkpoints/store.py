@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
+from data.remote.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from data.digest import location_sha256
-from data.storage import Storage, join, list_files
+from data.remote.storage import Storage, join, list_files
 from pipeline.checkpoints.manifest import Manifest, read_manifest, writer_of
 from pipeline.errors import ConfigError
 

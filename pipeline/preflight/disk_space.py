@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.cache import Cache
-from data.storage import check_writable
+from data.remote.cache import Cache
+from data.remote.storage import check_writable
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.errors import ConfigError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import torch
 
 from data.errors import DataError, StorageDown
-from data.storage import join, remove, upload
+from data.remote.storage import join, remove, upload
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, rank_and_world_size, with_gpus

@@ -9,9 +9,9 @@ from data.dataset import Dataset
 from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.index import FILE_NAME, ShardIndex, check_shards
-from data.remote_file import open_file
+from data.remote.remote_file import open_file
+from data.remote.storage import Storage, is_remote
 from data.shard import split_key
-from data.storage import Storage, is_remote
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.plan import (
     Plan,

@@ -15,7 +15,7 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import read_index
 from data.order import SampleOrder
-from data.storage import Storage
+from data.remote.storage import Storage
 from data.stream import MicroBatch, RankShare, training_stream
 
 Result = TypeVar("Result")

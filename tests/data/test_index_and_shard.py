@@ -13,8 +13,8 @@ import pytest
 
 from data.errors import DataError
 from data.index import LabelFormat, ShardEntry, ShardIndex, check_shards, read_index, read_labels
+from data.remote.storage import Storage
 from data.shard import BrokenSample, EncodedSample, Shard, split_key
-from data.storage import Storage
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from data.errors import DataError
 from data.indexing.index_shards import index_shards
 from data.label_files import label_lines, read_class_list, read_classes, read_label_file
-from data.storage import Storage
+from data.remote.storage import Storage
 from tests.support.third_party import picture, write_members
 
 Labels = dict[str, tuple[str, ...]]

@@ -11,9 +11,9 @@ from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.index import LabelFormat, labels_file, read_index
 from data.labels import LabelReader, read_label_map
+from data.remote.storage import Storage
 from data.sample_reader import SampleReader
 from data.shard import Shard
-from data.storage import Storage
 
 NAMES = ("ant", "bee", "cat")
 

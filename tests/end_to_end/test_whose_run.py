@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.manifest import read_manifest
 from tests.support.command import coatnet
 from tests.support.recipes import checkpoint_bytes, events, write_recipe

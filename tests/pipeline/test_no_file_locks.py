@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.cache import Cache
 from data.errors import EXIT_CONFIG, DataError
+from data.remote.cache import Cache
 from jobs.scheduler.submissions import SubmissionFolder
 from pipeline.run_folder import RunFolder
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.cache import Cache
 from data.dataset import Dataset
-from data.downloader import Downloader
+from data.remote.cache import Cache
+from data.remote.downloader import Downloader
 
 CAP = 10**12
 

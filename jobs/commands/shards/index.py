@@ -14,7 +14,7 @@ from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import ScanOptions
 from data.label_files import read_class_list
-from data.storage import Storage
+from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, Threads
 from jobs.commands.shards.progress import reading_progress
 from jobs.console import make_console, print_line

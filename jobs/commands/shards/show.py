@@ -15,7 +15,7 @@ from rich.table import Table
 from data.dataset import open_dataset
 from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
-from data.storage import Storage
+from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsUrl
 from jobs.console import make_console, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error

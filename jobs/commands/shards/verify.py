@@ -10,7 +10,7 @@ from data.errors import EXIT_CONFIG
 from data.index import read_index
 from data.indexing.scan import ScanOptions
 from data.indexing.verify import verify_shards
-from data.storage import Storage
+from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, ShardsUrl, Threads
 from jobs.commands.shards.progress import reading_progress
 from jobs.console import make_console, print_line

@@ -8,7 +8,7 @@ import pytest
 from data.building.build import build_shards, merge_parts
 from data.errors import DataError, StorageRefused
 from data.json_records import to_json
-from data.storage import Storage
+from data.remote.storage import Storage
 from tests.conftest import write_tar_of_tars
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server

@@ -16,7 +16,7 @@ from PIL import Image
 from data.building.build import build_shards, merge_parts
 from data.errors import DataError
 from data.index import LabelFormat, ShardIndex, read_index, read_labels
-from data.storage import Storage
+from data.remote.storage import Storage
 from tests.conftest import CLASSES
 
 

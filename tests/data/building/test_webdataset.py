@@ -20,8 +20,8 @@ from data.indexing.index_shards import index_shards
 from data.indexing.inference import GivenFields
 from data.label_files import ClassList
 from data.order import SampleOrder
+from data.remote.storage import Storage
 from data.sample_reader import SampleReader
-from data.storage import Storage
 from tests.servers.s3 import S3Server
 
 

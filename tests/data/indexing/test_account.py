@@ -26,8 +26,8 @@ from data.indexing.splits import describe_groups, naming_pattern
 from data.indexing.summary import describe, draw_samples
 from data.indexing.verify import verify_shards
 from data.label_files import ClassList
+from data.remote.storage import Storage
 from data.sample_reader import SampleReader
-from data.storage import Storage
 from tests.support.third_party import picture, tar_bytes, write_members
 
 JPEG = picture(0)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.cache import Cache
 from data.dataset import open_dataset
 from data.decode import decode
 from data.errors import DataError, StorageRefused
@@ -19,9 +18,10 @@ from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import Problem, ScanOptions
 from data.label_files import ClassList
+from data.remote.cache import Cache
+from data.remote.storage import Storage
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
-from data.storage import Storage
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server
 from tests.support.third_party import picture, samples, tar_bytes, write_members, write_shards

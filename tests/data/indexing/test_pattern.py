@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import DataError
 from data.indexing.pattern import find_shards
-from data.storage import Storage
+from data.remote.storage import Storage
 from tests.servers.s3 import S3Server
 
 NAMES = ("a/x-0000.tar", "a/x-0001.tar", "b/x-0000.tar", "b/deep/x-0002.tar", "b/.x-0003.tar", "b/notes.txt")

@@ -13,7 +13,7 @@ from data.indexing.contact_sheet import CELL, CaptionedImage, contact_sheet, she
 from data.indexing.index_shards import index_shards
 from data.indexing.summary import class_counts, describe, draw_samples
 from data.label_files import ClassList
-from data.storage import Storage
+from data.remote.storage import Storage
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3 import S3Server
 from tests.support.third_party import picture, samples, write_members, write_shards

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.host_copy import LiveState
 from pipeline.checkpoints.saver import Saver

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage import Storage, read_bytes, remove, write_bytes
+from data.remote.storage import Storage, read_bytes, remove, write_bytes
 from pipeline.checkpoints.claim import CLAIM, claim_place, read_claim, refuse_foreign_place
 from pipeline.checkpoints.locations import CheckpointLocations, known_stores
 from pipeline.checkpoints.store import CheckpointStore

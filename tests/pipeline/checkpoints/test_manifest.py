@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.storage import Storage
+from data.remote.storage import Storage
 from pipeline.checkpoints.listing import checkpointed_stage, list_checkpoints
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import (

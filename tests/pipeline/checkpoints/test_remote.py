@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data.errors import StorageDown, StorageRefused
-from data.storage import Storage, file_size, read_bytes, remove, upload
+from data.remote.storage import Storage, file_size, read_bytes, remove, upload
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import CheckpointStore

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from data.cache import Cache
+from data.remote.cache import Cache
 from pipeline.errors import ConfigError
 from pipeline.plan import _check_cache_fits
 from pipeline.preflight.disk_space import assess_cache_space, assess_disk_space

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from data.cache import Cache, CachedShards, CacheRequest, RequestedShard
 from data.dataset import Dataset
-from data.downloader import Downloader
 from data.errors import DataError
 from data.file_lock import locked
 from data.index import read_index
-from data.storage import Storage
+from data.remote.cache import Cache, CachedShards, CacheRequest, RequestedShard
+from data.remote.downloader import Downloader
+from data.remote.storage import Storage
 from tests.support.paths import ROOT
 
 DAMAGED: list[bytes] = [b"", b'{"reason": "no sp', b"[]", b'{"reason": 5, "storage_down": false}', b"\xff\xfe"]
@@ -54,7 +54,7 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
         part.write_bytes(b"tar")
         return True
 
-    monkeypatch.setattr("data.downloader.download", download)
+    monkeypatch.setattr("data.remote.downloader.download", download)
     Cache(tmp_path, 1).make()
     locks = []
     for name in ("damaged", "whole"):
@@ -77,7 +77,7 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
 READER = """
 import sys
 from pathlib import Path
-from data.cache import Cache, CachedShards
+from data.remote.cache import Cache, CachedShards
 from data.dataset import Dataset
 from data.index import read_index
 

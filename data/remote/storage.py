@@ -12,9 +12,9 @@ from typing import Any
 
 from data.atomic_file import write_atomically
 from data.errors import DataError
-from data.retries import Storage as Storage
-from data.retries import with_retries
-from data.web_address import split_query, without_signature
+from data.remote.retries import Storage as Storage
+from data.remote.retries import with_retries
+from data.remote.web_address import split_query, without_signature
 
 PIECE = 16 * 2**20
 """Bytes of one range request."""
@@ -310,7 +310,7 @@ _FILESYSTEM_LOCK = threading.Lock()
 def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
     """Cached per process: its event loop does not survive a fork."""
     if scheme in ("http", "https"):
-        from data.http_files import http_files
+        from data.remote.http_files import http_files
 
         return http_files(storage.read_timeout)
     import fsspec

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from data.augment import EvaluationTransform, TrainTransform
-from data.cache import Cache
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, StorageDown, StorageRefused
 from data.index import ShardIndex, check_shards, read_index
@@ -22,8 +21,9 @@ from data.indexing.pattern import find_shards
 from data.indexing.scan import ScanOptions
 from data.indexing.verify import verify_shards
 from data.order import SampleOrder
-from data.storage import Storage, file_size, list_files, named_sizes, read_bytes
-from data.storage_errors import is_missing, refusal_fix
+from data.remote.cache import Cache
+from data.remote.storage import Storage, file_size, list_files, named_sizes, read_bytes
+from data.remote.storage_errors import is_missing, refusal_fix
 from data.stream import RankShare, evaluation_stream, training_stream
 from tests.servers.web import WebServer
 

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from data.storage import PIECE, Storage, checked, file_size, is_remote, read_bytes
+from data.remote.storage import PIECE, Storage, checked, file_size, is_remote, read_bytes
 
 _FIRST_LENGTH = 2**16  # bytes
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.exclusive_file import create_file
-from data.storage import Storage, read_bytes
+from data.remote.exclusive_file import create_file
+from data.remote.storage import Storage, read_bytes
 
 PATIENT = Storage(give_up_after=20)
 

@@ -15,12 +15,12 @@ import pytest
 
 from data.augment import EvaluationTransform, TrainTransform
 from data.building.build import build_shards
-from data.cache import Cache, CachedShards
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, StorageDown, StorageRefused
 from data.index import read_index
 from data.order import SampleOrder
-from data.storage import Storage
+from data.remote.cache import Cache, CachedShards
+from data.remote.storage import Storage
 from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 from tests.conftest import write_pictures
 from tests.servers.fault_proxy import Fault, FaultProxy
@@ -310,7 +310,7 @@ def downloaders(folder: Path) -> list[psutil.Process]:
         process
         for process in psutil.process_iter(["cmdline", "status"])
         if process.info["status"] != psutil.STATUS_ZOMBIE
-        and (process.info["cmdline"] or [])[-2:] == ["data.downloader", str(folder)]
+        and (process.info["cmdline"] or [])[-2:] == ["data.remote.downloader", str(folder)]
     ]
 
 

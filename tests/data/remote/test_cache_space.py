@@ -15,15 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from data.cache import Cache, CachedShards, DownloadFailure
 from data.dataset import Dataset
-from data.downloader import Downloader, _kept
 from data.errors import DataError, StorageDown
 from data.file_lock import locked, try_lock
-from data.held_shards import HeldShards
 from data.index import LabelFormat, ShardEntry, ShardIndex
+from data.remote.cache import Cache, CachedShards, DownloadFailure
+from data.remote.downloader import Downloader, _kept
+from data.remote.held_shards import HeldShards
+from data.remote.storage import Storage
 from data.sample_reader import SampleReader
-from data.storage import Storage
 from tests.servers.web import WebServer
 from tests.support.downloading import CAP, downloading, stored, until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data.atomic_file import UNFINISHED, sync_folder
-from data.retries import with_retries
-from data.storage import Storage, checked, is_remote, open_filesystem
+from data.remote.retries import with_retries
+from data.remote.storage import Storage, checked, is_remote, open_filesystem
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _EXISTS, _NOT_IMPLEMENTED = 412, 501  # HTTP
@@ -23,7 +23,7 @@ def create_file(location: str | Path, data: bytes, storage: Storage) -> bool:
 
     Raises:
         OSError: a local file that cannot be written.
-        StorageRefused, StorageDown, DataError: as for `data.storage.read_bytes`.
+        StorageRefused, StorageDown, DataError: as for `data.remote.storage.read_bytes`.
     """
     location = checked(location)
     if not is_remote(location):

@@ -9,8 +9,8 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from data.errors import StorageDown, StorageRefused
-from data.storage_errors import describe, is_missing, is_transient, refusal_fix
-from data.web_address import split_query, without_signature
+from data.remote.storage_errors import describe, is_missing, is_transient, refusal_fix
+from data.remote.web_address import split_query, without_signature
 
 Answer = TypeVar("Answer")
 

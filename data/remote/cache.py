@@ -33,7 +33,7 @@ from data.dataset import Dataset
 from data.errors import DataError, StorageDown
 from data.file_lock import check_locks, is_at, locked, try_lock
 from data.json_records import parse_json
-from data.storage import Storage
+from data.remote.storage import Storage
 
 _POLL_INTERVAL = 0.02  # seconds between checks for a shard
 _CHECK_INTERVAL = 1.0  # seconds between checks that a downloader is running and sees the request
@@ -316,7 +316,7 @@ class CachedShards:
             try:
                 with open(self._cache.folder / "downloader.log", "ab") as log:
                     self._downloader = subprocess.Popen(
-                        python_module("data.downloader", str(self._cache.folder)),
+                        python_module("data.remote.downloader", str(self._cache.folder)),
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,

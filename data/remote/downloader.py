@@ -1,4 +1,4 @@
-"""The one process of a node that downloads remote shards into its cache: `python -m data.downloader FOLDER`.
+"""The one process of a node that downloads remote shards into its cache: `python -m data.remote.downloader FOLDER`.
 
 It serves the requests of all living readers, urgent shards first. It ends with the reader that started it; any other
 reader starts the next one. The least recently used shards that no living reader requests are evicted; if the disk is
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.atomic_file import unfinished_path, write_atomically
-from data.cache import DISK_FULL, STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard
 from data.errors import DataError, StorageDown
 from data.file_lock import is_at, try_lock
-from data.held_shards import HeldShards
 from data.json_records import parse_json
-from data.storage import pieces
+from data.remote.cache import DISK_FULL, STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard
+from data.remote.held_shards import HeldShards
+from data.remote.storage import pieces
 
 log = logging.getLogger(__name__)
 

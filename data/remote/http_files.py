@@ -9,8 +9,8 @@ import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
 from data.errors import StorageRefused
-from data.storage_errors import MISSING_STATUSES, REFUSED_STATUSES, passes
-from data.web_address import without_signature
+from data.remote.storage_errors import MISSING_STATUSES, REFUSED_STATUSES, passes
+from data.remote.web_address import without_signature
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _VERBATIM = {"Accept-Encoding": "identity"}  # the length of a compressed answer is not that of the file

@@ -17,6 +17,10 @@ from data.errors import DataError
 from data.index import LabelFormat
 
 
+class IgnoredLabel(ValueError):
+    """A sample has only labels that are ignored; the message says so."""
+
+
 class LabelReader:
     """Content of a label member -> positions in the class list."""
 
@@ -29,6 +33,7 @@ class LabelReader:
         """The sample's classes, ascending, each once.
 
         Raises:
+            IgnoredLabel: only labels that are ignored.
             ValueError: not a label, or not one of the classes; the message is the reason.
         """
         stored = stored_labels(content, self._label)
@@ -39,7 +44,7 @@ class LabelReader:
         values = label_values(stored, self._label)
         found = {self._number(value) for value in values} - {IGNORED}
         if not found:
-            raise ValueError(f"the label {values[0]!r} is ignored")
+            raise IgnoredLabel(f"the label {values[0]!r} is ignored")
         return tuple(sorted(found))
 
     def _number(self, value: Any) -> int:

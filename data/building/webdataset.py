@@ -12,10 +12,10 @@ from data.accounting import Accounting
 from data.building.source import BrokenInput, IndexedShard, Source, SourceImage, SourceIndex, SourceItem
 from data.errors import DataError, StorageRefused
 from data.index import FILE_NAME, ShardIndex, check_shards, index_version, read_index
-from data.labels import LabelReader
+from data.labels import IgnoredLabel, LabelReader
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote, join, parent, read_bytes
-from data.shard import BrokenSample, Shard, split_key
+from data.shard import Shard, split_key
 
 _COPIED = 2**22  # bytes at a time
 _LOOKED_AT = 20  # members of a shard, for what its samples have besides image and label
@@ -93,11 +93,11 @@ def shard_images(shard: IndexedShard, storage: Storage, accounting: Accounting) 
             try:
                 sample = tar.read(place)
                 classes = tuple(map(str, read_labels(sample.label)))
-            except (BrokenSample, ValueError) as error:
-                if shard.label.ignored and str(error).endswith("is ignored"):
-                    accounting.leave_out("ignored label", f"{shard.name}: {key}")
-                else:
-                    yield BrokenInput(f"{shard.name}: {key}", str(error))
+            except IgnoredLabel:
+                accounting.leave_out("a label to be ignored", f"{shard.name}: {key}")
+                continue
+            except ValueError as error:
+                yield BrokenInput(f"{shard.name}: {key}", str(error))
                 continue
             yield SourceImage(_name(shard, place, key), classes, sample.image)
     accounting.take("shards")
@@ -139,7 +139,8 @@ def _remark_on_the_rest(path: Path, shard: IndexedShard, accounting: Accounting)
                     rest.add(f".{split[1]} members")
                 elif shard.label.key is not None and (file := archive.extractfile(member)) is not None:
                     content = json.load(file)
-                    rest |= {f"{key} in .{split[1]}" for key in content if not shard.label.key.startswith(key)}
+                    labels = {shard.label.key, shard.label.key.partition(".")[0]}
+                    rest |= {f"{key} in .{split[1]}" for key in content if key not in labels}
     except (tarfile.TarError, ValueError, TypeError):
         pass  # what is damaged is found, and named, by reading it
     if rest:

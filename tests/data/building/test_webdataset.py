@@ -23,6 +23,7 @@ from data.order import SampleOrder
 from data.remote.storage import Storage
 from data.sample_reader import SampleReader
 from tests.servers.s3 import S3Server
+from tests.support.third_party import picture
 
 
 def samples(folder: Path) -> Counter[tuple[str, bytes, tuple[int, ...]]]:
@@ -103,6 +104,17 @@ def test_several_labels_and_classes_of_equal_names_stay_what_they_are(pictures: 
     translation = {0: 3, 1: 0, 2: 3, 3: 1}
     expected = [tuple(sorted({translation[label] for label in row})) for row in labels]
     assert samples(tmp_path / "renamed") == Counter((f"a/{n}", images[n], expected[n]) for n in range(6))
+
+
+def test_samples_with_an_ignored_label_are_left_out_and_keys_beside_the_label_are_named(tmp_path: Path) -> None:
+    labels = [json.dumps({"label": n % 3, "lab": 7}).encode() for n in range(6)]
+    write(tmp_path / "in", [m for n in range(6) for m in ((f"{n}.jpg", picture(n)), (f"{n}.json", labels[n]))])
+    index_shards([str(tmp_path / "in")], given=GivenFields(label_key="label", ignored_labels=("2",)))
+    report = build_shards(tmp_path / "in", tmp_path / "out")
+    left_out = report.accounting.left_out["a label to be ignored"]
+    assert (report.images, left_out.count, left_out.first) == (4, 2, ["a.tar: 2", "a.tar: 5"])
+    (text,) = [remark.text for remark in report.accounting.remarks if remark.kind == "other_content"]
+    assert text.endswith("what else samples have is not: lab in .json")
 
 
 def test_unusable_samples_are_refused_or_left_out_counted_and_named(pictures: Path, tmp_path: Path) -> None:

@@ -131,15 +131,20 @@ def remark_on_classes(
     alike: dict[str, list[str]] = {}
     for name in classes:
         plain = unicodedata.normalize("NFKC", readable(name)).casefold()
+        plain = plain.lstrip("0") or "0" if plain.isdecimal() else plain
         alike.setdefault(" ".join(re.split(r"[\s_-]+", plain)).strip(), []).append(name)
     groups = [names for names in alike.values() if len(names) > 1]
     if groups:
         shown = "; ".join(" and ".join(ascii(name) for name in names) for names in groups[:_SHOWN])
         accounting.remark(
             "similar_classes",
-            f"{len(groups):,} groups of class names differ only in case, spaces or Unicode form and stay different "
-            f"classes ({shown}{'; ...' if len(groups) > _SHOWN else ''}); data.label_map of a recipe merges classes",
+            f"{len(groups):,} groups of class names differ only in case, spaces, zeros in front or Unicode form and "
+            f"stay different classes ({shown}{'; ...' if len(groups) > _SHOWN else ''}); data.label_map of a recipe "
+            "merges classes",
         )
+    changed = next((name for name in images.classes if name not in classes and "." in name), None)
+    if changed and changed.partition(".")[0] in classes:
+        accounting.remark("whole_numbers", f"labels such as {changed} are read as whole numbers")
     empty = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
     if empty:
         names = ", ".join(readable(classes[number]) for number in empty[:_SHOWN])
@@ -147,4 +152,20 @@ def remark_on_classes(
             "unused_classes",
             f"{len(empty):,} of {len(classes):,} classes of --classes have no images ({names}"
             f"{', ...' if len(empty) > _SHOWN else ''})",
+        )
+
+
+def remark_on_validation(accounting: Accounting, classes: tuple[str, ...], labels: list[Int32]) -> None:
+    """A remark on classes that are in the training set alone, from the labels (n, k) of both sets."""
+    if len(labels) < 2:
+        return
+    training, validation = (set(np.unique(part).tolist()) - {-1} for part in labels)
+    absent = sorted(training - validation)
+    if absent:
+        names = ", ".join(readable(classes[number]) for number in absent[:_SHOWN])
+        accounting.remark(
+            "classes_without_validation",
+            f"{len(absent):,} of {len(classes):,} classes have no image in the validation set ({names}"
+            f"{', ...' if len(absent) > _SHOWN else ''}), since they have too few: add images, or take a larger "
+            "fraction",
         )

@@ -17,6 +17,8 @@ _OTHER_FORMATS = (
     (b"BM", "a BMP", _CONVERT),
     (b"II*\0", "a TIFF", _CONVERT),
     (b"MM\0*", "a TIFF", _CONVERT),
+    (b"P5\n", "a PGM", _CONVERT),
+    (b"P6\n", "a PPM", _CONVERT),
     (b"II+\0", "a BigTIFF", _CONVERT),
     (b"MM\0+", "a BigTIFF", _CONVERT),
     (b"\x1f\x8b", "compressed with gzip", "coatnet shards build unpacks it"),

@@ -61,12 +61,39 @@ def is_compressed(head: bytes) -> bool:
     return head.startswith(tuple(_DECOMPRESSORS))
 
 
+_UNREAD = {
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+    b"LZIP": "compressed with lzip",
+    b"\x1f\x9d": "compressed with compress",
+    b"PK\x03\x04": "a zip",
+    b"PK\x05\x06": "a zip",
+    b"Rar!": "a rar",
+    b"7z\xbc\xaf": "a 7z",
+    b"PAR1": "a Parquet file",
+}
+
+
+def refuse_unread(head: bytes) -> None:
+    """
+    Raises:
+        Damage: a file that begins with `head` is an archive that is not read.
+    """
+    for start, what in _UNREAD.items():
+        if head.startswith(start):
+            raise Damage(f"{what}, which is not read; unpack it and build from the folder")
+
+
 def plain(file: BinaryIO) -> BinaryIO:
     """The bytes of a file that is read sequentially, decompressed if it is compressed with gzip, bzip2 or xz.
 
     Reading raises `Damage` behind what can be decompressed.
+
+    Raises:
+        Damage: it is an archive that is not read.
     """
     head = file.read(_MAGIC)
+    refuse_unread(head)
     make = next((make for start, make in _DECOMPRESSORS.items() if head.startswith(start)), None)
     return cast(BinaryIO, _Stream(head, file, make))
 

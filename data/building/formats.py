@@ -8,9 +8,13 @@ HEAD = 512
 """Bytes from the beginning of a file that `image_format` looks at."""
 GZIP = b"\x1f\x8b"
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 _UNREAD_IMAGES = (".heic", ".heif", ".avif", ".jp2", ".jxl")  # photographs: losing one is an error, not a remark
-TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_UNREAD_TARS = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lz", ".tar.z")  # losing a class would be an error, too
+TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", *_UNREAD_TARS)
 
 _OTHER_EXTENSIONS = {
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".rst", ".html", ".htm",
@@ -74,6 +78,8 @@ def image_format(head: bytes) -> str | None:
         return "TIFF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
+    if head[:2] in (b"P4", b"P5", b"P6") and head[2:3].isspace() and (head[3:4].isdigit() or head[3:4] == b"#"):
+        return "PPM"
     # Two letters are not enough: the reserved bytes are zero, and the second header has one of few sizes.
     if head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return "BMP"

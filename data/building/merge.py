@@ -15,7 +15,7 @@ from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
 from data.building.keys import readable
-from data.building.report import SAME_NAME, account, remark_on_classes, remark_on_validation
+from data.building.report import SAME_NAME, account, remark_on_classes, remark_on_lost_classes, remark_on_validation
 from data.building.shard_plan import (
     Images,
     Int32,
@@ -149,6 +149,8 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     accounting.check()
     classes, labels = _labels(images, writing, build.storage)
     remark_on_classes(accounting, classes, images, order, labels[order])
+    if writing.classes is None and writing.index is None:
+        remark_on_lost_classes(accounting, images)
     splits = _split(images, order, labels[order], classes, writing)
     remark_on_validation(accounting, classes, [split.labels for split in splits])
     as_json = labels.shape[1] > 1

@@ -155,6 +155,18 @@ def remark_on_classes(
         )
 
 
+def remark_on_lost_classes(accounting: Accounting, images: Images) -> None:
+    """A remark on classes of which all images are broken, since they are not in a class list made from the images."""
+    lost = sorted({name for broken in images.broken for name in broken.classes} - set(images.classes))
+    if lost:
+        names = ", ".join(map(readable, lost[:_SHOWN])) + (", ..." if len(lost) > _SHOWN else "")
+        accounting.remark(
+            "lost_classes",
+            f"{len(lost):,} classes have no image that can be read and are not in the class list ({names}); to keep "
+            "their numbers, give the class list with --classes",
+        )
+
+
 def remark_on_validation(accounting: Accounting, classes: tuple[str, ...], labels: list[Int32]) -> None:
     """A remark on classes that are in the training set alone, from the labels (n, k) of both sets."""
     if len(labels) < 2:

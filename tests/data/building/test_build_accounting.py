@@ -308,8 +308,8 @@ def test_sparse_members_are_read_as_they_were(tmp_path: Path) -> None:
     assert digest(built(tmp_path / "x.tar", tmp_path / "a")) == digest(built(folder, tmp_path / "b"))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
-def test_gif_bmp_and_tiff_need_a_conversion(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+def test_gif_bmp_tiff_and_ppm_need_a_conversion(kind: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "tree", PLAIN | {f"cat/x.{kind.lower()}": picture(4, kind)})
     with pytest.raises(DataError, match=f"cat/x.{kind.lower()} .a {kind}, which only --convert takes, as a JPEG"):
         build_shards(folder, tmp_path / "out")

@@ -114,3 +114,28 @@ def test_lines_of_a_list_that_write_a_path_differently_are_the_same_image(tmp_pa
     (tmp_path / "list.txt").write_text("a.jpg\tcat\n./a.jpg\tdog\n")
     with pytest.raises(DataError, match="a.jpg .another image has the same name"):
         build_shards(tmp_path / "list.txt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\x03\x04rest", "a zip"),
+        (b"\x28\xb5\x2f\xfdrest", "compressed with zstd"),
+        (b"7z\xbc\xafrest", "a 7z"),
+        (b"PAR1rest", "a Parquet file"),
+    ],
+)
+def test_archives_that_are_not_read_are_named(content: bytes, what: str, tmp_path: Path) -> None:
+    write(tmp_path, {"alone": content, "tree/dog.tar.zst": content, "tree/cat/1.jpg": picture(1)})
+    for source in ("alone", "tree"):
+        with pytest.raises(DataError, match=f"{what}, which is not read; unpack it and build from the folder"):
+            build_shards(tmp_path / source, tmp_path / "out")
+
+
+def test_classes_of_which_all_images_are_broken_are_named(tmp_path: Path) -> None:
+    tree = write(
+        tmp_path / "tree", {"cat/1.jpg": picture(1), "cow/1.jpg": b"", "dog/1.jpg": b"x", "dog/2.jpg": picture(2)}
+    )
+    report = build_shards(tree, tmp_path / "out", skip_broken=True)
+    (remark,) = report.accounting.remarks
+    assert remark.text.startswith("1 classes have no image that can be read and are not in the class list (cow)")

@@ -13,8 +13,8 @@ def remark_on_similar_classes(accounting: Accounting, classes: Sequence[str]) ->
     if groups:
         accounting.remark(
             "similar_classes",
-            f"{len(groups):,} groups of class names differ only in case, spaces, hyphens or Unicode form and stay "
-            f"different classes ({listed(groups, '; ')}); a label map (data.label_map) merges them",
+            f"{len(groups):,} groups of class names differ only in case, spaces, hyphens, leading zeros or Unicode "
+            f"form and stay different classes ({listed(groups, '; ')}); a label map (data.label_map) merges them",
         )
 
 
@@ -31,9 +31,11 @@ def remark_on_unused_classes(
 
 
 def _similar(names: Sequence[str]) -> Iterator[list[str]]:
-    """Groups of names that differ only in case, spaces, hyphens or Unicode form."""
+    """Groups of names that differ only in case, spaces, hyphens, leading zeros or Unicode form."""
     groups: dict[str, list[str]] = {}
     for name in names:
         text = unicodedata.normalize("NFKC", name).casefold()
+        if text.isdecimal():
+            text = text.lstrip("0") or "0"
         groups.setdefault(" ".join(re.split(r"[\s_-]+", text)).strip(), []).append(name)
     return (found for found in groups.values() if len(found) > 1)

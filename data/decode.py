@@ -12,7 +12,7 @@ from data.signatures import compression, image_format
 # 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3
 
-_CONVERTED = ("BMP", "GIF", "TIFF")  # by a build
+_CONVERTED = ("BMP", "GIF", "PPM", "TIFF")  # by a build
 
 
 class DecodeError(ValueError):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.building.formats import IMAGE_EXTENSIONS
+from data.building.keys import readable
 from data.errors import DataError
 from data.index import FILE_NAME, read_index
 from data.json_records import load_json
@@ -57,8 +59,19 @@ class LabelFile:
             DataError: it has none.
         """
         if name not in self.by_name:
-            raise DataError(f"{self.location}: no label for the image {name}; add a line for it")
+            raise DataError(f"{self.location}: no label for the image {readable(name)}; {self._fix(name)}")
         return self.by_name[name]
+
+    def _fix(self, name: str) -> str:
+        """What to do about an image without a line: often it has one, in which its name is written differently."""
+        alike = {name.lower(), name.lower().rpartition(".")[0]} - {""}
+        for line in self.by_name:
+            if re.split(r"[/\\]", line)[-1].lower() in alike:
+                return (
+                    f"the line of {readable(line)} may be meant: write the names as those of the files, with extension "
+                    "and without folder"
+                )
+        return "add a line for it"
 
     def refuse_unknown(self, names: Iterable[str]) -> None:
         """
@@ -87,7 +100,9 @@ class LabelLine(NamedTuple):
 
 
 _NAME_HEADINGS = {"name", "path", "file", "image", "img", "key", "id"}
+_LABEL_HEADINGS = {"label", "labels", "class", "classes", "class_id", "classid", "category", "category_id", "target"}
 _HEADING_WORD = re.compile(r"[^a-z]+")
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars"}
 
 
 def label_lines(lines: Iterable[str], location: str) -> Iterator[LabelLine]:
@@ -97,7 +112,7 @@ def label_lines(lines: Iterable[str], location: str) -> Iterator[LabelLine]:
     line is NAME<TAB>LABELS, NAME,LABELS or NAME LABELS, and labels are separated by any of these.
 
     Raises:
-        DataError: a quote that is not closed, or headings of more than a name and a label.
+        DataError: a quote that is not closed, headings of more than a name and a label, or a one-hot list.
     """
     if not location.lower().endswith((".csv", ".tsv")):
         for number, line in enumerate(lines, 1):
@@ -121,6 +136,11 @@ def label_lines(lines: Iterable[str], location: str) -> Iterator[LabelLine]:
             if first and not left_out:
                 left_out, first = "headings" if _are_headings(cells, location) else "", False
             labels = () if left_out else tuple(dict.fromkeys(cell for cell in cells[1:] if cell))
+            if len(labels) < len(cells) - 1 and set(cells[1:]) <= {"0", "1", "0.0", "1.0"} and labels:
+                raise DataError(
+                    f"{location}: line {rows.line_num:,}: {', '.join(cells[1:])} seems to be a one-hot list, and every "
+                    "cell behind the name is a label; write the classes of the image instead"
+                )
             yield LabelLine(rows.line_num, "" if left_out else cells[0], labels, read - before, left_out)
             before = read
     except csv.Error as error:
@@ -131,6 +151,12 @@ def _are_headings(cells: list[str], location: str) -> bool:
     """Whether these are headings, of which there may be only two: other columns would become labels."""
     words = _HEADING_WORD.sub(" ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cells[0]).lower()).split()
     is_heading = any(word in _NAME_HEADINGS or word.startswith("file") for word in words) and "." not in cells[0]
+    separator = next((separator for separator in _SEPARATORS if separator in cells[0]), None)
+    if is_heading and len(cells) == 1 and separator:
+        raise DataError(
+            f"{location}: its columns are separated by {_SEPARATORS[separator]} ({readable(cells[0])}), which are read "
+            f"as one; separate them by {_separators_of(location)}"
+        )
     if is_heading and len(cells) > 2:
         raise DataError(
             f"{location}: has {len(cells)} columns, {', '.join(cells)}, and every one behind the name would be a "
@@ -161,13 +187,18 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
     """
     by_name: dict[str, tuple[str, ...]] = {}
     bare: list[str] = []
+    if location.lower().endswith((".json", ".jsonl", ".xml", ".yaml", ".yml")):
+        raise DataError(f"{location}: labels are read from text, CSV and TSV; write lines of NAME LABEL")
     for number, name, labels, _, left_out in label_lines(io.StringIO(_text(location, storage), newline=None), location):
         if left_out:
             continue
         if not labels:
             bare.append(name)
         elif name in by_name:
-            raise DataError(f"{location}: line {number:,}: a second line for the image {name}; remove one")
+            raise DataError(
+                f"{location}: line {number:,}: a second line for the image {readable(name)}; remove one, and if these "
+                "are labels, swap the columns: names come first"
+            )
         else:
             by_name[name] = labels
         if bare and by_name:
@@ -177,7 +208,35 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
             )
     if not bare and not by_name:
         raise DataError(f"{location}: no labels in it; it needs lines of NAME LABEL")
+    _refuse_names(location, bare)
     return LabelFile(location, by_name, [(label,) for label in bare])
+
+
+def _refuse_names(location: str, bare: list[str]) -> None:
+    """
+    Raises:
+        DataError: what should be labels in the order of the images begins with names or a heading.
+    """
+    for number, line in enumerate(bare, 1):
+        for separator, plural in _SEPARATORS.items():
+            cells = [cell.strip(' "') for cell in line.split(separator)]
+            if len(cells) > 1 and (_is_image_name(cells[0]) or (number == 1 and _are_headings(cells[:2], location))):
+                raise DataError(
+                    f"{location}: its columns are separated by {plural} ({readable(line)}), which are read as one; "
+                    f"separate them by {_separators_of(location)}"
+                )
+        if _is_image_name(line):
+            raise DataError(f"{location}: {readable(line)} is the name of an image without a label; write NAME LABEL")
+    if bare and bare[0].lower() in _LABEL_HEADINGS and bare[0] not in bare[1:]:
+        raise DataError(f"{location}: its first line, {bare[0]}, seems to be a heading and not a label; remove it")
+
+
+def _separators_of(location: str) -> str:
+    return "tabs" if location.lower().endswith(".tsv") else "commas"
+
+
+def _is_image_name(text: str) -> bool:
+    return text.lower().endswith(IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +293,8 @@ def read_class_list(location: str, storage: Storage) -> ClassList:
     if location.rpartition("/")[2] == FILE_NAME:
         return ClassList(location, read_index(parent(location), storage).classes)
     is_file = Path(location).is_file() or (is_remote(location) and location.endswith((".txt", ".json")))
+    if not is_file and not is_remote(location) and not Path(location).is_dir():
+        raise DataError(f"{location}: no such file or folder; --classes needs a class list or a folder with an index")
     if location.endswith("/") or not is_file:
         return ClassList(location, read_index(location, storage).classes)
     text = _text(location, storage)

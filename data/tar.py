@@ -26,7 +26,7 @@ _DANGLING = "links to nothing in the tar"
 
 COMPRESSED_TAR_EXTENSIONS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Of tars that can be read from front to back only."""
-UNREAD_TAR_EXTENSIONS = (".tar.zst", ".tzst")
+UNREAD_TAR_EXTENSIONS = (".tar.zst", ".tzst", ".tar.lz4", ".tar.lz", ".tar.z")
 """Of tars that are not read at all."""
 NO_END_MARK = "no_end_mark"
 SEVERAL_TARS = "several_tars"

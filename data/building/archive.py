@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 from data.accounting import Accounting
 from data.building.class_folders import BESIDE, ClassFolders, Selection
 from data.building.class_tars import ENDS, Content, Lost, images_of
-from data.building.decompression import is_compressed
+from data.building.decompression import Damage, is_compressed, refuse_unread
 from data.building.formats import TAR_EXTENSIONS, NotTaken
 from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
@@ -87,7 +87,12 @@ def open_tar(location: str, storage: Storage, labels: LabelFile | None, selectio
         DataError: it is not a tar, has no images, its folders can be read in two ways, or the labels do not match.
     """
     size = file_size(location, storage)
-    compressed = is_compressed(read_bytes(location, storage, 0, min(SIGNATURE, size)))
+    head = read_bytes(location, storage, 0, min(SIGNATURE, size))
+    try:
+        refuse_unread(head)
+    except Damage as error:
+        raise DataError(f"{location}: {error}") from None
+    compressed = is_compressed(head)
     folders = ClassFolders(location, selection, is_tar=True, flat=labels is not None)
     tar = _TarSource(location, storage, size, labels, folders)
     by_position = labels is not None and bool(labels.in_order)

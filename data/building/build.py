@@ -6,6 +6,7 @@ or parts, or on whether the build was killed and resumed: the position of an ima
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from data.building.sorted_runs import RunTable, RunTask, make_run, read_table, t
 from data.building.source import Source, batches
 from data.building.workers import Workers
 from data.errors import DataError
-from data.label_files import read_label_file
+from data.label_files import read_classes, read_label_file
 from data.remote.storage import Storage, is_remote
 
 MEMORY = 512 * 2**20
@@ -87,6 +88,7 @@ def build_shards(
             build with other options.
         StorageRefused, StorageDown: a remote source refuses access or does not answer.
     """
+    destination = _local(destination)
     if validation_per_class and validation_fraction:
         raise DataError("a validation set by count and by fraction; give only one of them")
     if not 0 <= validation_fraction < 1:
@@ -106,6 +108,9 @@ def build_shards(
     )
     building = BuildFolder(destination)
     _refuse_existing(destination, building)
+    _refuse_inside(destination, source)
+    if classes is not None:
+        read_classes(str(_absolute(classes)), storage)
     label_file = read_label_file(str(labels), storage) if labels is not None else None
     images = open_source(str(source), storage, label_file, selection)
     writing = replace(writing, index=images.index)
@@ -144,6 +149,7 @@ def merge_parts(
     Raises:
         DataError: there is no such build, parts are missing or still being read, or as for `build_shards`.
     """
+    destination = _local(destination)
     building = BuildFolder(destination)
     _refuse_existing(destination, building)
     try:
@@ -216,6 +222,33 @@ def _kept_unless_small(building: BuildFolder) -> Iterator[None]:
             raise
         kept = f"what was read so far is kept in {building.path}, where the next call continues"
         raise type(error)(f"{error} ({kept})") from error
+
+
+def _local(destination: Path) -> Path:
+    """The folder that is written; a link stands for what it points to, since a rename would replace the link.
+
+    Raises:
+        DataError: it is a URL.
+    """
+    # A Path has one slash where a URL has two or three.
+    if match := re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", str(destination)):
+        raise DataError(
+            f"{destination}: shards are built in a local folder, and this is a URL; "
+            + ("give its path" if match[1] == "file" else "build them locally and copy them there")
+        )
+    return destination.resolve() if destination.is_symlink() else destination
+
+
+def _refuse_inside(destination: Path, source: str | Path) -> None:
+    """
+    Raises:
+        DataError: the destination is in the source, of which it would become a part.
+    """
+    if is_remote(str(source)):
+        return
+    folder = Path(_absolute(source))
+    if folder.is_dir() and destination.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{destination}: is inside of the source {source}; choose a destination outside of it")
 
 
 def _refuse_existing(destination: Path, building: BuildFolder) -> None:

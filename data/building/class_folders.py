@@ -19,6 +19,12 @@ from data.splits import SPLITS, name_words
 
 BESIDE = "an image beside the class folders"
 
+_PARTS = {
+    *SPLITS, "images", "image", "imgs", "img", "jpegimages", "masks", "mask", "annotations", "labels", "extra",
+    "unlabeled", "unlabelled",
+}  # fmt: skip
+"""Words of the names of folders that hold a whole dataset, or a part of one."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -199,15 +205,19 @@ class ClassFolders:
                     f"{self.location}: no class folders in it, only images; provide their labels with --labels FILE"
                 )
             if empty:
+                reasons = "; ".join(
+                    f"{entries.count:,} left out: {reason}" for reason, entries in accounting.left_out.items()
+                )
                 raise DataError(
-                    f"{self.location}: class folder {readable(empty[0])} has no image; add images or remove it"
+                    f"{self.location}: class folder {readable(empty[0])} has no image"
+                    f"{f' ({reasons})' if reasons else ''}; add images or remove it"
                 )
             return
         if self._strays:
             self._refuse_strays()
         self._refuse_splits()
         first = self._first or ""
-        above = first.rpartition("/")[0]
+        above = "" if self.selection.nested else first.rpartition("/")[0]
         if self.selection.nested and len(self._origins) == 1:
             top = next(iter(self._origins))
             if any("/" in folder for folder, _ in self._names):
@@ -234,8 +244,18 @@ class ClassFolders:
 
     def _refuse_splits(self) -> None:
         """Refuse training and validation sets that would become classes."""
-        if len(self._origins) > 1 and all(name.lower() in SPLITS for name in self._origins):
-            first, second = list(self._origins)[:2]
+        splits = {SPLITS[name.lower()]: name for name in self._origins if name.lower() in SPLITS}
+        all_parts = all(set(re.split(r"[-_ .]+", name.lower())) <= _PARTS for name in self._origins)
+        if all_parts and len(self._origins) == 1:
+            name = next(iter(self._origins))
+            raise DataError(
+                f"{self.location}: all images are in {_shown(name)}, which does not look like a class; if a file has "
+                f"their labels, select the folder {self._by(self._origins[name] or self._first or name)} "
+                "together with --labels FILE; "
+                "otherwise use a list of PATH<TAB>LABEL lines as the source"
+            )
+        if all_parts or len(splits) > 1:
+            first, second = list(splits.values())[:2] if len(splits) > 1 else list(self._origins)[:2]
             raise DataError(
                 f"{self.location}: {_shown(first)} and {_shown(second)} look like different datasets and not like "
                 f"classes; select one {self._by(first)}, or use a list of PATH<TAB>LABEL lines as the source"

@@ -42,6 +42,7 @@ class Kind(IntFlag):
     BMP = 256
     TIFF = 512
     GZIPPED = 1024
+    PPM = 2048
 
 
 DIFFERENCES = {
@@ -50,6 +51,7 @@ DIFFERENCES = {
     Kind.GIF: "GIF",
     Kind.BMP: "BMP",
     Kind.TIFF: "TIFF",
+    Kind.PPM: "PPM",
     Kind.GREY: "grey",
     Kind.CMYK: "CMYK",
     Kind.EXIF_ROTATED: "EXIF-rotated",
@@ -57,7 +59,7 @@ DIFFERENCES = {
 """The kinds that a conversion removes, with their names."""
 
 _REMOVED = Kind(sum(DIFFERENCES))
-_CONVERTIBLE = {"GIF": Kind.GIF, "BMP": Kind.BMP, "TIFF": Kind.TIFF}
+_CONVERTIBLE = {"GIF": Kind.GIF, "BMP": Kind.BMP, "TIFF": Kind.TIFF, "PPM": Kind.PPM}
 UNCONVERTED = {name: f"a {name}, which only --convert takes, as a JPEG" for name in _CONVERTIBLE}
 """Format -> why an image is left out if it is not converted."""
 _MOST_UNPACKED = 2**28  # bytes: no image that can be decoded has more

@@ -60,12 +60,33 @@ def is_compressed(head: bytes) -> bool:
     return compression(head) in _DECOMPRESSORS
 
 
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip", b"PK\x05\x06": "a zip", b"Rar!": "a rar", b"7z\xbc\xaf": "a 7z", b"PAR1": "a Parquet file",
+}  # fmt: skip
+
+
+def refuse_unread(head: bytes) -> None:
+    """
+    Raises:
+        Damage: a file that begins with `head` is an archive that is not read.
+    """
+    what = next((what for start, what in _ARCHIVES.items() if head.startswith(start)), None)
+    if (name := compression(head)) is not None and name not in _DECOMPRESSORS:
+        what = f"compressed with {name}"
+    if what is not None:
+        raise Damage(f"{what}, which is not read; unpack it and build from the folder")
+
+
 def plain(file: BinaryIO) -> BinaryIO:
     """The bytes of a file that is read sequentially, decompressed if it is compressed with gzip, bzip2 or xz.
 
     Reading raises `Damage` behind what can be decompressed.
+
+    Raises:
+        Damage: it is an archive that is not read.
     """
     head = file.read(SIGNATURE)
+    refuse_unread(head)
     return cast(BinaryIO, _Stream(head, file, _DECOMPRESSORS.get(compression(head))))
 
 

@@ -5,14 +5,17 @@ from collections.abc import Callable
 from typing import Literal
 
 from data.signatures import SIGNATURE, compression, image_format
-from data.tar import COMPRESSED_TAR_EXTENSIONS
+from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
 
 HEAD = 512
 """Bytes from the beginning of a file that tell whether it is an image, also one that is compressed with gzip."""
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 _UNREAD_IMAGES = (".heic", ".heif", ".avif", ".jp2", ".jxl")  # photographs: losing one is an error, not a remark
-TAR_EXTENSIONS = (".tar", *COMPRESSED_TAR_EXTENSIONS)
+TAR_EXTENSIONS = (".tar", *COMPRESSED_TAR_EXTENSIONS, *UNREAD_TAR_EXTENSIONS)  # losing a class would be an error, too
 
 _OTHER_EXTENSIONS = {
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".rst", ".html", ".htm",

@@ -1,7 +1,9 @@
 """Layouts of sources, local or remote: folders, tars, and lists of images."""
 
+import codecs
 import io
 import os
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from data.building.archive import open_tar
 from data.building.class_folders import Selection
 from data.building.folders import open_folder
 from data.building.formats import TAR_EXTENSIONS
+from data.building.keys import readable
 from data.building.source import UNKNOWN_SIZE, ImageFile, Source, SourceItem
 from data.building.webdataset import index_at, open_webdataset
 from data.errors import DataError
@@ -77,6 +80,9 @@ def _list_file(location: str, storage: Storage) -> Source:
         accounting.found = 0
         accounting.left_out.clear()
         with open_file(location, storage) as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise DataError(f"{location}: is in UTF-16; save it as UTF-8")
+            file.seek(0)
             lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")
             for number, path, labels, length, left_out in label_lines(lines, location):
                 accounting.found += 1
@@ -84,7 +90,12 @@ def _list_file(location: str, storage: Storage) -> Source:
                     accounting.leave_out(left_out, f"line {number:,}")
                     continue
                 if not labels:
-                    raise DataError(f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL")
+                    raise DataError(
+                        f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL, in CSV PATH,LABEL, "
+                        f"and is {readable(path)}"
+                    )
+                if "://" not in path:
+                    path = posixpath.normpath(path)  # so that ./a.jpg and a.jpg are noticed to be the same image
                 place = path if "://" in path or Path(path).is_absolute() else join(home, path)
                 yield SourceItem(ImageFile(path, labels, place), UNKNOWN_SIZE, length / size)
 

@@ -15,7 +15,7 @@ from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
 from data.building.keys import readable
-from data.building.report import SAME_NAME, account, remark_on_classes
+from data.building.report import SAME_NAME, account, remark_on_classes, remark_on_lost_classes, remark_on_validation
 from data.building.shard_plan import (
     Images,
     Int32,
@@ -28,6 +28,7 @@ from data.building.shard_plan import (
     sample_bytes,
     shuffled,
     validation_mask,
+    whole_numbers,
 )
 from data.building.shard_writer import ShardTask, finished_shard, write_shard
 from data.building.source import BrokenInput
@@ -148,7 +149,10 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     accounting.check()
     classes, labels = _labels(images, writing, build.storage)
     remark_on_classes(accounting, classes, images, order, labels[order])
+    if writing.classes is None and writing.index is None:
+        remark_on_lost_classes(accounting, images)
     splits = _split(images, order, labels[order], classes, writing)
+    remark_on_validation(accounting, classes, [split.labels for split in splits])
     as_json = labels.shape[1] > 1
 
     repeated = repetitions(images.key_hash[order])
@@ -240,7 +244,8 @@ def _labels(images: Images, writing: WriteOptions, storage: Storage) -> tuple[tu
     if writing.classes is not None:
         given = read_classes(writing.classes, storage)
         return given, relabelled(images, given, writing.classes)
-    ordered = numbered(images.classes)
+    images = replace(images, classes=whole_numbers(images.classes))
+    ordered = numbered(tuple(sorted(set(images.classes))))
     return ordered, relabelled(images, ordered, "the images")
 
 

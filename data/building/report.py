@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.accounting import Accounting
+from data.accounting import Accounting, listed
 from data.atomic_file import write_atomically
 from data.building.build_folder import BuildPart
 from data.building.class_folders import option
@@ -128,5 +128,34 @@ def remark_on_classes(
             f"{readable(images.name(int(order[first])))}: {names}); for one with single labels, give each image one",
         )
     remark_on_similar_classes(accounting, classes)
+    changed = next((name for name in images.classes if name not in classes and "." in name), None)
+    if changed and changed.partition(".")[0] in classes:
+        accounting.remark("whole_numbers", f"labels such as {changed} are read as whole numbers")
     unused = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
     remark_on_unused_classes(accounting, [readable(name) for name in classes], unused, "images")
+
+
+def remark_on_lost_classes(accounting: Accounting, images: Images) -> None:
+    """A remark on classes of which all images are broken, since they are not in a class list made from the images."""
+    lost = sorted({name for broken in images.broken for name in broken.classes} - set(images.classes))
+    if lost:
+        accounting.remark(
+            "lost_classes",
+            f"{len(lost):,} classes have no image that can be read and are not in the class list "
+            f"({listed([*map(readable, lost)])}); to keep their numbers, give the class list with --classes",
+        )
+
+
+def remark_on_validation(accounting: Accounting, classes: tuple[str, ...], labels: list[Int32]) -> None:
+    """A remark on classes that are in the training set alone, from the labels (n, k) of both sets."""
+    if len(labels) < 2:
+        return
+    training, validation = (set(np.unique(part).tolist()) - {-1} for part in labels)
+    absent = sorted(training - validation)
+    if absent:
+        names = listed([readable(classes[number]) for number in absent])
+        accounting.remark(
+            "classes_without_validation",
+            f"{len(absent):,} of {len(classes):,} classes have no image in the validation set ({names}), "
+            "since they have too few: add images, or take a larger fraction",
+        )

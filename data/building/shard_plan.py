@@ -1,5 +1,6 @@
 """From the tables of all runs to the content of every shard: global order, validation split, bounds. Pure numpy."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +14,9 @@ from data.building.keys import decoded_name, readable, sample_key
 from data.building.sorted_runs import RunTable, read_table
 from data.building.source import BrokenInput
 from data.errors import DataError
+
+_WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0*)?")
+_NO_LABEL = {"-1", "-1.0", "nan", "none", "null", "na", "n/a", "<na>", "?"}
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -135,6 +139,24 @@ def relabelled(images: Images, classes: tuple[str, ...], origin: str) -> Int32:
 def numbered(classes: tuple[str, ...]) -> tuple[str, ...]:
     """The class list sorted by name, or by number if all names are numbers."""
     return tuple(sorted(classes, key=int)) if all(name.isascii() and name.isdigit() for name in classes) else classes
+
+
+def whole_numbers(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names without the `.0` with which pandas and spreadsheets write numbers, if all are whole numbers.
+
+    Raises:
+        DataError: all are numbers but for those that say that there is no label.
+    """
+    numbers = [_WHOLE_NUMBER.fullmatch(name) for name in classes]
+    if all(numbers):
+        return tuple(number[1] for number in numbers if number)
+    others = [name for name, number in zip(classes, numbers, strict=True) if number is None]
+    if any(numbers) and all(name.lower() in _NO_LABEL for name in others):
+        raise DataError(
+            f"all labels are numbers but for {', '.join(map(readable, others))}, which may stand for a missing label "
+            "and would be a class; leave these images out of the labels, or give the class list with --classes"
+        )
+    return classes
 
 
 def validation_mask(labels: Int32, classes: tuple[str, ...], per_class: int, fraction: float) -> NDArray[np.bool_]:

@@ -212,11 +212,11 @@ def _read_file(file: ImageFile, storage: Storage) -> SourceImage | BrokenInput:
     try:
         encoded = read_bytes(file.location, storage, file.start, file.stop)
     except FileNotFoundError:
-        return BrokenInput(file.name, "no such file")
+        return BrokenInput(file.name, "no such file", classes=file.classes)
     except StorageRefused:
         raise
     except (OSError, DataError) as error:
-        return BrokenInput(file.name, getattr(error, "strerror", None) or str(error))
+        return BrokenInput(file.name, getattr(error, "strerror", None) or str(error), classes=file.classes)
     return SourceImage(file.name, file.classes, encoded)
 
 
@@ -224,7 +224,7 @@ def _checked(image: SourceImage, conversion: Conversion) -> CheckedImage | Broke
     try:
         return check_image(image.encoded, conversion)
     except DecodeError as error:
-        return BrokenInput(image.name, str(error))
+        return BrokenInput(image.name, str(error), classes=image.classes)
 
 
 def _write_sorted(file: BinaryIO, images: list[tuple[_Row, bytes]]) -> Iterator[_Row]:

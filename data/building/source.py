@@ -19,6 +19,8 @@ class BrokenInput:
     name: str
     reason: str
     is_tar: bool = False
+    classes: tuple[str, ...] = ()
+    """Of the image, if known."""
 
 
 @dataclass(frozen=True, slots=True)

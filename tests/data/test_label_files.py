@@ -60,6 +60,42 @@ def test_cells_that_are_unclear_are_refused(tmp_path: Path, text: str, message: 
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "a.jpg;cat\nb.jpg;dog\n", "separated by semicolons .* by commas"),
+        ("l.csv", "id;label\n1;cat\n", "separated by semicolons"),
+        ("l.csv", "a.jpg\tcat\n", "separated by tabs"),
+        ("l.tsv", "a.jpg,cat\n", "separated by commas .* by tabs"),
+        ("l.txt", "a.jpg|cat\n", "separated by bars"),
+        ("l.txt", "a.jpg\nb.JPG\n", "a.jpg is the name of an image without a label"),
+        ("l.txt", "label\ncat\ndog\n", "its first line, label, seems to be a heading"),
+        ("l.csv", "a.jpg,0,1,0\n", "line 1: 0, 1, 0 seems to be a one-hot list"),
+        ("l.csv", "cat,a.jpg\ncat,b.jpg\n", "line 2: a second line for the image cat; .* swap the columns"),
+        ("l.json", '{"a.jpg": "cat"}\n', "labels are read from text, CSV and TSV"),
+    ],
+)  # fmt: skip
+def test_columns_that_would_be_read_as_labels_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_label_file(str(path), Storage())
+
+
+@pytest.mark.parametrize("line", ["001", "train/001.jpg", "C:\\data\\001.jpg", "001.JPG"])
+def test_a_name_that_is_written_differently_is_shown_beside_that_of_the_image(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text(f"{line},cat\n")
+    with pytest.raises(DataError, match="no label for the image 001.jpg; the line of .*001.* may be meant"):
+        read_label_file(str(path), Storage()).of("001.jpg")
+
+
+def test_a_list_of_labels_with_commas_and_without_names_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "l.tsv"
+    path.write_text("tench, Tinca tinca\nshark; white\n")
+    assert read_label_file(str(path), Storage()).in_order == [("tench, Tinca tinca",), ("shark; white",)]
+
+
+@pytest.mark.parametrize(
     ("images", "message"),
     [
         (["img1.jpg", "img2.jpg", "img10.jpg"], "as text img10.jpg is image 2, by number img2.jpg is; write lines of NAME"),

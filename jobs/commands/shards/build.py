@@ -68,7 +68,7 @@ def build(
         ),
     ] = None,
     convert: Annotated[
-        bool, typer.Option(help="Convert everything else, also BMP, GIF and TIFF, to upright RGB JPEGs.")
+        bool, typer.Option(help="Convert everything else, also BMP, GIF, PPM and TIFF, to upright RGB JPEGs.")
     ] = False,
     short_side: Annotated[
         int | None,

@@ -107,6 +107,23 @@ def test_options_decide_what_subfolders_are(
             "images in train/cat and in val/dog, and class folders must lie",
         ),
         ({"train/1.jpg": b"", "val/2.jpg": b""}, "train and val look like different datasets and not like classes"),
+        ({"train/1.jpg": b"", "val/2.jpg": b"", "car/3.jpg": b""}, "train and val look like different datasets"),
+        (
+            {"train_images/1.jpg": b"", "Unlabeled/2.jpg": b""},
+            "Unlabeled and train_images look like different datasets",
+        ),
+        (
+            {"images/1.jpg": b"", "masks/1.png": b""},
+            "images and masks look like different datasets and not like classes",
+        ),
+        (
+            {"train/1.jpg": b"", "train.csv": b"id,label"},
+            "are in train, which .* select the folder by giving .*/tree/train",
+        ),
+        (
+            {"a/1.pcx": b"", "b/n.txt": b""},
+            r"folder a has no image \(1 left out: not an image by .*; 1 left out: .*txt",
+        ),
         ({"x-train-0000.tar": b"", "x-val-0000.tar": b""}, "tars x-train-0000.tar and x-val-0000.tar look like parts"),
         ({"cat/1.jpg": b"", "cat.tar": b""}, r"class cat is there twice, as cat\.tar and a folder; .*--leave-out"),
         ({"a/cat.tar": b"", "b/cat.tar": b""}, "class folder cat is both in a and in b; select one of them"),
@@ -194,8 +211,8 @@ def test_sparse_members_are_read_as_they_were(tmp_path: Path) -> None:
     assert digest(built(tmp_path / "x.tar", tmp_path / "a")) == digest(built(folder, tmp_path / "b"))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
-def test_gif_bmp_and_tiff_need_a_conversion(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+def test_gif_bmp_tiff_and_ppm_need_a_conversion(kind: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "tree", PLAIN | {f"cat/x.{kind.lower()}": picture(4, kind)})
     with pytest.raises(DataError, match=f"cat/x.{kind.lower()} .a {kind}, which only --convert takes, as a JPEG"):
         build_shards(folder, tmp_path / "out")
@@ -213,13 +230,19 @@ def test_what_changes_the_meaning_of_a_dataset_is_remarked_once(tmp_path: Path) 
     report = built(folder, tmp_path / "out", leave_out=["*.bmp"])
     remarks = {remark.kind: remark.text for remark in report.accounting.remarks}
     assert remarks["similar_classes"].startswith(
-        "2 groups of class names differ only in case, spaces, hyphens or Unicode form and stay different classes "
+        "2 groups of class names differ only in case, spaces, hyphens, leading zeros or Unicode form and stay different "
+        "classes "
         "('Cat' and 'cat' and 'cat '; 'cafe\\u0301' and 'caf\\xe9')"
     )
     assert (
         "1 folders beside the class folders have no image and are not classes (empty)"
         in (remarks["folders_without_images"])
     )
+    numbers = write(
+        tmp_path / "numbers", {f"{name}/1.jpg": picture(n) for n, name in enumerate(("0", "00", "10", "2"))}
+    )
+    report = built(numbers, tmp_path / "of numbers")
+    assert "'0' and '00'" in report.accounting.remarks[0].text
     assert remarks["unused_patterns"] == "nothing matches --leave-out *.bmp"
 
     (tmp_path / "list.tsv").write_text("tree/Cat/0.jpg\ta\tb\n\ntree/cat/1.jpg\ta\n")

@@ -53,6 +53,7 @@ class LabelReader:
 IGNORED = -1
 """In place of a position in the class list."""
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+|[+-]?nan", re.IGNORECASE)
 
 
@@ -64,13 +65,17 @@ def class_numbers(classes: tuple[str, ...], label: LabelFormat) -> dict[Any, int
 
 
 def text_of(content: bytes) -> str:
-    """The text of a file in UTF-8, or with the byte order mark of UTF-16; without the mark and surrounding spaces.
+    """The text of a file in UTF-8, or with the byte order mark of UTF-16; without the mark, surrounding spaces, and
+    the zero bytes that end strings of fixed length.
 
     Raises:
-        UnicodeDecodeError: it is not text.
+        ValueError: it is not text.
     """
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if utf16 else "utf-8-sig").strip()
+    text = content.decode("utf-16" if utf16 else "utf-8-sig").rstrip("\0").strip()
+    if _CONTROL.search(text):
+        raise ValueError("it is binary")
+    return text
 
 
 def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
@@ -86,14 +91,28 @@ def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
             if label.lists:
                 value = json.loads(value) if value.startswith("[") else split_list(value)
         else:
-            value = json.loads(content)
+            value = json.loads(content, object_pairs_hook=_json_object)
             value = value if label.key is None else value_at(value, label.key)
     except (ValueError, KeyError, TypeError, RecursionError):
         expected = f"JSON with {label.key!r}" if label.key else "JSON" if is_json else "text"
         raise ValueError(f"the label is not {expected}: {content[:40]!r}") from None
+    if value is _REPEATED:
+        raise ValueError(f"the key {label.key!r} is there twice in {content[:40]!r}")
     found = value if isinstance(value, list) else [value]
     if not found or not all(isinstance(v, str | int | float) and v != "" for v in found):
         raise ValueError(f"no label in {content[:40]!r}")
+    return found
+
+
+_REPEATED = object()
+"""In place of the value of a key that a JSON object has twice: JSON does not say which one counts."""
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        found |= {key: _REPEATED for key, count in keys.items() if count > 1}
     return found
 
 

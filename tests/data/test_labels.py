@@ -45,6 +45,8 @@ NAMES = ("ant", "bee", "cat")
         (LabelFormat(lists="classes"), b"[2, 0]", (0, 2)),
         (LabelFormat("txt", by="name", lists="classes"), b"cat, ant", (0, 2)),
         (LabelFormat(first=1), b"3", (2,)),
+        (LabelFormat(), b"2\0", (2,)),
+        (LabelFormat("json", "label"), b'{"label": 1, "x": 1, "x": 2}', (1,)),
         (LabelFormat("json", ignored=("-1", "9")), b"[-1, 1, 9]", (1,)),
     ],
 )
@@ -79,6 +81,8 @@ def test_labels_are_read_in_the_format_of_the_index(
         (LabelFormat("json", lists="multi-hot"), b"[0, 0, 0]", "the label has 0 for each of 3 classes"),
         (LabelFormat(first=1), b"0", "the label 0 is not one of 3 classes"),
         (LabelFormat("json"), b"[" * 100_000, "the label is not JSON"),
+        (LabelFormat(by="name"), b"\x01\0\0\0", "the label is not text"),
+        (LabelFormat("json", "label"), b'{"label": 1, "label": 2}', "the key 'label' is there twice"),
     ],
 )
 def test_invalid_labels_are_reported(label: LabelFormat, content: bytes, message: str) -> None:

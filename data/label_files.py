@@ -33,7 +33,7 @@ class LabelFile:
         """
         names = sorted(names)
         if self.in_order:
-            natural = sorted(names, key=_natural)
+            natural = sorted(names, key=natural_order)
             if natural != names:
                 place = next(n for n, (one, other) in enumerate(zip(names, natural, strict=True)) if one != other)
                 raise DataError(
@@ -149,7 +149,7 @@ def split_line(line: str) -> tuple[str, tuple[str, ...]]:
     return name.strip(), tuple(dict.fromkeys(labels))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """A sort key by which `img2` comes before `img10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
@@ -196,7 +196,7 @@ class ClassList:
         """The names, with the number or id of the class behind those that several classes have."""
         counts = Counter(self.names)
         ids = self.ids or tuple(map(str, range(len(self.names))))
-        if sorted(self.names, key=_natural) != list(self.names) and set(self.names) == set(
+        if sorted(self.names, key=natural_order) != list(self.names) and set(self.names) == set(
             map(str, range(len(self.names)))
         ):
             raise DataError(

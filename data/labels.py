@@ -3,7 +3,9 @@
 import codecs
 import json
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,12 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
         raise DataError(f"{path}: {missing[0]} is missing under classes ({len(missing):,} names are)")
     if len(set(ordered)) != len(ordered) or not kept:
         raise DataError(f"{path}: {'a name is repeated under classes' if kept else 'no class is kept'}")
+    added = set(names.values()) - set(classes)
+    if alike := next((group for group in look_alikes(ordered) if added & set(group)), None):
+        raise DataError(
+            f"{path}: {alike[0]!a} and {alike[1]!a} differ in case, spaces or Unicode form only, and would be "
+            "different classes; write them alike"
+        )
     numbers = {name: number for number, name in enumerate(ordered)}
     return LabelMap(ordered, np.array([-1 if n is None else numbers[n] for n in afterwards], np.int32))
 
@@ -254,7 +262,7 @@ def _read_yaml(path: Path) -> Any:
         text = path.read_bytes().decode("utf-8-sig")
         # BaseLoader makes everything a string; of repeated keys it would silently take the last.
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-        repeated = _repeated_key(node)
+        repeated, nothing = _repeated_key(node), _key_without_name(node)
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except FileNotFoundError:
         raise DataError(f"{path}: no such label map") from None
@@ -262,7 +270,27 @@ def _read_yaml(path: Path) -> Any:
         raise DataError(f"{path}: not YAML ({error})") from error
     if repeated:
         raise DataError(f"{path}: {repeated} is there twice; remove one")
+    if nothing:
+        raise DataError(
+            f"{path}: {nothing[0]}: {nothing[1] or 'nothing'} is no name; to drop classes use others: drop and rename "
+            "those that stay, if need be to themselves; quote it if a class is to be called that"
+        )
     return content
+
+
+_NO_NAMES = {"", "~", "null", "none", "drop", "keep", "ignore"}
+
+
+def _key_without_name(node: yaml.Node | None) -> tuple[str, str] | None:
+    """The first key and value under rename whose value is nothing or a word for it, without quotes."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value == "rename" and isinstance(value, yaml.MappingNode):
+            for old, new in value.value:
+                if isinstance(new, yaml.ScalarNode) and new.style is None and new.value.lower() in _NO_NAMES:
+                    return str(old.value), new.value
+                if isinstance(new, yaml.ScalarNode) and not new.value.strip():
+                    return str(old.value), ""
+    return None
 
 
 def _repeated_key(node: yaml.Node | None) -> str | None:
@@ -271,3 +299,12 @@ def _repeated_key(node: yaml.Node | None) -> str | None:
     keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
     twice = next((key for key, count in keys.items() if count > 1), None)
     return twice or next(filter(None, (_repeated_key(value) for _, value in node.value)), None)
+
+
+def look_alikes(names: Sequence[str]) -> Iterator[list[str]]:
+    """Names that differ only in case, spaces or Unicode form."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        text = unicodedata.normalize("NFKC", name).casefold()
+        groups.setdefault(" ".join(text.replace("_", " ").split()), []).append(name)
+    return (found for found in groups.values() if len(found) > 1)

@@ -99,6 +99,7 @@ def write(path: Path, text: str) -> Path:
     ("text", "classes", "targets"),
     [
         ("rename: {cat: pet}", ("ant", "bee", "pet"), [0, 1, 2]),
+        ("rename: {cat: 'null', bee: 'drop'}", ("ant", "drop", "null"), [0, 1, 2]),
         ("rename: {ant: insect, bee: insect}", ("cat", "insect"), [1, 1, 0]),
         ("rename: {ant: ant, cat: cat}\nothers: drop", ("ant", "cat"), [0, -1, 1]),
         ("rename: {ant: insect, bee: insect}\nclasses: [insect, cat]", ("insect", "cat"), [0, 0, 1]),
@@ -123,6 +124,12 @@ def test_a_label_map_renames_merges_and_drops(
         ("rename: {cat: pet, cat: lion}", "cat is there twice; remove one"),
         ("rename: {cat: [pet]}", "rename must be a mapping of names"),
         ("others: drop", "no class is kept"),
+        ("rename: {cat: null}", "cat: null is no name; to drop classes use others: drop"),
+        ("rename: {cat: }", "cat: nothing is no name"),
+        ("rename: {cat: ' '}", "cat: nothing is no name"),
+        ("rename: {cat: drop}", "cat: drop is no name"),
+        ("rename: {cat: Bee}", "'Bee' and 'bee' differ in case, spaces or Unicode form only"),
+        ("rename: {ant: 'pet ', bee: pet}", "'pet' and 'pet ' differ"),
     ],
 )
 def test_a_label_map_that_does_not_match_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -12,7 +12,7 @@ from data.index import ShardIndex
 from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
 from data.label_files import natural_order
-from data.labels import is_number, look_alikes
+from data.labels import class_number, is_number, look_alikes, split_list
 
 _SHOWN = 3  # names
 _FAR = 100  # numbers between the greatest label and the one before it
@@ -37,6 +37,11 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
     repeated = sum(scan.repeated_labels for scan in scans)
     if repeated:
         members.remark("repeated_labels", f"{repeated:,} samples have a label more than once, which counts once")
+    unseen = [
+        label for label in index.label.ignored if not any(scan.samples_with(_stored(label, index)) for scan in scans)
+    ]
+    if unseen:
+        members.remark("ignored_label_unseen", f"no sample has the label {', '.join(unseen)} of --ignore-label")
     minus_one = sum(scan.samples_with(-1) for scan in scans)
     if minus_one and index.label.by == "number" and "-1" not in index.label.ignored:
         members.remark(
@@ -64,6 +69,10 @@ def refuse_captions(index: ShardIndex, labels: NDArray[np.int32]) -> None:
             f"{index.classes[0][:60]!r} among {len(labels):,} samples; specify the labels with --label-field, and in "
             "JSON their key with --label-key; --label-field txt takes these texts as class names"
         )
+
+
+def _stored(label: str, index: ShardIndex) -> int | str:
+    return class_number(label) if index.label.by == "number" else label
 
 
 def _remark_on_copies(members: Accounting, scans: Sequence[ShardScan]) -> None:
@@ -157,6 +166,14 @@ def _remark_on_names(accounting: Accounting, index: ShardIndex) -> None:
         accounting.remark(
             "quoted_names",
             f"{len(quoted):,} of {len(index.classes):,} class names have quotes ({quoted[0]}), which are part of them",
+        )
+    known = set(index.classes)
+    lists = [name for name in index.classes if "," in name and "\n" not in name and known >= set(split_list(name))]
+    if lists:
+        accounting.remark(
+            "lists_in_names",
+            f"{len(lists):,} of {len(index.classes):,} class names are lists of others ({lists[0]!a}); if they mean "
+            "several classes, use --label-lists classes",
         )
     several = [name for name in index.classes if "\n" in name]
     if several:

@@ -267,6 +267,9 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
         (["class 2", "class 10"] * 3, "txt", {
             "classes_in_text_order": "the classes are .* class 0 is 'class 10' and comes before 'class 2'; --classes decides"
         }),
+        (["cat, dog", "cat", "dog"] * 2, "txt", {
+            "lists_in_names": r"1 of 3 class names are lists of others \('cat, dog'\); .*--label-lists classes"
+        }),
         (['"cat"', "dog"] * 2, "txt", {"quoted_names": '1 of 2 class names have quotes \\("cat"\\)'}),
     ],
 )  # fmt: skip
@@ -346,6 +349,13 @@ def test_files_that_are_no_tars_are_named(tmp_path: Path, content: bytes, messag
         index_shards([str(tmp_path)])
     with pytest.raises(DataError, match=rf"1 of 2 shards are broken: a-1.tar \(.*{message}"):
         indexed(tmp_path, labelled(0))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1], ["a", "b", "-1"]])
+def test_a_label_to_be_ignored_that_no_sample_has_is_said(tmp_path: Path, labels: list[Any]) -> None:
+    by_name = "name" if "a" in labels else None
+    report = indexed(tmp_path, labelled(*labels), given=GivenFields(label_by=by_name, ignored_labels=("-1", "7")))
+    assert remarks(report)["ignored_label_unseen"] == "no sample has the label 7 of --ignore-label"
 
 
 SPLITS = {"x-train-0000": 0, "x-train-0001": 1, "x-validation-00": 2}

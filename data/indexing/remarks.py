@@ -26,7 +26,7 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
         concerned = [scan.entry.name for scan in scans if kind in scan.remarks]
         others = f" (as have {len(concerned) - 1:,} others)" if len(concerned) > 1 else ""
         members.remark(kind.split(",")[0].replace(" ", "_"), f"{concerned[0]} {kind}{others}")
-    _remark_on_copies(members, scans)
+    _remark_on_shards(members, scans)
     scattered = sum(problem.problem == Problem.KEY_REPEATED for scan in scans for problem in scan.problems)
     if scattered:
         members.remark(
@@ -75,8 +75,8 @@ def _stored(label: str, index: ShardIndex) -> int | str:
     return class_number(label) if index.label.by == "number" else label
 
 
-def _remark_on_copies(members: Accounting, scans: Sequence[ShardScan]) -> None:
-    """On shards with the same bytes, such as links to one file."""
+def _remark_on_shards(members: Accounting, scans: Sequence[ShardScan]) -> None:
+    """On shards with the same bytes, such as links to one file, and on those that are wholly unusable."""
     first: dict[str, str] = {}
     copies: list[tuple[str, str]] = []
     for entry in (scan.entry for scan in scans):
@@ -88,7 +88,11 @@ def _remark_on_copies(members: Accounting, scans: Sequence[ShardScan]) -> None:
             f"warning: {len(copies):,} shards have the same content as others ({copies[0][0]} as {copies[0][1]}), so "
             "that their samples are in the dataset several times; remove or do not match the copies",
         )
-    unusable = [scan.entry.name for scan in scans if len({p.place for p in scan.problems}) == scan.entry.samples]
+    unusable = [
+        scan.entry.name
+        for scan in scans
+        if scan.entry.samples > 1 and len({problem.place for problem in scan.problems}) == scan.entry.samples
+    ]
     if unusable:
         members.remark(
             "shards_without_usable_samples",

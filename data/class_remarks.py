@@ -1,15 +1,14 @@
 """What a person should know about the class list of a dataset."""
 
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from data.accounting import Accounting, listed
+from data.labels import look_alikes
 
 
 def remark_on_similar_classes(accounting: Accounting, classes: Sequence[str]) -> None:
     """Remark on classes that are probably the same."""
-    groups = [" and ".join(map(ascii, names)) for names in _similar(classes)]
+    groups = [" and ".join(map(ascii, names)) for names in look_alikes(classes)]
     if groups:
         accounting.remark(
             "similar_classes",
@@ -28,14 +27,3 @@ def remark_on_unused_classes(
             f"{len(unused):,} of {len(classes):,} classes have no {entries} "
             f"({listed([classes[number] for number in unused])}); the class list is decided by --classes",
         )
-
-
-def _similar(names: Sequence[str]) -> Iterator[list[str]]:
-    """Groups of names that differ only in case, spaces, hyphens, leading zeros or Unicode form."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        text = unicodedata.normalize("NFKC", name).casefold()
-        if text.isdecimal():
-            text = text.lstrip("0") or "0"
-        groups.setdefault(" ".join(re.split(r"[\s_-]+", text)).strip(), []).append(name)
-    return (found for found in groups.values() if len(found) > 1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.digest import json_sha256
 from data.errors import DataError
 from data.json_records import load_json, to_record
-from data.remote.storage import Storage, checked, join, named_sizes, read_bytes, write_bytes
+from data.remote.storage import Storage, checked, join, named_sizes, parent, read_bytes, write_bytes
 
 FILE_NAME = "index.json"
 LABELS_NAME = "labels.npy"
@@ -200,6 +200,7 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
         StorageRefused, StorageDown: access refused, or no answer.
     """
     home = checked(folder)
+    home = parent(home) if home.rpartition("/")[2] == FILE_NAME else home
     path = join(home, FILE_NAME)
     try:
         data = read_bytes(path, storage)
@@ -253,7 +254,10 @@ def check_shards(index: ShardIndex, storage: Storage = Storage()) -> None:  # no
     try:
         sizes = named_sizes(index.folder, [shard.name for shard in index.shards], storage)
     except FileNotFoundError:
-        raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
+        raise DataError(
+            f"{index.folder}: no such folder; the index in {index.home} expects the shards there: move them back, "
+            f"or index them again with: coatnet shards index FOLDER --output {index.home} --overwrite"
+        ) from None
     for shard in index.shards:
         if shard.name not in sizes:
             raise DataError(f"{index.folder}: shard {shard.name} is missing; copy it there or build the shards again")

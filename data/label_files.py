@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -34,7 +35,7 @@ class LabelFile:
         """
         names = sorted(names)
         if self.in_order:
-            natural = sorted(names, key=_natural)
+            natural = sorted(names, key=natural_order)
             if natural != names:
                 place = next(n for n, (one, other) in enumerate(zip(names, natural, strict=True)) if one != other)
                 raise DataError(
@@ -174,7 +175,7 @@ def split_line(line: str) -> tuple[str, tuple[str, ...]]:
     return name.strip(), tuple(dict.fromkeys(labels))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """A sort key by which `img2` comes before `img10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
@@ -254,6 +255,13 @@ class ClassList:
         """The names, with the number or id of the class behind those that several classes have."""
         counts = Counter(self.names)
         ids = self.ids or tuple(map(str, range(len(self.names))))
+        if sorted(self.names, key=natural_order) != list(self.names) and set(self.names) == set(
+            map(str, range(len(self.names)))
+        ):
+            raise DataError(
+                f"{self.location}: the classes are numbers in another order than the labels; write names, or leave out "
+                "--classes"
+            )
         unique = tuple(f"{n} ({i})" if counts[n] > 1 else n for n, i in zip(self.names, ids, strict=True))
         return unique if len(set(unique)) == len(unique) else self._refuse_repeated(unique)
 
@@ -284,11 +292,12 @@ def read_classes(location: str, storage: Storage) -> tuple[str, ...]:
 def read_class_list(location: str, storage: Storage) -> ClassList:
     """The class list of a text file with one name per line, of a JSON file, or of the index in a folder.
 
-    JSON may be a list of names, names by number (`{"0": "tench"}` or, with ids, `{"0": ["n01440764", "tench"]}`), or
-    numbers by name.
+    All lines may have an id (WordNet's, or any before a tab) before the name, or a number, by which they are put in
+    order. JSON may be a list, names by number (`{"0": "tench"}` or, with ids, `{"0": ["n01440764", "tench"]}`),
+    or numbers by name.
 
     Raises:
-        DataError: there is none of these, or the file has an empty line or a comment.
+        DataError: there is none of these, or the file has an empty line, a comment, headings, or numbers from 1.
     """
     if location.rpartition("/")[2] == FILE_NAME:
         return ClassList(location, read_index(parent(location), storage).classes)
@@ -296,30 +305,101 @@ def read_class_list(location: str, storage: Storage) -> ClassList:
     if not is_file and not is_remote(location) and not Path(location).is_dir():
         raise DataError(f"{location}: no such file or folder; --classes needs a class list or a folder with an index")
     if location.endswith("/") or not is_file:
+        if Path(location).suffix in _CLASS_FILES and not is_remote(location) and not Path(location).exists():
+            raise DataError(f"{location}: no such file")
         return ClassList(location, read_index(location, storage).classes)
     text = _text(location, storage)
-    if location.endswith(".json"):
+    if _SURROGATE.search(text):
+        raise DataError(f"{location}: not UTF-8; save it as UTF-8")
+    return _json_classes(location, text) if location.endswith(".json") else _text_classes(location, text)
+
+
+_CLASS_FILES = (".txt", ".json", ".csv", ".tsv", ".yaml", ".yml")
+_CLASS_HEADINGS = {
+    "category", "categories", "class", "classes", "class_name", "id", "index", "label", "labels", "name", "names",
+    "synset", "wnid", "words",
+}  # fmt: skip
+_SURROGATE = re.compile("[\udc80-\udcff]")
+_NUMBERED = (
+    re.compile(r"(?P<number>[0-9]+)\s*[\s:,;]\s*(?P<name>.*\S)"),
+    re.compile(r"(?P<name>.*\S)\s*[\s:,;]\s*(?P<number>[0-9]+)"),
+)
+_WITH_ID = re.compile(r"(n[0-9]{8})[\s,:]+(.*\S)|([^\t]*[^\t\s])\s*\t\s*([^\t]+)")
+
+
+def _text_classes(location: str, text: str) -> ClassList:
+    text = text.rstrip()
+    if text.startswith(("[", "{")) and text.endswith(("]", "}")):
+        try:
+            load_json(text)
+        except ValueError as error:
+            raise DataError(
+                f"{location}: looks like a list or dictionary and is not JSON ({error}); write JSON, or one class "
+                "per line"
+            ) from None
         return _json_classes(location, text)
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    # The line number is the class number: an empty line would shift the following classes.
-    comment = next((number for number, name in enumerate(names, 1) if name.startswith("#")), None)
+    # Not `splitlines`, which also splits at characters that names may contain.
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)] if text else []
+    # The line number is the class number: any other line would shift the following classes.
+    comment = next((number for number, line in enumerate(lines, 1) if line.startswith("#")), None)
+    headings = len(lines) > 1 and set(re.split(r"[\s,;]+", lines[0].casefold())) <= _CLASS_HEADINGS
     problem = (
         "no class in it"
-        if not names
-        else f"line {names.index('') + 1} is empty"
-        if "" in names
+        if not lines
+        else f"line {lines.index('') + 1} is empty"
+        if "" in lines
         else f"line {comment} is a comment"
         if comment
+        else f"line 1, {lines[0]!r}, is a heading"
+        if headings
+        else "is YAML"
+        if location.lower().endswith((".yaml", ".yml"))
+        else "has columns"
+        if location.lower().endswith(".csv") and any("," in line for line in lines)
         else ""
     )
     if problem:
-        raise DataError(f"{location}: {problem}; it needs one class per line, each once")
+        raise DataError(f"{location}: {problem}; it needs one class per line, each once (or JSON in a .json file)")
+    names = _by_line_number(location, lines)
+    with_ids = [_WITH_ID.fullmatch(name) for name in names]
+    pairs = [tuple(filter(None, match.groups())) for match in with_ids if match is not None]
+    if len(pairs) == len(names) and len({one for one, _ in pairs}) == len(names):
+        ids, words = zip(*pairs, strict=True)
+        return ClassList(location, tuple(_by_line_number(location, list(words))), ids)
+    if tab := next((number for number, name in enumerate(names, 1) if "\t" in name), None):
+        raise DataError(
+            f"{location}: line {tab} has columns, and not all lines are an ID, a tab and a name; it needs one class "
+            "per line, each once"
+        )
     return ClassList(location, tuple(names))
+
+
+def _by_line_number(location: str, lines: list[str]) -> list[str]:
+    """The names in lines such as `3 cat`, `3: cat` or `cat 3`, in the order of the numbers; other lines as they are.
+
+    Raises:
+        DataError: the numbers are 1 to N.
+    """
+    for pattern in _NUMBERED:
+        found = [match for match in map(pattern.fullmatch, lines) if match is not None]
+        names = {int(match["number"]): match["name"].rstrip(" :,;") for match in found}
+        # Otherwise the numbers are parts of names, such as `class 3`.
+        if len(names) < len(lines) or 2 * len(set(names.values())) <= len(lines):
+            continue
+        if sorted(names) == list(range(len(lines))):
+            return [names[number] for number in range(len(lines))]
+        if sorted(names) == list(range(1, len(lines) + 1)):
+            raise DataError(
+                f"{location}: the lines are numbered from 1 to {len(lines):,}; write the names only, one per line in "
+                "the order of the numbers, and add --first-label 1 if the labels begin with 1"
+            )
+    return lines
 
 
 def _json_classes(location: str, text: str) -> ClassList:
     try:
         content: Any = load_json(text)
+        json.loads(text, object_pairs_hook=_refuse_repeated_key)
     except ValueError as error:
         raise DataError(f"{location}: not JSON ({error})") from None
     if isinstance(content, dict) and content and all(type(number) is int for number in content.values()):
@@ -339,6 +419,13 @@ def _json_classes(location: str, text: str) -> ClassList:
         f'{location}: not a class list; it may be a list of names, or an object as {{"0": "tench", ...}} or {{"0": '
         '["n01440764", "tench"], ...} with all numbers from 0, or numbers by name'
     )
+
+
+def _refuse_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = Counter(key for key, _ in pairs)
+    if len(keys) < len(pairs):
+        raise ValueError(f"the key {keys.most_common(1)[0][0]!r} is there twice")
+    return dict(pairs)
 
 
 def _text(location: str, storage: Storage) -> str:

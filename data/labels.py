@@ -3,7 +3,9 @@
 import codecs
 import json
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ class LabelReader:
 IGNORED = -1
 """In place of a position in the class list."""
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+|[+-]?nan", re.IGNORECASE)
 
 
@@ -69,13 +72,17 @@ def class_numbers(classes: tuple[str, ...], label: LabelFormat) -> dict[Any, int
 
 
 def text_of(content: bytes) -> str:
-    """The text of a file in UTF-8, or with the byte order mark of UTF-16; without the mark and surrounding spaces.
+    """The text of a file in UTF-8, or with the byte order mark of UTF-16; without the mark, surrounding spaces, and
+    the zero bytes that end strings of fixed length.
 
     Raises:
-        UnicodeDecodeError: it is not text.
+        ValueError: it is not text.
     """
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if utf16 else "utf-8-sig").strip()
+    text = content.decode("utf-16" if utf16 else "utf-8-sig").rstrip("\0").strip()
+    if _CONTROL.search(text):
+        raise ValueError("it is binary")
+    return text
 
 
 def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
@@ -91,14 +98,28 @@ def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
             if label.lists:
                 value = json.loads(value) if value.startswith("[") else split_list(value)
         else:
-            value = json.loads(content)
+            value = json.loads(content, object_pairs_hook=_json_object)
             value = value if label.key is None else value_at(value, label.key)
     except (ValueError, KeyError, TypeError, RecursionError):
         expected = f"JSON with {label.key!r}" if label.key else "JSON" if is_json else "text"
         raise ValueError(f"the label is not {expected}: {content[:40]!r}") from None
+    if value is _REPEATED:
+        raise ValueError(f"the key {label.key!r} is there twice in {content[:40]!r}")
     found = value if isinstance(value, list) else [value]
     if not found or not all(isinstance(v, str | int | float) and v != "" for v in found):
         raise ValueError(f"no label in {content[:40]!r}")
+    return found
+
+
+_REPEATED = object()
+"""In place of the value of a key that a JSON object has twice: JSON does not say which one counts."""
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        found |= {key: _REPEATED for key, count in keys.items() if count > 1}
     return found
 
 
@@ -231,6 +252,12 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
         raise DataError(f"{path}: {missing[0]} is missing under classes ({len(missing):,} names are)")
     if len(set(ordered)) != len(ordered) or not kept:
         raise DataError(f"{path}: {'a name is repeated under classes' if kept else 'no class is kept'}")
+    added = set(names.values()) - set(classes)
+    if alike := next((group for group in look_alikes(ordered) if added & set(group)), None):
+        raise DataError(
+            f"{path}: {alike[0]!a} and {alike[1]!a} differ in case, spaces or Unicode form only, and would be "
+            "different classes; write them alike"
+        )
     numbers = {name: number for number, name in enumerate(ordered)}
     return LabelMap(ordered, np.array([-1 if n is None else numbers[n] for n in afterwards], np.int32))
 
@@ -240,7 +267,7 @@ def _read_yaml(path: Path) -> Any:
         text = path.read_bytes().decode("utf-8-sig")
         # BaseLoader makes everything a string; of repeated keys it would silently take the last.
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-        repeated = _repeated_key(node)
+        repeated, nothing = _repeated_key(node), _key_without_name(node)
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except FileNotFoundError:
         raise DataError(f"{path}: no such label map") from None
@@ -248,7 +275,27 @@ def _read_yaml(path: Path) -> Any:
         raise DataError(f"{path}: not YAML ({error})") from error
     if repeated:
         raise DataError(f"{path}: {repeated} is there twice; remove one")
+    if nothing:
+        raise DataError(
+            f"{path}: {nothing[0]}: {nothing[1] or 'nothing'} is no name; to drop classes use others: drop and rename "
+            "those that stay, if need be to themselves; quote it if a class is to be called that"
+        )
     return content
+
+
+_NO_NAMES = {"", "~", "null", "none", "drop", "keep", "ignore"}
+
+
+def _key_without_name(node: yaml.Node | None) -> tuple[str, str] | None:
+    """The first key and value under rename whose value is nothing or a word for it, without quotes."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value == "rename" and isinstance(value, yaml.MappingNode):
+            for old, new in value.value:
+                if isinstance(new, yaml.ScalarNode) and new.style is None and new.value.lower() in _NO_NAMES:
+                    return str(old.value), new.value
+                if isinstance(new, yaml.ScalarNode) and not new.value.strip():
+                    return str(old.value), ""
+    return None
 
 
 def _repeated_key(node: yaml.Node | None) -> str | None:
@@ -257,3 +304,16 @@ def _repeated_key(node: yaml.Node | None) -> str | None:
     keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
     twice = next((key for key, count in keys.items() if count > 1), None)
     return twice or next(filter(None, (_repeated_key(value) for _, value in node.value)), None)
+
+
+def look_alikes(names: Sequence[str]) -> Iterator[list[str]]:
+    """Groups of names that differ only in case, spaces, hyphens, leading zeros or Unicode form."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        text = unicodedata.normalize("NFKC", name).casefold()
+        if text.isdecimal():
+            text = text.lstrip("0") or "0"
+        elif not is_number(text):  # whose hyphen is a sign
+            text = re.sub(r"[\s_-]+", " ", text).strip()
+        groups.setdefault(text, []).append(name)
+    return (found for found in groups.values() if len(found) > 1)

@@ -15,12 +15,13 @@ from data.index import FILE_NAME, LABELS_NAME, VERSION, LabelFormat, ShardIndex,
 from data.indexing.account import account_files, account_members
 from data.indexing.inference import Fields, GivenFields, infer_fields, read_head
 from data.indexing.pattern import ShardFiles, find_shards
-from data.indexing.remarks import remark_on
-from data.indexing.scan import Problem, SampleProblem, ScanOptions, ShardScan, ShardScanner
-from data.indexing.splits import refuse_several_splits
+from data.indexing.remarks import refuse_captions, remark_on
+from data.indexing.scan import START, Problem, SampleProblem, ScanOptions, ShardScan, ShardScanner, other_file
+from data.indexing.splits import refuse_several_splits, refuse_splits_in_shards
 from data.json_records import to_json
 from data.label_files import ClassList
 from data.labels import class_number, class_numbers
+from data.remote.remote_file import open_file
 from data.remote.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes
 
 MOST_CLASSES = 1_000_000
@@ -170,6 +171,8 @@ def index_shards(
             f"{files.folder}: {len(broken):,} of {len(files.sizes):,} shards are broken: {listing}"
             f"{' ...' if len(broken) > 5 else ''}. Copy them again, or leave them out with --skip-broken-shards"
         )
+    if not mix_splits:
+        refuse_splits_in_shards(files.folder, ((scan.entry.name, scan.splits) for scan in scans))
     names = _class_list(files.folder, scans, fields.label, classes, given)
     members = Accounting("members")
     labels, problems = _merge(scans, class_numbers(names, fields.label), members)
@@ -194,6 +197,8 @@ def index_shards(
             f"{f' ({detail})' if detail else ''}; see --image-field, --label-field, --label-key, --label-by, --classes"
             f"{_SCATTERED if Problem.KEY_REPEATED in problems.counts else ''}"
         )
+    if classes is None and given.label_field is None:
+        refuse_captions(index, labels)
     left_out = dict.fromkeys(broken, _BROKEN) | dict.fromkeys(empty, _EMPTY)
     remark_on(members, index, labels, scans)
     if classes is not None and index.label.by == "number" and index.classes != classes.names:
@@ -248,12 +253,15 @@ def _refuse_unwritable(home: str, storage: Storage) -> None:
 def _inferred_fields(files: ShardFiles, given: GivenFields, storage: Storage) -> Fields:
     """From the first shard that has samples."""
     for name in files.sizes:
-        head = read_head(join(files.folder, name), storage, given.label_field)
+        head = read_head(join(files.folder, name), storage, given)
         if head.extensions:
             return infer_fields(head, given)
+    first = next(iter(files.sizes))
+    with open_file(join(files.folder, first), storage) as file:
+        kind = other_file(file.read(START))
     raise DataError(
-        f"{files.folder}: none of {len(files.sizes):,} tars has samples, from {next(iter(files.sizes))} on; are these "
-        "WebDatasets?"
+        f"{files.folder}: none of {len(files.sizes):,} tars has samples, from {first} on"
+        f"{f', which is {kind}' if kind else '; are these WebDatasets?'}"
     )
 
 
@@ -282,9 +290,14 @@ def _class_list(
         return names
     greatest = label.first + lengths[0] - 1 if lengths else max(found, default=-1)
     if greatest >= MOST_CLASSES:
+        if greatest >= 10**30:
+            raise DataError(
+                f"{folder}: a label of {len(str(greatest)):,} digits, {str(greatest)[:20]}..., is no class; correct "
+                "it, or use --label-by name"
+            )
         raise DataError(
-            f"the label {greatest} would make {greatest + 1:,} classes; if labels are names use --label-by name, if it "
-            f"is none of the classes --ignore-label {greatest}, otherwise pass the class names with --classes"
+            f"{folder}: the label {greatest} would make {greatest + 1:,} classes; if labels are names use --label-by "
+            f"name, if it is none of the classes --ignore-label {greatest}, otherwise pass the names with --classes"
         )
     return tuple(str(number) for number in range(label.first, greatest + 1))
 

@@ -54,6 +54,8 @@ class ShardHead:
     """Key -> extensions of its members."""
     contents: dict[str, list[bytes]] = field(default_factory=dict)
     """Extension -> contents of the members that may be labels."""
+    full_extensions: dict[str, set[str]] = field(default_factory=dict)
+    """Key up to the first dot -> all behind it, as WebDataset splits names, such as `input.jpg`."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -61,14 +63,15 @@ class ShardHead:
         return Counter(extension for found in self.extensions.values() for extension in found)
 
 
-def read_head(location: str, storage: Storage, label_field: str | None, samples: int = 64) -> ShardHead:
+def read_head(location: str, storage: Storage, given: GivenFields, samples: int = 64) -> ShardHead:
     """The first samples of the tar at `location`, as far as it is readable; a remote one is read in small ranges.
 
     Raises:
         StorageRefused, StorageDown: access refused, or no answer.
     """
     head = ShardHead(location)
-    labels = (label_field,) if label_field else LABEL_FIELDS
+    labels = (given.label_field,) if given.label_field else LABEL_FIELDS
+    fields = {*IMAGE_FIELDS, *labels, *(given.image_fields or ())}
     found: list[tuple[str, str, str, bytes | None]] = []
     keys: set[str] = set()
     with open_file(location, storage) as file:
@@ -78,10 +81,11 @@ def read_head(location: str, storage: Storage, label_field: str | None, samples:
                     split = split_key(member.name) if member.isfile() else None
                     if split is None:
                         continue
-                    first, (key, extension) = split[0], _split(split, member.name, {*IMAGE_FIELDS, *labels})
+                    first, (key, extension) = split[0], _split(split, member.name, fields)
                     if key not in keys and len(keys) == samples:
                         break
                     keys.add(key)
+                    head.full_extensions.setdefault(first, set()).add(split[1])
                     file_ = tar.extractfile(member) if extension in labels and member.size <= _LARGEST_LABEL else None
                     found.append((first, key, extension, file_.read() if file_ else None))
         except (tarfile.TarError, EOFError):
@@ -109,9 +113,29 @@ def infer_fields(head: ShardHead, given: GivenFields) -> Fields:
         DataError: it cannot be inferred, or what was given does not occur.
     """
     inferred: list[str] = []
+    _refuse_double_extensions(head, given)
     image_fields = _image_fields(head, given, inferred)
     label = _label_format(head, given, inferred)
     return Fields(image_fields, label, inferred)
+
+
+def _refuse_double_extensions(head: ShardHead, given: GivenFields) -> None:
+    """Refuse samples of members such as `a.input.jpg` and `a.target.cls`, whose keys differ behind the first dot."""
+    images, labels = {*IMAGE_FIELDS, *(given.image_fields or ())}, {*LABEL_FIELDS, given.label_field}
+    if any(found & images and found & labels for found in head.extensions.values()):
+        return
+    full = Counter(extension for found in head.full_extensions.values() for extension in found)
+    double = [extension for extension, _ in full.most_common() if "." in extension]
+    candidates = [
+        [extension for extension in double if extension.rpartition(".")[2] in fields] for fields in (images, labels)
+    ]
+    if not any(len(found) > 1 for found in head.full_extensions.values()) or not all(candidates):
+        return
+    options = " ".join(f"--{use}-field {found[0]}" for use, found in zip(("image", "label"), candidates, strict=True))
+    raise DataError(
+        f"{head.location}: no sample has an image and a label by the last part of their extensions; what follows the "
+        f"first dot is {', '.join(double[:6])}; specify which are meant, such as {options}"
+    )
 
 
 def _image_fields(head: ShardHead, given: GivenFields, inferred: list[str]) -> tuple[str, ...]:
@@ -268,13 +292,14 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
     numbers: list[Any] = []
     names: list[str] = []
     neither: list[Any] = []
+    reason = ""
     for content in contents:
         try:
             for value in stored_labels(content, label):
                 text = isinstance(value, str) and not is_decimal(value)
                 (numbers if is_number(value) else names if text else neither).append(value)
-        except ValueError:
-            continue
+        except ValueError as error:
+            reason = reason or str(error)
     if numbers and names:
         total = len(numbers) + len(names) + len(neither)
         raise DataError(
@@ -285,11 +310,19 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
     if numbers or names:
         return "number" if numbers else "name"
     if neither:
-        raise DataError(f"{location}: labels such as {neither[0]!r} are neither whole numbers nor names")
+        fix = "store 0 and 1, or names" if isinstance(neither[0], bool) else "--label-by name makes them names"
+        fix = "correct them" if isinstance(neither[0], float) else fix
+        raise DataError(f"{location}: labels such as {neither[0]!r} are neither whole numbers nor names; {fix}")
     where = f" under the key {label.key!r}" if label.key else ""
+    fix = (
+        f"correct them: {reason}"
+        if "twice" in reason
+        else "a key in a nested object is --label-key OUTER.INNER"
+        if label.field.rpartition(".")[2] == "json"
+        else "labels must be text, a number or a name: write the shards again with such labels, or see --label-field"
+    )
     raise DataError(
-        f"no label in the first {label.field} members{where}, such as {contents[0][:100]!r}; a key in a nested object "
-        "is --label-key OUTER.INNER"
+        f"{location}: no label in the first {label.field} members{where}, such as {contents[0][:100]!r}; {fix}"
     )
 
 

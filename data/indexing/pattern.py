@@ -120,7 +120,8 @@ def _is_one_tar(path: str) -> bool:
     return path.endswith(".tar") and not is_folder
 
 
-def _is_shard(name: str) -> bool:
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a shard: an uncompressed tar that is not hidden."""
     base = name.rpartition("/")[2]
     return base.endswith(".tar") and not is_hidden(base)
 
@@ -139,9 +140,16 @@ def _listed(folder: str, storage: Storage, *, below: bool) -> dict[str, int]:
 
 
 def _in_folder(folder: str, storage: Storage) -> dict[str, int]:
-    names = {name: size for name, size in _listed(folder, storage, below=False).items() if _is_shard(name)}
+    found = _listed(folder, storage, below=False)
+    names = {name: size for name, size in found.items() if is_shard(name)}
     if not names:
         shown = without_signature(folder)
+        alike = [name for name in found if re.search(r"\.(tar|tgz)(\.|$)", name, re.IGNORECASE)]
+        if alike:
+            raise DataError(
+                f"{shown}: no *.tar in it, but {len(alike):,} files such as {alike[0]}; shards are uncompressed tars "
+                "whose names end in .tar: decompress or rename them"
+            )
         raise DataError(f"{shown}: no *.tar in it; for those in subfolders use {join(shown, '**/*.tar')}")
     return {join(folder, name): size for name, size in names.items()}
 
@@ -154,7 +162,7 @@ def _globbed(path: str, query: str, first: int, storage: Storage) -> dict[str, i
     names = {
         name: size
         for name, size in _listed(folder, storage, below=below).items()
-        if _is_shard(name) and _matches(name.split("/"), remaining)
+        if is_shard(name) and _matches(name.split("/"), remaining)
     }
     if not names:
         raise DataError(f"{path}: matches no *.tar; check the pattern")

@@ -1,5 +1,6 @@
 """What a person should know about the labels of a dataset, with the option that decides it."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,10 +8,12 @@ from numpy.typing import NDArray
 
 from data.accounting import Accounting, listed
 from data.class_remarks import remark_on_similar_classes, remark_on_unused_classes
+from data.errors import DataError
 from data.index import ShardIndex
 from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
-from data.labels import is_number
+from data.label_files import natural_order
+from data.labels import class_number, is_number, split_list
 
 _FAR = 100  # numbers between the greatest label and the one before it
 
@@ -23,6 +26,7 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
         concerned = [scan for scan in scans if kind in scan.remarks]
         more = f"; {len(concerned) - 1:,} more shards are like it" if len(concerned) > 1 else ""
         members.remark(kind, f"{concerned[0].entry.name} {concerned[0].remarks[kind]}{more}")
+    _remark_on_shards(members, scans)
     scattered = sum(problem.problem == Problem.KEY_REPEATED for scan in scans for problem in scan.problems)
     if scattered:
         members.remark(
@@ -33,6 +37,11 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
     repeated = sum(scan.repeated_labels for scan in scans)
     if repeated:
         members.remark("repeated_labels", f"{repeated:,} samples have a label more than once, which counts once")
+    unseen = [
+        label for label in index.label.ignored if not any(scan.samples_with(_stored(label, index)) for scan in scans)
+    ]
+    if unseen:
+        members.remark("ignored_label_unseen", f"no sample has the label {', '.join(unseen)} of --ignore-label")
     minus_one = sum(scan.samples_with(-1) for scan in scans)
     if minus_one and index.label.by == "number" and "-1" not in index.label.ignored:
         members.remark(
@@ -41,6 +50,55 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
             "out of the epochs with --ignore-label -1",
         )
     _remark_on_labels(members, index, labels)
+
+
+def refuse_captions(index: ShardIndex, labels: NDArray[np.int32]) -> None:
+    """Refuse texts that were inferred to be labels and are sentences, most of which occur once.
+
+    Raises:
+        DataError: they are.
+    """
+    words = sum(" " in name for name in index.classes)
+    if (
+        index.label.field == "txt"
+        and 2 * len(index.classes) > (labels[:, 0] >= 0).sum()
+        and 2 * words > len(index.classes)
+    ):
+        raise DataError(
+            f"{index.folder}: the txt members are probably captions: {len(index.classes):,} different texts such as "
+            f"{index.classes[0][:60]!r} among {len(labels):,} samples; specify the labels with --label-field, and in "
+            "JSON their key with --label-key; --label-field txt takes these texts as class names"
+        )
+
+
+def _stored(label: str, index: ShardIndex) -> int | str:
+    return class_number(label) if index.label.by == "number" else label
+
+
+def _remark_on_shards(members: Accounting, scans: Sequence[ShardScan]) -> None:
+    """On shards with the same bytes, such as links to one file, and on those that are wholly unusable."""
+    first: dict[str, str] = {}
+    copies: list[tuple[str, str]] = []
+    for entry in (scan.entry for scan in scans):
+        if first.setdefault(entry.sha256, entry.name) != entry.name:
+            copies.append((entry.name, first[entry.sha256]))
+    if copies:
+        members.remark(
+            "identical_shards",
+            f"warning: {len(copies):,} shards have the same content as others ({copies[0][0]} as {copies[0][1]}), so "
+            "that their samples are in the dataset several times; remove or do not match the copies",
+        )
+    unusable = [
+        scan.entry.name
+        for scan in scans
+        if scan.entry.samples > 1 and len({problem.place for problem in scan.problems}) == scan.entry.samples
+    ]
+    if unusable:
+        members.remark(
+            "shards_without_usable_samples",
+            f"warning: no sample of {len(unusable):,} of {len(scans):,} shards is usable (first: {unusable[0]}); "
+            "fields are inferred from the first shard: index shards with others separately",
+        )
 
 
 def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray[np.int32]) -> None:
@@ -69,10 +127,11 @@ def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray
     remark_on_similar_classes(accounting, index.classes)
     if not by_number:
         _remark_on_names(accounting, index)
-    if not by_number and 2 * len(index.classes) > samples:
+    present = int((counts > 0).sum())
+    if not by_number and 2 * present > samples:
         accounting.remark(
             "captions",
-            f"warning: {len(index.classes):,} classes among {samples:,} samples; are the {index.label.field} members "
+            f"warning: {present:,} classes among {samples:,} samples; are the {index.label.field} members "
             "labels? See --label-field",
         )
 
@@ -85,6 +144,28 @@ def _remark_on_names(accounting: Accounting, index: ShardIndex) -> None:
             "numbers_among_names",
             f"{len(numbers):,} of {len(index.classes):,} class names are numbers ({listed(numbers)}); if "
             "others are wrong, use --label-by number",
+        )
+    natural = sorted(index.classes, key=natural_order)
+    if list(index.classes) == sorted(index.classes) != natural:
+        place = next(n for n, (one, other) in enumerate(zip(index.classes, natural, strict=True)) if one != other)
+        accounting.remark(
+            "classes_in_text_order",
+            f"the classes are in the text order of their names, in which class {place:,} is {index.classes[place]!a} "
+            f"and comes before {natural[place]!a}; --classes decides another order",
+        )
+    quoted = [name for name in index.classes if len(name) > 2 and re.fullmatch(r"""b?(['"]).*\1""", name)]
+    if quoted:
+        accounting.remark(
+            "quoted_names",
+            f"{len(quoted):,} of {len(index.classes):,} class names have quotes ({quoted[0]}), which are part of them",
+        )
+    known = set(index.classes)
+    lists = [name for name in index.classes if "," in name and "\n" not in name and known >= set(split_list(name))]
+    if lists:
+        accounting.remark(
+            "lists_in_names",
+            f"{len(lists):,} of {len(index.classes):,} class names are lists of others ({lists[0]!a}); if they mean "
+            "several classes, use --label-lists classes",
         )
     several = [name for name in index.classes if "\n" in name]
     if several:

@@ -21,6 +21,7 @@ from data.decode import DecodeError, decode
 from data.errors import DataError
 from data.hidden import is_hidden
 from data.index import LabelFormat, ShardEntry
+from data.indexing.splits import splits_of_folders
 from data.labels import label_values, stored_labels
 from data.remote.storage import Storage, is_remote, join, pieces
 from data.shard import SampleMembers, group_members, split_key, split_members
@@ -28,6 +29,8 @@ from data.signatures import SIGNATURE, compression, image_format
 from data.tar import NO_END_MARK, SEVERAL_TARS, TarContents, read_tar
 
 _LOCAL_PIECE = 4 * 2**20  # bytes
+START = 64
+"""Bytes at the start of a file that tell what it is."""
 _NO_SUCH_CLASS = -2
 IMAGE, LABEL = 1, 2
 """Flags of `ShardScan.sample_members`."""
@@ -98,6 +101,8 @@ class ShardScan:
     key_hashes: NDArray[np.int64]
     """Of the different keys; only valid within this process."""
     packed_keys: bytes
+    splits: dict[str, str]
+    """Part of a dataset, such as training, that folders in the names of members tell of -> the first such key."""
 
     @property
     def keys(self) -> list[str]:
@@ -205,7 +210,7 @@ class ShardScanner:
         labels: list[list[int]] = []
         repeated_labels = 0
         hot_lengths: set[int] = set()
-        seen: set[str] = set()
+        seen: dict[str, None] = {}
         for place, (key, image, label_member) in enumerate((g.key, g.image, g.label) for g in samples):
 
             def note(problem: Problem, detail: str = "", place: int = place, key: str = key) -> None:
@@ -213,7 +218,7 @@ class ShardScanner:
 
             if key in seen:
                 note(Problem.KEY_REPEATED)
-            seen.add(key)
+            seen[key] = None
             row: list[int] = []
             if label_member is None:
                 note(Problem.NO_LABEL)
@@ -265,6 +270,7 @@ class ShardScanner:
             hot_lengths=frozenset(hot_lengths),
             key_hashes=np.array([hash(key) for key in seen], np.int64),
             packed_keys=zlib.compress("\0".join(g.key for g in samples).encode("utf-8", "surrogateescape"), 1),
+            splits=splits_of_folders(seen),
         )
 
 
@@ -290,9 +296,19 @@ def _downloaded(location: str, size: int, storage: Storage, path: Path) -> Itera
 def _describe_damage(descriptor: int, damage: str | None) -> str | None:
     if damage is None:
         return None
-    if name := compression(os.pread(descriptor, SIGNATURE, 0)):
-        return f"compressed with {name}; shards are uncompressed tars"
-    return damage
+    kind = other_file(os.pread(descriptor, START, 0))
+    return kind if kind and kind.startswith("compressed") else f"{damage}; it is {kind}" if kind else damage
+
+
+def other_file(start: bytes) -> str | None:
+    """What the first `START` bytes show that a file is instead of a tar, with the fix; None if that is not known."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS instead of the file; get it with: git lfs pull"
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page or an error message of a server instead of the file; download it again"
+    if name := compression(start):
+        return f"compressed with {name}; shards are uncompressed tars: decompress it"
+    return None
 
 
 def _image_field(name: str, image_fields: tuple[str, ...]) -> str:

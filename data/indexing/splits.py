@@ -1,7 +1,7 @@
 """Several datasets among the shards that a pattern matches, such as training and validation shards in one folder."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data.errors import DataError
 from data.indexing.pattern import ShardFiles
@@ -35,6 +35,38 @@ def refuse_several_splits(patterns: Sequence[str], files: ShardFiles) -> None:
         f"{files.folder}: the shards are those of several splits: {listing}. Index each by its pattern, {commands}, "
         "and give all but one an --output of its own; or index all as one dataset with --mix-splits"
     )
+
+
+def splits_of_folders(keys: Iterable[str]) -> dict[str, str]:
+    """Part of a dataset -> the first key in a folder of its name, such as `train/n01440764/1`."""
+    found: dict[str, str] = {}
+    known: set[str] = set()
+    for key in keys:
+        folder = key.rpartition("/")[0]
+        if folder in known:
+            continue
+        known.add(folder)
+        word = next((part for part in folder.lower().split("/") if part in SPLITS), None)
+        if word:
+            found.setdefault(SPLITS[word], key)
+    return found
+
+
+def refuse_splits_in_shards(folder: str, found: Iterable[tuple[str, dict[str, str]]]) -> None:
+    """Refuse shards whose members are in folders of several splits, given as name and `splits_of_folders`.
+
+    Raises:
+        DataError: they are.
+    """
+    first: dict[str, str] = {}
+    for shard, splits in found:
+        first |= {split: f"{key} in {shard}" for split, key in splits.items() if split not in first}
+    if len(first) > 1:
+        listing = ", ".join(f"{split} ({where})" for split, where in first.items())
+        raise DataError(
+            f"{folder}: the folders in the names of samples are those of several splits: {listing}. Write each split "
+            "to shards of its own, or index all as one dataset with --mix-splits"
+        )
 
 
 def naming_groups(names: Sequence[str]) -> dict[str, list[str]]:

@@ -1,19 +1,21 @@
 """Comparing shards with their index; every byte is read again."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting
-from data.errors import DataError
+from data.errors import DataError, StorageRefused
 from data.index import LABELS_NAME, ShardEntry, ShardIndex, read_labels
 from data.indexing.account import account_members
+from data.indexing.pattern import is_shard
 from data.indexing.remarks import remark_on
 from data.indexing.scan import ScanOptions, ShardScan, ShardScanner
 from data.labels import class_numbers
-from data.remote.storage import named_sizes
+from data.remote.storage import join, list_files, named_sizes
 
 
 class Difference(NamedTuple):
@@ -44,7 +46,10 @@ def verify_shards(
     try:
         sizes = named_sizes(index.folder, [shard.name for shard in index.shards], scanning.storage)
     except FileNotFoundError:
-        raise DataError(f"{index.folder}: no such folder; the index expects the shards there") from None
+        raise DataError(
+            f"{index.folder}: no such folder; the index in {index.home} expects the shards there: move them back, "
+            f"or index them again with: coatnet shards index FOLDER --output {index.home} --overwrite"
+        ) from None
     labels: NDArray[np.int32] | None = None
     if index.labels_sha256 is not None:
         try:
@@ -76,6 +81,28 @@ def verify_shards(
         start += entry.samples
     if members is not None and labels is not None:
         remark_on(members, index, labels, read)
+    if members is not None:
+        _remark_on_other_tars(members, index, scanning)
+
+
+def _remark_on_other_tars(members: Accounting, index: ShardIndex, scanning: ScanOptions) -> None:
+    """On tars beside the shards, which may have come later. Web servers need not list them."""
+    if index.folder.startswith("http"):
+        return
+    known = {shard.name for shard in index.shards}
+    others: list[str] = []
+    for folder in sorted({shard.name.rpartition("/")[0] for shard in index.shards}):
+        place = join(index.folder, folder) if folder else index.folder
+        with suppress(FileNotFoundError, StorageRefused):
+            found = sorted(list_files(place, scanning.storage))
+            names = [f"{folder}/{name}" if folder else name for name in found if is_shard(name)]
+            others += [name for name in names if name not in known]
+    if others:
+        members.remark(
+            "not_indexed",
+            f"{len(others):,} tars beside the shards are not in the index ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}); if they belong to the dataset, index it again",
+        )
 
 
 def _file_differences(entry: ShardEntry, scan: ShardScan) -> Iterator[Difference]:

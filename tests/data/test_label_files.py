@@ -122,6 +122,14 @@ def test_labels_by_order_need_names_that_have_one_order(tmp_path: Path, images: 
         ("c.json", {"0": "tench", "1": "crane"}, ("tench", "crane"), None),
         ("c.json", {"tench": 1, "crane": 0}, ("crane", "tench"), None),
         ("c.json", ["tench", "crane"], ("tench", "crane"), None),
+        ("c.txt", ["tench", "crane"], ("tench", "crane"), None),
+        ("c.txt", "a\x0cb\nc\u2028d\n", ("a\x0cb", "c\u2028d"), None),
+        ("c.txt", "n01\ttench, Tinca\nn02\tcrane\n", ("tench, Tinca", "crane"), ("n01", "n02")),
+        ("c.txt", "n01440764 tench, Tinca\nn02012849 crane\n", ("tench, Tinca", "crane"), ("n01440764", "n02012849")),
+        ("c.txt", "1 tench\n0 crane\n", ("crane", "tench"), None),
+        ("c.txt", "0: tench\n1: crane\n", ("tench", "crane"), None),
+        ("c.txt", "/t/tench 1\n/c/crane bird 0\n", ("/c/crane bird", "/t/tench"), None),
+        ("c.txt", "class 1\nclass 0\n", ("class 1", "class 0"), None),
     ],
 )  # fmt: skip
 def test_class_lists_are_text_or_json(
@@ -131,7 +139,7 @@ def test_class_lists_are_text_or_json(
     path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode())
     found = read_class_list(str(path), Storage())
     assert (found.names, found.ids) == (names, ids)
-    if ids is not None:
+    if ids is not None and found.names == ("tench", "crane"):
         assert (read_classes(str(path), Storage()), found.by_name({"crane"})) == (ids, names)
 
 
@@ -145,13 +153,34 @@ def test_class_lists_are_text_or_json(
         ("c.json", "{", "not JSON"),
         ("c.json", '{"1": "a", "2": "b"}', "not a class list; it may be a list of names"),
         ("c.json", '{"a": 0, "b": 0}', "not a class list"),
+        ("c.json", '{"0": "a", "1": "b", "1": "c"}', "the key '1' is there twice"),
+        ("c.txt", "name\na\nb\n", "line 1, 'name', is a heading; it needs one class per line"),
+        ("c.txt", "id\tname\n0\ta\n", "is a heading"),
+        ("c.txt", "1 a\n2 b\n", "the lines are numbered from 1 to 2; write the names only.*--first-label 1"),
+        ("c.txt", "{0: 'a',\n 1: 'b'}\n", "looks like a list or dictionary and is not JSON"),
+        ("c.txt", "a\nb\t1\tx\n", "line 2 has columns"),
+        ("c.yaml", "names:\n  0: a\n", "is YAML; it needs one class per line"),
+        ("c.csv", "n01,a\nn02,b\n", "has columns"),
+        ("c.txt", b"caf\xe9\n", "not UTF-8; save it as UTF-8"),
+        ("c.txt", None, "c.txt: no such file"),
     ],
 )
-def test_class_lists_that_are_unclear_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_class_lists_that_are_unclear_are_refused(
+    tmp_path: Path, name: str, text: str | bytes | None, message: str
+) -> None:
     path = tmp_path / name
-    path.write_text(text)
+    if text is not None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(DataError, match=message):
         read_classes(str(path), Storage())
+
+
+def test_numbers_in_another_order_are_no_names_for_labels_that_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("2\n0\n1\n")
+    classes = read_class_list(str(tmp_path / "c.txt"), Storage())
+    assert classes.by_name({"0"}) == ("2", "0", "1")
+    with pytest.raises(DataError, match="numbers in another order than the labels"):
+        classes.by_number()
 
 
 def test_the_classes_of_an_index_are_those_of_its_folder_or_file(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ NAMES = ("ant", "bee", "cat")
         (LabelFormat(lists="classes"), b"[2, 0]", (0, 2)),
         (LabelFormat("txt", by="name", lists="classes"), b"cat, ant", (0, 2)),
         (LabelFormat(first=1), b"3", (2,)),
+        (LabelFormat(), b"2\0", (2,)),
+        (LabelFormat("json", "label"), b'{"label": 1, "x": 1, "x": 2}', (1,)),
         (LabelFormat("json", ignored=("-1", "9")), b"[-1, 1, 9]", (1,)),
     ],
 )
@@ -79,6 +81,8 @@ def test_labels_are_read_in_the_format_of_the_index(
         (LabelFormat("json", lists="multi-hot"), b"[0, 0, 0]", "the label has 0 for each of 3 classes"),
         (LabelFormat(first=1), b"0", "the label 0 is not one of 3 classes"),
         (LabelFormat("json"), b"[" * 100_000, "the label is not JSON"),
+        (LabelFormat(by="name"), b"\x01\0\0\0", "the label is not text"),
+        (LabelFormat("json", "label"), b'{"label": 1, "label": 2}', "the key 'label' is there twice"),
     ],
 )
 def test_invalid_labels_are_reported(label: LabelFormat, content: bytes, message: str) -> None:
@@ -95,6 +99,7 @@ def write(path: Path, text: str) -> Path:
     ("text", "classes", "targets"),
     [
         ("rename: {cat: pet}", ("ant", "bee", "pet"), [0, 1, 2]),
+        ("rename: {cat: 'null', bee: 'drop'}", ("ant", "drop", "null"), [0, 1, 2]),
         ("rename: {ant: insect, bee: insect}", ("cat", "insect"), [1, 1, 0]),
         ("rename: {ant: ant, cat: cat}\nothers: drop", ("ant", "cat"), [0, -1, 1]),
         ("rename: {ant: insect, bee: insect}\nclasses: [insect, cat]", ("insect", "cat"), [0, 0, 1]),
@@ -119,6 +124,12 @@ def test_a_label_map_renames_merges_and_drops(
         ("rename: {cat: pet, cat: lion}", "cat is there twice; remove one"),
         ("rename: {cat: [pet]}", "rename must be a mapping of names"),
         ("others: drop", "no class is kept"),
+        ("rename: {cat: null}", "cat: null is no name; to drop classes use others: drop"),
+        ("rename: {cat: }", "cat: nothing is no name"),
+        ("rename: {cat: ' '}", "cat: nothing is no name"),
+        ("rename: {cat: drop}", "cat: drop is no name"),
+        ("rename: {cat: Bee}", "'Bee' and 'bee' differ in case, spaces or Unicode form only"),
+        ("rename: {ant: 'pet ', bee: pet}", "'pet' and 'pet ' differ"),
     ],
 )
 def test_a_label_map_that_does_not_match_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -166,8 +166,13 @@ def test_a_tar_without_end_mark_and_tars_behind_one_another_are_told(tmp_path: P
         (["3", "3,17", "[4, 5]"], "cls", "the cls members have several numbers.*--label-lists classes; .*--label-by name"),
         (["3", "cat"], "cls", "1 of the first 2 labels are numbers, such as '3', and others are not, such as 'cat'"),
         (["3.5", "nan"], "cls", "labels such as '3.5' are neither whole numbers nor names"),
-        (["true", "false"], "json", "labels such as True are neither whole numbers nor names"),
+        (["true", "false"], "json", "labels such as True are neither whole numbers nor names; store 0 and 1, or names"),
         (['{"a": {"label": 3}}'], "json", "a key in a nested object is --label-key OUTER.INNER"),
+        (['{"label": 3, "label": 2}'], "json", "correct them: the key 'label' is there twice"),
+        ([b"\x80\x04K\x01.", b"\1\0\0\0"], "cls", "no label in the first cls .*; labels must be text, a number or a name"),
+        (["a red car", "a blue car", "a tree"], "txt", "are probably captions: 3 different texts such as 'a blue car' .*"
+         "--label-field txt takes these texts as class names"),
+        (["1" * 99], "cls", r"a label of 99 digits, 1{20}\.\.\., is no class"),
     ],
 )  # fmt: skip
 def test_labels_that_may_mean_several_things_are_refused(
@@ -194,6 +199,7 @@ def test_labels_that_may_mean_several_things_are_refused(
         (['{"a": {"b": 1}}', '{"a": {"b": 0}}'], "json", {"label_key": "a.b"}, "01", [[1], [0]]),
         (["cat\nant dog", "cat"], "txt", {"label_lists": "classes"}, ["ant dog", "cat"], [[0, 1], [1, -1]]),
         (["8", "010"], "txt", {"label_by": "name"}, ["010", "8"], [[1], [0]]),
+        (["a red car", "a tree"], "txt", {"label_field": "txt"}, ["a red car", "a tree"], [[0], [1]]),
     ],
 )
 def test_options_decide_what_labels_mean(
@@ -257,7 +263,14 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
         (["cat\ndog", "cat", "cat", "cat"], "txt", {
             "lines_in_names": r"1 of 2 class names have several lines \('cat\\ndog'\); .*--label-lists classes"
         }),
-        (["a red car", "a blue car", "a tree"], "txt", {"captions": "warning: 3 classes among 3 samples; are the txt"}),
+        (["red", "blue", "green"], "txt", {"captions": "warning: 3 classes among 3 samples; are the txt"}),
+        (["class 2", "class 10"] * 3, "txt", {
+            "classes_in_text_order": "the classes are .* class 0 is 'class 10' and comes before 'class 2'; --classes decides"
+        }),
+        (["cat, dog", "cat", "dog"] * 2, "txt", {
+            "lists_in_names": r"1 of 3 class names are lists of others \('cat, dog'\); .*--label-lists classes"
+        }),
+        (['"cat"', "dog"] * 2, "txt", {"quoted_names": '1 of 2 class names have quotes \\("cat"\\)'}),
     ],
 )  # fmt: skip
 def test_what_changes_the_meaning_is_said_once_with_its_option(
@@ -293,6 +306,56 @@ def test_equal_class_names_are_made_unique_if_labels_are_numbers(tmp_path: Path)
         indexed(tmp_path / "names", labelled("crane", "ant", extension="txt"), classes=twins)
     ids = ClassList("index.json", ("crane", "crane"), ("n01", "n02"))
     assert indexed(tmp_path / "ids", labelled("n02", extension="txt"), classes=ids).index.classes == ("n01", "n02")
+
+
+def test_extensions_behind_the_first_dot_are_fields_if_they_are_given(tmp_path: Path) -> None:
+    members = [member for n in range(3) for member in ((f"s{n}.input.jpg", JPEG), (f"s{n}.target.cls", b"%d" % n))]
+    with pytest.raises(DataError, match="--image-field input.jpg --label-field target.cls"):
+        indexed(tmp_path, members)
+    report = indexed(tmp_path, members, given=GivenFields(("input.jpg",), "target.cls"))
+    assert report.members.taken == {"images": 3, "labels": 3}
+    assert read_labels(report.index, Storage()).ravel().tolist() == [0, 1, 2]
+
+
+def test_shards_with_the_same_content_or_without_a_usable_sample_are_named(tmp_path: Path) -> None:
+    write_members(tmp_path / "a-1.tar", labelled(0, 1))
+    write_members(tmp_path / "a-2.tar", labelled("cat", "dog"))
+    found = remarks(indexed(tmp_path, labelled(0, 1)))
+    assert "1 shards have the same content as others (a-1.tar as a-0.tar)" in found["identical_shards"]
+    assert "no sample of 1 of 3 shards is usable (first: a-2.tar)" in found["shards_without_usable_samples"]
+
+
+@pytest.mark.parametrize("shards", [["train/n01/a val/n01/b"], ["train/a", "val/b"]])
+def test_samples_in_folders_of_several_splits_are_not_mixed_without_a_word(tmp_path: Path, shards: list[str]) -> None:
+    for number, keys in enumerate(shards):
+        members = [member for key in keys.split() for member in ((f"{key}.jpg", JPEG), (f"{key}.cls", b"0"))]
+        write_members(tmp_path / f"a-{number}.tar", members)
+    with pytest.raises(DataError, match=r"several splits: training \(train/.*\), validation \(val/.*--mix-splits"):
+        index_shards([str(tmp_path)])
+    assert index_shards([str(tmp_path)], mix_splits=True).index.samples == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS .*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Log in", "a web page .*download it again"),
+        (gzip.compress(b"x"), "compressed with gzip; .*decompress it"),
+    ],
+)
+def test_files_that_are_no_tars_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a-1.tar").write_bytes(content)
+    with pytest.raises(DataError, match=f"none of 1 tars has samples, from a-1.tar on, which is .*{message}"):
+        index_shards([str(tmp_path)])
+    with pytest.raises(DataError, match=rf"1 of 2 shards are broken: a-1.tar \(.*{message}"):
+        indexed(tmp_path, labelled(0))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1], ["a", "b", "-1"]])
+def test_a_label_to_be_ignored_that_no_sample_has_is_said(tmp_path: Path, labels: list[Any]) -> None:
+    given = GivenFields(label_by="name" if "a" in labels else None, ignored_labels=("-1", "7"))
+    report = indexed(tmp_path, labelled(*labels), given=given)
+    assert remarks(report)["ignored_label_unseen"] == "no sample has the label 7 of --ignore-label"
 
 
 SPLITS = {"x-train-0000": 0, "x-train-0001": 1, "x-validation-00": 2}

@@ -90,6 +90,7 @@ def test_a_relative_pattern_is_relative_to_the_working_directory(tree: Path, mon
     ("pattern", "message"),
     [
         ("nowhere", "nowhere: no such folder"),
+        ("packed", "no .*tar in it, but 2 files such as X-0.TAR; .*decompress or rename them"),
         ("nowhere/x-{0..3}.tar", "nowhere: no such folder"),
         ("", r"no \*.tar in it; for those in subfolders use .*/\*\*/\*.tar"),
         ("a/y-*.tar", "matches no"),
@@ -102,6 +103,9 @@ def test_a_relative_pattern_is_relative_to_the_working_directory(tree: Path, mon
     ],
 )
 def test_a_pattern_that_matches_no_shards_is_refused(tree: Path, pattern: str, message: str) -> None:
+    (tree / "packed").mkdir(exist_ok=True)
+    for name in ("X-0.TAR", "x-1.tar.gz"):
+        (tree / "packed" / name).write_bytes(b"x")
     with pytest.raises(DataError, match=message):
         find_shards([f"{tree}/{pattern}"], Storage())
 

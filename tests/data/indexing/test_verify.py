@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.accounting import Accounting
+from data.errors import DataError
 from data.index import labels_file, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.scan import ScanOptions
@@ -120,6 +122,23 @@ def test_shards_on_s3_are_verified_like_local_ones(indexed: Path, s3: S3Server) 
     assert [(d.shard, d.what[:14]) for d in differences(url)] == [
         ("in-0001.tar", "is missing"), ("in-0002.tar", "has the sha256"),
     ]  # fmt: skip
+
+
+def test_tars_that_are_not_in_the_index_are_remarked_on(indexed: Path) -> None:
+    (indexed / "new.tar").write_bytes((indexed / "in-0000.tar").read_bytes())
+    members = Accounting("members")
+    assert list(verify_shards(read_index(indexed / "index.json"), members=members)) == []
+    texts = [remark.text for remark in members.remarks if remark.kind == "not_indexed"]
+    assert texts == [
+        "1 tars beside the shards are not in the index (new.tar); if they belong to the dataset, index it again"
+    ]
+
+
+def test_moved_shards_are_refused_with_the_way_to_index_them_again(indexed: Path, tmp_path: Path) -> None:
+    index_shards([str(indexed)], output=str(tmp_path / "elsewhere"))
+    indexed.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"no such folder; .*move them back.*shards index FOLDER --output .*elsewhere"):
+        differences(tmp_path / "elsewhere")
 
 
 def test_progress_counts_every_existing_byte(indexed: Path) -> None:

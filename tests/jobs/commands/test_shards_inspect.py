@@ -116,7 +116,7 @@ def test_shards_on_s3_are_indexed_verified_and_shown(s3: S3Server, tmp_path: Pat
             ("index", "s3://b/x.tar", "--endpoint", "host:80"),
             "host:80: not the URL of an S3 server; write https://host:80",
         ),
-        (("index", "in", "--classes", "none.txt"), "none.txt: no such file or folder"),
+        (("index", "in", "--classes", "none.txt"), "none.txt: no such file"),
         (("verify", "in"), "no index.json there; build shards with"),
         (("show", "in"), "no index.json there; build shards with"),
         (("show", "in", "--output", "sheet.jpg"), "the contact sheet is a PNG"),

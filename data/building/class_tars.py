@@ -18,7 +18,7 @@ from data.remote.storage import Storage
 from data.tar import NO_END_MARK, SEVERAL_TARS
 
 _INNER_BLOCK = 2**14  # bytes; if the tar is truncated, at most this much before its end is lost
-_NUMBERED = re.compile(r".*[-_.]\d{3,}")  # how shards are named
+_NUMBERED = re.compile(r"(?:.*[-_.])?\d{3,}")  # how shards are named
 _LABELS = {"json", "txt"}  # extensions of what says of an image what it shows
 
 ENDS = {NO_END_MARK: "without an end mark", SEVERAL_TARS: "of several tars behind one another"}

@@ -33,7 +33,8 @@ def open_folder(location: str, storage: Storage, labels: LabelFile | None, selec
     """The images of a folder.
 
     Raises:
-        DataError: no images, folders that can be read in two ways, or labels that do not match.
+        DataError: no images, folders that can be read in two ways, or labels that do not match; `items` raises it if
+            images have gone or come since.
         FileNotFoundError: no such folder.
         StorageRefused, StorageDown: access refused, or no answer.
     """
@@ -52,10 +53,18 @@ def open_folder(location: str, storage: Storage, labels: LabelFile | None, selec
     classes = labels.assign(names) if labels is not None else {}
 
     def items() -> Iterator[SourceItem]:
-        for content, size, _ in _items(location, storage, folders, Accounting("files")):
+        again, read = Accounting("files"), 0
+        for content, size, _ in _items(location, storage, folders, again):
+            read += 1
             if classes and isinstance(content, ImageFile):
                 content = ImageFile(content.name, classes[content.name], content.location)
             yield SourceItem(content, size, 1 / count)
+        if read != count:
+            raise DataError(
+                f"{location}: has changed while it was read, {count:,} images and tars were found at first and {read:,} "
+                "later; run this again when nothing writes to it any more"
+            )
+        accounting.found, accounting.left_out = again.found, again.left_out
 
     return Source(location, items, accounting, bytes=bytes_ if known else None)
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from data.building.build import build_shards
+from data.building.layouts import open_source
 from data.errors import DataError
-from tests.support.third_party import picture
+from data.storage import Storage
+from tests.support.third_party import picture, tar_bytes
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -139,3 +141,23 @@ def test_classes_of_which_all_images_are_broken_are_named(tmp_path: Path) -> Non
     report = build_shards(tree, tmp_path / "out", skip_broken=True)
     (remark,) = report.accounting.remarks
     assert remark.text.startswith("1 classes have no image that can be read and are not in the class list (cow)")
+
+
+@pytest.mark.parametrize("change", ["vanishes", "appears", "is noted"])
+def test_a_folder_whose_images_change_while_it_is_read_is_refused(change: str, tmp_path: Path) -> None:
+    tree = write(tmp_path / "tree", {"cat/1.jpg": picture(1), "cat/2.jpg": picture(2)})
+    source = open_source(str(tree), Storage())
+    if change == "vanishes":
+        (tree / "cat/2.jpg").unlink()
+    else:
+        (tree / ("cat/3.jpg" if change == "appears" else "notes.txt")).write_bytes(picture(3))
+    with pytest.raises(
+        DataError, match="tree: has changed while it was read, 2 files were found at first and [13] later"
+    ):
+        list(source.items())
+
+
+def test_a_numbered_tar_of_images_and_texts_is_a_shard_and_not_a_class(tmp_path: Path) -> None:
+    write(tmp_path / "tree", {"00000.tar": tar_bytes([("1.jpg", picture(1)), ("1.txt", b"a caption")])})
+    with pytest.raises(DataError, match="00000.tar looks like a shard of a WebDataset"):
+        build_shards(tmp_path / "tree", tmp_path / "out")

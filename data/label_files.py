@@ -321,8 +321,8 @@ _CLASS_HEADINGS = {
 }  # fmt: skip
 _SURROGATE = re.compile("[\udc80-\udcff]")
 _NUMBERED = (
-    re.compile(r"(?P<number>[0-9]+)\s*[\s:,;]\s*(?P<name>.*\S)"),
-    re.compile(r"(?P<name>.*\S)\s*[\s:,;]\s*(?P<number>[0-9]+)"),
+    re.compile(r"(?P<number>[0-9]{1,9})\s*[\s:,;]\s*(?P<name>.*\S)"),
+    re.compile(r"(?P<name>.*\S)\s*[\s:,;]\s*(?P<number>[0-9]{1,9})"),
 )
 _WITH_ID = re.compile(r"(n[0-9]{8})[\s,:]+(.*\S)|([^\t]*[^\t\s])\s*\t\s*([^\t]+)")
 
@@ -382,7 +382,7 @@ def _by_line_number(location: str, lines: list[str]) -> list[str]:
     """
     for pattern in _NUMBERED:
         found = [match for match in map(pattern.fullmatch, lines) if match is not None]
-        names = {int(match["number"]): match["name"].rstrip(" :,;") for match in found}
+        names = {int(match["number"]): match["name"].strip(" :,;-") for match in found}
         # Otherwise the numbers are parts of names, such as `class 3`.
         if len(names) < len(lines) or 2 * len(set(names.values())) <= len(lines):
             continue

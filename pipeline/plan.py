@@ -122,7 +122,8 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
             f"{where}the classes of {stage.data.train} and {stage.data.validation} differ "
             f"({len(train.classes):,} and {len(validation.classes):,}"
             f"{_first_difference(train.classes, validation.classes)}); build "
-            "both with one class list, or map one to the other with data.label_map or data.validation_label_map"
+            "both with one class list, or map one to the other with data.label_map or data.validation_label_map; "
+            "existing shards get that of others by: coatnet shards index PATTERN --classes FOLDER --overwrite"
         )
     order = sample_order(stage, recipe.seed, train.shard_samples, where)
     steps_per_epoch = train.samples / stage.batch.global_size

@@ -197,7 +197,7 @@ def index_shards(
             f"{f' ({detail})' if detail else ''}; see --image-field, --label-field, --label-key, --label-by, --classes"
             f"{_SCATTERED if Problem.KEY_REPEATED in problems.counts else ''}"
         )
-    if classes is None and given.label_field is None:
+    if classes is None and given.label_field is None and given.label_key is None:
         refuse_captions(index, labels)
     left_out = dict.fromkeys(broken, _BROKEN) | dict.fromkeys(empty, _EMPTY)
     remark_on(members, index, labels, scans)

@@ -15,6 +15,8 @@ from data.indexing.splits import describe_groups
 from data.label_files import natural_order
 from data.labels import class_number, is_number, split_list
 
+_SEVERAL = 20
+"""Samples of a small trial, of which each may have a class of its own."""
 _FAR = 100  # numbers between the greatest label and the one before it
 
 
@@ -53,21 +55,20 @@ def remark_on(members: Accounting, index: ShardIndex, labels: NDArray[np.int32],
 
 
 def refuse_captions(index: ShardIndex, labels: NDArray[np.int32]) -> None:
-    """Refuse texts that were inferred to be labels and are sentences, most of which occur once.
+    """Refuse texts that were inferred to be labels and are sentences, most of which occur once; `cls` is for classes.
 
     Raises:
         DataError: they are.
     """
+    label = index.label
     words = sum(" " in name for name in index.classes)
-    if (
-        index.label.field == "txt"
-        and 2 * len(index.classes) > (labels[:, 0] >= 0).sum()
-        and 2 * words > len(index.classes)
-    ):
+    mostly_once = 2 * len(index.classes) > (labels[:, 0] >= 0).sum()
+    if label.by == "name" and label.field != "cls" and mostly_once and 2 * words > len(index.classes):
+        option = f"--label-key {label.key}" if label.key else f"--label-field {label.field}"
         raise DataError(
-            f"{index.folder}: the txt members are probably captions: {len(index.classes):,} different texts such as "
-            f"{index.classes[0][:60]!r} among {len(labels):,} samples; specify the labels with --label-field, and in "
-            "JSON their key with --label-key; --label-field txt takes these texts as class names"
+            f"{index.folder}: the labels in the {label.field} members are probably captions: {len(index.classes):,} "
+            f"different texts such as {index.classes[0][:60]!r} among {len(labels):,} samples; specify the labels with "
+            f"--label-field, and in JSON their key with --label-key; {option} takes these texts as class names"
         )
 
 
@@ -128,7 +129,7 @@ def _remark_on_labels(accounting: Accounting, index: ShardIndex, labels: NDArray
     if not by_number:
         _remark_on_names(accounting, index)
     present = int((counts > 0).sum())
-    if not by_number and 2 * present > samples:
+    if 2 * present > samples and (not by_number or samples >= _SEVERAL):
         accounting.remark(
             "captions",
             f"warning: {present:,} classes among {samples:,} samples; are the {index.label.field} members "

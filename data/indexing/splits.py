@@ -80,7 +80,7 @@ def naming_groups(names: Sequence[str]) -> dict[str, list[str]]:
 def describe_groups(names: Sequence[str]) -> str | None:
     """A remark about names that are not alike; None if they are, or if each has a name of its own."""
     groups = naming_groups(names)
-    if len(groups) == 1 or 2 * len(groups) > len(names):
+    if len(groups) < 2 or 2 * len(groups) > len(names):
         return None
     listing = ", ".join(f"{pattern} ({len(found):,})" for pattern, found in list(groups.items())[:_FIRST_GROUPS])
     more = ", ..." if len(groups) > _FIRST_GROUPS else ""

@@ -9,7 +9,7 @@ import pytest
 from data.building.build import build_shards
 from data.building.layouts import open_source
 from data.errors import DataError
-from data.storage import Storage
+from data.remote.storage import Storage
 from tests.support.third_party import picture, tar_bytes
 
 

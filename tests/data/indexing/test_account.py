@@ -172,6 +172,7 @@ def test_a_tar_without_end_mark_and_tars_behind_one_another_are_told(tmp_path: P
         ([b"\x80\x04K\x01.", b"\1\0\0\0"], "cls", "no label in the first cls .*; labels must be text, a number or a name"),
         (["a red car", "a blue car", "a tree"], "txt", "are probably captions: 3 different texts such as 'a blue car' .*"
          "--label-field txt takes these texts as class names"),
+        (['{"caption": "a red car"}', '{"caption": "a tree"}'], "json", "captions: 2 .*; --label-key caption takes these"),
         (["1" * 99], "cls", r"a label of 99 digits, 1{20}\.\.\., is no class"),
     ],
 )  # fmt: skip
@@ -199,6 +200,7 @@ def test_labels_that_may_mean_several_things_are_refused(
         (['{"a": {"b": 1}}', '{"a": {"b": 0}}'], "json", {"label_key": "a.b"}, "01", [[1], [0]]),
         (["cat\nant dog", "cat"], "txt", {"label_lists": "classes"}, ["ant dog", "cat"], [[0, 1], [1, -1]]),
         (["8", "010"], "txt", {"label_by": "name"}, ["010", "8"], [[1], [0]]),
+        (["a red car", "a tree"], "cls", {}, ["a red car", "a tree"], [[0], [1]]),
         (["a red car", "a tree"], "txt", {"label_field": "txt"}, ["a red car", "a tree"], [[0], [1]]),
     ],
 )
@@ -263,6 +265,7 @@ def test_the_label_format_of_an_index_has_no_more_than_before_unless_it_is_used(
         (["cat\ndog", "cat", "cat", "cat"], "txt", {
             "lines_in_names": r"1 of 2 class names have several lines \('cat\\ndog'\); .*--label-lists classes"
         }),
+        (range(20), "cls", {"captions": "warning: 20 classes among 20 samples; are the cls members labels"}),
         (["red", "blue", "green"], "txt", {"captions": "warning: 3 classes among 3 samples; are the txt"}),
         (["class 2", "class 10"] * 3, "txt", {
             "classes_in_text_order": "the classes are .* class 0 is 'class 10' and comes before 'class 2'; --classes decides"
@@ -353,7 +356,7 @@ def test_files_that_are_no_tars_are_named(tmp_path: Path, content: bytes, messag
 
 @pytest.mark.parametrize("labels", [[0, 1, -1], ["a", "b", "-1"]])
 def test_a_label_to_be_ignored_that_no_sample_has_is_said(tmp_path: Path, labels: list[Any]) -> None:
-    given = GivenFields(label_by="name" if "a" in labels else None, ignored_labels=("-1", "7"))
+    given = GivenFields(label_by="name" if "a" in labels else "number", ignored_labels=("-1", "7"))
     report = indexed(tmp_path, labelled(*labels), given=given)
     assert remarks(report)["ignored_label_unseen"] == "no sample has the label 7 of --ignore-label"
 

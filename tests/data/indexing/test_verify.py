@@ -134,6 +134,14 @@ def test_tars_that_are_not_in_the_index_are_remarked_on(indexed: Path) -> None:
     ]
 
 
+def test_without_any_shard_nothing_is_said_of_their_names(indexed: Path) -> None:
+    for path in indexed.glob("*.tar"):
+        path.unlink()
+    members = Accounting("members")
+    assert len(list(verify_shards(read_index(indexed), members=members))) == 3
+    assert "different_names" not in {remark.kind for remark in members.remarks}
+
+
 def test_moved_shards_are_refused_with_the_way_to_index_them_again(indexed: Path, tmp_path: Path) -> None:
     index_shards([str(indexed)], output=str(tmp_path / "elsewhere"))
     indexed.rename(tmp_path / "moved")

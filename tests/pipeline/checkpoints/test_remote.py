@@ -246,7 +246,7 @@ def test_a_failed_upload_in_parts_leaves_no_parts(s3: S3Server, tmp_path: Path) 
 def test_a_file_system_is_not_shared_with_a_fork(s3: S3Server, store: CheckpointStore) -> None:
     """Its event loop stays behind, and requests would wait forever."""
     program = (
-        "import os, sys; from data.storage import Storage, file_size; where = sys.argv[1];"
+        "import os, sys; from data.remote.storage import Storage, file_size; where = sys.argv[1];"
         "file_size(where, Storage()); child = os.fork();"
         "os._exit(file_size(where, Storage()) != 3) if child == 0 else None;"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"

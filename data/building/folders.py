@@ -61,8 +61,8 @@ def open_folder(location: str, storage: Storage, labels: LabelFile | None, selec
             yield SourceItem(content, size, 1 / count)
         if read != count:
             raise DataError(
-                f"{location}: has changed while it was read, {count:,} images and tars were found at first and {read:,} "
-                "later; run this again when nothing writes to it any more"
+                f"{location}: has changed while it was read, {count:,} images and tars were found at first and "
+                f"{read:,} later; run this again when nothing writes to it any more"
             )
         accounting.found, accounting.left_out = again.found, again.left_out
 

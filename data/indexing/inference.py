@@ -142,12 +142,12 @@ def _image_fields(head: ShardHead, given: GivenFields, inferred: list[str]) -> t
     counts = head.counts
     if given.image_fields is not None:
         if not any(counts[name] for name in given.image_fields):
-            raise DataError(f"{head.location}: no {' or '.join(given.image_fields)} members; {_seen(counts)}")
+            raise DataError(f"{head.location}: no {' or '.join(given.image_fields)} members; {_seen(head)}")
         return given.image_fields
     candidates = sorted((name for name in IMAGE_FIELDS if counts[name]), key=lambda name: -counts[name])
     if not candidates:
         raise DataError(
-            f"{head.location}: no {', '.join(IMAGE_FIELDS)} members; {_seen(counts)}; specify the extension of "
+            f"{head.location}: no {', '.join(IMAGE_FIELDS)} members; {_seen(head)}; specify the extension of "
             "the images with --image-field"
         )
     # Of two images in one sample, one is something else, such as a mask.
@@ -172,7 +172,7 @@ def _label_format(head: ShardHead, given: GivenFields, inferred: list[str]) -> L
         inferred.append(f"labels are in the {name} members (--label-field)")
     contents = head.contents.get(name)
     if not contents:
-        raise DataError(f"{head.location}: no {name} members; {_seen(head.counts)}; see --label-field")
+        raise DataError(f"{head.location}: no {name} members; {_seen(head)}; see --label-field")
     is_json = name.rpartition(".")[2] == "json"
     if is_json and key is None:
         key = _json_key(head.location, contents)
@@ -201,7 +201,7 @@ def _label_field(head: ShardHead) -> str:
         if contents and (name != "json" or _likely_key(contents) is not False):
             return name
     raise DataError(
-        f"{head.location}: no {', '.join(LABEL_FIELDS)} members with a label; {_seen(head.counts)}; specify "
+        f"{head.location}: no {', '.join(LABEL_FIELDS)} members with a label; {_seen(head)}; specify "
         "the extension of the labels with --label-field, and in JSON their key with --label-key"
     )
 
@@ -326,7 +326,9 @@ def _by(location: str, contents: list[bytes], label: LabelFormat) -> Literal["nu
     )
 
 
-def _seen(counts: Counter[str]) -> str:
+def _seen(head: ShardHead) -> str:
+    # Also such as `input.jpg`, which are not taken unless they are specified.
+    counts = head.counts | Counter(extension for found in head.full_extensions.values() for extension in found)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     listing = ", ".join(f"{name} {count}" for name, count in ordered[:8])
     return f"of {max(counts.values(), default=0)} samples these have: {listing}" if counts else "it has no samples"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_run_on_samples_with_several_labels_through_a_label_map(pictures: Path, tmp_path: Path) -> None:
     files = sorted(pictures.rglob("*.jpg"))
-    lines = [f"{file},{file.parent.name}{' picture' if number % 2 else ''}" for number, file in enumerate(files)]
+    lines = [f"{file},{file.parent.name}{',picture' if number % 2 else ''}" for number, file in enumerate(files)]
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
     built = coatnet(
         "shards", "build", "list.csv", "shards", "--validation-fraction", "0.2", "--samples-per-shard", "7",

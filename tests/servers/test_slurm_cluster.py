@@ -99,7 +99,14 @@ def _script(folder: Path, line: str) -> str:
 
 def _await_process(processes: Callable[[], list[psutil.Process]], name: str) -> list[psutil.Process]:
     deadline = time.monotonic() + 300
-    while not (found := [process for process in processes() if process.is_running() and process.name() == name]):
+    while not (found := [process for process in processes() if _name(process) == name]):
         assert time.monotonic() < deadline, f"no {name}"
         time.sleep(0.1)
     return found
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:  # it has ended since it was listed
+        return ""

@@ -320,6 +320,15 @@ def test_extensions_behind_the_first_dot_are_fields_if_they_are_given(tmp_path: 
     assert read_labels(report.index, Storage()).ravel().tolist() == [0, 1, 2]
 
 
+def test_extensions_that_could_be_given_are_listed(tmp_path: Path) -> None:
+    members = [member for n in range(3) for member in ((f"s{n}.left.jpg", JPEG), (f"s{n}.cls", b"%d" % n))]
+    with pytest.raises(
+        DataError, match="no jpg, .* members; of 3 samples these have: cls 3, left.jpg 3; .*--image-field"
+    ):
+        indexed(tmp_path, members)
+    assert indexed(tmp_path, members, given=GivenFields(("left.jpg",))).members.taken == {"images": 3, "labels": 3}
+
+
 def test_shards_with_the_same_content_or_without_a_usable_sample_are_named(tmp_path: Path) -> None:
     write_members(tmp_path / "a-1.tar", labelled(0, 1))
     write_members(tmp_path / "a-2.tar", labelled("cat", "dog"))

@@ -21,6 +21,14 @@ _INNER_BLOCK = 2**14  # bytes; if the tar is truncated, at most this much before
 _NUMBERED = re.compile(r"(?:.*[-_.])?\d{3,}")  # how shards are named
 _LABELS = {"json", "txt"}  # extensions of what says of an image what it shows
 
+
+def describes(path: str, image: str) -> bool:
+    """Whether a file says something of an image beside it, in a folder that is numbered as parts of a download are."""
+    stem, _, extension = path.rpartition(".")
+    folder = path.rpartition("/")[0].rpartition("/")[2]
+    return extension.lower() in _LABELS and stem == image.rpartition(".")[0] and bool(_NUMBERED.fullmatch(folder))
+
+
 ENDS = {NO_END_MARK: "without an end mark", SEVERAL_TARS: "of several tars behind one another"}
 """How a tar ends, for people."""
 
@@ -126,7 +134,8 @@ class _ClassTarMembers:
         if extension == "cls" or (describes and _NUMBERED.fullmatch(self.tar.class_name)):
             raise DataError(
                 f"{self.tar.location}: {readable(self.tar.path)} looks like a shard of a WebDataset and not like the "
-                f"tar of a class ({readable(path)}); index its folder with: coatnet shards index"
+                f"tar of a class ({readable(path)}); index its folder with: coatnet shards index; "
+                f"if it is that of a class, leave these members out with --leave-out '*.{extension}'"
             )
         self.before = path.lower()
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from data.accounting import Accounting
 from data.building.class_folders import BESIDE, ClassFolders, Selection
+from data.building.class_tars import describes
 from data.building.formats import HEAD, NotTaken, use_of
 from data.building.keys import readable
 from data.building.source import UNKNOWN_SIZE, BrokenInput, ClassTar, ImageFile, Source, SourceItem
@@ -71,6 +72,7 @@ def open_folder(location: str, storage: Storage, labels: LabelFile | None, selec
 
 def _items(location: str, storage: Storage, folders: ClassFolders, accounting: Accounting) -> Iterator[SourceItem]:
     """What is read of a folder; what is not is counted with its reason."""
+    image = ""
     for entry in _tree(location, storage):
         if entry.kind == "folder":
             folders.add_folder(entry.path)
@@ -78,7 +80,15 @@ def _items(location: str, storage: Storage, folders: ClassFolders, accounting: A
         accounting.found += 1
         try:
             yield _item(entry, location, storage, folders)
+            image = entry.path
         except NotTaken as reason:
+            if not folders.flat and folders.selection.reason(entry.path) is None and describes(entry.path, image):
+                folder, text = readable(entry.path.rpartition("/")[0]), readable(entry.path)
+                raise DataError(
+                    f"{location}: {folder} has images with texts ({text}) and is numbered, as parts of a download are; "
+                    "write a list of PATH<TAB>LABEL lines and use it as the source, or, if it is a class, leave the texts "
+                    f"out with --leave-out '*.{text.rpartition('.')[2]}'"
+                ) from None
             accounting.leave_out(str(reason), readable(entry.path))
 
 

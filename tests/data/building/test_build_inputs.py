@@ -159,7 +159,13 @@ def test_a_folder_whose_images_change_while_it_is_read_is_refused(change: str, t
         list(source.items())
 
 
-def test_a_numbered_tar_of_images_and_texts_is_a_shard_and_not_a_class(tmp_path: Path) -> None:
-    write(tmp_path / "tree", {"00000.tar": tar_bytes([("1.jpg", picture(1)), ("1.txt", b"a caption")])})
-    with pytest.raises(DataError, match="00000.tar looks like a shard of a WebDataset"):
-        build_shards(tmp_path / "tree", tmp_path / "out")
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_numbered_parts_of_images_with_texts_are_no_classes(form: str, tmp_path: Path) -> None:
+    members = [("1.jpg", picture(1)), ("1.txt", b"a caption"), ("2.jpg", picture(2))]
+    if form == "tar":
+        tree = write(tmp_path / "tree", {"00000.tar": tar_bytes(members)})
+    else:
+        tree = write(tmp_path / "tree", {f"00000/{name}": content for name, content in members})
+    with pytest.raises(DataError, match=r"00000.* \(.*1.txt\).* with --leave-out '\*\.txt'"):
+        build_shards(tree, tmp_path / "out")
+    assert build_shards(tree, tmp_path / "out", leave_out=["*.txt"]).images == 2

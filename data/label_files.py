@@ -252,7 +252,11 @@ class ClassList:
     ids: tuple[str, ...] | None = None
 
     def by_number(self) -> tuple[str, ...]:
-        """The names, with the number or id of the class behind those that several classes have."""
+        """The names, with the number or id of the class behind those that several classes have.
+
+        Raises:
+            DataError: they remain equal, or are the numbers of the classes in another order.
+        """
         counts = Counter(self.names)
         ids = self.ids or tuple(map(str, range(len(self.names))))
         if sorted(self.names, key=natural_order) != list(self.names) and set(self.names) == set(

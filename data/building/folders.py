@@ -86,8 +86,8 @@ def _items(location: str, storage: Storage, folders: ClassFolders, accounting: A
                 folder, text = readable(entry.path.rpartition("/")[0]), readable(entry.path)
                 raise DataError(
                     f"{location}: {folder} has images with texts ({text}) and is numbered, as parts of a download are; "
-                    "write a list of PATH<TAB>LABEL lines and use it as the source, or, if it is a class, leave the texts "
-                    f"out with --leave-out '*.{text.rpartition('.')[2]}'"
+                    "write a list of PATH<TAB>LABEL lines and use it as the source, or, if it is a class, leave the "
+                    f"texts out with --leave-out '*.{text.rpartition('.')[2]}'"
                 ) from None
             accounting.leave_out(str(reason), readable(entry.path))
 

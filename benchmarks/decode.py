@@ -24,9 +24,9 @@ from benchmarks.jpegs import sample_jpegs
 from benchmarks.pillow_transform import OPERATIONS as PILLOW_OPERATIONS
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import interleaved, machine, report
-from data.augment import TrainTransform, random_window, resize
-from data.decode import Pixels, decode
-from data.random_augment import OPERATIONS, RandomAugment
+from data.images.augment import TrainTransform, random_window, resize
+from data.images.decode import Pixels, decode
+from data.images.random_augment import OPERATIONS, RandomAugment
 
 SIZE = 224
 AREA = (0.05, 1.0)

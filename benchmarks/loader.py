@@ -25,13 +25,13 @@ from torch.utils.data import Dataset as TorchDataset
 from benchmarks.jpegs import sample_jpegs
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import cpu_seconds, machine, report
-from data.augment import TrainTransform
 from data.building.build import build_shards
 from data.dataset import Dataset
-from data.decode import decode
+from data.images.augment import TrainTransform
+from data.images.decode import decode
+from data.images.random_augment import RandomAugment
 from data.index import read_index
 from data.order import SampleOrder
-from data.random_augment import RandomAugment
 from data.stream import RankShare, training_stream
 
 SIZE = 224

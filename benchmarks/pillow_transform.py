@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from data.augment import random_window
+from data.images.augment import random_window
 
 PillowImage = Image.Image
 _GREY = (128, 128, 128)

@@ -25,11 +25,11 @@ from webdataset import TarWriter
 
 from benchmarks.jpegs import sample_jpegs
 from benchmarks.timing import cpu_seconds, interleaved, machine, report
-from data.augment import TrainTransform
 from data.building.build import build_shards
 from data.dataset import Dataset, open_dataset
+from data.images.augment import TrainTransform
+from data.images.random_augment import RandomAugment
 from data.order import SampleOrder
-from data.random_augment import RandomAugment
 from data.remote.cache import Cache
 from data.remote.storage import Storage
 from data.stream import MicroBatch, RankShare, training_stream

@@ -37,9 +37,6 @@ class ClassCount:
     def share(self) -> float:
         return self.classes / self.shuffled if self.shuffled else 1.0
 
-    def __str__(self) -> str:
-        return f"{self.classes:,.0f} of the {self.shuffled:,.0f} classes"
-
 
 @dataclass(frozen=True, slots=True)
 class ClassMixing:
@@ -53,10 +50,13 @@ class ClassMixing:
         return min(self.batch.share, self.micro_batch.share) >= ENOUGH
 
     def __str__(self) -> str:
-        worse = min(self.batch, self.micro_batch, key=lambda count: count.share)
+        (batch, batch_shuffled), (micro, micro_shuffled) = (
+            tuple(f"{number:,.{1 if number < 10 else 0}f}" for number in (count.classes, count.shuffled))
+            for count in (self.batch, self.micro_batch)
+        )
         return (
-            f"a batch of {self.batch.size:,} mixes {self.batch} that shuffled shards would give, and a micro-batch of "
-            f"{self.micro_batch.size:,} mixes {self.micro_batch}: {worse.share:.0%}"
+            f"a batch of {self.batch.size:,} has on average {batch} classes ({batch_shuffled} if all samples were "
+            f"shuffled), and a micro-batch of {self.micro_batch.size:,} has {micro} ({micro_shuffled})"
         )
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.augment import EvaluationTransform, TrainTransform
 from data.dataset import Dataset
-from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
+from data.images.augment import EvaluationTransform, TrainTransform
+from data.images.decode import DecodeError, Pixels, decode
 from data.order import SampleOrder, Samples, evaluation_positions
 from data.prefetch import evaluation_shards, prefetched_steps
 from data.random_streams import RandomStream

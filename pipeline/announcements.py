@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from data.augment import center_crop_share
 from data.digest import json_sha256
+from data.images.augment import center_crop_share
 from pipeline.checkpoints.manifest import RunFacts
 from pipeline.plan import Plan, TrainPlan
 from pipeline.recipe.schema import Stage

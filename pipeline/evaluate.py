@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment import EvaluationTransform
+from data.images.augment import EvaluationTransform
 from data.stream import RankShare, evaluation_stream
 from pipeline.distributed import Ranks
 from pipeline.images import normalized

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from data.child_process import own_packages_first, python_module
-from data.decode import DecodeError, decode
 from data.errors import DataError
+from data.images.decode import DecodeError, decode
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from models.complexity import count_training_cost

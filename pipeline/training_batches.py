@@ -2,9 +2,9 @@
 
 from collections.abc import Generator
 
-from data.augment import TrainTransform
 from data.errors import DataError
-from data.random_augment import RandomAugment
+from data.images.augment import TrainTransform
+from data.images.random_augment import RandomAugment
 from data.stream import MicroBatch, RankShare, SkippedSample, training_stream
 from pipeline.distributed import Ranks
 from pipeline.event_log import Event

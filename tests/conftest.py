@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from data.building.build import build_shards
+from data.class_lists import ClassList
 from data.index import ShardEntry, ShardIndex, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.inference import GivenFields
-from data.label_files import ClassList
 from tests.servers.s3 import S3Server
 from tests.servers.s3 import program as s3_program
 from tests.servers.slurm import SlurmCluster

@@ -15,10 +15,10 @@ from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
 from data.building.tar_members import DAMAGES, Member, members, normal, open_seekable, open_stream
 from data.errors import DataError
+from data.images.signatures import SIGNATURE
 from data.label_files import LabelFile
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, file_size, is_remote, read_bytes
-from data.signatures import SIGNATURE
 from data.tar import NO_END_MARK
 
 _BLOCK = 2**20  # bytes that are read at a time

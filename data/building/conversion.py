@@ -10,9 +10,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from data.decode import MAX_PIXELS, DecodeError, Pixels, decode
-from data.jpeg import jpeg_frame
-from data.signatures import compression, image_format
+from data.images.decode import MAX_PIXELS, DecodeError, Pixels, decode
+from data.images.jpeg import jpeg_frame
+from data.images.signatures import compression, image_format
 
 _ORIENTATION = 0x0112  # the EXIF tag
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol, cast
 
-from data.signatures import SIGNATURE, compression
+from data.images.signatures import SIGNATURE, compression
 
 _BLOCK = 2**16  # bytes
 

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable
 from typing import Literal
 
-from data.signatures import SIGNATURE, compression, image_format
+from data.images.signatures import SIGNATURE, compression, image_format
 from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
 
 HEAD = 512

@@ -34,10 +34,10 @@ from data.building.shard_writer import ShardTask, finished_shard, write_shard
 from data.building.source import BrokenInput
 from data.building.webdataset import indexed_classes
 from data.building.workers import Workers
+from data.class_lists import read_classes
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
 from data.json_records import to_json
-from data.label_files import read_classes
 from data.remote.storage import Storage
 
 

@@ -24,8 +24,8 @@ from data.building.conversion import CheckedImage, Conversion, check_image
 from data.building.keys import encoded_name, key_hash, shuffle_rank
 from data.building.source import BrokenInput, ImageBatch, ImageFile, IndexedShard, SourceImage
 from data.building.webdataset import shard_images
-from data.decode import DecodeError
 from data.errors import DataError, StorageRefused
+from data.images.decode import DecodeError
 from data.json_records import parse_json
 from data.remote.storage import Storage, is_remote, read_bytes
 

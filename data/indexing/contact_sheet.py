@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.decode import Pixels
+from data.images.decode import Pixels
 
 CELL = 144
 """Side in pixels of the square that an image is fitted into."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
+from data.class_lists import ClassList
 from data.errors import DataError, StorageRefused
 from data.index import FILE_NAME, LABELS_NAME, VERSION, LabelFormat, ShardIndex, index_version, labels_file
 from data.indexing.account import account_files, account_members
@@ -19,7 +20,6 @@ from data.indexing.remarks import refuse_captions, remark_on
 from data.indexing.scan import START, Problem, SampleProblem, ScanOptions, ShardScan, ShardScanner, other_file
 from data.indexing.splits import refuse_several_splits, refuse_splits_in_shards
 from data.json_records import to_json
-from data.label_files import ClassList
 from data.labels import class_number, class_numbers
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes

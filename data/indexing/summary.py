@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from data.dataset import Dataset
-from data.decode import DecodeError, Pixels, decode
 from data.errors import DataError
+from data.images.decode import DecodeError, Pixels, decode
 from data.index import read_labels
 from data.indexing.contact_sheet import thumbnail
 from data.remote.storage import is_remote, read_bytes

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.dataset import Dataset
-from data.decode import DecodeError, decode
 from data.errors import DataError
+from data.images.decode import DecodeError, decode
 from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.augment import EvaluationTransform, TrainTransform
 from data.dataset import Dataset
 from data.errors import DataError
+from data.images.augment import EvaluationTransform, TrainTransform
 from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.order import SampleOrder
 from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream

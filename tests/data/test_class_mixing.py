@@ -44,7 +44,7 @@ def test_the_proposed_settings_mix_enough_and_smaller_ones_do_not() -> None:
     assert not class_mixing(SORTED, replace(ORDER, lanes=found.lanes // 2), 256).is_enough
     assert not class_mixing(SORTED, replace(ORDER, window=found.window // 2), 256).is_enough
     what, fix = mixing_advice(SORTED, ORDER, 256, "in21k")
-    assert what.startswith("a batch of 256 mixes 43 of the 145 classes that shuffled shards would give")
+    assert what.startswith("a batch of 256 has on average 43 classes (145 if all samples were shuffled)")
     assert fix == (
         f"set data.lanes to {found.lanes} or data.shuffle_window to {found.window}, or shuffle them once with: "
         "coatnet shards build in21k NEW_FOLDER"

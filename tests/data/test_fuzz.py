@@ -10,9 +10,9 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from data.augment import TrainTransform
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError
+from data.images.augment import TrainTransform
 from data.index import read_index
 from data.order import SampleOrder
 from data.remote.storage import Storage

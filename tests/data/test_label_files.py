@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from data.class_lists import read_class_list, read_classes
 from data.errors import DataError
 from data.indexing.index_shards import index_shards
-from data.label_files import label_lines, read_class_list, read_classes, read_label_file
+from data.label_files import label_lines, read_label_file
 from data.remote.storage import Storage
 from tests.support.third_party import picture, write_members
 

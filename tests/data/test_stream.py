@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.augment import EvaluationTransform, TrainTransform
 from data.building.build import build_shards
 from data.dataset import Dataset
 from data.errors import DataError
+from data.images.augment import EvaluationTransform, TrainTransform
+from data.images.random_augment import RandomAugment
 from data.index import read_index
 from data.order import SampleOrder
-from data.random_augment import RandomAugment
 from data.shard import Shard
 from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
 from tests.conftest import with_broken_member

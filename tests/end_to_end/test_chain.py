@@ -15,8 +15,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.augment import EvaluationTransform
-from data.decode import decode
+from data.images.augment import EvaluationTransform
+from data.images.decode import decode
 from data.index import read_index
 from data.shard import Shard
 from pipeline.announcements import list_name

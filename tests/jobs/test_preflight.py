@@ -37,8 +37,8 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         "batch: 12 images as 4 micro-batches of 3 on 1 x 2 ranks, 2 each",
         f"data.train: 45 samples of 3 classes in 7 shards, {sizes[0]}",
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
-        "data.lanes: 4 lanes; a batch of 12 mixes 3 of the 3 classes that shuffled shards would give, and a micro-batch of 3 "
-        "mixes 2 of the 2 classes: 101%",
+        "data.lanes: 4 lanes; a batch of 12 has on average 3.0 classes (3.0 if all samples were shuffled), and a micro-batch "
+        "of 3 has 2.2 (2.1)",
         class_list(("bright", "dark", "striped")),
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,
@@ -188,14 +188,14 @@ def test_shards_that_are_sorted_by_class_are_a_warning_with_settings_that_would_
     batch = [*data, "batch.global_size=40", "batch.micro_size=20", "data.lanes=null", "data.shuffle_window=10"]
     (finding,) = wrong(found(tmp_path, sorted_shards, *batch, "data.lanes=1"))
     assert finding.what == (
-        "data.train: the samples are sorted: with 1 lane, a batch of 40 mixes 2 of the 8 classes that shuffled shards "
-        "would give, and a micro-batch of 20 mixes 1 of the 7 classes: 18%"
+        "data.train: the samples are sorted: with 1 lane, a batch of 40 has on average 2.0 classes (8.0 if all "
+        "samples were shuffled), and a micro-batch of 20 has 1.3 (7.4)"
     )
     assert finding.fix == (
         f"set data.shuffle_window to 240, or shuffle them once with: coatnet shards build {sorted_shards} NEW_FOLDER"
     )
     (derived,) = wrong(found(tmp_path, sorted_shards, *batch))
-    assert "with 40 lanes (derived from the batch), a batch of 40 mixes 8 of the 8" in derived.what
+    assert "with 40 lanes (derived from the batch), a batch of 40 has on average 8.0 classes (8.0" in derived.what
 
 
 def test_a_first_image_that_does_not_decode_is_a_warning(shards: Path, tmp_path: Path) -> None:

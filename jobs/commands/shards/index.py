@@ -8,12 +8,12 @@ import typer
 from rich.console import Console
 
 from data.accounting import lines
+from data.class_lists import read_class_list
 from data.class_mixing import advice_on_index
 from data.dataset import open_dataset
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import ScanOptions
-from data.label_files import read_class_list
 from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, Threads
 from jobs.commands.shards.progress import reading_progress

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.building.conversion import Conversion, Kind, check_image
-from data.decode import DecodeError, decode
+from data.images.decode import DecodeError, decode
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:

@@ -12,13 +12,13 @@ import pytest
 
 from data.accounting import Accounting
 from data.building.build import build_shards, merge_parts
+from data.class_lists import ClassList
 from data.class_mixing import class_mixing, dataset_labels
 from data.dataset import open_dataset
 from data.errors import DataError
 from data.index import LabelFormat, ShardIndex, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.inference import GivenFields
-from data.label_files import ClassList
 from data.order import SampleOrder
 from data.remote.storage import Storage
 from data.sample_reader import SampleReader

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.class_lists import ClassList
 from data.dataset import open_dataset
-from data.decode import decode
 from data.errors import DataError, StorageRefused
+from data.images.decode import decode
 from data.index import LabelFormat, read_index, read_labels
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import Problem, ScanOptions
-from data.label_files import ClassList
 from data.remote.cache import Cache
 from data.remote.storage import Storage
 from data.sample_reader import SampleReader

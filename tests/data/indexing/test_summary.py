@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.class_lists import ClassList
 from data.dataset import open_dataset
-from data.decode import decode
+from data.images.decode import decode
 from data.index import read_index
 from data.indexing.contact_sheet import CELL, CaptionedImage, contact_sheet, sheet_size
 from data.indexing.index_shards import index_shards
 from data.indexing.summary import class_counts, describe, draw_samples
-from data.label_files import ClassList
 from data.remote.storage import Storage
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3 import S3Server

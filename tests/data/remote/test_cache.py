@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from data.augment import EvaluationTransform, TrainTransform
 from data.building.build import build_shards
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, StorageDown, StorageRefused
+from data.images.augment import EvaluationTransform, TrainTransform
 from data.index import read_index
 from data.order import SampleOrder
 from data.remote.cache import Cache, CachedShards

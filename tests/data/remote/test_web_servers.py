@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.augment import EvaluationTransform, TrainTransform
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError, StorageDown, StorageRefused
+from data.images.augment import EvaluationTransform, TrainTransform
 from data.index import ShardIndex, check_shards, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.pattern import find_shards

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.decode import decode
+from data.images.decode import decode
 from data.index import read_index
 from jobs.commands.demo import CLASSES
 from tests.support.command import coatnet

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.augment import TrainTransform
-from data.decode import decode
+from data.images.augment import TrainTransform
+from data.images.decode import decode
 from data.sample_reader import SampleReader
 from data.stream import RankShare, training_stream
 from pipeline.plan import TrainPlan, plan_stage

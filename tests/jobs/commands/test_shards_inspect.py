@@ -69,8 +69,8 @@ def test_indexing_warns_of_shards_that_are_sorted_by_class(tmp_path: Path) -> No
     indexed = coatnet("shards", "index", "in", folder=tmp_path)
     assert indexed.returncode == 0, indexed.stderr
     assert indexed.stdout.splitlines()[-1] == (
-        "warning: the samples are sorted: with 64 lanes and windows of 8,192, a batch of 128 mixes 16 of the 16 classes that "
-        "shuffled shards would give, and a micro-batch of 32 mixes 4 of the 14 classes: 29%; no data.lanes and no "
+        "warning: the samples are sorted: with 64 lanes and windows of 8,192, a batch of 128 has on average "
+        "16 classes (16 if all samples were shuffled), and a micro-batch of 32 has 4.0 (14); no data.lanes and no "
         f"data.shuffle_window mixes enough: shuffle them once with: coatnet shards build {tmp_path}/in NEW_FOLDER"
     )
 

@@ -275,10 +275,10 @@ def test_host_memory_is_that_of_this_process(planned: Callable[..., Plan], folde
 @pytest.mark.parametrize(
     ("sorted_by_class", "line"),
     [
-        (False, "data.lanes: 12 lanes (derived from the batch); a batch of 12 mixes 3 of the 3 classes"),
+        (False, "data.lanes: 12 lanes (derived from the batch); a batch of 12 has on average 3.0 classes"),
         (
             True,
-            "warning: data.train: the samples are sorted: with 12 lanes (derived from the batch), a batch of 12 mixes",
+            "warning: data.train: the samples are sorted: with 12 lanes (derived from the batch), a batch of 12 has on average",
         ),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from data.augment import TrainTransform
+from data.images.augment import TrainTransform
 from data.stream import RankShare, training_stream
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.checkpoints.checkpoint import open_checkpoint

@@ -5,9 +5,9 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.jpeg import Pixels as Pixels
-from data.jpeg import jpeg_frame, jpeg_pixels
-from data.signatures import compression, image_format
+from data.images.jpeg import Pixels as Pixels
+from data.images.jpeg import jpeg_frame, jpeg_pixels
+from data.images.signatures import compression, image_format
 
 # 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.decode import Pixels
-from data.random_augment import RandomAugment
+from data.images.decode import Pixels
+from data.images.random_augment import RandomAugment
 
 # The reader has its own threads, with which OpenCV's would compete. (torch resizes a single image in one thread.)
 cv2.setNumThreads(0)

@@ -12,7 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from data.building.conversion import Conversion, Kind, check_image
-from data.decode import DecodeError, decode
+from data.images.decode import DecodeError, decode
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Pixels
+from data.images.decode import Pixels
 
 GREY = 128
 """Fills areas that an operation uncovers."""

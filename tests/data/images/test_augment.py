@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.augment import TrainTransform, center_crop, distorted_bounding_box, random_window, resize
+from data.images.augment import TrainTransform, center_crop, distorted_bounding_box, random_window, resize
 
 
 def test_random_windows_stay_inside_and_cover_the_range() -> None:

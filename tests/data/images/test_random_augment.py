@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.pillow_transform import OPERATIONS as PILLOW
-from data.decode import Pixels
-from data.random_augment import EFFICIENTNET_OPERATIONS, OPERATIONS, RandomAugment
+from data.images.decode import Pixels
+from data.images.random_augment import EFFICIENTNET_OPERATIONS, OPERATIONS, RandomAugment
 
 Picture = Image.Image
 GREY = (128, 128, 128)

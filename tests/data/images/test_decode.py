@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import MAX_PIXELS, DecodeError, decode
+from data.images.decode import MAX_PIXELS, DecodeError, decode
 
 RAMP = np.add.outer(np.arange(40), np.arange(52)).astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 40, (40, 52, 3), dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""Images: their formats, decoding, and the transforms of training and evaluation."""

@@ -143,8 +143,7 @@ def unreadable(index: ShardIndex, storage: Storage) -> str | None:
         try:
             with open_file(location, storage) as file, tarfile.open(fileobj=file, mode="r|") as tar:
                 for member in tar:
-                    split = split_key(member.name)
-                    content = tar.extractfile(member) if split and split[1] in index.image_fields else None
+                    content = tar.extractfile(member) if _is_image(member.name, index.image_fields) else None
                     if content is not None:
                         decode(content.read())
                         break
@@ -153,3 +152,9 @@ def unreadable(index: ShardIndex, storage: Storage) -> str | None:
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"shard {location}: cannot be read ({error}); copy it again or fix its rights") from None
     return None
+
+
+def _is_image(member: str, image_fields: tuple[str, ...]) -> bool:
+    """Whether a member has an extension of images, behind the first dot of its name or, as in `a_0.5.jpg`, the last."""
+    split = split_key(member)
+    return split is not None and not {split[1], split[1].rpartition(".")[2]}.isdisjoint(image_fields)

@@ -168,7 +168,7 @@ def test_each_layer_draws_uniformly_from_all_operations_and_always_applies_one(m
 
         return record
 
-    monkeypatch.setattr("data.random_augment._OPERATIONS", tuple(map(recorder, OPERATIONS)))
+    monkeypatch.setattr("data.images.random_augment._OPERATIONS", tuple(map(recorder, OPERATIONS)))
     for seed in range(1600):
         RandomAugment(2, 15.0)(np.zeros((4, 4, 3), np.uint8), np.random.default_rng(seed))
     assert len(applied) == 3200

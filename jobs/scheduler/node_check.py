@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,27 +80,29 @@ def _check_by_slurm(check: _NodeCheck) -> list[Finding]:
     options = [*stage_job.options, *own]  # of an option given twice, the last counts
     script = str(Path(batch_script(recipe.stages[check.stage])).with_name("doctor.sbatch"))
     command = ["sbatch", "--parsable", *options, script, *check.arguments[1:]]
-    number = slurm.submit(command, stage_job.variables)
+    with ThreadPoolExecutor(1) as pool:  # a signal does not reach it: what sbatch has submitted becomes known
+        submission = pool.submit(slurm.submit, command, stage_job.variables)
 
-    def cancel(received: signal.Signals) -> None:
-        slurm.cancel([number])
-        end_process(EXIT_TRY_AGAIN, f"stopped by {received.name}; job {number} is cancelled")
+        def cancel(received: signal.Signals) -> None:
+            slurm.cancel([submission.result()])
+            end_process(EXIT_TRY_AGAIN, f"stopped by {received.name}; job {submission.result()} is cancelled")
 
-    check.signals.set_handler(cancel)
-    try:
-        job = _wait(number, check.show_progress)
-    except BaseException:
-        slurm.cancel([number])
-        raise
-    finally:
-        check.signals.set_handler(None)
+        check.signals.set_handler(cancel)
+        try:
+            job = _wait(submission.result(), check.show_progress)
+        except BaseException:
+            if submission.exception() is None:
+                slurm.cancel([submission.result()])
+            raise
+        finally:
+            check.signals.set_handler(None)
     found, is_complete = read_report(check.report)
     deadline = time.monotonic() + _REPORT_DELAY
     while not is_complete and job.state in ("COMPLETED", "UNKNOWN") and time.monotonic() < deadline:
         time.sleep(_FIRST_POLL)
         found, is_complete = read_report(check.report)
     if not is_complete:
-        what = f"the node check, job {number}, ended as {job.state}: {_last_line(log)}"
+        what = f"the node check, job {submission.result()}, ended as {job.state}: {_last_line(log)}"
         found.append(Finding("error", check.stage, what, f"see {log}"))
     return found
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,20 @@ def test_the_nodes_are_checked_by_a_job_with_the_resources_of_the_stage(
 @pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_ending_the_command_cancels_its_job(
-    shards: Path, tmp_path: Path, slurm: SlurmCluster, number: signal.Signals, code: int
+    shards: Path,
+    tmp_path: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
 ) -> None:
+    """Also while `sbatch`, slow here, has submitted the job and not yet said its number."""
     slurm.run("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
+    (tmp_path / "bin").mkdir()
+    slow = tmp_path / "bin" / "sbatch"
+    slow.write_text(f'#!/bin/sh\nsaid=$({shutil.which("sbatch")} "$@") || exit\nsleep 2\necho "$said"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     process = start("doctor", write_recipe(tmp_path, shards, resources=CPUS), "--nodes", "--seconds=600")
     wait_until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)
     os.kill(process.pid, number)

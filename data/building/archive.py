@@ -13,7 +13,7 @@ from data.building.decompression import Damage, is_compressed, refuse_unread
 from data.building.formats import TAR_EXTENSIONS, NotTaken
 from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
-from data.building.tar_members import DAMAGES, Member, members, normal, open_seekable, open_stream
+from data.building.tar_members import DAMAGES, SourceMember, members, normal, open_seekable, open_stream
 from data.errors import DataError
 from data.images.signatures import SIGNATURE
 from data.label_files import LabelFile
@@ -150,7 +150,7 @@ def _listed(tar: _TarSource) -> Iterator[SourceItem]:
             yield _rest(tar, last, error)
 
 
-def _listed_item(tar: _TarSource, member: Member) -> SourceItem:
+def _listed_item(tar: _TarSource, member: SourceMember) -> SourceItem:
     path = tar.path(member.path)
     content = Content(member)
     use = content.use(path)
@@ -203,7 +203,7 @@ def _streamed(tar: _TarSource) -> Iterator[SourceItem]:
         raise _nothing_in(tar)
 
 
-def _streamed_contents(tar: _TarSource, member: Member) -> Iterator[SourceImage | BrokenInput]:
+def _streamed_contents(tar: _TarSource, member: SourceMember) -> Iterator[SourceImage | BrokenInput]:
     path = tar.path(member.path)
     content = Content(member)
     if content.use(path) == "tar":

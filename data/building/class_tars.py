@@ -11,7 +11,7 @@ from data.building.class_folders import Selection
 from data.building.formats import HEAD, NotTaken, Use, use_of, without_tar_extension
 from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, SourceImage
-from data.building.tar_members import DAMAGES, LINK_UPWARDS, Member, members, open_stream
+from data.building.tar_members import DAMAGES, LINK_UPWARDS, SourceMember, members, open_stream
 from data.errors import DataError
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage
@@ -97,7 +97,7 @@ class _ClassTarMembers:
     before: str = ""
     """The member before this one."""
 
-    def image(self, member: Member) -> SourceImage:
+    def image(self, member: SourceMember) -> SourceImage:
         """
         Raises:
             NotTaken: it is not an image.
@@ -143,7 +143,7 @@ class _ClassTarMembers:
 class Content:
     """The content of a member, read once."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: SourceMember) -> None:
         self._member = member
         self._file: IO[bytes] | None = None
         self._head = b""

@@ -22,7 +22,7 @@ _UNRESOLVED = "a link in a class tar of a compressed tar; decompress the outer t
 DAMAGES = (Damage, tarfile.TarError)
 
 
-class Member(NamedTuple):
+class SourceMember(NamedTuple):
     """A member that is not a folder, under its own path or that of a link to it."""
 
     path: str
@@ -120,7 +120,7 @@ def members(
     open_tar: Callable[[], AbstractContextManager[tarfile.TarFile]],
     folder: Callable[[str], None] = lambda path: None,
     once: bool = False,
-) -> Iterator[Member]:
+) -> Iterator[SourceMember]:
     """The members of a tar that are not folders; hard and symbolic links become what they point to.
 
     Links are resolved by reading the tar a second time, so that memory is needed for the links alone; with `once` that
@@ -135,10 +135,10 @@ def members(
             elif info.islnk() or info.issym():
                 links[path] = normal(info.linkname) if info.islnk() else _target(path, info.linkname)
             else:
-                yield Member(path, info, archive)
+                yield SourceMember(path, info, archive)
         if once:
             for path in links:
-                yield Member(path, None, archive, _UNRESOLVED)
+                yield SourceMember(path, None, archive, _UNRESOLVED)
             return
     if not links:
         return
@@ -157,7 +157,7 @@ def members(
     found: set[str] = set(upwards)
     with open_tar() as archive:
         for path in sorted(upwards):
-            yield Member(path, None, archive, LINK_UPWARDS)
+            yield SourceMember(path, None, archive, LINK_UPWARDS)
         for info in _all(archive):
             if info.isdir() or info.islnk() or info.issym():
                 found.update(aliases.get(normal(info.name), ()) if info.isdir() else ())
@@ -170,12 +170,12 @@ def members(
                 if alias not in upwards
             }
             found.update(names.values())
-            content = Member(path, info, archive).open().read() if len(names) > 1 and info.isreg() else None
+            content = SourceMember(path, info, archive).open().read() if len(names) > 1 and info.isreg() else None
             for name in names:
-                yield Member(name, info, archive, content=content)
+                yield SourceMember(name, info, archive, content=content)
         for path in links:
             if path not in found:
-                yield Member(path, None, archive, LOST_LINK)
+                yield SourceMember(path, None, archive, LOST_LINK)
 
 
 def _all(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.event_log import Event
 from pipeline.run_folder import RunFolder
 from tests.support.command import start, wait_until
+from tests.support.disk import small_file_system
 from tests.support.recipes import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -20,16 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of four megabytes; a checkpoint takes one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True)
-    if mounted.returncode:
-        message = f"a disk cannot be mounted: {mounted.stderr.decode().strip()}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_file_system(tmp_path / "disk", "4m") as folder:
+        yield folder
 
 
 def test_a_run_survives_a_full_disk_and_saves_again_once_there_is_room(

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,6 +24,7 @@ from data.remote.held_shards import HeldShards
 from data.remote.storage import Storage
 from data.sample_reader import SampleReader
 from tests.servers.web import WebServer
+from tests.support.disk import small_file_system
 from tests.support.downloading import CAP, downloading, stored, until
 
 SHARDS, BYTES = 8, 200_000
@@ -48,16 +48,8 @@ def remote(tmp_path: Path) -> Iterator[tuple[WebServer, Dataset]]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for five of the shards."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1100k", "none", str(folder)], capture_output=True)
-    if mounted.returncode:
-        message = f"a disk cannot be mounted: {mounted.stderr.decode().strip()}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_file_system(tmp_path / "disk", "1100k") as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)

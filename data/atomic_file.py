@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 UNFINISHED = ".writing"
 """The suffix of files that are being written."""
@@ -14,6 +14,15 @@ UNFINISHED = ".writing"
 def unfinished_path(path: Path) -> Path:
     """The hidden name in the same folder under which `path` is written."""
     return path.with_name(f".{path.name}{UNFINISHED}")
+
+
+def open_no_link(path: Path, mode: Literal["ab", "rb+", "wb"]) -> BinaryIO:
+    """`open(path, mode)`, but not if `path` is a symbolic link, which another user may have put there.
+
+    Raises:
+        OSError: it is one (ELOOP), or cannot be opened.
+    """
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 @contextmanager
@@ -47,7 +56,7 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
 @contextmanager
 def atomic_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """An open file that becomes `path`; see `atomic_path`."""
-    with atomic_path(path, shared=shared) as unfinished, open(unfinished, "wb") as file:
+    with atomic_path(path, shared=shared) as unfinished, open_no_link(unfinished, "wb") as file:
         yield file
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
+from data.atomic_file import open_no_link
 from data.errors import DataError
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -38,7 +39,7 @@ def locked(path: Path) -> BinaryIO:
         OSError: it cannot be opened, or its file system has no locks.
     """
     while True:
-        file = open(path, "ab")  # noqa: SIM115 (the caller closes it)
+        file = open_no_link(path, "ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
@@ -56,7 +57,7 @@ def try_lock(path: Path, *, create: bool = True) -> BinaryIO | None:
         FileNotFoundError: there is no such file, and none is to be created.
         OSError: as for `locked`.
     """
-    file = open(path, "ab" if create else "rb+")  # noqa: SIM115 (the caller closes it)
+    file = open_no_link(path, "ab" if create else "rb+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from data.digest import json_sha256
 from data.errors import DataError
-from data.json_records import load_json, to_record
-from data.remote.storage import Storage, checked, join, named_sizes, parent, read_bytes, write_bytes
+from data.json_records import check_at_least, check_sha256, load_json, to_record
+from data.remote.storage import Storage, checked, is_remote, join, named_sizes, parent, read_bytes, write_bytes
+from data.remote.web_address import split_query, without_signature
 
 FILE_NAME = "index.json"
 LABELS_NAME = "labels.npy"
@@ -29,6 +31,15 @@ class ShardEntry:
     samples: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.name)
+        if not path.parts or ".." in path.parts or path.is_absolute() or "\0" in self.name:
+            raise ValueError(f"name: {self.name!r} is not a path in the folder; do not trust this index")
+        check_sha256(self.sha256)
+        check_at_least(0, samples=self.samples, bytes=self.bytes)
+        if self.samples > self.bytes // tarfile.BLOCKSIZE:  # each has a header at least
+            raise ValueError(f"samples: {self.samples:,} do not fit into {self.bytes:,} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,21 @@ class _IndexFile:
     shards: tuple[ShardEntry, ...]
     digest: str
     folder: str | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(1, labels_per_sample=self.labels_per_sample)
+        if self.labels_per_sample > max(1, len(self.classes)):
+            raise ValueError(f"labels_per_sample: {self.labels_per_sample:,} of {len(self.classes):,} classes")
+        if self.labels_sha256 is not None:
+            check_sha256(self.labels_sha256, "labels_sha256")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: some names occur more than once")
+        for name in (*self.fields.image, self.fields.label.field):
+            if not name or "/" in name:
+                raise ValueError(f"fields: {name!r} is not the extension of a member")
+        names = {shard.name for shard in self.shards}
+        if len(names) != len(self.shards):
+            raise ValueError("shards: some names occur more than once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +198,37 @@ def read_labels(index: ShardIndex, storage: Storage) -> NDArray[np.int32]:
     if hashlib.sha256(data).hexdigest() != index.labels_sha256:
         raise DataError(f"{place}: does not match the index (another sha256); copy it again")
     try:
-        labels = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        labels = _parse_labels(data, index.samples)
     except (ValueError, EOFError) as error:
-        raise DataError(f"{place}: not a numpy array ({error}); index the shards again") from None
-    if labels.dtype != np.int32 or labels.ndim != 2 or len(labels) != index.samples:
+        raise DataError(f"{place}: {error}; index the shards again with: coatnet shards index") from None
+    least, greatest = labels.min(initial=0), labels.max(initial=-1)
+    if labels.shape[1] != index.labels_per_sample or least < -1 or greatest >= len(index.classes):
         raise DataError(
-            f"{place}: {labels.dtype} {labels.shape} instead of int32 labels of {index.samples:,} samples; index the "
-            "shards again with: coatnet shards index"
+            f"{place}: up to {labels.shape[1]:,} labels of a sample, from {least} to {greatest}, and in the index up "
+            f"to {index.labels_per_sample:,} of {len(index.classes):,} classes; index the shards again with: "
+            "coatnet shards index"
         )
     return labels
+
+
+def _parse_labels(data: bytes, samples: int) -> NDArray[np.int32]:
+    """The array in a numpy file, whose header is believed only if that many bytes follow it.
+
+    Raises:
+        ValueError: it is not one, or has another type or shape.
+    """
+    file = io.BytesIO(data)
+    try:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"not a numpy array ({error})") from None
+    if dtype != np.int32 or len(shape) != 2 or shape[0] != samples:
+        raise ValueError(f"{dtype} {shape} instead of int32 labels of {samples:,} samples")
+    if len(data) - file.tell() != shape[0] * shape[1] * dtype.itemsize:
+        raise ValueError(f"not a numpy array (its header promises {shape}, which its length contradicts)")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def index_version(content: bytes) -> int | None:
@@ -238,10 +286,25 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
             f"{path}: does not match its own digest, so it was damaged or edited by hand; copy it again, or index "
             "the shards again with: coatnet shards index"
         )
-    for shard in index.shards:
-        if ".." in PurePosixPath(shard.name).parts or PurePosixPath(shard.name).is_absolute():
-            raise DataError(f"{path}: shard {shard.name!r} is outside the folder; do not trust this index")
+    if is_elsewhere(index) and not storage.shards_elsewhere:
+        raise DataError(
+            f"{path}: names shards outside of its own folder, in {without_signature(index.folder)}; if you trust "
+            "whoever wrote this index, set data.storage.shards_elsewhere (--shards-elsewhere), else index the shards "
+            "yourself with: coatnet shards index"
+        )
     return index
+
+
+def is_elsewhere(index: ShardIndex) -> bool:
+    """Whether a remote index names shards that are not below its own folder.
+
+    Whoever wrote it chooses what is read with the rights of its reader, so that this needs his consent. A local index
+    is the reader's own.
+    """
+    if not is_remote(index.home) or index.folder == index.home:
+        return False
+    home, folder = split_query(index.home)[0], split_query(index.folder)[0]
+    return ".." in folder.split("/") or not f"{folder}/".startswith(f"{home.rstrip('/')}/")
 
 
 def check_shards(index: ShardIndex, storage: Storage = Storage()) -> None:  # noqa: B008 (immutable)

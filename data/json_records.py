@@ -5,6 +5,7 @@ Own code rather than pydantic's, whose import doubles the start of commands that
 
 import functools
 import json
+import re
 import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -16,6 +17,7 @@ _Parser = Callable[[Any], Any]
 FLAT: Mapping[str, Any] = {"flat": True}
 """Metadata of a field whose record has its keys among those of the record around it."""
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "an object"}
 
 
@@ -53,6 +55,25 @@ def parse_json(kind: type[Record], content: bytes | str) -> Record:
         ValueError: as for `load_json` and `to_record`.
     """
     return to_record(kind, load_json(content))
+
+
+def check_sha256(value: str, name: str = "sha256") -> None:
+    """
+    Raises:
+        ValueError: the value is not a sha256 in hex. It names files, so that nothing else must pass for one.
+    """
+    if not _SHA256.fullmatch(value):
+        _refuse_item(name, "64 hexadecimal digits", value)
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """
+    Raises:
+        ValueError: one of the values, which are given by their names, is below `least`.
+    """
+    for name, value in values.items():
+        if value < least:
+            _refuse_item(name, f"at least {least}", value)
 
 
 def to_json(value: Any) -> Any:
@@ -131,6 +152,10 @@ def _parse_item(parse: _Parser, name: str, item: Any) -> Any:
 
 def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else _refuse(_NAMES[dict], value)
+
+
+def _refuse_item(name: str, expected: str, value: object) -> None:
+    _parse_item(functools.partial(_refuse, expected), name, value)
 
 
 def _refuse(expected: str, value: object) -> Any:

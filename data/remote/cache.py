@@ -1,13 +1,15 @@
 """Remote shards in a folder of this node that all its ranks share, filled by one process; see `downloader.py`.
 
-    <folder>/shards/<sha256>.tar        complete, verified shards
+    <folder>/shards/<sha256>.tar        complete shards, verified since the downloader was started
+    <folder>/shards/<sha256>.earlier    those of earlier downloaders, verified again when they are requested
     <folder>/shards/<sha256>.<id>.part  being downloaded, by the downloader with this id
     <folder>/requests/<id>.json, .lock  what one reader needs, most urgent first; it holds the lock while it is alive
     <folder>/failed/<sha256>            why a download failed
     <folder>/downloader.lock            held by the one downloader
 
-The locks are the kernel's; see `file_lock.py`. Any of these files may vanish at any time, since cleaners of temporary
-folders remove what they take for old: readers and the downloader make them again.
+Only their user can change the folders, see `private_folder.py`: others on the node would choose what is read, and what
+is fetched in his name. The locks are the kernel's; see `file_lock.py`. Any of these files may vanish at any time, since
+cleaners of temporary folders remove what they take for old: readers and the downloader make them again.
 """
 
 import contextlib
@@ -27,13 +29,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.atomic_file import unfinished_path, write_atomically
+from data.atomic_file import open_no_link, unfinished_path, write_atomically
 from data.child_process import own_packages_first, python_module
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
 from data.file_lock import check_locks, is_at, locked, try_lock
-from data.json_records import parse_json
-from data.remote.storage import Storage
+from data.json_records import check_at_least, check_sha256, parse_json
+from data.remote.private_folder import check_private_files, make_private
+from data.remote.storage import Storage, is_remote
 
 _POLL_INTERVAL = 0.02  # seconds between checks for a shard
 _CHECK_INTERVAL = 1.0  # seconds between checks that a downloader is running and sees the request
@@ -62,13 +65,14 @@ class Cache:
         """Create the folders.
 
         Raises:
-            DataError: they cannot be created or written, or their file system has no locks.
+            DataError: they cannot be created or written, others can write in them, or their file system has no locks.
         """
         try:
             self.make_folders()
+            check_private_files(self.folder, _FOLDERS)
             for name in _FOLDERS:
                 with tempfile.TemporaryFile(dir=self.folder / name):
-                    pass  # a folder of another user exists but cannot be written
+                    pass  # it may be on a file system that is read-only
             check_locks(self.folder, "set data.cache.folder to a folder on a disk of this node")
         except OSError as error:
             raise DataError(
@@ -80,14 +84,18 @@ class Cache:
         """Create those of the folders that do not exist.
 
         Raises:
+            DataError: others can write in one.
             OSError: one cannot be created.
         """
-        for name in _FOLDERS:
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        make_private(self.folder, _FOLDERS)
 
     def shard_path(self, sha256: str) -> Path:
         """Where the shard with this hash is stored once it is complete."""
         return self.folder / "shards" / f"{sha256}.tar"
+
+    def earlier_path(self, sha256: str) -> Path:
+        """Where it is stored until this downloader has verified it, if an earlier one has downloaded it."""
+        return self.folder / "shards" / f"{sha256}.earlier"
 
     def failure_path(self, sha256: str) -> Path:
         """Where a `DownloadFailure` of the shard with this hash is stored."""
@@ -132,6 +140,12 @@ class RequestedShard:
     urgent: bool
     """Whether the reader needs it now rather than soon."""
 
+    def __post_init__(self) -> None:
+        if not is_remote(self.location):
+            raise ValueError(f"location: {self.location!r} is not a URL")
+        check_sha256(self.sha256)
+        check_at_least(0, bytes=self.bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class CacheRequest:
@@ -174,6 +188,8 @@ class CachedShards:
         """Shards that threads wait for."""
         self._changing = threading.RLock()
         self._downloader: subprocess.Popen[bytes] | None = None
+        self._served = False
+        """Whether a downloader was seen, which has set aside the shards that it must verify."""
         self._stopped = threading.Event()
 
     def request(self, now: Sequence[int], ahead: Sequence[int]) -> None:
@@ -202,6 +218,8 @@ class CachedShards:
         """
         sha256 = self._dataset.index.shards[number].sha256
         path = self._cache.shard_path(sha256)
+        if not self._served:
+            self._ensure_downloader()
         if _touch(path):
             return path
         began = next_check = time.monotonic()
@@ -307,6 +325,7 @@ class CachedShards:
         with start_lock:
             probe = try_lock(self._cache.folder / "downloader.lock")
             if probe is None:
+                self._served = True
                 return
             probe.close()
             if self._downloader is not None:
@@ -314,7 +333,7 @@ class CachedShards:
             # It inherits this thread's blocked signals and unblocks them once it ignores them.
             previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             try:
-                with open(self._cache.folder / "downloader.log", "ab") as log:
+                with open_no_link(self._cache.folder / "downloader.log", "ab") as log:
                     self._downloader = subprocess.Popen(
                         python_module("data.remote.downloader", str(self._cache.folder)),
                         stdin=subprocess.PIPE,
@@ -328,6 +347,7 @@ class CachedShards:
             assert self._downloader.stdout is not None
             if not self._downloader.stdout.readline() and self._downloader.wait():
                 raise DataError(f"the downloader of remote shards does not start; see {log.name}")
+            self._served = True
 
 
 def _touch(path: Path) -> bool:

@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data.atomic_file import unfinished_path, write_atomically
+from data.atomic_file import open_no_link, unfinished_path, write_atomically
 from data.errors import DataError, StorageDown
 from data.file_lock import is_at, try_lock
 from data.json_records import parse_json
@@ -96,7 +96,7 @@ class Downloader:
                 break
             if shard.sha256 in self._held or shard.sha256 in self._running or shard.sha256 in failed:
                 continue
-            if not self._make_room(shard, request, requested):
+            if not self._held.is_earlier(shard.sha256) and not self._make_room(shard, request, requested):
                 break
             part = self._shards / f"{shard.sha256}.{self._id}.part"
             self._running[shard.sha256] = _Download(shard, part, self._executor.submit(self._download, shard, part))
@@ -135,7 +135,8 @@ class Downloader:
         return self._used() + more <= limit
 
     def _used(self) -> int:
-        return self._held.bytes + sum(download.shard.bytes for download in self._running.values())
+        new = (download.shard for download in self._running.values())
+        return self._held.bytes + sum(shard.bytes for shard in new if not self._held.is_earlier(shard.sha256))
 
     def _disk_room(self) -> int:
         """Bytes that shards, complete and partial ones, can take on the disk."""
@@ -225,6 +226,8 @@ class Downloader:
 
     def _download(self, shard: RequestedShard, part: Path) -> bool:
         try:
+            if self._verify_earlier(shard):
+                return True
             # A byte may flip on the way; if it happens twice, the source differs from what was indexed.
             for attempt in (1, 2):
                 if download(shard, part):
@@ -248,6 +251,21 @@ class Downloader:
         finally:
             part.unlink(missing_ok=True)
 
+    def _verify_earlier(self, shard: RequestedShard) -> bool:
+        """Whether the cache has the shard from an earlier downloader, undamaged; a damaged one is removed."""
+        path = self._cache.earlier_path(shard.sha256)
+        try:
+            with open(path, "rb") as file:
+                undamaged = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+            if undamaged:
+                path.replace(self._cache.shard_path(shard.sha256))
+                return True
+        except FileNotFoundError:  # there is none, or it was removed in the meantime
+            return False
+        log.warning("%s: damaged in the cache, downloaded again", shard.location)
+        path.unlink(missing_ok=True)
+        return False
+
     def _record_failure(self, shard: RequestedShard, reason: str, *, storage_down: bool) -> None:
         failure = DownloadFailure(reason, storage_down, shard.urgent, time.monotonic())
         try:
@@ -259,7 +277,7 @@ class Downloader:
 def download(shard: RequestedShard, part: Path) -> bool:
     """Download the shard to `part` and flush it to the disk; False if its sha256 differs from the requested one."""
     sha256 = hashlib.sha256()
-    with open(part, "wb") as file:
+    with open_no_link(part, "wb") as file:
         for piece in pieces(shard.location, shard.bytes, shard.storage):
             sha256.update(piece)
             file.write(piece)

@@ -34,6 +34,8 @@ class Storage:
     """Seconds without receiving a byte after which a request counts as failed."""
     requester_pays: bool = False
     """Agree to pay for requests to S3 buckets whose owners do not; AWS_REQUEST_PAYER=requester does the same."""
+    shards_elsewhere: bool = False
+    """Read shards that a remote index names outside of its own folder, with the credentials of this user."""
 
 
 def with_retries(request: Callable[[], Answer], location: str, storage: Storage) -> Answer:

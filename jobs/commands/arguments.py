@@ -26,6 +26,9 @@ Endpoint = Annotated[
 ]
 Profile = Annotated[str | None, typer.Option(help="Profile in the AWS credentials file.")]
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Access the storage without credentials.")]
+ShardsElsewhere = Annotated[
+    bool, typer.Option("--shards-elsewhere", help="Read shards that a remote index names outside of its own folder.")
+]
 # Shorter than in a run: someone may be waiting to learn of a typing error in a URL.
 GiveUpAfter = Annotated[
     float, typer.Option(min=0, help="Stop when the storage has not answered for this many seconds.")

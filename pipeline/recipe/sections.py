@@ -64,6 +64,8 @@ class StorageSettings(Section):
     """Seconds without an answer after which the run stops; the same command continues it later."""
     requester_pays: bool = False
     """Agree to pay for the requests to S3 buckets whose owners do not."""
+    shards_elsewhere: bool = False
+    """Read shards that a remote index names outside of its own folder; only if you trust whoever wrote the index."""
 
 
 class CacheSettings(Section):

@@ -38,7 +38,7 @@ def write_shards(
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-        entries.append(ShardEntry(path.name, PER_SHARD, path.stat().st_size, ""))
+        entries.append(ShardEntry(path.name, PER_SHARD, path.stat().st_size, "0" * 64))
     return Dataset(ShardIndex(str(folder), ("a", "b", "c"), ("jpg",), LabelFormat(), tuple(entries)))
 
 
@@ -148,7 +148,7 @@ def test_of_a_row_of_broken_samples_each_is_counted_once_and_gets_another_replac
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-    entry = ShardEntry(path.name, broken + whole, path.stat().st_size, "")
+    entry = ShardEntry(path.name, broken + whole, path.stat().st_size, "0" * 64)
     dataset = Dataset(ShardIndex(str(tmp_path), ("a",), ("jpg",), LabelFormat(), (entry,)))
     order = SampleOrder(dataset.shard_samples, seed=0, batch=50, lanes=1, window=50)
 

@@ -6,11 +6,14 @@ import json
 import shutil
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from data.digest import json_sha256
 from data.errors import DataError
 from data.index import LabelFormat, ShardEntry, ShardIndex, check_shards, read_index, read_labels
 from data.remote.storage import Storage
@@ -33,6 +36,35 @@ def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
             assert (sample.image, sample.label) == (members[f"{sample.key}.jpg"], members[f"{sample.key}.cls"])
 
 
+def _rewrite_index(folder: Path, **changes: object) -> None:
+    """Change fields of the index or of its first shard, as somebody would who then computes the digest again."""
+    content = json.loads((folder / "index.json").read_text())
+    for name, value in changes.items():
+        (content["shards"][0] if name in content["shards"][0] else content)[name] = value
+    del content["digest"]
+    (folder / "index.json").write_text(json.dumps(content | {"digest": json_sha256(content)}))
+
+
+_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"sha256": "/home/someone/.bashrc"}, "sha256: must be 64 hexadecimal digits, not '/home/someone"),
+    ({"sha256": "A" * 64}, "sha256: must be 64 hexadecimal digits"),
+    ({"name": "/etc/passwd"}, "name: '/etc/passwd' is not a path in the folder; do not trust"),
+    ({"name": "a/../../b.tar"}, "is not a path in the folder; do not trust"),
+    ({"name": ""}, "name: '' is not a path in the folder"),
+    ({"samples": 10**9}, "samples: 1,000,000,000 do not fit into"),
+    ({"samples": -1}, "samples: must be at least 0, not -1"),
+    ({"bytes": -1}, "bytes: must be at least 0, not -1"),
+    ({"labels_per_sample": 10**12}, "labels_per_sample: 1,000,000,000,000 of 3 classes"),
+    ({"labels_sha256": "x"}, "labels_sha256: must be 64"),
+    ({"classes": ["a", "a", "b"]}, "classes: some names occur more than once"),
+    (
+        {"fields": {"image": ["../x"], "label": {"field": "cls", "key": None, "by": "number"}}},
+        "'../x' is not",
+    ),
+]
+"""Changes of an index, and why it is refused."""
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -53,6 +85,7 @@ def test_reading_by_place_gives_the_members_of_the_tar(copied: Path) -> None:
             "version: must be an integer, not '2'",
         ),
         (lambda folder: _replace_in_index(folder, '"samples": 7', '"samples": 8'), "does not match its own digest"),
+        *((partial(_rewrite_index, **changes), message) for changes, message in _CHANGES),
         (lambda folder: (folder / "train-000001.tar").unlink(), "shard train-000001.tar is missing"),
         (lambda folder: (folder / "train-000002.tar").write_bytes(b"x"), "train-000002.tar has 1 bytes and"),
     ],
@@ -90,8 +123,21 @@ def numpy_file(array: np.ndarray) -> bytes:
     [
         (b"", "not a numpy array"),
         (numpy_file(np.zeros((45, 1), np.int32))[:50], "not a numpy array"),
+        (numpy_file(np.zeros((45, 1), np.int32))[:-4], r"not a numpy array \(its header promises \(45, 1\)"),
+        (
+            numpy_file(np.zeros((45, 1), np.int32)).replace(b"(45, 1), }         ", b"(45, 1000000000), }"),
+            "not a numpy array",
+        ),
         (numpy_file(np.zeros((45, 1), np.float64)), r"float64 \(45, 1\) instead of int32 labels of 45 samples"),
         (numpy_file(np.zeros(45, np.int32)), r"int32 \(45,\) instead of int32 labels of 45 samples"),
+        (
+            numpy_file(np.full((45, 1), 3, np.int32)),
+            r"up to 1 labels of a sample, from 0 to 3, and in the index up to",
+        ),
+        (
+            numpy_file(np.zeros((45, 2), np.int32)),
+            r"up to 2 labels of a sample, from 0 to 0, and in the index up to 1",
+        ),
         (numpy_file(np.zeros((44, 1), np.int32)), r"int32 \(44, 1\) instead of int32 labels of 45 samples"),
     ],
 )

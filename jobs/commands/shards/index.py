@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -11,6 +12,7 @@ from data.accounting import lines
 from data.class_lists import read_class_list
 from data.class_mixing import advice_on_index
 from data.dataset import open_dataset
+from data.index import is_elsewhere
 from data.indexing.index_shards import IndexingReport, index_shards
 from data.indexing.inference import GivenFields
 from data.indexing.scan import ScanOptions
@@ -96,8 +98,14 @@ def index(
         if as_json:
             print(json.dumps(report.document(), indent=1))
             return
-        for line in (*report_lines(report), *advice_on_index(open_dataset(report.index.home, storage))):
+        own = replace(storage, shards_elsewhere=True)
+        for line in (*report_lines(report), *advice_on_index(open_dataset(report.index.home, own))):
             print_line(console, line)
+        if is_elsewhere(report.index):
+            print_line(
+                console,
+                "the shards are outside of the folder of this index: who reads them sets data.storage.shards_elsewhere",
+            )
 
 
 def report_lines(report: IndexingReport) -> Iterator[str]:

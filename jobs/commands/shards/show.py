@@ -16,7 +16,7 @@ from data.dataset import open_dataset
 from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
 from data.remote.storage import Storage
-from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsUrl
+from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsElsewhere, ShardsUrl
 from jobs.console import make_console, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from pipeline.errors import ConfigError
@@ -36,6 +36,7 @@ def show(
     endpoint: Endpoint = None,
     profile: Profile = None,
     anonymous: Anonymous = False,
+    elsewhere: ShardsElsewhere = False,
     give_up_after: GiveUpAfter = 60,
 ) -> None:
     """Summarize a dataset, and draw samples with their labels as a contact sheet."""
@@ -44,7 +45,9 @@ def show(
             raise ConfigError(f"--output {output}: the contact sheet is a PNG; give it a name that ends in .png")
         if not output.absolute().parent.is_dir():
             raise ConfigError(f"--output {output}: no folder {output.parent}; create it first")
-        dataset = open_dataset(url, Storage(endpoint, profile, anonymous, give_up_after), label_map)
+        dataset = open_dataset(
+            url, Storage(endpoint, profile, anonymous, give_up_after, shards_elsewhere=elsewhere), label_map
+        )
         drawn = list(draw_samples(dataset, max(samples, _DRAWN), seed))
         facts = describe(dataset, drawn)
         draw_sheet(drawn, samples, seed).save(output)

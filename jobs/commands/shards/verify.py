@@ -11,7 +11,7 @@ from data.index import read_index
 from data.indexing.scan import ScanOptions
 from data.indexing.verify import verify_shards
 from data.remote.storage import Storage
-from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, ShardsUrl, Threads
+from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, ShardsElsewhere, ShardsUrl, Threads
 from jobs.commands.shards.progress import reading_progress
 from jobs.console import make_console, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
@@ -24,11 +24,15 @@ def verify(
     endpoint: Endpoint = None,
     profile: Profile = None,
     anonymous: Anonymous = False,
+    elsewhere: ShardsElsewhere = False,
     give_up_after: GiveUpAfter = 60,
 ) -> None:
     """Read shards again and compare them with their index."""
     with exit_on_error(STARTS_OVER):
-        console, storage = make_console(), Storage(endpoint, profile, anonymous, give_up_after)
+        console, storage = (
+            make_console(),
+            Storage(endpoint, profile, anonymous, give_up_after, shards_elsewhere=elsewhere),
+        )
         index = read_index(url, storage)
         problems, members = 0, Accounting("members")
         with reading_progress(console) as (begin, advance):

@@ -291,6 +291,23 @@ def test_a_cached_shard_truncated_by_a_crash_is_downloaded_again(
     assert np.array_equal(pixels(batches(dataset, cache)), pixels(batches(Dataset(read_index(folder)), None)))
 
 
+def test_a_cached_shard_that_has_changed_since_is_found_at_the_next_start(
+    proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, folder = remote
+    expected = pixels(batches(Dataset(read_index(folder)), None))
+    dataset, cache = open_dataset(url, impatient(proxy)), Cache(tmp_path, 10**9)
+    assert np.array_equal(pixels(batches(dataset, cache)), expected)
+    kept = sorted(path.stat().st_ino for path in (tmp_path / "shards").iterdir())
+    changed = cache.shard_path(dataset.index.shards[2].sha256)
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    assert np.array_equal(pixels(batches(dataset, cache)), expected)
+    again = sorted(path.stat().st_ino for path in (tmp_path / "shards").iterdir())
+    assert len(set(kept) & set(again)) == len(kept) - 1  # the others were verified and not downloaded again
+
+
 def test_evaluation_reads_remote_shards_through_a_small_cache(
     proxy: FaultProxy, remote: tuple[str, Path], tmp_path: Path
 ) -> None:

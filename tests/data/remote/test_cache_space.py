@@ -330,6 +330,12 @@ def test_the_shards_held_are_listed_once_and_evicted_in_the_order_of_their_use(
     held = HeldShards(tmp_path)
     monkeypatch.setattr(Path, "glob", None)  # listing again would fail
     assert held.bytes == 75
+    for number in range(6):
+        assert held.is_earlier(str(number))
+        (tmp_path / f"{number}.earlier").rename(tmp_path / f"{number}.tar")  # verified
+        held.check(str(number), 10 + number)
+        assert str(number) in held
+    assert held.bytes == 75
     os.utime(tmp_path / "1.tar")  # used
     (tmp_path / "2.tar").unlink()  # by somebody else
     assert held.evict_least_recent({"0"})  # so that it is 3

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,11 @@ DAMAGED: list[bytes] = [b"", b'{"reason": "no sp', b"[]", b'{"reason": 5, "stora
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_failure_record_is_named(shards: Path, tmp_path: Path, content: bytes) -> None:
-    dataset, cache = Dataset(read_index(shards / "train")), Cache(tmp_path, 10**9)
+def test_a_damaged_failure_record_is_named(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    dataset, cache = Dataset(replace(read_index(shards / "train"), folder="s3://test")), Cache(tmp_path, 10**9)
+    monkeypatch.setattr(CachedShards, "_ensure_downloader", lambda self: None)  # it would remove the record
     reader = CachedShards(cache, dataset)
     cache.failure_path(dataset.index.shards[0].sha256).write_bytes(content)
     message = r"failed/\w+: not the record of a failed download \(.+\); remove it and try again"
@@ -46,7 +49,20 @@ def mistyped(content: bytes) -> bytes:
     return content.replace(b'"bytes": 3', b'"bytes": "3"')
 
 
-@pytest.mark.parametrize("damage", [torn, empty, mistyped])
+def local(content: bytes) -> bytes:
+    """A file that others may not read."""
+    return content.replace(b"s3://test/", b"/home/someone/")
+
+
+def a_path_for_a_hash(content: bytes) -> bytes:
+    """The reason of the failure, which a stranger chooses, would be written there."""
+    return content.replace(SHA256["damaged"].encode(), b"/home/someone/.bashrc")
+
+
+SHA256 = {"damaged": "1" * 64, "whole": "2" * 64}
+
+
+@pytest.mark.parametrize("damage", [torn, empty, mistyped, local, a_path_for_a_hash])
 def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -58,7 +74,7 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
     Cache(tmp_path, 1).make()
     locks = []
     for name in ("damaged", "whole"):
-        request = CacheRequest((RequestedShard(f"s3://test/{name}.tar", 3, name, Storage(), True),), 100, 4)
+        request = CacheRequest((RequestedShard(f"s3://test/{name}.tar", 3, SHA256[name], Storage(), True),), 100, 4)
         content = json.dumps(asdict(request)).encode()
         (tmp_path / "requests" / f"{name}.json").write_bytes(damage(content) if name == "damaged" else content)
         locks.append(locked(tmp_path / "requests" / f"{name}.lock"))
@@ -67,7 +83,7 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
         downloader.update()
         downloader.update()
     downloader._executor.shutdown(wait=True)
-    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["whole.tar"]
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [f"{SHA256['whole']}.tar"]
     (record,) = caplog.records
     assert "requests/damaged.json: not a request for shards (" in record.message
     for lock in locks:
@@ -76,12 +92,14 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
 
 READER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from data.remote.cache import Cache, CachedShards
 from data.dataset import Dataset
 from data.index import read_index
 
-reader = CachedShards(Cache(Path(sys.argv[2]), 10**9), Dataset(read_index(sys.argv[1])))
+index = replace(read_index(sys.argv[1]), folder="s3://test")
+reader = CachedShards(Cache(Path(sys.argv[2]), 10**9), Dataset(index))
 reader.request([0], [])
 assert reader._downloader.poll() is None
 reader.close()

@@ -319,3 +319,21 @@ def test_a_gated_or_private_dataset_of_hugging_face_is_a_refusal_and_not_missing
     missing = FileNotFoundError("datasets/x/y.tar")
     assert is_missing(missing)
     assert refusal_fix(missing, "no") is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "trusted"),
+    [("{url}/in/more", True), ("{url}/inside", False), ("{url}/in/../other", False), ("/home/someone", False)],
+)
+def test_a_remote_index_may_name_shards_below_its_own_folder_only(
+    tmp_path: Path, shards: Path, folder: str, trusted: bool
+) -> None:
+    with WebServer(tmp_path) as web:
+        index = replace(read_index(shards / "train"), folder=folder.format(url=web.url), home=str(tmp_path / "in"))
+        (tmp_path / "in").mkdir()
+        index.write()
+        assert read_index(tmp_path / "in").folder == index.folder  # the reader's own
+        if not trusted:
+            with pytest.raises(DataError, match=r"names shards outside of its own folder, .+shards_elsewhere"):
+                read_index(f"{web.url}/in")
+        assert read_index(f"{web.url}/in", Storage(shards_elsewhere=not trusted)).folder == index.folder

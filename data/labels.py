@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.digest import json_sha256
 from data.errors import DataError
 from data.index import LabelFormat
+from data.limits import LABEL_BYTES, LABELS_PER_SAMPLE
 
 
 class IgnoredLabel(ValueError):
@@ -91,6 +92,8 @@ def stored_labels(content: bytes, label: LabelFormat) -> list[Any]:
     Raises:
         ValueError: it contains no label.
     """
+    if len(content) > LABEL_BYTES:
+        raise ValueError(f"the label has more than {LABEL_BYTES:,} bytes")
     is_json = label.field.rpartition(".")[2] == "json"
     try:
         if not is_json:
@@ -146,8 +149,15 @@ def label_values(stored: list[Any], label: LabelFormat) -> list[Any]:
     """Class numbers or names from what a member contains, in its order.
 
     Raises:
-        ValueError: something is not a number, a name, or a flag; or no flag is set.
+        ValueError: something is not a number, a name, or a flag; no flag is set; or there are too many.
     """
+    values = _label_values(stored, label)
+    if len(values) > LABELS_PER_SAMPLE:
+        raise ValueError(f"the sample has {len(values):,} labels; at most {LABELS_PER_SAMPLE:,} are read")
+    return values
+
+
+def _label_values(stored: list[Any], label: LabelFormat) -> list[Any]:
     if label.lists == "multi-hot":
         flags = [class_number(int(value) if isinstance(value, bool) else value) for value in stored]
         if not set(flags) <= {0, 1}:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
+from data.limits import IMAGE_BYTES, LABEL_BYTES
 from data.tar import Member, read_tar
 
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
@@ -134,7 +135,8 @@ class Shard:
         self._extents: NDArray[np.int64] = np.zeros((samples, 4), np.int64)  # offset, size of image and of label
         self._problems: NDArray[np.uint8] = np.full(samples, _TRUNCATED, np.uint8)
         keys = [group.key.encode("utf-8", "surrogateescape") for group in sample_groups]
-        self._keys = np.array(keys, np.bytes_)  # a fifth of the memory of a list of strings
+        self._keys = b"".join(keys)  # a fifth of the memory of a list of strings
+        self._key_ends = np.cumsum([0, *map(len, keys)])
         seen: set[str] = set()
         for place, (key, image, label) in enumerate((g.key, g.image, g.label) for g in sample_groups):
             self._problems[place] = (
@@ -147,13 +149,13 @@ class Shard:
     @property
     def readable(self) -> int:
         """Number of samples before any damage; members of the last one may be missing."""
-        return len(self._keys)
+        return len(self._key_ends) - 1
 
     def key(self, place: int) -> str:
         """The key of the sample at `place`; its place if the tar no longer contains it."""
-        if place >= len(self._keys):
+        if place >= self.readable:
             return f"#{place}"
-        return bytes(self._keys[place]).decode("utf-8", "replace")
+        return self._keys[self._key_ends[place] : self._key_ends[place + 1]].decode("utf-8", "replace")
 
     def read(self, place: int) -> EncodedSample:
         """The sample at position `place` of the tar.
@@ -166,6 +168,9 @@ class Shard:
             why = f" ({self.damage})" if problem == _TRUNCATED else ""
             raise BrokenSample(key, _PROBLEMS[problem] + why)
         image_offset, image_size, label_offset, label_size = self._extents[place].tolist()
+        for what, size, most in (("image", image_size, IMAGE_BYTES), ("label", label_size, LABEL_BYTES)):
+            if size > most:
+                raise BrokenSample(key, f"its {what} has {size:,} bytes; at most {most:,} are read")
         descriptor = self._file.fileno()
         image = os.pread(descriptor, image_size, image_offset)
         label = os.pread(descriptor, label_size, label_offset)

@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.limits import MEMBERS, NAME_BYTES
+
 BLOCK = 512
 _LONGEST_NAME = 2**20  # of a name, or of all pax records of a member
 _LONGEST_PADDING = 2**22
 """Bytes of zeros at the end beyond which a tar was preallocated and not written, or downloaded, to its end."""
 _PIECE = 2**16  # bytes
+_CHECKED_AT_ONCE = 2**14  # headers
 
 _OTHER_KINDS = {
     ord("3"): "devices", ord("4"): "devices", ord("5"): "folders", ord("6"): "named pipes", ord("D"): "folders",
@@ -67,10 +70,7 @@ def read_tar(descriptor: int) -> TarContents:
         return TarContents([], [], "an empty file", False, 0)
     reading = _Reading(descriptor, length)
     damage = reading.follow()
-    valid = _valid_headers(reading.headers)
-    if valid < len(reading.headers):
-        damage = f"no tar header at byte {reading.positions[valid]:,}"
-        reading.cut(valid)
+    damage = reading.check() or damage
     others = reading.resolve_links()
     return TarContents(reading.members, others, damage, reading.has_end, reading.archives)
 
@@ -80,12 +80,13 @@ class _Reading:
 
     def __init__(self, descriptor: int, length: int) -> None:
         self.members: list[Member] = []
-        self.headers: list[bytes] = []
         self.positions: list[int] = []
         self.has_end = False
         self.archives = 1
         self._descriptor = descriptor
         self._length = length
+        self._headers: list[bytes] = []
+        """Those that are yet to be checked, which is faster for many at once."""
         # Each begins with the number of the header.
         self._links: list[tuple[int, int, str]] = []  # with the place in `members`, and the target
         self._others: list[tuple[int, str, str]] = []
@@ -93,14 +94,14 @@ class _Reading:
     def follow(self) -> str | None:
         """Read all headers up to the end or the first that cannot be one, which is the damage."""
         descriptor, length = self._descriptor, self._length
-        found, headers, positions = self.members, self.headers, self.positions
+        found, headers, positions = self.members, self._headers, self.positions
         extended: dict[bytes, bytes] = {}
         position = 0
         while True:
             # Not a memory map: truncating a mapped file kills the process.
             header = os.pread(descriptor, BLOCK, position)
             if len(header) < BLOCK:
-                if headers and not extended and not header.strip(b"\0"):
+                if positions and not extended and not header.strip(b"\0"):
                     return None  # whole members without an end mark
                 return f"ends after {length:,} bytes without an end mark"
             kind = header[156]
@@ -134,10 +135,13 @@ class _Reading:
                         return f"no pax records at byte {content:,}"
                     extended |= pax
             elif kind != ord("g"):
-                name = (extended.get(b"path") or _name(header)).decode("utf-8", "surrogateescape")
+                encoded = extended.get(b"path") or _name(header)
+                if len(encoded) > NAME_BYTES:
+                    return f"a name of {len(encoded):,} bytes at byte {position:,}; at most {NAME_BYTES:,} are read"
+                name = encoded.decode("utf-8", "surrogateescape")
                 if kind in b"0\0007" and not any(key.startswith(b"GNU.sparse.") for key in extended):
                     if kind == 0 and name.endswith("/"):  # as old writers mark folders
-                        self._others.append((len(headers), name, _FOLDER))
+                        self._others.append((len(positions), name, _FOLDER))
                     else:
                         found.append(Member(name, content, size))
                 else:
@@ -146,10 +150,25 @@ class _Reading:
                     extended = {}
             headers.append(header)
             positions.append(position)
+            if len(headers) == _CHECKED_AT_ONCE and (damage := self.check()):
+                return damage
+            if len(positions) > 2 * MEMBERS:  # some have a header for a long name
+                return f"more than {MEMBERS:,} members; divide it into several tars"
             position = content + -(-size // BLOCK) * BLOCK
 
+    def check(self) -> str | None:
+        """Verify the checksums of the headers read since the last call. The damage, from which on all is dropped."""
+        valid, first = _valid_headers(self._headers), len(self.positions) - len(self._headers)
+        damaged = valid < len(self._headers)
+        self._headers.clear()
+        if not damaged:
+            return None
+        damage = f"no tar header at byte {self.positions[first + valid]:,}"
+        self._cut(first + valid)
+        return damage
+
     def _add_other(self, kind: int, name: str, extended: dict[bytes, bytes], header: bytes) -> None:
-        number = len(self.headers)
+        number = len(self.positions)
         if kind in b"12":
             target = (extended.get(b"linkpath") or header[157:257].partition(b"\0")[0]).decode(
                 "utf-8", "surrogateescape"
@@ -192,7 +211,7 @@ class _Reading:
             content += BLOCK
         return content
 
-    def cut(self, headers: int) -> None:
+    def _cut(self, headers: int) -> None:
         """Keep only what the first `headers` headers describe."""
         numbers = {place: number for number, place, _ in self._links}
         end = self.positions[headers]

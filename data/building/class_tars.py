@@ -13,6 +13,7 @@ from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, SourceImage
 from data.building.tar_members import DAMAGES, LINK_UPWARDS, SourceMember, members, open_stream
 from data.errors import DataError
+from data.limits import IMAGE_BYTES
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage
 from data.tar import NO_END_MARK, SEVERAL_TARS
@@ -173,7 +174,15 @@ class Content:
         return self._head
 
     def all(self) -> bytes:
-        return self.head() + (self._file.read() if self._file is not None else b"")
+        """
+        Raises:
+            Lost: it is too large for an image.
+        """
+        head = self.head()
+        rest = self._file.read(IMAGE_BYTES) if self._file is not None else b""
+        if len(head) + len(rest) > IMAGE_BYTES:
+            raise Lost(f"more than {IMAGE_BYTES:,} bytes")
+        return head + rest
 
 
 class _Window(io.RawIOBase):

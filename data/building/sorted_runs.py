@@ -5,6 +5,7 @@ run is complete. (External merge sort; Knuth, TAOCP 3, 5.4.)
 """
 
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from data.building.webdataset import shard_images
 from data.errors import DataError, StorageRefused
 from data.images.decode import DecodeError
 from data.json_records import parse_json
+from data.limits import IMAGE_BYTES
 from data.remote.storage import Storage, is_remote, read_bytes
 
 _REQUESTS = 16  # concurrent requests of one worker to a remote source
@@ -210,6 +212,11 @@ def _read(task: RunTask, inside: Accounting) -> Iterator[SourceImage | BrokenInp
 
 def _read_file(file: ImageFile, storage: Storage) -> SourceImage | BrokenInput:
     try:
+        stop = file.stop
+        if stop is None and not is_remote(file.location):
+            stop = os.path.getsize(file.location)
+        if stop is not None and stop - file.start > IMAGE_BYTES:
+            return BrokenInput(file.name, f"more than {IMAGE_BYTES:,} bytes", classes=file.classes)
         encoded = read_bytes(file.location, storage, file.start, file.stop)
     except FileNotFoundError:
         return BrokenInput(file.name, "no such file", classes=file.classes)

@@ -8,10 +8,12 @@ from PIL import Image, UnidentifiedImageError
 from data.images.jpeg import Pixels as Pixels
 from data.images.jpeg import jpeg_frame, jpeg_pixels
 from data.images.signatures import compression, image_format
+from data.limits import SCANS
 
 # 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3
 
+_SCAN = b"\xff\xda"
 _CONVERTED = ("BMP", "GIF", "PPM", "TIFF")  # by a build
 
 
@@ -46,6 +48,9 @@ def _decode(encoded: bytes) -> Pixels:
     if encoded[:2] == b"\xff\xd8":
         height, width, components = jpeg_frame(encoded)
         _refuse_bomb(width, height)
+        scans = encoded.count(_SCAN)  # which is no part of a scan's data
+        if scans > SCANS:
+            raise DecodeError(f"{scans:,} scans exceed the limit of {SCANS:,}")
         return jpeg_pixels(encoded, components)
     if encoded[:16] == b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR":
         width, height = int.from_bytes(encoded[16:20]), int.from_bytes(encoded[20:24])

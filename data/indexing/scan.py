@@ -24,6 +24,7 @@ from data.images.signatures import SIGNATURE, compression, image_format
 from data.index import LabelFormat, ShardEntry
 from data.indexing.splits import splits_of_folders
 from data.labels import label_values, stored_labels
+from data.limits import IMAGE_BYTES, LABEL_BYTES
 from data.remote.storage import Storage, is_remote, join, pieces
 from data.shard import SampleMembers, group_members, split_key, split_members
 from data.tar import NO_END_MARK, SEVERAL_TARS, TarContents, read_tar
@@ -224,7 +225,8 @@ class ShardScanner:
                 note(Problem.NO_LABEL)
             else:
                 try:
-                    stored = stored_labels(os.pread(descriptor, label_member.size, label_member.offset), self.label)
+                    read = min(label_member.size, LABEL_BYTES + 1)
+                    stored = stored_labels(os.pread(descriptor, read, label_member.offset), self.label)
                     given = label_values(stored, self.label)
                     different = dict.fromkeys(given)
                     row = [value_places.setdefault(value, len(value_places)) for value in different]
@@ -236,6 +238,9 @@ class ShardScanner:
             labels.append(row)
             if image is None:
                 note(Problem.NO_IMAGE)
+                continue
+            if image.size > IMAGE_BYTES:
+                note(Problem.IMAGE_BROKEN, f"more than {IMAGE_BYTES:,} bytes")
                 continue
             encoded = os.pread(descriptor, image.size if self.decode_images else SIGNATURE, image.offset)[: image.size]
             kind = _format(encoded)

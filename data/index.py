@@ -93,8 +93,6 @@ class _IndexFile:
             raise ValueError(f"labels_per_sample: {self.labels_per_sample:,} of {len(self.classes):,} classes")
         if self.labels_sha256 is not None:
             check_sha256(self.labels_sha256, "labels_sha256")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: some names occur more than once")
         for name in (*self.fields.image, self.fields.label.field):
             if not name or "/" in name:
                 raise ValueError(f"fields: {name!r} is not the extension of a member")

@@ -18,7 +18,7 @@ _TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
 
 
 def http_files(read_timeout: float) -> "HttpFiles":
-    """A client of web servers. Proxies come from the usual variables, logins from the URL or `~/.netrc`.
+    """A client of web servers. Proxies come from the usual variables, logins from `~/.netrc`.
 
     Args:
         read_timeout: seconds without receiving a byte after which a request counts as failed.

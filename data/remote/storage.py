@@ -1,5 +1,6 @@
 """Access to local paths, S3, and the other file systems of fsspec. Refuses URLs that run commands."""
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -23,6 +24,11 @@ PIECE = 16 * 2**20
 # URL (`reference:`, `simplecache:`), or unpacks an archive.
 _SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http", "https", "ftp", "sftp", "webhdfs"}
 
+_LEAST_RATE = 1e5
+"""Bytes per second below which a server counts as not answering; one that sends a byte now and then would be waited
+for without end."""
+_LARGEST_WHOLE = 2**28
+"""Bytes that a file may have that is read whole, without knowing its size, such as labels."""
 _PART = 64 * 2**20  # bytes; S3 accepts 10,000 parts
 _CONCURRENT_PARTS = 4
 _CONCURRENT_QUESTIONS = 32
@@ -37,7 +43,8 @@ def checked(location: str | Path) -> str:
     """The location, a `file://` one as the path.
 
     Raises:
-        DataError: a URL that runs a command, nests another one, or has an unknown scheme.
+        DataError: a URL that runs a command, nests another one, has an unknown scheme, or contains a password, which
+            would be kept wherever the location is: in recipes, logs and TensorBoard.
     """
     text = str(location)
     scheme = text.partition("://")[0] if "://" in text else "pipe" if text.startswith("pipe:") else "file"
@@ -45,6 +52,12 @@ def checked(location: str | Path) -> str:
         raise DataError(
             f"{text}: not a supported location; use a path or a URL of {', '.join(sorted(_SCHEMES))} "
             "(URLs that run commands or nest others are refused)"
+        )
+    user, at, host = text.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and (":" in user or scheme in ("http", "https")):
+        raise DataError(
+            f"{scheme}://...@{host}: the address contains a login; give it without, and put the login into ~/.netrc, "
+            "or for S3 into a profile of the AWS credentials file (data.storage.profile)"
         )
     return text.removeprefix("file://")
 
@@ -86,13 +99,27 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
         return b""
     files, path = open_filesystem(location, storage)
 
+    size = _LARGEST_WHOLE if stop is None else stop - start
+
     def get() -> bytes:
-        data = bytes(files.cat_file(path, start=start or None if stop is None else start, end=stop))
+        first = start or None if stop is None else start
+        data = _received(files, path, first, stop, storage.read_timeout + size / _LEAST_RATE)
         if stop is not None and len(data) != stop - start:
             raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes received")
         return data
 
     return with_retries(get, location, storage)
+
+
+def _received(files: Any, path: str, start: int | None, stop: int | None, seconds: float) -> bytes:
+    if not getattr(files, "async_impl", False):
+        return bytes(files.cat_file(path, start=start, end=stop))
+    from fsspec.asyn import sync
+
+    try:
+        return bytes(sync(files.loop, lambda: asyncio.wait_for(files._cat_file(path, start=start, end=stop), seconds)))
+    except TimeoutError as error:
+        raise ConnectionError(str(error) or f"less than {_LEAST_RATE / 1e3:.0f} kB/s received") from error
 
 
 def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:

@@ -1,11 +1,15 @@
 """Shards on web servers: what can be indexed can be verified and read, and a refusal says what to do."""
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
+import socket
 import tarfile
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +26,7 @@ from data.indexing.scan import ScanOptions
 from data.indexing.verify import verify_shards
 from data.order import SampleOrder
 from data.remote.cache import Cache
-from data.remote.storage import Storage, file_size, list_files, named_sizes, read_bytes
+from data.remote.storage import Storage, checked, file_size, list_files, named_sizes, read_bytes
 from data.remote.storage_errors import is_missing, refusal_fix
 from data.stream import RankShare, evaluation_stream, training_stream
 from tests.servers.web import WebServer
@@ -260,24 +264,51 @@ def test_signatures_of_single_shards_are_kept_and_do_not_change_the_digest(web: 
     assert sorted(web.requests) == [("HEAD", f"/in/train-00000{n}.tar?X-Amz-Signature=a{n}/") for n in (0, 1)]
 
 
-def netrc(folder: Path, url: str) -> str:
-    (folder / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
-    (folder / ".netrc").chmod(0o600)
-    return url
-
-
-def in_the_address(folder: Path, url: str) -> str:
-    return url.replace("http://", "http://me:secret@")
-
-
-@pytest.mark.parametrize("login", [netrc, in_the_address])
-def test_a_login_comes_from_netrc_or_the_address(
-    login: Callable[[Path, str], str], web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_login_comes_from_netrc(web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     web.authorization = f"Basic {base64.b64encode(b'me:secret').decode()}"
-    url = login(tmp_path, web.url)
-    assert file_size(f"{url}/in/train-000000.tar", HASTY) > 0
+    assert file_size(f"{web.url}/in/train-000000.tar", HASTY) > 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "s3", "sftp"])
+def test_an_address_with_a_password_is_refused_and_the_password_not_repeated(scheme: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_index(f"{scheme}://me:secret@host/in")
+    assert "the address contains a login; give it without" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_revision_an_account_and_a_user_are_no_passwords() -> None:
+    for location in ("hf://datasets/a/b@c:d/x", "abfs://files@account.dfs.core.windows.net/x", "sftp://me@host/x"):
+        assert checked(location) == location
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time for `read_timeout`."""
+    monkeypatch.setattr("data.remote.storage._LEAST_RATE", 1e7)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection, contextlib.suppress(OSError):
+                    connection.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1000000\r\n\r\n")
+                    while True:
+                        connection.sendall(b"x")
+                        time.sleep(0.01)
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.tar"
+        with pytest.raises(
+            StorageDown, match=r"x\.tar: no answer in 0 s \(last: ConnectionError: less than 10000 kB/s received"
+        ):
+            read_bytes(url, Storage(give_up_after=0.1, greatest_delay=0.01, read_timeout=0.2), 0, 1_000_000)
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_address_that_is_none_is_refused_at_once() -> None:

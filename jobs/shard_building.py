@@ -1,6 +1,7 @@
 """Building shards with a progress bar and a report of what became of the source and what was written."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from data.accounting import lines
 from data.building.keys import readable
 from jobs.console import print_line
+from pipeline.errors import BEGUN_FILE
 
 if TYPE_CHECKING:
     from data.building.merge import BuildProgress, BuildReport, KindCount
@@ -64,6 +66,8 @@ class BuildProgressBar:
         self._progress.stop()
 
     def update(self, progress: "BuildProgress") -> None:
+        if not progress.kept and (begun_file := os.environ.get(BEGUN_FILE)):
+            Path(begun_file).touch()
         if progress.phase != self._phase:
             self._phase, self._images_before = progress.phase, progress.images
             self._progress.reset(self._task, total=1.0, description=progress.phase)

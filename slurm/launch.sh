@@ -29,6 +29,10 @@ patiently() { # a controller is busy or failing over just when many jobs reach t
     "$@"
 }
 
+whole_number() { # $1 if it is one, else $2: bash would run commands that are hidden in text used as a number
+    case $1 in '' | *[!0-9]*) echo "$2" ;; *) echo "$1" ;; esac
+}
+
 main() { # a function, so that bash has read all of it: the file may change during a long srun
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     job=${job:-$SLURM_JOB_ID}
@@ -112,15 +116,22 @@ main() { # a function, so that bash has read all of it: the file may change duri
     # srun reports the highest code of all tasks, but most tasks fail only because another one did. The file has the cause.
     why="srun ended with $code"
     if [ -s "$COATNET_CAUSE_FILE" ]; then
-        { read -r code && why=$(cat); } <"$COATNET_CAUSE_FILE"
+        { read -r cause && why=$(cat); } <"$COATNET_CAUSE_FILE"
+        code=$(whole_number "$cause" 1)
     elif [ "$code" = 1 ] || [ "$code" -gt 128 ]; then
         code=75 # a rank was killed, or a node failed
     fi
-    begun=
-    if [ -e "$COATNET_BEGUN_FILE" ] || [ "$1" != train ]; then begun=yes; fi
+    begun= # whether this start came as far as to be counted elsewhere, or left something for the next
+    if [ -e "$COATNET_BEGUN_FILE" ]; then begun=yes; fi
+    case $1 in
+    train) in_vain="the run began" ;;
+    shards) in_vain="anything new was written" ;;
+    *) begun=yes ;;
+    esac
     rm -f "$COATNET_BEGUN_FILE" "$COATNET_CAUSE_FILE"
-    starts=0
+    starts=
     if [ -r "$notes.starts" ]; then read -r starts <"$notes.starts"; fi
+    starts=$(whole_number "$starts" 0)
     rm -f "$notes.starts"
     case $code in
     0)
@@ -132,9 +143,9 @@ main() { # a function, so that bash has read all of it: the file may change duri
         state=$(patiently squeue --noheader --jobs="$job" --format='%T %r')
         case $state in
         RUNNING* | SIGNALING* | *TimeLimit*)
-            # Starts without progress are counted in the run's event log; starts that fail before it is opened, here.
+            # Starts without progress are counted in the run's event log; what comes before it or has none, here.
             if [ -z "$begun" ] && [ "$((starts += 1))" -ge 3 ]; then
-                say "failed: $starts starts in a row ended before the run began ($why)"
+                say "failed: $starts starts in a row ended before $in_vain ($why)"
                 exit 70
             fi
             [ -n "$begun" ] || echo "$starts" >"$notes.starts"

@@ -179,11 +179,11 @@ def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> tuple[li
     broken = []
     elsewhere = 0
 
-    def count(name: str, table: RunTable) -> None:
+    def count(name: str, table: RunTable, kept: bool = False) -> None:
         nonlocal images, bytes_, share
         images, bytes_, share = images + table.images, bytes_ + table.bytes, share + shares[name]
         broken.extend(table.broken)
-        build.progress(BuildProgress("reading images", images, bytes_, min(1.0, share * part.parts)))
+        build.progress(BuildProgress("reading images", images, bytes_, min(1.0, share * part.parts), kept))
 
     def tasks() -> Iterator[RunTask]:
         nonlocal elsewhere
@@ -198,7 +198,7 @@ def _make_runs(build: BuildContext, source: Source, part: BuildPart) -> tuple[li
             names.append(name)
             shares[name] = batch.share
             if table_file(path).exists() and not (table := read_table(path)).broken:
-                count(name, table)
+                count(name, table, kept=True)
             else:
                 yield RunTask(
                     path, batch, reading.seed, reading.conversion, reading.memory, build.storage, reading.selection

@@ -50,6 +50,8 @@ class BuildProgress(NamedTuple):
     bytes: int
     share: float
     """Share of this phase that is done, approximately, 0 .. 1."""
+    kept: bool = False
+    """Whether the last images counted were read or written by an earlier call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,11 +301,11 @@ def _write(build: BuildContext, tasks: Iterator[ShardTask], images: int) -> dict
     entries: dict[Path, ShardEntry] = {}
     samples = written = 0
 
-    def count(path: Path, entry: ShardEntry) -> None:
+    def count(path: Path, entry: ShardEntry, kept: bool = False) -> None:
         nonlocal samples, written
         entries[path] = entry
         samples, written = samples + entry.samples, written + entry.bytes
-        build.progress(BuildProgress("writing shards", samples, written, samples / images))
+        build.progress(BuildProgress("writing shards", samples, written, samples / images, kept))
 
     def unfinished() -> Iterator[ShardTask]:
         for task in tasks:
@@ -311,7 +313,7 @@ def _write(build: BuildContext, tasks: Iterator[ShardTask], images: int) -> dict
             if entry is None:
                 yield task
             else:
-                count(task.path, entry)
+                count(task.path, entry, kept=True)
 
     for path, entry in build.workers.results(write_shard, unfinished()):
         count(path, entry)

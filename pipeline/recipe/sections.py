@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, mode
 
 from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
 from models.variants import Variant, find_variant
+from pipeline.recipe.sbatch_flags import check_flag
 
 PositiveInt = Annotated[int, Field(gt=0)]
 # YAML has lists and no tuples.
@@ -266,7 +267,7 @@ class JobResources(Section):
     memory_gigabytes: PositiveInt | None = None
     """Memory of each node, in units of 2**30 bytes."""
     flags: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Additional options of sbatch, such as `--exclusive`."""
+    """Additional options of sbatch, such as `--exclusive`; not those that have a setting or that the program sets."""
     container: str | None = None
     """Container image in which the ranks run."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
@@ -284,10 +285,7 @@ class JobResources(Section):
     @classmethod
     def _are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for flag in value:
-            if not flag.startswith("-"):
-                raise ValueError(
-                    f"{flag!r} is not an option of sbatch; write it as one word, such as --nodelist=node[1-4]"
-                )
+            check_flag(flag)
         return value
 
     @property

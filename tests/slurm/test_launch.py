@@ -147,18 +147,21 @@ def test_a_controller_that_does_not_respond_as_the_job_ends_is_asked_again(
 ) -> None:
     """Slurm's own commands, which fail the first time: a real controller fails over when it wants to."""
     (tmp_path / "bin").mkdir()
-    for name, word in (("squeue", "--noheader"), ("scontrol", "requeue")):
+    for name, words in (("squeue", ["--noheader"]), ("scontrol", ["show job", "requeue"])):
         program = tmp_path / "bin" / name
-        failed = f'[ "$1" = {word} ] && mkdir "{tmp_path}/{name} failed"'
-        program.write_text(f'#!/bin/sh\nif {failed}; then exit 1; fi 2>/dev/null\nexec {shutil.which(name)} "$@"\n')
+        first_fails = "".join(
+            f'case "$SLURM_JOB_ID $*" in [0-9]*" {word} "*) mkdir "{tmp_path}/failed {name} {word}" && exit 1;; esac\n'
+            for word in words
+        )
+        program.write_text(f'#!/bin/sh\n{first_fails}exec {shutil.which(name)} "$@"\n')
         program.chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     task = f'touch "$COATNET_BEGUN_FILE"; {ONCE}\nprintf "75\\nsaved\\n" > "$COATNET_CAUSE_FILE"; exit 75'
     job = submit(task, "recipe.yaml")
     slurm.wait_for_restart(job)
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
-    assert (tmp_path / "squeue failed").exists()
-    assert (tmp_path / "scontrol failed").exists()
+    for command in ("squeue --noheader", "scontrol show job", "scontrol requeue"):
+        assert (tmp_path / f"failed {command}").exists()
     assert [line for line in log_of(tmp_path) if not line.startswith("start")] == ["requeued: saved", "done"]
 
 
@@ -194,6 +197,30 @@ def test_a_job_stops_after_three_starts_that_never_began_the_run(
     assert (ended["Restarts"], ended["ExitCode"]) == ("2", "70:0")
     assert log_of(tmp_path)[-1].startswith("failed: 3 starts in a row ended before the run began (srun ended with 1")
     assert notes(tmp_path) == []
+
+
+@pytest.mark.slow(seconds=18)
+def test_a_build_of_shards_goes_on_as_long_as_each_start_writes_something(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    progress = '[ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] || touch "$COATNET_BEGUN_FILE"'
+    job = submit(f"{progress}\nkill -9 $$", "build", template="shards", options=("--nodes=1", "--ntasks-per-node=1"))
+    for restart in (1, 2, 3):
+        slurm.wait_for_restart(job, restart)
+    ended = slurm.wait_for(job, "FAILED")
+    assert (ended["Restarts"], ended["ExitCode"]) == ("3", "70:0")
+    assert "failed: 3 starts in a row ended before anything new was written (srun ended with" in log_of(tmp_path)[-1]
+
+
+def test_notes_of_a_job_are_never_run_as_code(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    """The notes lie in a folder that others may write to."""
+    hostile = "a[$(touch $PWD/ran)]"
+    plant = f"printf '%s\\n' '{hostile}' | tee .coatnet-job-$SLURM_JOB_ID.starts > \"$COATNET_CAUSE_FILE\"; kill -9 $$"
+    job = slurm.wait_for(submit(plant, "recipe.yaml", options=("--nodes=1",)), "FAILED")
+    assert job["ExitCode"] == "1:0"  # what the cause file says is no exit code
+    submit(plant.replace("| tee", ">").replace('> "$COATNET_CAUSE_FILE"', ""), "recipe.yaml", options=("--nodes=1",))
+    slurm.wait_until(lambda: any(line.startswith("requeued") for line in log_of(tmp_path)))
+    assert not (tmp_path / "ran").exists()
 
 
 SAVES = f"""
@@ -255,6 +282,14 @@ def test_the_templates_work_in_a_folder_with_an_awkward_name(
     job = submit('echo "$OMP_NUM_THREADS" > said', "recipe.yaml", folder=odd)
     slurm.wait_for(job, "COMPLETED")
     assert (tmp_path / "said").read_text() == "3\n"
+
+
+def test_the_name_of_a_job_does_not_choose_what_runs(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "launch.sh").write_text("touch ran")
+    name = f"--job-name=x Command={tmp_path}/pretrain.sbatch"
+    slurm.wait_for(submit("touch task", "recipe.yaml", options=(name, "--nodes=1")), "COMPLETED")
+    assert (tmp_path / "task").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_site_file_can_be_named_by_a_variable(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,10 +185,15 @@ def test_a_killed_build_continues_without_redoing_what_was_finished(
     }
     assert len(done) >= 3
 
+    kept = Counter[bool]()
+
     def see(progress: BuildProgress) -> None:
         assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done} == done
+        kept[progress.kept] += progress.phase == phase
 
     build_shards(pictures, out, progress=see, **OPTIONS)
+    assert kept[True] == len(done)
+    assert kept[False] > 0
     assert tree(out) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "script.py"]
 

@@ -1,0 +1,30 @@
+import pytest
+
+from pipeline.recipe.sections import JobResources
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("nodelist=a", "'nodelist=a' is not an option of sbatch"),
+        ("--", "'--' is not an option of sbatch"),
+        ("--partition=gpu", "'--partition=gpu' is not given as a flag; set resources.partition"),
+        ("-t1:00", "'-t1:00' is not given as a flag; set resources.time_limit"),
+        ("--wrap=true", "'--wrap=true' cannot be given: the program sets --wrap itself"),
+        ("--exp=NONE", "'--exp=NONE' cannot be given: the program sets --export itself"),
+        ("--open-mode=truncate", "the program sets --open-mode itself"),
+        ("-Jname", "the program sets --job-name itself"),
+        ("-o", "the program sets --output itself"),
+        ("--chdir=/", "the program sets --chdir itself"),
+        ("--no-requeue", "the program sets --no-requeue itself"),
+    ],
+)
+def test_options_that_the_program_gives_are_refused_as_flags(flag: str, message: str) -> None:
+    with pytest.raises(ValueError, match="flags") as caught:
+        JobResources(flags=(flag,))
+    assert message in str(caught.value)
+
+
+def test_other_options_of_sbatch_are_accepted() -> None:
+    flags = ("--exclusive", "--nodelist=node[1-4]", "-x", "--hold", "--mem-per-gpu=80G", "--gres=nvme:1", "--nice=5")
+    assert JobResources(flags=flags).flags == flags

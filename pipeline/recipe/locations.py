@@ -83,8 +83,9 @@ class _Image(Location):
 @dataclass(frozen=True, slots=True)
 class _Mount(Location):
     def resolved(self, text: str, folder: Path) -> str:
-        outside, colon, inside = _variables(text, folder).partition(":")
-        if _URL.match(text) or not outside:
+        text = _variables(text, folder)
+        outside, colon, inside = text.partition(":")
+        if "://" in text or not outside:
             raise ValueError(f"{text!r} is not a folder of this machine; write PATH or PATH:PATH_INSIDE")
         return _absolute(_home(outside), folder) + colon + inside
 

@@ -71,6 +71,7 @@ def _read(path: Path) -> _Document:
 def _merge_defaults(document: _Document) -> None:
     """Move `defaults` under each stage; a stage's own keys win."""
     defaults = document.values.pop("defaults", None)
+    defaults = converted(defaults, dict | None) if isinstance(defaults, Unquoted) else defaults
     stages = document.values.get("stages")
     if defaults is not None and not isinstance(defaults, dict):
         raise ConfigError(f"{document.origin(('defaults',))}: defaults: must be a mapping of settings of a stage")
@@ -128,6 +129,8 @@ def _apply_override(document: _Document, override: str) -> None:
             if not isinstance(target, dict):
                 raise ConfigError(f"{override}: {key} is a single value and has no keys of its own")
         target[path[-1]] = deepcopy(value)
+        for below in [key for key in document.origins if key[: len(path)] == tuple(path)]:
+            del document.origins[below]
         document.origins[tuple(path)] = f"override {override}"
 
 

@@ -81,6 +81,19 @@ def test_a_value_on_the_command_line_is_taken_whole(tmp_path: Path) -> None:
     assert augment.layers == 1
 
 
+def test_an_error_in_a_mapping_on_the_command_line_is_not_reported_at_the_line_that_it_replaces(tmp_path: Path) -> None:
+    text = RECIPE.replace("    resolution: 32", "    resolution: 32\n    loss: {label_smoothing: 0.1}")
+    with pytest.raises(
+        ConfigError, match=r"^override pretrain.loss=\{label_smoothing: x\}: .*label_smoothing: .*not 'x'"
+    ):
+        load_recipe(write(tmp_path, text), ["pretrain.loss={label_smoothing: x}"])
+
+
+def test_empty_defaults_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="recipe.yaml:3: stages.a.resolution: is missing"):
+        load_recipe(write(tmp_path, "name: test\ndefaults:\nstages: {a: {}}"))
+
+
 def test_an_override_of_one_stage_does_not_change_what_an_earlier_one_set_in_all(tmp_path: Path) -> None:
     overrides = ["data.random_augment={layers: 1, magnitude: 2}", "pretrain.data.random_augment.layers=3"]
     stages = load_recipe(write(tmp_path), overrides).stages.values()

@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema, core_schema
 from data.errors import DataError
 from data.remote.storage import checked
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # also with the one slash that is left of a URL in a `Path`
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _AS_WRITTEN = {"dollar signs": "doubled"}
 
 
@@ -45,6 +45,11 @@ class Location:
             handler(source),
             serialization=core_schema.plain_serializer_function_ser_schema(serialize, info_arg=True),
         )
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is a URL, perhaps with the one slash that is left of one in a `Path`."""
+    return _URL.match(text) is not None
 
 
 def as_written(settings: BaseModel) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from data.digest import json_sha256
 from data.errors import DataError
 from data.index import LabelFormat
 from data.limits import LABEL_BYTES, LABELS_PER_SAMPLE
+from data.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
 
 
 class IgnoredLabel(ValueError):
@@ -242,7 +242,7 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
     Raises:
         DataError: no such file, not a label map, or names that are not in the class list.
     """
-    content = _read_yaml(Path(path))
+    content, origins = _read_map(Path(path))
     if not isinstance(content, dict) or set(content) - {"rename", "others", "classes"}:
         raise DataError(f"{path}: a label map may only have the keys rename, others and classes")
     names, others, order = content.get("rename") or {}, content.get("others", "keep"), content.get("classes") or None
@@ -250,14 +250,16 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
     renames = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
     if not renames or others not in ("keep", "drop") or not lists_names:
         raise DataError(f"{path}: rename must be a mapping of names, others keep or drop, classes a list of names")
+    names = {old: str(new) for old, new in names.items()}
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise DataError(
-            f"{path}: {unknown[0]} is not a class of the shards ({len(unknown):,} of {len(names):,} are not)"
+            f"{origins['rename', unknown[0]]}: {unknown[0]} is not a class of the shards ({len(unknown):,} of "
+            f"{len(names):,} are not)"
         )
     afterwards = [names.get(name, name if others == "keep" else None) for name in classes]
     kept = {name for name in afterwards if name is not None}
-    ordered = tuple(sorted(kept)) if order is None else tuple(order)
+    ordered = tuple(sorted(kept)) if order is None else tuple(map(str, order))
     if missing := sorted(kept - set(ordered)):
         raise DataError(f"{path}: {missing[0]} is missing under classes ({len(missing):,} names are)")
     if len(set(ordered)) != len(ordered) or not kept:
@@ -272,48 +274,28 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
     return LabelMap(ordered, np.array([-1 if n is None else numbers[n] for n in afterwards], np.int32))
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_map(path: Path) -> tuple[Any, dict[KeyPath, str]]:
+    """The content of a label map as text, and where each key of it is."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        # BaseLoader makes everything a string; of repeated keys it would silently take the last.
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-        repeated, nothing = _repeated_key(node), _key_without_name(node)
-        content = yaml.load(text, Loader=yaml.BaseLoader)
+        content, origins = read_yaml(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such label map") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not YAML ({error})") from error
-    if repeated:
-        raise DataError(f"{path}: {repeated} is there twice; remove one")
-    if nothing:
-        raise DataError(
-            f"{path}: {nothing[0]}: {nothing[1] or 'nothing'} is no name; to drop classes use others: drop and rename "
-            "those that stay, if need be to themselves; quote it if a class is to be called that"
-        )
-    return content
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except YamlError as error:
+        raise DataError(str(error)) from None
+    names = content.get("rename") if isinstance(content, dict) else None
+    for old, new in names.items() if isinstance(names, dict) else ():
+        is_null = isinstance(new, Unquoted) and new.lower() in _NO_NAMES
+        if is_null or (isinstance(new, str) and not new.strip()):
+            raise DataError(
+                f"{origins['rename', old]}: {old}: {new.strip() or 'nothing'} is no name; to drop classes use others: "
+                "drop and rename those that stay, if need be to themselves; quote it if a class is to be called that"
+            )
+    return content, origins
 
 
 _NO_NAMES = {"", "~", "null", "none", "drop", "keep", "ignore"}
-
-
-def _key_without_name(node: yaml.Node | None) -> tuple[str, str] | None:
-    """The first key and value under rename whose value is nothing or a word for it, without quotes."""
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        if key.value == "rename" and isinstance(value, yaml.MappingNode):
-            for old, new in value.value:
-                if isinstance(new, yaml.ScalarNode) and new.style is None and new.value.lower() in _NO_NAMES:
-                    return str(old.value), new.value
-                if isinstance(new, yaml.ScalarNode) and not new.value.strip():
-                    return str(old.value), ""
-    return None
-
-
-def _repeated_key(node: yaml.Node | None) -> str | None:
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-    twice = next((key for key, count in keys.items() if count > 1), None)
-    return twice or next(filter(None, (_repeated_key(value) for _, value in node.value)), None)
 
 
 def look_alikes(names: Sequence[str]) -> Iterator[list[str]]:

@@ -75,7 +75,7 @@ def frozen_recipe(recipe: "Recipe") -> FrozenRecipe:
             copies[key] = str(copy)
         stages[name] = stage.model_copy(update={"data": stage.data.model_copy(update=copies)})
     recipe = recipe.model_copy(update={"stages": stages})
-    return FrozenRecipe(recipe, folder / f"{_digest(recipe.model_dump(mode='json'))}.yaml", label_maps)
+    return FrozenRecipe(recipe, folder / f"{_digest(recipe_content(recipe))}.yaml", label_maps)
 
 
 def check_frozen(path: Path) -> None:
@@ -104,9 +104,17 @@ def frozen_content(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def recipe_content(recipe: "Recipe") -> dict[str, Any]:
+    """All settings of a recipe as plain values that are read back as the same recipe: resolved, and `$$` in paths for a
+    dollar sign, which would begin the name of an environment variable."""
+    from pipeline.recipe.locations import as_written
+
+    return as_written(recipe)
+
+
 def recipe_text(recipe: "Recipe") -> str:
-    """All settings of a recipe as YAML that is read back as the same recipe."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    """`recipe_content` as YAML."""
+    return yaml.dump(recipe_content(recipe), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -17,7 +17,9 @@ from jobs.chain import run_chain
 from jobs.commands.arguments import Overrides
 from jobs.console import make_console, print_line
 from jobs.exit_codes import end_process, exit_on_error
+from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
+from pipeline.recipe.locations import is_url
 
 CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
@@ -38,6 +40,8 @@ def demo(
     with StopSignals(end_process) as signals, exit_on_error():
         console = make_console()
         images, recipe = folder / "images", folder / "recipe.yaml"
+        if is_url(str(folder)):
+            raise ConfigError(f"{folder}: is a URL, and the demo writes to a local folder; give the path of one")
         if not images.is_dir():
             write_images(images)
         if not recipe.exists():

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from data.child_process import PROGRAM_FOLDER
 from data.settings_diff import changed_settings
-from jobs.frozen_recipe import frozen_content, frozen_recipe
+from jobs.frozen_recipe import frozen_content, frozen_recipe, recipe_content
 from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder
 from pipeline.checkpoints.lost import check_final_checkpoint
@@ -264,7 +264,7 @@ def _difference(before: Submission, stage: str, command: Sequence[str], recipe: 
     content = frozen_content(Path(old[-2])) if stage in recipe.stages and len(old) > 1 else None
     if content is None:
         return ""
-    changes = changed_settings(_settings(content, stage), _settings(recipe.model_dump(mode="json"), stage))
+    changes = changed_settings(_settings(content, stage), _settings(recipe_content(recipe), stage))
     if not changes and [*old[:-2], old[-1]] == [*new[:-2], new[-1]]:
         return None
     more = [f"and {len(changes) - _CHANGES_SHOWN} more"] if len(changes) > _CHANGES_SHOWN else []

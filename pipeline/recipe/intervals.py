@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.recipe.locations import PathOrUrl
 from pipeline.recipe.sections import PositiveInt, Section, WhichWeights
 
 _SAVE_EVERY = 1000  # steps
@@ -22,7 +23,7 @@ class CheckpointSettings(Section):
     """Checkpoints whose steps are multiples of this are kept permanently."""
     keep_best: Annotated[int, Field(ge=0)] = 0
     """Number of checkpoints to keep with the best top-1 in an evaluation at their step."""
-    folder: str | None = None
+    folder: PathOrUrl | None = None
     """A path or URL below which `<recipe>/<stage>/step-...` is stored, instead of the run folder."""
     grace_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Seconds after a stop signal after which the run ends even if its save is not complete."""

@@ -1,30 +1,18 @@
 """Recipes from YAML: defaults merged into stages, `key=value` overrides, errors with file, line and nearest key."""
 
 import difflib
-import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from data.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
 from pipeline.errors import ConfigError, SeveralErrors
+from pipeline.recipe.scalars import converted, number_fix
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
-
-KeyPath = tuple[str | int, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a float, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 @dataclass
@@ -43,7 +31,7 @@ class _Document:
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in the file at `path`, `overrides` applied, relative paths made absolute from its folder.
+    """The recipe in the file at `path`, `overrides` applied, its paths and URLs resolved (`pipeline.recipe.locations`).
 
     `defaults:` in the file is merged under every stage. An override `key=value` names a whole path
     (`stages.pretrain.epochs=3`, `seed=1`), a stage's key (`pretrain.epochs=3`), or a key of a stage without the stage
@@ -61,71 +49,29 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     if unknown:
         raise SeveralErrors(unknown[0], unknown)
     try:
-        recipe = Recipe.model_validate(document.values)
+        return Recipe.model_validate(_converted(document.values), context=path.parent)
     except ValidationError as error:
         problems = _validation_messages(error, document)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SeveralErrors(problems[0] + more, problems) from None
-    return _with_absolute_paths(recipe, path.parent)
 
 
 def _read(path: Path) -> _Document:
     try:
-        text = path.read_text()
+        values, origins = read_yaml(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"recipe {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"recipe {path}: not a text file") from None
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        origins: dict[KeyPath, str] = {(): f"{path}:1"}
-        if node is not None:
-            _collect_origins(node, (), origins, path, set())
-        values = loader.construct_document(node) if node is not None else None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{path}:{line}: not YAML: {problem}") from None
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
-    return _Document(_unshared(values), origins)
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which no mapping or list occurs twice, as YAML's aliases make them."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
-def _collect_origins(node: yaml.Node, path: KeyPath, origins: dict[KeyPath, str], file: Path, above: set[int]) -> None:
-    """Record the line of every key; refuse duplicate keys and aliases that contain themselves."""
-    if id(node) in above:
-        raise ConfigError(f"{file}:{node.start_mark.line + 1}: an alias that contains itself")
-    above = above | {id(node)}
-    if isinstance(node, yaml.MappingNode):
-        own: dict[str, str] = {}
-        for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                _collect_origins(value, path, origins, file, above)
-                continue
-            below, origin = (*path, key.value), f"{file}:{key.start_mark.line + 1}"
-            if key.value in own:
-                dotted = ".".join(map(str, below))
-                raise ConfigError(f"{origin}: {dotted} is given twice (first at {own[key.value]}); remove one")
-            own[key.value] = origins[below] = origin
-            _collect_origins(value, below, origins, file, above)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            origins[(*path, number)] = f"{file}:{item.start_mark.line + 1}"
-            _collect_origins(item, (*path, number), origins, file, above)
+    return _Document(values, origins)
 
 
 def _merge_defaults(document: _Document) -> None:
     """Move `defaults` under each stage; a stage's own keys win."""
     defaults = document.values.pop("defaults", None)
+    defaults = converted(defaults, dict | None) if isinstance(defaults, Unquoted) else defaults
     stages = document.values.get("stages")
     if defaults is not None and not isinstance(defaults, dict):
         raise ConfigError(f"{document.origin(('defaults',))}: defaults: must be a mapping of settings of a stage")
@@ -147,7 +93,7 @@ def _merged(
     for key, value in defaults.items():
         here, there = (*source, key), (*target, key)
         if key not in own:
-            merged[key] = _unshared(value)
+            merged[key] = deepcopy(value)
             for path, origin in list(origins.items()):
                 if path[: len(here)] == here:
                     origins[(*there, *path[len(here) :])] = origin
@@ -157,15 +103,12 @@ def _merged(
 
 
 def _apply_override(document: _Document, override: str) -> None:
-    """Set one `key=value`; the value is YAML."""
+    """Set one `key=value`."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"{override}: an override is written key=value, such as optimizer.peak_learning_rate=1e-3")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override}: the value is not YAML") from None
+    value = _override_value(override, text)
     stages = document.values.get("stages")
     stages = stages if isinstance(stages, dict) else {}
     if keys[0] in Recipe.model_fields:
@@ -185,8 +128,29 @@ def _apply_override(document: _Document, override: str) -> None:
             target = target.setdefault(key, {}) if isinstance(target, dict) else {}
             if not isinstance(target, dict):
                 raise ConfigError(f"{override}: {key} is a single value and has no keys of its own")
-        target[path[-1]] = value
+        target[path[-1]] = deepcopy(value)
+        for below in [key for key in document.origins if key[: len(path)] == tuple(path)]:
+            del document.origins[below]
         document.origins[tuple(path)] = f"override {override}"
+
+
+def _override_value(override: str, text: str) -> Any:
+    """The value, which is YAML; a single one without quotes is taken whole, as a `#` in it begins no comment there."""
+    try:
+        value, _ = read_yaml(text, override)
+    except YamlError as error:
+        problem = f"the value is {error.problem}" if error.problem.startswith("not ") else error.problem
+        raise ConfigError(f"{override}: {problem}; in YAML, such text is in quotes") from None
+    return Unquoted(text.strip()) if value is None or isinstance(value, Unquoted) else value
+
+
+def _converted(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe for validation, see `pipeline.recipe.scalars`."""
+    found: dict[str, Any] = converted(values, Recipe)
+    stages = values.get("stages")
+    if isinstance(stages, dict):
+        found["stages"] = {name: converted(stage, _stage_class(stage)) for name, stage in stages.items()}
+    return found
 
 
 def _stage_class(stage: Any) -> type[Stage]:
@@ -240,36 +204,31 @@ def _validation_messages(error: ValidationError, document: _Document) -> list[st
             path, dotted = (*path, "task"), f"{dotted}.task"
             message = f"is {problem['input'].get('task')!r}; it must be train or evaluate"
         elif problem["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {problem['input']!r}"
+            message = _type_message(message, problem["type"], problem["input"])
         subject, origin = f"{dotted}: " if dotted else "", document.origin(path)
         found.setdefault((origin, problem["msg"]), f"{origin}: {subject}{message}")
     return list(found.values())
 
 
+def _type_message(message: str, kind: str, value: Any) -> str:
+    if value is None:
+        return "is null, and needs a value; leave the key out for its default, and put text into quotes"
+    fix = ""
+    if isinstance(value, str) and kind in ("int_type", "float_type"):
+        fix = f"; {number_fix(value, whole=kind == 'int_type')}"
+    elif isinstance(value, str) and kind == "bool_type":
+        fix = "; write true or false, without quotes"
+    message = _YAML_KINDS.get(kind, f"{message[0].lower()}{message[1:]}")
+    return f"{message}, not {value!r}{fix}"
+
+
+_YAML_KINDS = {
+    "tuple_type": "must be a list in brackets",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of settings",
+}
+
+
 def _key_path(location: KeyPath) -> KeyPath:
     """A location as pydantic reports it as a path of keys: without the tag of the kind of stage."""
     return tuple(part for i, part in enumerate(location) if not (i == 2 and part in ("train", "evaluate")))
-
-
-def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with absolute paths, relative ones taken from `folder`; URLs stay as they are."""
-
-    def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str((folder / Path(path).expanduser()).resolve())
-
-    stages = {}
-    for name, stage in recipe.stages.items():
-        data: dict[str, Any] = {
-            key: absolute(getattr(stage.data, key))
-            for key in ("train", "validation", "label_map", "validation_label_map")
-        }
-        data["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
-        changes: dict[str, Any] = {"data": stage.data.model_copy(update=data)}
-        if isinstance(stage, TrainStage):
-            checkpoint_folder = {"folder": absolute(stage.checkpoint.folder)}
-            changes["checkpoint"] = stage.checkpoint.model_copy(update=checkpoint_folder)
-        stages[name] = stage.model_copy(update=changes)
-    shards = recipe.shards and recipe.shards.model_copy(
-        update={"source": absolute(recipe.shards.source), "folder": absolute(recipe.shards.folder)}
-    )
-    return recipe.model_copy(update={"runs": absolute(recipe.runs), "shards": shards, "stages": stages})

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.options import CheckpointingPolicy
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings, LogSettings
+from pipeline.recipe.locations import RunsPath
 from pipeline.recipe.sections import (
     BatchSettings,
     DataSettings,
@@ -155,7 +156,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.\-]+$")]
     """Names the folder below `runs`: letters, digits, dot, dash and underscore."""
-    runs: str = "runs"
+    runs: Annotated[RunsPath, Field(validate_default=True)] = "runs"
     """Folder of all run folders. A relative path starts at the recipe's folder."""
     seed: Annotated[int, Field(ge=0)] = 0
     shards: ShardBuildSettings | None = None

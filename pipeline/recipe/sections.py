@@ -5,7 +5,6 @@ Defaults are the common choices of the published recipes, Table 10 of the CoAtNe
 
 import getpass
 import math
-import re
 import tempfile
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -13,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, mode
 
 from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
 from models.variants import Variant, find_variant
+from pipeline.recipe.locations import CachePath, ImageName, LabelMapPath, Mount, PathOrUrl, ServerUrl, ShardsPath
 from pipeline.recipe.sbatch_flags import check_flag
+from pipeline.recipe.time_limits import time_limit_seconds
 
 PositiveInt = Annotated[int, Field(gt=0)]
 # YAML has lists and no tuples.
@@ -55,7 +56,7 @@ def changeable_settings(section: type[Section]) -> frozenset[str]:
 class StorageSettings(Section):
     """How remote shards are reached; what is not set comes from the usual AWS variables and files."""
 
-    endpoint: str | None = None
+    endpoint: ServerUrl | None = None
     """URL of an S3 server other than Amazon's."""
     profile: str | None = None
     """Profile in the AWS credentials file."""
@@ -72,7 +73,7 @@ class StorageSettings(Section):
 class CacheSettings(Section):
     """Where each node caches remote shards; all its ranks share the folder."""
 
-    folder: str = f"{tempfile.gettempdir()}/coatnet-shards-{getpass.getuser()}"
+    folder: CachePath = f"{tempfile.gettempdir()}/coatnet-shards-{getpass.getuser()}"
     """On a local disk of the node."""
     gigabytes: Annotated[float, Field(gt=0)] = 100.0
     """Maximum size of the cache."""
@@ -95,13 +96,13 @@ class RandomAugmentSettings(Section):
 class DataSettings(Section):
     """Where samples come from, their order, and how images are cropped and augmented."""
 
-    train: MayChange[str | None] = None
+    train: MayChange[PathOrUrl | None] = None
     """Folder of training shards, a path or a URL. Relative paths start at the recipe's folder."""
-    validation: MayChange[str]
+    validation: MayChange[PathOrUrl]
     """Folder of evaluation shards, a path or a URL."""
-    label_map: MayChange[str | None] = None
+    label_map: MayChange[LabelMapPath | None] = None
     """File that renames, merges or drops classes of the training shards."""
-    validation_label_map: MayChange[str | None] = None
+    validation_label_map: MayChange[LabelMapPath | None] = None
     """The same for the evaluation shards."""
     storage: MayChange[StorageSettings] = StorageSettings()
     cache: MayChange[CacheSettings] = CacheSettings()
@@ -258,7 +259,8 @@ class JobResources(Section):
     """What a job requests from Slurm; what is not set is the site's default."""
 
     time_limit: str | None = None
-    """Time limit of a start, as `[days-]hours:minutes:seconds`; training saves and ends before it expires."""
+    """Time limit of a start in a form of `sbatch --time`, such as `12:00:00` or `1-12:00:00`; training saves and ends
+    before it expires."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -268,17 +270,17 @@ class JobResources(Section):
     """Memory of each node, in units of 2**30 bytes."""
     flags: Annotated[tuple[str, ...], Strict(False)] = ()
     """Additional options of sbatch, such as `--exclusive`; not those that have a setting or that the program sets."""
-    container: str | None = None
+    container: ImageName | None = None
     """Container image in which the ranks run."""
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
-    container_mounts: Annotated[tuple[str, ...], Strict(False)] = ()
+    container_mounts: Annotated[tuple[Mount, ...], Strict(False)] = ()
     """Folders visible in the container, as `PATH` or `PATH:PATH_INSIDE`."""
 
     @field_validator("time_limit")
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
-        if value is not None and not _TIME.match(value):
-            raise ValueError(f"{value!r} is not a time; write [days-]hours:minutes:seconds, such as 1-12:00:00")
+        if value is not None:
+            time_limit_seconds(value)
         return value
 
     @field_validator("flags")
@@ -291,11 +293,7 @@ class JobResources(Section):
     @property
     def time_limit_seconds(self) -> float | None:
         """`time_limit` in seconds."""
-        match = _TIME.match(self.time_limit or "")
-        if match is None:
-            return None
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+        return None if self.time_limit is None else float(time_limit_seconds(self.time_limit))
 
 
 class Resources(JobResources):
@@ -329,9 +327,9 @@ class Resources(JobResources):
 class ShardBuildSettings(Section):
     """Shards that a chain builds before its first stage if they do not exist, as `coatnet shards build` does."""
 
-    source: str
+    source: PathOrUrl
     """The source as for `coatnet shards build`: a folder, a tar or a list of images."""
-    folder: str
+    folder: ShardsPath
     """Where the folders `train` and `validation` are created."""
     parts: PositiveInt = 1
     """Jobs of an array that divide the reading among them."""
@@ -353,9 +351,6 @@ class ShardBuildSettings(Section):
     def build_options(self) -> dict[str, Any]:
         """The options of `build_shards`."""
         return self.model_dump(exclude={"source", "folder", "parts", "resources"})
-
-
-_TIME = re.compile(r"^(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)$")
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

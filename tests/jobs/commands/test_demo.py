@@ -40,3 +40,9 @@ def test_the_demo_writes_its_images_builds_shards_runs_its_recipe_and_continues_
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") == 3
     assert "builds" not in again.stdout
+
+
+def test_a_url_is_not_taken_for_a_local_folder(tmp_path: Path) -> None:
+    done = coatnet("demo", "s3://bucket/demo", folder=tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (78, [])
+    assert "is a URL, and the demo writes to a local folder" in done.stderr

@@ -156,7 +156,7 @@ def test_a_missing_or_empty_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
         load_recipe(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(ConfigError, match="binary.yaml: not a text file"):
+    with pytest.raises(ConfigError, match="binary.yaml:1: not a text file"):
         load_recipe(tmp_path / "binary.yaml")
 
 

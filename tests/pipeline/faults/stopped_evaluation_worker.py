@@ -8,7 +8,7 @@ is left alone.
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from unittest.mock import patch
 
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
@@ -18,16 +18,12 @@ from pipeline.faults.preemption import StopSignals
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import RunFolder
-from tests.support.training import train_here
-
-
-def never(code: int, message: str) -> NoReturn:
-    raise SystemExit(f"{code}: {message}")
+from tests.support.training import end_here, train_here
 
 
 def stopped_at(number: int, folder: RunFolder, planned: TrainPlan, ranks: Ranks) -> None:
     """Train until evaluation `number` of this start, from 0, during which a signal arrives."""
-    signals, seen = StopSignals(never), [0]
+    signals, seen = StopSignals(end_here), [0]
 
     def interrupted(*arguments: Any) -> Any:
         if seen[0] == number and ranks.rank == 1:

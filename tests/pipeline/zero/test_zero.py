@@ -107,6 +107,15 @@ def checked(runs: Path, folder: str, case: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_training_starts_from_float32_weights_and_forwards_use_their_cast(runs: Path, folder: str, case: str) -> None:
+    """Masters and averages are the initial weights, or those of an earlier stage, to the bit."""
+    for on_rank in checked(runs, folder, case):
+        assert on_rank["initial weights"] == []
+        assert on_rank["weights of an earlier stage"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
 def test_a_step_that_is_refused_changes_nothing_now_or_later(runs: Path, folder: str, case: str) -> None:
     """Steps with `apply=False`, and with nan or inf in the gradient of one micro-batch of one rank."""
     found = checked(runs, folder, case)

@@ -25,10 +25,22 @@ def test_three_starts_without_progress_are_followed_by_a_refusal_and_then_by_thr
     assert len(events.of(Event.BEGIN)) == 6
 
 
-def test_stops_without_a_save_are_not_progress(events: EventLog) -> None:
+@pytest.mark.parametrize("reason", ["the time limit", "SIGUSR1", "SIGUSR2"])
+def test_starts_that_a_time_limit_ended_without_a_save_are_counted(events: EventLog, reason: str) -> None:
     for _ in range(3):
         events.begin(2)
-        events.record(Event.STOP, reason="the time limit", step=3, checkpoint=None)
+        events.record(Event.STOP, reason=reason, step=3, checkpoint=None)
+    with pytest.raises(RunFailed, match=r"3 starts in a row"):
+        events.begin(2)
+
+
+def test_starts_that_were_ended_on_request_are_not_counted(events: EventLog) -> None:
+    """A preempted evaluation has no checkpoint to show for it."""
+    for reason in ("SIGTERM", "SIGHUP", "SIGINT", "SIGTERM"):
+        events.begin(2)
+        events.record(Event.STOP, reason=reason)
+    for _ in range(3):
+        events.begin(2)
     with pytest.raises(RunFailed, match=r"3 starts in a row"):
         events.begin(2)
 

@@ -15,7 +15,7 @@ from models.coatnet import CoAtNet
 from pipeline.distributed import Ranks
 from pipeline.recipe.schema import Precision, TrainStage
 from pipeline.zero.fragments import Fragment, holders, parameter_slices
-from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, scaled_ranges
+from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, ranges_without_gradient, scaled_ranges
 
 
 class ZeroEngine:
@@ -41,6 +41,7 @@ class ZeroEngine:
         self._zero_stage = stage.zero_stage
         self._slices = parameter_slices(engine, ranks)
         self.masters = holders(self._slices)
+        adamw.without_gradient = ranges_without_gradient(self._slices, parameters.without_gradient)
         if stage.optimizer.layer_decay < 1.0:
             adamw.scales = scaled_ranges(self._slices, parameters.rate_scales)
 

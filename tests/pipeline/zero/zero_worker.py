@@ -190,6 +190,16 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
             snapshot() | {"statistics": statistics_again, "norm": torch.tensor(again)},
         )
 
+    found["moved"], found["moved without gradient"] = [], []
+    for fragment in state.fragments:
+        first, last = engine.parameters.without_gradient.get(fragment.parameter, (0, 0))
+        for kind in ("master", "exp_avg"):
+            moved = fragment.tensors[kind].nonzero().flatten() + fragment.start
+            if ((moved >= first) & (moved < last)).any():
+                found["moved without gradient"].append(f"{kind}.{fragment.parameter}")
+            elif moved.numel() and fragment.parameter.endswith(".bias"):
+                found["moved"].append(f"{kind}.{fragment.parameter}")
+
     bare = TrainingState(engine, ranks)
     save(bare, planned, folder / "bare", 1, ranks)
     for name, one, path in (("with", state, folder / "bare"), ("without", bare, folder)):

@@ -49,9 +49,14 @@ class AdamW(torch.optim.AdamW):
         assert closure is None
         if not self.allowed():
             return
-        for holder, ranges in self.without_gradient.items():
-            for start, stop in ranges if holder.grad is not None else ():
-                holder.grad.view(-1)[start:stop].zero_()
+        rounding = [
+            gradient.view(-1)[start:stop]
+            for holder, ranges in self.without_gradient.items()
+            if (gradient := holder.grad) is not None
+            for start, stop in ranges
+        ]
+        if rounding:
+            torch._foreach_zero_(rounding)
         if not self.scales:
             super().step()
             return

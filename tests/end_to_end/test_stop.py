@@ -118,7 +118,7 @@ def test_an_evaluation_is_repeated_however_often_it_is_stopped(undisturbed: Path
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "runs/test/evaluate"
     shutil.copytree(undisturbed.parents[2], tmp_path, dirs_exist_ok=True)
     # Large images, so that it does not end before it is stopped.
-    command = ["train", recipe, "evaluate", "evaluate.start_from=pretrain", "evaluate.resolution=512", *SETTINGS]
+    command = ["train", str(recipe), "evaluate", "evaluate.start_from=pretrain", "evaluate.resolution=512", *SETTINGS]
     for number in range(1, 5):
         process = start(*command)
         wait_until(lambda: begun(run) == number, process)  # noqa: B023

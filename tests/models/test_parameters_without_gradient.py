@@ -33,7 +33,7 @@ def test_exactly_these_parameters_have_no_gradient(options: dict[str, Any]) -> N
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():  # so that no gradient is zero for a reason of the initial weights
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     images = torch.randn(8, 64, 64, 3, dtype=torch.float64)
     F.cross_entropy(model(images), torch.randint(7, (8,))).backward()  # type: ignore[no-untyped-call]
     gradients = {name: p.grad.flatten().abs() for name, p in model.named_parameters() if p.grad is not None}

@@ -49,8 +49,8 @@ class Event(StrEnum):
 
 _PROGRESS = (Event.SAVE, Event.FINISH, Event.GAVE_UP)
 # Reasons to stop that say nothing about the run: a preemption, or a person. Starts that they end do not count, since an
-# evaluation has nothing to save. A time limit, of which a scheduler warns with the other signals, would end every start
-# of a stage that needs longer.
+# evaluation has nothing to save; those whose save failed do. A time limit, of which a scheduler warns with the other
+# signals, would end every start of a stage that needs longer.
 _REQUESTS = ("SIGTERM", "SIGHUP", "SIGINT")
 
 
@@ -142,7 +142,8 @@ class EventLog:
             if entry.event in _PROGRESS:
                 break
             if entry.event is Event.STOP:
-                on_request = on_request or entry.facts.get("reason") in _REQUESTS
+                save_failed = entry.facts.get("checkpoint", "") is None
+                on_request = on_request or (entry.facts.get("reason") in _REQUESTS and not save_failed)
             elif entry.event is Event.BEGIN:
                 fruitless, on_request = fruitless + (not on_request), False
         if fruitless >= STARTS_WITHOUT_PROGRESS:

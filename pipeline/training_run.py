@@ -267,7 +267,8 @@ class TrainingRun:
             if checkpoint is None:
                 raise RunFailed(
                     f"steps from {first_bad_step + 1} on were not finite, and there is no checkpoint from before step "
-                    f"{first_bad_step} to go back to; lower optimizer.peak_learning_rate in a run of another name"
+                    f"{first_bad_step} to go back to (those of stops, and those that an earlier roll-back discarded, "
+                    "do not count); lower optimizer.peak_learning_rate in a run of another name"
                 )
             self.state.load(checkpoint)
             checkpoint.close()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.activation_checkpointing import recompute_in_backward, recomputed_blocks
-from models.attention import TransformerBlock
+from models.attention import RelativeAttention, TransformerBlock
 from models.drop import Kept, draw_kept
 from models.initialization import initialize_parameters
 from models.mbconv import MBConv
@@ -212,6 +212,26 @@ class CoAtNet(nn.Module):
                 if whole or name.endswith(".bias"):
                     names.add(name)
         return names
+
+    def parameters_without_gradient(self) -> dict[str, tuple[int, int]]:
+        """Name -> the elements `start` .. `stop` of the flattened parameter whose gradient is zero, whatever the loss.
+
+        What is computed for them is rounding error. BatchNorm in training subtracts what the bias of the stem's first
+        convolution adds to a channel. It does the same for the bias of MBConv's first norm, which reaches the second
+        one as a constant, through a linear layer. The softmax of attention is the same whatever the bias of the keys
+        adds to all scores of a query. (In an attention over a single cell, queries, keys and tables have no gradient
+        either; they are not listed.)
+        """
+        found = {}
+        for prefix, module in self.named_modules():
+            if isinstance(module, Stem) and isinstance(module.norm, BatchNorm):
+                found[f"{prefix}.conv1.bias"] = (0, module.conv1.out_channels)
+            elif isinstance(module, MBConv) and isinstance(module.expand_norm, BatchNorm):
+                found[f"{prefix}.norm.bias"] = (0, module.expand.in_features)
+            elif isinstance(module, RelativeAttention):
+                width = module.out.in_features
+                found[f"{prefix}.qkv.bias"] = (width, 2 * width)
+        return found
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into layers from input to output, for layer-wise learning rates.

@@ -47,8 +47,11 @@ class Event(StrEnum):
     """The stage is done."""
 
 
-# A stop is no progress in itself: a save is recorded separately, and stops without one could repeat forever.
 _PROGRESS = (Event.SAVE, Event.FINISH, Event.GAVE_UP)
+# Reasons to stop that say nothing about the run: a preemption, or a person. Starts that they end do not count, since an
+# evaluation has nothing to save; those whose save failed do. A time limit, of which a scheduler warns with the other
+# signals, would end every start of a stage that needs longer.
+_REQUESTS = ("SIGTERM", "SIGHUP", "SIGINT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +137,20 @@ class EventLog:
         Raises:
             RunFailed: the last starts all ended without progress; the next call is let through again.
         """
-        fruitless = 0
+        fruitless, on_request = 0, False
         for entry in reversed(self.entries()):
             if entry.event in _PROGRESS:
                 break
-            fruitless += entry.event is Event.BEGIN
+            if entry.event is Event.STOP:
+                save_failed = entry.facts.get("checkpoint", "") is None
+                on_request = on_request or (entry.facts.get("reason") in _REQUESTS and not save_failed)
+            elif entry.event is Event.BEGIN:
+                fruitless, on_request = fruitless + (not on_request), False
         if fruitless >= STARTS_WITHOUT_PROGRESS:
             self.record(Event.GAVE_UP, starts=fruitless)
             raise RunFailed(
                 f"{self.path.parent}: {fruitless} starts in a row ended without a new checkpoint; the logs and "
-                "events.jsonl in this folder show why. If they ran out of time, lower checkpoint.every_steps. The same "
-                f"command makes {STARTS_WITHOUT_PROGRESS} more attempts"
+                "events.jsonl in this folder show why. If they ran out of time, lower checkpoint.every_steps or, for "
+                f"an evaluation, raise the time limit. The same command makes {STARTS_WITHOUT_PROGRESS} more attempts"
             )
         self.record(Event.BEGIN, ranks=ranks)

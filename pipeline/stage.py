@@ -1,9 +1,11 @@
 """One stage on one rank, from the recipe to the result: what every process of a run calls."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from pipeline.checkpoints.resume import open_verified
 from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
 from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
-from pipeline.event_log import Event
+from pipeline.event_log import Event, EventLog
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
@@ -83,6 +85,7 @@ def run_stage(
             folder.freeze(plan, start_digest(recipe, name))
             run_id = establish_identity(folder.path).id
             folder.events.begin(ranks.world_size)
+            signals.set_handler(partial(_end_recorded, signals, folder.events))
             if begun_file := os.environ.get(BEGUN_FILE):
                 Path(begun_file).touch()
         run_id = ranks.broadcast_text(0, run_id)
@@ -104,6 +107,12 @@ def run_stage(
         if lock:
             lock.release()
     leave_ranks()
+
+
+def _end_recorded(signals: StopSignals, events: EventLog, received: signal.Signals) -> None:
+    """End this process for a signal outside the training loop, where there is nothing to save."""
+    events.record(Event.STOP, reason=received.name)
+    signals.exit_if_signalled()
 
 
 def _refuse_different_recipes(plan: Plan, ranks: Ranks) -> None:

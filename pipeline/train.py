@@ -6,7 +6,7 @@ from contextlib import closing
 from pipeline.announcements import classifier_announcement
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import RunFacts
+from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
@@ -62,12 +62,13 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     state = TrainingState(build_engine(model, stage, ranks), ranks, stage.ema_decay)
 
     # Resume.
-    start = StartPoint(step=0, skipped=0, checkpoint=None)
+    start = StartPoint(step=0, skipped=0, non_finite=NonFiniteRecord(), checkpoint=None)
     if checkpoint:
         state.load(checkpoint)
         checkpoint.close()
         requests.saved(checkpoint.name)
-        start = StartPoint(checkpoint.step, checkpoint.manifest.facts.skipped_samples, checkpoint.name)
+        saved = checkpoint.manifest.facts
+        start = StartPoint(saved.step, saved.skipped_samples, saved.non_finite, checkpoint.name)
     elif weights is not None:
         state.set_weights(weights)
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import RunFacts, step_name
+from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts, step_name
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
@@ -55,6 +55,8 @@ class StartPoint:
     """Steps taken before it."""
     skipped: int
     """Samples that had to be replaced in these."""
+    non_finite: NonFiniteRecord
+    """Of these."""
     checkpoint: str | None
     """Name of the checkpoint that it continues from; None for the first start."""
 
@@ -82,9 +84,9 @@ class TrainingRun:
         """The first step, from 0, of a row that is not finite and so long that the run has to be rolled back."""
         self._step_context = StepContext(self.state.engine, plan, ranks, self.monitor.clock, self.context.watchdog)
         self._reader = read_micro_batches(plan, folder, ranks, self.step)
-        self._non_finite = NonFiniteSteps(plan, folder, ranks)
+        self._non_finite = NonFiniteSteps(plan, folder, ranks, self.start.non_finite)
         self._sample_log = SampleLog(folder, plan, ranks) if plan.stage.log.samples else None
-        self._save_is_due = False
+        self._save_is_due = self._save_was_put_off()
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +146,7 @@ class TrainingRun:
             "train/learning_rate": rate,
             "train/gradient_norm": result.gradient_norm,
             "train/skipped_samples": self.skipped,
-            "train/steps_not_applied": self._non_finite.total,
+            "train/steps_not_applied": self._non_finite.record.steps_not_applied,
         }
         self.monitor.step(self.step, {**scalars, **norms})
 
@@ -161,18 +163,19 @@ class TrainingRun:
         After steps that are not finite it is put off until one is: a roll-back needs weights from before them.
         """
         self._save_is_due = self._save_is_due or self.is_due(self.plan.stage.checkpoint.interval)
-        if self.is_done or (self._save_is_due and not self._non_finite.in_a_row):
+        if self.is_done or (self._save_is_due and not self._non_finite.record.not_applied_in_a_row):
             self.save()
             self._save_is_due = False
 
-    def save(self) -> None:
+    def save(self, *, for_stop: bool = False) -> None:
         """Begin to save the state, unless it is saved; a second call after the same step does nothing."""
         if self.start.checkpoint and self.step == self.start.step:
             return
         with self.context.watchdog.section("save"), self.monitor.paused():
             self.monitor.flush()
             samples = self.step * self.plan.stage.batch.global_size
-            self.saver.save(self.state.live(self.facts, self.step, samples, self.skipped))
+            record = self._non_finite.record
+            self.saver.save(self.state.live(self.facts, self.step, samples, self.skipped, record, for_stop=for_stop))
 
     def save_and_wait(self) -> None:
         """Save the state, and wait until the checkpoint is published.
@@ -199,7 +202,7 @@ class TrainingRun:
         Raises:
             Preempted: always.
         """
-        self.save()
+        self.save(for_stop=True)
         with self.context.watchdog.section("save"):
             saved = step_name(self.step) if self.saver.finish() else None
         self.report_saves()
@@ -244,7 +247,8 @@ class TrainingRun:
     def roll_back(self, first_bad_step: int) -> None:
         """Return to the weights from before `first_bad_step`, from 0, and continue with the data from here.
 
-        The samples between the two, which led to steps that were not finite, are skipped.
+        The samples between the two, which led to steps that were not finite, are skipped. Checkpoints that an earlier
+        roll-back has left behind are passed over, and those of stops, without which an undisturbed run must do.
 
         Raises:
             RunFailed: there is no checkpoint from before.
@@ -252,17 +256,23 @@ class TrainingRun:
         folder, ranks = self.context.folder, self.context.ranks
         with self.context.watchdog.section("save"), self.monitor.paused():
             self.saver.finish()
-            # A checkpoint of exactly that step holds the weights that led to it.
             stores = known_stores(folder, checkpoint_store(folder, self.plan.stage))
-            checkpoint, damaged = newest_intact(stores, ranks, before=first_bad_step)
+            checkpoint, damaged = newest_intact(
+                stores,
+                ranks,
+                accepts=lambda step: self._non_finite.can_return_to(step, first_bad_step),
+                for_stops=False,
+            )
             self.monitor.damaged_checkpoints(damaged)
             if checkpoint is None:
                 raise RunFailed(
                     f"steps from {first_bad_step + 1} on were not finite, and there is no checkpoint from before step "
-                    f"{first_bad_step} to go back to; lower optimizer.peak_learning_rate in a run of another name"
+                    f"{first_bad_step} to go back to (those of stops, and those that an earlier roll-back discarded, "
+                    "do not count); lower optimizer.peak_learning_rate in a run of another name"
                 )
             self.state.load(checkpoint)
             checkpoint.close()
+        self._non_finite.rolled_back(checkpoint.step, self.step)
         self.save_and_wait()
         if ranks.is_leader:
             folder.events.record(Event.ROLL_BACK, step=self.step, to=checkpoint.step)
@@ -272,4 +282,8 @@ class TrainingRun:
             )
         self._reader.close()
         self._reader = read_micro_batches(self.plan, folder, ranks, self.step)
-        self._non_finite.reset()
+
+    def _save_was_put_off(self) -> bool:
+        """Whether a save has been due since the series of non-finite steps began in which this start continues."""
+        interval, in_a_row = self.plan.stage.checkpoint.interval, self.start.non_finite.not_applied_in_a_row
+        return self.step // interval > (self.step - in_a_row) // interval

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from pipeline.checkpoints.checkpoint import AVERAGED, Checkpoint, load_state
 from pipeline.checkpoints.host_copy import LiveState
-from pipeline.checkpoints.manifest import CheckpointFacts, RunFacts
+from pipeline.checkpoints.manifest import CheckpointFacts, NonFiniteRecord, RunFacts
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.evaluate import EvaluationStopped
 from pipeline.weights import copy_tensors, load_buffers, persistent_buffers
 from pipeline.zero.engine import ZeroEngine
 from pipeline.zero.moving_average import MovingAverage
@@ -64,13 +64,9 @@ class TrainingState:
             self._average.updates = updates
         self.engine.publish_masters()
 
-    @torch.no_grad()
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Start from whole float32 `weights`; parameters that are not among them keep theirs."""
-        for fragment in self.fragments:
-            if fragment.parameter in weights:
-                whole = weights[fragment.parameter].view(-1)
-                fragment.tensors["master"].copy_(whole[fragment.start : fragment.stop])
+        self.engine.write_masters(weights)
         self.engine.publish_masters()
         if self._average:
             self._average.restart()
@@ -84,20 +80,36 @@ class TrainingState:
     def averaged(self) -> Iterator[None]:
         """Inside, the engine computes with the averages of weights and buffers; afterwards everything is as before.
 
-        Take no step and start no save inside. All ranks enter together.
+        Take no step and start no save inside. All ranks enter together, and leave together: normally or by
+        `EvaluationStopped`. After any other exception, which another rank may not share, this rank can only end: it
+        keeps the averages, because exchanging them back would wait for ranks that are waiting for this one elsewhere.
         """
         assert self._average is not None
         self._exchange(self._average)
         try:
             yield
-        finally:
+        except EvaluationStopped:
             self._exchange(self._average)
+            raise
+        self._exchange(self._average)
 
-    def live(self, run: RunFacts, step: int, samples: int, skipped_samples: int) -> LiveState:
-        """What this rank contributes to a checkpoint after `step` steps, as views of the live tensors."""
+    def live(
+        self,
+        run: RunFacts,
+        step: int,
+        samples: int,
+        skipped_samples: int,
+        non_finite: NonFiniteRecord,
+        *,
+        for_stop: bool = False,
+    ) -> LiveState:
+        """What this rank contributes to a checkpoint after `step` steps, as views of the live tensors.
+
+        The other arguments are as in `CheckpointFacts`.
+        """
         updates = self._average.updates if self._average else None
         steps, world_size = self.engine.optimizer_steps, self._ranks.world_size
-        facts = CheckpointFacts(run, step, samples, skipped_samples, steps, world_size, updates)
+        facts = CheckpointFacts(run, step, samples, skipped_samples, steps, world_size, updates, non_finite, for_stop)
         buffers = self._buffers | {AVERAGED + name: tensor for name, tensor in self._averaged_buffers.items()}
         return LiveState(facts, self.fragments, buffers, self.engine.parameters.shapes)
 

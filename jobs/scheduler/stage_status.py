@@ -246,7 +246,8 @@ class _StageRecord:
         if last.event is Event.GAVE_UP:
             return "failed", f"gave up: {last.facts.get('starts')} starts in a row ended without a new checkpoint"
         if last.event is Event.STOP:
-            return "stopped", f"by {last.facts.get('reason')} after step {last.step:,}"
+            after = f" after step {last.step:,}" if last.step >= 0 else ""  # it may have had no step yet
+            return "stopped", f"by {last.facts.get('reason')}{after}"
         return "stopped", "its processes ended without a message"
 
     def _rank_exit(self) -> tuple[int, str] | None:

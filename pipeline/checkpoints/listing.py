@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from data.remote.storage import Storage, join
 from pipeline.checkpoints.locations import CheckpointLocations, known_stores
 from pipeline.checkpoints.manifest import Manifest, read_manifest
-from pipeline.checkpoints.retention import accuracies, reasons_to_keep
+from pipeline.checkpoints.retention import accuracies, not_returned_to, reasons_to_keep
 from pipeline.checkpoints.store import CheckpointStore, Contents, checkpoint_store, store_below
 from pipeline.checkpoints.verification import reason_at
 from pipeline.errors import ConfigError
@@ -145,7 +145,8 @@ def _published(stage: CheckpointedStage, store: CheckpointStore, contents: Conte
     saved = {event.step: event.time for event in events if event.event is Event.SAVE}
     checked = {step: _check(store, step, contents.published[step]) for step in contents.steps}
     intact = [step for step, (_, problem) in checked.items() if problem is None]
-    kept = reasons_to_keep(intact, stage.settings, top1)
+    facts = [manifest.facts for manifest, problem in checked.values() if manifest and problem is None]
+    kept = reasons_to_keep(intact, stage.settings, top1, not_returned_to(facts))
     for step, (manifest, problem) in checked.items():
         location = store.at(step)
         is_final = result is not None and result.checkpoint == relative_location(location, stage.folder)

@@ -75,6 +75,29 @@ class RunFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class RollBack:
+    """A return to the weights after `to` steps, made after `at` steps."""
+
+    to: int
+    at: int
+
+    def discarded(self, step: int) -> bool:
+        """Whether the weights after `step` steps are among those that it discarded."""
+        return self.to < step < self.at
+
+
+@dataclass(frozen=True, slots=True)
+class NonFiniteRecord:
+    """What steps with a non-finite loss or gradient have led to so far, over all starts."""
+
+    steps_not_applied: int = 0
+    not_applied_in_a_row: int = 0
+    """Of them, the series that includes the last step; 0 if that was applied."""
+    roll_backs: tuple[RollBack, ...] = ()
+    """Oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """What a checkpoint is of."""
 
@@ -91,6 +114,9 @@ class CheckpointFacts:
     """Ranks that wrote it."""
     ema_updates: int | None = None
     """How often the moving average was updated; None without one."""
+    non_finite: NonFiniteRecord = field(default=NonFiniteRecord(), metadata=FLAT)
+    for_stop: bool = False
+    """Saved because a start was stopped: an undisturbed run would have no checkpoint of this step."""
 
 
 @dataclass(frozen=True, slots=True)

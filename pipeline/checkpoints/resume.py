@@ -1,7 +1,7 @@
 """Which checkpoint a start begins with: all ranks hash a share of it, and agree."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,11 @@ def open_verified(
 
 
 def newest_intact(
-    stores: Sequence[CheckpointStore], ranks: Ranks, *, before: int | None = None
+    stores: Sequence[CheckpointStore],
+    ranks: Ranks,
+    *,
+    accepts: Callable[[int], bool] = lambda step: True,
+    for_stops: bool = True,
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files all have their checksums, and why newer ones were passed over.
 
@@ -55,7 +59,8 @@ def newest_intact(
     Args:
         stores: to search. The first is that of the recipe; only the leader needs to know the others.
         ranks: of the run.
-        before: only checkpoints of fewer steps are considered.
+        accepts: whether the checkpoint after so many steps is considered.
+        for_stops: whether those that were saved because a start was stopped are.
 
     Raises:
         ConfigError: there are checkpoints, and none is intact.
@@ -64,9 +69,7 @@ def newest_intact(
     found: list[tuple[int, CheckpointStore]] = []
     if ranks.is_leader:
         shutil.rmtree(stores[0].scratch / _DOWNLOADS, ignore_errors=True)  # left by a start that was killed
-        found = [
-            (step, store) for store in stores for step in store.contents().steps if before is None or step < before
-        ]
+        found = [(step, store) for store in stores for step in store.contents().steps if accepts(step)]
         found.sort(key=lambda candidate: candidate[0], reverse=True)
     damaged: list[tuple[int, CheckpointStore]] = []
     reasons: list[str] = []
@@ -78,6 +81,9 @@ def newest_intact(
         except ConfigError as error:
             damaged += found[number : number + 1]
             reasons.append(str(error))
+            continue
+        if checkpoint.manifest.facts.for_stop and not for_stops:
+            checkpoint.close()
             continue
         ranks.barrier()
         for step, store in damaged:

@@ -1,7 +1,10 @@
 """Steps with a non-finite loss or gradient: their samples are logged by key, and too many such steps end the run."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from pipeline.checkpoints.manifest import NonFiniteRecord, RollBack
 from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
 from pipeline.event_log import Event
@@ -11,23 +14,34 @@ from pipeline.step import StepResult
 
 
 class NonFiniteSteps:
-    """Counts the non-finite steps of this start; equal on all ranks.
+    """Counts the non-finite steps of a run; equal on all ranks.
 
-    None of them was applied, so after a series of them the state is still that from before the first one.
+    None of them was applied, so after a series of them the weights are still those from before the first one. The
+    record is a part of the run's state: a run that is stopped within a series continues to count it.
+
+    Args:
+        record: of the steps before this start.
     """
 
-    def __init__(self, plan: TrainPlan, folder: RunFolder, ranks: Ranks) -> None:
+    def __init__(self, plan: TrainPlan, folder: RunFolder, ranks: Ranks, record: NonFiniteRecord) -> None:
         self._settings = plan.stage.non_finite
         self._folder = folder
         self._ranks = ranks
-        self.in_a_row = 0
-        """Length of the series that includes the last step; 0 if the last step was finite."""
-        self.total = 0
-        """Of this start."""
+        self.record = record
+        """Of all steps so far."""
 
-    def reset(self) -> None:
-        """Begin a new series, after a roll-back."""
-        self.in_a_row = 0
+    def rolled_back(self, to: int, at: int) -> None:
+        """Record a roll-back, after which a new series begins."""
+        roll_backs = (*self.record.roll_backs, RollBack(to, at))
+        self.record = replace(self.record, not_applied_in_a_row=0, roll_backs=roll_backs)
+
+    def can_return_to(self, step: int, first_bad_step: int) -> bool:
+        """Whether the weights after `step` steps are from before `first_bad_step`, from 0, and not discarded since.
+
+        Those after exactly `first_bad_step` steps are the ones that led to it. An earlier roll-back has left others
+        behind it, which led to its own series: they are newer than those that it returned to, but lead there again.
+        """
+        return step < first_bad_step and not any(past.discarded(step) for past in self.record.roll_backs)
 
     def count(self, step: int, result: StepResult) -> int | None:
         """Count step `step`, from 0. Returns the first step of the series if it is so long that it must be rolled back.
@@ -36,18 +50,17 @@ class NonFiniteSteps:
             RunFailed: too many in a row, and no roll-back left of those that the recipe allows.
         """
         if result.applied:
-            self.in_a_row = 0
+            self.record = replace(self.record, not_applied_in_a_row=0)
             return None
-        self.in_a_row += 1
-        self.total += 1
+        total, in_a_row = self.record.steps_not_applied + 1, self.record.not_applied_in_a_row + 1
+        self.record = replace(self.record, steps_not_applied=total, not_applied_in_a_row=in_a_row)
         self._log_samples(step, result)
-        if self.in_a_row < self._settings.in_a_row:
+        if in_a_row < self._settings.in_a_row:
             return None
-        first = step + 1 - self.in_a_row
-        roll_backs = self._ranks.broadcast(len(self._folder.events.of(Event.ROLL_BACK)))
-        if roll_backs >= self._settings.roll_backs:
-            series = f"{self.in_a_row} steps in a row, from step {first + 1} on,"
-            which = series if self.in_a_row > 1 else f"step {first + 1}"
+        first = step + 1 - in_a_row
+        if len(self.record.roll_backs) >= self._settings.roll_backs:
+            series = f"{in_a_row} steps in a row, from step {first + 1} on,"
+            which = series if in_a_row > 1 else f"step {first + 1}"
             raise RunFailed(
                 f"the loss or the gradient of {which} is not finite (most recently loss {result.loss}, gradient norm "
                 f"{result.gradient_norm}); no such step was applied, and events.jsonl names the samples. Lower "

@@ -44,14 +44,14 @@ class SpaceNeed:
 
 
 def most_kept(stage: TrainStage, steps: int | None) -> tuple[int, int]:
-    """Most checkpoints stored at a time in `steps` steps: those that retention keeps, and the one being written; and
-    the same without those that `keep_every` keeps. If the steps are not known, both are without them.
+    """Most checkpoints stored at a time in `steps` steps: those that retention keeps, that of the last stop, and the
+    one being written; and the same without those that `keep_every` keeps. If the steps are not known, both are without.
     """
     settings = stage.checkpoint
-    early = settings.keep_last + settings.keep_best + 1
+    early = settings.keep_last + settings.keep_best + 2
     if steps is None:
         return early, early
-    saves, accumulated = -(-steps // settings.interval), 0
+    saves, accumulated = -(-steps // settings.interval) + 1, 0
     if settings.keep_every:
         accumulated = steps // math.lcm(settings.keep_every, settings.interval)
     return min(early + accumulated, saves), min(early, saves)

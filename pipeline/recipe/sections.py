@@ -241,7 +241,7 @@ class NonFiniteSettings(Section):
     in_a_row: PositiveInt = 10
     """Number of such steps in a row that end the run or roll it back."""
     roll_backs: Annotated[int, Field(ge=0)] = 0
-    """How often a run may return to its last checkpoint and continue after the data that caused them."""
+    """How often a run may return to its last checkpoint from before them and continue after the data that did it."""
 
 
 class WatchdogSettings(Section):

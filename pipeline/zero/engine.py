@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from models.coatnet import CoAtNet
 from pipeline.distributed import Ranks
 from pipeline.recipe.schema import Precision, TrainStage
 from pipeline.zero.fragments import Fragment, holders, parameter_slices
-from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, scaled_ranges
+from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, ranges_without_gradient, scaled_ranges
 
 
 class ZeroEngine:
@@ -41,6 +41,7 @@ class ZeroEngine:
         self._zero_stage = stage.zero_stage
         self._slices = parameter_slices(engine, ranks)
         self.masters = holders(self._slices)
+        adamw.without_gradient = ranges_without_gradient(self._slices, parameters.without_gradient)
         if stage.optimizer.layer_decay < 1.0:
             adamw.scales = scaled_ranges(self._slices, parameters.rate_scales)
 
@@ -121,6 +122,13 @@ class ZeroEngine:
         return result
 
     @torch.no_grad()
+    def write_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy whole float32 `weights` to what this rank holds of them; `publish_masters` makes forwards use them."""
+        for part in self._slices:
+            if part.parameter in weights:
+                part.view(part.holder.data).copy_(weights[part.parameter].reshape(-1)[part.start : part.stop])
+
+    @torch.no_grad()
     def publish_masters(self) -> None:
         """Bring the weights that forwards use up to date on all ranks, after writing to the masters."""
         if self._zero is not None and self._zero_stage in (1, 2):
@@ -157,14 +165,17 @@ def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> ZeroEngine:
         ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)
     model.set_grad_checkpointing(policy=stage.activation_checkpointing)
     parameters = ParameterTable.of(model, stage.optimizer)
+    model = model.to(ranks.device)
+    # Their storage, which the cast of the model to bf16 replaces. DeepSpeed would start the masters from the cast.
+    cast = model.named_parameters() if stage.precision == "bf16" else ()
+    initial = {name: parameter.detach() for name, parameter in cast}
     adamw = build_adamw(model, stage.optimizer, parameters.undecayed)
     with _without_compiler():
-        engine, *_ = deepspeed.initialize(
-            model=model.to(ranks.device), optimizer=adamw, config=_configuration(stage, ranks)
-        )
+        engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=_configuration(stage, ranks))
     # BatchNorm's statistics lose small movements in bf16; DeepSpeed before 0.19.2 would cast them.
     assert all(buffer.dtype == torch.float32 for buffer in engine.module.buffers())
     zero_engine = ZeroEngine(engine, adamw, parameters, stage, ranks)
+    zero_engine.write_masters(initial)  # the weights that forwards use are the cast of these
     if stage.compile:
         # Last, because DeepSpeed has moved the parameters into its flat buffers by now. Checkpointing wraps the
         # compiled blocks, and recomputes them.

@@ -1,4 +1,8 @@
-"""AdamW for one stage: two parameter groups, a learning rate for each layer, and steps that can be refused."""
+"""AdamW for one stage: two parameter groups, a learning rate for each layer, and steps that can be refused.
+
+The gradient of some parameters is zero, and what is computed for it is rounding error. AdamW divides a gradient by its
+usual size, and so would move them at the full learning rate. They keep their initial values instead.
+"""
 
 import re
 from collections.abc import Callable, Container
@@ -30,10 +34,14 @@ class AdamW(torch.optim.AdamW):
     scales: dict[Tensor, list[tuple[int, int, float]]]
     """Tensor -> (start, stop, fraction) of ranges that cover all elements in use; empty if every fraction is 1."""
 
+    without_gradient: dict[Tensor, list[tuple[int, int]]]
+    """Tensor -> (start, stop) of ranges whose gradient is taken for zero."""
+
     def __init__(self, parameters: Any, settings: OptimizerSettings) -> None:
         super().__init__(parameters, lr=settings.peak_learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
         self.allowed = lambda: False
         self.scales = {}
+        self.without_gradient = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -41,6 +49,14 @@ class AdamW(torch.optim.AdamW):
         assert closure is None
         if not self.allowed():
             return
+        rounding = [
+            gradient.view(-1)[start:stop]
+            for holder, ranges in self.without_gradient.items()
+            if (gradient := holder.grad) is not None
+            for start, stop in ranges
+        ]
+        if rounding:
+            torch._foreach_zero_(rounding)
         if not self.scales:
             super().step()
             return
@@ -99,13 +115,15 @@ class ParameterTable:
     """Names of the parameters without weight decay."""
     rate_scales: dict[str, float]
     """Fraction of the learning rate that each parameter trains with."""
+    without_gradient: dict[str, tuple[int, int]]
+    """See `CoAtNet.parameters_without_gradient`."""
 
     @classmethod
     def of(cls, model: CoAtNet, settings: OptimizerSettings) -> Self:
         """The table of `model`, whose parameters are still whole."""
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         scales = rate_scales(layer_numbers(model), settings.layer_decay)
-        return cls(shapes, frozenset(model.no_weight_decay()), scales)
+        return cls(shapes, frozenset(model.no_weight_decay()), scales, model.parameters_without_gradient())
 
 
 def build_adamw(model: CoAtNet, settings: OptimizerSettings, undecayed: Container[str]) -> AdamW:
@@ -146,6 +164,20 @@ def scaled_ranges(slices: list[ParameterSlice], scales: dict[str, float]) -> dic
         if ranges and ranges[-1][1:] == (start, scale):
             start = ranges.pop()[0]
         ranges.append((start, stop, scale))
+    return result
+
+
+def ranges_without_gradient(
+    slices: list[ParameterSlice], elements: dict[str, tuple[int, int]]
+) -> dict[Tensor, list[tuple[int, int]]]:
+    """`AdamW.without_gradient` for the slices of one rank and the `elements` of whole parameters."""
+    result: dict[Tensor, list[tuple[int, int]]] = {}
+    for part in slices:
+        first, last = elements.get(part.parameter, (0, 0))
+        start, stop = max(first, part.start), min(last, part.stop)
+        if start < stop:
+            shift = part.offset - part.start
+            result.setdefault(part.holder, []).append((start + shift, stop + shift))
     return result
 
 

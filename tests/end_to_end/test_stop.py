@@ -1,6 +1,7 @@
 """Runs of two ranks that are stopped: by signals to any process at any time, and by time limits."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -110,6 +111,28 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(moment: str, shards
     assert not any((tmp_path / "runs/test/pretrain/checkpoints").glob("*"))
     for log in (tmp_path / "runs/test/pretrain/logs").glob("*"):
         assert "Traceback" not in log.read_text()
+
+
+def test_an_evaluation_is_repeated_however_often_it_is_stopped(undisturbed: Path, tmp_path: Path) -> None:
+    """It makes no checkpoints, so these starts show no progress; three that fail by themselves would be the last."""
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "runs/test/evaluate"
+    shutil.copytree(undisturbed.parents[2], tmp_path, dirs_exist_ok=True)
+    # Large images, so that it does not end before it is stopped.
+    command = ["train", str(recipe), "evaluate", "evaluate.start_from=pretrain", "evaluate.resolution=512", *SETTINGS]
+    for number in range(1, 5):
+        process = start(*command)
+        wait_until(lambda: begun(run) == number, process)  # noqa: B023
+        process.send_signal(signal.SIGTERM)
+        assert message_of(process) == f"error: stopped by SIGTERM; {AGAIN} from the last checkpoint\n"
+    done = coatnet(*command)
+    assert done.returncode == 0, done.stderr
+    entries = [entry["event"] for entry in events(run) if entry["event"] != "start"]
+    assert entries == [*["begin", "stop"] * 4, "begin", "evaluation", "finish"]
+
+
+def begun(run: Path) -> int:
+    """The number of starts in the event log."""
+    return [entry["event"] for entry in events(run)].count("begin") if (run / "events.jsonl").exists() else 0
 
 
 @pytest.mark.parametrize("how", ["deadline", "second signal"])

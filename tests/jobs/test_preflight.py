@@ -44,7 +44,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
              "pretrain").what,
     ]  # fmt: skip
     assert [finding.where for finding in findings if finding.what.startswith("data.validation")] == STAGES
-    for beginning in ("checkpoints: at most pretrain 3 of ", "clock: the file server of ", "versions: Python 3."):
+    for beginning in ("checkpoints: at most pretrain 4 of ", "clock: the file server of ", "versions: Python 3."):
         assert the_finding(findings, beginning).where == ""
     assert not (tmp_path / "runs").exists()
 
@@ -333,7 +333,7 @@ def test_a_remote_checkpoint_folder_is_tested_by_writing(
     there = "pretrain.checkpoint.folder=s3://test/doctor"
     finding = the_finding(found(tmp_path, shards, there), "checkpoints: ")
     assert finding.level == "ok"
-    assert finding.what.startswith("checkpoints: s3://test/doctor/test/pretrain can be written; at most 3 of 0.4 MB")
+    assert finding.what.startswith("checkpoints: s3://test/doctor/test/pretrain can be written; at most 4 of 0.4 MB")
     assert [file for file in s3.files().find("test/doctor") if "writable" in file] == []
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readonly")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readonly")

@@ -74,12 +74,12 @@ def test_memory_of_a_node_is_compared_with_the_request(shards: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "steps", "most"),
     [
-        ({}, 40_000, (3, 3)),  # the two last, and the one that is being written
-        ({"keep_last": 5, "keep_best": 2}, 40_000, (8, 8)),
-        ({"keep_every": 10_000}, 40_000, (7, 3)),
-        ({"keep_every": 1_500}, 40_000, (16, 3)),  # only steps that are saved: 3,000, 6,000 ...
-        ({"keep_last": 9}, 3_500, (4, 4)),  # 1,000, 2,000, 3,000, 3,500
-        ({"keep_every": 1_000}, None, (3, 3)),
+        ({}, 40_000, (4, 4)),  # the two last, that of a stop, and the one that is being written
+        ({"keep_last": 5, "keep_best": 2}, 40_000, (9, 9)),
+        ({"keep_every": 10_000}, 40_000, (8, 4)),
+        ({"keep_every": 1_500}, 40_000, (17, 4)),  # only steps that are saved: 3,000, 6,000 ...
+        ({"keep_last": 9}, 3_500, (5, 5)),  # 1,000, 2,000, 3,000, 3,500, and that of a stop
+        ({"keep_every": 1_000}, None, (4, 4)),
     ],
 )
 def test_the_largest_number_of_checkpoints_at_a_time(
@@ -97,13 +97,13 @@ def test_needed_disk_space_covers_all_stages_minus_what_is_already_saved(
     held = tmp_path / "runs/test/pretrain/checkpoints/step-00000005"
     held.mkdir(parents=True)
     (held / "rank-00000.safetensors").write_bytes(b"?" * 1000)
-    needed = 3 * each - 1000 + of_finetune  # 6 steps of fine-tuning are saved once
+    needed = 4 * each - 1000 + 2 * of_finetune  # 6 steps of fine-tuning are saved once, and at a stop
     usage = shutil.disk_usage(tmp_path)
     for free, level in ((needed, "ok"), (needed - 1, "error")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
         finding = the_finding(found(tmp_path, shards, stages=STAGES), "checkpoints: ")
         assert finding.what == (
-            f"checkpoints: at most pretrain 3 of {each / 1e6:.1f} MB, finetune 1 of {of_finetune / 1e6:.1f} MB; "
+            f"checkpoints: at most pretrain 4 of {each / 1e6:.1f} MB, finetune 2 of {of_finetune / 1e6:.1f} MB; "
             f"{needed / 1e6:.1f} MB more, and {held.parent} has {free / 1e6:.1f} MB free"
         )
         assert finding.level == level
@@ -115,11 +115,11 @@ def test_a_disk_that_fills_up_late_is_a_warning_and_one_that_fills_up_soon_an_er
 ) -> None:
     each = 12 * count_parameters(VARIANTS["coatnet_debug"], 32, 3)
     usage = shutil.disk_usage(tmp_path)
-    # 8 saves, all of them kept; without that the last two, and the one that is being written.
-    for checkpoints, level in ((8, "ok"), (7, "warning"), (3, "warning"), (2, "error")):
+    # 8 saves and a stop, all of them kept; without that the last two, the stop, and the one that is being written.
+    for checkpoints, level in ((9, "ok"), (8, "warning"), (4, "warning"), (3, "error")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=checkpoints * each: usage._replace(free=free))
         finding = the_finding(
-            found(tmp_path, shards, "pretrain.checkpoint.keep_every=5"), "checkpoints: at most pretrain 8 of"
+            found(tmp_path, shards, "pretrain.checkpoint.keep_every=5"), "checkpoints: at most pretrain 9 of"
         )
         assert finding.level == level
 
@@ -127,4 +127,4 @@ def test_a_disk_that_fills_up_late_is_a_warning_and_one_that_fills_up_soon_an_er
 def test_the_moving_average_is_counted_in_checkpoints(shards: Path, tmp_path: Path) -> None:
     parameters = count_parameters(VARIANTS["coatnet_debug"], 32, 3)
     finding = the_finding(found(tmp_path, shards, "pretrain.ema_decay=0.9"), "checkpoints: ")
-    assert f"pretrain 3 of {16 * parameters / 1e6:.1f} MB" in finding.what
+    assert f"pretrain 4 of {16 * parameters / 1e6:.1f} MB" in finding.what

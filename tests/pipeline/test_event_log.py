@@ -25,10 +25,35 @@ def test_three_starts_without_progress_are_followed_by_a_refusal_and_then_by_thr
     assert len(events.of(Event.BEGIN)) == 6
 
 
-def test_stops_without_a_save_are_not_progress(events: EventLog) -> None:
+@pytest.mark.parametrize(
+    ("reason", "checkpoint"),
+    [
+        ("the time limit", "step-00000003"),  # during an evaluation, when the save is an old one
+        ("SIGUSR1", "step-00000003"),
+        ("SIGUSR2", "step-00000003"),
+        ("SIGTERM", None),
+    ],
+)
+def test_starts_that_a_time_limit_or_a_failed_save_ended_are_counted(
+    events: EventLog, reason: str, checkpoint: str | None
+) -> None:
     for _ in range(3):
         events.begin(2)
-        events.record(Event.STOP, reason="the time limit", step=3, checkpoint=None)
+        events.record(Event.STOP, reason=reason, step=3, checkpoint=checkpoint)
+    with pytest.raises(RunFailed, match=r"3 starts in a row"):
+        events.begin(2)
+
+
+def test_starts_that_were_ended_on_request_are_not_counted(events: EventLog) -> None:
+    """A preempted evaluation has no checkpoint to show for it."""
+    for reason in ("SIGTERM", "SIGHUP", "SIGINT", "SIGTERM"):
+        events.begin(2)
+        events.record(Event.STOP, reason=reason)
+    for _ in range(4):
+        events.begin(2)
+        events.record(Event.STOP, reason="SIGTERM", step=3, checkpoint="step-00000003")
+    for _ in range(3):
+        events.begin(2)
     with pytest.raises(RunFailed, match=r"3 starts in a row"):
         events.begin(2)
 

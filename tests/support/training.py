@@ -23,10 +23,11 @@ def train_here(
     """Train `plan` in `folder`, with this process as a rank of the run; `signals` may ask it to stop."""
     folder.create()
     log_file = folder.log_file(ranks.rank)
-    watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, "node", log_file, _end)
-    requests = StopRequests(signals or StopSignals(_end), plan.stage.checkpoint.grace_seconds)
+    watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, "node", log_file, end_here)
+    requests = StopRequests(signals or StopSignals(end_here), plan.stage.checkpoint.grace_seconds)
     train(plan, RunContext(folder, ranks, Console() if ranks.is_leader else None, requests, watchdog), start_from)
 
 
-def _end(code: int, message: str) -> NoReturn:
+def end_here(code: int, message: str) -> NoReturn:
+    """End this process, as a rank's `EndProcess` does."""
     raise SystemExit(f"{code}: {message}")

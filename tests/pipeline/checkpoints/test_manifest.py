@@ -17,7 +17,9 @@ from pipeline.checkpoints.manifest import (
     FileEntry,
     FragmentEntry,
     Manifest,
+    NonFiniteRecord,
     RankRecord,
+    RollBack,
     RunDigests,
     RunFacts,
     read_manifest,
@@ -43,8 +45,8 @@ RECORDS = [
 @pytest.mark.parametrize(
     ("ema_updates", "sha256"),
     [
-        (None, "5fe10c398919c1d4637c29fb3f0b69e8cf7fbfa97282e5f7cd2029fabe39684f"),
-        (5, "4c81d8084c826ea8ba735a779ebf18376328c622c015098b8445a52e9042dc39"),
+        (None, "2b1265aedf00e94f9155734cf5bd876036868c8808ed2525f6155ffe937f80ad"),
+        (5, "f324f9695653aa9d8103791ede3889c0d42a66e4084d27ee92408f6c5495a6ce"),
     ],
 )
 def test_the_same_state_always_gives_these_bytes(ema_updates: int | None, sha256: str) -> None:
@@ -57,6 +59,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest.as_json()))
     assert read_manifest(str(tmp_path), Storage()) == manifest
     assert manifest.total_bytes == 14
+
+
+def test_a_manifest_from_before_the_record_of_non_finite_steps_has_an_empty_one(tmp_path: Path) -> None:
+    facts = replace(FACTS, non_finite=NonFiniteRecord(5, 2, (RollBack(3, 6),)), for_stop=True)
+    content = Manifest.of(facts, {"a": (2, 3)}, RECORDS).as_json()
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert read_manifest(str(tmp_path), Storage()).facts == facts
+    for key in ("steps_not_applied", "not_applied_in_a_row", "roll_backs", "for_stop"):
+        content.pop(key)
+    (tmp_path / "manifest.json").write_text(json.dumps(signed(content)))
+    assert read_manifest(str(tmp_path), Storage()).facts == FACTS
 
 
 def without(key: str) -> Callable[[dict[str, Any]], Any]:

@@ -1,17 +1,19 @@
 """Which checkpoints are kept, and why."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.checkpoints.manifest import step_name
+from pipeline.checkpoints.manifest import NonFiniteRecord, RollBack, step_name
 from pipeline.checkpoints.resume import newest_intact
-from pipeline.checkpoints.retention import reasons_to_keep
+from pipeline.checkpoints.retention import not_returned_to, reasons_to_keep
 from pipeline.event_log import Event
 from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import ALONE, live, local, names, save, saver
+from tests.support.records import checkpoint_facts
 
 TOP1 = {10: 0.2, 20: 0.7, 30: 0.5, 40: 0.7, 45: 0.1}
 
@@ -32,6 +34,16 @@ def test_the_last_the_multiples_and_the_best_are_kept(settings: dict[str, Any], 
     reasons = reasons_to_keep([10, 20, 30, 40, 45, 50], CheckpointSettings(**settings), TOP1)
     assert list(reasons) == [50, 45, 40, 30, 20, 10]
     assert {step: why for step, why in reasons.items() if why} == kept
+
+
+def test_those_that_no_roll_back_returns_to_are_not_among_the_last() -> None:
+    """Of stops, and discarded by the roll-back of the newest: they must not displace the ones that it may return to."""
+    facts = [replace(checkpoint_facts(step), for_stop=step in (15, 60)) for step in (10, 15, 20, 30, 40, 50, 60)]
+    facts[-1] = replace(facts[-1], non_finite=NonFiniteRecord(roll_backs=(RollBack(to=20, at=50),)))
+    aside = not_returned_to(facts)
+    assert aside == {15, 30, 40, 60}
+    reasons = reasons_to_keep([one.step for one in facts], CheckpointSettings(keep_last=2), {}, aside)
+    assert {step: why for step, why in reasons.items() if why} == {60: ["newest"], 50: ["last 2"], 20: ["last 2"]}
 
 
 def test_old_checkpoints_are_removed_after_each_save(tmp_path: Path) -> None:

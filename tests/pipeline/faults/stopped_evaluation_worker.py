@@ -1,33 +1,31 @@
-"""One rank of the test of evaluations that are stopped: `python stopped_evaluation_worker.py RECIPE FOLDER`.
+"""One rank of the test of evaluations that are stopped or fail: `python stopped_evaluation_worker.py RECIPE FOLDER`.
 
 Trains eight steps with an evaluation after the fourth into FOLDER/undisturbed, and again into FOLDER/stopped. There,
 rank 1 alone receives SIGTERM when that evaluation begins and, in a second start, when the last one begins; a third start
-is left alone.
+is left alone. At last, in FOLDER/failed, the first evaluation fails on rank 1 alone.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from pipeline.distributed import Ranks, join_ranks, leave_ranks
+from data.errors import CoatnetError, DataError
+from pipeline.distributed import Ranks, join_ranks, name_lost_ranks
 from pipeline.errors import Preempted
 from pipeline.evaluate import evaluate
 from pipeline.faults.preemption import StopSignals
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import RunFolder
-from tests.support.training import train_here
-
-
-def never(code: int, message: str) -> NoReturn:
-    raise SystemExit(f"{code}: {message}")
+from tests.support.training import end_here, train_here
 
 
 def stopped_at(number: int, folder: RunFolder, planned: TrainPlan, ranks: Ranks) -> None:
     """Train until evaluation `number` of this start, from 0, during which a signal arrives."""
-    signals, seen = StopSignals(never), [0]
+    signals, seen = StopSignals(end_here), [0]
 
     def interrupted(*arguments: Any) -> Any:
         if seen[0] == number and ranks.rank == 1:
@@ -42,7 +40,23 @@ def stopped_at(number: int, folder: RunFolder, planned: TrainPlan, ranks: Ranks)
         (folder.path / f"stop-{stop.step}-{ranks.rank}").write_text(str(stop))
 
 
-def main(recipe: Path, folder: Path) -> None:
+def failed_alone(folder: RunFolder, planned: TrainPlan, ranks: Ranks) -> NoReturn:
+    """Train until rank 1 cannot use its samples in an evaluation, and end as a process does then."""
+
+    def broken(*arguments: Any) -> None:
+        if ranks.rank == 1:
+            raise DataError("too many samples of rank 1 cannot be used")
+
+    try:
+        with name_lost_ranks(), patch("pipeline.evaluate.note_skipped", broken):
+            train_here(planned, folder, ranks)
+    except CoatnetError as error:
+        (folder.path / f"failed-{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
+        os._exit(0)
+    raise AssertionError("both ranks have evaluated")
+
+
+def main(recipe: Path, folder: Path) -> NoReturn:
     ranks = join_ranks(1)
     settings = ["pretrain.steps=8", "pretrain.checkpoint.every_steps=100", "evaluation.every_steps=4"]
     planned = plan_stage(load_recipe(recipe, settings), "pretrain", ranks.world_size)
@@ -52,8 +66,8 @@ def main(recipe: Path, folder: Path) -> None:
     stopped_at(0, stopped, planned, ranks)
     stopped_at(1, stopped, planned, ranks)
     train_here(planned, stopped, ranks)
+    failed_alone(RunFolder(folder / "failed"), planned, ranks)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
-    leave_ranks()

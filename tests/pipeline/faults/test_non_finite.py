@@ -8,7 +8,7 @@ import pytest
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from tests.support.ranks import run_ranks
-from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
+from tests.support.recipes import checkpoint_bytes, curves, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +69,28 @@ def test_the_number_of_roll_backs_is_limited(runs: Path) -> None:
     names = [entry["event"] for entry in events(runs / "again")]
     assert names.count("roll_back") == 1
     assert "3 steps in a row, from step 8 on, is not finite" in (runs / "again" / "failed-0").read_text()
+
+
+def test_a_second_roll_back_passes_over_the_weights_that_led_to_the_first(runs: Path) -> None:
+    run = runs / "twice"
+    # After step 6 there was a checkpoint, which the first series made useless; the second one begins in step 10.
+    returns = [(entry["to"], entry["step"]) for entry in events(run) if entry["event"] == "roll_back"]
+    assert returns == [(4, 9), (4, 12)]
+    assert (run / "result.json").exists()
+
+
+def test_a_run_that_is_stopped_between_non_finite_steps_equals_the_undisturbed_one(runs: Path) -> None:
+    stopped, undisturbed = runs / "twice_stopped", runs / "twice"
+    entries = [entry for entry in events(stopped) if entry["event"] in ("stop", "roll_back")]
+    assert [(entry["event"], entry["step"]) for entry in entries] == [
+        ("stop", 5), ("stop", 7), ("stop", 8), ("roll_back", 9), ("stop", 11), ("roll_back", 12),
+    ]  # fmt: skip
+    # Neither has the stop of step 5 left a newer checkpoint to return to, nor have the others displaced that of step 4.
+    assert [entry["to"] for entry in entries if entry["event"] == "roll_back"] == [4, 4]
+    ours, others = curves(stopped), curves(undisturbed)
+    for tag in ("train/gradient_norm", "train/steps_not_applied", "validation/loss"):
+        assert str(ours[tag]) == str(others[tag]), tag
+    assert others["train/steps_not_applied"][14] == 6
+    for step in (12, 14):
+        name = f"checkpoints/step-{step:08d}"
+        assert checkpoint_bytes(stopped / name) == checkpoint_bytes(undisturbed / name)

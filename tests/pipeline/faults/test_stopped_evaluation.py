@@ -1,4 +1,5 @@
-"""An evaluation interrupted by a signal ends at once, and the next start repeats it with bitwise equal results."""
+"""An evaluation interrupted by a signal ends at once, and the next start repeats it with bitwise equal results. One that
+fails on one rank ends all of them."""
 
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the undisturbed run and of the one that was stopped twice; both have a moving average."""
     folder = tmp_path_factory.mktemp("stopped_evaluation")
     recipe = write_recipe(folder, shards, ema_decay=0.9)
-    run_ranks(2, Path(__file__).with_name("stopped_evaluation_worker.py"), recipe, folder)
+    run_ranks(2, Path(__file__).with_name("stopped_evaluation_worker.py"), recipe, folder, seconds=120)
     return folder
 
 
@@ -36,3 +37,9 @@ def test_the_evaluation_is_repeated_and_everything_equals_the_undisturbed_run(ru
         assert ours[tag] == others[tag]
     final = "checkpoints/step-00000008"
     assert checkpoint_bytes(runs / "stopped" / final) == checkpoint_bytes(runs / "undisturbed" / final)
+
+
+def test_an_error_of_one_rank_ends_an_evaluation_of_the_average_instead_of_hanging(runs: Path) -> None:
+    """It must not wait for the others to exchange the averages back, while they wait for it to sum their counts."""
+    assert (runs / "failed/failed-1").read_text() == "DataError: too many samples of rank 1 cannot be used"
+    assert (runs / "failed/failed-0").read_text().startswith("LostRank: rank 0 lost another rank")

@@ -6,7 +6,14 @@ import torch
 from models.registry import create_model
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import ParameterSlice
-from pipeline.zero.optimizer import AdamW, build_adamw, layer_numbers, rate_scales, scaled_ranges
+from pipeline.zero.optimizer import (
+    AdamW,
+    build_adamw,
+    layer_numbers,
+    ranges_without_gradient,
+    rate_scales,
+    scaled_ranges,
+)
 
 SETTINGS = OptimizerSettings(peak_learning_rate=1e-2, weight_decay=0.1)
 
@@ -61,6 +68,29 @@ def test_a_step_that_is_not_allowed_changes_nothing() -> None:
     three_steps(optimizer, [parameter])
     assert torch.equal(parameter, torch.ones(100))
     assert not optimizer.state[parameter]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_ranges_without_gradient_keep_their_values_and_the_others_step_as_before(scaled: bool) -> None:
+    start = torch.randn(100, generator=torch.Generator().manual_seed(9))
+    one, other = start.clone().requires_grad_(), start.clone().requires_grad_()
+    optimizers = [AdamW([{"params": [flat], "weight_decay": 0.0}], SETTINGS) for flat in (one, other)]
+    for optimizer, flat in zip(optimizers, (one, other), strict=True):
+        optimizer.allowed = lambda: True
+        optimizer.moments(flat)
+        optimizer.scales = {flat: [(0, 48, 0.25), (48, 100, 1.0)]} if scaled else {}
+    optimizers[0].without_gradient = ranges_without_gradient(
+        [ParameterSlice("a", 20, 60, one, 0, True), ParameterSlice("b", 0, 60, one, 40, True)],
+        {"a": (30, 90), "b": (5, 9)},
+    )
+    assert optimizers[0].without_gradient == {one: [(10, 40), (45, 49)]}
+    for optimizer, flat in zip(optimizers, (one, other), strict=True):
+        three_steps(optimizer, [flat])
+    held = torch.zeros(100, dtype=torch.bool)
+    held[10:40] = held[45:49] = True
+    assert torch.equal(one[held], start[held])
+    assert torch.equal(one[~held], other[~held])
+    assert not (one == other)[held].any()
 
 
 def test_parameters_that_the_model_names_have_no_weight_decay() -> None:

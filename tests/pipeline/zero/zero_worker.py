@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from models.coatnet import CoAtNet
 from models.norm import discard_recorded_statistics, recorded_statistics
 from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.manifest import NonFiniteRecord
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.distributed import Ranks, join_ranks, leave_ranks
@@ -32,7 +33,7 @@ from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import WhichWeights
 from pipeline.run_folder import RunFolder
 from pipeline.training_state import TrainingState
-from pipeline.weights import build_model, load_weights, to_precision
+from pipeline.weights import build_model, copy_tensors, load_weights, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import ZeroEngine, autocast, build_engine, model_dtype
 from tests.support.records import RUN
@@ -74,7 +75,7 @@ def built(planned: TrainPlan, ranks: Ranks) -> TrainingState:
 def save(state: TrainingState, planned: TrainPlan, path: Path, step: int, ranks: Ranks) -> None:
     run = RunFolder(path)
     with Saver(checkpoint_store(run, planned.stage), run, planned.stage.checkpoint, ranks) as saver:
-        saver.save(state.live(RUN, step, 0, 0))
+        saver.save(state.live(RUN, step, 0, 0, NonFiniteRecord()))
         saver.finish_or_retry()
 
 
@@ -85,7 +86,7 @@ def save_again(planned: TrainPlan, checkpoint: Path, path: Path, ranks: Ranks) -
 
 
 def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """Differences that should not exist: after refused steps, swapped averages, and with recomputed blocks.
+    """Differences that should not exist: at the start, after refused steps, swapped averages, and with recomputed blocks.
 
     The weights that forwards use are compared by their logits.
     """
@@ -139,7 +140,26 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
         with autocast(precision, device):
             return logits(model)
 
+    def from_weights(weights: dict[str, Tensor]) -> list[str]:
+        """The state that is not what a start from these float32 weights has."""
+        model = build_model(planned)
+        copy_tensors(weights, dict(model.named_parameters()))
+        wrong = [
+            f"{kind}.{f.parameter}"
+            for f in state.fragments
+            for kind in ("master", "ema")
+            if not torch.equal(f.tensors[kind], weights[f.parameter].view(-1)[f.start : f.stop])
+        ]
+        to_precision(model, model_dtype(precision))
+        with autocast(precision, device):
+            return wrong if torch.equal(logits(engine), logits(model)) else [*wrong, "logits"]
+
     found: dict[str, Any] = {}
+    initial = {name: p.detach().clone() for name, p in build_model(planned).named_parameters()}
+    found["initial weights"] = from_weights(initial)
+    earlier = {name: 1.1 * p for name, p in initial.items() if not name.startswith("head.classifier.")}
+    state.set_weights(earlier)
+    found["weights of an earlier stage"] = from_weights(initial | earlier)
     step(0)
     state.update_average()
     before = snapshot()
@@ -169,6 +189,16 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
             after | {"statistics": statistics, "norm": torch.tensor(norm)},
             snapshot() | {"statistics": statistics_again, "norm": torch.tensor(again)},
         )
+
+    found["moved"], found["moved without gradient"] = [], []
+    for fragment in state.fragments:
+        first, last = engine.parameters.without_gradient.get(fragment.parameter, (0, 0))
+        for kind in ("master", "exp_avg"):
+            moved = fragment.tensors[kind].nonzero().flatten() + fragment.start
+            if ((moved >= first) & (moved < last)).any():
+                found["moved without gradient"].append(f"{kind}.{fragment.parameter}")
+            elif moved.numel() and fragment.parameter.endswith(".bias"):
+                found["moved"].append(f"{kind}.{fragment.parameter}")
 
     bare = TrainingState(engine, ranks)
     save(bare, planned, folder / "bare", 1, ranks)

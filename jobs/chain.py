@@ -9,9 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.bundled_recipes import load_recipe
+from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
+from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.checkpoints.store import checkpoint_store
@@ -55,8 +57,12 @@ def build_missing(shards: ShardBuildSettings, console: Console) -> None:
     """Build the shards of a recipe, unless they are there.
 
     Raises:
+        ConfigError: those that are there were not built as the recipe says.
         DataError: as `data.building.build_shards`.
     """
+    doubt = check_built(shards)
+    if doubt:
+        print_line(console, doubt)
     if not Path(shards.folder).exists():
         console.print(f"[bold]shards[/]  builds {escape(shards.folder)} from {escape(shards.source)}", soft_wrap=True)
         build_and_report(console, shards.source, Path(shards.folder), **shards.build_options)

@@ -19,6 +19,7 @@ from data.order import SampleOrder, default_lanes
 from data.prefetch import evaluation_need, prefetched_steps
 from data.remote.cache import Cache
 from data.remote.storage import Storage, is_remote
+from pipeline.built_shards import check_built
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -79,8 +80,8 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
 
     Raises:
         ConfigError: an unknown stage, model or option, a missing compiler, an image size that the model does not
-            support, ranks that do not divide the micro-batches, lanes that do not fit, or an earlier stage with
-            another model.
+            support, ranks that do not divide the micro-batches, lanes that do not fit, an earlier stage with another
+            model, or existing shards that were not built as the recipe says.
         DataError: shards that are missing or truncated.
         StorageDown: remote shards that cannot be reached at present.
     """
@@ -89,6 +90,8 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
     stage = recipe.stages[name]
     where = f"stage {name}: "
     check_model(recipe, stage, where)
+    if recipe.shards and look_at_shards:
+        check_built(recipe.shards)
     if isinstance(stage, TrainStage) and stage.compile:
         check_compiler(where)
     world_size = world_size or stage.resources.ranks

@@ -12,6 +12,7 @@ from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote
 from data.shard import split_key
+from pipeline.built_shards import check_built
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.plan import (
     Plan,
@@ -121,10 +122,19 @@ def parts_of(training: bool) -> tuple[Part, ...]:
 
 
 def assess_source(recipe: Recipe) -> list[Finding]:
-    """Whether the shards that the chain must build first can be built; no finding if they exist."""
+    """Whether the shards of the recipe can be built, or, if they exist, were built as the recipe says."""
     shards = recipe.shards
-    if shards is None or Path(shards.folder).exists():
+    if shards is None:
         return []
+    if Path(shards.folder).exists():
+        found = Findings("shards")
+        with found.capture():
+            doubt = check_built(shards)
+            if doubt:
+                found.warning(*doubt.split("; ", 1))
+            else:
+                found.ok(f"{shards.folder} was built from {shards.source} with the settings of the recipe")
+        return found
     if is_remote(shards.source) or Path(shards.source).exists():
         return [Finding("ok", "shards", f"will be built from {shards.source} into {shards.folder}")]
     return [Finding("error", "shards", f"shards.source: {shards.source}: no such file or folder", "correct it")]

@@ -248,9 +248,22 @@ def test_shards_that_the_chain_builds_first_may_be_missing_and_their_source_may_
     assert wrong(gone) == [
         Finding("error", "shards", f"shards.source: {tmp_path}/gone: no such file or folder", "correct it")
     ]
-    # Built, they are looked at as any others.
+    # Built, they are looked at as any others, and must be those of the recipe.
     copytree(shards, tmp_path / "built")
-    assert the_finding(found(tmp_path, shards, *built), "data.train: 45 samples")
+    findings = found(tmp_path, shards, *built)
+    assert the_finding(findings, "data.train: 45 samples")
+    (other,) = wrong(findings)
+    assert (other.level, other.where) == ("error", "shards")
+    assert "\n  validation_per_class: the folder has 5, the recipe says 0" in other.what
+    assert other.fix.startswith("Name another shards.folder to build them anew")
+    as_built = [*built, "shards.samples_per_shard=7", "shards.validation_per_class=5"]
+    findings = found(tmp_path, shards, *as_built)
+    assert wrong(findings) == []
+    assert findings[0].what == f"{tmp_path}/built was built from {pictures} with the settings of the recipe"
+    (tmp_path / "built" / "build.json").unlink()
+    (unknown,) = wrong(found(tmp_path, shards, *as_built))
+    assert (unknown.level, unknown.where) == ("warning", "shards")
+    assert unknown.fix == "leave the section shards out to use the folder as it is"
     shutil.rmtree(tmp_path / "built" / "train")
     (finding,) = wrong(found(tmp_path, shards, "data.train=built/train"))
     assert finding.what == f"{tmp_path}/built/train: no index.json there"

@@ -1,6 +1,7 @@
 """Run all stages of a recipe on this machine, in order, continuing where an earlier call stopped."""
 
 import os
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.text import Text
 from jobs.bundled_recipes import load_recipe
 from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
-from jobs.launch import launch_ranks, refuse_other_machines
+from jobs.launch import launch_ranks, refuse_other_machines, started_at
 from jobs.shard_building import build_and_report
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
@@ -49,7 +50,8 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         check_final_checkpoint(recipe, name)
     frozen = frozen_recipe(recipe)
     for plan in plans.values():
-        _run_planned(plan, frozen, console, signals)
+        # The stages before it may have taken days, and a time limit is that of one stage.
+        _run_planned(plan, frozen, console, signals, started=time.time())
     console.print(result_table(recipe))
 
 
@@ -77,7 +79,7 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
     """
     plan = plan_stage(recipe, name)
     refuse_other_machines(name, plan.stage)
-    _run_planned(plan, frozen_recipe(recipe), console, signals)
+    _run_planned(plan, frozen_recipe(recipe), console, signals, started=signals.started)
 
 
 def _check_places(plan: Plan, recipe: Recipe) -> None:
@@ -88,7 +90,8 @@ def _check_places(plan: Plan, recipe: Recipe) -> None:
         refuse_foreign_place(checkpoint_store(folder, plan.stage), folder)
 
 
-def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: StopSignals) -> None:
+def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: StopSignals, *, started: float) -> None:
+    """Run a stage unless it is done; its time limit counts from `started`, in seconds since the epoch."""
     recipe = frozen.recipe
     folder = run_folder(recipe, plan.name)
     _check_places(plan, recipe)  # the stage it starts from may only just have ended
@@ -100,7 +103,8 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
     folder.create()
     frozen.write()
-    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, checked_data(plan))
+    variables = {**checked_data(plan), **started_at(started)}
+    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, variables)
     if folder.result() is None:
         raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")
 

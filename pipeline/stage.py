@@ -55,7 +55,7 @@ def run_stage(
         name: of the stage.
         signals: of this process.
         node: name of this machine, for messages.
-        started: when the launching command began, from which `resources.time_limit` counts; seconds since the epoch.
+        started: when this start of the stage began, from which `resources.time_limit` counts; seconds since the epoch.
         job_end_time: when the scheduler ends this job, or None; called on the leader only.
 
     Raises:

@@ -1,6 +1,7 @@
 """The chain of a recipe, without its ranks: how often stages are planned, and when they are checked."""
 
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -57,6 +58,25 @@ def test_all_stages_are_planned_once_before_the_first_starts(shards: Path, tmp_p
     run(write_recipe(tmp_path, shards))
     stages = ("pretrain", "finetune", "evaluate")
     assert steps == [*(f"plan {name}" for name in stages), *(f"launch {name}" for name in stages)]
+
+
+def test_the_time_limit_of_each_stage_counts_from_the_start_of_that_stage(
+    shards: Path, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, moments = chain.launch_ranks, [time.time()]
+
+    def timed(
+        command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals, variables: Mapping[str, str]
+    ) -> None:
+        moments.append(float(variables["COATNET_STARTED"]))
+        launch(command, stage, folder, signals, variables)
+        moments.append(time.time())
+
+    monkeypatch.setattr(chain, "launch_ranks", timed)
+    path = write_recipe(tmp_path, shards)
+    run(path)
+    assert moments == sorted(moments)
+    assert len(moments) == 7
 
 
 def test_a_stage_whose_checkpoint_is_gone_is_neither_done_nor_trained_again(

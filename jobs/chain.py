@@ -21,6 +21,7 @@ from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
+from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.run_folder import checked_data, final_checkpoint, run_folder, start_digest
@@ -101,12 +102,21 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
         return
     if plan.stage.start_from:
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
+    _note_slurm_settings(plan, recipe, console)
     folder.create()
     frozen.write()
     variables = {**checked_data(plan), **started_at(started)}
     launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, variables)
     if folder.result() is None:
         raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")
+
+
+def _note_slurm_settings(plan: Plan, recipe: Recipe, console: Console) -> None:
+    """A line for each setting that only jobs of Slurm have; its ranks say what else has no effect."""
+    without, unknown = (unused_settings(Facts(recipe, plan.name, slurm=slurm)) for slurm in (False, None))
+    for finding in without:
+        if finding not in unknown:
+            console.print(f"[bold]{plan.name}[/]  {escape(finding.what)}", soft_wrap=True)
 
 
 def result_table(recipe: Recipe) -> Table:

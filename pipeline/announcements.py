@@ -37,7 +37,8 @@ def announcements(plan: Plan) -> list[str]:
         lines = [f"trains on {plan.train.samples:,} and {lines[0]}"]
         evaluations, saves = plan.stage.evaluation.every_steps or plan.steps, plan.stage.checkpoint.interval
         before = f"after every {_steps(evaluations)} and " if evaluations < plan.steps else ""
-        lines.append(f"takes {plan.steps:,} steps, evaluates {before}at the end, and saves after every {_steps(saves)}")
+        when = f"after every {_steps(saves)}" if saves <= plan.steps else "at the end"
+        lines.append(f"takes {plan.steps:,} steps, evaluates {before}at the end, and saves {when}")
     return [*lines, f"evaluations see {evaluation_view(plan.stage)}"]
 
 

@@ -263,7 +263,8 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             key: absolute(getattr(stage.data, key))
             for key in ("train", "validation", "label_map", "validation_label_map")
         }
-        data["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
+        if "folder" in stage.data.cache.model_fields_set:  # which settings were written is of interest later
+            data["cache"] = stage.data.cache.model_copy(update={"folder": absolute(stage.data.cache.folder)})
         changes: dict[str, Any] = {"data": stage.data.model_copy(update=data)}
         if isinstance(stage, TrainStage):
             checkpoint_folder = {"folder": absolute(stage.checkpoint.folder)}

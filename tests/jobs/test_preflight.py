@@ -39,6 +39,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
         "data.lanes: 4 lanes; a batch of 12 has on average 3.0 classes (3.0 if all samples were shuffled), and a micro-batch "
         "of 3 has 2.2 (2.1)",
+        "evaluation.every_steps: 1000000 is longer than the stage's 40 steps, so it evaluates only at its end",
         class_list(("bright", "dark", "striped")),
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,

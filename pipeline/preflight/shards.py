@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data.counted import counted
 from data.dataset import Dataset
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
@@ -82,8 +83,9 @@ class ShardAssessor:
                     f"data.{part}: {problem}", f"check the rest with: coatnet shards verify {folder} --decode"
                 )
             found.ok(
-                f"data.{part}: {dataset.samples:,} samples of {len(dataset.classes):,} classes in "
-                f"{len(dataset.index.shards):,} shards, {gigabytes(dataset.index.bytes)}"
+                f"data.{part}: {counted(dataset.samples, 'sample')} of "
+                f"{counted(len(dataset.classes), 'class', 'classes')} in "
+                f"{counted(len(dataset.index.shards), 'shard')}, {gigabytes(dataset.index.bytes)}"
             )
             return dataset
         return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from data.counted import counted
 from data.remote.storage import is_remote
 from models.variants import Variant
 from pipeline.plan import TrainPlan
@@ -268,7 +269,7 @@ def unused_settings(facts: Facts) -> list[Finding]:
         # What follows from the length of a stage concerns each by itself.
         if row.unused(replace(facts, plan=None)) and _is_used_elsewhere(row.setting, value, facts):
             continue
-        steps = f"{facts.plan.steps:,} steps" if facts.plan else ""
+        steps = counted(facts.plan.steps, "step") if facts.plan else ""
         what = f"{row.setting}: {_shown(value)} {row.sentence.format(steps=steps)}"
         found[row.setting] = Finding(
             row.level, facts.name, what, "" if row.level == "ok" else "change it, or leave it out"

@@ -33,7 +33,7 @@ def earlier(*classes: str) -> tuple[RunFacts, StageResult]:
     ("classes", "text"),
     [
         (CLASSES, "3 classes, bright to striped"),
-        (("one",), "1 classes, one"),
+        (("one",), "1 class, one"),
         (tuple("ab" * 600), "1,200 classes, a to b"),
     ],
 )

@@ -1,6 +1,7 @@
 """Run all stages of a recipe on this machine, in order, continuing where an earlier call stopped."""
 
 import os
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -9,15 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.bundled_recipes import load_recipe
+from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
-from jobs.launch import launch_ranks, refuse_other_machines
+from jobs.launch import launch_ranks, refuse_other_machines, started_at
 from jobs.shard_building import build_and_report
+from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
+from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.run_folder import checked_data, final_checkpoint, run_folder, start_digest
@@ -47,7 +51,8 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         check_final_checkpoint(recipe, name)
     frozen = frozen_recipe(recipe)
     for plan in plans.values():
-        _run_planned(plan, frozen, console, signals)
+        # The stages before it may have taken days, and a time limit is that of one stage.
+        _run_planned(plan, frozen, console, signals, started=time.time())
     console.print(result_table(recipe))
 
 
@@ -55,8 +60,12 @@ def build_missing(shards: ShardBuildSettings, console: Console) -> None:
     """Build the shards of a recipe, unless they are there.
 
     Raises:
+        ConfigError: those that are there were not built as the recipe says.
         DataError: as `data.building.build_shards`.
     """
+    doubt = check_built(shards)
+    if doubt:
+        print_line(console, doubt)
     if not Path(shards.folder).exists():
         console.print(f"[bold]shards[/]  builds {escape(shards.folder)} from {escape(shards.source)}", soft_wrap=True)
         build_and_report(console, shards.source, Path(shards.folder), **shards.build_options)
@@ -71,7 +80,7 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
     """
     plan = plan_stage(recipe, name)
     refuse_other_machines(name, plan.stage)
-    _run_planned(plan, frozen_recipe(recipe), console, signals)
+    _run_planned(plan, frozen_recipe(recipe), console, signals, started=signals.started)
 
 
 def _check_places(plan: Plan, recipe: Recipe) -> None:
@@ -82,7 +91,8 @@ def _check_places(plan: Plan, recipe: Recipe) -> None:
         refuse_foreign_place(checkpoint_store(folder, plan.stage), folder)
 
 
-def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: StopSignals) -> None:
+def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: StopSignals, *, started: float) -> None:
+    """Run a stage unless it is done; its time limit counts from `started`, in seconds since the epoch."""
     recipe = frozen.recipe
     folder = run_folder(recipe, plan.name)
     _check_places(plan, recipe)  # the stage it starts from may only just have ended
@@ -92,11 +102,21 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
         return
     if plan.stage.start_from:
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
+    _note_slurm_settings(plan, recipe, console)
     folder.create()
     frozen.write()
-    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, checked_data(plan))
+    variables = {**checked_data(plan), **started_at(started)}
+    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, variables)
     if folder.result() is None:
         raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")
+
+
+def _note_slurm_settings(plan: Plan, recipe: Recipe, console: Console) -> None:
+    """A line for each setting that only jobs of Slurm have; its ranks say what else has no effect."""
+    without, unknown = (unused_settings(Facts(recipe, plan.name, slurm=slurm)) for slurm in (False, None))
+    for finding in without:
+        if finding not in unknown:
+            console.print(f"[bold]{plan.name}[/]  {escape(finding.what)}", soft_wrap=True)
 
 
 def result_table(recipe: Recipe) -> Table:

@@ -110,8 +110,13 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def started_at(moment: float) -> dict[str, str]:
+    """The environment of ranks whose start counts from `moment` rather than from when the command began."""
+    return {_STARTED: str(moment)}
+
+
 def launch_time(own_start: float) -> float:
-    """When the command that launched this rank began, in seconds since the epoch; `own_start` if nothing did."""
+    """When this start of the stage began, in seconds since the epoch; `own_start` if nothing launched this rank."""
     return float(os.environ.get(_STARTED, own_start))
 
 

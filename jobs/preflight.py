@@ -16,6 +16,7 @@ from pipeline.preflight.finding import Finding, Findings, finding_of_error
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
+from pipeline.preflight.unused_settings import Facts, unused_settings, unused_shard_settings
 from pipeline.preflight.versions import assess_versions
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.run_folder import run_folder
@@ -34,19 +35,23 @@ def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iter
         if name not in recipe.stages:
             raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
     # A wrong setting may be found again with the data.
-    yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm))
+    yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm, recipe))
 
 
-def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding]:
+def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe) -> Iterator[Finding]:
+    """All findings; `written` is the recipe as a person wrote it."""
     assessor, plans = ShardAssessor(recipe), dict[str, Plan]()
     kept: list[tuple[str, TrainStage, int, int | None]] = []
     caches: list[Cache] = []
     yield from assess_source(recipe)
+    yield from unused_shard_settings(written, slurm=slurm)
     for name in stages:
         stage = recipe.stages[name]
         yield from assess_settings(recipe, name, elsewhere=slurm)
         found, plan = assessor.assess(name)
         yield from found
+        training = plan if isinstance(plan, TrainPlan) else None
+        yield from unused_settings(Facts(written, name, training, slurm))
         if plan is not None:
             plans[name] = plan
             yield from _assess_classes(plan, plans.get(stage.start_from or ""))

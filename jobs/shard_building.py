@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from data.accounting import lines
 from data.building.keys import readable
+from data.counted import counted
 from jobs.console import print_line
 from pipeline.errors import BEGUN_FILE
 
@@ -35,7 +36,7 @@ def build_and_report(
         number, parts = options["part"]
         print_line(
             console,
-            f"part {number} of {parts}: {report.images:,} images checked; when all parts are, run: "
+            f"part {number} of {parts}: {counted(report.images, 'image')} checked; when all parts are, run: "
             f"coatnet shards merge {destination}",
         )
 
@@ -93,14 +94,14 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
     for kind in report.kinds:
         print_line(console, _described(kind))
     if report.shrunk:
-        print_line(console, f"{report.shrunk:,} images shrunk to a short side of {report.short_side} pixels")
+        print_line(console, f"{counted(report.shrunk, 'image')} shrunk to a short side of {report.short_side} pixels")
     for line in lines(report.accounting):
         print_line(console, line)
     for folder, index in report.indexes.items():
         print_line(
             console,
-            f"{folder}: {index.samples:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
-            f"{index.bytes / 1e6:,.1f} MB",
+            f"{folder}: {counted(index.samples, 'image')} of {counted(len(index.classes), 'class', 'classes')} in "
+            f"{counted(len(index.shards), 'shard')}, {index.bytes / 1e6:,.1f} MB",
         )
 
 
@@ -109,4 +110,5 @@ def _described(kind: "KindCount") -> str:
     outcomes = [f"{kind.encoded_again:,} converted to upright RGB JPEGs"] if kind.encoded_again else []
     outcomes += [f"{unchanged:,} stored unchanged (--convert converts them)"] if unchanged else []
     more = ", ..." if kind.images > len(kind.first) else ""
-    return f"{kind.images:,} images are {kind.kind} ({', '.join(kind.first)}{more}): {'; '.join(outcomes)}"
+    are = "is" if kind.images == 1 else "are"
+    return f"{counted(kind.images, 'image')} {are} {kind.kind} ({', '.join(kind.first)}{more}): {'; '.join(outcomes)}"

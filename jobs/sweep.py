@@ -44,6 +44,8 @@ def variations(name: str, sweeps: Sequence[str]) -> list[Variation]:
             )
         if len(set(values)) < len(values):
             raise ConfigError(f"--sweep {sweep}: a value is given twice")
+        if key.strip().partition(".")[0] == "shards":
+            raise ConfigError(f"--sweep {sweep}: shards are built once for all runs; submit a recipe for each of them")
         axes.append([(key.strip(), value) for value in values])
     found: list[Variation] = []
     for choice in itertools.product(*axes):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from data.counted import counted
 from data.digest import json_sha256
 from data.images.augment import center_crop_share
 from pipeline.checkpoints.manifest import RunFacts
@@ -13,7 +14,7 @@ from pipeline.stage_result import StageResult, distinct_names
 def class_list(classes: Sequence[str]) -> str:
     """How many classes, the first and the last, and what identifies the list: names and order decide."""
     names = f", {classes[0]} to {classes[-1]}" if len(classes) > 1 else f", {classes[0]}" if classes else ""
-    return f"{len(classes):,} classes{names} ({list_name(json_sha256(classes))})"
+    return f"{counted(len(classes), 'class', 'classes')}{names} ({list_name(json_sha256(classes))})"
 
 
 def list_name(classes_digest: str) -> str:
@@ -32,12 +33,13 @@ def evaluation_view(stage: Stage) -> str:
 
 def announcements(plan: Plan) -> list[str]:
     """Lines about the data, the evaluation and the saves of a stage."""
-    lines = [f"evaluates on {plan.validation.samples:,} samples of {class_list(plan.classes)}"]
+    lines = [f"evaluates on {counted(plan.validation.samples, 'sample')} of {class_list(plan.classes)}"]
     if isinstance(plan, TrainPlan):
         lines = [f"trains on {plan.train.samples:,} and {lines[0]}"]
         evaluations, saves = plan.stage.evaluation.every_steps or plan.steps, plan.stage.checkpoint.interval
         before = f"after every {_steps(evaluations)} and " if evaluations < plan.steps else ""
-        lines.append(f"takes {plan.steps:,} steps, evaluates {before}at the end, and saves after every {_steps(saves)}")
+        when = f"after every {_steps(saves)}" if saves <= plan.steps else "at the end"
+        lines.append(f"takes {counted(plan.steps, 'step')}, evaluates {before}at the end, and saves {when}")
     return [*lines, f"evaluations see {evaluation_view(plan.stage)}"]
 
 

@@ -19,6 +19,7 @@ from data.order import SampleOrder, default_lanes
 from data.prefetch import evaluation_need, prefetched_steps
 from data.remote.cache import Cache
 from data.remote.storage import Storage, is_remote
+from pipeline.built_shards import check_built
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -79,8 +80,8 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
 
     Raises:
         ConfigError: an unknown stage, model or option, a missing compiler, an image size that the model does not
-            support, ranks that do not divide the micro-batches, lanes that do not fit, or an earlier stage with
-            another model.
+            support, ranks that do not divide the micro-batches, lanes that do not fit, an earlier stage with another
+            model, or existing shards that were not built as the recipe says.
         DataError: shards that are missing or truncated.
         StorageDown: remote shards that cannot be reached at present.
     """
@@ -89,6 +90,8 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
     stage = recipe.stages[name]
     where = f"stage {name}: "
     check_model(recipe, stage, where)
+    if recipe.shards and look_at_shards:
+        check_built(recipe.shards)
     if isinstance(stage, TrainStage) and stage.compile:
         check_compiler(where)
     world_size = world_size or stage.resources.ranks
@@ -113,7 +116,8 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
     """The plan of the training stage `name` on its datasets.
 
     Raises:
-        ConfigError: training and validation classes differ, lanes do not fit, or the warm-up is too long.
+        ConfigError: training and validation classes differ, softmax over one class, lanes that do not fit, too few
+            samples for a step, or the warm-up is too long.
     """
     stage, where = recipe.stages[name], f"stage {name}: "
     assert isinstance(stage, TrainStage)
@@ -125,7 +129,13 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
             "both with one class list, or map one to the other with data.label_map or data.validation_label_map; "
             "existing shards get that of others by: coatnet shards index PATTERN --classes FOLDER --overwrite"
         )
+    if len(train.classes) == 1 and stage.loss.kind == "softmax":
+        raise ConfigError(
+            f"{where}loss.kind: {stage.data.train} has one class, {train.classes[0]}, and the softmax over one class "
+            "is always 1, so the loss is 0 and nothing is learned; add samples of other classes, or use sigmoid"
+        )
     order = sample_order(stage, recipe.seed, train.shard_samples, where)
+    _check_length(stage, train.samples, where)
     steps_per_epoch = train.samples / stage.batch.global_size
     steps = stage.steps or math.ceil((stage.epochs or 0.0) * steps_per_epoch)
     optimizer = stage.optimizer
@@ -136,6 +146,22 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
         )
     stage = with_intervals(stage, steps, steps_per_epoch)
     return TrainPlan(name, recipe.seed, stage, validation, stage_cache(stage), train, order, steps, warmup_steps)
+
+
+def _check_length(stage: TrainStage, samples: int, where: str) -> None:
+    """Refuse an epoch, or a stage, that is shorter than a step."""
+    batch, epochs = stage.batch.global_size, stage.epochs
+    if samples < batch:
+        raise ConfigError(
+            f"{where}batch.global_size: a step takes {batch:,} samples and {stage.data.train} has {samples:,}, so a "
+            f"step would take some of them several times; set it to {samples:,} or less"
+        )
+    if epochs is not None and epochs * samples < batch:
+        raise ConfigError(
+            f"{where}epochs: {epochs:g} epochs of {samples:,} samples are {epochs * samples:,.0f} samples, less than "
+            f"one step of {batch:,} (batch.global_size), so 0 complete steps; set epochs to "
+            f"{math.ceil(100 * batch / samples) / 100:g} or more, or lower batch.global_size"
+        )
 
 
 def with_intervals(stage: TrainStage, steps: int, steps_per_epoch: float) -> TrainStage:

@@ -23,6 +23,7 @@ from pipeline.memory_estimate import out_of_memory
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.run_folder import (
     classes_digest,
@@ -57,7 +58,7 @@ def run_stage(
         name: of the stage.
         signals: of this process.
         node: name of this machine, for messages.
-        started: when the launching command began, from which `resources.time_limit` counts; seconds since the epoch.
+        started: when this start of the stage began, from which `resources.time_limit` counts; seconds since the epoch.
         job_end_time: when the scheduler ends this job, or None; called on the leader only.
 
     Raises:
@@ -93,7 +94,11 @@ def run_stage(
         limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
         requests = StopRequests(signals, grace, limit)
-        context = RunContext(folder, ranks, console if ranks.is_leader else None, requests, watchdog, run_id)
+        training = plan if isinstance(plan, TrainPlan) else None
+        unused = unused_settings(Facts(recipe, name, training))
+        remarks = tuple(f"warning: {finding.what}" for finding in unused if finding.level == "warning")
+        leads = console if ranks.is_leader else None
+        context = RunContext(folder, ranks, leads, requests, watchdog, run_id, remarks)
         if isinstance(plan, TrainPlan):
             try:
                 train(plan, context, start_from)
@@ -139,6 +144,8 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     model.eval()
     with Monitor(folder, plan, step, step, ranks, context.console) as monitor:
         monitor.begin(None, [])
+        for line in context.remarks:
+            monitor.notify(line)
         began = time.monotonic()
         with context.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
             accuracy = evaluate(model, plan, folder, ranks, dtype)

@@ -80,7 +80,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         requests,
     ):
         monitor.begin(start.checkpoint, damaged)
-        for line in (*passed_over, *beginning):
+        for line in (*context.remarks, *passed_over, *beginning):
             monitor.notify(line)
         run.evaluate_if_missed()
         began = time.monotonic()

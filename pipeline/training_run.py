@@ -45,6 +45,8 @@ class RunContext:
     watchdog: Watchdog
     run_id: str | None = None
     """See `pipeline.run_identity`."""
+    remarks: tuple[str, ...] = ()
+    """Lines about the stage that a start shows."""
 
 
 @dataclass(frozen=True, slots=True)

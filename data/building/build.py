@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOptions, WriteOptions
+from data.building.build_record import source_state
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.building.layouts import open_source
@@ -106,6 +107,7 @@ def build_shards(
         validation_fraction,
         _absolute(classes) if classes is not None else None,
         skip_broken,
+        labels=_absolute(labels) if labels is not None else None,
     )
     building = BuildFolder(destination)
     _refuse_existing(destination, building)
@@ -117,7 +119,8 @@ def build_shards(
     writing = replace(writing, index=images.index)
     if build_part and not images.divisible:
         raise DataError(f"{source}: can only be read sequentially and not in parts; build it without --part")
-    building.begin(BuildPlan(_absolute(source), images.bytes, reading, writing), build_part)
+    location = _absolute(source)
+    building.begin(BuildPlan(location, images.bytes, reading, writing, source_state(location)), build_part)
     if build_part:
         with building.reading(build_part), Workers(processes) as workers:
             build = BuildContext(building, destination, reading, writing, storage, workers, progress)

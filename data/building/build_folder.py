@@ -13,6 +13,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from data.atomic_file import write_atomically
+from data.building.build_record import NOTHING_KNOWN, BuildRecord, SourceState, source_beside
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.building.source import SourceIndex
@@ -50,6 +51,8 @@ class WriteOptions:
     skip_broken: bool
     index: SourceIndex | None = None
     """That of the source, if it is a WebDataset."""
+    labels: str | None = None
+    """Location of the file with the labels."""
 
 
 class BuildPart(NamedTuple):
@@ -70,6 +73,15 @@ class BuildPlan:
     source_bytes: int | None
     reading: ReadOptions
     writing: WriteOptions
+    state: SourceState = NOTHING_KNOWN
+    """Of the source when it was last begun to be read."""
+
+    def record(self, destination: Path) -> BuildRecord:
+        """What the finished shards keep of it."""
+        writing = asdict(self.writing)
+        del writing["index"]  # its location is the source
+        options = {"seed": self.reading.seed, **asdict(self.reading.conversion), **asdict(self.reading.selection)}
+        return BuildRecord(self.source, source_beside(self.source, destination), self.state, options | writing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,7 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     for index in unpublished:
         write_atomically(Path(index.folder) / REPORT_NAME, json.dumps(done.document(), indent=1) + "\n")
         index.write()
+    building.plan().record(build.destination).write(building.shards)
     if build.destination.exists():
         build.destination.rmdir()
     building.shards.rename(build.destination)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
+from data.building.build_record import RECORD_NAME
 from data.errors import StorageRefused
 from data.hidden import is_hidden
 from data.index import FILE_NAME, LABELS_NAME
@@ -108,7 +109,7 @@ def _why_no_shard(name: str, is_folder: bool) -> str:
         return "hidden"
     if is_folder:
         return "folders, which are not searched (a pattern with ** does)"
-    if base in (FILE_NAME, LABELS_NAME, REPORT_NAME):
+    if base in (FILE_NAME, LABELS_NAME, REPORT_NAME, RECORD_NAME):
         return "files of an index"
     if base.lower().endswith((*COMPRESSED_TAR_EXTENSIONS, *UNREAD_TAR_EXTENSIONS)):
         return "compressed tars (decompress them)"

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from data.counted import counted
 from data.errors import EXIT_CONFIG
 from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import AsJson, Overrides, RecipePath
@@ -93,7 +94,7 @@ def summary(findings: Sequence[Finding]) -> str:
     """The numbers of errors and warnings."""
     levels = [finding.level for finding in findings]
     counts = [(levels.count(level), level) for level in ("error", "warning")]
-    return ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for count, level in counts)
+    return ", ".join(counted(count, level) for count, level in counts)
 
 
 def _check_nodes(

@@ -42,7 +42,7 @@ def time_limit(limit_seconds: float | None, started: float, job_end: float | Non
 
     Args:
         limit_seconds: `resources.time_limit`, counted from `started`.
-        started: when the command that launched this process began, in seconds since the epoch.
+        started: when this start of the stage began, in seconds since the epoch.
         job_end: when the scheduler ends the job, in seconds since the epoch.
     """
     ends = [] if limit_seconds is None else [started + limit_seconds]

@@ -1,6 +1,7 @@
 """Whether the batches of a training stage mix as many classes as those of shuffled shards."""
 
 from data.class_mixing import dataset_labels, mixing_advice
+from data.counted import counted
 from data.errors import DataError, StorageDown
 from pipeline.plan import TrainPlan
 from pipeline.preflight.finding import Finding
@@ -8,8 +9,7 @@ from pipeline.preflight.finding import Finding
 
 def lanes_in_use(plan: TrainPlan) -> str:
     """The number of lanes, and whether it was chosen."""
-    number = plan.order.lanes
-    return f"{number} lane{'s' if number > 1 else ''}" + ("" if plan.stage.data.lanes else " (derived from the batch)")
+    return counted(plan.order.lanes, "lane") + ("" if plan.stage.data.lanes else " (derived from the batch)")
 
 
 def assess_mixing(plan: TrainPlan) -> Finding:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.counted import counted
 from pipeline.announcements import evaluation_view
 from pipeline.plan import check_compiler, check_model, check_ranks, sample_order
 from pipeline.preflight.finding import Findings
@@ -29,8 +30,9 @@ def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
         with found.capture():
             check_ranks(stage, resources.ranks, "")
             found.ok(
-                f"batch: {stage.batch.global_size:,} images as {stage.batch.micro_batches:,} micro-batches of "
-                f"{stage.batch.micro_size} on {resources.nodes} x {resources.ranks_per_node} ranks, "
+                f"batch: {counted(stage.batch.global_size, 'image')} as "
+                f"{counted(stage.batch.micro_batches, 'micro-batch', 'micro-batches')} of "
+                f"{stage.batch.micro_size} on {resources.nodes} x {counted(resources.ranks_per_node, 'rank')}, "
                 f"{stage.batch.micro_batches // resources.ranks} each"
             )
         if stage.data.lanes is not None:

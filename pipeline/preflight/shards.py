@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data.counted import counted
 from data.dataset import Dataset
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
@@ -12,6 +13,7 @@ from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote
 from data.shard import split_key
+from pipeline.built_shards import check_built
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.plan import (
     Plan,
@@ -81,8 +83,9 @@ class ShardAssessor:
                     f"data.{part}: {problem}", f"check the rest with: coatnet shards verify {folder} --decode"
                 )
             found.ok(
-                f"data.{part}: {dataset.samples:,} samples of {len(dataset.classes):,} classes in "
-                f"{len(dataset.index.shards):,} shards, {gigabytes(dataset.index.bytes)}"
+                f"data.{part}: {counted(dataset.samples, 'sample')} of "
+                f"{counted(len(dataset.classes), 'class', 'classes')} in "
+                f"{counted(len(dataset.index.shards), 'shard')}, {gigabytes(dataset.index.bytes)}"
             )
             return dataset
         return None
@@ -121,10 +124,19 @@ def parts_of(training: bool) -> tuple[Part, ...]:
 
 
 def assess_source(recipe: Recipe) -> list[Finding]:
-    """Whether the shards that the chain must build first can be built; no finding if they exist."""
+    """Whether the shards of the recipe can be built, or, if they exist, were built as the recipe says."""
     shards = recipe.shards
-    if shards is None or Path(shards.folder).exists():
+    if shards is None:
         return []
+    if Path(shards.folder).exists():
+        found = Findings("shards")
+        with found.capture():
+            doubt = check_built(shards)
+            if doubt:
+                found.warning(*doubt.split("; ", 1))
+            else:
+                found.ok(f"{shards.folder} was built from {shards.source} with the settings of the recipe")
+        return found
     if is_remote(shards.source) or Path(shards.source).exists():
         return [Finding("ok", "shards", f"will be built from {shards.source} into {shards.folder}")]
     return [Finding("error", "shards", f"shards.source: {shards.source}: no such file or folder", "correct it")]

@@ -172,5 +172,11 @@ class Recipe(Section):
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from} is not an earlier stage ({earlier})")
             if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
+            start = self.stages[stage.start_from] if stage.start_from is not None else None
+            if stage.start_weights == "ema" and isinstance(start, TrainStage) and start.ema_decay is None:
+                raise ValueError(
+                    f"stages.{name}.start_weights: {stage.start_from} has no ema_decay, so there is no moving average; "
+                    "set it there, or use raw"
+                )
             seen.append(name)
         return self

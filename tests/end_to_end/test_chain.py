@@ -40,7 +40,7 @@ def chain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     recipe = write_recipe(tmp_path_factory.mktemp("chain"), shards)
     stage_folder(recipe, "pretrain").mkdir(parents=True)
     (stage_folder(recipe, "pretrain") / "histograms").touch()  # requests them
-    done = coatnet("run", recipe)
+    done = coatnet("run", recipe, "finetune.log.histograms_every_steps=7", "evaluate.log.samples=true")
     assert done.returncode == 0, done.stderr
     return recipe, done.stdout
 
@@ -58,6 +58,15 @@ def test_the_output_shows_progress_and_ends_with_the_table(chain: tuple[Path, st
         row = next(line for line in table.splitlines() if stage in line and "│" in line)
         assert f" {count} │" in row
     assert "pretrain/checkpoints/step-00000040" in table
+
+
+def test_a_start_names_settings_that_have_no_effect(chain: tuple[Path, str]) -> None:
+    assert [line for line in chain[1].splitlines() if "warning: " in line] == [
+        "finetune  warning: log.histograms_every_steps: 7 is longer than the stage's 6 steps, so there are no histograms",
+        "evaluate  warning: log.samples: true has no effect, since the stage only evaluates",
+    ]
+    log = (stage_folder(chain[0], "finetune") / "logs/rank-00000.log").read_text()
+    assert "finetune  warning: log.histograms_every_steps: 7 is longer" in log
 
 
 def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:

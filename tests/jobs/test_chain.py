@@ -1,6 +1,8 @@
 """The chain of a recipe, without its ranks: how often stages are planned, and when they are checked."""
 
+import io
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +22,13 @@ from tests.support.records import stage_result
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def moments() -> list[float]:
+    """From when the time limit of each stage counts, and when the stage ended; in order, seconds since the epoch."""
+    return [time.time()]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch, moments: list[float]) -> list[str]:
     """What the chain does, in order; its stages end at once, each with a checkpoint."""
     done: list[str] = []
 
@@ -33,12 +41,14 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ) -> None:
         name = command[2]
         done.append(f"launch {name}")
+        moments.append(float(variables["COATNET_STARTED"]))
         recipe = load_recipe(Path(command[1]))
         folder.freeze(plan_stage(recipe, name), start_digest(recipe, name))
         checkpoint = folder.checkpoints / "step-00000001"
         checkpoint.mkdir()
         (checkpoint / "manifest.json").write_text("{}")
         folder.finish(stage_result(str(checkpoint), name, steps=1))
+        moments.append(time.time())
 
     monkeypatch.setattr(chain, "plan_stage", plan)
     monkeypatch.setattr(chain, "launch_ranks", launch)
@@ -57,6 +67,24 @@ def test_all_stages_are_planned_once_before_the_first_starts(shards: Path, tmp_p
     run(write_recipe(tmp_path, shards))
     stages = ("pretrain", "finetune", "evaluate")
     assert steps == [*(f"plan {name}" for name in stages), *(f"launch {name}" for name in stages)]
+
+
+def test_the_time_limit_of_each_stage_counts_from_the_start_of_that_stage(
+    shards: Path, tmp_path: Path, steps: list[str], moments: list[float]
+) -> None:
+    run(write_recipe(tmp_path, shards))
+    assert len(moments) == 7
+    assert moments == sorted(moments)
+
+
+def test_settings_that_only_jobs_of_slurm_have_are_named(shards: Path, tmp_path: Path, steps: list[str]) -> None:
+    console = Console(file=io.StringIO())
+    overrides = ["pretrain.resources.partition=gpu", "pretrain.data.crop=whole"]
+    chain.run_chain(write_recipe(tmp_path, shards), overrides, console, StopSignals(_end))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "pretrain  resources.partition: gpu has no effect without Slurm, as in `coatnet run`"
+    assert not any("no effect" in line for line in lines[1:])  # what else has none is for the ranks to say
 
 
 def test_a_stage_whose_checkpoint_is_gone_is_neither_done_nor_trained_again(

@@ -39,6 +39,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         f"data.validation: 15 samples of 3 classes in 3 shards, {sizes[1]}",
         "data.lanes: 4 lanes; a batch of 12 has on average 3.0 classes (3.0 if all samples were shuffled), and a micro-batch "
         "of 3 has 2.2 (2.1)",
+        "evaluation.every_steps: 1000000 is longer than the stage's 40 steps, so it evaluates only at its end",
         class_list(("bright", "dark", "striped")),
         the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
              "pretrain").what,
@@ -248,9 +249,22 @@ def test_shards_that_the_chain_builds_first_may_be_missing_and_their_source_may_
     assert wrong(gone) == [
         Finding("error", "shards", f"shards.source: {tmp_path}/gone: no such file or folder", "correct it")
     ]
-    # Built, they are looked at as any others.
+    # Built, they are looked at as any others, and must be those of the recipe.
     copytree(shards, tmp_path / "built")
-    assert the_finding(found(tmp_path, shards, *built), "data.train: 45 samples")
+    findings = found(tmp_path, shards, *built)
+    assert the_finding(findings, "data.train: 45 samples")
+    (other,) = wrong(findings)
+    assert (other.level, other.where) == ("error", "shards")
+    assert "\n  validation_per_class: the folder has 5, the recipe says 0" in other.what
+    assert other.fix.startswith("Name another shards.folder to build them anew")
+    as_built = [*built, "shards.samples_per_shard=7", "shards.validation_per_class=5"]
+    findings = found(tmp_path, shards, *as_built)
+    assert wrong(findings) == []
+    assert findings[0].what == f"{tmp_path}/built was built from {pictures} with the settings of the recipe"
+    (tmp_path / "built" / "build.json").unlink()
+    (unknown,) = wrong(found(tmp_path, shards, *as_built))
+    assert (unknown.level, unknown.where) == ("warning", "shards")
+    assert unknown.fix == "leave the section shards out to use the folder as it is"
     shutil.rmtree(tmp_path / "built" / "train")
     (finding,) = wrong(found(tmp_path, shards, "data.train=built/train"))
     assert finding.what == f"{tmp_path}/built/train: no index.json there"

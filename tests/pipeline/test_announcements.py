@@ -33,7 +33,7 @@ def earlier(*classes: str) -> tuple[RunFacts, StageResult]:
     ("classes", "text"),
     [
         (CLASSES, "3 classes, bright to striped"),
-        (("one",), "1 classes, one"),
+        (("one",), "1 class, one"),
         (tuple("ab" * 600), "1,200 classes, a to b"),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_start_says_what_it_trains_and_evaluates_on(shards: Path, tmp_path: Pa
     )
     assert said("pretrain", "pretrain.steps=7", "evaluation.every_steps=null", "pretrain.checkpoint.every_steps=90")[
         1
-    ] == ("takes 7 steps, evaluates after every step and at the end, and saves after every 90 steps")
+    ] == ("takes 7 steps, evaluates after every step and at the end, and saves at the end")
     assert said("evaluate", "data.evaluation_crop=center") == [
         f"evaluates on 15 samples of {classes}",
         "evaluations see the central 36% of a square picture and less of others, so 64% or more is cut away",

@@ -19,7 +19,7 @@ def plan(folder: Path, shards: Path, *overrides: str, world_size: int | None = N
     return planned
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 4), (2, 8), (0.1, 1), (10, 38)])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 4), (2, 8), (0.27, 2), (10, 38)])
 def test_epochs_become_steps_rounded_up(shards: Path, tmp_path: Path, epochs: float, steps: int) -> None:
     # 45 samples in batches of 12: 3.75 steps an epoch.
     assert (
@@ -28,6 +28,42 @@ def test_epochs_become_steps_rounded_up(shards: Path, tmp_path: Path, epochs: fl
         ).steps
         == steps
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["pretrain.steps=null", "pretrain.epochs=0.1"],
+            "stage pretrain: epochs: 0.1 epochs of 45 samples are 4 samples, less than one step of 12 "
+            "(batch.global_size), so 0 complete steps; set epochs to 0.27 or more, or lower batch.global_size",
+        ),
+        (
+            ["batch.global_size=48", "data.lanes=null"],
+            "stage pretrain: batch.global_size: a step takes 48 samples and {shards}/train has 45, so a step would "
+            "take some of them several times; set it to 45 or less",
+        ),
+    ],
+)
+def test_an_epoch_or_a_stage_without_a_complete_step_is_refused(
+    shards: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan(tmp_path, shards, *overrides)
+    assert str(refused.value) == message.format(shards=shards)
+
+
+def test_softmax_over_one_class_is_refused(pictures: Path, shards: Path, tmp_path: Path) -> None:
+    """Its loss is 0 from the first step on."""
+    (tmp_path / "map.yaml").write_text("rename: {bright: any, dark: any, striped: any}\n")
+    maps = ["data.label_map=map.yaml", "data.validation_label_map=map.yaml"]
+    with pytest.raises(ConfigError) as refused:
+        plan(tmp_path, shards, *maps)
+    assert str(refused.value) == (
+        f"stage pretrain: loss.kind: {shards}/train has one class, any, and the softmax over one class is always 1, so "
+        "the loss is 0 and nothing is learned; add samples of other classes, or use sigmoid"
+    )
+    assert plan(tmp_path, shards, *maps, "loss.kind=sigmoid").classes == ("any",)
 
 
 def test_warm_up_epochs_become_steps_and_the_rate_follows(shards: Path, tmp_path: Path) -> None:
@@ -122,6 +158,6 @@ def test_softmax_is_refused_for_samples_with_several_labels(pictures: Path, shar
         plan(tmp_path, shards, *several)
     assert plan(tmp_path, shards, *several, "loss.kind=sigmoid").train.labels_per_sample == 2
     # Where a label map leaves each sample one class, softmax is right again.
-    (tmp_path / "map.yaml").write_text("rename: {bright: plain, dark: plain}\nothers: drop\n")
+    (tmp_path / "map.yaml").write_text("rename: {bright: light, dark: dim}\nothers: drop\n")
     maps = ["data.label_map=map.yaml", "data.validation_label_map=map.yaml"]
     assert plan(tmp_path, shards, *several, *maps).train.labels_per_sample == 1

@@ -22,21 +22,21 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
     done = coatnet("shards", "build", "source", "plain", "--validation-fraction", "0.3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "1 images are PNG (dark/drawing.JPEG): 1 stored unchanged (--convert converts them)",
-        "1 images are grey (dark/0001.jpg): 1 stored unchanged (--convert converts them)",
+        "1 image is PNG (dark/drawing.JPEG): 1 stored unchanged (--convert converts them)",
+        "1 image is grey (dark/0001.jpg): 1 stored unchanged (--convert converts them)",
         "10 files found, all of them taken: 10 images",
-        "plain/train: 7 images of 3 classes in 1 shards, 0.0 MB",
-        "plain/validation: 3 images of 3 classes in 1 shards, 0.0 MB",
+        "plain/train: 7 images of 3 classes in 1 shard, 0.0 MB",
+        "plain/validation: 3 images of 3 classes in 1 shard, 0.0 MB",
     ]
     assert read_index(tmp_path / "plain" / "train").classes == ("bright", "dark", "striped")
 
     done = coatnet("shards", "build", "source", "small", "--convert", "--short-side", "16", folder=tmp_path)
     assert done.stdout.splitlines() == [
-        "1 images are PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
-        "1 images are grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
+        "1 image is PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
+        "1 image is grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
         "10 images shrunk to a short side of 16 pixels",
         "10 files found, all of them taken: 10 images",
-        "small: 10 images of 3 classes in 1 shards, 0.0 MB",
+        "small: 10 images of 3 classes in 1 shard, 0.0 MB",
     ]
     assert read_index(tmp_path / "small").image_fields == ("jpg",)
 
@@ -58,7 +58,7 @@ def test_json_is_the_report_and_nothing_else(tmp_path: Path) -> None:
         "7 files found",
         "4 taken: images",
         "3 left out: --leave-out dark (dark/0000.jpg, dark/0001.jpg, dark/notes.txt)",
-        "again: 4 images of 2 classes in 1 shards, 0.0 MB",
+        "again: 4 images of 2 classes in 1 shard, 0.0 MB",
     ]
 
 
@@ -73,7 +73,7 @@ def test_a_part_prints_the_command_that_merges(tmp_path: Path) -> None:
             f"part {number} of 2: {images} images checked; when all parts are, run: coatnet shards merge out\n"
         )
     done = coatnet("shards", "merge", "out", "--processes", "1", folder=tmp_path)
-    assert done.stdout == "6 files found, all of them taken: 6 images\nout: 6 images of 3 classes in 1 shards, 0.0 MB\n"
+    assert done.stdout == "6 files found, all of them taken: 6 images\nout: 6 images of 3 classes in 1 shard, 0.0 MB\n"
 
 
 @pytest.mark.parametrize(

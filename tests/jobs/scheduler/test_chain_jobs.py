@@ -177,6 +177,7 @@ def test_a_sweep_is_all_combinations_with_distinct_names() -> None:
         (["seed"], "--sweep seed: write it key=value,value, such as optimizer.peak_learning_rate=5e-4,1e-3"),
         (["seed=1,,2"], "--sweep seed=1,,2: write it key=value,value"),
         (["seed=1,1"], "--sweep seed=1,1: a value is given twice"),
+        (["shards.seed=1,2"], "--sweep shards.seed=1,2: shards are built once for all runs"),
         (["seed=1,2", "seed=3"], "--sweep: a key is given twice; give it once, with all values"),
     ],
 )

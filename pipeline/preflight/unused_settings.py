@@ -1,0 +1,330 @@
+"""Settings that are written in a recipe and have no effect there, or another one than they seem to have: one table.
+
+Only what a person wrote counts. A setting that several stages have in common, as from `defaults`, counts as used if one
+of them uses it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from data.counted import counted
+from data.remote.storage import is_remote
+from models.variants import Variant
+from pipeline.plan import TrainPlan
+from pipeline.preflight.finding import Finding, Level
+from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage, recommended
+from pipeline.recipe.sections import OptimizerSettings, Section
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides whether the settings of a stage have an effect.
+
+    Args:
+        recipe: as a person wrote it, or a frozen one.
+        name: of the stage.
+        plan: of the stage, if it trains and its data are known.
+        slurm: whether it will run as a job of Slurm; None if that is not known.
+    """
+
+    recipe: Recipe
+    name: str
+    plan: TrainPlan | None = None
+    slurm: bool | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.recipe.stages[self.name]
+
+    @property
+    def training(self) -> TrainStage | None:
+        """The stage, if it trains."""
+        return self.stage if isinstance(self.stage, TrainStage) else None
+
+    @property
+    def variant(self) -> Variant | None:
+        """The model; None for one that does not exist, which other checks report."""
+        try:
+            return self.stage.model.variant
+        except ValueError:
+            return None
+
+    @property
+    def shards(self) -> list[str]:
+        """Folders of the shards."""
+        data = self.stage.data
+        return [folder for folder in (data.train if self.training else None, data.validation) if folder]
+
+    @property
+    def locations(self) -> list[str]:
+        """Everything that the stage reads and writes by `data.storage`."""
+        data = self.stage.data
+        stages = [self.stage, *([self.recipe.stages[self.stage.start_from]] if self.stage.start_from else [])]
+        checkpoints = [stage.checkpoint.folder for stage in stages if isinstance(stage, TrainStage)]
+        return [*self.shards, *(f for f in (data.label_map, data.validation_label_map, *checkpoints) if f)]
+
+
+class Row(NamedTuple):
+    """A setting of a stage, when it has no effect, and a sentence that goes on after its name and value.
+
+    `level` is `ok` where that may well be intended.
+    """
+
+    setting: str
+    unused: Callable[[Facts], bool]
+    sentence: str
+    level: Level = "warning"
+
+
+def _evaluates(facts: Facts) -> bool:
+    return isinstance(facts.stage, EvaluateStage)
+
+
+def _remote(locations: list[str], schemes: str = "") -> bool:
+    """Whether one of the locations is a URL, with `schemes` of that kind."""
+    return any(is_remote(location) and location.startswith(schemes) for location in locations)
+
+
+def _lacks(kind: str) -> Callable[[Facts], bool]:
+    """Whether no block of the model is of this kind."""
+    return lambda facts: facts.variant is not None and all(stage.kind != kind for stage in facts.variant.stages)
+
+
+def _longer(section: str, setting: str = "every_steps") -> Callable[[Facts], bool]:
+    """Whether a number of steps, as the plan has it, is more than those of the stage."""
+
+    def longer(facts: Facts) -> bool:
+        plan = facts.plan
+        every = getattr(getattr(plan.stage, section), setting) if plan else None
+        return plan is not None and every is not None and every > plan.steps
+
+    return longer
+
+
+def _below_a_step(section: str) -> Callable[[Facts], bool]:
+    def below(facts: Facts) -> bool:
+        plan, stage = facts.plan, facts.training
+        epochs = getattr(getattr(stage, section), "every_epochs", None)
+        return (
+            plan is not None and epochs is not None and epochs * plan.train.samples < plan.stage.batch.global_size / 2
+        )
+
+    return below
+
+
+def _never_together(facts: Facts, *intervals: int | None) -> bool:
+    """Whether what happens at multiples of each of these steps never happens at the same one before the last."""
+    plan = facts.plan
+    return plan is not None and None not in intervals and math.lcm(*(n for n in intervals if n)) >= plan.steps
+
+
+def _keeps_none(facts: Facts) -> bool:
+    checkpoint = facts.plan.stage.checkpoint if facts.plan else None
+    return checkpoint is not None and _never_together(facts, checkpoint.interval, checkpoint.keep_every)
+
+
+def _keeps_no_best(facts: Facts) -> bool:
+    stage = facts.plan.stage if facts.plan else None
+    if stage is None or not stage.checkpoint.keep_best:
+        return False
+    return _never_together(facts, stage.checkpoint.interval, stage.evaluation.every_steps)
+
+
+def _one_rank(facts: Facts) -> bool:
+    stage = facts.training
+    if stage is None or stage.resources.ranks > 1:
+        return False
+    return stage.zero_stage >= 2 and stage.zero_stage != recommended(stage.model.name)[1]
+
+
+def _is_constant(optimizer: OptimizerSettings) -> bool:
+    """Whether the learning rate never reaches the minimum."""
+    return optimizer.schedule == "constant" and optimizer.minimum_learning_rate != optimizer.peak_learning_rate
+
+
+_ONLY_EVALUATES = "has no effect, since the stage only evaluates"
+_NOT_ON_S3 = "has no effect, since none of the stage's shards and checkpoints are on S3"
+_NO_CACHE = "has no effect, since the shards are local and not cached"
+_NO_ATTENTION = "has no effect, since the model has no attention"
+_WITHOUT_SLURM = "has no effect without Slurm, as in `coatnet run`"
+_LONGER = "is longer than the stage's {steps}"
+_EVERY_STEP = "is less than half a step, so it happens after every step"
+
+TABLE: tuple[Row, ...] = (
+    Row("start_weights", lambda f: f.stage.start_from is None, "has no effect without start_from"),
+    *(
+        Row(setting, _evaluates, _ONLY_EVALUATES)
+        for setting in (
+            "data.train", "data.label_map", "data.lanes", "data.shuffle_window", "data.crop", "data.crop_area",
+            "data.flip", "data.random_augment", "model.drop_path_rate", "loss.label_smoothing", "log.every_steps",
+            "log.samples", "log.histograms_every_steps",
+        )
+    ),
+    Row("data.crop_area", lambda f: f.stage.data.crop == "whole", "has no effect with data.crop: whole"),
+    Row(
+        "data.storage.give_up_after", lambda f: not _remote(f.locations),
+        "has no effect, since the shards and checkpoints of the stage are local",
+    ),
+    *(
+        Row(f"data.storage.{setting}", lambda f: not _remote(f.locations, "s3"), _NOT_ON_S3)
+        for setting in ("endpoint", "profile", "anonymous", "requester_pays")
+    ),
+    Row(
+        "data.storage.profile", lambda f: f.stage.data.storage.anonymous, "has no effect with data.storage.anonymous",
+    ),
+    *(
+        Row(f"data.cache.{setting}", lambda f: not _remote(f.shards), _NO_CACHE)
+        for setting in ("folder", "gigabytes", "downloads")
+    ),
+    Row("model.head_size", _lacks("transformer"), _NO_ATTENTION),
+    Row("model.relative_attention", _lacks("transformer"), _NO_ATTENTION),
+    Row("model.stride_in", _lacks("mbconv"), "has no effect, since the model has no MBConv"),
+    Row(
+        "model.convolution_norm",
+        lambda f: _lacks("mbconv")(f) and f.variant is not None and f.variant.stem == "patches",
+        "has no effect, since the model has neither MBConv nor a stem of convolutions",
+    ),
+    Row(
+        "model.pool", lambda f: f.variant is not None and all(stage.stride == 1 for stage in f.variant.stages),
+        "has no effect, since no stage of the model strides",
+    ),
+    Row(
+        "optimizer.minimum_learning_rate",
+        lambda f: f.training is not None and _is_constant(f.training.optimizer),
+        "has no effect with optimizer.schedule: constant",
+    ),
+    Row(
+        "optimizer.warmup_epochs",
+        lambda f: f.plan is not None and bool(f.plan.stage.optimizer.warmup_epochs) and not f.plan.warmup_steps,
+        "is less than half a step, so there is no warm-up",
+    ),
+    Row(
+        "mixup_alpha", lambda f: getattr(f.stage, "mixup_alpha", 0) > 0 and f.stage.batch.micro_size == 1,
+        "has no effect with batch.micro_size: 1, since MixUp mixes the images of a micro-batch",
+    ),
+    Row("zero_stage", _one_rank, "shards nothing, since there is one rank"),
+    *(
+        Row(f"checkpoint.{setting}", _longer("checkpoint"), f"{_LONGER}, so it saves only at its end")
+        for setting in ("every_steps", "every_epochs")
+    ),
+    Row("checkpoint.every_epochs", _below_a_step("checkpoint"), _EVERY_STEP),
+    Row("checkpoint.keep_every", _keeps_none, "has no effect, since no save before the last is at a multiple of it"),
+    Row("checkpoint.keep_best", _keeps_no_best, "has no effect, since no save before the last is at an evaluation"),
+    *(
+        Row(f"evaluation.{setting}", _longer("evaluation"), f"{_LONGER}, so it evaluates only at its end", "ok")
+        for setting in ("every_steps", "every_epochs")
+    ),
+    Row("evaluation.every_epochs", _below_a_step("evaluation"), _EVERY_STEP),
+    Row("log.every_steps", _longer("log"), f"{_LONGER}, so it logs only the first and the last one"),
+    Row(
+        "log.histograms_every_steps", _longer("log", "histograms_every_steps"),
+        f"{_LONGER}, so there are no histograms",
+    ),
+    Row(
+        "resources.gpu_gigabytes", lambda f: f.stage.resources.gpus_per_rank == 0,
+        "has no effect with resources.gpus_per_rank: 0",
+    ),
+    Row(
+        "resources.threads_per_rank", lambda f: f.stage.resources.gpus_per_rank > 0,
+        "is for ranks without GPUs, and these have one each (resources.gpus_per_rank)",
+    ),
+    *(
+        Row(f"resources.{setting}", lambda f: f.stage.resources.container is None, "has no effect without a container")
+        for setting in ("container_runtime", "container_mounts")
+    ),
+    *(
+        Row(f"resources.{setting}", lambda f: f.slurm is False, _WITHOUT_SLURM, "ok")
+        for setting in (
+            "cpus_per_rank", "memory_gigabytes", "partition", "account", "qos", "constraint", "flags", "container",
+            "container_runtime", "container_mounts",
+        )
+    ),
+)  # fmt: skip
+"""By the setting's key in a stage; of several rows of a setting the first that applies counts."""
+
+ALWAYS_USED = frozenset({
+    "task", "start_from", "resolution", "epochs", "steps", "precision", "ema_decay", "activation_checkpointing",
+    "compile", "data.validation", "data.validation_label_map", "data.evaluation_crop", "data.skipped_share",
+    "data.skipped_run", "data.workers", "model.name",
+    "model.head_hidden_layer", "model.depths", "model.widths", "batch.global_size", "batch.micro_size",
+    "optimizer.peak_learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.weight_decay",
+    "optimizer.betas", "optimizer.eps", "optimizer.gradient_clip", "optimizer.layer_decay", "loss.kind",
+    "checkpoint.keep_last", "checkpoint.folder", "checkpoint.grace_seconds", "evaluation.weights",
+    "non_finite.in_a_row", "non_finite.roll_backs", "watchdog.setup_seconds", "watchdog.least_seconds",
+    "watchdog.factor", "resources.nodes", "resources.ranks",
+    "resources.gpus_per_rank", "resources.time_limit",
+})  # fmt: skip
+"""Settings of a stage that need no row; those that contradict others are refused elsewhere."""
+
+
+def unused_settings(facts: Facts) -> list[Finding]:
+    """A finding for each setting of the stage that was written and has no effect."""
+    found: dict[str, Finding] = {}
+    for row in TABLE:
+        value = _written(facts.stage, row.setting)
+        if value is None or row.setting in found or not row.unused(facts):
+            continue
+        # What follows from the length of a stage concerns each by itself.
+        if row.unused(replace(facts, plan=None)) and _is_used_elsewhere(row.setting, value, facts):
+            continue
+        steps = counted(facts.plan.steps, "step") if facts.plan else ""
+        what = f"{row.setting}: {_shown(value)} {row.sentence.format(steps=steps)}"
+        found[row.setting] = Finding(
+            row.level, facts.name, what, "" if row.level == "ok" else "change it, or leave it out"
+        )
+    return list(found.values())
+
+
+def unused_shard_settings(recipe: Recipe, *, slurm: bool) -> list[Finding]:
+    """The same for the section `shards` of a recipe."""
+    shards = recipe.shards
+    if shards is None:
+        return []
+    found = []
+    folders = [folder for stage in recipe.stages.values() for folder in (stage.data.train, stage.data.validation)]
+    if not any(folder is not None and _is_below(folder, shards.folder) for folder in folders):
+        what = f"shards: no stage reads from {shards.folder}"
+        found.append(Finding("warning", "shards", what, "correct data.train and data.validation, or leave shards out"))
+    for setting in ("parts", *(f"resources.{name}" for name in type(shards.resources).model_fields)):
+        value = _written(shards, setting)
+        if value is not None and not slurm:
+            found.append(Finding("ok", "shards", f"shards.{setting}: {_shown(value)} {_WITHOUT_SLURM}"))
+    return found
+
+
+def _is_below(folder: str, parent: str) -> bool:
+    return folder == parent or folder.startswith(f"{parent.rstrip('/')}/")
+
+
+def _is_used_elsewhere(setting: str, value: Any, facts: Facts) -> bool:
+    others = [Facts(facts.recipe, name, None, facts.slurm) for name in facts.recipe.stages if name != facts.name]
+    rows = [row for row in TABLE if row.setting == setting]
+    return any(
+        _written(other.stage, setting) == value and not any(row.unused(other) for row in rows) for other in others
+    )
+
+
+def _written(section: Section, setting: str) -> Any:
+    """The value of a setting that somebody wrote; None if nobody did, or wrote null.
+
+    In a section with every setting, as in a frozen recipe, those at their defaults count as not written.
+    """
+    name, _, rest = setting.partition(".")
+    if name not in section.model_fields_set:
+        return None
+    value = getattr(section, name)
+    if rest:
+        return _written(value, rest) if isinstance(value, Section) else None
+    fields = type(section).model_fields
+    everything = section.model_fields_set >= fields.keys()
+    return None if everything and value == fields[name].get_default(call_default_factory=True) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Section):
+        value = value.model_dump(exclude_unset=True)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value) if isinstance(value, tuple) else value)

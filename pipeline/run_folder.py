@@ -153,10 +153,13 @@ class RunFolder:
         changes = changed_settings(frozen.content, now, _may_change)
         if changes:
             changed = "\n  ".join(changes)
+            length = any(change.partition(":")[0] in ("steps", "epochs") for change in changes)
             whose = self.path.stat().st_uid
             fix = "Restore them, give the recipe another name, or remove the folder to start over"
             if whose != os.getuid():  # never advise removing what is somebody else's
                 fix = f"The folder belongs to another user (uid {whose}): give the recipe another name, or set runs"
+            if length:  # the schedule of a longer stage differs from its first step on
+                fix += f"; to train it further, add a stage with `start_from: {self.path.name}`"
             raise ConfigError(f"{self.path} holds a run with other settings:\n  {changed}\n{fix}")
 
     def create(self) -> None:

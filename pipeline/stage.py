@@ -35,7 +35,7 @@ from pipeline.run_identity import establish_identity
 from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
-from pipeline.weights import build_model, chosen_weights, load_weights, to_precision
+from pipeline.weights import build_model, load_weights, starting_weights, to_precision
 from pipeline.zero.engine import autocast, model_dtype
 
 
@@ -125,11 +125,13 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     storage = Storage(**stage.data.storage.model_dump())
     with closing(open_verified(start_from, ranks, storage, folder.checkpoints)) as start:
         load_weights(model, start, stage.start_weights, classes_digest(plan))
-        chosen, step = chosen_weights(start, stage.start_weights), start.step
+        beginning = starting_weights(plan, model, start, relative_location(start_from, folder))
+    chosen, step = beginning.weights, beginning.step
     to_precision(model, dtype)
     model.eval()
     with Monitor(folder, plan, step, step, ranks, context.console) as monitor:
         monitor.begin(None, [])
+        monitor.starting_weights(beginning)
         began = time.monotonic()
         with context.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
             accuracy = evaluate(model, plan, folder, ranks, dtype)

@@ -13,7 +13,7 @@ from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
 from pipeline.checkpoints.claim import refuse_foreign_place
-from pipeline.checkpoints.lost import check_final_checkpoint
+from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
@@ -40,8 +40,15 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         build_missing(recipe.shards, console)
     plans: dict[str, Plan] = {}
     for name, stage in recipe.stages.items():
+        if is_left_behind(recipe, name):
+            folder = os.path.relpath(run_folder(recipe, name).path)
+            console.print(
+                f"[bold]{name}[/]  not trained again: {escape(folder)} is gone, and no other stage needs it",
+                soft_wrap=True,
+            )
+            continue
         plan = plans[name] = plan_stage(recipe, name)
-        if stage.start_from:
+        if stage.start_from in plans:
             check_start_classes(plan, plans[stage.start_from])
         _check_places(plan, recipe)
         check_final_checkpoint(recipe, name)
@@ -87,10 +94,10 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
     folder = run_folder(recipe, plan.name)
     _check_places(plan, recipe)  # the stage it starts from may only just have ended
     if folder.result() is not None:
-        check_final_checkpoint(recipe, plan.name)
-        console.print(f"[bold]{plan.name}[/]  done before")
+        remark = check_final_checkpoint(recipe, plan.name)
+        console.print(f"[bold]{plan.name}[/]  done before{'; ' if remark else ''}{remark}", soft_wrap=True)
         return
-    if plan.stage.start_from:
+    if plan.stage.start_from and not continues_alone(recipe, plan.name):
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
     folder.create()
     frozen.write()

@@ -278,22 +278,29 @@ def relative_location(checkpoint: str, folder: RunFolder) -> str:
 def start_digest(recipe: "Recipe", stage: str) -> str | None:
     """What identifies the weights that a stage starts from, see `weights_digest`.
 
-    None if it starts from none, or from a stage that is not done.
+    None if it starts from none, or from a stage that is not done. If these weights no longer exist, and the stage no
+    longer needs them, it is what its first start has recorded.
 
     Raises:
         ConfigError: the checkpoint no longer exists, or is another run's.
         StorageDown, StorageRefused: a remote one that cannot be read.
     """
     start = recipe.stages[stage].start_from
-    if start is None or run_folder(recipe, start).result() is None:
+    if start is None:
         return None
+    from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
+
+    frozen = run_folder(recipe, stage).frozen
+    if run_folder(recipe, start).result() is None:
+        recorded = frozen() if is_left_behind(recipe, start) else None
+        return recorded.start_digest if recorded else None
     checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
     try:
         content = read_bytes(join(checkpoint, MANIFEST), storage)
     except FileNotFoundError:
-        from pipeline.checkpoints.lost import check_final_checkpoint
-
+        if continues_alone(recipe, stage) and (recorded := frozen()):
+            return recorded.start_digest
         check_final_checkpoint(recipe, start)
         raise ConfigError(
             f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "

@@ -69,7 +69,9 @@ def run_stage(
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
     refuse_other_data(plan)
     start = plan.stage.start_from
-    start_from = final_checkpoint(recipe, start) if start else None
+    done = start is not None and run_folder(recipe, start).result() is not None
+    # A training stage with checkpoints of its own continues without the one that it started from.
+    start_from = final_checkpoint(recipe, start) if start and (done or not isinstance(plan, TrainPlan)) else None
     folder.create()
     console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)

@@ -5,7 +5,7 @@ from contextlib import closing
 
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import RunFacts
+from pipeline.checkpoints.manifest import RunFacts, read_manifest
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
@@ -29,7 +29,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     Args:
         plan: of the stage.
         context: what it runs in.
-        start_from: location of the checkpoint that an earlier stage ended with, if the stage starts from one.
+        start_from: location of the checkpoint that an earlier stage ended with, if the stage starts from one that is
+            done.
 
     Raises:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
@@ -55,7 +56,11 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         )
     model = build_model(plan, ranks.device)
     weights, beginning = None, None
-    if start_from and not checkpoint:
+    if stage.start_from and not checkpoint:
+        if start_from is None:
+            raise ConfigError(
+                f"stage {stage.start_from} is not done, and {plan.name} has no checkpoint yet; run it first"
+            )
         with closing(open_verified(start_from, ranks, store.storage, store.scratch)) as earlier:
             weights = fitted_weights(model, earlier, stage.start_weights, facts.digests.classes_digest)
             beginning = starting_weights(plan, model, earlier, relative_location(start_from, folder))
@@ -67,7 +72,12 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         state.load(checkpoint)
         checkpoint.close()
         requests.saved(checkpoint.name)
-        start = StartPoint(checkpoint.step, checkpoint.manifest.facts.skipped_samples, checkpoint.name)
+        # A stage ends with a checkpoint in the place that its recipe names, from which later stages start.
+        elsewhere = checkpoint.step == plan.steps and ranks.broadcast(
+            ranks.is_leader and plan.steps not in store.contents().steps
+        )
+        skipped = checkpoint.manifest.facts.skipped_samples
+        start = StartPoint(checkpoint.step, skipped, checkpoint.name, bool(elsewhere))
     elif weights is not None:
         state.set_weights(weights)
 
@@ -107,6 +117,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
 
     # Publish.
     if ranks.is_leader:
+        read_manifest(store.at(plan.steps), store.storage)  # is still there after what may have been a long evaluation
         images = (plan.steps - start.step) * stage.batch.global_size
         folder.finish(
             StageResult(

@@ -36,7 +36,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         recipe = load_recipe(Path(command[1]))
         folder.freeze(plan_stage(recipe, name), start_digest(recipe, name))
         checkpoint = folder.checkpoints / "step-00000001"
-        checkpoint.mkdir()
+        checkpoint.mkdir(exist_ok=True)
         (checkpoint / "manifest.json").write_text("{}")
         folder.finish(stage_result(str(checkpoint), name, steps=1))
 
@@ -70,6 +70,37 @@ def test_a_stage_whose_checkpoint_is_gone_is_neither_done_nor_trained_again(
     with pytest.raises(ConfigError, match=r"stage finetune: done, but its checkpoint .*step-00000001 no longer exists"):
         run(path)
     assert not any(step.startswith("launch") for step in steps)
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "folder"])
+def test_a_stage_continues_from_its_own_checkpoints_without_the_stage_that_it_started_from(
+    gone: str, shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    run(path)
+    recipe = load_recipe(path)
+    (run_folder(recipe, "finetune").path / "result.json").unlink()
+    shutil.rmtree(run_folder(recipe, "evaluate").path)
+    start = run_folder(recipe, "pretrain")
+    shutil.rmtree(start.checkpoints if gone == "checkpoints" else start.path)
+    del steps[:]
+    run(path)
+    assert [step for step in steps if step.startswith("launch")] == ["launch finetune", "launch evaluate"]
+    assert start.path.exists() == (gone == "checkpoints")
+
+
+def test_a_stage_without_checkpoints_of_its_own_needs_the_stage_that_it_starts_from(
+    shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    run(path)
+    recipe = load_recipe(path)
+    folder = run_folder(recipe, "finetune")
+    (folder.path / "result.json").unlink()
+    shutil.rmtree(folder.checkpoints / "step-00000001")
+    shutil.rmtree(run_folder(recipe, "pretrain").checkpoints)
+    with pytest.raises(ConfigError, match="stage pretrain: done, but its checkpoint .* no longer exists"):
+        run(path)
 
 
 def test_an_evaluation_on_other_classes_is_refused_before_anything_is_trained(

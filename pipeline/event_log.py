@@ -132,8 +132,8 @@ class EventLog:
                 return False
         return False
 
-    def begin(self, ranks: int) -> None:
-        """Record a start of the stage on `ranks` ranks.
+    def begin(self, ranks: int, node: str = "", pid: int | None = None) -> None:
+        """Record a start of the stage on `ranks` ranks, whose leader is process `pid` of `node`.
 
         Raises:
             RunFailed: the last starts all ended without progress; the next call is let through again.
@@ -150,4 +150,4 @@ class EventLog:
                 "events.jsonl in this folder show why. If they ran out of time, lower checkpoint.every_steps. The same "
                 f"command makes {STARTS_WITHOUT_PROGRESS} more attempts"
             )
-        self.record(Event.BEGIN, ranks=ranks)
+        self.record(Event.BEGIN, ranks=ranks, node=node, pid=pid)

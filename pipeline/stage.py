@@ -72,19 +72,19 @@ def run_stage(
     done = start is not None and run_folder(recipe, start).result() is not None
     # A training stage with checkpoints of its own continues without the one that it started from.
     start_from = final_checkpoint(recipe, start) if start and (done or not isinstance(plan, TrainPlan)) else None
-    folder.create()
+    folder.create(rank)
     console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
     with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.listen()
         _refuse_different_recipes(plan, ranks)
-        lock = folder.lock() if ranks.is_leader else None
+        lock = folder.lock(node) if ranks.is_leader else None
         run_id = ""
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
             run_id = establish_identity(folder.path).id
-            folder.events.begin(ranks.world_size)
+            folder.events.begin(ranks.world_size, node, os.getpid())
             if begun_file := os.environ.get(BEGUN_FILE):
                 Path(begun_file).touch()
         run_id = ranks.broadcast_text(0, run_id)

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from data.errors import DataError
 from jobs.bundled_recipes import load_recipe
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.launch import launch_ranks, refuse_other_machines
@@ -47,7 +48,10 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
                 soft_wrap=True,
             )
             continue
-        plan = plans[name] = plan_stage(recipe, name)
+        plan = _planned(recipe, name, console)
+        if plan is None:
+            continue
+        plans[name] = plan
         if stage.start_from in plans:
             check_start_classes(plan, plans[stage.start_from])
         _check_places(plan, recipe)
@@ -76,9 +80,26 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
         ConfigError, DataError: the stage cannot start.
         StageFailed: it failed, or was asked to stop.
     """
-    plan = plan_stage(recipe, name)
-    refuse_other_machines(name, plan.stage)
-    _run_planned(plan, frozen_recipe(recipe), console, signals)
+    plan = _planned(recipe, name, console)
+    if plan is not None:
+        refuse_other_machines(name, plan.stage)
+        _run_planned(plan, frozen_recipe(recipe), console, signals)
+
+
+def _planned(recipe: Recipe, name: str, console: Console) -> Plan | None:
+    """The plan of a stage; None for one that is done and whose data, which nothing reads any more, is gone."""
+    try:
+        return plan_stage(recipe, name)
+    except DataError as error:
+        folder = run_folder(recipe, name)
+        if folder.result() is None:
+            raise
+        folder.check_settings(recipe)
+        check_final_checkpoint(recipe, name)
+        console.print(
+            f"[bold]{name}[/]  done before; its data is not needed any more ({escape(str(error))})", soft_wrap=True
+        )
+        return None
 
 
 def _check_places(plan: Plan, recipe: Recipe) -> None:

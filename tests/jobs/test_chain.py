@@ -103,6 +103,23 @@ def test_a_stage_without_checkpoints_of_its_own_needs_the_stage_that_it_starts_f
         run(path)
 
 
+def test_the_data_of_a_stage_that_is_done_is_not_needed(shards: Path, tmp_path: Path, steps: list[str]) -> None:
+    shutil.copytree(shards, tmp_path / "first")
+    path = write_recipe(tmp_path, shards)
+    settings = path.read_text().replace("  pretrain:\n", "  pretrain:\n    data: {train: first/train}\n")
+    path.write_text(settings)
+    run(path)
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(run_folder(load_recipe(path), "finetune").path)
+    shutil.rmtree(run_folder(load_recipe(path), "evaluate").path)
+    del steps[:]
+    run(path)
+    assert [step for step in steps if step.startswith("launch")] == ["launch finetune", "launch evaluate"]
+    path.write_text(settings.replace("    steps: 40\n", "    steps: 50\n"))
+    with pytest.raises(ConfigError, match="steps: 40 -> 50"):
+        run(path)
+
+
 def test_an_evaluation_on_other_classes_is_refused_before_anything_is_trained(
     shards: Path, tmp_path: Path, steps: list[str]
 ) -> None:

@@ -62,10 +62,10 @@ def test_a_resume_says_what_it_computes_with_other_than_its_checkpoint(runs: Pat
         assert all(entry["step"] == 2 for entry in found)
         return [(entry["what"], entry["before"], entry["now"]) for entry in found]
 
-    on_one_rank = [("ranks", "2", "1"), ("micro-batches per rank", "2", "4")]
     assert changed(runs / "1-fp32") == []
-    assert changed(runs / "alone/1-fp32") == on_one_rank
-    assert changed(runs / "alone/3-fp32-from-1-fp32") == [*on_one_rank, ("zero_stage", "1", "3")]
+    assert changed(runs / "alone/3-fp32-from-1-fp32") == [
+        ("ranks", "2", "1"), ("micro-batches per rank", "2", "4"), ("zero_stage", "1", "3")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -64,7 +64,7 @@ class StartingWeights:
         """Lines about it; `result` is that of the earlier stage and has the names of its classes."""
         chosen = "the moving average of the weights" if self.weights == "ema" else "the raw weights"
         trains = isinstance(plan, TrainPlan)
-        anew = ", and new optimizer state" if trains else ""
+        anew = ", with new optimizer state" if trains else ""
         lines = [f"{'starts from' if trains else 'evaluates'} {chosen} in {self.checkpoint}{anew}"]
         if trains:
             lines.append(classifier_announcement(plan, self.earlier, result))
@@ -77,7 +77,7 @@ class StartingWeights:
             )
         return lines
 
-    def facts(self, plan: Plan) -> dict[str, Any]:
+    def facts(self, plan: Plan, result: StageResult | None) -> dict[str, Any]:
         """The same for the event log."""
         kept = json_sha256(plan.classes) == self.earlier.digests.classes_digest
         return {
@@ -85,6 +85,7 @@ class StartingWeights:
             "checkpoint": self.checkpoint,
             "weights": self.weights,
             "classifier": "kept" if kept else "new",
+            "reason": classifier_announcement(plan, self.earlier, result),
             "resized": dict(self.resized),
             "precision": [self.earlier.precision, plan.stage.precision],
         }

@@ -101,7 +101,7 @@ def _refuse_unclaimed(store: CheckpointStore, folder: RunFolder, ids: frozenset[
 def _foreign(store: CheckpointStore, claim: Claim | None, folder: RunFolder) -> ConfigError:
     whose, fix = f"another run, {claim.folder}," if claim else "another run", ""
     if claim and claim.folder == os.path.realpath(folder.path):
-        whose = f"an earlier run, whose folder was {claim.folder}, too,"
+        whose = f"an earlier run in the same folder, {claim.folder},"
         fix = f"; to continue from one of them, copy it into {folder.checkpoints}"
     return ConfigError(
         f"checkpoint.folder: {store.location} is where {whose} has its checkpoints; set another checkpoint.folder, or "

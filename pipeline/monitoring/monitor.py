@@ -111,9 +111,9 @@ class Monitor:
     def starting_weights(self, weights: StartingWeights) -> None:
         """Show what the stage takes from the checkpoint of an earlier one."""
         if self._leads:
-            self._folder.events.record(Event.WEIGHTS, **weights.facts(self._plan))
-            earlier = self._folder.beside(weights.earlier.stage)
-            for line in weights.announcements(self._plan, earlier.result()):
+            result = self._folder.beside(weights.earlier.stage).result()
+            self._folder.events.record(Event.WEIGHTS, **weights.facts(self._plan, result))
+            for line in weights.announcements(self._plan, result):
                 self.notify(line)
 
     def changes(self, changes: Sequence[Change]) -> None:

@@ -215,7 +215,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights_with_resized_tables(
 def test_a_stage_says_what_it_takes_from_an_earlier_one(chain: tuple[Path, str]) -> None:
     lines = chain[1].splitlines()
     resized = "relative position tables are resized for 48 pixels: 2 from 3 x 3 to 5 x 5"
-    start = "finetune  starts from the raw weights in pretrain/checkpoints/step-00000040, and new optimizer state"
+    start = "finetune  starts from the raw weights in pretrain/checkpoints/step-00000040, with new optimizer state"
     assert lines[lines.index(start) + 1].startswith("finetune  starts with the classifier of stage pretrain: ")
     assert lines[lines.index(start) + 2] == f"finetune  {resized}"
     evaluated = lines.index("evaluate  evaluates the raw weights in finetune/checkpoints/step-00000006")

@@ -95,7 +95,7 @@ def test_a_run_whose_folder_was_lost_says_how_to_continue_from_its_checkpoints(
     with pytest.raises(ConfigError) as refused:
         claim_place(place, again)
     assert str(refused.value) == (
-        f"checkpoint.folder: {place.location} is where an earlier run, whose folder was {alice.path}, too, has its "
+        f"checkpoint.folder: {place.location} is where an earlier run in the same folder, {alice.path}, has its "
         "checkpoints; set another checkpoint.folder, or give the recipe another name; to continue from one of them, "
         f"copy it into {again.checkpoints}"
     )

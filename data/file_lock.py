@@ -10,19 +10,22 @@ from typing import BinaryIO
 from data.atomic_file import open_no_link
 from data.errors import DataError
 
+_PROBE = 1 << 16  # bytes; less than any start writes
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def check_locks(folder: Path, fix: str) -> None:
-    """Check that files in `folder` can be locked; `fix` is what to do if not.
+    """Check that files in `folder` can be written and locked; `fix` is what to do if they cannot be locked.
 
     Raises:
         DataError: its file system has no locks.
-        OSError: no file can be created there.
+        OSError: no file can be created there, or the disk is full.
     """
     try:
         with TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(bytes(_PROBE))
+            file.flush()
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from data.errors import DataError
 from jobs.bundled_recipes import load_recipe
 from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
@@ -16,7 +17,7 @@ from jobs.launch import launch_ranks, refuse_other_machines, started_at
 from jobs.shard_building import build_and_report
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
-from pipeline.checkpoints.lost import check_final_checkpoint
+from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
@@ -44,8 +45,18 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         build_missing(recipe.shards, console)
     plans: dict[str, Plan] = {}
     for name, stage in recipe.stages.items():
-        plan = plans[name] = plan_stage(recipe, name)
-        if stage.start_from:
+        if is_left_behind(recipe, name):
+            folder = os.path.relpath(run_folder(recipe, name).path)
+            console.print(
+                f"[bold]{name}[/]  not trained again: {escape(folder)} is gone, and no other stage needs it",
+                soft_wrap=True,
+            )
+            continue
+        plan = _planned(recipe, name, console)
+        if plan is None:
+            continue
+        plans[name] = plan
+        if stage.start_from in plans:
             check_start_classes(plan, plans[stage.start_from])
         _check_places(plan, recipe)
         check_final_checkpoint(recipe, name)
@@ -78,9 +89,26 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
         ConfigError, DataError: the stage cannot start.
         StageFailed: it failed, or was asked to stop.
     """
-    plan = plan_stage(recipe, name)
-    refuse_other_machines(name, plan.stage)
-    _run_planned(plan, frozen_recipe(recipe), console, signals, started=signals.started)
+    plan = _planned(recipe, name, console)
+    if plan is not None:
+        refuse_other_machines(name, plan.stage)
+        _run_planned(plan, frozen_recipe(recipe), console, signals, started=signals.started)
+
+
+def _planned(recipe: Recipe, name: str, console: Console) -> Plan | None:
+    """The plan of a stage; None for one that is done and whose data, which nothing reads any more, is gone."""
+    try:
+        return plan_stage(recipe, name)
+    except DataError as error:
+        folder = run_folder(recipe, name)
+        if folder.result() is None:
+            raise
+        folder.check_settings(recipe)
+        check_final_checkpoint(recipe, name)
+        console.print(
+            f"[bold]{name}[/]  done before; its data is not needed any more ({escape(str(error))})", soft_wrap=True
+        )
+        return None
 
 
 def _check_places(plan: Plan, recipe: Recipe) -> None:
@@ -97,10 +125,10 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
     folder = run_folder(recipe, plan.name)
     _check_places(plan, recipe)  # the stage it starts from may only just have ended
     if folder.result() is not None:
-        check_final_checkpoint(recipe, plan.name)
-        console.print(f"[bold]{plan.name}[/]  done before")
+        remark = check_final_checkpoint(recipe, plan.name)
+        console.print(f"[bold]{plan.name}[/]  done before{'; ' if remark else ''}{remark}", soft_wrap=True)
         return
-    if plan.stage.start_from:
+    if plan.stage.start_from and not continues_alone(recipe, plan.name):
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
     _note_slurm_settings(plan, recipe, console)
     folder.create()

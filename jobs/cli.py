@@ -1,5 +1,6 @@
 """The `coatnet` command."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -56,5 +57,8 @@ def _coatnet(
 def main() -> None:
     """Entry point of the `coatnet` command."""
     secure_packages()
+    from data.account import complete_account  # ours by now
+
+    complete_account(os.environ)
     escape_output()
     app(prog_name="coatnet")

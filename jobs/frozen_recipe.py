@@ -17,6 +17,7 @@ import yaml
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
 from pipeline.errors import ConfigError
+from pipeline.run_access import cannot_be_written
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without pydantic
     from pipeline.recipe.schema import Recipe
@@ -46,6 +47,7 @@ class FrozenRecipe:
 
         Raises:
             ConfigError: the folder cannot be written.
+            DiskFull: there is no room.
         """
         content = recipe_text(self.recipe).encode()
         try:
@@ -54,8 +56,7 @@ class FrozenRecipe:
                 if not path.exists() or path.read_bytes() != data:  # a full disk may have cut one short
                     write_atomically(path, data, shared=True)
         except OSError as error:
-            run = self.path.parents[1]
-            raise ConfigError(f"run folder {run}: {error.strerror}; set runs to a folder you can write") from None
+            raise cannot_be_written(self.path.parents[1], error) from None
 
 
 def frozen_recipe(recipe: "Recipe") -> FrozenRecipe:

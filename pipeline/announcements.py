@@ -1,6 +1,8 @@
 """What a start says about its stage before the first step: classes, evaluation, and which classifier it begins with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from data.counted import counted
 from data.digest import json_sha256
@@ -45,6 +47,50 @@ def announcements(plan: Plan) -> list[str]:
 
 def _steps(count: int) -> str:
     return "step" if count == 1 else f"{count:,} steps"
+
+
+@dataclass(frozen=True, slots=True)
+class StartingWeights:
+    """What a stage takes from the checkpoint of an earlier stage, and what of it is changed or begins anew."""
+
+    checkpoint: str
+    """See `run_folder.relative_location`."""
+    step: int
+    weights: Literal["raw", "ema"]
+    earlier: RunFacts
+    """Of the checkpoint."""
+    resized: Mapping[str, int]
+    """See `weights.resized_tables`."""
+
+    def announcements(self, plan: Plan, result: StageResult | None) -> list[str]:
+        """Lines about it; `result` is that of the earlier stage and has the names of its classes."""
+        chosen = "the moving average of the weights" if self.weights == "ema" else "the raw weights"
+        trains = isinstance(plan, TrainPlan)
+        anew = ", with new optimizer state" if trains else ""
+        lines = [f"{'starts from' if trains else 'evaluates'} {chosen} in {self.checkpoint}{anew}"]
+        if trains:
+            lines.append(classifier_announcement(plan, self.earlier, result))
+        if self.resized:
+            sizes = ", ".join(f"{count} from {sizes}" for sizes, count in self.resized.items())
+            lines.append(f"relative position tables are resized for {plan.stage.resolution} pixels: {sizes}")
+        if self.earlier.precision != plan.stage.precision:
+            lines.append(
+                f"precision: {self.earlier.precision} in stage {self.earlier.stage}, now {plan.stage.precision}"
+            )
+        return lines
+
+    def facts(self, plan: Plan, result: StageResult | None) -> dict[str, Any]:
+        """The same for the event log."""
+        kept = json_sha256(plan.classes) == self.earlier.digests.classes_digest
+        return {
+            "step": 0 if isinstance(plan, TrainPlan) else self.step,
+            "checkpoint": self.checkpoint,
+            "weights": self.weights,
+            "classifier": "kept" if kept else "new",
+            "reason": classifier_announcement(plan, self.earlier, result),
+            "resized": dict(self.resized),
+            "precision": [self.earlier.precision, plan.stage.precision],
+        }
 
 
 def classifier_announcement(plan: Plan, earlier: RunFacts, result: StageResult | None) -> str:

@@ -30,6 +30,20 @@ class RunFailed(CoatnetError):
     exit_code = EXIT_FAILED
 
 
+class DiskFull(CoatnetError):
+    """A file system without room for what a start writes first; there may be room later."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
+class RunInUse(CoatnetError):
+    """Another node has the lock of the run folder: it runs the stage, or went down and still counts as running it."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
 class LostRank(CoatnetError):
     """Another rank is gone, and with it what both were computing; the reason is in that rank's log."""
 

@@ -30,6 +30,10 @@ class Event(StrEnum):
     """Training begins at step 0."""
     RESUME = "resume"
     """Training continues from a checkpoint."""
+    CHANGE = "change"
+    """A resume computes with something else than the start that saved its checkpoint."""
+    WEIGHTS = "weights"
+    """A start takes its weights from the checkpoint of another stage: which, and what of them is resized or new."""
     SAVE = "save"
     SAVE_FAILED = "save_failed"
     REMOVAL_FAILED = "removal_failed"
@@ -131,8 +135,8 @@ class EventLog:
                 return False
         return False
 
-    def begin(self, ranks: int) -> None:
-        """Record a start of the stage on `ranks` ranks.
+    def begin(self, ranks: int, node: str = "", pid: int | None = None) -> None:
+        """Record a start of the stage on `ranks` ranks, whose leader is process `pid` of `node`.
 
         Raises:
             RunFailed: the last starts all ended without progress; the next call is let through again.
@@ -153,4 +157,4 @@ class EventLog:
                 "events.jsonl in this folder show why. If they ran out of time, lower checkpoint.every_steps or, for "
                 f"an evaluation, raise the time limit. The same command makes {STARTS_WITHOUT_PROGRESS} more attempts"
             )
-        self.record(Event.BEGIN, ranks=ranks)
+        self.record(Event.BEGIN, ranks=ranks, node=node, pid=pid)

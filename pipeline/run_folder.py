@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
@@ -25,6 +25,7 @@ from data.settings_diff import changed_settings, flatten
 from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
+from pipeline.run_access import cannot_be_written, check_writable, hold
 from pipeline.run_identity import identity_of
 from pipeline.stage_result import StageResult
 
@@ -153,31 +154,40 @@ class RunFolder:
         changes = changed_settings(frozen.content, now, _may_change)
         if changes:
             changed = "\n  ".join(changes)
+            length = any(change.partition(":")[0] in ("steps", "epochs") for change in changes)
             whose = self.path.stat().st_uid
             fix = "Restore them, give the recipe another name, or remove the folder to start over"
             if whose != os.getuid():  # never advise removing what is somebody else's
                 fix = f"The folder belongs to another user (uid {whose}): give the recipe another name, or set runs"
+            if length:  # the schedule of a longer stage differs from its first step on
+                fix += f"; to train it further, add a stage with `start_from: {self.path.name}`"
             raise ConfigError(f"{self.path} holds a run with other settings:\n  {changed}\n{fix}")
 
-    def create(self) -> None:
-        """Create the folder and those in it.
+    def create(self, rank: int = 0) -> None:
+        """Create the folder and those in it, for a process that will write it as `rank`.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it, or a part of it, cannot be written.
             DataError: its file system has no locks, so `lock` would fail.
+            DiskFull: there is no room.
         """
+        folders = (self.checkpoints, self.tensorboard, self.logs)
         try:
-            for folder in (self.checkpoints, self.tensorboard, self.logs):
+            for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             check_locks(self.path, "set runs to a folder on another file system")
         except OSError as error:
-            raise ConfigError(f"run folder {self.path}: {error.strerror}; set runs to a folder you can write") from None
+            raise cannot_be_written(self.path, error) from None
+        check_writable(self.path, (*folders, self.events.path, self._lock_file, self.log_file(rank)))
 
     def freeze(self, plan: "Plan", start_digest: str | None) -> None:
         """Check the stage, and at its first start write what `check` compares."""
         self.check(plan, start_digest)
         if not self.recipe.exists():
-            write_atomically(self.recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
+            try:
+                write_atomically(self.recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
+            except OSError as error:
+                raise cannot_be_written(self.path, error) from None
 
     def refuse_other_run(self, checkpoint: str, run_id: object) -> None:
         """Refuse a checkpoint of the stage's result that another run has written since: `run_id` is in its manifest.
@@ -192,23 +202,22 @@ class RunFolder:
                 f"{identity.id}); restore the checkpoint from a copy, or train the stage again in a run of another name"
             )
 
-    def lock(self) -> FileLock:
-        """Hold the folder for this process.
+    def lock(self, node: str = "") -> FileLock:
+        """Hold the folder for this process on `node`.
 
         Raises:
-            ConfigError: another process runs this stage.
+            ConfigError, RunInUse: another process runs this stage; see `run_access.hold`.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=10)
-        except Timeout:
-            raise ConfigError(f"{self.path}: another process is running this stage; wait for it or stop it") from None
-        return lock
+        return hold(self._lock_file, self.events, node)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
 
     def held(self) -> bool:
         """Whether a process that this machine can see runs the stage. Writes nothing."""
         try:
-            with open(self.path / ".lock", "rb") as lock:
+            with open(self._lock_file, "rb") as lock:
                 # Shared and released at once: observers do not see each other, and a start that waits does not notice.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -275,22 +284,29 @@ def relative_location(checkpoint: str, folder: RunFolder) -> str:
 def start_digest(recipe: "Recipe", stage: str) -> str | None:
     """What identifies the weights that a stage starts from, see `weights_digest`.
 
-    None if it starts from none, or from a stage that is not done.
+    None if it starts from none, or from a stage that is not done. If these weights no longer exist, and the stage no
+    longer needs them, it is what its first start has recorded.
 
     Raises:
         ConfigError: the checkpoint no longer exists, or is another run's.
         StorageDown, StorageRefused: a remote one that cannot be read.
     """
     start = recipe.stages[stage].start_from
-    if start is None or run_folder(recipe, start).result() is None:
+    if start is None:
         return None
+    from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
+
+    frozen = run_folder(recipe, stage).frozen
+    if run_folder(recipe, start).result() is None:
+        recorded = frozen() if is_left_behind(recipe, start) else None
+        return recorded.start_digest if recorded else None
     checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
     try:
         content = read_bytes(join(checkpoint, MANIFEST), storage)
     except FileNotFoundError:
-        from pipeline.checkpoints.lost import check_final_checkpoint
-
+        if continues_alone(recipe, stage) and (recorded := frozen()):
+            return recorded.start_digest
         check_final_checkpoint(recipe, start)
         raise ConfigError(
             f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "

@@ -38,7 +38,7 @@ from pipeline.run_identity import establish_identity
 from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
-from pipeline.weights import build_model, chosen_weights, load_weights, to_precision
+from pipeline.weights import build_model, load_weights, starting_weights, to_precision
 from pipeline.zero.engine import autocast, model_dtype
 
 
@@ -72,20 +72,22 @@ def run_stage(
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
     refuse_other_data(plan)
     start = plan.stage.start_from
-    start_from = final_checkpoint(recipe, start) if start else None
-    folder.create()
+    done = start is not None and run_folder(recipe, start).result() is not None
+    # A training stage with checkpoints of its own continues without the one that it started from.
+    start_from = final_checkpoint(recipe, start) if start and (done or not isinstance(plan, TrainPlan)) else None
+    folder.create(rank)
     console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
     with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
         ranks = join_ranks(plan.stage.resources.threads_per_rank)
         watchdog.listen()
         _refuse_different_recipes(plan, ranks)
-        lock = folder.lock() if ranks.is_leader else None
+        lock = folder.lock(node) if ranks.is_leader else None
         run_id = ""
         if ranks.is_leader:
             folder.freeze(plan, start_digest(recipe, name))
             run_id = establish_identity(folder.path).id
-            folder.events.begin(ranks.world_size)
+            folder.events.begin(ranks.world_size, node, os.getpid())
             signals.set_handler(partial(_end_recorded, signals, folder.events))
             if begun_file := os.environ.get(BEGUN_FILE):
                 Path(begun_file).touch()
@@ -139,13 +141,15 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     storage = Storage(**stage.data.storage.model_dump())
     with closing(open_verified(start_from, ranks, storage, folder.checkpoints)) as start:
         load_weights(model, start, stage.start_weights, classes_digest(plan))
-        chosen, step = chosen_weights(start, stage.start_weights), start.step
+        beginning = starting_weights(plan, model, start, relative_location(start_from, folder))
+    chosen, step = beginning.weights, beginning.step
     to_precision(model, dtype)
     model.eval()
     with Monitor(folder, plan, step, step, ranks, context.console) as monitor:
         monitor.begin(None, [])
         for line in context.remarks:
             monitor.notify(line)
+        monitor.starting_weights(beginning)
         began = time.monotonic()
         with context.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
             accuracy = evaluate(model, plan, folder, ranks, dtype)

@@ -3,13 +3,13 @@
 import time
 from contextlib import closing
 
-from pipeline.announcements import classifier_announcement
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts
+from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts, read_manifest
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
+from pipeline.continuation import changes_since, computed_with
 from pipeline.errors import ConfigError
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan
@@ -17,7 +17,7 @@ from pipeline.run_folder import digests, relative_location
 from pipeline.stage_result import StageResult
 from pipeline.training_run import RunContext, StartPoint, TrainingRun
 from pipeline.training_state import TrainingState
-from pipeline.weights import build_model, fitted_weights
+from pipeline.weights import build_model, fitted_weights, starting_weights
 from pipeline.zero.engine import build_engine
 
 
@@ -29,7 +29,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     Args:
         plan: of the stage.
         context: what it runs in.
-        start_from: location of the checkpoint that an earlier stage ended with, if the stage starts from one.
+        start_from: location of the checkpoint that an earlier stage ended with, if the stage starts from one that is
+            done.
 
     Raises:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
@@ -40,7 +41,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     stage, folder, ranks, requests = plan.stage, context.folder, context.ranks, context.requests
 
     # Build, with the weights of the run's own newest checkpoint, else of the earlier stage, else the initial ones.
-    facts = RunFacts(plan.name, stage.precision, plan.model_arguments, digests(plan), context.run_id)
+    now = computed_with(plan, ranks)
+    facts = RunFacts(plan.name, stage.precision, plan.model_arguments, digests(plan), context.run_id, now)
     store = checkpoint_store(folder, stage)
     stores, passed_over = [store], list[str]()
     if ranks.is_leader:
@@ -53,12 +55,15 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             "move this checkpoint elsewhere"
         )
     model = build_model(plan, ranks.device)
-    weights, beginning = None, []
-    if start_from and not checkpoint:
+    weights, beginning = None, None
+    if stage.start_from and not checkpoint:
+        if start_from is None:
+            raise ConfigError(
+                f"stage {stage.start_from} is not done, and {plan.name} has no checkpoint yet; run it first"
+            )
         with closing(open_verified(start_from, ranks, store.storage, store.scratch)) as earlier:
             weights = fitted_weights(model, earlier, stage.start_weights, facts.digests.classes_digest)
-            of_earlier = earlier.manifest.facts.run
-            beginning = [classifier_announcement(plan, of_earlier, folder.beside(of_earlier.stage).result())]
+            beginning = starting_weights(plan, model, earlier, relative_location(start_from, folder))
     state = TrainingState(build_engine(model, stage, ranks), ranks, stage.ema_decay)
 
     # Resume.
@@ -67,8 +72,12 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         state.load(checkpoint)
         checkpoint.close()
         requests.saved(checkpoint.name)
+        # A stage ends with a checkpoint in the place that its recipe names, from which later stages start.
+        elsewhere = checkpoint.step == plan.steps and ranks.broadcast(
+            ranks.is_leader and plan.steps not in store.contents().steps
+        )
         saved = checkpoint.manifest.facts
-        start = StartPoint(saved.step, saved.skipped_samples, saved.non_finite, checkpoint.name)
+        start = StartPoint(saved.step, saved.skipped_samples, saved.non_finite, checkpoint.name, bool(elsewhere))
     elif weights is not None:
         state.set_weights(weights)
 
@@ -80,8 +89,12 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         requests,
     ):
         monitor.begin(start.checkpoint, damaged)
-        for line in (*context.remarks, *passed_over, *beginning):
+        for line in (*context.remarks, *passed_over):
             monitor.notify(line)
+        if beginning:
+            monitor.starting_weights(beginning)
+        if checkpoint:
+            monitor.changes(changes_since(checkpoint.manifest.facts, now, ranks.world_size))
         run.evaluate_if_missed()
         began = time.monotonic()
         while not run.is_done:
@@ -104,6 +117,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
 
     # Publish.
     if ranks.is_leader:
+        read_manifest(store.at(plan.steps), store.storage)  # is still there after what may have been a long evaluation
         images = (plan.steps - start.step) * stage.batch.global_size
         folder.finish(
             StageResult(

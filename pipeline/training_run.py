@@ -61,6 +61,8 @@ class StartPoint:
     """Of these."""
     checkpoint: str | None
     """Name of the checkpoint that it continues from; None for the first start."""
+    elsewhere: bool = False
+    """Whether that is the last one of the stage, in a place that `checkpoint.folder` no longer names."""
 
 
 @dataclass
@@ -171,7 +173,7 @@ class TrainingRun:
 
     def save(self, *, for_stop: bool = False) -> None:
         """Begin to save the state, unless it is saved; a second call after the same step does nothing."""
-        if self.start.checkpoint and self.step == self.start.step:
+        if self.start.checkpoint and self.step == self.start.step and not self.start.elsewhere:
             return
         with self.context.watchdog.section("save"), self.monitor.paused():
             self.monitor.flush()

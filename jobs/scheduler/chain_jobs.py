@@ -15,7 +15,7 @@ from data.settings_diff import changed_settings
 from jobs.frozen_recipe import frozen_content, frozen_recipe, recipe_content
 from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder
-from pipeline.checkpoints.lost import check_final_checkpoint
+from pipeline.checkpoints.lost import check_final_checkpoint, is_left_behind
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 from pipeline.recipe.sections import JobResources
@@ -245,10 +245,10 @@ def _script(name: str) -> str:
 
 
 def _is_done(recipe: Recipe, name: str) -> bool:
-    """Whether the stage has a result, of these settings."""
+    """Whether the stage has a result, of these settings, or had one whose folder is gone and that nothing needs."""
     folder = run_folder(recipe, name)
     if folder.result() is None:
-        return False
+        return is_left_behind(recipe, name)
     folder.check_settings(recipe)
     return True
 

@@ -4,6 +4,7 @@ A run claims the place at its first start there by a file in it, which no other 
 """
 
 import json
+import os
 from dataclasses import dataclass
 
 from data.json_records import parse_json, to_json
@@ -60,12 +61,12 @@ def claim_place(store: CheckpointStore, folder: RunFolder) -> None:
     content, location = (json.dumps(to_json(own)) + "\n").encode(), join(store.location, CLAIM)
     try:
         if read_claim(store) is None:
-            _refuse_unclaimed(store, identity.ids)
+            _refuse_unclaimed(store, folder, identity.ids)
             store.create()
             create_file(location, content, store.storage)
         claim = read_claim(store)
         if claim is None or claim.run != identity.id:
-            raise _foreign(store, claim)
+            raise _foreign(store, claim, folder)
         if claim != own:  # the run folder was moved
             write_bytes(location, content, store.storage)
     except (OSError, NotImplementedError) as error:
@@ -86,20 +87,23 @@ def refuse_foreign_place(store: CheckpointStore, folder: RunFolder) -> None:
     except OSError as error:
         raise store.cannot_be_written(error) from None
     if claim is not None and (identity is None or claim.run != identity.id):
-        raise _foreign(store, claim)
+        raise _foreign(store, claim, folder)
 
 
-def _refuse_unclaimed(store: CheckpointStore, ids: frozenset[str]) -> None:
+def _refuse_unclaimed(store: CheckpointStore, folder: RunFolder, ids: frozenset[str]) -> None:
     """Refuse checkpoints of another run whose claim was lost, for example by a copy without hidden files."""
     for step in store.contents().steps[:1]:
         run = read_manifest(store.at(step), store.storage).facts.run.run_id
         if run is not None and run not in ids:
-            raise _foreign(store, Claim(run, f"with the id {run}"))
+            raise _foreign(store, Claim(run, f"with the id {run}"), folder)
 
 
-def _foreign(store: CheckpointStore, claim: Claim | None) -> ConfigError:
-    whose = f"another run, {claim.folder}," if claim else "another run"
+def _foreign(store: CheckpointStore, claim: Claim | None, folder: RunFolder) -> ConfigError:
+    whose, fix = f"another run, {claim.folder}," if claim else "another run", ""
+    if claim and claim.folder == os.path.realpath(folder.path):
+        whose = f"an earlier run in the same folder, {claim.folder},"
+        fix = f"; to continue from one of them, copy it into {folder.checkpoints}"
     return ConfigError(
         f"checkpoint.folder: {store.location} is where {whose} has its checkpoints; set another checkpoint.folder, or "
-        "give the recipe another name"
+        f"give the recipe another name{fix}"
     )

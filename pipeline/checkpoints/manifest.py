@@ -23,6 +23,7 @@ BUFFERS = "buffers.safetensors"
 _FORMAT = {"format": "coatnet-checkpoint", "version": 1}
 _RANK = re.compile(r"^rank-(\d{5,})\b")
 _NAME = re.compile(r"^step-(\d{8,})$")
+_WRITER = ("run_id", "computed_with", "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class RunFacts:
     digests: RunDigests = field(metadata=FLAT)
     run_id: str | None = None
     """Of the run that wrote it, see `pipeline.run_identity`."""
+    computed_with: Mapping[str, str] | None = None
+    """What the start that wrote it computed with, see `pipeline.continuation`; None if that was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +195,9 @@ def signed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights_digest(content: bytes) -> str:
-    """What identifies the weights of a checkpoint by the `content` of its manifest: all but which run wrote it."""
+    """What identifies the weights of a checkpoint by the `content` of its manifest: all but the start that wrote it."""
     try:
-        kept = {key: value for key, value in json.loads(content).items() if key not in ("run_id", "sha256")}
+        kept = {key: value for key, value in json.loads(content).items() if key not in _WRITER}
     except (ValueError, AttributeError):
         return hashlib.sha256(content).hexdigest()  # damaged, as reading it will say
     return json_sha256(kept)

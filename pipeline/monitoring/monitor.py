@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from torch.utils.tensorboard.summary import image
 
-from pipeline.announcements import announcements
+from pipeline.announcements import StartingWeights, announcements
 from pipeline.checkpoints.saver import SaveReport
+from pipeline.continuation import Change
 from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
 from pipeline.event_log import Event
@@ -106,6 +107,20 @@ class Monitor:
         warns = mixing.level == "warning"
         fix = f"; {mixing.fix}" if mixing.fix else ""
         self.notify(f"{'warning: ' if warns else ''}{mixing.what}{fix}", show=warns)
+
+    def starting_weights(self, weights: StartingWeights) -> None:
+        """Show what the stage takes from the checkpoint of an earlier one."""
+        if self._leads:
+            result = self._folder.beside(weights.earlier.stage).result()
+            self._folder.events.record(Event.WEIGHTS, **weights.facts(self._plan, result))
+            for line in weights.announcements(self._plan, result):
+                self.notify(line)
+
+    def changes(self, changes: Sequence[Change]) -> None:
+        """Show what this start computes with that the one that saved its checkpoint did not."""
+        for change in changes if self._leads else []:
+            self._folder.events.record(Event.CHANGE, **asdict(change))
+            self.notify(str(change))
 
     def damaged_checkpoints(self, damaged: Sequence[str]) -> None:
         """Show which checkpoints were skipped as damaged, and why."""

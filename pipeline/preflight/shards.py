@@ -112,8 +112,8 @@ class ShardAssessor:
         folder = run_folder(self.recipe, plan.name)
         folder.check(plan, start_digest(self.recipe, plan.name))
         if folder.result() is not None:
-            check_final_checkpoint(self.recipe, plan.name)
-            found.ok(f"{folder.path}: done")
+            remark = check_final_checkpoint(self.recipe, plan.name)
+            found.ok(f"{folder.path}: done{'; ' if remark else ''}{remark}")
         elif folder.events.entries():
             found.ok(f"{folder.path}: continues a run with these settings")
 

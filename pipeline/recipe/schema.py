@@ -169,7 +169,14 @@ class Recipe(Section):
         for name, stage in self.stages.items():
             if stage.start_from is not None and stage.start_from not in seen:
                 earlier = ", ".join(seen) or "there is none"
-                raise ValueError(f"stages.{name}.start_from: {stage.start_from} is not an earlier stage ({earlier})")
+                elsewhere = (
+                    "; to start from a stage of another run, describe it here with its settings, and copy its run "
+                    f"folder into {self.name} below runs"
+                )
+                raise ValueError(
+                    f"stages.{name}.start_from: {stage.start_from} is not an earlier stage ({earlier})"
+                    f"{elsewhere if '/' in stage.start_from else ''}"
+                )
             if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
             start = self.stages[stage.start_from] if stage.start_from is not None else None

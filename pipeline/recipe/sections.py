@@ -3,13 +3,12 @@
 Defaults are the common choices of the published recipes, Table 10 of the CoAtNet paper.
 """
 
-import getpass
 import math
-import tempfile
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
+from data.account import account_name, temporary_folder
 from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
 from models.variants import Variant, find_variant
 from pipeline.recipe.locations import CachePath, ImageName, LabelMapPath, Mount, PathOrUrl, ServerUrl, ShardsPath
@@ -73,7 +72,7 @@ class StorageSettings(Section):
 class CacheSettings(Section):
     """Where each node caches remote shards; all its ranks share the folder."""
 
-    folder: CachePath = f"{tempfile.gettempdir()}/coatnet-shards-{getpass.getuser()}"
+    folder: CachePath = f"{temporary_folder()}/coatnet-shards-{account_name()}"
     """On a local disk of the node."""
     gigabytes: Annotated[float, Field(gt=0)] = 100.0
     """Maximum size of the cache."""

@@ -221,6 +221,20 @@ def test_fine_tuning_starts_from_the_pretrained_weights_with_resized_tables(
             torch.testing.assert_close(tensor, before[name])
 
 
+def test_a_stage_says_what_it_takes_from_an_earlier_one(chain: tuple[Path, str]) -> None:
+    lines = chain[1].splitlines()
+    resized = "relative position tables are resized for 48 pixels: 2 from 3 x 3 to 5 x 5"
+    start = "finetune  starts from the raw weights in pretrain/checkpoints/step-00000040, with new optimizer state"
+    assert lines[lines.index(start) + 1].startswith("finetune  starts with the classifier of stage pretrain: ")
+    assert lines[lines.index(start) + 2] == f"finetune  {resized}"
+    evaluated = lines.index("evaluate  evaluates the raw weights in finetune/checkpoints/step-00000006")
+    assert "step 6/6" in lines[evaluated + 1]
+    (entry,) = [e for e in events(stage_folder(chain[0], "finetune")) if e["event"] == "weights"]
+    assert (entry["weights"], entry["classifier"], entry["checkpoint"]) == (
+        "raw", "kept", "pretrain/checkpoints/step-00000040"
+    )  # fmt: skip
+
+
 def test_an_exported_model_gives_the_logits_of_its_checkpoint(chain: tuple[Path, str], tmp_path: Path) -> None:
     run, file = stage_folder(chain[0], "finetune"), tmp_path / "model.safetensors"
     done = coatnet("export", run, file)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoints.checkpoint import open_checkpoint
 from tests.support.command import coatnet, kill, start, wait_until
 from tests.support.recipes import checkpoint_bytes, scalars, write_recipe
 
@@ -55,6 +56,23 @@ def test_a_run_killed_after_its_last_save_only_repeats_the_evaluation(
     done = coatnet("train", recipe, "pretrain", *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "result.json").read_text()) == result | {"images_per_second": None}
+
+
+def test_a_run_that_resumes_at_its_last_step_ends_with_a_checkpoint_in_the_folder_of_its_recipe(
+    undisturbed: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    run = tmp_path / "runs" / "test" / "pretrain"
+    shutil.copytree(undisturbed, run)
+    (run / "result.json").unlink()
+    done = coatnet("train", recipe, "pretrain", *SETTINGS, "pretrain.checkpoint.folder=other", "resources.ranks=1")
+    assert done.returncode == 0, done.stderr
+    assert "pretrain  ranks: 2 at step 120, now 1\n" in done.stdout
+    final = tmp_path / "other/test/pretrain" / FINAL
+    assert json.loads((run / "result.json").read_text())["checkpoint"] == str(final)
+    one, other = (open_checkpoint(path).parameters() for path in (final, undisturbed / "checkpoints" / FINAL))
+    assert one.keys() == other.keys()
+    assert all(one[name].equal(other[name]) for name in one)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_with_the_same_result(

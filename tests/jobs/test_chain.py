@@ -45,7 +45,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, moments: list[float]) -> list[str]:
         recipe = load_recipe(Path(command[1]))
         folder.freeze(plan_stage(recipe, name), start_digest(recipe, name))
         checkpoint = folder.checkpoints / "step-00000001"
-        checkpoint.mkdir()
+        checkpoint.mkdir(exist_ok=True)
         (checkpoint / "manifest.json").write_text("{}")
         folder.finish(stage_result(str(checkpoint), name, steps=1))
         moments.append(time.time())
@@ -98,6 +98,54 @@ def test_a_stage_whose_checkpoint_is_gone_is_neither_done_nor_trained_again(
     with pytest.raises(ConfigError, match=r"stage finetune: done, but its checkpoint .*step-00000001 no longer exists"):
         run(path)
     assert not any(step.startswith("launch") for step in steps)
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "folder"])
+def test_a_stage_continues_from_its_own_checkpoints_without_the_stage_that_it_started_from(
+    gone: str, shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    run(path)
+    recipe = load_recipe(path)
+    (run_folder(recipe, "finetune").path / "result.json").unlink()
+    shutil.rmtree(run_folder(recipe, "evaluate").path)
+    start = run_folder(recipe, "pretrain")
+    shutil.rmtree(start.checkpoints if gone == "checkpoints" else start.path)
+    del steps[:]
+    run(path)
+    assert [step for step in steps if step.startswith("launch")] == ["launch finetune", "launch evaluate"]
+    assert start.path.exists() == (gone == "checkpoints")
+
+
+def test_a_stage_without_checkpoints_of_its_own_needs_the_stage_that_it_starts_from(
+    shards: Path, tmp_path: Path, steps: list[str]
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    run(path)
+    recipe = load_recipe(path)
+    folder = run_folder(recipe, "finetune")
+    (folder.path / "result.json").unlink()
+    shutil.rmtree(folder.checkpoints / "step-00000001")
+    shutil.rmtree(run_folder(recipe, "pretrain").checkpoints)
+    with pytest.raises(ConfigError, match="stage pretrain: done, but its checkpoint .* no longer exists"):
+        run(path)
+
+
+def test_the_data_of_a_stage_that_is_done_is_not_needed(shards: Path, tmp_path: Path, steps: list[str]) -> None:
+    shutil.copytree(shards, tmp_path / "first")
+    path = write_recipe(tmp_path, shards)
+    settings = path.read_text().replace("  pretrain:\n", "  pretrain:\n    data: {train: first/train}\n")
+    path.write_text(settings)
+    run(path)
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(run_folder(load_recipe(path), "finetune").path)
+    shutil.rmtree(run_folder(load_recipe(path), "evaluate").path)
+    del steps[:]
+    run(path)
+    assert [step for step in steps if step.startswith("launch")] == ["launch finetune", "launch evaluate"]
+    path.write_text(settings.replace("    steps: 40\n", "    steps: 50\n"))
+    with pytest.raises(ConfigError, match="steps: 40 -> 50"):
+        run(path)
 
 
 def test_an_evaluation_on_other_classes_is_refused_before_anything_is_trained(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.digest import json_sha256
-from pipeline.announcements import announcements, class_list, classifier_announcement
+from pipeline.announcements import StartingWeights, announcements, class_list, classifier_announcement
 from pipeline.checkpoints.manifest import RunDigests, RunFacts
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
@@ -89,6 +89,29 @@ def test_names_and_their_order_decide_whether_a_classifier_is_kept(
 ) -> None:
     plan = plan_stage(load_recipe(write_recipe(tmp_path, shards)), "finetune")
     assert classifier_announcement(plan, *earlier(*before)) == said
+
+
+def test_a_start_says_what_it_takes_from_an_earlier_stage_and_what_begins_anew(shards: Path, tmp_path: Path) -> None:
+    facts, result = earlier("Bright", "dark", "striped")
+    recipe = load_recipe(write_recipe(tmp_path, shards), ["precision=bf16", "zero_stage=1"])
+    weights = StartingWeights("first/checkpoints/step-00000001", 1, "ema", facts, {"3 x 3 to 5 x 5": 2})
+    new = classifier_announcement(plan_stage(recipe, "finetune"), facts, result)
+    assert "class 0 was Bright and is bright" in new
+    tables = "relative position tables are resized for 48 pixels: 2 from 3 x 3 to 5 x 5"
+    assert weights.announcements(plan_stage(recipe, "finetune"), result) == [
+        "starts from the moving average of the weights in first/checkpoints/step-00000001, with new optimizer state",
+        new,
+        tables,
+        "precision: fp32 in stage first, now bf16",
+    ]
+    assert weights.facts(plan_stage(recipe, "finetune"), result) == {
+        "step": 0, "checkpoint": "first/checkpoints/step-00000001", "weights": "ema", "classifier": "new", "reason": new,
+        "resized": {"3 x 3 to 5 x 5": 2}, "precision": ["fp32", "bf16"],
+    }  # fmt: skip
+    assert weights.announcements(plan_stage(recipe, "evaluate"), result)[:2] == [
+        "evaluates the moving average of the weights in first/checkpoints/step-00000001",
+        tables,
+    ]
 
 
 def test_classes_that_are_only_numbered_may_mean_anything(shards: Path, tmp_path: Path) -> None:

@@ -88,9 +88,10 @@ def sign_again(checkpoint: Path, **changes: Any) -> None:
 
 
 def checkpoint_bytes(path: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, its manifest without the id of the run that wrote it."""
+    """The files of a checkpoint, its manifest without what and which run wrote it."""
     files = {file.name: file.read_bytes() for file in path.iterdir()}
     manifest = json.loads(files["manifest.json"])
     assert signed(manifest) == manifest
-    manifest.pop("run_id", None)
+    for key in ("run_id", "computed_with"):
+        manifest.pop(key, None)
     return files | {"manifest.json": json.dumps(signed(manifest)).encode()}

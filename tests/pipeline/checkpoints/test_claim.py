@@ -86,6 +86,21 @@ def test_a_moved_run_keeps_its_place_and_a_copy_does_not_get_it(
     assert [store.location for store in known_stores(moved, now)] == [now.location, place.location]
 
 
+def test_a_run_whose_folder_was_lost_says_how_to_continue_from_its_checkpoints(
+    place: CheckpointStore, alice: RunFolder
+) -> None:
+    claim_place(place, alice)
+    shutil.rmtree(alice.path)
+    again = started(alice.path)
+    with pytest.raises(ConfigError) as refused:
+        claim_place(place, again)
+    assert str(refused.value) == (
+        f"checkpoint.folder: {place.location} is where an earlier run in the same folder, {alice.path}, has its "
+        "checkpoints; set another checkpoint.folder, or give the recipe another name; to continue from one of them, "
+        f"copy it into {again.checkpoints}"
+    )
+
+
 def test_a_place_in_the_run_folder_needs_no_claim(alice: RunFolder) -> None:
     own = CheckpointStore(str(alice.checkpoints), Storage(), alice.checkpoints)
     claim_place(own, alice)

@@ -20,7 +20,7 @@ from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.weights import build_model
 from tests.support.ranks import run_ranks
-from tests.support.recipes import checkpoint_bytes, scalars, write_recipe
+from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,18 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (alone / f"{case}-whole").symlink_to(folder / f"{case}-whole")
     run_ranks(1, WORKER, recipe, alone, *CASES, *RESHAPED, *checked)
     return folder
+
+
+def test_a_resume_says_what_it_computes_with_other_than_its_checkpoint(runs: Path) -> None:
+    def changed(run: Path) -> list[tuple[str, str, str]]:
+        found = [entry for entry in events(run) if entry["event"] == "change"]
+        assert all(entry["step"] == 2 for entry in found)
+        return [(entry["what"], entry["before"], entry["now"]) for entry in found]
+
+    assert changed(runs / "1-fp32") == []
+    assert changed(runs / "alone/3-fp32-from-1-fp32") == [
+        ("ranks", "2", "1"), ("micro-batches per rank", "2", "4"), ("zero_stage", "1", "3")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from jobs.bundled_recipes import load_recipe
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
+from jobs.inherited_environment import discard_foreign_variables
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
 from pipeline.checkpoints.claim import refuse_foreign_place
@@ -32,6 +33,7 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         ConfigError, DataError: found before the first stage starts.
         StageFailed: a stage failed, or was asked to stop.
     """
+    discard_foreign_variables()
     recipe = load_recipe(path, overrides)
     for name, stage in recipe.stages.items():
         refuse_other_machines(name, stage)
@@ -69,6 +71,7 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
         ConfigError, DataError: the stage cannot start.
         StageFailed: it failed, or was asked to stop.
     """
+    discard_foreign_variables()
     plan = plan_stage(recipe, name)
     refuse_other_machines(name, plan.stage)
     _run_planned(plan, frozen_recipe(recipe), console, signals)

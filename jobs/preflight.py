@@ -14,6 +14,7 @@ from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, req
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
 from pipeline.preflight.memory import assess_memory
+from pipeline.preflight.network import assess_interface
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
 from pipeline.preflight.versions import assess_versions
@@ -65,6 +66,8 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool) -> Iterator[Finding
     yield from assess_disk_space(recipe, kept, caches)
     if slurm:
         yield from dry_run(recipe, stages)
+    else:
+        yield from assess_interface()
     clock = assess_clock(recipe)
     if clock is not None:
         yield clock

@@ -2,14 +2,23 @@
 
 import re
 import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
+import torch
 
 from pipeline import rendezvous
+from pipeline.distributed import Ranks, join_ranks, join_without_gpus
 from pipeline.errors import ConfigError
+from pipeline.faults.preemption import StopSignals
+from pipeline.recipe.loader import load_recipe
 from pipeline.rendezvous import Rendezvous, check_interface, check_reachable, check_world_size, read_rendezvous
+from pipeline.stage import run_stage
 from tests.support.ports import free_ports
+from tests.support.recipes import write_recipe
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 NIC = next(name for name, found in psutil.net_if_addrs().items() if any(one.address == "127.0.0.1" for one in found))
@@ -39,6 +48,33 @@ def test_ranks_are_as_many_as_the_recipe_has() -> None:
     check_world_size("pretrain", 2, read_rendezvous(RANK))
     with pytest.raises(ConfigError, match=r"stage pretrain: resources.ranks is 8, and RANK=1 WORLD_SIZE=2 in the env"):
         check_world_size("pretrain", 8, read_rendezvous(RANK))
+
+
+def test_a_stage_does_not_start_on_other_ranks_than_those_of_its_recipe(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, shards), ["resources.ranks=2"])
+    for name, value in (RANK | {"RANK": "0", "WORLD_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="stage pretrain: resources.ranks is 2, and RANK=0 WORLD_SIZE=1"):
+        run_stage(recipe, "pretrain", StopSignals(_end), node="here", started=0.0, job_end_time=lambda: None)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("join", [join_without_gpus, lambda: join_ranks(torch.get_num_threads())])
+def test_ranks_that_join_have_checked_their_interface(
+    join: Callable[[], Ranks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (RANK | {"LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "=none0")
+    with pytest.raises(ConfigError, match="_SOCKET_IFNAME==none0: there is no =?none0 on"):
+        join()
+
+
+def _end(code: int, message: str) -> NoReturn:
+    raise SystemExit(f"{code}: {message}")
 
 
 def test_a_port_that_another_process_listens_on_is_refused_unless_that_is_torchrun(

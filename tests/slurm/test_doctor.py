@@ -105,7 +105,8 @@ def test_a_controller_that_does_not_answer_is_reported(
 def test_commands_that_find_no_cluster_are_reported_once(
     shards: Path, tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    (tmp_path / "slurm.conf").touch()  # for a file that does not exist, Slurm waits a minute
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     recipe = write_recipe(tmp_path, shards)
     done = coatnet("doctor", recipe, "--json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -100,6 +100,7 @@ def join_ranks(threads: int) -> Ranks:
 
     Raises:
         ConfigError: these variables or those of network interfaces are wrong, or there are more ranks than GPUs.
+        PortTaken: the port of a job is taken.
     """
     found = read_rendezvous(os.environ)
     if torch.cuda.is_available():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from pipeline.errors import ConfigError
+from pipeline.errors import CAUSE_FILE, ConfigError, PortTaken
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _RESOLVE_SECONDS = 60.0
@@ -43,10 +43,14 @@ def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
     rank, world_size, local_rank, port = (
         _number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     )
-    if rank >= world_size:
-        raise ConfigError(
-            f"RANK={rank} is no rank of WORLD_SIZE={world_size}: they count from 0; correct or unset them"
-        )
+    counts = {"RANK": ("WORLD_SIZE", world_size), "LOCAL_RANK": ("WORLD_SIZE", world_size)}
+    if "LOCAL_WORLD_SIZE" in environment:
+        counts["LOCAL_RANK"] = "LOCAL_WORLD_SIZE", _number(environment, "LOCAL_WORLD_SIZE")
+    for name, (of, count) in counts.items():
+        if int(environment[name]) >= count:
+            raise ConfigError(
+                f"{name}={environment[name]} is no rank of {of}={count}: they count from 0; correct or unset them"
+            )
     if not 0 < port < 2**16:
         raise ConfigError(f"MASTER_PORT={port} is no port; give all ranks one from 1024 to 65535")
     return Rendezvous(rank, world_size, local_rank, environment["MASTER_ADDR"], port)
@@ -71,6 +75,7 @@ def check_reachable(found: Rendezvous, backend: str) -> None:
 
     Raises:
         ConfigError: a name that does not resolve, a port that is taken, or an interface that is not there.
+        PortTaken: the port of a job is taken.
     """
     check_interface(backend)
     _resolve(found)
@@ -82,7 +87,9 @@ def check_reachable(found: Rendezvous, backend: str) -> None:
             try:
                 probe.bind(("", found.port))
             except OSError as error:
-                raise ConfigError(
+                # A program that waits for the ranks of a job has chosen the port, and starts the job again.
+                kind = PortTaken if CAUSE_FILE in os.environ else ConfigError
+                raise kind(
                     f"MASTER_PORT={found.port}: rank 0 cannot listen there on {socket.gethostname()} "
                     f"({error.strerror}); end what does, or give all ranks another port"
                 ) from None

@@ -12,7 +12,7 @@ import torch
 
 from pipeline import rendezvous
 from pipeline.distributed import Ranks, join_ranks, join_without_gpus
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PortTaken
 from pipeline.faults.preemption import StopSignals
 from pipeline.recipe.loader import load_recipe
 from pipeline.rendezvous import Rendezvous, check_interface, check_reachable, check_world_size, read_rendezvous
@@ -36,6 +36,8 @@ def test_a_rank_knows_itself_and_where_to_meet() -> None:
         ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 is no port; give all ranks one from 1024 to 65535"),
         ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0 in the environment is not a whole number; correct or unset it"),
         ({"RANK": "2"}, "RANK=2 is no rank of WORLD_SIZE=2: they count from 0; correct or unset them"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK=2 is no rank of WORLD_SIZE=2: they count from 0; correct or unset them"),
+        ({"LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK=1 is no rank of LOCAL_WORLD_SIZE=1: they count from 0; correct or unset them"),
     ],
 )  # fmt: skip
 def test_variables_that_cannot_be_those_of_a_rank_are_named(changes: dict[str, str], message: str) -> None:
@@ -54,7 +56,7 @@ def test_a_stage_does_not_start_on_other_ranks_than_those_of_its_recipe(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path, shards), ["resources.ranks=2"])
-    for name, value in (RANK | {"RANK": "0", "WORLD_SIZE": "1"}).items():
+    for name, value in (RANK | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="stage pretrain: resources.ranks is 2, and RANK=0 WORLD_SIZE=1"):
         run_stage(recipe, "pretrain", StopSignals(_end), node="here", started=0.0, job_end_time=lambda: None)
@@ -89,6 +91,9 @@ def test_a_port_that_another_process_listens_on_is_refused_unless_that_is_torchr
         other.listen()
         check_reachable(read_rendezvous(RANK | {"MASTER_PORT": str(port)}), "gloo")  # as rank 0 does
         with pytest.raises(ConfigError, match=rf"MASTER_PORT={port}: rank 0 cannot listen there on .*already in use"):
+            check_reachable(leader, "gloo")
+        monkeypatch.setenv("COATNET_CAUSE_FILE", "x")
+        with pytest.raises(PortTaken):  # the job is requeued
             check_reachable(leader, "gloo")
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
         check_reachable(leader, "gloo")

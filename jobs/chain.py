@@ -14,6 +14,7 @@ from jobs.bundled_recipes import load_recipe
 from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.launch import launch_ranks, refuse_other_machines, started_at
+from jobs.inherited_environment import discard_foreign_variables
 from jobs.shard_building import build_and_report
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
@@ -37,6 +38,7 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         ConfigError, DataError: found before the first stage starts.
         StageFailed: a stage failed, or was asked to stop.
     """
+    discard_foreign_variables()
     recipe = load_recipe(path, overrides)
     for name, stage in recipe.stages.items():
         refuse_other_machines(name, stage)
@@ -52,7 +54,8 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
                 soft_wrap=True,
             )
             continue
-        plan = _planned(recipe, name, console)
+        discard_foreign_variables()
+    plan = _planned(recipe, name, console)
         if plan is None:
             continue
         plans[name] = plan

@@ -21,6 +21,11 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
 
 
+def print_warning(console: Console, text: str) -> None:
+    """Print `text`, unwrapped, as a warning."""
+    console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
 def make_table(*headings: str, right: Collection[str] = (), title: str | None = None) -> Table:
     """An empty table with these columns; those in `right` are aligned to the right. Long cells wrap."""
     table = Table(

@@ -14,6 +14,7 @@ from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, req
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
 from pipeline.preflight.memory import assess_memory
+from pipeline.preflight.network import assess_interface
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
 from pipeline.preflight.unused_settings import Facts, unused_settings, unused_shard_settings
@@ -70,6 +71,8 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe) ->
     yield from assess_disk_space(recipe, kept, caches)
     if slurm:
         yield from dry_run(recipe, stages)
+    else:
+        yield from assess_interface()
     clock = assess_clock(recipe)
     if clock is not None:
         yield clock

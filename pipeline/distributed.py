@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DeviceFailed, LostRank
+from pipeline.rendezvous import check_reachable, read_rendezvous
 
 _NEVER = timedelta(days=7)
 """How long a collective may take. The watchdog ends a run that hangs and names the rank that is late; a shorter timeout
 of the process group would end it first, without the name."""
 _CONNECT_SECONDS = 5.0
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,35 +93,21 @@ class KeyValueStore(Protocol):
         """Set the value if the key has the expected one, or does not exist and that is empty; return the new value."""
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """The values of RANK and WORLD_SIZE.
-
-    Raises:
-        ConfigError: one of the environment variables that a rank needs is not set.
-    """
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"the environment has no {', '.join(missing)}, which a rank needs; "
-            "start ranks with coatnet train or torchrun"
-        )
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
 def join_ranks(threads: int) -> Ranks:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
     Without a GPU, this rank computes with `threads` threads.
 
     Raises:
-        ConfigError: one of these variables is not set, or there are more ranks than GPUs.
+        ConfigError: these variables or those of network interfaces are wrong, or there are more ranks than GPUs.
+        PortTaken: the port of a job is taken.
     """
-    rank, world_size = rank_and_world_size()
+    found = read_rendezvous(os.environ)
     if torch.cuda.is_available():
-        local_rank, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local_rank >= devices:
-            raise ConfigError(f"resources.ranks asks for GPU number {local_rank} of a machine that has {devices}")
-        device = torch.device("cuda", local_rank)
+        devices = torch.cuda.device_count()
+        if found.local_rank >= devices:
+            raise ConfigError(f"resources.ranks asks for GPU number {found.local_rank} of a machine that has {devices}")
+        device = torch.device("cuda", found.local_rank)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
@@ -131,19 +117,22 @@ def join_ranks(threads: int) -> Ranks:
     # For the process groups that DeepSpeed creates.
     dist.distributed_c10d.default_pg_timeout = _NEVER
     dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_NEVER)
-    return Ranks(rank, world_size, device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    check_reachable(found, backend)
+    dist.init_process_group(backend, timeout=_NEVER)
+    return Ranks(found.rank, found.world_size, device)
 
 
 def join_without_gpus() -> Ranks:
     """Join the same group for communication between CPUs, which needs neither GPUs nor NCCL.
 
     Raises:
-        ConfigError: one of the environment variables that a rank needs is not set.
+        ConfigError: the environment variables of a rank or of network interfaces are wrong.
     """
-    rank, world_size = rank_and_world_size()
+    found = read_rendezvous(os.environ)
+    check_reachable(found, "gloo")
     dist.init_process_group("gloo", timeout=_NEVER)
-    return Ranks(rank, world_size, torch.device("cpu"))
+    return Ranks(found.rank, found.world_size, torch.device("cpu"))
 
 
 def with_gpus(ranks: Ranks, device: torch.device) -> Ranks:

@@ -59,6 +59,13 @@ class DeviceFailed(CoatnetError):
     retryable = True
 
 
+class PortTaken(CoatnetError):
+    """The port at which the ranks of a job meet is in use; it may be free later, or on another machine."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
 class Preempted(CoatnetError):
     """The run was asked to stop and did so after `step` steps, saved as `checkpoint`.
 

@@ -12,7 +12,7 @@ import torch
 
 from data.remote.storage import Storage
 from pipeline.checkpoints.resume import open_verified
-from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
+from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
 from pipeline.event_log import Event, EventLog
@@ -25,6 +25,7 @@ from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
+from pipeline.rendezvous import check_world_size, read_rendezvous
 from pipeline.run_folder import (
     classes_digest,
     final_checkpoint,
@@ -67,9 +68,11 @@ def run_stage(
         Preempted: it was asked to stop and is saved.
         LostRank: another rank is gone.
     """
-    rank, world_size = rank_and_world_size()
+    found = read_rendezvous(os.environ)
+    rank, world_size = found.rank, found.world_size
     folder = run_folder(recipe, name)
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
+    check_world_size(name, plan.stage.resources.ranks, found)
     refuse_other_data(plan)
     start = plan.stage.start_from
     done = start is not None and run_folder(recipe, start).result() is not None

@@ -33,6 +33,17 @@ whole_number() { # $1 if it is one, else $2: bash would run commands that are hi
     case $1 in '' | *[!0-9]*) echo "$2" ;; *) echo "$1" ;; esac
 }
 
+leave_inherited() { # options of srun that sbatch does not set, or that keep GPUs from tasks, and those of torchrun
+    local inherited=("${!SLURM_CPU_BIND@}" "${!SLURM_GPUS_PER_TASK@}" "${!SLURM_GPUS_PER_SOCKET@}" "${!TORCHELASTIC_@}")
+    local memory=("${!SLURM_MEM_PER_@}")
+    if [ "${#memory[@]}" -gt 1 ]; then inherited+=("${memory[@]}"); fi # srun refuses two; without, a step gets all
+    if [ "${#inherited[@]}" -gt 0 ]; then
+        say "without effect in the environment: ${inherited[*]}"
+        unset "${inherited[@]}"
+    fi
+    unset SLURM_EXPORT_ENV "${!SQUEUE_@}" # a format or filter of a person would hide this job
+}
+
 main() { # a function, so that bash has read all of it: the file may change during a long srun
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     job=${job:-$SLURM_JOB_ID}
@@ -103,10 +114,13 @@ main() { # a function, so that bash has read all of it: the file may change duri
         esac
     fi
 
-    # Slurm's variables give a task its rank. With exec, signals reach Python.
+    # A shell in another job, or one that outlived its job, passes its variables on to this one, and srun obeys them.
+    leave_inherited
+
+    # Slurm's variables give a task its rank; SLURM_GTIDS lists the tasks of its node. With exec, signals reach Python.
     # shellcheck disable=SC2016
     rank='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-    LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)) && export LOCAL_WORLD_SIZE && exec "$@"'
+    tasks=${SLURM_GTIDS//[^,]/} && LOCAL_WORLD_SIZE=$((${#tasks} + 1)) && export LOCAL_WORLD_SIZE && exec "$@"'
 
     say "start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, ${SLURM_NTASKS:-1} tasks"
     trap : TERM USR1 USR2 # the tasks handle these; this shell must survive them to handle the exit code

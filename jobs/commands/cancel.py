@@ -1,6 +1,5 @@
 """`coatnet cancel`: end the jobs of a run."""
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, check_stages, find_chain
 from jobs.scheduler import slurm
 from jobs.scheduler.slurm import SlurmJob
-from jobs.scheduler.submissions import Submission
+from jobs.scheduler.submissions import Submission, dependencies
 
 
 def cancel(
@@ -59,14 +58,9 @@ def _with_dependents(chosen: Sequence[str], live: Sequence[Submission]) -> list[
     ended = list(chosen)
     for number in ended:  # the list grows meanwhile
         for submission in live:
-            if number in _dependencies(submission.command) and submission.job not in ended:
+            if number in dependencies(submission.command) and submission.job not in ended:
                 ended.append(submission.job)
     return ended
-
-
-def _dependencies(command: list[str]) -> list[str]:
-    """Numbers of the jobs that an `sbatch` command makes its job wait for."""
-    return re.findall(r":(\d+)", " ".join(word for word in command if word.startswith("--dependency=")))
 
 
 def _description(job: SlurmJob, *, is_dependent: bool) -> str:

@@ -19,8 +19,10 @@ from jobs.commands.arguments import AsJson, Overrides, RecipePath
 from jobs.console import make_console, make_table
 from jobs.exit_codes import end_process, exit_on_error
 from jobs.launch import die_with_launcher
+from jobs.packages import outside_environment
 from jobs.preflight import assess_recipe
 from jobs.scheduler import slurm
+from jobs.scheduler.environment import submission_findings
 from jobs.scheduler.job_end import node_name
 from jobs.scheduler.node_check import check_nodes
 from pipeline.errors import ConfigError, SeveralErrors
@@ -69,7 +71,7 @@ def doctor(
                 findings = [finding_of_error("", error)]
             else:
                 stages = [stage] if stage is not None else list(loaded.stages)
-                findings = list(assess_recipe(loaded, stages, slurm=slurm.available()))
+                findings = _assess(loaded, stages)
                 if nodes:
                     findings += _check_nodes(loaded, stages, seconds, signals, status.update)
         if as_json:
@@ -95,6 +97,18 @@ def summary(findings: Sequence[Finding]) -> str:
     levels = [finding.level for finding in findings]
     counts = [(levels.count(level), level) for level in ("error", "warning")]
     return ", ".join(counted(count, level) for count, level in counts)
+
+
+def _assess(recipe: Recipe, stages: Sequence[str]) -> list[Finding]:
+    has_cluster = slurm.has_cluster()
+    found = list(assess_recipe(recipe, stages, slurm=has_cluster))
+    if has_cluster:
+        return found + submission_findings(outside_environment())
+    if slurm.has_commands():
+        what = "Slurm's commands are on this machine and find no cluster: stages were checked for a run on this machine"
+        fix = "to submit them, use a machine of the cluster, or set SLURM_CONF to its slurm.conf"
+        found.append(Finding("warning", "", what, fix))
+    return found
 
 
 def _check_nodes(

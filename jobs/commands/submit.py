@@ -9,17 +9,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import Overrides, RecipePath
-from jobs.console import make_console, make_table, print_line
+from jobs.console import make_console, make_table, print_line, print_warning
 from jobs.exit_codes import exit_on_error
 from jobs.frozen_recipe import frozen_recipe
+from jobs.packages import outside_environment
+from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, submit_chain
+from jobs.scheduler.environment import dropped_variables, submission_findings
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import record, sweep_file, variations
 from pipeline.errors import ConfigError
+from pipeline.preflight.finding import Finding
 from pipeline.recipe.schema import Recipe
 
 
@@ -47,11 +50,17 @@ def submit(
         if sweep:
             found = variations(base.name, sweep)
             runs = [load_recipe(recipe, [*(overrides or []), *variation.overrides]) for variation in found]
+        for finding in submission_findings(outside_environment()):
+            _print_remark(finding)
         if doctor:
+            if slurm.has_commands():  # without an answer, no recipe is wrong
+                slurm.find_cluster()
             _refuse_errors(recipe, runs)
         shards = submission_folder(base)
         chains = [(run, submission_folder(run)) for run in runs]
         if dry_run:
+            if dropped := dropped_variables(outside_environment()):
+                print(f"unset {' '.join(dropped)}")
             for run, folder in chains:
                 print(
                     f"# {run.name}, with the recipe as {str(frozen_recipe(run).path)!r}"
@@ -71,11 +80,10 @@ def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
     """Check each run: print warnings, refuse errors."""
     from jobs.preflight import assess_recipe  # torch, which --no-doctor does without
 
-    stderr = Console(stderr=True, highlight=False)
     found = dict.fromkeys(finding for run in runs for finding in assess_recipe(run, list(run.stages), slurm=True))
     for finding in found:
         if finding.level == "warning":
-            stderr.print(Text.assemble(("warning: ", "yellow"), finding.line), soft_wrap=True)
+            _print_remark(finding)
     errors = [finding.line for finding in found if finding.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -83,6 +91,14 @@ def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
             f"{errors[0]}{more}; nothing was submitted. coatnet doctor {shlex.quote(str(recipe))} lists everything; "
             "--no-doctor submits regardless"
         )
+
+
+def _print_remark(finding: Finding) -> None:
+    stderr = Console(stderr=True, highlight=False)
+    if finding.level == "warning":
+        print_warning(stderr, finding.line)
+    else:
+        print_line(stderr, finding.line)
 
 
 def _table(recipe: Recipe, results: Sequence[SubmitResult]) -> Table:

@@ -16,9 +16,11 @@ def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> 
 
         if is_rank():
             die_with_launcher()
+            from jobs.inherited_environment import discard_foreign_job
             from jobs.scheduler.job_end import job_end_time, node_name
             from pipeline.stage import run_stage
 
+            discard_foreign_job(quietly=os.environ["RANK"] != "0")
             run_stage(
                 load_recipe(recipe, overrides),
                 stage,

@@ -14,7 +14,7 @@ from data.child_process import PROGRAM_FOLDER
 from data.settings_diff import changed_settings
 from jobs.frozen_recipe import frozen_content, frozen_recipe, recipe_content
 from jobs.scheduler import slurm
-from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder
+from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder, dependencies
 from pipeline.checkpoints.lost import check_final_checkpoint, is_left_behind
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
@@ -137,6 +137,8 @@ def submit_chain(
 ) -> list[SubmitResult]:
     """Submit every job that is neither done nor waiting or running from an earlier submission.
 
+    A job that waits for one that has failed or been replaced, so that Slurm would cancel it, is submitted again.
+
     Raises:
         ConfigError: the checkpoint of a stage that is done no longer exists. Or Slurm refuses a job: those before it
             are submitted, and another call submits the rest.
@@ -163,10 +165,13 @@ def submit_chain(
         job = slurm.jobs([before.job])[before.job] if before else None
         dependency = numbers.get(chain_job.waits_for) if chain_job.waits_for else None
         command = chain_job.command(dependency)
-        if before and job and job.lives:
+        remark = ""
+        if before and job and job.waits and (lost := _lost_dependency(before, dependency)):
+            slurm.cancel([before.job])
+            remark = f"job {before.job}, which {lost}, is cancelled"
+        elif before and job and job.lives:
             numbers[name] = before.job
             difference = _difference(before, name, command, frozen.recipe)
-            remark = ""
             if difference is not None:
                 settings = f"other settings ({difference})" if difference else "other settings"
                 remark = f"{'waits' if job.waits else 'runs'} with {settings}; to submit it with these, cancel it first"
@@ -175,8 +180,24 @@ def submit_chain(
         number = slurm.submit(command, chain_job.variables)
         record.add(name, number, command)
         numbers[name] = number
-        results.append(SubmitResult(chain_job, "submitted", number))
+        results.append(SubmitResult(chain_job, "submitted", number, remark))
     return results
+
+
+def _lost_dependency(before: Submission, dependency: str | None) -> str:
+    """What a job waits for instead of `dependency`, the job that it would wait for if it was submitted now.
+
+    Empty if it waits for that one, or for one that has not failed and whose stage is done by now.
+    """
+    recorded = next(iter(dependencies(before.command)), None)
+    if recorded == dependency:
+        return ""
+    if recorded is None:
+        return f"did not wait for job {dependency}"
+    job = slurm.jobs([recorded])[recorded]
+    if dependency is None and (job.lives or job.state in ("COMPLETED", "UNKNOWN")):
+        return ""
+    return f"waited for job {recorded} ({job.state})"
 
 
 def as_script(chain: Sequence[ChainJob]) -> str:

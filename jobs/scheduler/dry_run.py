@@ -10,7 +10,7 @@ from jobs.scheduler.chain_jobs import MERGE, chain_jobs
 from jobs.scheduler.submissions import SHARDS, submission_folder
 from pipeline.errors import ConfigError
 from pipeline.preflight.disk_space import clock_finding
-from pipeline.preflight.finding import Finding
+from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe
 
 _FIXES = {
@@ -31,7 +31,7 @@ _FIXES = {
 
 def dry_run(recipe: Recipe, stages: Sequence[str]) -> Iterator[Finding]:
     """Let Slurm check the jobs of these stages that are not done, without submitting any."""
-    if not slurm.available():
+    if not slurm.has_commands():
         yield Finding(
             "error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH"
         )
@@ -45,12 +45,16 @@ def dry_run(recipe: Recipe, stages: Sequence[str]) -> Iterator[Finding]:
             try:
                 answer = slurm.try_out(job.command(None), job.variables)
                 yield Finding("ok", where, re.sub(r"^Job \d+ to ", "Slurm accepts the job: it would ", answer))
+            except slurm.NotConfigured:
+                raise
             except ConfigError as error:
                 yield _refused(where, _plain(str(error)))
         with suppress(ConfigError):  # a site may hide these
             yield clock_finding("Slurm's controller", abs(slurm.clock() - time.time()))
         with suppress(ConfigError):
             yield Finding("ok", "", f"version: {slurm.call('sinfo', '--version').strip()}")
+    except slurm.NotConfigured as error:
+        yield finding_of_error("", error)
     except slurm.SchedulerDown as error:
         yield Finding("error", "", f"Slurm does not answer: {error}", "try again later, or ask its administrators")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.errors import EXIT_TRY_AGAIN
 from jobs.exit_codes import StageFailed, end_process
+from jobs.inherited_environment import discard_foreign_variables
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import batch_script, chain_jobs
@@ -53,7 +54,7 @@ def check_nodes(
         with folder.lock():
             folder.freeze(recipe)
             report.unlink(missing_ok=True)
-            return _check_by_slurm(check) if slurm.available() else _check_here(check)
+            return _check_by_slurm(check) if slurm.has_cluster() else _check_here(check)
     except (ConfigError, slurm.SchedulerDown) as error:
         return [*read_report(report)[0], finding_of_error(stage, error)]
 
@@ -61,6 +62,7 @@ def check_nodes(
 def _check_here(check: _NodeCheck) -> list[Finding]:
     stage, logs = check.recipe.stages[check.stage], RunFolder(check.folder.path / check.stage)
     refuse_other_machines(check.stage, stage)
+    discard_foreign_variables()
     logs.logs.mkdir(parents=True, exist_ok=True)
     check.show_progress(f"{stage.resources.ranks} ranks check this machine")
     try:

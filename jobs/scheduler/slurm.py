@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from data.errors import EXIT_TRY_AGAIN, CoatnetError
 from jobs.packages import outside_environment
+from jobs.scheduler.environment import scheduler_environment
 from pipeline.errors import ConfigError
 
 _ANSWER_SECONDS = 60
@@ -17,6 +18,13 @@ _RUNNING = frozenset(
 )
 # Fields of squeue that cannot contain the separator; the last one may contain spaces.
 _FORMAT = "%i|%T|%D|%N|%e|%S|%r"
+
+_DOWN = ("Unable to contact", "Connection refused", "timed out", "communication")
+_NOT_CONFIGURED = ("Could not establish a configuration source", "Unable to process configuration file")
+
+
+class NotConfigured(ConfigError):
+    """Slurm's commands find no cluster."""
 
 
 class SchedulerDown(CoatnetError):
@@ -61,6 +69,7 @@ def call(*command: str, variables: Mapping[str, str] | None = None) -> str:
 
     Raises:
         ConfigError: the command is missing, or fails.
+        NotConfigured: it finds no cluster.
         SchedulerDown: the controller does not answer.
     """
     return _run(command, variables).stdout
@@ -73,8 +82,10 @@ def _run(command: Sequence[str], variables: Mapping[str, str] | None) -> subproc
             capture_output=True,
             text=True,
             timeout=_ANSWER_SECONDS,
-            # A job gets the environment of its sbatch.
-            env={**outside_environment(), **({"SLURM_TIME_FORMAT": "%s"} if variables is None else variables)},
+            env={
+                **scheduler_environment(outside_environment()),
+                **({"SLURM_TIME_FORMAT": "%s"} if variables is None else variables),
+            },
         )
     except FileNotFoundError:
         raise ConfigError(
@@ -84,15 +95,43 @@ def _run(command: Sequence[str], variables: Mapping[str, str] | None) -> subproc
         raise SchedulerDown(f"{command[0]}: no answer in {_ANSWER_SECONDS} s") from None
     if done.returncode:
         message = " ".join(done.stderr.split()) or f"exited with {done.returncode}"
-        if any(sign in message for sign in ("Unable to contact", "Connection refused", "timed out", "communication")):
+        if any(sign in message for sign in _DOWN):
             raise SchedulerDown(f"{command[0]}: {message}")
+        if any(sign in message for sign in _NOT_CONFIGURED):
+            raise NotConfigured(
+                f"Slurm's commands are on this machine and find no cluster ({message.rpartition('fatal: ')[2]}); use a "
+                "machine of the cluster, or set SLURM_CONF to its slurm.conf"
+            )
         raise ConfigError(f"{command[0]}: {message}")
     return done
 
 
-def available() -> bool:
+def has_commands() -> bool:
     """Whether this machine has Slurm's commands."""
     return any(os.access(os.path.join(folder, "squeue"), os.X_OK) for folder in os.get_exec_path())
+
+
+def has_cluster() -> bool:
+    """Whether it has them and they are configured, so that they find a cluster, even if that does not answer."""
+    if not has_commands():
+        return False
+    try:
+        find_cluster()
+    except NotConfigured:
+        return False
+    except (ConfigError, SchedulerDown):
+        pass
+    return True
+
+
+def find_cluster() -> None:
+    """Ask Slurm for its partitions.
+
+    Raises:
+        ConfigError: its commands are not on this machine, or find no cluster (`NotConfigured`).
+        SchedulerDown: the controller does not answer.
+    """
+    call("sinfo", "--noheader", "--format=%R")
 
 
 def submit(command: Sequence[str], variables: Mapping[str, str]) -> str:

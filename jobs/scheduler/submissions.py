@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -105,6 +106,11 @@ class SubmissionFolder:
     def newest(self) -> dict[str, Submission]:
         """The last job of each stage."""
         return {submission.stage: submission for submission in self.submissions()}
+
+
+def dependencies(command: Sequence[str]) -> list[str]:
+    """Numbers of the jobs that an `sbatch` command makes its job wait for."""
+    return re.findall(r":(\d+)", " ".join(word for word in command if word.startswith("--dependency=")))
 
 
 def submission_folder(recipe: "Recipe") -> SubmissionFolder:

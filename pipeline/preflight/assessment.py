@@ -45,6 +45,8 @@ class NodeFacts:
     problem: str | None
     """Why the stage cannot start here; None if it can."""
     fix: str = ""
+    has_interface: bool = True
+    """Whether there is a network interface that NCCL may use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from data.errors import DataError, StorageDown
 from data.remote.storage import join, remove, upload
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, rank_and_world_size, with_gpus
+from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, with_gpus
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
@@ -43,6 +43,7 @@ from pipeline.preflight.report import append_to_report, finish_report
 from pipeline.preflight.versions import versions
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import WatchdogSettings
+from pipeline.rendezvous import check_interface, read_rendezvous
 from pipeline.run_folder import RunFolder, run_folder
 from pipeline.throughput import demand
 from pipeline.training_batches import open_stream
@@ -79,7 +80,8 @@ def run_node_checks(
     Raises:
         LostRank: another rank is gone.
     """
-    rank, world_size = rank_and_world_size()
+    found = read_rendezvous(os.environ)
+    rank, world_size = found.rank, found.world_size
     folder.logs.mkdir(parents=True, exist_ok=True)
 
     def end(code: int, message: str) -> NoReturn:
@@ -92,7 +94,7 @@ def run_node_checks(
         watchdog.listen()
         plan, nodes = checks.nodes(recipe, name)
         load = _load(plan, run_folder(recipe, name), world_size) if isinstance(plan, TrainPlan) else None
-        if world_size > 1:
+        if world_size > 1 and all(fact.has_interface for fact in nodes):
             # If a GPU is missing on one rank, the others must not wait for it in NCCL.
             checks.all_reduce(name, load, on_gpus=all(fact.gpu for fact in nodes))
         if isinstance(plan, TrainPlan) and load is not None and all(fact.problem is None for fact in nodes):
@@ -156,14 +158,20 @@ def _inspect_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[P
     """The plan of the stage, None if it cannot start here, and what this rank sees of its node."""
     plan: Plan | None = None
     problem: Finding | None = None
+    has_interface = True
     local_rank = int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_gpu = local_rank < gpus
     try:
         # One rank of each node looks for the shards.
         plan = plan_stage(recipe, name, ranks.world_size, look_at_shards=local_rank == 0)
     except (ConfigError, DataError, StorageDown) as error:
         problem = finding_of_error(name, error)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_gpu = local_rank < gpus
+    try:
+        if has_gpu:
+            check_interface("nccl")
+    except ConfigError as error:
+        problem, has_interface = finding_of_error(name, error), False
     free, total = torch.cuda.mem_get_info(local_rank) if has_gpu else (0, 0)
     ranks.barrier()
     return plan, NodeFacts(
@@ -177,6 +185,7 @@ def _inspect_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[P
         versions=versions(),
         problem=problem.what if problem else None,
         fix=problem.fix if problem else "",
+        has_interface=has_interface,
     )
 
 

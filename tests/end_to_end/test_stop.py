@@ -76,9 +76,10 @@ def test_a_run_that_is_stopped_in_every_way_equals_the_uninterrupted_one(
     assert not (tmp_path / "runs/test/finetune").exists()
 
     # Even if the limit is near from the beginning, each start takes one step.
+    in_job = {"SLURM_JOB_ID": "7", "SLURM_TASK_PID": str(os.getpid())}
     limits: tuple[tuple[list[str], dict[str, Any]], ...] = (
         (["resources.time_limit=0:00:05"], {}),
-        ([], {"SLURM_JOB_END_TIME": str(int(time.time()) + 20)}),
+        ([], in_job | {"SLURM_JOB_END_TIME": str(int(time.time()) + 20)}),
     )
     for settings, variables in limits:
         limited = coatnet("train", recipe, "pretrain", *SETTINGS, *settings, **variables)
@@ -86,7 +87,7 @@ def test_a_run_that_is_stopped_in_every_way_equals_the_uninterrupted_one(
         assert limited.returncode == 75, limited.stderr
         assert f"stopped by the time limit after step {reached}, saved as step-{reached:08d}; {AGAIN}" in limited.stderr
 
-    distant: dict[str, Any] = {"SLURM_JOB_END_TIME": str(int(time.time()) + 100_000)}
+    distant: dict[str, Any] = in_job | {"SLURM_JOB_END_TIME": str(int(time.time()) + 100_000)}
     done = coatnet("train", recipe, "pretrain", *SETTINGS, "resources.time_limit=1-00:00:00", **distant)
     assert done.returncode == 0, done.stderr
     final = f"checkpoints/step-{STEPS:08d}"

@@ -1,9 +1,10 @@
 """The chain of a recipe, without its ranks: how often stages are planned, and when they are checked."""
 
 import io
+import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,6 +62,20 @@ def run(recipe: Path) -> None:
 
 def _end(code: int, message: str) -> NoReturn:
     raise SystemExit(f"{code}: {message}")
+
+
+def run_stage(recipe: Path) -> None:
+    chain.run_one(load_recipe(recipe), "pretrain", Console(quiet=True), StopSignals(_end))
+
+
+@pytest.mark.parametrize("command", [run, run_stage])
+def test_ranks_do_not_get_the_variables_of_other_ranks(
+    command: Callable[[Path], None], shards: Path, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    command(write_recipe(tmp_path, shards))
+    assert "launch pretrain" in steps
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
 
 
 def test_all_stages_are_planned_once_before_the_first_starts(shards: Path, tmp_path: Path, steps: list[str]) -> None:

@@ -166,6 +166,18 @@ def test_a_compiler_is_required_only_if_the_stage_runs_here(
     assert not [finding for finding in elsewhere if finding.what.startswith("compile")]
 
 
+def test_a_network_interface_is_required_only_if_the_stage_runs_here(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("GLOO", "NCCL"):
+        monkeypatch.setenv(f"{library}_SOCKET_IFNAME", "=none0")
+    (finding,) = wrong(found(tmp_path, shards))
+    assert finding.level == "error"
+    assert "_SOCKET_IFNAME==none0: there is no " in finding.what
+    elsewhere = assess_recipe(load_recipe(tmp_path / "recipe.yaml"), ["pretrain"], slurm=True)
+    assert not [finding for finding in elsewhere if "IFNAME" in finding.what]
+
+
 def test_shards_that_are_missing_truncated_or_not_tars_are_reported(shards: Path, tmp_path: Path) -> None:
     copy = copytree(shards, tmp_path / "copy")
     last = copy / "train" / read_index(copy / "train").shards[-1].name

@@ -12,6 +12,7 @@ from jobs.commands import shards as shards_group
 from jobs.lazy_commands import LazyCommand
 from tests.jobs.runs import MadeRun
 from tests.support.command import coatnet, environment
+from tests.support.ports import free_ports
 from tests.support.recipes import write_recipe
 
 
@@ -137,11 +138,17 @@ def test_status_logs_and_cancel_take_no_numpy_and_no_pydantic(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_rank_that_compiles_nothing_does_not_import_the_compiler(shards: Path, tmp_path: Path) -> None:
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_ports(1)[0]),
+    }
     recipe = write_recipe(tmp_path, shards)
     modules = imported(
         "from pathlib import Path\nfrom jobs.commands.train import train\n"
-        "train(Path(sys.argv[1]), 'pretrain', ['pretrain.steps=1', 'optimizer.warmup_steps=0'])",
+        "train(Path(sys.argv[1]), 'pretrain', ['pretrain.steps=1', 'optimizer.warmup_steps=0', 'resources.ranks=1'])",
         recipe,
         **alone,
     )

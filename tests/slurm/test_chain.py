@@ -182,3 +182,22 @@ def test_a_sweep_is_a_run_for_each_value(slurm: SlurmCluster, shards: Path, tmp_
     assert f"runs/{names[0]}\n" in output
     assert swept["runs"] == names
     assert swept["settings"][names[0]] == {"pretrain.optimizer.peak_learning_rate": "1e-3"}
+
+
+def test_jobs_whose_dependency_is_lost_are_submitted_again(slurm: SlurmCluster, shards: Path, tmp_path: Path) -> None:
+    recipe, runs = write_chain(tmp_path, shards), tmp_path / "runs"
+    held = ["--no-doctor", "resources.flags=[--hold]"]  # Slurm does not yet cancel what is held
+    submit(recipe, *held)
+    first = submitted(runs)
+    slurm.run("scancel", first["pretrain"].job)
+    output = submit(recipe, *held)
+    second = submitted(runs)
+    assert output.count("submitted") == 3
+    for stage, dependency in (("finetune", "pretrain"), ("evaluate", "finetune")):
+        old, new = first[stage].job, second[stage].job
+        waited = f"waited for job {first[dependency].job} (CANCELLED)"
+        assert f"submitted: job {old}, which {waited}, is cancelled" in " ".join(output.split())
+        assert slurm.job(old)["JobState"] == "CANCELLED"
+        assert f"afterok:{second[dependency].job}(" in slurm.job(new)["Dependency"]
+    assert submit(recipe, *held).count("left alone") == 3
+    assert submitted(runs) == second

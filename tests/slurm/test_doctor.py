@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.commands.submit import submit
 from jobs.preflight import assess_recipe
 from pipeline.plan import plan_stage
 from pipeline.preflight.finding import Finding
@@ -96,6 +97,25 @@ def test_a_controller_that_does_not_answer_is_reported(
     (finding,) = requests(tmp_path, shards)
     assert (finding.level, finding.fix) == ("error", "try again later, or ask its administrators")
     assert finding.what.startswith("Slurm does not answer: sbatch: ")
+    with pytest.raises(SystemExit) as ended:
+        submit(tmp_path / "recipe.yaml")
+    assert ended.value.code == 75
+
+
+def test_commands_that_find_no_cluster_are_reported_once(
+    shards: Path, tmp_path: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slurm.conf").touch()  # for a file that does not exist, Slurm waits a minute
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    recipe = write_recipe(tmp_path, shards)
+    done = coatnet("doctor", recipe, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (finding,) = [one for one in json.loads(done.stdout) if "Slurm" in one["what"]]
+    assert finding["level"] == "warning"
+    assert finding["what"].startswith("Slurm's commands are on this machine and find no cluster")
+    refused = coatnet("submit", recipe)
+    assert refused.returncode == 78
+    assert "find no cluster (Unable to process configuration file); use a machine of the cluster" in refused.stderr
 
 
 @pytest.mark.slow(seconds=15)

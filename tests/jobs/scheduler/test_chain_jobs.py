@@ -1,12 +1,15 @@
 """The commands of `coatnet submit`: options, variables and names; without Slurm."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.bundled_recipes import bundled_recipes
 from jobs.frozen_recipe import frozen_recipe
+from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import as_script, batch_script, chain_jobs, submit_chain
+from jobs.scheduler.slurm import SlurmJob
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import variations
 from pipeline.errors import ConfigError
@@ -41,6 +44,54 @@ def test_nothing_is_submitted_for_a_stage_whose_checkpoint_is_gone(shards: Path,
     with pytest.raises(ConfigError, match="stage pretrain: done, but its checkpoint .* no longer exists"):
         submit_chain(chain, recipe, submissions, submissions)
     assert not submissions.submissions()
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "state", "remark"),
+    [
+        ("7", "PENDING", ""),
+        ("5", "FAILED", "job 8, which waited for job 5 (FAILED), is cancelled"),
+        (None, "", "job 8, which did not wait for job 7, is cancelled"),
+    ],
+)
+def test_a_job_that_waits_for_another_one_than_the_newest_is_submitted_again(
+    waits_for: str | None, state: str, remark: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(path)
+    submissions = submission_folder(recipe)
+    submissions.path.mkdir(parents=True)
+    pretrain, finetune, _ = chain_jobs(recipe, submissions, (recipe, submissions))
+    submissions.add("pretrain", "7", pretrain.command(None))
+    submissions.add("finetune", "8", finetune.command(waits_for))
+    cancelled: list[str] = []
+    states = {"7": "RUNNING", "8": "PENDING", "5": state}
+    monkeypatch.setattr(slurm, "jobs", lambda numbers: {number: SlurmJob(number, states[number]) for number in numbers})
+    monkeypatch.setattr(slurm, "submit", lambda command, variables: "9")
+    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    results = submit_chain([pretrain, finetune], recipe, submissions, submissions)
+    assert [(result.action, result.number) for result in results] == [
+        ("left alone", "7"),
+        ("submitted", "9") if remark else ("left alone", "8"),
+    ]
+    assert results[1].remark == remark
+    assert cancelled == (["8"] if remark else [])
+
+
+@pytest.mark.parametrize(("state", "is_lost"), [("COMPLETED", False), ("UNKNOWN", False), ("FAILED", True)])
+def test_a_job_is_left_alone_if_the_one_it_waited_for_has_succeeded(
+    state: str, is_lost: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(path)
+    submissions = submission_folder(recipe)
+    submissions.path.mkdir(parents=True)
+    pretrain, finetune, _ = chain_jobs(recipe, submissions, (recipe, submissions))
+    submissions.add("finetune", "8", finetune.command("5"))
+    states = {"8": "PENDING", "5": state}
+    monkeypatch.setattr(slurm, "jobs", lambda numbers: {number: SlurmJob(number, states[number]) for number in numbers})
+    monkeypatch.setattr(slurm, "submit", lambda command, variables: "9")
+    monkeypatch.setattr(slurm, "cancel", lambda numbers: None)
+    results = submit_chain([replace(pretrain, done=True), finetune], recipe, submissions, submissions)
+    assert results[1].action == ("submitted" if is_lost else "left alone")
 
 
 def test_resources_become_options_of_sbatch(path: Path) -> None:

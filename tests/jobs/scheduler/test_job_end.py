@@ -8,23 +8,25 @@ from pathlib import Path
 import pytest
 
 from jobs.launch import launch_time
-from jobs.scheduler.job_end import job_end_time, node_name
+from jobs.scheduler.job_end import is_in_job, job_end_time, node_name
 
-JOB = {"SLURM_JOB_ID": "7"}
+JOB = {"SLURM_JOB_ID": "7", "SLURM_TASK_PID": str(os.getppid())}
 
 
 @pytest.mark.parametrize(
     ("environment", "end"),
     [
         ({}, None),
-        ({"SLURM_JOB_END_TIME": "1000500"}, 1_000_500.0),
         (JOB | {"SLURM_JOB_END_TIME": "1000500"}, 1_000_500.0),
-        ({"SLURM_JOB_END_TIME": "NONE"}, None),
+        (JOB | {"SLURM_JOB_END_TIME": "NONE"}, None),
+        ({"SLURM_JOB_END_TIME": "1000500"}, None),
+        (JOB | {"SLURM_JOB_END_TIME": "1000500", "SLURM_TASK_PID": "0"}, None),
+        (JOB | {"SLURM_JOB_END_TIME": "1000500", "SLURM_TASK_PID": "0", "COATNET_CAUSE_FILE": "x"}, 1_000_500.0),
     ],
-    ids=["no job", "end time", "job with an end time", "none"],
+    ids=["no job", "end time", "none", "end time without a job", "not in the job", "started by launch.sh"],
 )
-def test_the_variable_with_the_end_time_is_used(environment: dict[str, str], end: float | None) -> None:
-    assert job_end_time(environment) == end
+def test_the_variable_with_the_end_time_is_used_in_the_job(environment: dict[str, str], end: float | None) -> None:
+    assert job_end_time(environment | {"PATH": "/nowhere"}) == end
 
 
 @pytest.mark.parametrize(
@@ -38,16 +40,38 @@ def test_the_variable_with_the_end_time_is_used(environment: dict[str, str], end
     ],
 )
 def test_squeue_is_asked_if_the_variable_is_not_set(answer: str, end: str | None, tmp_path: Path) -> None:
-    """A stand-in for squeue, which needs a cluster, with the answers that it gives."""
-    program = tmp_path / "squeue"
-    program.write_text(f"#!/bin/sh\necho $SLURM_TIME_FORMAT $* > {tmp_path}/asked\n{answer}\n")
-    program.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
+    path = with_squeue(tmp_path, answer)
     found = job_end_time(JOB | {"PATH": path, "SLURM_TIME_FORMAT": "relative"})
     assert (None if found is None else time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(found))) == end
     assert (tmp_path / "asked").read_text() == "standard --noheader --jobs=7 --format=%e\n"
     job_end_time(JOB | {"PATH": path, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"})
     assert "--jobs=5_3" in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("answer", "running"),
+    [
+        ("echo 2026-11-22T08:00:05", True),
+        ("echo NONE", True),
+        ("true", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+    ],
+)
+def test_a_process_that_was_not_started_by_the_job_is_in_it_if_that_runs_on_this_machine(
+    answer: str, running: bool, tmp_path: Path
+) -> None:
+    path = with_squeue(tmp_path, answer)
+    assert is_in_job({"SLURM_JOB_ID": "7", "PATH": path}) == running
+    here = socket.gethostname().partition(".")[0]
+    assert (tmp_path / "asked").read_text() == f"standard --noheader --jobs=7 --nodelist={here} --format=%e\n"
+
+
+def with_squeue(folder: Path, answer: str) -> str:
+    """A PATH with a stand-in for squeue, which needs a cluster, that records its options and gives one of its answers."""
+    program = folder / "squeue"
+    program.write_text(f"#!/bin/sh\necho $SLURM_TIME_FORMAT $* > {folder}/asked\n{answer}\n")
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 def test_a_node_without_squeue_has_no_end_time(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Where the ranks of a run meet, as the environment says: checked before any of them waits for the others."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from pipeline.errors import CAUSE_FILE, ConfigError, PortTaken
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_RESOLVE_SECONDS = 60.0
+"""How long the name of the first rank's machine may be unknown: that of a pod appears when the pod has started."""
+_INTERFACES = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """This process among the ranks of a run, and where they meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
+    """What RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say.
+
+    Raises:
+        ConfigError: one of them is not set, or they cannot be those of a rank.
+    """
+    present = [name for name in VARIABLES if environment.get(name)]
+    if missing := [name for name in VARIABLES if name not in present]:
+        raise ConfigError(
+            f"the environment has no {', '.join(missing)}, which a rank needs; "
+            + (f"unset {', '.join(present)}, with which this process is taken for a rank, or " if present else "")
+            + "start all ranks with torchrun"
+        )
+    rank, world_size, local_rank, port = (
+        _number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    )
+    counts = {"RANK": ("WORLD_SIZE", world_size), "LOCAL_RANK": ("WORLD_SIZE", world_size)}
+    if "LOCAL_WORLD_SIZE" in environment:
+        counts["LOCAL_RANK"] = "LOCAL_WORLD_SIZE", _number(environment, "LOCAL_WORLD_SIZE")
+    for name, (of, count) in counts.items():
+        if int(environment[name]) >= count:
+            raise ConfigError(
+                f"{name}={environment[name]} is no rank of {of}={count}: they count from 0; correct or unset them"
+            )
+    if not 0 < port < 2**16:
+        raise ConfigError(f"MASTER_PORT={port} is no port; give all ranks one from 1024 to 65535")
+    return Rendezvous(rank, world_size, local_rank, environment["MASTER_ADDR"], port)
+
+
+def check_world_size(name: str, ranks: int, found: Rendezvous) -> None:
+    """Check that as many ranks of stage `name` were started as the recipe has.
+
+    Raises:
+        ConfigError: they were not; variables that are left over from something else make one rank of any command.
+    """
+    if found.world_size != ranks:
+        raise ConfigError(
+            f"stage {name}: resources.ranks is {ranks}, and RANK={found.rank} WORLD_SIZE={found.world_size} in the "
+            f"environment make this process one of {found.world_size}; start {ranks}, set resources.nodes and "
+            f"resources.ranks={found.world_size}, or unset the variables if they are left over"
+        )
+
+
+def check_reachable(found: Rendezvous, backend: str) -> None:
+    """Check that the ranks can meet, and that this one has the network interface that `backend` was told to use.
+
+    Raises:
+        ConfigError: a name that does not resolve, a port that is taken, or an interface that is not there.
+        PortTaken: the port of a job is taken.
+    """
+    check_interface(backend)
+    _resolve(found)
+    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun holds the store itself
+    if found.rank == 0 and not agent_listens:
+        with socket.socket() as probe:
+            # As torch does: a socket that is bound and does not listen, as the launcher's, is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", found.port))
+            except OSError as error:
+                # A program that waits for the ranks of a job has chosen the port, and starts the job again.
+                kind = PortTaken if CAUSE_FILE in os.environ else ConfigError
+                raise kind(
+                    f"MASTER_PORT={found.port}: rank 0 cannot listen there on {socket.gethostname()} "
+                    f"({error.strerror}); end what does, or give all ranks another port"
+                ) from None
+
+
+def check_interface(backend: str) -> None:
+    """Check that this machine has a network interface that the variable of `backend`, `nccl` or `gloo`, selects.
+
+    Raises:
+        ConfigError: it does not; the message has those that exist.
+    """
+    variable = _INTERFACES[backend]
+    value = os.environ.get(variable, "")
+    addresses = {
+        name: [one for one in found if one.family in (socket.AF_INET, socket.AF_INET6)]
+        for name, found in psutil.net_if_addrs().items()
+    }
+    usable = sorted(name for name, found in addresses.items() if found)
+    wrong = _unmatched(value, usable) if backend == "nccl" else _absent(value, usable)
+    if not wrong:
+        return
+    idle = [name for name in wrong if name in addresses]
+    reason = f"{idle[0]} has no address" if idle else f"there is no {' or '.join(wrong)}"
+    raise ConfigError(
+        f"{variable}={value}: {reason} on {socket.gethostname()}, whose interfaces with an address are "
+        f"{', '.join(usable)}; correct or unset {variable}"
+    )
+
+
+def _unmatched(value: str, names: list[str]) -> list[str]:
+    """The words of NCCL_SOCKET_IFNAME if they select none of these interfaces.
+
+    They are prefixes, or whole names after `=`; after `^` they exclude
+    (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html).
+    """
+    excludes, rest = value.startswith("^"), value.removeprefix("^")
+    exact, rest = rest.startswith("="), rest.removeprefix("=")
+    words = [word.partition(":")[0] for word in rest.split(",") if word]  # a port may follow
+    if not words or any(
+        any(name == word if exact else name.startswith(word) for word in words) != excludes for name in names
+    ):
+        return []
+    return [f"other interface than {', '.join(words)}"] if excludes else words
+
+
+def _absent(value: str, names: list[str]) -> list[str]:
+    """The names in GLOO_SOCKET_IFNAME, all of which Gloo uses, that are none of these interfaces."""
+    return [name for name in value.split(",") if name not in names] if value else []
+
+
+def _resolve(found: Rendezvous) -> None:
+    deadline = time.monotonic() + _RESOLVE_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(found.address, found.port)
+            return
+        except (socket.gaierror, UnicodeError) as error:
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"MASTER_ADDR={found.address}: {socket.gethostname()} cannot resolve this name ({error}); give all "
+                    "ranks a name or address of rank 0's machine that they can reach"
+                ) from None
+            time.sleep(1.0)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment[name]
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text} in the environment is not a whole number; correct or unset it")
+    return int(text)

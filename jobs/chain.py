@@ -1,6 +1,7 @@
 """Run all stages of a recipe on this machine, in order, continuing where an earlier call stopped."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.shard_building import build_and_report
 from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import check_final_checkpoint
+from pipeline.checkpoints.saved import if_repeated
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
@@ -94,6 +96,7 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
     folder.create()
     frozen.write()
+    signals.if_repeated = partial(if_repeated, folder)
     launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, checked_data(plan))
     if folder.result() is None:
         raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")

@@ -4,12 +4,14 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data.remote.storage import Storage
 from pipeline.checkpoints.resume import open_verified
+from pipeline.checkpoints.saved import if_repeated
 from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks, rank_and_world_size
 from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
@@ -66,6 +68,7 @@ def run_stage(
     """
     rank, world_size = rank_and_world_size()
     folder = run_folder(recipe, name)
+    signals.if_repeated = partial(if_repeated, folder)
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
     refuse_other_data(plan)
     start = plan.stage.start_from

@@ -35,8 +35,8 @@ def demo(
     Writes the images and the recipe into FOLDER, then does what `coatnet run` does, which builds the shards first.
     Run again, it continues where it stopped.
     """
-    with StopSignals(end_process) as signals, exit_on_error():
-        console = make_console()
+    with StopSignals(end_process) as signals, exit_on_error(signals=signals):
+        console = make_console(bounded=True)
         images, recipe = folder / "images", folder / "recipe.yaml"
         if not images.is_dir():
             write_images(images)

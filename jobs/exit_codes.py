@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -26,6 +28,7 @@ OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 
 STARTS_OVER = "the same command starts over"
 
+_CLEAN_UP_SECONDS = 3.0  # after Ctrl-C
 _PRINT_SECONDS = 5.0  # for printing the message, to a terminal that may hang
 _REPORT_SECONDS = 15.0  # for that and all the rest, such as a log that may hang
 _ending = threading.Lock()
@@ -59,7 +62,8 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
         signals: of this process, if it acts on them; they know better what the same command does.
     """
     try:
-        yield
+        with _prompt_interrupts(f"stopped; {if_repeated}"):
+            yield
     except CoatnetError as error:
         again = signals.if_repeated() if signals else if_repeated
         message = f"{error}; {again}" if error.retryable else str(error)
@@ -80,6 +84,32 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
         logging.getLogger(__name__).exception("unexpected")
         first_line = str(error).strip().partition("\n")[0]
         _end(Outcome(1, f"{type(error).__name__}: {first_line}"))
+
+
+@contextmanager
+def _prompt_interrupts(message: str) -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt as usual, but cleaning up, which may wait for reads, has limited time.
+
+    A second Ctrl-C ends the process at once. What is written has another name until it is complete.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # it is ignored, or `StopSignals` acts on it
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda _number, _frame: end_process(EXIT_INTERRUPTED, message))
+        deadline = threading.Timer(_CLEAN_UP_SECONDS, end_process, [EXIT_INTERRUPTED, message])
+        deadline.daemon = True
+        deadline.start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_process(code: int, message: str, is_consequence: bool = False) -> NoReturn:

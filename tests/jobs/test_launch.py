@@ -14,7 +14,6 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port
-from pipeline.faults import preemption
 from pipeline.faults.preemption import ReceivedSignals
 from pipeline.run_folder import RunFolder
 
@@ -92,7 +91,7 @@ def test_a_repeated_request_is_not_a_second_one_and_a_second_control_c_is(
     first: signal.Signals, then: signal.Signals, seconds: float, ends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: now)
+    monkeypatch.setattr("pipeline.faults.preemption.time.monotonic", lambda: now)
     received = ReceivedSignals()
     assert received.add(first)
     now += seconds

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -16,6 +17,7 @@ from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port
 from pipeline.faults.preemption import ReceivedSignals
 from pipeline.run_folder import RunFolder
+from tests.support.command import environment
 
 LOST = Outcome(75, "rank 0 lost another rank", is_consequence=True)
 BROKEN = Outcome(1, "ValueError: no")
@@ -107,6 +109,38 @@ def test_a_second_signal_is_the_outcome_whatever_the_ranks_that_end_meanwhile_sa
     outcome = _outcome([None, 75], tmp_path, RunFolder(Path("runs")), received, "the same command starts over")
     message = "stopped by SIGINT; a second signal, SIGINT, ended it at once; the same command starts over"
     assert outcome == Outcome(130, message)
+
+
+SUSPENDS = """
+import subprocess, sys
+from jobs.launch import _suspended_together
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+with _suspended_together([rank]):
+    print(rank.pid, flush=True)
+    rank.wait()
+"""
+
+
+def test_control_z_suspends_the_ranks_too_and_they_continue_with_the_launcher() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUSPENDS], stdout=subprocess.PIPE, env=environment(), process_group=0
+    ) as launcher:
+        assert launcher.stdout
+        both = [psutil.Process(launcher.pid), psutil.Process(int(launcher.stdout.readline()))]
+
+        def wait_for(suspended: bool) -> None:
+            deadline = time.monotonic() + 60
+            while [one.status() == psutil.STATUS_STOPPED for one in both] != [suspended] * 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+
+        for _ in range(2):
+            launcher.send_signal(signal.SIGTSTP)
+            wait_for(suspended=True)
+            launcher.send_signal(signal.SIGCONT)
+            wait_for(suspended=False)
+        for one in both:
+            one.kill()
 
 
 def test_a_port_is_reserved_for_ranks_that_are_still_starting() -> None:

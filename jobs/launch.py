@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
@@ -221,12 +221,14 @@ def _wait(processes: list[subprocess.Popen[bytes]], received: ReceivedSignals, s
 
 
 def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Kill the processes that do not end by themselves within `seconds`."""
+    """Kill the processes that do not end by themselves within `seconds`, and the compilers that they have started."""
     deadline = time.monotonic() + seconds
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
 

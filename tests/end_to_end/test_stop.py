@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from tests.support.command import Process, coatnet, ended, handles, rank, ranks, start, wait_until
+from tests.support.pipes import full_pipe
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow(seconds=7)
@@ -61,10 +63,15 @@ def test_a_run_that_is_stopped_in_every_way_equals_the_uninterrupted_one(
     place = run / "checkpoints"
     reached = 0
     for name, stop in stops:
-        process = start("run", recipe, *SETTINGS)
-        wait_until(lambda: log.exists() and f"step {reached + 3}/{STEPS}" in log.read_text(), process)  # noqa: B023
-        stop(process)
-        message = message_of(process)
+        with full_pipe() as (reader, writer):  # whose reader sees nothing until the end is near
+            process = start("run", recipe, *SETTINGS, output=writer)
+            wait_until(lambda: log.exists() and f"step {reached + 3}/{STEPS}" in log.read_text(), process)  # noqa: B023
+            stop(process)
+            writer.close()
+            reading = threading.Thread(target=reader.readall)  # type: ignore[attr-defined]
+            reading.start()
+            message = message_of(process)
+            reading.join(60)
         last = events(run)[-1]
         assert (last["event"], last["reason"]) == ("stop", name)
         reached = last["step"]

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.monitoring.output import LossyFile
 from tests.support.command import environment
+from tests.support.pipes import full_pipe
 
 TALK = """
 import logging, sys
@@ -82,21 +83,12 @@ def test_a_closed_stdout_ends_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stdout_that_nobody_reads_delays_neither_the_run_nor_its_end(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    while True:
-        try:
-            os.write(writing, bytes(4096))
-        except BlockingIOError:
-            break
-    os.set_blocking(writing, True)
     small = (
         "from pipeline.monitoring import bounded_output\n"
         "bounded_output._MOST_WAITING, bounded_output._EXIT_SECONDS = 1000, 0.1\n"
     )
-    done = talk(tmp_path, 0, small + TALK.replace("range(3)", "range(500)"), stdout=writing)
-    os.close(writing)
-    os.close(reading)
+    with full_pipe() as (_, writer):
+        done = talk(tmp_path, 0, small + TALK.replace("range(3)", "range(500)"), stdout=writer.fileno())
     assert (done.returncode, done.stderr) == (0, "")
     log = (tmp_path / "logs/rank-00000.log").read_text()
     assert log.count(" INFO message ") == log.count("a library prints\n") == 500

@@ -9,6 +9,8 @@ EXIT_TRY_AGAIN = 75
 """EX_TEMPFAIL: stopped by a signal or a transient error; the same command continues: requeue."""
 EXIT_CONFIG = 78
 """EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
+EXIT_INTERRUPTED = 130
+"""What a shell reports for SIGINT: a person pressed Ctrl-C; do not requeue."""
 
 
 class CoatnetError(Exception):

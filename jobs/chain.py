@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,12 +14,13 @@ from data.errors import DataError
 from jobs.bundled_recipes import load_recipe
 from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
-from jobs.launch import launch_ranks, refuse_other_machines, started_at
 from jobs.inherited_environment import discard_foreign_variables
+from jobs.launch import launch_ranks, refuse_other_machines, started_at
 from jobs.shard_building import build_and_report
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
+from pipeline.checkpoints.saved import if_repeated
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
@@ -54,8 +56,7 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
                 soft_wrap=True,
             )
             continue
-        discard_foreign_variables()
-    plan = _planned(recipe, name, console)
+        plan = _planned(recipe, name, console)
         if plan is None:
             continue
         plans[name] = plan
@@ -92,6 +93,7 @@ def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -
         ConfigError, DataError: the stage cannot start.
         StageFailed: it failed, or was asked to stop.
     """
+    discard_foreign_variables()
     plan = _planned(recipe, name, console)
     if plan is not None:
         refuse_other_machines(name, plan.stage)
@@ -137,6 +139,7 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
     folder.create()
     frozen.write()
     variables = {**checked_data(plan), **started_at(started)}
+    signals.if_repeated = partial(if_repeated, folder)
     launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, variables)
     if folder.result() is None:
         raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")

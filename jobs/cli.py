@@ -1,6 +1,7 @@
 """The `coatnet` command."""
 
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 from jobs.escaped_output import escape_output
 from jobs.lazy_commands import LazyCommand, lazy_group
 from jobs.packages import secure_packages
+
+_EXIT_INTERRUPTED = 130  # data.errors.EXIT_INTERRUPTED, which may be out of reach here
 
 COMMANDS = {
     "run": "Run all stages of a recipe on this machine; run again, continue where it stopped.",
@@ -55,10 +58,20 @@ def _coatnet(
 
 
 def main() -> None:
-    """Entry point of the `coatnet` command."""
+    """Entry point of the `coatnet` command, once everything is imported; see `jobs.__main__`."""
     secure_packages()
     from data.account import complete_account  # ours by now
 
     complete_account(os.environ)
     escape_output()
-    app(prog_name="coatnet")
+    try:
+        app(prog_name="coatnet")
+    except SystemExit as end:
+        if end.code != _EXIT_INTERRUPTED:
+            raise
+        if isinstance(end.__context__, typer.Exit):  # typer's, which has no message, before the command began
+            print("error: stopped; nothing was started", file=sys.stderr)
+        # Python would end by SIGINT if that arrived during an import, and wait for threads that read.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_EXIT_INTERRUPTED)

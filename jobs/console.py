@@ -8,12 +8,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.monitoring.bounded_output import bounded_text
+
 _PIPE_WIDTH = 200  # columns: a pipe has no width of its own to keep to
 
 
-def make_console() -> Console:
-    """A console on standard output, as wide as the terminal, or 200 columns on a pipe or file."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+def make_console(*, bounded: bool = False) -> Console:
+    """A console on standard output, as wide as the terminal, or 200 columns on a pipe or file.
+
+    For commands that train, it is `bounded`: a reader that stops reading, or goes away, does not stop them.
+    """
+    file = bounded_text(sys.stdout.fileno()) if bounded else None
+    return Console(file=file, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def print_line(console: Console, text: str) -> None:

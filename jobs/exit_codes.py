@@ -3,29 +3,34 @@
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
-from data.errors import EXIT_CONFIG, CoatnetError
-from pipeline.errors import CAUSE_FILE
+from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, CoatnetError
+from pipeline.errors import CAUSE_FILE, stop_exit_code
+from pipeline.monitoring.bounded_output import finish_outputs
+
+if TYPE_CHECKING:
+    from pipeline.faults.preemption import StopSignals
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file to which a rank writes its outcome; without it, a rank prints to stderr."""
 
-EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
-
-CONTINUES = "the same command continues from the last checkpoint"
 STARTS_OVER = "the same command starts over"
 
-_REPORT_SECONDS = 10.0  # for printing the message, to a log or terminal that may hang
+_CLEAN_UP_SECONDS = 3.0  # after Ctrl-C
+_PRINT_SECONDS = 5.0  # for printing the message, to a terminal that may hang
+_REPORT_SECONDS = 15.0  # for that and all the rest, such as a log that may hang
 _ending = threading.Lock()
 
 
@@ -49,20 +54,29 @@ class StageFailed(CoatnetError):
 
 
 @contextmanager
-def exit_on_error(if_repeated: str = CONTINUES) -> Iterator[None]:
+def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" = None) -> Iterator[None]:
     """Turn an exception inside into one message and an exit code; tracebacks go to the log.
 
     Args:
         if_repeated: what the same command does when it is given again, for the message.
+        signals: of this process, if it acts on them; they know better what the same command does.
     """
     try:
-        yield
+        with _prompt_interrupts(f"stopped; {if_repeated}"):
+            yield
     except CoatnetError as error:
-        message = f"{error}; {if_repeated}" if error.retryable else str(error)
+        again = signals.if_repeated() if signals else if_repeated
+        message = f"{error}; {again}" if error.retryable else str(error)
         _end(Outcome(error.exit_code, message, error.is_consequence))
     except KeyboardInterrupt:
         _end(Outcome(EXIT_INTERRUPTED, f"stopped; {if_repeated}"))
     except Exception as error:
+        if signals is not None and signals.first is not None and "RANK" in os.environ:
+            # The signal may have reached a compiler that this rank had started, or the node's storage.
+            logging.getLogger(__name__).exception("while this rank was ending")
+            first_line = str(error).strip().partition("\n")[0]
+            why = f"it could not save, since it met {type(error).__name__}: {first_line}"
+            _end(Outcome(stop_exit_code(signals.first), f"stopped by {signals.first}; {why}; {signals.if_repeated()}"))
         if OUTCOME_FILE not in os.environ and CAUSE_FILE not in os.environ:
             if isinstance(error, OSError) and error.filename is not None:
                 _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))
@@ -70,6 +84,32 @@ def exit_on_error(if_repeated: str = CONTINUES) -> Iterator[None]:
         logging.getLogger(__name__).exception("unexpected")
         first_line = str(error).strip().partition("\n")[0]
         _end(Outcome(1, f"{type(error).__name__}: {first_line}"))
+
+
+@contextmanager
+def _prompt_interrupts(message: str) -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt as usual, but cleaning up, which may wait for reads, has limited time.
+
+    A second Ctrl-C ends the process at once. What is written has another name until it is complete.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # it is ignored, or `StopSignals` acts on it
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda _number, _frame: end_process(EXIT_INTERRUPTED, message))
+        deadline = threading.Timer(_CLEAN_UP_SECONDS, end_process, [EXIT_INTERRUPTED, message])
+        deadline.daemon = True
+        deadline.start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_process(code: int, message: str, is_consequence: bool = False) -> NoReturn:
@@ -92,6 +132,7 @@ def end_process(code: int, message: str, is_consequence: bool = False) -> NoRetu
         if log.hasHandlers():  # the log file of a rank
             log.error("exit %d: %s", code, message)
         sys.stdout.flush()
+        finish_outputs()
         logging.shutdown()
         os._exit(code)
 
@@ -111,9 +152,24 @@ def _report_cause(cause_file: str, code: int, message: str) -> None:
 def _end(outcome: Outcome) -> None:
     if OUTCOME_FILE in os.environ or "RANK" in os.environ:
         end_process(outcome.code, outcome.message, outcome.is_consequence)
-    _print_error(outcome.message)
+    if not _print_error(outcome.message):
+        finish_outputs()
+        os._exit(outcome.code)  # Python would wait for the output at its end
     sys.exit(outcome.code)
 
 
-def _print_error(message: str) -> None:
-    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+def _print_error(message: str) -> bool:
+    """Returns whether it is printed: a terminal that is gone, or whose reader has stopped, changes no exit code."""
+    printed: list[bool] = []
+
+    def show() -> None:
+        with suppress(OSError):
+            console = Console(stderr=True, highlight=False)
+            console.show_cursor()  # which a progress bar hides, perhaps that of a process that was killed
+            console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+            printed.append(True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    thread.join(_PRINT_SECONDS)
+    return bool(printed)

@@ -8,16 +8,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 
 from data.child_process import own_packages_first, python_module
-from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN
-from jobs.exit_codes import CONTINUES, EXIT_INTERRUPTED, OUTCOME_FILE, Outcome, StageFailed
-from pipeline.errors import ConfigError
-from pipeline.faults.preemption import STOP_SIGNALS, StopSignals
+from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN
+from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
+from pipeline.errors import ConfigError, stop_exit_code
+from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
 from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.run_folder import RunFolder
 
@@ -55,35 +55,38 @@ def launch_ranks(
     """Run `coatnet COMMAND` as the ranks of `stage`, with `variables` in their environment, and wait for them.
 
     Rank 0 prints to this process's standard output; everything else goes to the logs of the ranks. If one rank fails,
-    the others are ended. A signal to stop is passed on to the ranks, which get time to save. If this process dies,
-    whatever the reason, they die with it.
+    the others are ended. A signal to stop is passed on to the ranks, which get time to save; a second one ends them at
+    once. If this process dies, whatever the reason, they die with it.
+
+    Each rank has a process group of its own, so that what a terminal sends to the foreground group arrives here alone:
+    it is counted once, and does not kill the compilers that a rank runs. Ctrl-Z is passed on, too.
 
     Raises:
         StageFailed: with the outcome of the rank that caused the failure.
     """
     signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
-    received: list[tuple[signal.Signals, float]] = []
+    received = ReceivedSignals()
 
     def pass_on(stop: signal.Signals) -> None:
-        received.append((stop, time.monotonic()))
-        for process in processes:
-            process.send_signal(stop)
+        if received.add(stop):
+            for process in processes:
+                process.send_signal(stop)
 
-    with tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes, reserved_port() as port:
+    with (
+        tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes,
+        reserved_port() as port,
+        _suspended_together(processes),
+    ):
         signals.set_handler(pass_on)
         try:
             own = {_STARTED: str(signals.started), _LAUNCHER: str(os.getpid()), **variables}
             _start(processes, command, stage, folder, Path(outcomes), port, own)
-            for stop, _ in received:  # while only some of the ranks had been started
+            if received.first is not None:  # while only some of the ranks had been started
                 for process in processes:
-                    process.send_signal(stop)
+                    process.send_signal(received.first)
             grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
             codes = _wait(processes, received, grace + _SLACK_SECONDS)
-        except KeyboardInterrupt:
-            # The terminal has sent the signal to the ranks, too.
-            _kill(processes, _LEAVE_SECONDS)
-            raise
         except BaseException:
             _kill(processes, 0)
             raise
@@ -91,7 +94,7 @@ def launch_ranks(
             signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
-            raise StageFailed(_outcome(codes, Path(outcomes), folder))
+            raise StageFailed(_outcome(codes, Path(outcomes), folder, received, signals.if_repeated()))
 
 
 def die_with_launcher() -> None:
@@ -99,6 +102,7 @@ def die_with_launcher() -> None:
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # rank 0 writes to a terminal whose foreground group it is not in
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() != int(launcher):
@@ -146,7 +150,7 @@ def _start(
             }
             | dict(variables)
         )
-        with open(folder.log_file(rank), "ab") as output:
+        with open(folder.log_file(rank), "ab") as output, _blocked_signals():
             processes.append(
                 subprocess.Popen(
                     # -P: a models.py in the working directory is not ours.
@@ -155,8 +159,39 @@ def _start(
                     stdin=subprocess.DEVNULL,
                     stdout=None if rank == 0 else output,
                     stderr=output,
+                    process_group=0,
                 )
             )
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Processes started inside get the stop signals once they can handle them: `StopSignals` unblocks them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _suspended_together(processes: Iterable[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Inside, Ctrl-Z suspends `processes` as well, until this process continues."""
+
+    def suspend(_number: int, _frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        for process in processes:  # once SIGCONT has arrived
+            process.send_signal(signal.SIGCONT)
+
+    before = signal.getsignal(signal.SIGTSTP)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 @contextmanager
@@ -172,13 +207,11 @@ def reserved_port() -> Iterator[int]:
         yield int(holder.getsockname()[1])
 
 
-def _wait(
-    processes: list[subprocess.Popen[bytes]], received: list[tuple[signal.Signals, float]], stop_seconds: float
-) -> list[int | None]:
+def _wait(processes: list[subprocess.Popen[bytes]], received: ReceivedSignals, stop_seconds: float) -> list[int | None]:
     """Wait until all have ended; returns their exit codes, with None for processes that must be killed.
 
-    Those are ranks that still run `_LEAVE_SECONDS` after another one has failed, or `stop_seconds` after the first
-    signal to stop.
+    Those are ranks that still run `_LEAVE_SECONDS` after another one has failed, `stop_seconds` after the first signal
+    to stop, or at the second.
     """
     failed = None
     while True:
@@ -187,24 +220,35 @@ def _wait(
         if failed is None and any(codes):
             failed = now
         overdue = failed is not None and now - failed > _LEAVE_SECONDS
-        if None not in codes or overdue or (received and now - received[0][1] > stop_seconds):
+        if None not in codes or overdue or received.second or received.seconds > stop_seconds:
             return codes
         time.sleep(_POLL_SECONDS)
 
 
 def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Kill the processes that do not end by themselves within `seconds`."""
+    """Kill the processes that do not end by themselves within `seconds`, and the compilers that they have started."""
     deadline = time.monotonic() + seconds
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
 
 
-def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outcome:
-    """The outcome of the rank that caused the failure: when one rank fails, others fail because it is gone."""
+def _outcome(
+    codes: list[int | None], outcomes: Path, folder: RunFolder, received: ReceivedSignals, if_repeated: str
+) -> Outcome:
+    """The outcome of the rank that caused the failure: when one rank fails, others fail because it is gone.
+
+    `if_repeated` is what the same command does when it is given again.
+    """
+    first, second = received.first, received.second
+    if first is not None and second is not None and None in codes:
+        why = f"a second signal, {second.name}, ended it at once"
+        return Outcome(stop_exit_code(first.name), f"stopped by {first.name}; {why}; {if_repeated}")
     written = {}
     for rank in range(len(codes)):
         try:
@@ -220,14 +264,18 @@ def _outcome(codes: list[int | None], outcomes: Path, folder: RunFolder) -> Outc
         if name not in STOP_SIGNALS:
             return Outcome(
                 128 + name,
-                f"rank {rank} was killed by {name.name}, by a person or for lack of memory; {CONTINUES}",
+                f"rank {rank} was killed by {name.name}, by a person or for lack of memory; {if_repeated}",
             )
     if killed:
         # They had not yet installed their signal handlers.
-        return Outcome(EXIT_TRY_AGAIN, f"stopped by {next(iter(killed.values())).name}; {CONTINUES}")
+        name = next(iter(killed.values()))
+        return Outcome(stop_exit_code(name.name), f"stopped by {name.name}; {if_repeated}")
     if not any(codes):
         late = ", ".join(str(rank) for rank, code in enumerate(codes) if code is None)
-        return Outcome(EXIT_TRY_AGAIN, f"killed rank {late}, which did not stop in time; {CONTINUES}")
+        return Outcome(
+            stop_exit_code(first.name) if first else EXIT_TRY_AGAIN,
+            f"killed rank {late}, which did not stop in time; {if_repeated}",
+        )
     failed = [rank for rank, code in enumerate(codes) if code]
     rank = min(failed, key=lambda rank: rank in written and written[rank].is_consequence)  # the first with a cause
     reason = f"failed: {written[rank].message}" if rank in written else f"exited with {codes[rank]}"

@@ -1,6 +1,6 @@
 """How a run ends, as exceptions."""
 
-from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, CoatnetError
+from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError
 
 CAUSE_FILE = "COATNET_CAUSE_FILE"
 """Environment variable with the file in which the ranks of a job report how it ends, for a program that waits for them:
@@ -72,10 +72,16 @@ class Preempted(CoatnetError):
     `reason` is one of `preemption.REASONS`; `checkpoint` is None if it could not be saved.
     """
 
-    exit_code = EXIT_TRY_AGAIN
     retryable = True
 
-    def __init__(self, reason: str, step: int, checkpoint: str | None) -> None:
-        saved = f"saved as {checkpoint}" if checkpoint else "which could not be saved"
+    def __init__(self, reason: str, step: int, checkpoint: str | None, place: str) -> None:
+        """`place` is the folder or URL of the run's checkpoints, for the message."""
+        saved = f"saved as {checkpoint} in {place}" if checkpoint else f"which could not be saved in {place}"
         super().__init__(f"stopped by {reason} after step {step:,}, {saved}")
         self.reason, self.step, self.checkpoint = reason, step, checkpoint
+        self.exit_code = stop_exit_code(reason)
+
+
+def stop_exit_code(reason: str) -> int:
+    """The exit code of a run stopped for `reason`, one of `preemption.REASONS`: a person's Ctrl-C is not repeated."""
+    return EXIT_INTERRUPTED if reason == "SIGINT" else EXIT_TRY_AGAIN

@@ -5,7 +5,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunFailed
+from pipeline.json_lines import append_json_line, note_skipped
 
 log = logging.getLogger(__name__)
 
@@ -106,21 +106,18 @@ class EventLog:
     def record(self, event: Event, **facts: Any) -> None:
         """Add an entry. On a full disk the entry is lost and the run goes on."""
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event.value, **facts}
-        line = (json.dumps(entry) + "\n").encode()
         try:
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                # One call, so that ranks do not write into each other's lines and a kill leaves no partial one.
-                os.write(file, line)
-            finally:
-                os.close(file)
+            append_json_line(self.path, entry)
         except OSError as error:
             log.warning("not recorded in the event log (%s): %s", error.strerror, entry)
 
     def entries(self) -> list[RunEvent]:
-        """All entries that can be read, oldest first."""
-        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
-        return [entry for line in lines if (entry := RunEvent.parse(line))]
+        """All entries that can be read, oldest first; others are skipped with a warning."""
+        lines = self.path.read_text(errors="replace").split("\n") if self.path.exists() else []
+        parsed = [(number, RunEvent.parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        if skipped := tuple(number for number, entry in parsed if entry is None):
+            note_skipped(self.path, skipped)
+        return [entry for _, entry in parsed if entry is not None]
 
     def of(self, event: Event) -> list[RunEvent]:
         """The entries of one kind, oldest first."""

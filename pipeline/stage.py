@@ -12,6 +12,7 @@ import torch
 
 from data.remote.storage import Storage
 from pipeline.checkpoints.resume import open_verified
+from pipeline.checkpoints.saved import if_repeated
 from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
@@ -71,6 +72,7 @@ def run_stage(
     found = read_rendezvous(os.environ)
     rank, world_size = found.rank, found.world_size
     folder = run_folder(recipe, name)
+    signals.if_repeated = partial(if_repeated, folder)
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
     check_world_size(name, plan.stage.resources.ranks, found)
     refuse_other_data(plan)

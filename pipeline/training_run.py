@@ -212,7 +212,7 @@ class TrainingRun:
         self.report_saves()
         if self.context.ranks.is_leader:
             self.context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=saved)
-        raise Preempted(reason, self.step, saved)
+        raise Preempted(reason, self.step, saved, self.saver.location)
 
     def evaluate(self) -> Accuracy:
         """Evaluate the weights that the recipe names, and show the accuracy.

@@ -49,8 +49,8 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _FOLDERS = ("shards", "requests", "failed")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What Slurm sends to every process of a job that must stop. Readers act on it; the downloader ends with its reader."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""What reaches every process of a job that must stop. Readers act on it; the downloader ends with its reader."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ def demo(
     Writes the images and the recipe into FOLDER, then does what `coatnet run` does, which builds the shards first.
     Run again, it continues where it stopped.
     """
-    with StopSignals(end_process) as signals, exit_on_error():
-        console = make_console()
+    with StopSignals(end_process) as signals, exit_on_error(signals=signals):
+        console = make_console(bounded=True)
         images, recipe = folder / "images", folder / "recipe.yaml"
         if is_url(str(folder)):
             raise ConfigError(f"{folder}: is a URL, and the demo writes to a local folder; give the path of one")

@@ -52,7 +52,7 @@ def doctor(
 
     Exits with 78 if there are errors.
     """
-    with StopSignals(end_process) as signals, exit_on_error("nothing was changed"):
+    with StopSignals(end_process, "nothing was changed") as signals, exit_on_error(signals=signals):
         if report is not None:
             die_with_launcher()
             from pipeline.preflight.nodes import run_node_checks  # torch, which only the ranks need

@@ -42,8 +42,6 @@ def logs(
             check_stages([run], [stage])
         try:
             _show(run, stage, rank, lines, follow)
-        except KeyboardInterrupt:
-            return  # the way to leave
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `coatnet logs RUN | head`
 

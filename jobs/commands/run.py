@@ -9,5 +9,5 @@ from pipeline.faults.preemption import StopSignals
 
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run all stages of a recipe on this machine; run again, continue where it stopped."""
-    with StopSignals(end_process) as signals, exit_on_error():
-        run_chain(recipe, overrides or [], make_console(), signals)
+    with StopSignals(end_process) as signals, exit_on_error(signals=signals):
+        run_chain(recipe, overrides or [], make_console(bounded=True), signals)

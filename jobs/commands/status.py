@@ -77,23 +77,20 @@ def status(
 
 def _watch(target: Path | None, runs: list[RunRef], every: float, as_json: bool) -> None:
     console = make_console()
-    try:
-        with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
-            while True:
-                report = stage_statuses(runs)
-                if as_json:
-                    print(json.dumps(_as_json(runs, report)), flush=True)
-                elif console.is_terminal:
-                    live.update(status_view(runs, report), refresh=True)
-                else:
-                    console.print(time.strftime("%Y-%m-%d %H:%M:%S"))
-                    console.print(status_view(runs, report))
-                if report.settled:
-                    return
-                time.sleep(every)
-                runs = find_runs(target)  # new ones may have started
-    except KeyboardInterrupt:
-        return  # the way to leave
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            report = stage_statuses(runs)
+            if as_json:
+                print(json.dumps(_as_json(runs, report)), flush=True)
+            elif console.is_terminal:
+                live.update(status_view(runs, report), refresh=True)
+            else:
+                console.print(time.strftime("%Y-%m-%d %H:%M:%S"))
+                console.print(status_view(runs, report))
+            if report.settled:
+                return
+            time.sleep(every)
+            runs = find_runs(target)  # new ones may have started
 
 
 def _as_json(runs: Sequence[RunRef], report: StatusReport) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pipeline.faults.preemption import StopSignals
 
 def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> None:
     """Run one stage: all its ranks on this machine, or one rank if RANK and WORLD_SIZE are set."""
-    with StopSignals(end_process) as signals, exit_on_error():
+    with StopSignals(end_process) as signals, exit_on_error(signals=signals):
         # These imports take seconds, in which a signal to stop must already be handled; the launcher needs no torch.
         from jobs.bundled_recipes import load_recipe
         from jobs.launch import die_with_launcher, is_rank, launch_time
@@ -33,6 +33,6 @@ def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> 
             from jobs.chain import result_table, run_one
             from jobs.console import make_console
 
-            loaded, console = load_recipe(recipe, overrides), make_console()
+            loaded, console = load_recipe(recipe, overrides), make_console(bounded=True)
             run_one(loaded, stage, console, signals)
             console.print(result_table(loaded))

@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import EXIT_TRY_AGAIN
 from jobs.exit_codes import StageFailed, end_process
 from jobs.inherited_environment import discard_foreign_variables
 from jobs.launch import launch_ranks, refuse_other_machines
 from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import batch_script, chain_jobs
 from jobs.scheduler.submissions import SubmissionFolder
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import StopSignals
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.preflight.report import read_report
@@ -86,8 +85,13 @@ def _check_by_slurm(check: _NodeCheck) -> list[Finding]:
         submission = pool.submit(slurm.submit, command, stage_job.variables)
 
         def cancel(received: signal.Signals) -> None:
+            if submission.exception() is not None:  # Ctrl-C has ended sbatch, too
+                end_process(stop_exit_code(received.name), f"stopped by {received.name}; no job was submitted")
             slurm.cancel([submission.result()])
-            end_process(EXIT_TRY_AGAIN, f"stopped by {received.name}; job {submission.result()} is cancelled")
+            end_process(
+                stop_exit_code(received.name),
+                f"stopped by {received.name}; job {submission.result()} is cancelled",
+            )
 
         check.signals.set_handler(cancel)
         try:

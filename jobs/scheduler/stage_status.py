@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from data.errors import EXIT_TRY_AGAIN
+from data.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
 from data.remote.storage import is_remote
-from jobs.exit_codes import EXIT_INTERRUPTED
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail

@@ -1,7 +1,6 @@
 """What was submitted for a recipe: `runs/<recipe>/slurm/`, with the recipe, job logs, and a record of jobs."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from data.atomic_file import write_atomically
 from data.file_lock import check_locks
 from jobs.frozen_recipe import recipe_text
 from pipeline.errors import ConfigError
+from pipeline.json_lines import append_json_line, note_skipped
 
 if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
@@ -86,21 +86,21 @@ class SubmissionFolder:
     def add(self, stage: str, job: str, command: Sequence[str]) -> None:
         """Record a job; returns when the record is on the disk."""
         submission = Submission(stage, job, list(command), time.time())
-        with open(self._record, "a") as record:
-            record.write(json.dumps(asdict(submission)) + "\n")
-            record.flush()
-            os.fsync(record.fileno())
+        append_json_line(self._record, asdict(submission), sync=True)
 
     def submissions(self) -> list[Submission]:
         """All jobs, oldest first."""
         if not self._record.exists():
             return []
-        found = []
-        for line in self._record.read_text().splitlines():
+        found, skipped = [], []
+        for number, line in enumerate(self._record.read_text(errors="replace").split("\n"), 1):
             try:
                 found.append(Submission(**json.loads(line)))
             except (ValueError, TypeError):
-                continue  # truncated by a full disk
+                if line.strip():
+                    skipped.append(number)  # truncated by a full disk
+        if skipped:
+            note_skipped(self._record, tuple(skipped))
         return found
 
     def newest(self) -> dict[str, Submission]:

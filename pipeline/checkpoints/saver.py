@@ -133,6 +133,11 @@ class Saver:
             "the cause and repeat the command: it continues from the previous checkpoint"
         )
 
+    @property
+    def location(self) -> str:
+        """Folder or URL of the checkpoints."""
+        return self._store.location
+
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call, in order; on the leader."""
         return [self._reports.popleft() for _ in range(len(self._reports))]

@@ -1,4 +1,4 @@
-"""Stopping a run early: on SIGTERM, SIGUSR1 or SIGUSR2, or when a time limit comes near.
+"""Stopping a run early: on SIGTERM, SIGHUP, SIGINT, SIGUSR1 or SIGUSR2, or when a time limit comes near.
 
 Any rank may receive the request. The training loop adds `StopRequests.flags` to the exchange of each step, so that all
 ranks learn of it at the same step boundary, save and exit. Outside the loop, ending at once loses nothing, and that is
@@ -14,19 +14,24 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from data.errors import EXIT_TRY_AGAIN
+from pipeline.errors import stop_exit_code
 from pipeline.faults.time_limit import Margin, TimeLimit
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 TIME_LIMIT = "the time limit"
 REASONS = (*(stop.name for stop in STOP_SIGNALS), TIME_LIMIT)
 """Why a run is stopped early, in the order of `StopRequests.flags`."""
 
+# `nohup` and shells without job control start programs with these ignored, and mean it.
+_MAY_STAY_IGNORED = (signal.SIGHUP, signal.SIGINT)
+
 # One request may arrive several times: a scheduler sends CONT and TERM together, and to launcher and ranks alike; a
-# launcher forwards what it receives; `kill` reaches a whole process group.
+# launcher forwards what it receives; `kill` reaches a whole process group; when a terminal closes, both the kernel and
+# the shell send SIGHUP. A launcher gets one SIGINT for one Ctrl-C, unless a wrapper such as `uv run` forwards it.
 _SAME_REQUEST_SECONDS = 5.0
+_SAME_KEY_SECONDS = 0.5
 
 EndProcess = Callable[[int, str], NoReturn]
 """Ends this process at once, from any thread, with an exit code and a message."""
@@ -38,15 +43,18 @@ class StopSignals:
     The main thread may be in a collective or an import and not run a Python handler for a long time. So only the C part
     of the handler is used: it wakes a thread (signal.set_wakeup_fd), which acts on the signal.
 
-    A signal ends the process with `end` at once, unless a handler is set.
+    A signal ends the process with `end` at once, unless a handler is set. SIGHUP and SIGINT stay ignored in a process
+    that was started with them ignored.
 
     Attributes:
         started: when this process began, in seconds since the epoch.
         last_checkpoint: the newest checkpoint known to be complete, for the message.
+        if_repeated: says what the same command does when it is given again, for the message.
     """
 
-    def __init__(self, end: EndProcess) -> None:
+    def __init__(self, end: EndProcess, if_repeated: str = "the same command continues") -> None:
         self.end = end
+        self.if_repeated: Callable[[], str] = lambda: if_repeated
         self.started = time.time()
         self.last_checkpoint: str | None = None
         self.first: str | None = None
@@ -69,8 +77,11 @@ class StopSignals:
         self._sender.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for stop in STOP_SIGNALS:
+            if stop in _MAY_STAY_IGNORED and signal.getsignal(stop) is signal.SIG_IGN:
+                continue
             self._before[stop] = signal.signal(stop, _do_nothing)
             signal.siginterrupt(stop, False)  # native code need not be ready for EINTR
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a launcher starts its ranks with them blocked
         threading.Thread(target=self._listen, name="stop signals", daemon=True).start()
         return self
 
@@ -93,9 +104,7 @@ class StopSignals:
 
     def _end_at_once(self, received: signal.Signals) -> None:
         complete = f"{self.last_checkpoint} is complete; " if self.last_checkpoint else ""
-        self.end(
-            EXIT_TRY_AGAIN, f"stopped by {received.name}; {complete}the same command continues from the last checkpoint"
-        )
+        self.end(stop_exit_code(received.name), f"stopped by {received.name}; {complete}{self.if_repeated()}")
 
 
 class StopRequests:
@@ -163,6 +172,7 @@ class StopRequests:
             deadline.start()
             log.warning("%s: this start ends after the current step", received.name)
         elif now - self._first[1] > _SAME_REQUEST_SECONDS:
+            # Also for SIGINT: torchrun, for one, passes on the Ctrl-C that its ranks get themselves.
             self._end(f"a second signal, {received.name}, ended it at once")
 
     def _end(self, why: str) -> None:
@@ -173,7 +183,37 @@ class StopRequests:
             if complete
             else "nothing had been saved, so the same command starts over"
         )
-        self._signals.end(EXIT_TRY_AGAIN, f"stopped by {self._first[0]}; {why}; {what}")
+        reason = self._first[0]
+        self._signals.end(stop_exit_code(reason), f"stopped by {reason}; {why}; {what}")
+
+
+class ReceivedSignals:
+    """The stop signals that a launcher has received, told apart from repetitions of one request."""
+
+    def __init__(self) -> None:
+        self._first: tuple[signal.Signals, float] | None = None
+        self.second: signal.Signals | None = None
+        """One that means more than the first: end at once."""
+
+    @property
+    def first(self) -> signal.Signals | None:
+        """The request to stop."""
+        return self._first[0] if self._first else None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first signal; 0 before it."""
+        return time.monotonic() - self._first[1] if self._first else 0.0
+
+    def add(self, received: signal.Signals) -> bool:
+        """Take in a signal that has just arrived; returns whether it is the first."""
+        if self._first is None:
+            self._first = (received, time.monotonic())
+            return True
+        same = _SAME_KEY_SECONDS if received == signal.SIGINT else _SAME_REQUEST_SECONDS
+        if self.seconds > same:
+            self.second = self.second or received
+        return False
 
 
 def agreed_reason(flags: Sequence[float]) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a rank's output goes: messages to its log, progress to the console. No failed write ends the run."""
+"""Where a rank's output goes: messages to its log, progress to the console. No write ends or delays the run."""
 
 import io
 import logging
@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.errors import CAUSE_FILE
+from pipeline.monitoring.bounded_output import bounded_text
 from pipeline.run_folder import RunFolder
 
 
 class LossyFile(io.FileIO):
-    """A file whose writes never fail: what a full disk or a closed terminal does not accept is lost.
+    """A file whose writes never fail: what a full disk does not accept is lost.
 
     `failed` is called with the reason of the first failed write, and again only after a write has succeeded.
     """
@@ -40,7 +41,8 @@ class LossyFile(io.FileIO):
 
 def redirect_output(folder: RunFolder, rank: int) -> Console:
     """Send log messages and what libraries print to this rank's log; returns a console on the old standard output."""
-    console = Console(file=_text(LossyFile(os.dup(1))), highlight=False)
+    log = logging.getLogger(__name__)
+    console = Console(file=bounded_text(1, log.warning), highlight=False)
     path = folder.log_file(rank)
 
     def warn(reason: str) -> None:
@@ -51,14 +53,11 @@ def redirect_output(folder: RunFolder, rank: int) -> Console:
         os.dup2(log_file.fileno(), 1)
         if CAUSE_FILE in os.environ:  # the cause of a failure is reported there, not on stderr
             os.dup2(log_file.fileno(), 2)
-    sys.stdout = _text(LossyFile(1, warn))
+    # What the locale cannot encode is treated as on the standard output that this replaces.
+    log_stream = io.BufferedWriter(LossyFile(1, warn))
+    sys.stdout = io.TextIOWrapper(log_stream, line_buffering=True, errors=sys.stdout.errors)
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
-    logging.getLogger(__name__).info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
+    log.info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
     return console
-
-
-def _text(file: LossyFile) -> io.TextIOWrapper:
-    # What the locale cannot encode is treated as on the standard output that this replaces.
-    return io.TextIOWrapper(io.BufferedWriter(file), line_buffering=True, errors=sys.stdout.errors)

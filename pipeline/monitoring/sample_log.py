@@ -1,10 +1,10 @@
 """A log of the samples that a run was trained on: for audits, never read by the run itself."""
 
-import json
 import logging
 
 from data.stream import MicroBatch
 from pipeline.distributed import Ranks
+from pipeline.json_lines import append_json_line
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import RunFolder
 
@@ -33,7 +33,6 @@ class SampleLog:
             "ids": [o.id for o in origins],
         }
         try:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_json_line(self._path, line)
         except OSError as error:
             log.warning("the samples of step %d are missing from the sample log: %s", step, error)

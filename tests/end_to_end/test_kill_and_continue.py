@@ -37,11 +37,15 @@ def test_a_killed_rank_is_named_and_the_others_end(shards: Path, tmp_path: Path)
     kill(process, "rank 1")
     message = process.stderr.read().decode()  # type: ignore[union-attr]
     assert process.returncode == 128 + 9
-    assert "rank 1 was killed by SIGKILL, by a person or for lack of memory; the same command" in message
+    assert "rank 1 was killed by SIGKILL, by a person or for lack of memory; " in message
     # The other rank only failed as a consequence, in whichever collective it was; a scheduler should try again.
     last = log.read_text().splitlines()[-1]
     assert "exit 75: rank 0 lost another rank, whose log has the reason (" in last
-    assert last.endswith("); the same command continues from the last checkpoint")
+    assert last.endswith(
+        "); the same command continues from the last checkpoint"
+        if any((log.parents[1] / "checkpoints").glob("step-*"))
+        else "); nothing of this stage has been saved, so the same command starts it over"
+    )
     assert "Traceback" not in log.read_text()
 
 

@@ -9,12 +9,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait, reserved_port
+from pipeline.faults.preemption import ReceivedSignals
 from pipeline.run_folder import RunFolder
+from tests.support.command import environment
 
 LOST = Outcome(75, "rank 0 lost another rank", is_consequence=True)
 BROKEN = Outcome(1, "ValueError: no")
@@ -28,6 +31,8 @@ BROKEN = Outcome(1, "ValueError: no")
         ([None, 75, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
         ([75, 75], {0: LOST, 1: Outcome(75, "stopped by SIGTERM after step 3")}, 75, "stopped by SIGTERM after step 3"),
         ([75, -10], {0: LOST}, 75, "stopped by SIGUSR1; the same command continues"),
+        ([75, -1], {0: LOST}, 75, "stopped by SIGHUP; the same command continues"),
+        ([75, -2], {0: LOST}, 130, "stopped by SIGINT; the same command continues"),
         ([-15, -9], {}, 137, "rank 1 was killed by SIGKILL"),
         ([0, None, None], {}, 75, "killed rank 1, 2, which did not stop in time; the same command"),
         ([130, 130], {0: Outcome(130, "stopped"), 1: Outcome(130, "stopped")}, 130, "stopped"),
@@ -42,7 +47,7 @@ def test_the_cause_is_reported_rather_than_its_consequences(
 ) -> None:
     for rank, outcome in written.items():
         (tmp_path / f"{rank}.json").write_text(json.dumps(asdict(outcome)))
-    outcome = _outcome(codes, tmp_path, RunFolder(Path("runs")))
+    outcome = _outcome(codes, tmp_path, RunFolder(Path("runs")), ReceivedSignals(), "the same command continues")
     assert outcome.code == code
     assert message in outcome.message
 
@@ -61,13 +66,81 @@ def test_ranks_that_do_not_end_are_waited_for_and_then_killed(signalled: bool, m
         for process in processes:
             assert process.stdout
             process.stdout.readline()
-        began = time.monotonic()
-        codes = _wait(processes, [(signal.SIGTERM, began)] if signalled else [], 1.0)
+        began, received = time.monotonic(), ReceivedSignals()
+        if signalled:
+            received.add(signal.SIGTERM)
+        codes = _wait(processes, received, 1.0)
         assert codes == ([None, None] if signalled else [None, 3])
         assert time.monotonic() - began >= (1.0 if signalled else 0.5)
     finally:
         _kill(processes, 0)
     assert [process.returncode for process in processes] == [-9, -9 if signalled else 3]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "seconds", "ends"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 4, False),
+        (signal.SIGTERM, signal.SIGTERM, 6, True),
+        (signal.SIGHUP, signal.SIGHUP, 4, False),
+        (signal.SIGUSR2, signal.SIGTERM, 60, True),
+        (signal.SIGINT, signal.SIGINT, 0.1, False),
+        (signal.SIGINT, signal.SIGINT, 1, True),
+        (signal.SIGTERM, signal.SIGINT, 1, True),
+    ],
+)
+def test_a_repeated_request_is_not_a_second_one_and_a_second_control_c_is(
+    first: signal.Signals, then: signal.Signals, seconds: float, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("pipeline.faults.preemption.time.monotonic", lambda: now)
+    received = ReceivedSignals()
+    assert received.add(first)
+    now += seconds
+    assert not received.add(then)
+    assert (received.first, received.second) == (first, then if ends else None)
+
+
+def test_a_second_signal_is_the_outcome_whatever_the_ranks_that_end_meanwhile_say(tmp_path: Path) -> None:
+    received = ReceivedSignals()
+    received.add(signal.SIGINT)
+    received.second = signal.SIGINT
+    (tmp_path / "1.json").write_text(json.dumps(asdict(LOST)))
+    outcome = _outcome([None, 75], tmp_path, RunFolder(Path("runs")), received, "the same command starts over")
+    message = "stopped by SIGINT; a second signal, SIGINT, ended it at once; the same command starts over"
+    assert outcome == Outcome(130, message)
+
+
+SUSPENDS = """
+import subprocess, sys
+from jobs.launch import _suspended_together
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+with _suspended_together([rank]):
+    print(rank.pid, flush=True)
+    rank.wait()
+"""
+
+
+def test_control_z_suspends_the_ranks_too_and_they_continue_with_the_launcher() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUSPENDS], stdout=subprocess.PIPE, env=environment(), process_group=0
+    ) as launcher:
+        assert launcher.stdout
+        both = [psutil.Process(launcher.pid), psutil.Process(int(launcher.stdout.readline()))]
+
+        def wait_for(suspended: bool) -> None:
+            deadline = time.monotonic() + 60
+            while [one.status() == psutil.STATUS_STOPPED for one in both] != [suspended] * 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+
+        for _ in range(2):
+            launcher.send_signal(signal.SIGTSTP)
+            wait_for(suspended=True)
+            launcher.send_signal(signal.SIGCONT)
+            wait_for(suspended=False)
+        for one in both:
+            one.kill()
 
 
 def test_a_port_is_reserved_for_ranks_that_are_still_starting() -> None:

@@ -67,7 +67,9 @@ def test_a_save_and_the_end_are_progress(events: EventLog, event: Event) -> None
         events.record(Event.EVALUATION, step=3)
 
 
-def test_lines_that_are_no_entries_are_passed_over(events: EventLog) -> None:
+def test_lines_that_are_no_entries_are_passed_over_with_a_warning(
+    events: EventLog, caplog: pytest.LogCaptureFixture
+) -> None:
     events.record(Event.START, step=0)
     with open(events.path, "ab") as file:
         file.write(
@@ -76,6 +78,20 @@ def test_lines_that_are_no_entries_are_passed_over(events: EventLog) -> None:
         file.write(b'{"time": "2026-11-22T13:12:39+0000", "event": "unheard-of"}\n{"event": "save"}\n')
     events.record(Event.SAVE, step=5)
     assert [entry.event for entry in events.entries()] == [Event.START, Event.SAVE]
+    assert f"{events.path}: 9 lines (2, 3, 4, 5, 6, ...) are cut short or no entry, and skipped" in caplog.text
+
+
+def test_an_entry_after_one_that_a_full_disk_has_cut_is_not_lost(
+    events: EventLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    events.record(Event.START, step=0)
+    events.record(Event.SAVE, step=5)
+    with open(events.path, "rb+") as file:
+        file.truncate(events.path.stat().st_size - 7)
+    events.record(Event.SAVE, step=10)
+    assert [(entry.event, entry.step) for entry in events.entries()] == [(Event.START, 0), (Event.SAVE, 10)]
+    assert events.entries()
+    assert caplog.text.count(f"{events.path}: line 2 is cut short or no entry, and skipped") == 1
 
 
 def test_evaluations_are_found_by_step(events: EventLog) -> None:

@@ -10,7 +10,7 @@ NO_FLAGS = [0.0] * len(REASONS)
 
 
 def test_a_packed_message_unpacks_to_itself() -> None:
-    message = StepMessage([1.0, 0.0, 0.0, 2.0], 3.0, [0.1, 0.2, 0.3, 0.4])
+    message = StepMessage([1.0, 0.0, 0.0, 2.0, 0.0, 0.0], 3.0, [0.1, 0.2, 0.3, 0.4])
     assert StepMessage.unpack(message.pack()) == message
 
 

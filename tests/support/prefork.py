@@ -196,6 +196,7 @@ def _run(
     """Run `python -m jobs ARGUMENTS`, or another program, in this process as if it had been started for it."""
     import jobs
     from jobs.cli import main
+    from pipeline.monitoring.bounded_output import finish_outputs
 
     os.environ.clear()
     os.environ.update(environment)
@@ -216,6 +217,7 @@ def _run(
     except BaseException:
         traceback.print_exc()
     # Exit handlers of the processes that this one was forked from must not run.
+    finish_outputs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -255,7 +257,10 @@ class _Rank:
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 if callable(signal.getsignal(number)) and number != signal.SIGINT:
                     signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if options.get("process_group") == 0:
+                os.setpgid(0, 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             out = options.get("stdout")
             stdout = 1 if out is None else out.fileno()

@@ -75,7 +75,7 @@ def test_ranks_are_forks_and_signals_reach_them_as_processes(
     for one in (command, *started):
         assert "tests.support.prefork" in one.cmdline()  # no interpreter was started
         assert one.cwd() == str(Path.cwd())
-        assert os.getpgid(one.pid) == process.pid
+        assert os.getpgid(one.pid) == one.pid  # see `launch_ranks`
     assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.01)

@@ -88,7 +88,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Write images as shuffled, checked shards with an index; run again, continue where it stopped."""
-    with exit_on_error():
+    with exit_on_error("the same command continues"):
         build_and_report(
             make_console(),
             source,

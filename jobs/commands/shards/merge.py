@@ -19,7 +19,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Write the shards of a build whose parts (`shards build --part`) have all been read."""
-    with exit_on_error():
+    with exit_on_error("the same command continues"):
         console = make_console()
         with BuildProgressBar(console, hidden=as_json) as bar:
             report = merge_parts(destination, processes=processes or processors(), progress=bar.update)

@@ -251,7 +251,7 @@ def test_the_downloader_ignores_stop_signals_from_its_start(
     wait_until(lambda: len(downloaders(tmp_path)) == 1)  # long before it has imported what it needs
     (downloader,) = downloaders(tmp_path)
     for moment in range(2):
-        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             downloader.send_signal(number)
         starting.join(60)
         assert reader.path(11 * moment).exists()

@@ -13,13 +13,16 @@ from pipeline.faults.time_limit import TimeLimit
 from tests.support.command import environment
 
 PROCESS = """
-import ctypes, os, subprocess, sys
+import ctypes, os, signal, subprocess, sys
 from pipeline.faults import preemption
 from pipeline.faults.preemption import StopRequests, StopSignals
 
 def end(code, message):
     print(message, flush=True)
     os._exit(code)
+
+for number in (1, 2):  # whatever the tests were started with
+    signal.signal(number, DISPOSITION)
 
 def wait_in_native_code():
     print("ready", flush=True)
@@ -37,9 +40,9 @@ LOOP = """
 """
 
 
-def start(body: str) -> subprocess.Popen[str]:
+def start(body: str, disposition: str = "signal.SIG_DFL") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROCESS.replace("BODY", body)],
+        [sys.executable, "-c", PROCESS.replace("BODY", body).replace("DISPOSITION", disposition)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(),
@@ -47,10 +50,10 @@ def start(body: str) -> subprocess.Popen[str]:
     )
 
 
-def message_of(process: subprocess.Popen[str]) -> str:
-    """The message of a process that ended with the exit code for trying again."""
+def message_of(process: subprocess.Popen[str], code: int = EXIT_TRY_AGAIN) -> str:
+    """The message of a process that ended with `code`, by default the one for trying again."""
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == EXIT_TRY_AGAIN, output
+    assert process.returncode == code, output
     return output.strip()
 
 
@@ -59,17 +62,24 @@ def wait_until_ready(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "ready\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 @pytest.mark.parametrize("checkpoint", ["", "step-00000007"])
 def test_outside_the_loop_a_signal_ends_the_process_at_once(number: signal.Signals, checkpoint: str) -> None:
     process = start(f"signals.last_checkpoint = '{checkpoint}'; wait_in_native_code()")
     wait_until_ready(process)
     process.send_signal(number)
     complete = f"{checkpoint} is complete; " if checkpoint else ""
-    assert (
-        message_of(process)
-        == f"stopped by {number.name}; {complete}the same command continues from the last checkpoint"
-    )
+    code = 130 if number == signal.SIGINT else EXIT_TRY_AGAIN
+    assert message_of(process, code) == f"stopped by {number.name}; {complete}the same command continues"
+
+
+def test_signals_that_were_ignored_at_the_start_stay_ignored() -> None:
+    """As by `nohup`, and by a shell script that starts a program in the background."""
+    process = start("wait_in_native_code()", "signal.SIG_IGN")
+    wait_until_ready(process)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+    assert message_of(process).startswith("stopped by SIGTERM; ")
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -131,7 +141,7 @@ def test_a_request_too_late_for_the_loop_ends_the_process_after_it() -> None:
             pass
     print("went on")
     """
-    assert message_of(start(body)) == "stopped by SIGTERM; the same command continues from the last checkpoint"
+    assert message_of(start(body)) == "stopped by SIGTERM; the same command continues"
 
 
 def test_a_child_process_inherits_neither_handlers_nor_files() -> None:
@@ -160,6 +170,7 @@ def test_the_reason_is_agreed_from_the_flags_of_all_ranks() -> None:
     signalled._received(signal.SIGUSR1)
     assert signalled.reason == "SIGUSR1"
     summed = [sum(flags) for flags in zip(quiet.flags, near.flags, signalled.flags, signalled.flags, strict=True)]
-    assert summed == [0, 2, 0, 1]
+    assert summed == [0, 0, 0, 2, 0, 1]
     assert agreed_reason(summed) == "SIGUSR1"
-    assert [agreed_reason([float(n == i) for n in range(4)]) for i in range(4)] == list(REASONS)
+    count = len(REASONS)
+    assert [agreed_reason([float(n == i) for n in range(count)]) for i in range(count)] == list(REASONS)

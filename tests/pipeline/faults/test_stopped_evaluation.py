@@ -24,7 +24,10 @@ def test_all_ranks_save_and_stop_whichever_received_the_signal(runs: Path) -> No
     for step in (4, 8):
         for rank in (0, 1):
             message = (runs / "stopped" / f"stop-{step}-{rank}").read_text()
-            assert message == f"stopped by SIGTERM after step {step}, saved as step-{step:08d}"
+            assert (
+                message
+                == f"stopped by SIGTERM after step {step}, saved as step-{step:08d} in {runs}/stopped/checkpoints"
+            )
 
 
 def test_the_evaluation_is_repeated_and_everything_equals_the_undisturbed_run(runs: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.monitoring.output import LossyFile
 from tests.support.command import environment
+from tests.support.pipes import full_pipe
 
 TALK = """
 import logging, sys
@@ -23,8 +24,8 @@ for number in range(3):
 """
 
 
-def talk(folder: Path, rank: int, **streams: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", TALK, str(folder), str(rank)]
+def talk(folder: Path, rank: int, program: str = TALK, **streams: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, str(folder), str(rank)]
     captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     return subprocess.run(command, env=environment(), text=True, timeout=300, **captured)  # type: ignore[call-overload,no-any-return]
 
@@ -74,4 +75,21 @@ def test_a_closed_stdout_ends_nothing(tmp_path: Path) -> None:
     done = talk(tmp_path, 0, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "INFO message 2\n" in (tmp_path / "logs/rank-00000.log").read_text()
+    log = (tmp_path / "logs/rank-00000.log").read_text()
+    assert "INFO message 2\n" in log
+    assert log.count("the console output cannot be written (Broken pipe)") == 1
+
+
+@pytest.mark.slow
+def test_a_stdout_that_nobody_reads_delays_neither_the_run_nor_its_end(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    small = (
+        "from pipeline.monitoring import bounded_output\n"
+        "bounded_output._MOST_WAITING, bounded_output._EXIT_SECONDS = 1000, 0.1\n"
+    )
+    with full_pipe() as (_, writer):
+        done = talk(tmp_path, 0, small + TALK.replace("range(3)", "range(500)"), stdout=writer.fileno())
+    assert (done.returncode, done.stderr) == (0, "")
+    log = (tmp_path / "logs/rank-00000.log").read_text()
+    assert log.count(" INFO message ") == log.count("a library prints\n") == 500
+    assert log.count("nobody reads the console output") == 1

@@ -15,7 +15,6 @@ from pipeline.distributed import Ranks
 log = logging.getLogger(__name__)
 
 _POLL_EVERY = (0.02, 1.0)  # seconds between looks for the records of other ranks, at first and at most
-_RECORDS_LIMIT = 1800.0  # seconds without a new record after which the leader gives up
 
 
 class SaveTask:
@@ -61,7 +60,10 @@ class SaveTask:
         return self._thread.is_alive()
 
     def wait_written(self, patience: float) -> bool:
-        """Wait until this rank's files are complete; False if that failed, or stalled for `patience` seconds."""
+        """Wait until this rank's files are complete.
+
+        False if that failed, or if `patience` seconds of this wait pass without a byte written.
+        """
         return self._wait(self._written.is_set, patience) and self.failure is None
 
     def wait_published(self, patience: float) -> bool:
@@ -80,8 +82,10 @@ class SaveTask:
         self._staged.discard_own()
 
     def _wait(self, condition: Callable[[], bool], patience: float) -> bool:
+        # From the beginning of the wait at the earliest: a rank that was done long ago has waited for slower ones.
+        began = time.monotonic()
         while not condition():
-            if time.monotonic() - self._last_progress > patience:
+            if time.monotonic() - max(began, self._last_progress) > patience:
                 return False
             self._thread.join(0.01)
         return True
@@ -138,8 +142,9 @@ class SaveTask:
             self._fail(error)
 
     def _collect(self, awaited: set[int]) -> dict[int, RankRecord]:
+        """The records of the ranks `awaited`: however slow they are, unless the attempt is abandoned."""
         records: dict[int, RankRecord] = {}
-        pause, deadline = _POLL_EVERY[0], time.monotonic() + _RECORDS_LIMIT
+        pause = _POLL_EVERY[0]
         while awaited:
             abandoned = self._abandoned.is_set()
             found = self._staged.records(awaited)
@@ -147,10 +152,10 @@ class SaveTask:
                 if record.failed is not None:
                     raise OSError(f"rank {rank}: {record.failed}")
                 self.note_progress()
-                pause, deadline = _POLL_EVERY[0], time.monotonic() + _RECORDS_LIMIT
+                pause = _POLL_EVERY[0]
             records |= found
             awaited = awaited - found.keys()
-            if awaited and (abandoned or time.monotonic() > deadline):
+            if awaited and abandoned:
                 names = ", ".join(map(str, sorted(awaited)))
                 raise OSError(f"no record from rank {names}; its log may show why")
             if awaited:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _GIVE_UP_AFTER = 120.0  # seconds without an answer from a remote store, for one request
 _LAST_PATIENCE = 30.0  # when the run ends with an error
 PATIENCE = 180.0
-"""Seconds without a byte written after which a write is considered hung. Uploads give up earlier."""
+"""Seconds of waiting without a byte written after which a write is considered hung. Uploads give up earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Saver:
         folder: of the run, for the event log.
         settings: which are kept.
         ranks: of the run.
-        patience: seconds without a byte written after which a write is considered hung.
+        patience: seconds of waiting without a byte written after which a write is considered hung.
         on_published: called with the name of each published checkpoint, in the leader's thread.
 
     Raises:
@@ -127,7 +127,7 @@ class Saver:
                 self._begin(self._latest)
             if self.finish():
                 return
-        reason = self._ranks.broadcast_text(0, self._reason)
+        reason = self._ranks.broadcast_text(0, self._reason or "a rank hangs while writing it")
         raise RunFailed(
             f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts ({reason}); fix "
             "the cause and repeat the command: it continues from the previous checkpoint"
@@ -155,15 +155,17 @@ class Saver:
         began, step = time.monotonic(), state.facts.step
         self._latest = state
         number = self._agree()
+        if self._is_saved:  # an attempt that was given up has been published after all
+            return time.monotonic() - began
         if number == 0:
             # Its memory is still being read. If that write succeeds late after all, no harm is done.
             stall = time.monotonic() - began
-            self._report_failure(step, began, stall, "a rank still hangs while writing an earlier checkpoint")
+            self._report_failure(step, began, stall, "a rank still hangs in an earlier save")
             return stall
         leftover = self._attempt if self._published is False else None
         self._copy.fill(state)
         stall = time.monotonic() - began
-        self._published = None
+        self._published, self._reason = None, ""
         self._attempt = SaveTask(
             self._store,
             number,

@@ -3,6 +3,8 @@
 import json
 import os
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from pipeline.checkpoints import staged
+from pipeline.checkpoints import save_task, staged
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import FileEntry, FragmentEntry, Manifest, RankRecord
 from pipeline.checkpoints.save_task import SaveTask
@@ -242,7 +244,7 @@ def test_a_write_that_hangs_is_abandoned_and_saves_work_again_when_it_ends(
 
     assert together(2, work) == [[False, True], [False, True]]
     failed_saves = [entry for entry in events(tmp_path) if entry["event"] == "save_failed"]
-    assert failed_saves[-1]["reason"] == "a rank still hangs while writing an earlier checkpoint"
+    assert failed_saves[-1]["reason"] == "a rank still hangs in an earlier save"
     assert holds(opened(tmp_path, 6), 6)
 
 
@@ -261,6 +263,87 @@ def test_an_earlier_save_that_ends_late_is_not_mistaken_for_the_last_one(
         assert not one.finish()
         one.finish_or_retry(pause=0)
         assert holds(opened(tmp_path, 4), 4)
+
+
+def test_waiting_for_a_save_counts_from_its_beginning_however_long_the_leader_has_been_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank is slower by more than the patience, and publishing takes a while, too."""
+    gate, real = Gate(monkeypatch, "rank-00001.safetensors"), staged.StagedCheckpoint.publish
+
+    def slow(self: staged.StagedCheckpoint, manifest: Manifest) -> None:
+        time.sleep(0.5)
+        real(self, manifest)
+
+    monkeypatch.setattr(save_task, "_POLL_EVERY", (0.01, 0.05))
+    monkeypatch.setattr(staged.StagedCheckpoint, "publish", slow)
+
+    def work(ranks: Ranks) -> tuple[bool, bool]:
+        with saver(tmp_path, ranks) as one:
+            one.save(live(2, ranks))
+            assert one._attempt is not None
+            assert gate.reached.wait(60)
+            if ranks.is_leader:
+                assert one._attempt.wait_written(60)
+                one._attempt._last_progress -= 1000.0
+                gate.open.set()
+            return one.finish(), one._attempt.alive
+
+    assert together(2, work) == [(True, False), (True, False)]
+
+
+def test_an_attempt_that_was_given_up_and_is_published_late_is_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with saver(tmp_path, patience=0.3) as one:
+        one.save(live(2))
+        assert not one.finish()
+        attempt = one._attempt
+        assert attempt is not None
+        one._patience = 60  # what follows may be slow
+        gate.open.set()
+        attempt._thread.join(60)
+        one.save(live(2))
+        assert one._attempt is attempt
+        assert one.finish()
+        one.save(live(4))
+        assert one.finish()
+    assert names(tmp_path / "checkpoints") == ["step-00000002", "step-00000004"]
+
+
+def test_a_retry_accepts_what_an_attempt_with_an_error_has_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, errors = staged.sync_folder, [OSError(5, "Input/output error")]
+
+    def failed(path: Path) -> None:
+        real(path)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(staged, "sync_folder", failed)
+
+    def work(ranks: Ranks) -> None:
+        with saver(tmp_path, ranks) as one:
+            one.save(live(9, ranks))
+            one.finish_or_retry(attempts=2, pause=0)
+
+    together(2, work)
+    assert names(tmp_path / "checkpoints") == ["step-00000009"]
+    assert holds(opened(tmp_path, 9), 9)
+
+
+def test_another_checkpoint_of_the_same_step_is_neither_accepted_nor_touched(tmp_path: Path) -> None:
+    save(tmp_path, 9)
+    foreign = live(9)
+    run = replace(foreign.facts.run, run_id="other")
+    before = checkpoint_bytes(tmp_path / "checkpoints/step-00000009")
+    with saver(tmp_path) as one:
+        one.save(replace(foreign, facts=replace(foreign.facts, run=run)))
+        assert not one.finish()
+        assert "Directory not empty" in str(one.reports()[0].failure)
+    assert checkpoint_bytes(tmp_path / "checkpoints/step-00000009") == before
 
 
 def test_after_an_error_of_the_run_the_save_in_flight_ends_and_after_an_interruption_it_does_not(

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from functools import partial
 
 from pipeline.announcements import classifier_announcement
 from pipeline.checkpoints.claim import claim_place
@@ -74,7 +75,16 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     # Loop.
     with (
         Monitor(folder, plan, start.step, plan.steps, ranks, context.console) as monitor,
-        Saver(store, folder, stage.checkpoint, ranks, on_published=requests.saved) as saver,
+        Saver(
+            store,
+            folder,
+            stage.checkpoint,
+            ranks,
+            # Ranks that wait for the one with the error must not be taken for hanging meanwhile.
+            error_patience=stage.watchdog.least_seconds / 2,
+            section=partial(context.watchdog.section, "save"),
+            on_published=requests.saved,
+        ) as saver,
         TrainingRun(plan, context, state, monitor, saver, start, facts) as run,
         requests,
     ):

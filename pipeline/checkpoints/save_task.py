@@ -46,11 +46,12 @@ class SaveTask:
         self.bytes = 0
         """Of the whole checkpoint; the leader knows it after publishing."""
         self.published = False
+        self.progress = 0
+        """Grows while the thread makes progress."""
         self._state, self._files, self._ranks, self._on_end = state, files, ranks, on_end
         self._leftover = leftover
         self._staged = StagedCheckpoint(store, self.step, number, ranks.rank, self.note_progress)
         self._written, self._abandoned = threading.Event(), threading.Event()
-        self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -59,40 +60,46 @@ class SaveTask:
         """Whether the thread has not ended."""
         return self._thread.is_alive()
 
-    def wait_written(self, patience: float) -> bool:
-        """Wait until this rank's files are complete.
+    @property
+    def written(self) -> bool:
+        """Whether this rank has written its files, or could not."""
+        return self._written.is_set()
 
-        False if that failed, or if `patience` seconds of this wait pass without a byte written.
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread has ended, for at most `seconds`."""
+        self._thread.join(seconds)
+
+    def wait_for_all(self, seconds: float) -> bool:
+        """Wait until the checkpoint is published or abandoned, for at most `seconds`; returns whether it is.
+
+        Without collectives, for the end of a run that fails: the other ranks go on writing in the background while they
+        wait for this one, or are about to end as well.
         """
-        return self._wait(self._written.is_set, patience) and self.failure is None
-
-    def wait_published(self, patience: float) -> bool:
-        """Wait until the thread has ended, as above; on the leader, whether the checkpoint is published."""
-        if not self._wait(lambda: not self.alive, patience):
+        deadline, pause = time.monotonic() + seconds, _POLL_EVERY[0]
+        while not (settled := self._is_settled()) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_EVERY[1])
+        if not settled:
             self.abandon()
-            self._wait(lambda: not self.alive, patience=2 * _POLL_EVERY[1])
-        return self.published
+        return settled
 
     def abandon(self) -> None:
-        """Make the leader stop waiting for records that will not come."""
+        """Make the leader stop waiting for records that will not come, and give it a moment to do so."""
         self._abandoned.set()
+        self._thread.join(2 * _POLL_EVERY[1])
 
     def discard_own(self) -> None:
         """Remove what this rank has left after the attempt failed."""
         self._staged.discard_own()
 
-    def _wait(self, condition: Callable[[], bool], patience: float) -> bool:
-        # From the beginning of the wait at the earliest: a rank that was done long ago has waited for slower ones.
-        began = time.monotonic()
-        while not condition():
-            if time.monotonic() - max(began, self._last_progress) > patience:
-                return False
-            self._thread.join(0.01)
-        return True
-
     def note_progress(self) -> None:
-        """Restart the time that `wait_written` and `wait_published` allow."""
-        self._last_progress = time.monotonic()
+        """Count another piece of work that is done."""
+        self.progress += 1
+
+    def _is_settled(self) -> bool:
+        if self.alive or self._ranks.is_leader or self.failure is not None:
+            return not self.alive
+        return self._staged.settled()
 
     def _run(self) -> None:
         record = RankRecord({}, ())

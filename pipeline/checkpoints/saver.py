@@ -1,17 +1,19 @@
 """Saves in the background: training waits for the copy from the device, and a thread does the rest."""
 
-import contextlib
 import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from data.errors import CoatnetError
 from pipeline.checkpoints.host_copy import HostCopy, LiveState
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import step_name
@@ -27,9 +29,10 @@ from pipeline.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 _GIVE_UP_AFTER = 120.0  # seconds without an answer from a remote store, for one request
-_LAST_PATIENCE = 30.0  # when the run ends with an error
+_LOST_RANK_PATIENCE = 30.0  # for the save in flight, when another rank is gone
+_EXCHANGE_EVERY = 1.0  # seconds, while ranks wait for a save
 PATIENCE = 180.0
-"""Seconds of waiting without a byte written after which a write is considered hung. Uploads give up earlier."""
+"""Seconds of waiting without progress of any rank after which a save is considered hung. Uploads give up earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ class Saver:
         folder: of the run, for the event log.
         settings: which are kept.
         ranks: of the run.
-        patience: seconds of waiting without a byte written after which a write is considered hung.
+        patience: seconds of waiting without progress of any rank after which a save is considered hung.
+        error_patience: seconds for which the save in flight may go on when the run ends with an error.
+        section: entered for every few seconds of waiting, so that a watchdog sees that the ranks exchange something.
         on_published: called with the name of each published checkpoint, in the leader's thread.
 
     Raises:
@@ -76,13 +81,16 @@ class Saver:
         ranks: Ranks,
         *,
         patience: float = PATIENCE,
+        error_patience: float = PATIENCE,
+        section: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_published: Callable[[str], None] = lambda name: None,
     ) -> None:
         # Shorter than for data: a save that fails is tried again.
         storage = replace(store.storage, give_up_after=min(store.storage.give_up_after, _GIVE_UP_AFTER))
         self._store = replace(store, storage=storage)
         self._folder, self._settings, self._ranks = folder, settings, ranks
-        self._patience, self._on_published = patience, on_published
+        self._patience, self._error_patience = patience, error_patience
+        self._section, self._on_published = section, on_published
         self._copy = HostCopy(ranks)
         self._latest: LiveState | None = None
         self._attempt: SaveTask | None = None
@@ -140,10 +148,18 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Let the save in flight end, unless a person or a signal interrupts this process; without the other ranks."""
-        if self._attempt is not None and (kind is None or issubclass(kind, Exception)):
-            self._attempt.wait_published(min(self._patience, _LAST_PATIENCE))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let the save in flight end on all ranks, unless a person or a signal interrupts this process.
+
+        The first rank that ends takes the others with it, and what they have not written yet is lost.
+        """
+        if self._attempt is None or self._published is not None or not (kind is None or issubclass(kind, Exception)):
+            return
+        another_is_gone = isinstance(error, CoatnetError) and error.is_consequence
+        if not self._attempt.wait_for_all(_LOST_RANK_PATIENCE if another_is_gone else self._error_patience):
+            log.warning("the checkpoint of step %d was not complete in time and is lost", self._attempt.step)
 
     @property
     def _is_saved(self) -> bool:
@@ -184,11 +200,7 @@ class Saver:
         """
         attempt = self._attempt
         if attempt is not None and self._published is None:
-            # Ranks exchange failures here, too: one whose disk is gone cannot write a record of its failure.
-            (failed,) = self._sum(not attempt.wait_written(self._patience))
-            if failed:
-                attempt.abandon()
-            attempt.wait_published(self._patience)
+            self._wait(attempt)
         number = secrets.randbits(47) + 1 if self._ranks.is_leader else 0
         published, hanging, number = self._sum(
             attempt is not None and attempt.published, attempt is not None and attempt.alive, number
@@ -196,6 +208,25 @@ class Saver:
         if attempt is not None:
             self._published = bool(published)
         return 0 if hanging else number
+
+    def _wait(self, attempt: SaveTask) -> None:
+        """Wait until the attempt has ended on all ranks, or none of them makes progress any more."""
+        pause, quiet, progress = min(_EXCHANGE_EVERY, self._patience / 4), 0.0, attempt.progress
+        while True:
+            with self._section():
+                attempt.wait(pause)
+                before, progress = progress, attempt.progress
+                running, writing, failed, moved = self._sum(
+                    attempt.alive, not attempt.written, attempt.failure is not None, progress > before
+                )
+            if not running:
+                return
+            quiet = 0.0 if moved else quiet + pause
+            # A rank whose disk is gone cannot write a record of its failure either.
+            if quiet >= self._patience or (failed and not writing):
+                attempt.abandon()
+            if quiet >= self._patience:
+                return
 
     def _sum(self, *numbers: int) -> list[int]:
         """Their sums over all ranks."""
@@ -226,5 +257,5 @@ class Saver:
             self._record(Event.SAVE_FAILED, step=step, reason=reason)
 
     def _record(self, event: Event, **facts: Any) -> None:
-        with contextlib.suppress(OSError):  # the disk of the run folder may be the one that is full
+        with suppress(OSError):  # the disk of the run folder may be the one that is full
             self._folder.events.record(event, **facts)

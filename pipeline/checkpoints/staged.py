@@ -105,6 +105,11 @@ class StagedCheckpoint:
             shutil.rmtree(self._folder, ignore_errors=True)  # what is left of it if it was published already
             sync_folder(self._folder.parent)
 
+    def settled(self) -> bool:
+        """Whether the leader has published the checkpoint, or has discarded what this rank has written."""
+        names = self._sizes()
+        return (self._store.remote and MANIFEST in names) or f"{rank_name(self._rank)}.safetensors" not in names
+
     def discard(self) -> None:
         """Remove everything that was written, unless it is published."""
         if not self._store.remote:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,11 +96,26 @@ def local(folder: Path) -> CheckpointStore:
 
 
 def saver(
-    folder: Path, ranks: Ranks = ALONE, store: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
+    folder: Path,
+    ranks: Ranks = ALONE,
+    store: CheckpointStore | None = None,
+    patience: float = 30.0,
+    error_patience: float = 30.0,
+    section: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **kept: Any,
 ) -> Saver:
     """A saver of the run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Saver(store or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
+    settings = CheckpointSettings(**kept)
+    return Saver(
+        store or local(folder),
+        RunFolder(folder),
+        settings,
+        ranks,
+        patience=patience,
+        error_patience=error_patience,
+        section=section,
+    )
 
 
 def save(folder: Path, *steps: int, count: int = 1, store: CheckpointStore | None = None, **kept: Any) -> None:

@@ -3,7 +3,8 @@
 import json
 import os
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from pipeline.checkpoints import save_task, staged
+from pipeline.checkpoints import staged
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import FileEntry, FragmentEntry, Manifest, RankRecord
 from pipeline.checkpoints.save_task import SaveTask
@@ -265,31 +266,33 @@ def test_an_earlier_save_that_ends_late_is_not_mistaken_for_the_last_one(
         assert holds(opened(tmp_path, 4), 4)
 
 
-def test_waiting_for_a_save_counts_from_its_beginning_however_long_the_leader_has_been_done(
+def test_a_rank_may_be_slower_than_the_others_by_more_than_the_patience_while_it_makes_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another rank is slower by more than the patience, and publishing takes a while, too."""
-    gate, real = Gate(monkeypatch, "rank-00001.safetensors"), staged.StagedCheckpoint.publish
+    gate, exchanges = Gate(monkeypatch, "rank-00001.safetensors"), [20]
 
-    def slow(self: staged.StagedCheckpoint, manifest: Manifest) -> None:
-        time.sleep(0.5)
-        real(self, manifest)
-
-    monkeypatch.setattr(save_task, "_POLL_EVERY", (0.01, 0.05))
-    monkeypatch.setattr(staged.StagedCheckpoint, "publish", slow)
-
-    def work(ranks: Ranks) -> tuple[bool, bool]:
-        with saver(tmp_path, ranks) as one:
-            one.save(live(2, ranks))
+    def work(ranks: Ranks) -> list[bool]:
+        @contextmanager
+        def section() -> Iterator[None]:
+            """Between two exchanges of the ranks that wait, the slow one writes something."""
             assert one._attempt is not None
-            assert gate.reached.wait(60)
-            if ranks.is_leader:
-                assert one._attempt.wait_written(60)
-                one._attempt._last_progress -= 1000.0
-                gate.open.set()
-            return one.finish(), one._attempt.alive
+            if not ranks.is_leader:
+                one._attempt.note_progress()
+                exchanges[0] -= 1
+                if exchanges[0] == 0:
+                    gate.open.set()
+            yield
 
-    assert together(2, work) == [(True, False), (True, False)]
+        with saver(tmp_path, ranks, patience=0.2, section=section) as one:
+            one.save(live(2, ranks))
+            first = one.finish()
+            one._patience = 60  # what follows may be slow
+            one.save(live(4, ranks))
+            return [first, one.finish()]
+
+    assert together(2, work) == [[True, True], [True, True]]
+    assert exchanges[0] <= 0
+    assert not [entry for entry in events(tmp_path) if entry["event"] == "save_failed"]
 
 
 def test_an_attempt_that_was_given_up_and_is_published_late_is_the_save(
@@ -371,6 +374,61 @@ def test_after_an_error_of_the_run_the_save_in_flight_ends_and_after_an_interrup
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("failing", [(0,), (1,), (0, 1)])
+def test_a_rank_that_fails_leaves_only_after_the_save_in_flight_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, ...]
+) -> None:
+    """Its process ends next, and takes the other ranks with it, who wait for it in a collective."""
+    slow = 1 - failing[0]
+    gate, left = Gate(monkeypatch, f"rank-{slow:05d}.safetensors"), threading.Barrier(2, timeout=60)
+    published = []
+
+    def work(ranks: Ranks) -> None:
+        with suppress(ValueError), saver(tmp_path, ranks) as one:
+            one.save(live(3, ranks))
+            if ranks.rank == 0:
+                assert gate.reached.wait(60)
+                threading.Timer(0.3, gate.open.set).start()
+            if ranks.rank not in failing:
+                left.wait()
+            raise ValueError
+        if ranks.rank in failing:
+            published.append((tmp_path / "checkpoints/step-00000003/manifest.json").exists())
+            if len(failing) == 1:
+                left.wait()
+
+    together(2, work)
+    assert published == [True] * len(failing)
+    assert holds(opened(tmp_path, 3), 3)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_save_in_flight_that_does_not_end_is_not_waited_for_without_limit_and_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(monkeypatch, f"rank-{1 - failing:05d}.safetensors")
+    attempts: dict[int, SaveTask | None] = {}
+    left = threading.Barrier(2, timeout=60)
+
+    def work(ranks: Ranks) -> None:
+        with suppress(ValueError), saver(tmp_path, ranks, error_patience=0.2) as one:
+            one.save(live(3, ranks))
+            attempts[ranks.rank] = one._attempt
+            if ranks.rank != failing:
+                left.wait()
+            raise ValueError
+        if ranks.rank == failing:
+            left.wait()
+
+    together(2, work)
+    assert "the checkpoint of step 3 was not complete in time and is lost" in caplog.text
+    assert not (tmp_path / "checkpoints/step-00000003").exists()
+    gate.open.set()
+    for attempt in attempts.values():
+        assert attempt is not None
+        attempt.wait(60)
+
+
 def test_the_last_checkpoint_is_retried_and_then_its_failure_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,7 +482,7 @@ def test_a_record_of_another_attempt_is_ignored(tmp_path: Path, monkeypatch: pyt
                 (folder,) = (tmp_path / "checkpoints").glob(".step-*")
                 (folder / "rank-00001.00000000abcd.json").write_text('{"files": {}, "fragments": []}')
                 assert one._attempt is not None
-                assert one._attempt.wait_written(60)
+                assert one._attempt._written.wait(60)
                 one._attempt._thread.join(0.2)
                 assert one._attempt.alive
                 gate.open.set()

@@ -17,6 +17,8 @@ class CoatnetError(Exception):
     exit_code: int = EXIT_FAILED
     retryable: bool = False
     """Whether running the same command again may succeed."""
+    if_repeated: str | None = None
+    """What the same command does when it is given again, where the error knows."""
     is_consequence: bool = False
     """Whether the cause is in another process, which reports it."""
 

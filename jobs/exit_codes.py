@@ -16,14 +16,13 @@ from rich.text import Text
 
 from data.errors import EXIT_CONFIG, CoatnetError
 from pipeline.errors import CAUSE_FILE
+from pipeline.errors import CONTINUES as CONTINUES
+from pipeline.errors import STARTS_OVER as STARTS_OVER
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file to which a rank writes its outcome; without it, a rank prints to stderr."""
 
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
-
-CONTINUES = "the same command continues from the last checkpoint"
-STARTS_OVER = "the same command starts over"
 
 _REPORT_SECONDS = 10.0  # for printing the message, to a log or terminal that may hang
 _ending = threading.Lock()
@@ -53,12 +52,12 @@ def exit_on_error(if_repeated: str = CONTINUES) -> Iterator[None]:
     """Turn an exception inside into one message and an exit code; tracebacks go to the log.
 
     Args:
-        if_repeated: what the same command does when it is given again, for the message.
+        if_repeated: what the same command does when it is given again, for messages of errors that do not know it.
     """
     try:
         yield
     except CoatnetError as error:
-        message = f"{error}; {if_repeated}" if error.retryable else str(error)
+        message = f"{error}; {error.if_repeated or if_repeated}" if error.retryable else str(error)
         _end(Outcome(error.exit_code, message, error.is_consequence))
     except KeyboardInterrupt:
         _end(Outcome(EXIT_INTERRUPTED, f"stopped; {if_repeated}"))

@@ -9,6 +9,11 @@ BEGUN_FILE = "COATNET_BEGUN_FILE"
 """Environment variable with a file that appears when a start is in the event log, where the next ones count it."""
 
 
+CONTINUES = "the same command continues from the last checkpoint, if there is one"
+"""What the same command does when it is given again, for messages of those who do not know what is saved."""
+STARTS_OVER = "the same command starts over"
+
+
 class ConfigError(CoatnetError):
     """The recipe or what it points to is wrong; the message names the thing, what is wrong and the fix."""
 
@@ -45,15 +50,21 @@ class DeviceFailed(CoatnetError):
 
 
 class Preempted(CoatnetError):
-    """The run was asked to stop and did so after `step` steps, saved as `checkpoint`.
+    """The run was asked to stop and did so after `step` steps.
 
-    `reason` is one of `preemption.REASONS`; `checkpoint` is None if it could not be saved.
+    Args:
+        reason: one of `preemption.REASONS`.
+        step: steps taken.
+        checkpoint: name of the newest complete one; None if there is none.
+        unsaved: why it is not that of `step`; None if it is.
     """
 
     exit_code = EXIT_TRY_AGAIN
     retryable = True
 
-    def __init__(self, reason: str, step: int, checkpoint: str | None) -> None:
-        saved = f"saved as {checkpoint}" if checkpoint else "which could not be saved"
+    def __init__(self, reason: str, step: int, checkpoint: str | None, unsaved: str | None = None) -> None:
+        newest = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+        saved = f"saved as {checkpoint}" if unsaved is None else f"which {unsaved}; {newest}"
         super().__init__(f"stopped by {reason} after step {step:,}, {saved}")
         self.reason, self.step, self.checkpoint = reason, step, checkpoint
+        self.if_repeated = "the same command continues from the last checkpoint" if checkpoint else STARTS_OVER

@@ -80,6 +80,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             folder,
             stage.checkpoint,
             ranks,
+            newest=start.checkpoint,
             # Ranks that wait for the one with the error must not be taken for hanging meanwhile.
             error_patience=stage.watchdog.least_seconds / 2,
             section=partial(context.watchdog.section, "save"),

@@ -63,6 +63,7 @@ class Saver:
         folder: of the run, for the event log.
         settings: which are kept.
         ranks: of the run.
+        newest: name of the newest checkpoint, from which the run continues; None without one.
         patience: seconds of waiting without progress of any rank after which a save is considered hung.
         error_patience: seconds for which the save in flight may go on when the run ends with an error.
         section: entered for every few seconds of waiting, so that a watchdog sees that the ranks exchange something.
@@ -80,6 +81,7 @@ class Saver:
         settings: CheckpointSettings,
         ranks: Ranks,
         *,
+        newest: str | None = None,
         patience: float = PATIENCE,
         error_patience: float = PATIENCE,
         section: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -89,6 +91,8 @@ class Saver:
         storage = replace(store.storage, give_up_after=min(store.storage.give_up_after, _GIVE_UP_AFTER))
         self._store = replace(store, storage=storage)
         self._folder, self._settings, self._ranks = folder, settings, ranks
+        self.newest = newest
+        """Name of the newest checkpoint that all ranks know to be complete, the same on all of them."""
         self._patience, self._error_patience = patience, error_patience
         self._section, self._on_published = section, on_published
         self._copy = HostCopy(ranks)
@@ -135,11 +139,20 @@ class Saver:
                 self._begin(self._latest)
             if self.finish():
                 return
-        reason = self._ranks.broadcast_text(0, self._reason or "a rank hangs while writing it")
+        again = f"it continues from {self.newest}" if self.newest else "it starts over"
         raise RunFailed(
-            f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts ({reason}); fix "
-            "the cause and repeat the command: it continues from the previous checkpoint"
+            f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts "
+            f"({self.why_unsaved()}); fix the cause and repeat the command: {again}"
         )
+
+    @property
+    def in_flight(self) -> int | None:
+        """The step whose save may not have ended yet, the same on all ranks."""
+        return self._attempt.step if self._attempt is not None and self._published is None else None
+
+    def why_unsaved(self) -> str:
+        """Why the last save failed; all ranks call this."""
+        return self._ranks.broadcast_text(0, self._reason or "a rank hangs while writing it")
 
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call, in order; on the leader."""
@@ -207,6 +220,7 @@ class Saver:
         )
         if attempt is not None:
             self._published = bool(published)
+            self.newest = step_name(attempt.step) if published else self.newest
         return 0 if hanging else number
 
     def _wait(self, attempt: SaveTask) -> None:

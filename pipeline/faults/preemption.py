@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 from data.errors import EXIT_TRY_AGAIN
+from pipeline.errors import CONTINUES
 from pipeline.faults.time_limit import Margin, TimeLimit
 
 log = logging.getLogger(__name__)
@@ -93,9 +94,7 @@ class StopSignals:
 
     def _end_at_once(self, received: signal.Signals) -> None:
         complete = f"{self.last_checkpoint} is complete; " if self.last_checkpoint else ""
-        self.end(
-            EXIT_TRY_AGAIN, f"stopped by {received.name}; {complete}the same command continues from the last checkpoint"
-        )
+        self.end(EXIT_TRY_AGAIN, f"stopped by {received.name}; {complete}{CONTINUES}")
 
 
 class StopRequests:
@@ -130,6 +129,14 @@ class StopRequests:
     def signalled(self) -> bool:
         """Whether this rank has received a signal."""
         return self._first is not None
+
+    @property
+    def time_for_a_save(self) -> bool:
+        """Whether one more save can be complete before this start is ended, as far as this rank knows."""
+        needed = self.margin.another_save
+        if self._first is not None and time.monotonic() + needed >= self._first[1] + self._grace_seconds:
+            return False
+        return self._time_limit is None or not self._time_limit.near(needed)
 
     @property
     def flags(self) -> list[float]:
@@ -171,7 +178,8 @@ class StopRequests:
         what = (
             f"{complete} is complete, and the same command continues from it"
             if complete
-            else "nothing had been saved, so the same command starts over"
+            # Only the leader learns at once that a checkpoint is complete.
+            else f"no checkpoint is known to be complete; {CONTINUES}"
         )
         self._signals.end(EXIT_TRY_AGAIN, f"stopped by {self._first[0]}; {why}; {what}")
 

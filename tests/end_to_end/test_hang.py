@@ -35,7 +35,7 @@ def test_a_rank_that_does_not_respond_is_named(late: int, shards: Path, tmp_path
         assert f"hang: rank 1 on {NODE} does not answer, as when a process or a node is stopped; " in message
         assert "the others are in section step, " in message
     assert re.search(rf"\(rank {1 - late} has been in section \w+ for [\d,]+ s; the limit is \d+ s\)", message)
-    assert "The same command continues from the last checkpoint" in message
+    assert "the same command continues from the last checkpoint" in message
     healthy = logs[1 - late].read_text()
     assert f"; the stacks of all threads of rank {1 - late}:" in healthy
     assert "in take_step" in healthy

@@ -47,7 +47,7 @@ def test_a_terminal_shows_a_progress_bar_and_control_c_stops_with_one_line(shard
     assert "images/s  ETA" in text
     assert "step 30/3000" not in text, "the plain lines belong to the log file when there is a bar"
     message = process.stderr.read().decode()  # type: ignore[union-attr]
-    assert message == "error: stopped; the same command continues from the last checkpoint\n"
+    assert message == "error: stopped; the same command continues from the last checkpoint, if there is one\n"
 
 
 def test_help_names_every_command() -> None:

@@ -1,4 +1,4 @@
-"""An evaluation interrupted by a signal ends at once, and the next start repeats it with bitwise equal results."""
+"""Stops at a bad moment: during an evaluation, which the next start repeats to the same bits, and during a save."""
 
 from pathlib import Path
 
@@ -36,3 +36,23 @@ def test_the_evaluation_is_repeated_and_everything_equals_the_undisturbed_run(ru
         assert ours[tag] == others[tag]
     final = "checkpoints/step-00000008"
     assert checkpoint_bytes(runs / "stopped" / final) == checkpoint_bytes(runs / "undisturbed" / final)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "saved"),
+    [
+        ("in_time", [2, 3], "saved as step-00000003"),
+        ("late", [2], "which was not saved for lack of time; the newest checkpoint is step-00000002"),
+    ],
+)
+def test_a_save_in_flight_is_finished_first_and_the_last_step_is_saved_if_there_is_time(
+    runs: Path, name: str, steps: list[int], saved: str
+) -> None:
+    assert sorted(path.name for path in (runs / name / "checkpoints").iterdir()) == [f"step-{n:08d}" for n in steps]
+    for rank in (0, 1):
+        message = (runs / name / f"stop-{rank}").read_text()
+        assert (
+            message == f"stopped by SIGTERM after step 3, {saved}; the same command continues from the last checkpoint"
+        )
+    stop = events(runs / name)[-1]
+    assert (stop["event"], stop["step"], stop["checkpoint"]) == ("stop", 3, f"step-{steps[-1]:08d}")

@@ -3,12 +3,22 @@
 Exit codes are those of sysexits.h. Each error class has its own, so that reporting one needs no table.
 """
 
+import errno
+
 EXIT_FAILED = 70
 """EX_SOFTWARE: the run failed and would fail again; do not requeue."""
 EXIT_TRY_AGAIN = 75
 """EX_TEMPFAIL: stopped by a signal or a transient error; the same command continues: requeue."""
 EXIT_CONFIG = 78
 """EX_CONFIG: the recipe, the data or a folder is wrong; do not requeue."""
+
+
+_PASSING = {
+    errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.ENOLINK,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECONNABORTED,
+    errno.ECONNREFUSED, errno.ECONNRESET,
+}  # fmt: skip
+"""What network file systems answer while a server is away or fails over; of these, a local disk knows EIO alone."""
 
 
 class CoatnetError(Exception):
@@ -38,3 +48,16 @@ class StorageDown(CoatnetError):
 
     exit_code = EXIT_TRY_AGAIN
     retryable = True
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the operation that failed may succeed later, on this machine or on another one."""
+    if isinstance(error, CoatnetError):
+        return error.retryable
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def raise_if_passing(error: BaseException) -> None:
+    """Raise `error` again if it may pass: it says nothing about the thing that could not be read or written."""
+    if may_pass(error):
+        raise error

@@ -14,7 +14,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from data.errors import EXIT_CONFIG, CoatnetError
+from data.errors import EXIT_CONFIG, EXIT_TRY_AGAIN, CoatnetError, may_pass
 from pipeline.errors import CAUSE_FILE
 from pipeline.errors import CONTINUES as CONTINUES
 from pipeline.errors import STARTS_OVER as STARTS_OVER
@@ -62,6 +62,10 @@ def exit_on_error(if_repeated: str = CONTINUES) -> Iterator[None]:
     except KeyboardInterrupt:
         _end(Outcome(EXIT_INTERRUPTED, f"stopped; {if_repeated}"))
     except Exception as error:
+        if isinstance(error, OSError) and may_pass(error):
+            logging.getLogger(__name__).warning("a file system failed", exc_info=error)
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _end(Outcome(EXIT_TRY_AGAIN, f"{where}{error.strerror}: a file system or its server fails; {if_repeated}"))
         if OUTCOME_FILE not in os.environ and CAUSE_FILE not in os.environ:
             if isinstance(error, OSError) and error.filename is not None:
                 _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))

@@ -16,6 +16,7 @@ import yaml
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.errors import raise_if_passing
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without pydantic
@@ -54,6 +55,7 @@ class FrozenRecipe:
                 if not path.exists() or path.read_bytes() != data:  # a full disk may have cut one short
                     write_atomically(path, data, shared=True)
         except OSError as error:
+            raise_if_passing(error)
             run = self.path.parents[1]
             raise ConfigError(f"run folder {run}: {error.strerror}; set runs to a folder you can write") from None
 

@@ -36,7 +36,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
         DataError: shards that cannot be read, or too many samples that cannot be used.
         RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
-        Preempted: it was asked to stop and is saved.
+        StorageDown: checkpoints or remote shards, while their storage does not work.
+        Preempted: it was asked to stop, and has saved if it could.
     """
     stage, folder, ranks, requests = plan.stage, context.folder, context.ranks, context.requests
 

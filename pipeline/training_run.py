@@ -178,7 +178,7 @@ class TrainingRun:
         """Save the state, and wait until the checkpoint is published.
 
         Raises:
-            RunFailed: it cannot be.
+            RunFailed, StorageDown: it cannot be.
         """
         self.save()
         with self.context.watchdog.section("save"), self.monitor.paused():

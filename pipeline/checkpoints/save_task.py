@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from data.errors import may_pass
 from pipeline.checkpoints.host_copy import HostFile, LiveState
 from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord, rank_name
 from pipeline.checkpoints.staged import StagedCheckpoint
@@ -15,6 +16,10 @@ from pipeline.distributed import Ranks
 log = logging.getLogger(__name__)
 
 _POLL_EVERY = (0.02, 1.0)  # seconds between looks for the records of other ranks, at first and at most
+
+
+class _OtherRankFailed(Exception):
+    """The leader cannot publish, for a reason that another rank knows."""
 
 
 class SaveTask:
@@ -43,6 +48,8 @@ class SaveTask:
         self.step = state.facts.step
         self.failure: str | None = None
         """Why this rank could not write, or on the leader why the checkpoint is not published."""
+        self.is_permanent = False
+        """Whether trying again will not help, as far as this rank knows."""
         self.bytes = 0
         """Of the whole checkpoint; the leader knows it after publishing."""
         self.published = False
@@ -157,14 +164,14 @@ class SaveTask:
             found = self._staged.records(awaited)
             for rank, record in sorted(found.items()):
                 if record.failed is not None:
-                    raise OSError(f"rank {rank}: {record.failed}")
+                    raise _OtherRankFailed(f"rank {rank}: {record.failed}")
                 self.note_progress()
                 pause = _POLL_EVERY[0]
             records |= found
             awaited = awaited - found.keys()
             if awaited and abandoned:
                 names = ", ".join(map(str, sorted(awaited)))
-                raise OSError(f"no record from rank {names}; its log may show why")
+                raise _OtherRankFailed(f"no record from rank {names}; its log may show why")
             if awaited:
                 self._abandoned.wait(pause)
                 pause = min(2 * pause, _POLL_EVERY[1])
@@ -173,4 +180,5 @@ class SaveTask:
     def _fail(self, error: Exception) -> None:
         log.warning("checkpoint of step %d", self.step, exc_info=error)
         reason = str(error).strip().partition("\n")[0]
+        self.is_permanent = not isinstance(error, _OtherRankFailed) and not may_pass(error)
         self.failure = reason or type(error).__name__

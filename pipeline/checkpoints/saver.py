@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from data.errors import CoatnetError
+from data.errors import CoatnetError, StorageDown
 from pipeline.checkpoints.host_copy import HostCopy, LiveState
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import step_name
@@ -100,7 +100,7 @@ class Saver:
         self._attempt: SaveTask | None = None
         self._published: bool | None = None
         """Whether the last attempt was published, once all ranks have agreed on it."""
-        self._reason = ""
+        self._reason, self._is_permanent = "", False
         self._reports: deque[SaveReport] = deque()
         store.scratch.mkdir(parents=True, exist_ok=True)
         if ranks.is_leader:
@@ -131,7 +131,8 @@ class Saver:
         For the end of a stage: the state must still be what it was at that save.
 
         Raises:
-            RunFailed: all attempts failed.
+            RunFailed: all attempts failed, the last one for a reason that will not pass.
+            StorageDown: the last one failed because the store does not work at the moment.
         """
         for number in range(attempts):
             if number > 0 and self._latest is not None:
@@ -139,11 +140,13 @@ class Saver:
                 self._begin(self._latest)
             if self.finish():
                 return
-        again = f"it continues from {self.newest}" if self.newest else "it starts over"
-        raise RunFailed(
-            f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts "
-            f"({self.why_unsaved()}); fix the cause and repeat the command: {again}"
-        )
+        what = f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts"
+        again = f"continues from {self.newest}" if self.newest else "starts over"
+        if self._is_permanent:
+            raise RunFailed(f"{what} ({self.why_unsaved()}); fix the cause and repeat the command: it {again}")
+        error = StorageDown(f"{what} ({self.why_unsaved()})")
+        error.if_repeated = f"the same command {again}"
+        raise error
 
     @property
     def in_flight(self) -> int | None:
@@ -215,11 +218,10 @@ class Saver:
         if attempt is not None and self._published is None:
             self._wait(attempt)
         number = secrets.randbits(47) + 1 if self._ranks.is_leader else 0
-        published, hanging, number = self._sum(
-            attempt is not None and attempt.published, attempt is not None and attempt.alive, number
-        )
+        outcome = (attempt.published, attempt.alive, attempt.is_permanent) if attempt is not None else (False,) * 3
+        published, hanging, permanent, number = self._sum(*outcome, number)
         if attempt is not None:
-            self._published = bool(published)
+            self._published, self._is_permanent = bool(published), bool(permanent)
             self.newest = step_name(attempt.step) if published else self.newest
         return 0 if hanging else number
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data.errors import raise_if_passing
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 
@@ -73,6 +74,7 @@ def _read(path: Path) -> _Document:
     try:
         text = path.read_text()
     except OSError as error:
+        raise_if_passing(error)
         raise ConfigError(f"recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"recipe {path}: not a text file") from None

@@ -1,5 +1,6 @@
 """Saving in the background: what training waits for, what is written, and how failures are handled."""
 
+import errno
 import json
 import os
 import threading
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from data.atomic_file import sync_folder
+from data.atomic_file import sync_folder, write_atomically
+from data.errors import StorageDown
 from pipeline.checkpoints import staged
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import FileEntry, FragmentEntry, Manifest, RankRecord
@@ -457,6 +459,58 @@ def test_the_last_checkpoint_is_retried_and_then_its_failure_ends_the_run(
         RunFailed, match=r"checkpoints: the last checkpoint could not be saved in 3 attempts \(rank 1: .*No space"
     ):
         together(2, work)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_last_checkpoint_that_fails_for_a_reason_that_may_pass_is_worth_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    real = staged._write_verified
+
+    def failed(path: Path, *arguments: Any) -> FileEntry:
+        """A server that is away."""
+        if path.name == f"rank-0000{failing}.safetensors" and "00000009" in str(path):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(staged, "_write_verified", failed)
+
+    def work(ranks: Ranks) -> tuple[str, str | None]:
+        with saver(tmp_path, ranks) as one:
+            one.save(live(8, ranks))
+            assert one.finish()
+            one.save(live(9, ranks))
+            with pytest.raises(StorageDown) as caught:
+                one.finish_or_retry(attempts=2, pause=0)
+        return str(caught.value), caught.value.if_repeated
+
+    message, other = together(2, work)
+    assert message == other
+    assert "could not be saved in 2 attempts (" in message[0]
+    assert "Stale file handle" in message[0]
+    assert message[1] == "the same command continues from step-00000008"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ESTALE])
+def test_a_manifest_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    errors = [OSError(code, os.strerror(code))]
+
+    def failed(path: Path, data: bytes) -> None:
+        if path.name == "manifest.json" and errors:
+            raise errors.pop()
+        write_atomically(path, data)
+
+    monkeypatch.setattr(staged, "write_atomically", failed)
+    with saver(tmp_path) as one:
+        one.save(live(2))
+        assert not one.finish()
+        assert os.strerror(code) in str(one.reports()[0].failure)
+        assert names(tmp_path / "checkpoints") == []
+        one.save(live(4))
+        assert one.finish()
+    assert names(tmp_path / "checkpoints") == ["step-00000004"]
 
 
 def test_leftovers_of_a_killed_save_are_swept_away_and_never_mixed_into_a_new_one(

@@ -185,10 +185,10 @@ class TrainingRun:
             self.saver.finish_or_retry()
         self.report_saves()
 
-    def report_saves(self) -> None:
+    def report_saves(self, *, stopping: bool = False) -> None:
         """Show the outcome of the saves that have ended since the last call."""
         reports = self.saver.reports()
-        self.monitor.saved(reports)
+        self.monitor.saved(reports, stopping=stopping)
         for report in reports:
             if report.failure is None:
                 self.context.requests.margin.save_took(report.seconds - report.stall)
@@ -207,7 +207,7 @@ class TrainingRun:
                 self.save()
                 if not self.saver.finish():
                     unsaved = f"could not be saved ({self.saver.why_unsaved()})"
-        self.report_saves()
+        self.report_saves(stopping=True)
         newest = self.saver.newest
         if self.context.ranks.is_leader:
             self.context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=newest)
@@ -218,7 +218,7 @@ class TrainingRun:
         if self.saver.in_flight in (None, self.step):
             return False
         published = self.saver.finish()
-        self.report_saves()
+        self.report_saves(stopping=True)
         ranks, late = self.context.ranks, not self.context.requests.time_for_a_save
         return bool(ranks.sum(torch.tensor(late, dtype=torch.int64, device=ranks.device)).item()) and published
 

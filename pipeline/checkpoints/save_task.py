@@ -180,5 +180,7 @@ class SaveTask:
     def _fail(self, error: Exception) -> None:
         log.warning("checkpoint of step %d", self.step, exc_info=error)
         reason = str(error).strip().partition("\n")[0]
-        self.is_permanent = not isinstance(error, _OtherRankFailed) and not may_pass(error)
+        # A leader that fails removes the folder in which the others still write.
+        is_consequence = isinstance(error, _OtherRankFailed | FileNotFoundError)
+        self.is_permanent = not is_consequence and not may_pass(error)
         self.failure = reason or type(error).__name__

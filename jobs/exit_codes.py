@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, CoatnetError
+from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
 from pipeline.errors import CAUSE_FILE, stop_exit_code
+from pipeline.errors import CONTINUES as CONTINUES
+from pipeline.errors import STARTS_OVER as STARTS_OVER
 from pipeline.monitoring.bounded_output import finish_outputs
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 OUTCOME_FILE = "COATNET_OUTCOME_FILE"
 """Environment variable with the file to which a rank writes its outcome; without it, a rank prints to stderr."""
-
-STARTS_OVER = "the same command starts over"
 
 _CLEAN_UP_SECONDS = 3.0  # after Ctrl-C
 _PRINT_SECONDS = 5.0  # for printing the message, to a terminal that may hang
@@ -65,7 +65,7 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
         with _prompt_interrupts(f"stopped; {if_repeated}"):
             yield
     except CoatnetError as error:
-        again = signals.if_repeated() if signals else if_repeated
+        again = error.if_repeated or (signals.if_repeated() if signals else if_repeated)
         message = f"{error}; {again}" if error.retryable else str(error)
         _end(Outcome(error.exit_code, message, error.is_consequence))
     except KeyboardInterrupt:
@@ -77,6 +77,11 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
             first_line = str(error).strip().partition("\n")[0]
             why = f"it could not save, since it met {type(error).__name__}: {first_line}"
             _end(Outcome(stop_exit_code(signals.first), f"stopped by {signals.first}; {why}; {signals.if_repeated()}"))
+        if isinstance(error, OSError) and may_pass(error):
+            again = signals.if_repeated() if signals else if_repeated
+            logging.getLogger(__name__).warning("a file system failed", exc_info=error)
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _end(Outcome(EXIT_TRY_AGAIN, f"{where}{error.strerror}: a file system or its server fails; {again}"))
         if OUTCOME_FILE not in os.environ and CAUSE_FILE not in os.environ:
             if isinstance(error, OSError) and error.filename is not None:
                 _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))

@@ -16,6 +16,7 @@ import yaml
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.errors import raise_if_passing
 from pipeline.errors import ConfigError
 from pipeline.run_access import cannot_be_written
 
@@ -56,6 +57,7 @@ class FrozenRecipe:
                 if not path.exists() or path.read_bytes() != data:  # a full disk may have cut one short
                     write_atomically(path, data, shared=True)
         except OSError as error:
+            raise_if_passing(error)
             raise cannot_be_written(self.path.parents[1], error) from None
 
 

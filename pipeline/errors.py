@@ -10,6 +10,11 @@ BEGUN_FILE = "COATNET_BEGUN_FILE"
 a build of shards, which has no event log, has read or written something that the next start keeps."""
 
 
+CONTINUES = "the same command continues from the last checkpoint, if there is one"
+"""What the same command does when it is given again, for messages of those who do not know what is saved."""
+STARTS_OVER = "the same command starts over"
+
+
 class ConfigError(CoatnetError):
     """The recipe or what it points to is wrong; the message names the thing, what is wrong and the fix."""
 
@@ -67,19 +72,25 @@ class PortTaken(CoatnetError):
 
 
 class Preempted(CoatnetError):
-    """The run was asked to stop and did so after `step` steps, saved as `checkpoint`.
+    """The run was asked to stop and did so after `step` steps.
 
-    `reason` is one of `preemption.REASONS`; `checkpoint` is None if it could not be saved.
+    Args:
+        reason: one of `preemption.REASONS`.
+        step: steps taken.
+        checkpoint: name of the newest complete one; None if there is none.
+        place: folder or URL of the run's checkpoints.
+        unsaved: why it is not that of `step`; None if it is.
     """
 
     retryable = True
 
-    def __init__(self, reason: str, step: int, checkpoint: str | None, place: str) -> None:
-        """`place` is the folder or URL of the run's checkpoints, for the message."""
-        saved = f"saved as {checkpoint} in {place}" if checkpoint else f"which could not be saved in {place}"
+    def __init__(self, reason: str, step: int, checkpoint: str | None, place: str, unsaved: str | None = None) -> None:
+        newest = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+        saved = f"saved as {checkpoint} in {place}" if unsaved is None else f"which {unsaved}; {newest} in {place}"
         super().__init__(f"stopped by {reason} after step {step:,}, {saved}")
         self.reason, self.step, self.checkpoint = reason, step, checkpoint
         self.exit_code = stop_exit_code(reason)
+        self.if_repeated = "the same command continues from the last checkpoint" if checkpoint else None
 
 
 def stop_exit_code(reason: str) -> int:

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.errors import raise_if_passing
 from data.file_lock import check_locks
 from data.json_records import to_json, to_record
 from data.remote.storage import Storage, is_remote, join, read_bytes
@@ -115,6 +116,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, yaml.YAMLError) as error:
+            raise_if_passing(error)
             raise self.damaged_recipe(error) from None
 
     def damaged_recipe(self, error: Exception) -> ConfigError:
@@ -177,6 +179,7 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             check_locks(self.path, "set runs to a folder on another file system")
         except OSError as error:
+            raise_if_passing(error)
             raise cannot_be_written(self.path, error) from None
         check_writable(self.path, (*folders, self.events.path, self._lock_file, self.log_file(rank)))
 
@@ -243,6 +246,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            raise_if_passing(error)
             raise ConfigError(
                 f"{path}: damaged ({error}); restore it from a copy, or remove it and run the stage again, which "
                 "continues from its last checkpoint"

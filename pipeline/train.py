@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from functools import partial
 
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
@@ -36,7 +37,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
         DataError: shards that cannot be read, or too many samples that cannot be used.
         RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
-        Preempted: it was asked to stop and is saved.
+        StorageDown: checkpoints or remote shards, while their storage does not work.
+        Preempted: it was asked to stop, and has saved if it could.
     """
     stage, folder, ranks, requests = plan.stage, context.folder, context.ranks, context.requests
 
@@ -84,7 +86,17 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     # Loop.
     with (
         Monitor(folder, plan, start.step, plan.steps, ranks, context.console) as monitor,
-        Saver(store, folder, stage.checkpoint, ranks, on_published=requests.saved) as saver,
+        Saver(
+            store,
+            folder,
+            stage.checkpoint,
+            ranks,
+            newest=start.checkpoint,
+            # Ranks that wait for the one with the error must not be taken for hanging meanwhile.
+            error_patience=stage.watchdog.least_seconds / 2,
+            section=partial(context.watchdog.section, "save"),
+            on_published=requests.saved,
+        ) as saver,
         TrainingRun(plan, context, state, monitor, saver, start, facts) as run,
         requests,
     ):

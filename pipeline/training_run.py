@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts, step_name
+from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
@@ -185,34 +185,49 @@ class TrainingRun:
         """Save the state, and wait until the checkpoint is published.
 
         Raises:
-            RunFailed: it cannot be.
+            RunFailed, StorageDown: it cannot be.
         """
         self.save()
         with self.context.watchdog.section("save"), self.monitor.paused():
             self.saver.finish_or_retry()
         self.report_saves()
 
-    def report_saves(self) -> None:
+    def report_saves(self, *, stopping: bool = False) -> None:
         """Show the outcome of the saves that have ended since the last call."""
         reports = self.saver.reports()
-        self.monitor.saved(reports)
+        self.monitor.saved(reports, stopping=stopping)
         for report in reports:
             if report.failure is None:
-                self.context.requests.margin.save_took(report.seconds)
+                self.context.requests.margin.save_took(report.seconds - report.stall)
 
     def stop(self, reason: str) -> NoReturn:
         """Save, and end this start.
 
+        If a save of an earlier step is in flight, it is finished first; then this step is saved if there is time left.
+
         Raises:
             Preempted: always.
         """
-        self.save(for_stop=True)
         with self.context.watchdog.section("save"):
-            saved = step_name(self.step) if self.saver.finish() else None
-        self.report_saves()
+            unsaved = "was not saved for lack of time" if self._too_late_for_another_save() else None
+            if unsaved is None:
+                self.save(for_stop=True)
+                if not self.saver.finish():
+                    unsaved = f"could not be saved ({self.saver.why_unsaved()})"
+        self.report_saves(stopping=True)
+        newest = self.saver.newest
         if self.context.ranks.is_leader:
-            self.context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=saved)
-        raise Preempted(reason, self.step, saved, self.saver.location)
+            self.context.folder.events.record(Event.STOP, reason=reason, step=self.step, checkpoint=newest)
+        raise Preempted(reason, self.step, newest, self.saver.location, unsaved)
+
+    def _too_late_for_another_save(self) -> bool:
+        """Finish a save of an earlier step that is in flight, and return whether it has to do, for lack of time."""
+        if self.saver.in_flight in (None, self.step):
+            return False
+        published = self.saver.finish()
+        self.report_saves(stopping=True)
+        ranks, late = self.context.ranks, not self.context.requests.time_for_a_save
+        return bool(ranks.sum(torch.tensor(late, dtype=torch.int64, device=ranks.device)).item()) and published
 
     def evaluate(self) -> Accuracy:
         """Evaluate the weights that the recipe names, and show the accuracy.
@@ -221,10 +236,11 @@ class TrainingRun:
             Preempted: a rank was asked to stop meanwhile.
         """
         ranks, requests, engine = self.context.ranks, self.context.requests, self.state.engine
+        # A time limit that is near from the beginning must not keep every start from an evaluation that is left.
+        in_any_case = self.step == self.start.step and requests.reason is not None
 
         def wants_to_stop() -> bool:
-            # A time limit that is near from the beginning must not keep every start from an evaluation that is left.
-            return requests.reason is not None and (self.step != self.start.step or requests.signalled)
+            return requests.signalled or (requests.reason is not None and not in_any_case)
 
         engine.eval()
         try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.atomic_file import open_no_link, unfinished_path, write_atomically
-from data.errors import DataError, StorageDown
+from data.errors import DataError, StorageDown, may_pass
 from data.file_lock import is_at, try_lock
 from data.json_records import parse_json
 from data.remote.cache import DISK_FULL, STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard
@@ -246,7 +246,7 @@ class Downloader:
                 return False
             known = isinstance(error, DataError | StorageDown)
             reason = str(error) if known else f"shard {shard.location}: {type(error).__name__}: {error}"
-            self._record_failure(shard, reason, storage_down=isinstance(error, StorageDown))
+            self._record_failure(shard, reason, storage_down=may_pass(error))
             return True
         finally:
             part.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from data.atomic_file import write_atomically
-from data.errors import StorageRefused
+from data.errors import StorageRefused, raise_if_passing
 from data.json_records import to_json, to_record
 from data.remote.storage import Storage
 from pipeline.checkpoints.claim import read_claim
@@ -48,6 +48,7 @@ class CheckpointLocations:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            raise_if_passing(error)
             raise ConfigError(
                 f"{path}: damaged ({error}); restore it from a copy, or remove it: checkpoints are then looked for in "
                 "the run folder and in the checkpoint.folder of the recipe alone"
@@ -96,6 +97,7 @@ def _may_be_read(store: CheckpointStore, folder: RunFolder, run: str | None, not
     try:
         claim = read_claim(store)
     except (OSError, StorageRefused) as error:
+        raise_if_passing(error)
         note(f"{store.location}: passed over, since it cannot be read ({error})")
         return False
     if claim is not None and claim.run != run:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.digest import json_sha256
+from data.errors import raise_if_passing
 from data.json_records import FLAT, to_json, to_record
 from data.remote.storage import Storage, join, read_bytes
 from pipeline.errors import ConfigError
@@ -208,6 +209,7 @@ def read_manifest(location: str, storage: Storage) -> Manifest:
 
     Raises:
         ConfigError: not a checkpoint, or a damaged manifest.
+        OSError: a file system that fails for a while, see `may_pass`.
         StorageDown, StorageRefused: a remote store that cannot be read.
     """
     try:
@@ -222,6 +224,7 @@ def read_manifest(location: str, storage: Storage) -> Manifest:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{location}: {MANIFEST} is not JSON ({error})") from None
     except (OSError, ValueError) as error:
+        raise_if_passing(error)
         raise ConfigError(f"{location}: not a checkpoint ({error})") from None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from data.errors import raise_if_passing
 from data.remote.storage import Storage
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.manifest import rank_name
@@ -26,6 +27,7 @@ def open_verified(
 
     Raises:
         ConfigError: damaged, as found by any rank; the same on all.
+        OSError: a file system that fails for a while, see `may_pass`.
         StorageDown, StorageRefused: a remote store that cannot be read.
     """
     damage = None
@@ -34,6 +36,7 @@ def open_verified(
         checkpoint = open_checkpoint(location, storage, own)
         damage = checkpoint.damage(ranks.rank, ranks.world_size)
     except (ConfigError, OSError) as error:
+        raise_if_passing(error)
         damage = reason_at(str(location), error)
     found = torch.zeros(ranks.world_size, dtype=torch.int64, device=ranks.device)
     found[ranks.rank] = damage is not None
@@ -64,6 +67,7 @@ def newest_intact(
 
     Raises:
         ConfigError: there are checkpoints, and none is intact.
+        OSError: a file system that fails for a while, see `may_pass`.
         StorageDown, StorageRefused: a remote store that cannot be read.
     """
     found: list[tuple[int, CheckpointStore]] = []

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from data.errors import may_pass
 from pipeline.checkpoints.host_copy import HostFile, LiveState
 from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord, rank_name
 from pipeline.checkpoints.staged import StagedCheckpoint
@@ -15,7 +16,10 @@ from pipeline.distributed import Ranks
 log = logging.getLogger(__name__)
 
 _POLL_EVERY = (0.02, 1.0)  # seconds between looks for the records of other ranks, at first and at most
-_RECORDS_LIMIT = 1800.0  # seconds without a new record after which the leader gives up
+
+
+class _OtherRankFailed(Exception):
+    """The leader cannot publish, for a reason that another rank knows."""
 
 
 class SaveTask:
@@ -44,14 +48,17 @@ class SaveTask:
         self.step = state.facts.step
         self.failure: str | None = None
         """Why this rank could not write, or on the leader why the checkpoint is not published."""
+        self.is_permanent = False
+        """Whether trying again will not help, as far as this rank knows."""
         self.bytes = 0
         """Of the whole checkpoint; the leader knows it after publishing."""
         self.published = False
+        self.progress = 0
+        """Grows while the thread makes progress."""
         self._state, self._files, self._ranks, self._on_end = state, files, ranks, on_end
         self._leftover = leftover
         self._staged = StagedCheckpoint(store, self.step, number, ranks.rank, self.note_progress)
         self._written, self._abandoned = threading.Event(), threading.Event()
-        self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -60,35 +67,46 @@ class SaveTask:
         """Whether the thread has not ended."""
         return self._thread.is_alive()
 
-    def wait_written(self, patience: float) -> bool:
-        """Wait until this rank's files are complete; False if that failed, or stalled for `patience` seconds."""
-        return self._wait(self._written.is_set, patience) and self.failure is None
+    @property
+    def written(self) -> bool:
+        """Whether this rank has written its files, or could not."""
+        return self._written.is_set()
 
-    def wait_published(self, patience: float) -> bool:
-        """Wait until the thread has ended, as above; on the leader, whether the checkpoint is published."""
-        if not self._wait(lambda: not self.alive, patience):
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread has ended, for at most `seconds`."""
+        self._thread.join(seconds)
+
+    def wait_for_all(self, seconds: float) -> bool:
+        """Wait until the checkpoint is published or abandoned, for at most `seconds`; returns whether it is.
+
+        Without collectives, for the end of a run that fails: the other ranks go on writing in the background while they
+        wait for this one, or are about to end as well.
+        """
+        deadline, pause = time.monotonic() + seconds, _POLL_EVERY[0]
+        while not (settled := self._is_settled()) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_EVERY[1])
+        if not settled:
             self.abandon()
-            self._wait(lambda: not self.alive, patience=2 * _POLL_EVERY[1])
-        return self.published
+        return settled
 
     def abandon(self) -> None:
-        """Make the leader stop waiting for records that will not come."""
+        """Make the leader stop waiting for records that will not come, and give it a moment to do so."""
         self._abandoned.set()
+        self._thread.join(2 * _POLL_EVERY[1])
 
     def discard_own(self) -> None:
         """Remove what this rank has left after the attempt failed."""
         self._staged.discard_own()
 
-    def _wait(self, condition: Callable[[], bool], patience: float) -> bool:
-        while not condition():
-            if time.monotonic() - self._last_progress > patience:
-                return False
-            self._thread.join(0.01)
-        return True
-
     def note_progress(self) -> None:
-        """Restart the time that `wait_written` and `wait_published` allow."""
-        self._last_progress = time.monotonic()
+        """Count another piece of work that is done."""
+        self.progress += 1
+
+    def _is_settled(self) -> bool:
+        if self.alive or self._ranks.is_leader or self.failure is not None:
+            return not self.alive
+        return self._staged.settled()
 
     def _run(self) -> None:
         record = RankRecord({}, ())
@@ -138,21 +156,22 @@ class SaveTask:
             self._fail(error)
 
     def _collect(self, awaited: set[int]) -> dict[int, RankRecord]:
+        """The records of the ranks `awaited`: however slow they are, unless the attempt is abandoned."""
         records: dict[int, RankRecord] = {}
-        pause, deadline = _POLL_EVERY[0], time.monotonic() + _RECORDS_LIMIT
+        pause = _POLL_EVERY[0]
         while awaited:
             abandoned = self._abandoned.is_set()
             found = self._staged.records(awaited)
             for rank, record in sorted(found.items()):
                 if record.failed is not None:
-                    raise OSError(f"rank {rank}: {record.failed}")
+                    raise _OtherRankFailed(f"rank {rank}: {record.failed}")
                 self.note_progress()
-                pause, deadline = _POLL_EVERY[0], time.monotonic() + _RECORDS_LIMIT
+                pause = _POLL_EVERY[0]
             records |= found
             awaited = awaited - found.keys()
-            if awaited and (abandoned or time.monotonic() > deadline):
+            if awaited and abandoned:
                 names = ", ".join(map(str, sorted(awaited)))
-                raise OSError(f"no record from rank {names}; its log may show why")
+                raise _OtherRankFailed(f"no record from rank {names}; its log may show why")
             if awaited:
                 self._abandoned.wait(pause)
                 pause = min(2 * pause, _POLL_EVERY[1])
@@ -161,4 +180,7 @@ class SaveTask:
     def _fail(self, error: Exception) -> None:
         log.warning("checkpoint of step %d", self.step, exc_info=error)
         reason = str(error).strip().partition("\n")[0]
+        # A leader that fails removes the folder in which the others still write.
+        is_consequence = isinstance(error, _OtherRankFailed | FileNotFoundError)
+        self.is_permanent = not is_consequence and not may_pass(error)
         self.failure = reason or type(error).__name__

@@ -1,17 +1,19 @@
 """Saves in the background: training waits for the copy from the device, and a thread does the rest."""
 
-import contextlib
 import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from data.errors import CoatnetError, StorageDown
 from pipeline.checkpoints.host_copy import HostCopy, LiveState
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import step_name
@@ -27,9 +29,10 @@ from pipeline.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 _GIVE_UP_AFTER = 120.0  # seconds without an answer from a remote store, for one request
-_LAST_PATIENCE = 30.0  # when the run ends with an error
+_LOST_RANK_PATIENCE = 30.0  # for the save in flight, when another rank is gone
+_EXCHANGE_EVERY = 1.0  # seconds, while ranks wait for a save
 PATIENCE = 180.0
-"""Seconds without a byte written after which a write is considered hung. Uploads give up earlier."""
+"""Seconds of waiting without progress of any rank after which a save is considered hung. Uploads give up earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,10 @@ class Saver:
         folder: of the run, for the event log.
         settings: which are kept.
         ranks: of the run.
-        patience: seconds without a byte written after which a write is considered hung.
+        newest: name of the newest checkpoint, from which the run continues; None without one.
+        patience: seconds of waiting without progress of any rank after which a save is considered hung.
+        error_patience: seconds for which the save in flight may go on when the run ends with an error.
+        section: entered for every few seconds of waiting, so that a watchdog sees that the ranks exchange something.
         on_published: called with the name of each published checkpoint, in the leader's thread.
 
     Raises:
@@ -75,20 +81,26 @@ class Saver:
         settings: CheckpointSettings,
         ranks: Ranks,
         *,
+        newest: str | None = None,
         patience: float = PATIENCE,
+        error_patience: float = PATIENCE,
+        section: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_published: Callable[[str], None] = lambda name: None,
     ) -> None:
         # Shorter than for data: a save that fails is tried again.
         storage = replace(store.storage, give_up_after=min(store.storage.give_up_after, _GIVE_UP_AFTER))
         self._store = replace(store, storage=storage)
         self._folder, self._settings, self._ranks = folder, settings, ranks
-        self._patience, self._on_published = patience, on_published
+        self.newest = newest
+        """Name of the newest checkpoint that all ranks know to be complete, the same on all of them."""
+        self._patience, self._error_patience = patience, error_patience
+        self._section, self._on_published = section, on_published
         self._copy = HostCopy(ranks)
         self._latest: LiveState | None = None
         self._attempt: SaveTask | None = None
         self._published: bool | None = None
         """Whether the last attempt was published, once all ranks have agreed on it."""
-        self._reason = ""
+        self._reason, self._is_permanent = "", False
         self._reports: deque[SaveReport] = deque()
         store.scratch.mkdir(parents=True, exist_ok=True)
         if ranks.is_leader:
@@ -119,7 +131,8 @@ class Saver:
         For the end of a stage: the state must still be what it was at that save.
 
         Raises:
-            RunFailed: all attempts failed.
+            RunFailed: all attempts failed, the last one for a reason that will not pass.
+            StorageDown: the last one failed because the store does not work at the moment.
         """
         for number in range(attempts):
             if number > 0 and self._latest is not None:
@@ -127,11 +140,22 @@ class Saver:
                 self._begin(self._latest)
             if self.finish():
                 return
-        reason = self._ranks.broadcast_text(0, self._reason)
-        raise RunFailed(
-            f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts ({reason}); fix "
-            "the cause and repeat the command: it continues from the previous checkpoint"
-        )
+        what = f"{self._store.location}: the last checkpoint could not be saved in {attempts} attempts"
+        again = f"continues from {self.newest}" if self.newest else "starts over"
+        if self._is_permanent:
+            raise RunFailed(f"{what} ({self.why_unsaved()}); fix the cause and repeat the command: it {again}")
+        error = StorageDown(f"{what} ({self.why_unsaved()})")
+        error.if_repeated = f"the same command {again}"
+        raise error
+
+    @property
+    def in_flight(self) -> int | None:
+        """The step whose save may not have ended yet, the same on all ranks."""
+        return self._attempt.step if self._attempt is not None and self._published is None else None
+
+    def why_unsaved(self) -> str:
+        """Why the last save failed; all ranks call this."""
+        return self._ranks.broadcast_text(0, self._reason or "a rank hangs while writing it")
 
     @property
     def location(self) -> str:
@@ -145,10 +169,18 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Let the save in flight end, unless a person or a signal interrupts this process; without the other ranks."""
-        if self._attempt is not None and (kind is None or issubclass(kind, Exception)):
-            self._attempt.wait_published(min(self._patience, _LAST_PATIENCE))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let the save in flight end on all ranks, unless a person or a signal interrupts this process.
+
+        The first rank that ends takes the others with it, and what they have not written yet is lost.
+        """
+        if self._attempt is None or self._published is not None or not (kind is None or issubclass(kind, Exception)):
+            return
+        another_is_gone = isinstance(error, CoatnetError) and error.is_consequence
+        if not self._attempt.wait_for_all(_LOST_RANK_PATIENCE if another_is_gone else self._error_patience):
+            log.warning("the checkpoint of step %d was not complete in time and is lost", self._attempt.step)
 
     @property
     def _is_saved(self) -> bool:
@@ -160,15 +192,17 @@ class Saver:
         began, step = time.monotonic(), state.facts.step
         self._latest = state
         number = self._agree()
+        if self._is_saved:  # an attempt that was given up has been published after all
+            return time.monotonic() - began
         if number == 0:
             # Its memory is still being read. If that write succeeds late after all, no harm is done.
             stall = time.monotonic() - began
-            self._report_failure(step, began, stall, "a rank still hangs while writing an earlier checkpoint")
+            self._report_failure(step, began, stall, "a rank still hangs in an earlier save")
             return stall
         leftover = self._attempt if self._published is False else None
         self._copy.fill(state)
         stall = time.monotonic() - began
-        self._published = None
+        self._published, self._reason = None, ""
         self._attempt = SaveTask(
             self._store,
             number,
@@ -187,18 +221,33 @@ class Saver:
         """
         attempt = self._attempt
         if attempt is not None and self._published is None:
-            # Ranks exchange failures here, too: one whose disk is gone cannot write a record of its failure.
-            (failed,) = self._sum(not attempt.wait_written(self._patience))
-            if failed:
-                attempt.abandon()
-            attempt.wait_published(self._patience)
+            self._wait(attempt)
         number = secrets.randbits(47) + 1 if self._ranks.is_leader else 0
-        published, hanging, number = self._sum(
-            attempt is not None and attempt.published, attempt is not None and attempt.alive, number
-        )
+        outcome = (attempt.published, attempt.alive, attempt.is_permanent) if attempt is not None else (False,) * 3
+        published, hanging, permanent, number = self._sum(*outcome, number)
         if attempt is not None:
-            self._published = bool(published)
+            self._published, self._is_permanent = bool(published), bool(permanent)
+            self.newest = step_name(attempt.step) if published else self.newest
         return 0 if hanging else number
+
+    def _wait(self, attempt: SaveTask) -> None:
+        """Wait until the attempt has ended on all ranks, or none of them makes progress any more."""
+        pause, quiet, progress = min(_EXCHANGE_EVERY, self._patience / 4), 0.0, attempt.progress
+        while True:
+            with self._section():
+                attempt.wait(pause)
+                before, progress = progress, attempt.progress
+                running, writing, failed, moved = self._sum(
+                    attempt.alive, not attempt.written, attempt.failure is not None, progress > before
+                )
+            if not running:
+                return
+            quiet = 0.0 if moved else quiet + pause
+            # A rank whose disk is gone cannot write a record of its failure either.
+            if quiet >= self._patience or (failed and not writing):
+                attempt.abandon()
+            if quiet >= self._patience:
+                return
 
     def _sum(self, *numbers: int) -> list[int]:
         """Their sums over all ranks."""
@@ -229,5 +278,5 @@ class Saver:
             self._record(Event.SAVE_FAILED, step=step, reason=reason)
 
     def _record(self, event: Event, **facts: Any) -> None:
-        with contextlib.suppress(OSError):  # the disk of the run folder may be the one that is full
+        with suppress(OSError):  # the disk of the run folder may be the one that is full
             self._folder.events.record(event, **facts)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from data.atomic_file import sync_folder, write_atomically
+from data.errors import StorageDown
 from data.json_records import to_json, to_record
 from data.remote.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
-from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, writer_of
+from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, step_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
 
 _PIECE = 16 * 2**20  # bytes written at a time
@@ -86,30 +87,58 @@ class StagedCheckpoint:
         return found
 
     def publish(self, manifest: Manifest) -> None:
-        """Make it a checkpoint with the files that the manifest names and no others."""
+        """Make it a checkpoint with the files that the manifest names and no others.
+
+        A published one with the same manifest is accepted: an earlier attempt may have seen an error, or been given up,
+        although it succeeded.
+        """
         data = json.dumps(manifest.as_json(), indent=1).encode()
-        for name in self._sizes().keys() - manifest.files.keys():
+        for name in self._sizes().keys() - manifest.files.keys() - {MANIFEST}:
             remove(self._at(name), self._store.storage)
             self._on_progress()
-        if self._store.remote:
-            write_bytes(self._at(MANIFEST), data, self._store.storage)
-            return
-        write_atomically(self._folder / MANIFEST, data)
-        self._folder.rename(self._store.at(self._step))
-        sync_folder(self._folder.parent)
+        try:
+            self._make_visible(data)
+        except (OSError, StorageDown):
+            if not self._is_published(data):
+                raise
+        if not self._store.remote:
+            shutil.rmtree(self._folder, ignore_errors=True)  # what is left of it if it was published already
+            sync_folder(self._folder.parent)
+
+    def settled(self) -> bool:
+        """Whether the leader has published the checkpoint, or has discarded what this rank has written."""
+        names = self._sizes()
+        return (self._store.remote and MANIFEST in names) or f"{rank_name(self._rank)}.safetensors" not in names
 
     def discard(self) -> None:
-        """Remove everything that was written."""
-        if self._store.remote:
-            self._store.remove(self._step, self._on_progress)
-        else:
+        """Remove everything that was written, unless it is published."""
+        if not self._store.remote:
             shutil.rmtree(self._folder, ignore_errors=True)
+        elif MANIFEST not in self._sizes():
+            self._store.empty(step_name(self._step), self._on_progress)
 
     def discard_own(self) -> None:
-        """Remove what this rank has written."""
-        for name in self._sizes():
+        """Remove what this rank has written, unless it is published."""
+        names = self._sizes()
+        if self._store.remote and MANIFEST in names:
+            return
+        for name in names:
             if writer_of(name) == self._rank:
                 remove(self._at(name), self._store.storage)
+
+    def _make_visible(self, manifest: bytes) -> None:
+        if self._store.remote:
+            write_bytes(self._at(MANIFEST), manifest, self._store.storage)
+            return
+        write_atomically(self._folder / MANIFEST, manifest)
+        self._folder.rename(self._store.at(self._step))
+
+    def _is_published(self, manifest: bytes) -> bool:
+        """Whether there is a checkpoint of this step with exactly this manifest, which has the id of the run in it."""
+        try:
+            return read_bytes(join(self._store.at(self._step), MANIFEST), self._store.storage) == manifest
+        except FileNotFoundError:
+            return False
 
     def _record_name(self, rank: int) -> str:
         return f"{rank_name(rank)}.{self._attempt}.json"

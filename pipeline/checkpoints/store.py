@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import CoatnetError, StorageDown, may_pass
 from data.remote.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
@@ -117,7 +118,8 @@ class CheckpointStore:
 
         Raises:
             ConfigError: it cannot.
-            StorageDown, StorageRefused: a remote store.
+            StorageDown: its file system or server fails.
+            StorageRefused: a remote store.
         """
         try:
             check_writable(self.location, self.storage)
@@ -125,8 +127,10 @@ class CheckpointStore:
             if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise self.cannot_be_written(error) from None
 
-    def cannot_be_written(self, error: Exception) -> ConfigError:
-        """The error for a place that cannot be written."""
+    def cannot_be_written(self, error: Exception) -> CoatnetError:
+        """The error for a place that cannot be written: another one has to be set, or this one may work later."""
+        if may_pass(error):
+            return StorageDown(f"{self.location} cannot be written ({error}); its file system or server fails")
         return ConfigError(f"checkpoint.folder: {self.location} cannot be written ({error}); set one that can")
 
     def create(self) -> None:

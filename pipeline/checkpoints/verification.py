@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from data.digest import location_sha256
+from data.errors import raise_if_passing
 from data.remote.storage import Storage, join, list_files
 from pipeline.checkpoints.manifest import Manifest, read_manifest, writer_of
 from pipeline.errors import ConfigError
@@ -12,11 +13,13 @@ def find_damage(location: str, storage: Storage) -> str | None:
     """What is wrong with the checkpoint at `location`, every file read and hashed; None if it is intact.
 
     Raises:
+        OSError: a file system that fails for a while, see `may_pass`.
         StorageDown, StorageRefused: a remote store that cannot be read.
     """
     try:
         return damaged_file(location, read_manifest(location, storage), storage)
     except (ConfigError, OSError) as error:
+        raise_if_passing(error)
         return reason_at(location, error)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from pipeline.errors import stop_exit_code
+from pipeline.errors import CONTINUES, stop_exit_code
 from pipeline.faults.time_limit import Margin, TimeLimit
 
 log = logging.getLogger(__name__)
@@ -141,6 +141,14 @@ class StopRequests:
         return self._first is not None
 
     @property
+    def time_for_a_save(self) -> bool:
+        """Whether one more save can be complete before this start is ended, as far as this rank knows."""
+        needed = self.margin.another_save
+        if self._first is not None and time.monotonic() + needed >= self._first[1] + self._grace_seconds:
+            return False
+        return self._time_limit is None or not self._time_limit.near(needed)
+
+    @property
     def flags(self) -> list[float]:
         """1 at this rank's reason to stop and 0 at all others, to be summed over the ranks."""
         own = self.reason
@@ -181,7 +189,8 @@ class StopRequests:
         what = (
             f"{complete} is complete, and the same command continues from it"
             if complete
-            else "nothing had been saved, so the same command starts over"
+            # Only the leader learns at once that a checkpoint is complete.
+            else f"no checkpoint is known to be complete; {CONTINUES}"
         )
         reason = self._first[0]
         self._signals.end(stop_exit_code(reason), f"stopped by {reason}; {why}; {what}")

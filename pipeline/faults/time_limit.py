@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 
 _EXIT_SECONDS = 30.0
+_LEAST_EXIT_SECONDS = 10.0
+_WARM_UP_STEPS = 2  # the first steps of a start compile and warm up; some shapes first occur in the second
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,27 @@ class Margin:
     """Time that a run needs to save and exit, learned as it runs: two steps, one save, and half a minute to exit."""
 
     longest_step: float = 0.0
+    """Without the first steps of the start."""
     longest_save: float = 0.0
+    _steps: int = 0
 
     def step_took(self, seconds: float) -> None:
-        """Record the duration of a step."""
-        self.longest_step = max(self.longest_step, seconds)
+        """Record the duration of a step; to be called for every step of a start."""
+        self._steps += 1
+        if self._steps > _WARM_UP_STEPS:
+            self.longest_step = max(self.longest_step, seconds)
 
     def save_took(self, seconds: float) -> None:
-        """Record the time from the start of a save until its checkpoint was complete."""
+        """Record the time that writing a checkpoint took, until it was complete.
+
+        Without the copy to host memory, which at first allocates the memory, and without the wait for an earlier save.
+        """
         self.longest_save = max(self.longest_save, seconds)
+
+    @property
+    def another_save(self) -> float:
+        """Seconds that one more save and a hasty exit need."""
+        return self.longest_save + _LEAST_EXIT_SECONDS
 
     @property
     def seconds(self) -> float:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Self
 
 from data.errors import EXIT_TRY_AGAIN
 from pipeline.distributed import KeyValueStore, connect_store
+from pipeline.errors import CONTINUES
 from pipeline.faults.hang_report import (
     GATHER_SECONDS,
     RankPosition,
@@ -181,6 +182,6 @@ class Watchdog:
         )
         self._end(
             EXIT_TRY_AGAIN,
-            f"hang: {what}. The stacks of every rank's threads are in {self._log_path.parent}. The same command "
-            "continues from the last checkpoint; if nothing hangs, raise the limits of watchdog",
+            f"hang: {what}. The stacks of every rank's threads are in {self._log_path.parent}; if nothing hangs, raise "
+            f"the limits of watchdog; {CONTINUES}",
         )

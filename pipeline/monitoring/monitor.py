@@ -176,14 +176,15 @@ class Monitor:
         """Exclude the body, such as a save, from step times and images per second."""
         return self.clock.paused()
 
-    def saved(self, reports: Sequence[SaveReport]) -> None:
-        """Show the outcome of saves."""
+    def saved(self, reports: Sequence[SaveReport], *, stopping: bool = False) -> None:
+        """Show the outcome of saves; if `stopping`, the run ends after them."""
         for report in reports if self._leads else []:
             points = {"wall_time/checkpoint_stall_seconds": report.stall}
             if report.failure is None:
                 points["wall_time/checkpoint_write_seconds"] = report.seconds
             else:
-                self.notify(f"the checkpoint of step {report.step} was not saved: {report.failure}; the run continues")
+                then = "" if stopping else "; the run continues"
+                self.notify(f"the checkpoint of step {report.step} was not saved: {report.failure}{then}")
             self._events.add(charts.scalars(points), report.step)
             self._events.flush()
 

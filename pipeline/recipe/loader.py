@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from data.errors import raise_if_passing
 from data.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe.scalars import converted, number_fix
@@ -60,6 +61,7 @@ def _read(path: Path) -> _Document:
     try:
         values, origins = read_yaml(path.read_bytes(), str(path))
     except OSError as error:
+        raise_if_passing(error)
         raise ConfigError(f"recipe {path}: {error.strerror}") from None
     except YamlError as error:
         raise ConfigError(str(error)) from None

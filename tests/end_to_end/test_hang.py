@@ -24,7 +24,9 @@ def test_a_rank_that_does_not_respond_is_named(late: int, shards: Path, tmp_path
     """The healthy rank waits in native code, in the all-reduce, where no Python signal handler runs."""
     recipe = write_recipe(tmp_path, shards)
     logs = [tmp_path / f"runs/test/pretrain/logs/rank-{number:05d}.log" for number in (0, 1)]
-    process = start("train", recipe, "pretrain", "pretrain.steps=3000", LIMITS)
+    # A save would be another section for the healthy rank to wait in.
+    changes = ["pretrain.steps=3000", "pretrain.checkpoint.every_steps=3000"]
+    process = start("train", recipe, "pretrain", *changes, LIMITS)
     wait_until(lambda: logs[0].exists() and "step 4/3000" in logs[0].read_text(), process)
     rank(process, late).suspend()
     message = ended(process)
@@ -35,7 +37,7 @@ def test_a_rank_that_does_not_respond_is_named(late: int, shards: Path, tmp_path
         assert f"hang: rank 1 on {NODE} does not answer, as when a process or a node is stopped; " in message
         assert "the others are in section step, " in message
     assert re.search(rf"\(rank {1 - late} has been in section \w+ for [\d,]+ s; the limit is \d+ s\)", message)
-    assert "The same command continues from the last checkpoint" in message
+    assert "the same command continues from the last checkpoint" in message
     healthy = logs[1 - late].read_text()
     assert f"; the stacks of all threads of rank {1 - late}:" in healthy
     assert "in take_step" in healthy

@@ -3,17 +3,21 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 import yaml
 from torch import Tensor
 
 from data.remote.storage import Storage
+from pipeline.checkpoints import staged
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import FileEntry
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.distributed import Ranks
@@ -95,11 +99,26 @@ def local(folder: Path) -> CheckpointStore:
 
 
 def saver(
-    folder: Path, ranks: Ranks = ALONE, store: CheckpointStore | None = None, patience: float = 30.0, **kept: Any
+    folder: Path,
+    ranks: Ranks = ALONE,
+    store: CheckpointStore | None = None,
+    patience: float = 30.0,
+    error_patience: float = 30.0,
+    section: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **kept: Any,
 ) -> Saver:
     """A saver of the run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Saver(store or local(folder), RunFolder(folder), CheckpointSettings(**kept), ranks, patience=patience)
+    settings = CheckpointSettings(**kept)
+    return Saver(
+        store or local(folder),
+        RunFolder(folder),
+        settings,
+        ranks,
+        patience=patience,
+        error_patience=error_patience,
+        section=section,
+    )
 
 
 def save(folder: Path, *steps: int, count: int = 1, store: CheckpointStore | None = None, **kept: Any) -> None:
@@ -140,6 +159,22 @@ def holds(checkpoint: Checkpoint, step: int) -> bool:
 def opened(folder: Path, step: int) -> Checkpoint:
     """The checkpoint of `step` of the run in `folder`."""
     return open_checkpoint(local(folder).at(step))
+
+
+class Gate:
+    """Holds the writing of some files back: in place of a slow or dead disk, which a test cannot have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: str = "rank-00000.safetensors") -> None:
+        self.open, self.reached = threading.Event(), threading.Event()
+        real = staged._write_verified
+
+        def held(path: Path, *arguments: Any) -> FileEntry:
+            if path.name == file:
+                self.reached.set()
+                assert self.open.wait(60)
+            return real(path, *arguments)
+
+        monkeypatch.setattr(staged, "_write_verified", held)
 
 
 def names(folder: Path) -> list[str]:

@@ -1,11 +1,14 @@
 """Damaged checkpoints are detected, passed over and reported; unfinished ones are ignored."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+from data.errors import StorageDown
 from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.resume import newest_intact, open_verified
@@ -143,3 +146,29 @@ def test_a_missing_starting_checkpoint_is_reported_with_the_fix(shards: Path, tm
         match="stage pretrain: done, but its checkpoint .* no longer exists, and there is no other intact one; restore it, or remove .*test/pretrain to",
     ):
         start_digest(recipe, "finetune")
+
+
+@pytest.mark.parametrize("where", ["verification.location_sha256", "manifest.read_bytes"])
+def test_a_file_system_that_fails_for_a_while_says_nothing_about_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    save(tmp_path, 1, 2)
+
+    def failed(*arguments: Any) -> NoReturn:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(f"pipeline.checkpoints.{where}", failed)
+    with pytest.raises(OSError, match="Stale file handle"):
+        newest_intact([local(tmp_path)], ALONE)
+    assert names(tmp_path / "checkpoints") == ["step-00000001", "step-00000002"]
+
+
+def test_a_place_whose_file_system_fails_is_no_mistake_in_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*arguments: Any) -> NoReturn:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr("pipeline.checkpoints.store.check_writable", failed)
+    with pytest.raises(StorageDown, match="checkpoints cannot be written"):
+        local(tmp_path).check()

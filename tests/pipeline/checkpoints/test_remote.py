@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data.errors import StorageDown, StorageRefused
-from data.remote.storage import Storage, file_size, read_bytes, remove, upload
+from data.remote.storage import Storage, file_size, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import CheckpointStore
@@ -166,6 +166,54 @@ def test_an_upload_that_always_fails_is_recorded_and_the_next_save_works(
     assert store.contents().steps == [5, 1]
     assert remote_names(s3, store, STEP_3) == []
     assert names(store.scratch) == []
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_retry_that_fails_leaves_what_an_earlier_attempt_has_published(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    real, failures = upload, 0
+
+    def lost(*arguments: Any) -> None:
+        """The manifest arrives, and neither the answer nor that to the next question."""
+        write_bytes(*arguments)
+        if str(arguments[0]).endswith("manifest.json"):
+            raise StorageDown("no answer")
+
+    def failed(path: Path, *arguments: Any) -> None:
+        nonlocal failures
+        real(path, *arguments)
+        if path.name == f"rank-0000{failing}.safetensors":
+            failures += 1
+            if failures > 1:
+                raise StorageDown("no answer")
+
+    monkeypatch.setattr("pipeline.checkpoints.staged.write_bytes", lost)
+    monkeypatch.setattr("pipeline.checkpoints.staged.upload", failed)
+    monkeypatch.setattr("pipeline.checkpoints.staged.StagedCheckpoint._is_published", lambda self, manifest: False)
+
+    def work(ranks: Ranks) -> list[bool]:
+        with saver(tmp_path / "run", ranks, store) as one:
+            published = []
+            for _ in range(2):
+                one.save(live(3, ranks))
+                published.append(one.finish())
+            return published
+
+    assert together(2, work) == [[False, False], [False, False]]
+    assert holds(open_verified(store.at(3), ALONE, store.storage), 3)
+
+
+def test_a_manifest_that_arrives_without_an_answer_is_published(
+    s3: S3Server, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: Any) -> None:
+        write_bytes(*arguments)
+        raise StorageDown("no answer")
+
+    monkeypatch.setattr("pipeline.checkpoints.staged.write_bytes", lost)
+    save(tmp_path / "run", 3, store=store)
+    assert store.contents().steps == [3]
 
 
 def test_an_upload_that_arrives_altered_is_not_published(

@@ -1,41 +1,22 @@
-"""Saving in the background: what training waits for, what is written, and how failures are handled."""
+"""Saving in the background: what training waits for, and what is written."""
 
 import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save as library_bytes
 
-from pipeline.checkpoints import staged
 from pipeline.checkpoints.host_copy import HostFile
-from pipeline.checkpoints.manifest import FileEntry, FragmentEntry, Manifest, RankRecord
-from pipeline.checkpoints.save_task import SaveTask
+from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord
 from pipeline.distributed import Ranks
-from pipeline.errors import ConfigError, RunFailed
+from pipeline.errors import ConfigError
 from pipeline.zero.fragments import Fragment
-from tests.pipeline.checkpoints.small import ALONE, holds, live, local, names, opened, save, saver, together
+from tests.pipeline.checkpoints.small import ALONE, Gate, holds, live, local, names, opened, save, saver, together
 from tests.support.recipes import checkpoint_bytes, events
 from tests.support.records import checkpoint_facts
-
-
-class Gate:
-    """Holds the writing of some files back: in place of a slow or dead disk, which a test cannot have."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: str = "rank-00000.safetensors") -> None:
-        self.open, self.reached = threading.Event(), threading.Event()
-        real = staged._write_verified
-
-        def held(path: Path, *arguments: Any) -> FileEntry:
-            if path.name == file:
-                self.reached.set()
-                assert self.open.wait(60)
-            return real(path, *arguments)
-
-        monkeypatch.setattr(staged, "_write_verified", held)
 
 
 def test_files_are_byte_for_byte_those_of_the_library() -> None:
@@ -157,166 +138,6 @@ def test_fragments_must_be_every_element_once(ranges: list[tuple[int, int]], mes
         Manifest.of(checkpoint_facts(1), {"b": (2, 5)}, [record])
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_write_that_fails_on_any_rank_is_recorded_and_the_next_save_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    folder = tmp_path / "checkpoints"
-    real, failures = staged._write_verified, [f"rank-{failing:05d}.safetensors"]
-
-    def failed(path: Path, *arguments: Any) -> FileEntry:
-        """A disk that refuses once; a full one is in test_disk_full.py."""
-        if path.name in failures:
-            failures.remove(path.name)
-            raise OSError(5, "Input/output error")
-        return real(path, *arguments)
-
-    save(tmp_path, 1, count=2)
-    monkeypatch.setattr(staged, "_write_verified", failed)
-
-    def work(ranks: Ranks) -> list[bool]:
-        with saver(tmp_path, ranks) as one:
-            published = []
-            for step in (2, 3):
-                one.save(live(step, ranks))
-                published.append(one.finish())
-            return published
-
-    assert together(2, work) == [[False, True], [False, True]]
-    failed_save = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
-    assert failed_save["step"] == 2
-    assert failed_save["reason"] == ("" if failing == 0 else "rank 1: ") + "[Errno 5] Input/output error"
-    assert names(folder) == ["step-00000001", "step-00000003"]
-
-
-def test_a_rank_that_can_write_nothing_at_all_delays_the_others_only_until_the_next_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even a record of its failure: what ranks exchange at the next save is enough."""
-    real_write, real_record = staged._write_verified, staged.StagedCheckpoint.write_record
-
-    def failed(path: Path, *arguments: Any) -> FileEntry:
-        """A mount that is gone on rank 1."""
-        if path.name.startswith("rank-00001") and "00000002" in str(path):
-            raise OSError(116, "Stale file handle")
-        return real_write(path, *arguments)
-
-    def record_failed(self: staged.StagedCheckpoint, record: RankRecord) -> None:
-        if record.failed is not None:
-            raise OSError(116, "Stale file handle")
-        real_record(self, record)
-
-    monkeypatch.setattr(staged, "_write_verified", failed)
-    monkeypatch.setattr(staged.StagedCheckpoint, "write_record", record_failed)
-
-    def work(ranks: Ranks) -> bool:
-        with saver(tmp_path, ranks) as one:
-            one.save(live(2, ranks))
-            one.save(live(4, ranks))
-            return one.finish()
-
-    assert together(2, work) == [True, True]
-    failed_save = next(entry for entry in events(tmp_path) if entry["event"] == "save_failed")
-    assert failed_save["reason"] == "no record from rank 1; its log may show why"
-    assert names(tmp_path / "checkpoints") == ["step-00000004"]
-
-
-@pytest.mark.parametrize("hanging", [0, 1])
-def test_a_write_that_hangs_is_abandoned_and_saves_work_again_when_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: int
-) -> None:
-    gate = Gate(monkeypatch, f"rank-{hanging:05d}.safetensors")
-
-    def work(ranks: Ranks) -> list[bool]:
-        with saver(tmp_path, ranks, patience=0.5) as one:
-            one.save(live(2, ranks))
-            one.save(live(4, ranks))  # abandoned, since the thread is still busy with the old one
-            published = [one.finish()]
-            one._patience = 60  # what follows may be slow
-            gate.open.set()
-            assert one._attempt is not None
-            one._attempt._thread.join(60)
-            ranks.barrier()
-            one.save(live(6, ranks))
-            return [*published, one.finish()]
-
-    assert together(2, work) == [[False, True], [False, True]]
-    failed_saves = [entry for entry in events(tmp_path) if entry["event"] == "save_failed"]
-    assert failed_saves[-1]["reason"] == "a rank still hangs while writing an earlier checkpoint"
-    assert holds(opened(tmp_path, 6), 6)
-
-
-def test_an_earlier_save_that_ends_late_is_not_mistaken_for_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate(monkeypatch)
-    with saver(tmp_path, patience=0.3) as one:
-        one.save(live(2))
-        one.save(live(4))
-        one._patience = 60  # what follows may be slow
-        gate.open.set()
-        assert one._attempt is not None
-        one._attempt._thread.join(60)
-        assert names(tmp_path / "checkpoints") == ["step-00000002"]
-        assert not one.finish()
-        one.finish_or_retry(pause=0)
-        assert holds(opened(tmp_path, 4), 4)
-
-
-def test_after_an_error_of_the_run_the_save_in_flight_ends_and_after_an_interruption_it_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(folder: Path, error: BaseException) -> None:
-        with saver(folder) as one:
-            one.save(live(3))
-            attempts.append(one._attempt)
-            assert gate.reached.wait(60)
-            opening.start()
-            raise error
-
-    attempts: list[SaveTask | None] = []
-    for error, published in ((ValueError(), True), (KeyboardInterrupt(), False)):
-        gate = Gate(monkeypatch)
-        folder = tmp_path / type(error).__name__
-        opening = threading.Timer(0.3, gate.open.set)
-        with pytest.raises(type(error)):
-            run(folder, error)
-        assert (folder / "checkpoints/step-00000003").exists() == published
-        opening.join()
-        assert attempts[-1] is not None
-        attempts[-1]._thread.join(60)
-        monkeypatch.undo()
-
-
-def test_the_last_checkpoint_is_retried_and_then_its_failure_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, left = staged._write_verified, [2]
-
-    def failed(path: Path, *arguments: Any) -> FileEntry:
-        """A disk that refuses a number of times."""
-        if path.name == "rank-00001.safetensors" and left[0] > 0:
-            left[0] -= 1
-            raise OSError(28, "No space left on device")
-        return real(path, *arguments)
-
-    monkeypatch.setattr(staged, "_write_verified", failed)
-
-    def work(ranks: Ranks) -> None:
-        with saver(tmp_path, ranks) as one:
-            one.save(live(9, ranks))
-            one.finish_or_retry(attempts=3, pause=0.01)
-
-    together(2, work)
-    assert holds(opened(tmp_path, 9), 9)
-    local(tmp_path).remove(9)
-    left[0] = 100
-    with pytest.raises(
-        RunFailed, match=r"checkpoints: the last checkpoint could not be saved in 3 attempts \(rank 1: .*No space"
-    ):
-        together(2, work)
-
-
 def test_leftovers_of_a_killed_save_are_swept_away_and_never_mixed_into_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +162,7 @@ def test_a_record_of_another_attempt_is_ignored(tmp_path: Path, monkeypatch: pyt
                 (folder,) = (tmp_path / "checkpoints").glob(".step-*")
                 (folder / "rank-00001.00000000abcd.json").write_text('{"files": {}, "fragments": []}')
                 assert one._attempt is not None
-                assert one._attempt.wait_written(60)
+                assert one._attempt._written.wait(60)
                 one._attempt._thread.join(0.2)
                 assert one._attempt.alive
                 gate.open.set()

@@ -2,7 +2,8 @@
 
 Trains eight steps with an evaluation after the fourth into FOLDER/undisturbed, and again into FOLDER/stopped. There,
 rank 1 alone receives SIGTERM when that evaluation begins and, in a second start, when the last one begins; a third start
-is left alone. At last, in FOLDER/failed, the first evaluation fails on rank 1 alone.
+is left alone. Two more runs, FOLDER/in_time and FOLDER/late, receive it while a save is in flight. At last, in
+FOLDER/failed, the first evaluation fails on rank 1 alone.
 """
 
 import os
@@ -16,10 +17,12 @@ from data.errors import CoatnetError, DataError
 from pipeline.distributed import Ranks, join_ranks, name_lost_ranks
 from pipeline.errors import Preempted
 from pipeline.evaluate import evaluate
-from pipeline.faults.preemption import StopSignals
+from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.run_folder import RunFolder
+from pipeline.step import StepContext, StepResult, take_step
+from pipeline.step_message import StepMessage
 from tests.support.training import end_here, train_here
 
 
@@ -56,6 +59,22 @@ def failed_alone(folder: RunFolder, planned: TrainPlan, ranks: Ranks) -> NoRetur
     raise AssertionError("both ranks have evaluated")
 
 
+def stopped_with_a_save_in_flight(folder: RunFolder, planned: TrainPlan, ranks: Ranks) -> None:
+    """Train until after step 3: a signal arrives during the second one, whose save is in flight then."""
+    signals = StopSignals(end_here)
+
+    def interrupted(context: StepContext, reader: Any, step: int, message: StepMessage) -> StepResult:
+        if step == 1 and ranks.rank == 1:
+            signals._handler(signal.SIGTERM)
+        return take_step(context, reader, step, message)
+
+    try:
+        with patch("pipeline.training_run.take_step", interrupted):
+            train_here(planned, folder, ranks, signals=signals)
+    except Preempted as stop:
+        (folder.path / f"stop-{ranks.rank}").write_text(f"{stop}; {stop.if_repeated}")
+
+
 def main(recipe: Path, folder: Path) -> NoReturn:
     ranks = join_ranks(1)
     settings = ["pretrain.steps=8", "pretrain.checkpoint.every_steps=100", "evaluation.every_steps=4"]
@@ -66,6 +85,12 @@ def main(recipe: Path, folder: Path) -> NoReturn:
     stopped_at(0, stopped, planned, ranks)
     stopped_at(1, stopped, planned, ranks)
     train_here(planned, stopped, ranks)
+    saving = plan_stage(load_recipe(recipe, ["pretrain.checkpoint.every_steps=2"]), "pretrain", ranks.world_size)
+    assert isinstance(saving, TrainPlan)
+    for name, time_left in (("in_time", True), ("late", False)):
+        # The rank that knows the limit is not the leader.
+        with patch.object(StopRequests, "time_for_a_save", time_left or ranks.rank == 0):
+            stopped_with_a_save_in_flight(RunFolder(folder / name), saving, ranks)
     failed_alone(RunFolder(folder / "failed"), planned, ranks)
 
 

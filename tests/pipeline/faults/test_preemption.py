@@ -8,6 +8,7 @@ import time
 import pytest
 
 from data.errors import EXIT_TRY_AGAIN
+from pipeline.errors import CONTINUES
 from pipeline.faults.preemption import REASONS, TIME_LIMIT, StopRequests, StopSignals, agreed_reason
 from pipeline.faults.time_limit import TimeLimit
 from tests.support.command import environment
@@ -93,7 +94,7 @@ def test_in_the_loop_the_deadline_ends_a_hanging_process_and_names_the_complete_
     process.send_signal(signal.SIGUSR2)
     what = "step-00000007 is complete, and the same command continues from it"
     if not saved:
-        what = "nothing had been saved, so the same command starts over"
+        what = f"no checkpoint is known to be complete; {CONTINUES}"
     assert (
         message_of(process)
         == f"stopped by SIGUSR2; its save was not complete after checkpoint.grace_seconds (1); {what}"
@@ -129,7 +130,7 @@ def test_the_same_request_repeated_is_not_a_second_one_but_a_later_signal_is() -
     assert process.stdout.readline() == "late\n"
     process.send_signal(signal.SIGTERM)
     assert message_of(process).startswith(
-        "stopped by SIGTERM; a second signal, SIGTERM, ended it at once; nothing had been saved"
+        "stopped by SIGTERM; a second signal, SIGTERM, ended it at once; no checkpoint is known to be complete"
     )
 
 
@@ -142,6 +143,24 @@ def test_a_request_too_late_for_the_loop_ends_the_process_after_it() -> None:
     print("went on")
     """
     assert message_of(start(body)) == "stopped by SIGTERM; the same command continues"
+    assert message_of(start(body)) == f"stopped by SIGTERM; {CONTINUES}"
+
+
+def test_time_for_another_save_is_what_the_limit_and_the_grace_period_leave() -> None:
+    def end(code: int, message: str) -> None:
+        raise AssertionError(message)
+
+    signals = StopSignals(end)  # type: ignore[arg-type]
+    limited = StopRequests(signals, 600, TimeLimit(time.time() + 1000))
+    limited.margin.save_took(900)
+    assert limited.time_for_a_save
+    limited.margin.save_took(995)
+    assert not limited.time_for_a_save
+    signalled = StopRequests(signals, 1e6)  # its deadline must not come while other tests run
+    signalled.margin.save_took(1e6 - 5)
+    assert signalled.time_for_a_save
+    signalled._received(signal.SIGTERM)
+    assert not signalled.time_for_a_save
 
 
 def test_a_child_process_inherits_neither_handlers_nor_files() -> None:

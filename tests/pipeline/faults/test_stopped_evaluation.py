@@ -1,5 +1,6 @@
-"""An evaluation interrupted by a signal ends at once, and the next start repeats it with bitwise equal results. One that
-fails on one rank ends all of them."""
+"""Stops at a bad moment: during an evaluation, which the next start repeats to the same bits, and during a save. An
+evaluation that fails on one rank ends all of them.
+"""
 
 from pathlib import Path
 
@@ -46,3 +47,23 @@ def test_an_error_of_one_rank_ends_an_evaluation_of_the_average_instead_of_hangi
     """It must not wait for the others to exchange the averages back, while they wait for it to sum their counts."""
     assert (runs / "failed/failed-1").read_text() == "DataError: too many samples of rank 1 cannot be used"
     assert (runs / "failed/failed-0").read_text().startswith("LostRank: rank 0 lost another rank")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "saved"),
+    [
+        ("in_time", [2, 3], "saved as step-00000003 in {}"),
+        ("late", [2], "which was not saved for lack of time; the newest checkpoint is step-00000002 in {}"),
+    ],
+)
+def test_a_save_in_flight_is_finished_first_and_the_last_step_is_saved_if_there_is_time(
+    runs: Path, name: str, steps: list[int], saved: str
+) -> None:
+    assert sorted(path.name for path in (runs / name / "checkpoints").iterdir()) == [f"step-{n:08d}" for n in steps]
+    for rank in (0, 1):
+        said = saved.format(runs / name / "checkpoints")
+        assert (runs / name / f"stop-{rank}").read_text() == (
+            f"stopped by SIGTERM after step 3, {said}; the same command continues from the last checkpoint"
+        )
+    stop = events(runs / name)[-1]
+    assert (stop["event"], stop["step"], stop["checkpoint"]) == ("stop", 3, f"step-{steps[-1]:08d}")

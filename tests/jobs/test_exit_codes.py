@@ -1,0 +1,52 @@
+"""How errors become exit codes and messages."""
+
+import errno
+import os
+from typing import NoReturn
+
+import pytest
+
+from data.errors import StorageDown
+from jobs import exit_codes
+from jobs.exit_codes import CONTINUES, OUTCOME_FILE, exit_on_error
+
+PASSING = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN]
+
+
+class Ended(BaseException):
+    """In place of the end of this process."""
+
+
+@pytest.mark.parametrize("is_rank", [True, False])
+@pytest.mark.parametrize("number", PASSING)
+def test_a_file_system_that_fails_for_a_while_is_worth_another_try(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, is_rank: bool
+) -> None:
+    def end(code: int, message: str, is_consequence: bool) -> NoReturn:
+        assert code == 75
+        assert not is_consequence
+        assert message == f"events.jsonl: {os.strerror(number)}: a file system or its server fails; {CONTINUES}"
+        raise Ended
+
+    monkeypatch.setattr(exit_codes, "end_process", end)
+    if is_rank:
+        monkeypatch.setenv(OUTCOME_FILE, "unused")
+    with pytest.raises(Ended if is_rank else SystemExit) as ended, exit_on_error():
+        raise OSError(number, os.strerror(number), "events.jsonl")
+    if not is_rank:
+        assert ended.value.args == (75,)
+        assert f"error: events.jsonl: {os.strerror(number)}: " in capsys.readouterr().err
+
+
+def test_a_file_that_is_missing_or_refused_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="78"), exit_on_error():
+        open("/nowhere/shards.txt")  # noqa: SIM115
+    assert capsys.readouterr().err == "error: /nowhere/shards.txt: No such file or directory\n"
+
+
+def test_an_error_that_knows_what_the_same_command_does_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    error = StorageDown("s3://bucket does not answer")
+    error.if_repeated = "the same command starts over"
+    with pytest.raises(SystemExit, match="75"), exit_on_error():
+        raise error
+    assert capsys.readouterr().err == "error: s3://bucket does not answer; the same command starts over\n"

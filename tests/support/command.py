@@ -48,10 +48,10 @@ def coatnet(
         return subprocess.CompletedProcess(arguments, code, *texts)
 
 
-def start(*arguments: str | Path, fresh: bool = False) -> Process:
-    """Start in the background."""
+def start(*arguments: str | Path, fresh: bool = False, **variables: str) -> Process:
+    """Start in the background, with `variables` added to the environment."""
     with tempfile.NamedTemporaryFile("ab") as errors, open(os.devnull, "ab") as devnull:
-        process = _start(arguments, None, fresh, environment(), devnull, errors)
+        process = _start(arguments, None, fresh, environment() | variables, devnull, errors)
         process.stderr = open(errors.name, "rb")  # noqa: SIM115 (read when the process has ended)
     return process
 

@@ -36,6 +36,10 @@ TAGS = (
 )  # fmt: skip
 
 
+_Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Parameter -> difference and reference."""
+
+
 def undisturbed(folder: Path, shards: Path, steps: int, setup: Setup, *, fresh: bool = False) -> Run:
     """An uninterrupted run with its checkpoints in the run folder."""
     run = Run(make_recipe(folder, shards, setup), steps, setup)
@@ -117,10 +121,15 @@ def greatest_differences(run: Run, reference: Run) -> Differences:
     weights, expected = (open_checkpoint(one.final).parameters() for one in (run, reference))
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     zero = elements_without_gradient(reference)
-    whole = {name: (weights[name] - expected[name], expected[name]) for name in expected}
-    less = {name: tuple(tensor[~zero[name]] for tensor in pair) for name, pair in whole.items()}
+    whole: _Pairs = {name: (weights[name] - expected[name], expected[name]) for name in expected}
+    less: _Pairs = {name: (change[~zero[name]], size[~zero[name]]) for name, (change, size) in whole.items()}
     return Differences(
-        *losses, *(_relative(pairs) for pairs in (whole, less)), *(_most_different(pairs) for pairs in (whole, less))
+        train_loss=losses[0],
+        validation_loss=losses[1],
+        weights=_relative(whole),
+        weights_with_gradient=_relative(less),
+        largest=_most_different(whole),
+        largest_with_gradient=_most_different(less),
     )
 
 
@@ -137,7 +146,8 @@ def elements_without_gradient(run: Run) -> dict[str, torch.Tensor]:
         targets = torch.eye(len(plan.classes), dtype=torch.float64)[torch.randint(len(plan.classes), (size,))]
         images = torch.randn(size, side, side, 3, dtype=torch.float64)
         model.zero_grad()
-        classification_loss(model(images), targets, plan.stage.loss.kind).mean().backward()
+        loss = classification_loss(model(images), targets, plan.stage.loss.kind).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 greatest[name] = torch.maximum(greatest[name], parameter.grad.abs())
@@ -145,13 +155,13 @@ def elements_without_gradient(run: Run) -> dict[str, torch.Tensor]:
     return {name: gradient < rounding for name, gradient in greatest.items()}
 
 
-def _relative(pairs: dict[str, tuple[torch.Tensor, ...]]) -> float:
+def _relative(pairs: _Pairs) -> float:
     """The norm of all differences relative to that of all weights."""
-    difference, size = (sum(float(pair[part].norm()) ** 2 for pair in pairs.values()) for part in (0, 1))
-    return float((difference / size) ** 0.5)
+    squares = [(float(change.norm()) ** 2, float(size.norm()) ** 2) for change, size in pairs.values()]
+    return float((sum(change for change, _ in squares) / sum(size for _, size in squares)) ** 0.5)
 
 
-def _most_different(pairs: dict[str, tuple[torch.Tensor, ...]]) -> tuple[str, float]:
+def _most_different(pairs: _Pairs) -> tuple[str, float]:
     found = {name: _relative({name: pair}) for name, pair in pairs.items() if float(pair[1].norm()) > 0}
     name = max(found, key=lambda name: found[name])
     return name, found[name]

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -61,7 +62,7 @@ class Run:
         ]
 
     @property
-    def variables(self) -> dict[str, str]:
+    def variables(self) -> dict[str, Any]:
         """What the environment of the command needs."""
         steps = " ".join(map(str, self.setup.not_finite(self.steps)))
         broken = {"TEST_IMPORTS": "tests.support.not_finite", "TEST_STEPS_NOT_FINITE": steps}

@@ -24,7 +24,7 @@ def test_a_rank_that_does_not_respond_is_named(late: int, shards: Path, tmp_path
     """The healthy rank waits in native code, in the all-reduce, where no Python signal handler runs."""
     recipe = write_recipe(tmp_path, shards)
     logs = [tmp_path / f"runs/test/pretrain/logs/rank-{number:05d}.log" for number in (0, 1)]
-    # A save would be another section for the healthy rank to wait in.
+    # Without saves: the first one of a start has the limit of the setup, and the hang must not be in it.
     changes = ["pretrain.steps=3000", "pretrain.checkpoint.every_steps=3000"]
     process = start("train", recipe, "pretrain", *changes, LIMITS)
     wait_until(lambda: logs[0].exists() and "step 4/3000" in logs[0].read_text(), process)

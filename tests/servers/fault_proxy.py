@@ -7,6 +7,7 @@ import asyncio
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -25,9 +26,11 @@ class Fault:
     flip        byte `after` of the body is inverted
     cut         the connection is reset after `after` bytes of the request body; the server does not see the request
     hang        nothing more of the request body is read after `after` bytes
+    slow        the server sees the request `seconds` later
+    lost        the server does what the request asks, and the connection is reset before the answer
     """
 
-    action: Literal["status", "reset", "truncate", "stall", "flip", "cut", "hang"]
+    action: Literal["status", "reset", "truncate", "stall", "flip", "cut", "hang", "slow", "lost"]
     path: str = ".tar"
     """Applies only to requests whose path contains this."""
     method: str = "GET"
@@ -38,6 +41,7 @@ class Fault:
     after: int = 1000
     status: int = 503
     code: str = "SlowDown"
+    seconds: float = 0.5
     fired: int = 0
     _seen: int = 0
 
@@ -59,6 +63,7 @@ class FaultProxy:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request."""
+        self._under_way = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -66,6 +71,13 @@ class FaultProxy:
     def url(self) -> str:
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
+
+    def wait_idle(self) -> None:
+        """Wait until the server has answered everything that has been passed on, also for clients that are gone."""
+        deadline = time.monotonic() + 60
+        while self._under_way:
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.005)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -105,10 +117,20 @@ class FaultProxy:
                     continue
                 if upstream is None:
                     server, upstream = await asyncio.open_connection("127.0.0.1", self._upstream, limit=2**20)
-                await _send(upstream, _joined(head, fields), *await _read_body(client, fields))
-                status, answer_fields = await _head(server)
-                while status.split(" ")[1] == "100":
+                body = await _read_body(client, fields)
+                self._under_way += 1
+                try:
+                    if fault and fault.action == "slow":
+                        await asyncio.sleep(fault.seconds)
+                    await _send(upstream, _joined(head, fields), *body)
                     status, answer_fields = await _head(server)
+                    while status.split(" ")[1] == "100":
+                        status, answer_fields = await _head(server)
+                finally:
+                    self._under_way -= 1
+                if fault and fault.action == "lost":
+                    await _end(answer, fault)
+                    return
                 await _send(answer, _joined(status, answer_fields))
                 if method == "HEAD" or status.split(" ")[1] in ("204", "304"):
                     continue
@@ -129,7 +151,7 @@ async def _spoiled(body: AsyncIterator[bytes], fault: Fault | None) -> AsyncIter
     """The body as the fault changes it; None where the connection ends."""
     sent = 0
     async for block in body:
-        if fault is None:
+        if fault is None or fault.action == "slow":
             yield block
         elif fault.action == "flip":
             if sent <= fault.after < sent + len(block):
@@ -149,7 +171,7 @@ async def _end(answer: asyncio.StreamWriter, fault: Fault | None) -> None:
     assert fault is not None
     if fault.action in ("stall", "hang"):
         await asyncio.sleep(3600)
-    if fault.action in ("reset", "cut"):
+    if fault.action in ("reset", "cut", "lost"):
         await asyncio.sleep(0.05)
         # Closing with a linger time of zero sends a reset.
         answer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -23,6 +23,14 @@ PLACE = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-no
 Submit = Callable[..., str]
 
 
+def cause(text: str) -> str:
+    """Lines of shell by which the first rank that fails says why, and no other, as `jobs/exit_codes.py` does."""
+    return f'printf "{text}" > "cause $RANK"; ln "cause $RANK" "$COATNET_CAUSE_FILE" 2>/dev/null'
+
+
+LOSSES = cause("70\\nlosses\\nare nan\\n")
+
+
 @pytest.fixture
 def submit(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
     """Submits a template whose tasks run the given lines of shell as `coatnet`; the log is `log` in the test's folder."""
@@ -90,12 +98,12 @@ def test_tasks_get_their_rank_and_their_arguments_unchanged(
             "failed with exit code 78, not requeued: the recipe is wrong",
         ),
         (
-            'if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; until [ -s "$COATNET_CAUSE_FILE" ]; do sleep 0.1; done; kill -9 $$',
+            f'if [ "$RANK" = 1 ]; then {LOSSES}; exit 70; fi; until [ -s "$COATNET_CAUSE_FILE" ]; do sleep 0.1; done; kill -9 $$',
             "70",
             "failed with exit code 70, not requeued: losses\nare nan",
         ),
         (
-            'printf "1\\nTypeError: no\\n" > "$COATNET_CAUSE_FILE"; exit 1',
+            cause("1\\nTypeError: no\\n") + "; exit 1",
             "1",
             "failed with exit code 1, not requeued: TypeError: no",
         ),
@@ -108,7 +116,7 @@ def test_a_failure_that_would_recur_is_not_requeued(
     # A single task if none writes a cause: of two, srun may terminate one before it ends by itself, which is code 143.
     options = () if "COATNET_CAUSE_FILE" in task else ("--nodes=1",)
     job = slurm.wait_for(submit(task, "recipe.yaml", options=options), "FAILED")
-    assert (job["ExitCode"], job["Restarts"]) == (f"{code}:0", "0")
+    assert (job["ExitCode"], job["Restarts"]) == (f"{code}:0", "0"), text_of(tmp_path)
     assert not any(line.startswith("requeued:") for line in log_of(tmp_path))
     assert said in (tmp_path / "log").read_text()
     assert notes(tmp_path) == []
@@ -116,12 +124,13 @@ def test_a_failure_that_would_recur_is_not_requeued(
 
 ONCE = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0'
 """For a task that does the rest at its first start only."""
+SAVED = cause("75\\nsaved\\n")
 
 
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        ('printf "75\\nthe storage is down\\n" > "$COATNET_CAUSE_FILE"; exit 75', "requeued: the storage is down"),
+        (cause("75\\nthe storage is down\\n") + "; exit 75", "requeued: the storage is down"),
         (
             'if [ "$RANK" = 1 ]; then kill -9 $$; fi; exec sleep 600',
             "requeued: srun ended with 1",
@@ -156,7 +165,7 @@ def test_a_controller_that_does_not_respond_as_the_job_ends_is_asked_again(
         program.write_text(f'#!/bin/sh\n{first_fails}exec {shutil.which(name)} "$@"\n')
         program.chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    task = f'touch "$COATNET_BEGUN_FILE"; {ONCE}\nprintf "75\\nsaved\\n" > "$COATNET_CAUSE_FILE"; exit 75'
+    task = f'touch "$COATNET_BEGUN_FILE"; {ONCE}\n{SAVED}; exit 75'
     job = submit(task, "recipe.yaml")
     slurm.wait_for_restart(job)
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
@@ -224,7 +233,7 @@ def test_notes_of_a_job_are_never_run_as_code(slurm: SlurmCluster, submit: Submi
 
 
 SAVES = f"""
-trap 'printf "75\\nsaved\\n" > "$COATNET_CAUSE_FILE"; exit 75' TERM USR2
+trap '{SAVED}; exit 75' TERM USR2
 touch "$COATNET_BEGUN_FILE" "running $RANK"
 {ONCE}
 while :; do sleep 0.1; done

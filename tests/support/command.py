@@ -48,10 +48,10 @@ def coatnet(
         return subprocess.CompletedProcess(arguments, code, *texts)
 
 
-def start(*arguments: str | Path, fresh: bool = False, output: IO[bytes] | None = None) -> Process:
-    """Start in the background; what it prints goes to `output`, or nowhere."""
+def start(*arguments: str | Path, fresh: bool = False, output: IO[bytes] | None = None, **variables: str) -> Process:
+    """Start in the background, with `variables` added to the environment; what it prints goes to `output`, or nowhere."""
     with tempfile.NamedTemporaryFile("ab") as errors, open(os.devnull, "ab") as devnull:
-        process = _start(arguments, None, fresh, environment(), output or devnull, errors)
+        process = _start(arguments, None, fresh, environment() | variables, output or devnull, errors)
         process.stderr = open(errors.name, "rb")  # noqa: SIM115 (read when the process has ended)
     return process
 

@@ -200,6 +200,8 @@ def _run(
 
     os.environ.clear()
     os.environ.update(environment)
+    for module in environment.get("TEST_IMPORTS", "").split():  # ranks are forks and have them too
+        importlib.import_module(module)
     for place, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, place)
     # What `python -m jobs` has, which is where usage messages take the program's name from.

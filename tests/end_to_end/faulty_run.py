@@ -158,9 +158,10 @@ class Run:
         )
 
     def _expect_code(self, fault: Fault, code: int, errors: str) -> None:
-        if fault.signal == signal.SIGTERM:
-            # Before its handlers are installed, the signal kills a launcher.
-            expected = {75, -signal.SIGTERM} if (fault.moment, fault.victim) == ("start", "launcher") else {75}
+        if fault.signal != signal.SIGKILL:
+            expected = {130 if fault.signal == signal.SIGINT else 75}
+            if (fault.moment, fault.victim) == ("start", "launcher"):
+                expected.add(-fault.signal)  # before its handlers are installed
             assert code in expected, f"{fault}: ended with {code}: {errors}"
         elif fault.victim == "rank":
             assert code not in (0, 70, 75, 78), f"{fault}: ended with {code}: {errors}"

@@ -25,6 +25,8 @@ KINDS: tuple[tuple[Victim, signal.Signals], ...] = (
     ("launcher", signal.SIGKILL),
     ("rank", signal.SIGTERM),
     ("launcher", signal.SIGTERM),
+    ("launcher", signal.SIGHUP),
+    ("launcher", signal.SIGINT),
 )
 MOMENTS: tuple[Moment, ...] = ("step", "save", "evaluation", "save", "start", "evaluation")
 WITH_ROLL_BACKS: tuple[Moment, ...] = ("roll-back", "save", "evaluation", "roll-back", "step", "save", "start")

@@ -35,7 +35,7 @@ class Ended:
 @pytest.fixture(scope="module")
 def on_disk(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """Two ranks, ZeRO 2, some steps that are not finite."""
-    setup = Setup(zero=(2,), row=1)
+    setup = Setup(zero=(2,), row=3)
     faults = draw_faults(29, setup, fresh=0, rng=random.Random(20))
     return Ended(disturbed(tmp_path_factory.mktemp("disk"), shards, faults, setup), len(faults))
 

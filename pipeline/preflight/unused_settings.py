@@ -172,6 +172,10 @@ TABLE: tuple[Row, ...] = (
         for setting in ("endpoint", "profile", "anonymous", "requester_pays")
     ),
     Row(
+        "data.storage.shards_elsewhere", lambda f: not _remote(f.shards),
+        "has no effect, since the indexes of the stage are local",
+    ),
+    Row(
         "data.storage.profile", lambda f: f.stage.data.storage.anonymous, "has no effect with data.storage.anonymous",
     ),
     *(

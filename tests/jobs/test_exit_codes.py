@@ -8,7 +8,7 @@ import pytest
 
 from data.errors import StorageDown
 from jobs import exit_codes
-from jobs.exit_codes import CONTINUES, OUTCOME_FILE, exit_on_error
+from jobs.exit_codes import OUTCOME_FILE, STARTS_OVER, exit_on_error
 
 PASSING = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN]
 
@@ -25,7 +25,7 @@ def test_a_file_system_that_fails_for_a_while_is_worth_another_try(
     def end(code: int, message: str, is_consequence: bool) -> NoReturn:
         assert code == 75
         assert not is_consequence
-        assert message == f"events.jsonl: {os.strerror(number)}: a file system or its server fails; {CONTINUES}"
+        assert message == f"events.jsonl: {os.strerror(number)}: a file system or its server fails; {STARTS_OVER}"
         raise Ended
 
     monkeypatch.setattr(exit_codes, "end_process", end)
@@ -46,7 +46,7 @@ def test_a_file_that_is_missing_or_refused_is_not(capsys: pytest.CaptureFixture[
 
 def test_an_error_that_knows_what_the_same_command_does_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     error = StorageDown("s3://bucket does not answer")
-    error.if_repeated = "the same command starts over"
+    error.if_repeated = "the same command waits"
     with pytest.raises(SystemExit, match="75"), exit_on_error():
         raise error
-    assert capsys.readouterr().err == "error: s3://bucket does not answer; the same command starts over\n"
+    assert capsys.readouterr().err == "error: s3://bucket does not answer; the same command waits\n"

@@ -56,7 +56,7 @@ def test_the_micro_batch_of_a_run_that_has_saved_is_not_advised_to_change(shards
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_memory_of_a_node_is_compared_with_the_request(shards: Path, tmp_path: Path, gpus: int) -> None:
     """Of one with GPUs the copies from which checkpoints are written, of one without all but buckets, never filled."""
-    large = ["model.name=coatnet_4", "batch={global_size: 64, micro_size: 32}", f"resources.gpus_per_rank={gpus}"]
+    large = ["model.name=coatnet_4", "batch={global_size: 40, micro_size: 20}", f"resources.gpus_per_rank={gpus}"]
     stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
     assert isinstance(stage, TrainStage)
     memory = estimate_memory(stage, 3, 2)

@@ -33,7 +33,6 @@ SlurmdTimeout=600
 BatchStartTimeout=600
 UnkillableStepTimeout=600
 TCPTimeout=10
-MessageTimeout=100
 KillWait=20
 PropagatePrioProcess=1
 SlurmdParameters=config_overrides

@@ -143,7 +143,6 @@ def test_a_request_too_late_for_the_loop_ends_the_process_after_it() -> None:
     print("went on")
     """
     assert message_of(start(body)) == "stopped by SIGTERM; the same command continues"
-    assert message_of(start(body)) == f"stopped by SIGTERM; {CONTINUES}"
 
 
 def test_time_for_another_save_is_what_the_limit_and_the_grace_period_leave() -> None:

@@ -65,6 +65,7 @@ EXAMPLES = [
     Example("data.storage.profile=me", (*S3, "data.storage.anonymous=true"), "has no effect with data.storage.anonymous", S3),
     Example("data.storage.anonymous=true", REMOTE, NO_S3, S3),
     Example("data.storage.requester_pays=true", (), NO_S3, ("checkpoint.folder=s3://bucket/checkpoints",)),
+    Example("data.storage.shards_elsewhere=true", (), "has no effect, since the indexes of the stage are local", REMOTE),
     Example("data.cache.folder=here", (), UNCACHED, REMOTE),
     Example("data.cache.gigabytes=1", ("checkpoint.folder=s3://bucket/checkpoints",), UNCACHED, S3),
     Example("data.cache.downloads=1", (), UNCACHED, REMOTE),

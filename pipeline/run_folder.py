@@ -84,6 +84,10 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def verified_shards(self) -> Path:
+        return self.path / "verified_shards"
+
+    @property
     def events(self) -> EventLog:
         return EventLog(self.path / "events.jsonl")
 

@@ -1,6 +1,7 @@
 """The folder of one stage of one run: everything known about the stage is stored here, and restarts rely on it.
 
 runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  logs/  progress.json  result.json
+                        samples/  verified_shards/
 """
 
 import fcntl

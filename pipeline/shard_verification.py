@@ -143,8 +143,12 @@ def _hashed_by_earlier_starts(folder: RunFolder) -> dict[FileState, str]:
     """The sha256 of files that the stages of the run have hashed."""
     found: dict[FileState, str] = {}
     for path in sorted(folder.path.parent.glob(f"*/{folder.verified_shards.name}/rank-*.jsonl")):
-        skipped = []
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        skipped, lines = list[int](), list[str]()
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except OSError as error:
+            log.warning("%s: cannot be read (%s), so its shards are verified again", path, error.strerror)
+        for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
                 state = FileState(**{name: entry[name] for name in FileState._fields})

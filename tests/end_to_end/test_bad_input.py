@@ -142,7 +142,7 @@ def test_a_flipped_bit_in_a_local_shard_ends_the_run_with_its_name(shards: Path,
     intact = (copied / "train/train-000002.tar").read_bytes()
     flip_a_pixel(copied / "train/train-000002.tar")
     write_recipe(tmp_path, copied)
-    settings = ("pretrain.steps=2000", "pretrain.evaluation.every_steps=2000", "resources.ranks=1")
+    settings = ("pretrain.steps=2000", "pretrain.evaluation.every_steps=2000")
     damaged = coatnet("train", "recipe.yaml", "pretrain", *settings, folder=tmp_path)
     assert damaged.returncode == 78, damaged.stdout + damaged.stderr
     assert f"shard {copied}/train/train-000002.tar: read twice, and its sha256 is " in damaged.stderr

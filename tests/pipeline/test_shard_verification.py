@@ -71,6 +71,7 @@ def test_each_shard_is_verified_by_one_rank_and_by_no_later_start_or_stage(copie
     assert list(hashed(run / "pretrain").values()) == [first, second]
     assert hashed(run / "finetune") == {}
 
+    (run / "finetune/verified_shards/rank-00000.jsonl").mkdir(parents=True)
     with open(run / "pretrain/verified_shards/rank-00000.jsonl", "a") as file:
         file.write('{"path": "cut sh')
     rewritten = copied / "train" / first[0]

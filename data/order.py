@@ -124,6 +124,21 @@ class SampleOrder:
                 shards = now if position < end else following
         return list(now), [number for number in following if number not in now]
 
+    def shards_by_need(self, steps: int) -> list[int]:
+        """The shards that the first `steps` steps draw from, in the order in which they are needed first.
+
+        At the end there may be some that only later steps draw from.
+        """
+        shards, ends = self._epoch_shards(0)
+        begins = ends - self.shard_samples[shards]
+        lanes = np.arange(self.lanes + 1, dtype=np.int64) * self.samples // self.lanes  # ends with the number of slots
+        lane = np.searchsorted(lanes, begins, side="right") - 1
+        # Slots that the lane in which the shard begins has before it, unless another lane begins inside of the shard.
+        before = np.where(lanes[lane + 1] < ends, 0, begins - lanes[lane])
+        drawn = steps * (self.batch // self.lanes) + self.window * 5 // 4 + 1
+        found = np.argsort(before, kind="stable")
+        return [int(number) for number in shards[found[before[found] < drawn]]]
+
     def _shards_between(self, epoch: int, first_slot: int, end_slot: int) -> list[int]:
         shards, ends = self._epoch_shards(epoch)
         begin = int(np.searchsorted(ends, first_slot, side="right"))

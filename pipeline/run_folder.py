@@ -1,6 +1,7 @@
 """The folder of one stage of one run: everything known about the stage is stored here, and restarts rely on it.
 
 runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  logs/  progress.json  result.json
+                        samples/  verified_shards/
 """
 
 import fcntl
@@ -83,6 +84,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def verified_shards(self) -> Path:
+        return self.path / "verified_shards"
 
     @property
     def events(self) -> EventLog:

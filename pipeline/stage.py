@@ -37,6 +37,7 @@ from pipeline.run_folder import (
     start_digest,
 )
 from pipeline.run_identity import establish_identity
+from pipeline.shard_verification import ShardVerification
 from pipeline.stage_result import StageResult
 from pipeline.train import train
 from pipeline.training_run import RunContext
@@ -150,15 +151,21 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
     chosen, step = beginning.weights, beginning.step
     to_precision(model, dtype)
     model.eval()
-    with Monitor(folder, plan, step, step, ranks, context.console) as monitor:
+    with (
+        Monitor(folder, plan, step, step, ranks, context.console) as monitor,
+        ShardVerification(plan, folder, ranks) as verification,
+    ):
         monitor.begin(None, [])
         for line in context.remarks:
             monitor.notify(line)
         monitor.starting_weights(beginning)
+        if verification.remark:
+            monitor.notify(verification.remark, show=False)
         began = time.monotonic()
         with context.watchdog.section("evaluation"), autocast(stage.precision, ranks.device):
             accuracy = evaluate(model, plan, folder, ranks, dtype)
         seconds = time.monotonic() - began
+        verification.wait(context.watchdog, lambda: monitor.notify("the rest of the local shards is being verified"))
         monitor.evaluation(step, accuracy)
     if ranks.is_leader:
         folder.finish(

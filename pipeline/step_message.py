@@ -17,16 +17,18 @@ class StepMessage:
     """Not 0 if a rank requests histograms of the weights after this step."""
     rank_times: Sequence[float]
     """Seconds, (2 x world_size,): the data waits of all ranks, then their forwards; 0 in the places of other ranks."""
+    verifying: float = 0.0
+    """Not 0 while a rank has local shards to verify."""
 
     def pack(self) -> list[float]:
         """The message as numbers that may be summed over the ranks."""
-        return [*self.stop_flags, self.histograms, *self.rank_times]
+        return [*self.stop_flags, self.histograms, self.verifying, *self.rank_times]
 
     @classmethod
     def unpack(cls, numbers: Sequence[float]) -> Self:
         """The message that `numbers` were packed from."""
         flags = len(REASONS)
-        return cls(list(numbers[:flags]), numbers[flags], list(numbers[flags + 1 :]))
+        return cls(list(numbers[:flags]), numbers[flags], list(numbers[flags + 2 :]), numbers[flags + 1])
 
     @property
     def stop_reason(self) -> str | None:

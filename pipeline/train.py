@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import digests, relative_location
+from pipeline.shard_verification import ShardVerification
 from pipeline.stage_result import StageResult
 from pipeline.training_run import RunContext, StartPoint, TrainingRun
 from pipeline.training_state import TrainingState
@@ -35,7 +36,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
 
     Raises:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
-        DataError: shards that cannot be read, or too many samples that cannot be used.
+        DataError: shards that cannot be read or are not the indexed ones, or too many samples that cannot be used.
         RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
         StorageDown: checkpoints or remote shards, while their storage does not work.
         Preempted: it was asked to stop, and has saved if it could.
@@ -97,7 +98,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             section=partial(context.watchdog.section, "save"),
             on_published=requests.saved,
         ) as saver,
-        TrainingRun(plan, context, state, monitor, saver, start, facts) as run,
+        ShardVerification(plan, folder, ranks) as verification,
+        TrainingRun(plan, context, state, monitor, saver, verification, start, facts) as run,
         requests,
     ):
         monitor.begin(start.checkpoint, damaged)
@@ -107,6 +109,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             monitor.starting_weights(beginning)
         if checkpoint:
             monitor.changes(changes_since(checkpoint.manifest.facts, now, ranks.world_size))
+        if verification.remark:
+            monitor.notify(verification.remark, show=False)
         run.evaluate_if_missed()
         began = time.monotonic()
         while not run.is_done:
@@ -126,6 +130,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         seconds = time.monotonic() - began
         run.save_and_wait()
         accuracy = run.evaluate()
+        run.finish_verification()
 
     # Publish.
     if ranks.is_leader:

@@ -1,6 +1,7 @@
 """One start of a training stage on one rank: its progress, and the parts of the loop in `train.py`."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NoReturn, Self
@@ -18,7 +19,7 @@ from pipeline.errors import Preempted, RunFailed
 from pipeline.evaluate import Accuracy, EvaluationStopped, evaluate
 from pipeline.event_log import Event
 from pipeline.faults.non_finite import NonFiniteSteps
-from pipeline.faults.preemption import StopRequests, agreed_reason
+from pipeline.faults.preemption import REASONS, StopRequests, agreed_reason
 from pipeline.faults.watchdog import Watchdog
 from pipeline.images import grid, viewable
 from pipeline.monitoring.histograms import weight_histograms
@@ -27,6 +28,7 @@ from pipeline.monitoring.norms import AdamWStep, weight_and_update_norms
 from pipeline.monitoring.sample_log import SampleLog
 from pipeline.plan import TrainPlan
 from pipeline.run_folder import RunFolder
+from pipeline.shard_verification import ShardVerification
 from pipeline.step import StepContext, StepResult, take_step
 from pipeline.step_message import StepMessage
 from pipeline.training_batches import read_micro_batches
@@ -74,6 +76,7 @@ class TrainingRun:
     state: TrainingState
     monitor: Monitor
     saver: Saver
+    verification: ShardVerification
     start: StartPoint
     facts: RunFacts
     """What the manifests of all checkpoints of the stage have in common."""
@@ -91,6 +94,7 @@ class TrainingRun:
         self._non_finite = NonFiniteSteps(plan, folder, ranks, self.start.non_finite)
         self._sample_log = SampleLog(folder, plan, ranks) if plan.stage.log.samples else None
         self._save_is_due = self._save_was_put_off()
+        self._verified = self.verification.remark is None
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +123,8 @@ class TrainingRun:
             began = time.monotonic()
             self.state.engine.set_learning_rate(self.plan.learning_rate(self.step))
             times = monitor.clock.contribution(ranks.rank, ranks.world_size)
-            message = StepMessage(requests.flags, float(monitor.histograms_due(self.step + 1)), times)
+            histograms, verifying = monitor.histograms_due(self.step + 1), self.verification.check()
+            message = StepMessage(requests.flags, float(histograms), times, float(verifying))
             result = take_step(self._step_context, self._reader, self.step, message)
             if result.applied:
                 self.state.update_average()
@@ -132,6 +137,8 @@ class TrainingRun:
             self.skipped += result.skipped
             monitor.clock.step_done()
             monitor.add_rank_times(result.message.rank_times)
+            if not result.message.verifying:
+                self._note_verified()
             requests.margin.step_took(time.monotonic() - began)
         return result
 
@@ -236,12 +243,6 @@ class TrainingRun:
             Preempted: a rank was asked to stop meanwhile.
         """
         ranks, requests, engine = self.context.ranks, self.context.requests, self.state.engine
-        # A time limit that is near from the beginning must not keep every start from an evaluation that is left.
-        in_any_case = self.step == self.start.step and requests.reason is not None
-
-        def wants_to_stop() -> bool:
-            return requests.signalled or (requests.reason is not None and not in_any_case)
-
         engine.eval()
         try:
             with (
@@ -249,13 +250,45 @@ class TrainingRun:
                 self.monitor.paused(),
                 self.state.averaged() if self.evaluates_average else nullcontext(),
             ):
-                accuracy = evaluate(engine, self.plan, self.context.folder, ranks, engine.dtype, wants_to_stop)
+                accuracy = evaluate(engine, self.plan, self.context.folder, ranks, engine.dtype, self._asked_to_stop())
         except EvaluationStopped:
             flags = torch.tensor(requests.flags, device=ranks.device)
             self.stop(agreed_reason(ranks.sum(flags).tolist()) or "a signal")
         engine.train()
         self.monitor.evaluation(self.step, accuracy)
         return accuracy
+
+    def finish_verification(self) -> None:
+        """Wait until all local shards that the stage reads are verified.
+
+        Raises:
+            DataError: one is missing, or is not the indexed one.
+            StorageDown: one cannot be read.
+            Preempted: a rank was asked to stop meanwhile.
+        """
+        requests, asked_to_stop = self.context.requests, self._asked_to_stop()
+
+        def flags() -> list[float]:
+            return requests.flags if asked_to_stop() else [0.0] * len(REASONS)
+
+        waits = "all steps are taken; the rest of the local shards is being verified"
+        if stops := self.verification.wait(self.context.watchdog, lambda: self.monitor.notify(waits), flags):
+            self.stop(agreed_reason(stops) or "a signal")
+        self._note_verified()
+
+    def _note_verified(self) -> None:
+        if not self._verified:
+            self.monitor.notify("all local shards are verified", show=False)
+        self._verified = True
+
+    def _asked_to_stop(self) -> Callable[[], bool]:
+        """Says whether a request to stop ends what takes long and is not a step, from now on.
+
+        A time limit that is near from the beginning must not keep every start from what is left after the last step.
+        """
+        requests = self.context.requests
+        in_any_case = self.step == self.start.step and requests.reason is not None
+        return lambda: requests.signalled or (requests.reason is not None and not in_any_case)
 
     def evaluate_if_missed(self) -> None:
         """After a resume: evaluate if an evaluation was due after this step and the earlier start ended before it."""

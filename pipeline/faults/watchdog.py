@@ -31,7 +31,7 @@ from pipeline.recipe.sections import WatchdogSettings
 
 log = logging.getLogger(__name__)
 
-SectionName = Literal["setup", "step", "save", "evaluation", "all-reduce", "reading", "writing"]
+SectionName = Literal["setup", "step", "save", "evaluation", "verification", "all-reduce", "reading", "writing"]
 Phase = Literal["reading", "computing", "exchanging"]
 
 _POLL_SECONDS = 1.0

@@ -182,6 +182,10 @@ TABLE: tuple[Row, ...] = (
         Row(f"data.cache.{setting}", lambda f: not _remote(f.shards), _NO_CACHE)
         for setting in ("folder", "gigabytes", "downloads")
     ),
+    Row(
+        "data.verify_shards", lambda f: all(is_remote(folder) for folder in f.shards),
+        "has no effect, since remote shards are verified as they are downloaded",
+    ),
     Row("model.head_size", _lacks("transformer"), _NO_ATTENTION),
     Row("model.relative_attention", _lacks("transformer"), _NO_ATTENTION),
     Row("model.stride_in", _lacks("mbconv"), "has no effect, since the model has no MBConv"),

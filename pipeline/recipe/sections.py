@@ -125,6 +125,8 @@ class DataSettings(Section):
     """The run stops when more than this share of the samples read since its start is unusable."""
     skipped_run: MayChange[PositiveInt] = 32
     """The run stops when a rank reads more than this many unusable samples in a row."""
+    verify_shards: MayChange[bool] = True
+    """Hash local shards behind the run and compare them with the index; remote ones are always verified."""
     workers: MayChange[PositiveInt] = 4
     """Reader threads of each rank."""
 

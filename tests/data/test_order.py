@@ -202,3 +202,14 @@ def test_evaluation_covers_every_sample_once_with_equal_work_on_all_ranks(
     assert len({ids.shape for ids, _ in shares}) == 1
     counted = np.concatenate([ids[weights == 1] for ids, weights in shares])
     assert sorted(counted.tolist()) == list(range(samples))
+
+
+@settings(max_examples=150, deadline=None)
+@given(orders(), st.integers(1, 12))
+def test_shards_by_need_begin_with_those_that_the_first_steps_draw_from(order: SampleOrder, steps: int) -> None:
+    drawn = {int(shard) for step in range(steps) for shard in order.at(step, 0, order.batch).shard}
+    needed = order.shards_by_need(steps)
+    assert drawn <= set(needed)
+    every = order.shards_by_need(10**9)
+    assert every[: len(needed)] == needed
+    assert sorted(every) == np.flatnonzero(order.shard_samples).tolist()

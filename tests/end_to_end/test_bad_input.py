@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from data.index import read_index
 from tests.conftest import write_pictures
 from tests.support.command import coatnet, start, wait_until
-from tests.support.recipes import sign_again, write_recipe
+from tests.support.damage import flip_a_pixel
+from tests.support.recipes import checkpoint_bytes, sign_again, write_recipe
 
 pytestmark = pytest.mark.slow(seconds=2)
 
@@ -135,6 +136,33 @@ def test_a_stage_that_started_from_weights_that_are_gone(shards: Path, tmp_path:
     )  # fmt: skip
 
 
+def test_a_flipped_bit_in_a_local_shard_ends_the_run_with_its_name(shards: Path, tmp_path: Path) -> None:
+    """Of 2,000 steps: behind the run, and not after its end."""
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    intact = (copied / "train/train-000002.tar").read_bytes()
+    flip_a_pixel(copied / "train/train-000002.tar")
+    write_recipe(tmp_path, copied)
+    settings = ("pretrain.steps=2000", "pretrain.evaluation.every_steps=2000")
+    damaged = coatnet("train", "recipe.yaml", "pretrain", *settings, folder=tmp_path)
+    assert damaged.returncode == 78, damaged.stdout + damaged.stderr
+    assert f"shard {copied}/train/train-000002.tar: read twice, and its sha256 is " in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+
+    (copied / "train/train-000002.tar").write_bytes(intact)
+    for name in ("verified", "unverified"):
+        verify = f"data.verify_shards={str(name == 'verified').lower()}"
+        short = ("pretrain.steps=2", "pretrain.optimizer.warmup_steps=1", "resources.ranks=1")
+        done = coatnet("train", "recipe.yaml", "pretrain", *short, f"name={name}", verify, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    verified, unverified = (tmp_path / f"runs/{name}/pretrain" for name in ("verified", "unverified"))
+    log = (verified / "logs/rank-00000.log").read_text()
+    assert "10 local shards to verify (0.0 GB), 0 verified by earlier starts" in log
+    assert log.count("all local shards are verified") == 1
+    last = "checkpoints/step-00000002"
+    assert checkpoint_bytes(verified / last) == checkpoint_bytes(unverified / last)
+    assert not (unverified / "verified_shards").exists()
+
+
 def test_a_checkpoint_of_another_model(shards: Path, tmp_path: Path) -> None:
     """The ranks find it, long after the recipe was checked: still one message and nothing overwritten."""
     write_recipe(tmp_path, shards)
@@ -223,7 +251,7 @@ def test_too_many_samples_that_do_not_decode(shards: Path, tmp_path: Path) -> No
             b"".join(part + (b"\xff\xd8\xff", b"\0\0\0")[i % 2] for i, part in enumerate(parts[:-1])) + parts[-1]
         )
     write_recipe(tmp_path, tmp_path / "damaged")
-    done = coatnet("train", "recipe.yaml", "pretrain", folder=tmp_path)
+    done = coatnet("train", "recipe.yaml", "pretrain", "data.verify_shards=false", folder=tmp_path)
     assert done.returncode == 78
     assert "samples cannot be used (last: " in done.stderr
     assert "Traceback" not in done.stderr

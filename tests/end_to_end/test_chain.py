@@ -73,6 +73,7 @@ def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:
     folder = stage_folder(chain[0], "pretrain")
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         "recipe.yaml", "checkpoints", "tensorboard", "events.jsonl", "logs", "progress.json", "result.json",
+        "verified_shards",
     }  # fmt: skip
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["step"], progress["steps"], progress["seconds_left"]) == (40, 40, 0.0)

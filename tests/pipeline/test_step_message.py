@@ -10,20 +10,20 @@ NO_FLAGS = [0.0] * len(REASONS)
 
 
 def test_a_packed_message_unpacks_to_itself() -> None:
-    message = StepMessage([1.0, 0.0, 0.0, 2.0, 0.0, 0.0], 3.0, [0.1, 0.2, 0.3, 0.4])
+    message = StepMessage([1.0, 0.0, 0.0, 2.0, 0.0, 0.0], 3.0, [0.1, 0.2, 0.3, 0.4], 2.0)
     assert StepMessage.unpack(message.pack()) == message
 
 
 def test_the_sum_over_the_ranks_is_the_message_of_all() -> None:
     flags = [[*NO_FLAGS[:-1], 1.0], NO_FLAGS, NO_FLAGS]  # rank 0 is near its time limit
     times = [[0.5, 0.0, 0.0, 2.0, 0.0, 0.0], [0.0, 0.25, 0.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.125, 0.0, 0.0, 4.0]]
-    messages = [StepMessage(flags[rank], float(rank == 0), times[rank]) for rank in range(3)]
+    messages = [StepMessage(flags[rank], float(rank == 0), times[rank], float(rank > 0)) for rank in range(3)]
     (summed, *others) = together(
         3, lambda ranks: StepMessage.unpack(ranks.sum(torch.tensor(messages[ranks.rank].pack())).tolist())
     )
     assert others == [summed, summed]
     assert summed.stop_reason == TIME_LIMIT
-    assert summed.histograms == 1.0
+    assert (summed.histograms, summed.verifying) == (1.0, 2.0)
     assert summed.rank_times == [0.5, 0.25, 0.125, 2.0, 3.0, 4.0]
 
 

@@ -69,6 +69,10 @@ EXAMPLES = [
     Example("data.cache.folder=here", (), UNCACHED, REMOTE),
     Example("data.cache.gigabytes=1", ("checkpoint.folder=s3://bucket/checkpoints",), UNCACHED, S3),
     Example("data.cache.downloads=1", (), UNCACHED, REMOTE),
+    Example(
+        "data.verify_shards=false", (*REMOTE, "data.validation=s3://bucket/validation"),
+        "has no effect, since remote shards are verified as they are downloaded", REMOTE,
+    ),
     Example("model.head_size=64", CONVOLUTION_ONLY, NO_ATTENTION, ATTENTION_ONLY),
     Example("model.relative_attention=none", CONVOLUTION_ONLY, NO_ATTENTION),
     Example("model.stride_in=depthwise", ATTENTION_ONLY, "has no effect, since the model has no MBConv"),

@@ -21,7 +21,7 @@ from tests.support.recipes import write_recipe
 CHANGEABLE = {
     "data.train", "data.validation", "data.label_map", "data.validation_label_map",
     "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
-    "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
+    "data.verify_shards", "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
     "resources",
 }  # fmt: skip
 ONLY_IN_TRAINING = {"zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite"}

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.errors import ConfigError, DeviceFailed, LostRank
 from pipeline.rendezvous import Rendezvous, check_reachable, keep_to_this_machine, listen_for_ranks, read_rendezvous
@@ -201,13 +202,13 @@ def _join(found: Rendezvous, backend: str) -> None:
     )
 
 
-def _open_store(found: Rendezvous, timeout: timedelta, listener: socket.socket | None = None) -> dist.Store:
+def _open_store(found: Rendezvous, timeout: timedelta, listener: socket.socket | None = None) -> Store:
     """The store where the ranks meet; with `listener`, this process holds it."""
     if found.folder is not None:
-        file = dist.FileStore(f"{found.folder}/store")
+        file = FileStore(f"{found.folder}/store")
         file.set_timeout(timeout)
         return file
-    store: dist.Store = dist.TCPStore(
+    store: Store = TCPStore(
         found.address,
         found.port,
         is_master=listener is not None,
@@ -215,11 +216,11 @@ def _open_store(found: Rendezvous, timeout: timedelta, listener: socket.socket |
         wait_for_workers=False,
         master_listen_fd=listener.detach() if listener else None,
     )
-    return dist.PrefixStore(found.secret, store) if found.secret else store
+    return PrefixStore(found.secret, store) if found.secret else store
 
 
-def _named(store: dist.Store, name: str) -> dist.Store:
-    return dist.PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+def _named(store: Store, name: str) -> Store:
+    return PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave_ranks() -> None:

@@ -85,8 +85,8 @@ def test_all_ranks_get_the_same_assessment_and_silent_ranks_are_named(
 def test_an_answer_that_is_none_is_that_of_a_silent_rank(planted: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.faults.hang_report._ANSWER_SECONDS", 0.0)
     monkeypatch.setattr("pipeline.faults.hang_report._READ_SECONDS", 0.0)
-    store = dist.HashStore()
-    store.set("position/1", planted)  # type: ignore[arg-type]
+    store: KeyValueStore = dist.HashStore()  # type: ignore[attr-defined]
+    store.set("position/1", planted)  # type: ignore[arg-type] # torch takes both
     found = gather_hang_report(store, 0, 2, WAITS, "a reason")
     assert found.startswith("rank 1 does not answer")
     assert found.isprintable()
@@ -95,7 +95,7 @@ def test_an_answer_that_is_none_is_that_of_a_silent_rank(planted: bytes, monkeyp
 def test_what_the_store_says_is_escaped_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.faults.hang_report._ANSWER_SECONDS", 0.0)
     monkeypatch.setattr("pipeline.faults.hang_report._READ_SECONDS", 0.0)
-    store = dist.HashStore()
+    store: KeyValueStore = dist.HashStore()  # type: ignore[attr-defined]
     store.set("alarm", "\033[2J\ndone: " + "x" * 10**6)
     store.set("node/2", "\033]0;title\a")
     store.set("position/1", json.dumps(asdict(at("", section="\u202ecod")) | {"node": "\033[1mbold"}))

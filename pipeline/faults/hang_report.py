@@ -1,8 +1,8 @@
 """What the ranks find out about a hang together: where each one is, who is behind, and who does not answer.
 
-The watchdog threads communicate through the store of the process group. The leader hosts it, so calls to the store may
-block while the leader's process is stopped. Between machines, others on the network may write to it as well: what is
-read from it is bounded, and may not contain what a terminal obeys.
+The watchdog threads communicate through the store of the process group. On one machine it is a file; else the leader
+hosts it, so that calls may block while the leader's process is stopped, and others on the network may write to it: what
+is read from it is bounded, and what a terminal would obey is escaped.
 """
 
 import json

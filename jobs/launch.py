@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
 from pipeline.recipe.schema import Stage, TrainStage
+from pipeline.rendezvous import STORE_FOLDER
 from pipeline.run_folder import RunFolder
 
 _LAUNCHER = "COATNET_LAUNCHER"
@@ -28,6 +28,8 @@ _LEAVE_SECONDS = 10
 _SLACK_SECONDS = 30
 """Ranks that were asked to stop end by themselves within checkpoint.grace_seconds; this long after that, they hang."""
 _POLL_SECONDS = 0.05
+_MEMORY = "/dev/shm"  # noqa: S108
+"""The ranks meet in a file that they lock, which not every file system of a TMPDIR allows."""
 
 
 def refuse_other_machines(name: str, stage: Stage) -> None:
@@ -75,13 +77,13 @@ def launch_ranks(
 
     with (
         tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes,
-        reserved_port() as port,
+        tempfile.TemporaryDirectory(prefix="coatnet-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as store,
         _suspended_together(processes),
     ):
         signals.set_handler(pass_on)
         try:
-            own = {_STARTED: str(signals.started), _LAUNCHER: str(os.getpid()), **variables}
-            _start(processes, command, stage, folder, Path(outcomes), port, own)
+            own = {_STARTED: str(signals.started), _LAUNCHER: str(os.getpid()), STORE_FOLDER: store, **variables}
+            _start(processes, command, stage, folder, Path(outcomes), own)
             if received.first is not None:  # while only some of the ranks had been started
                 for process in processes:
                     process.send_signal(received.first)
@@ -130,7 +132,6 @@ def _start(
     stage: Stage,
     folder: RunFolder,
     outcomes: Path,
-    port: int,
     variables: Mapping[str, str],
 ) -> None:
     """Start the ranks and append their processes to `processes`."""
@@ -143,8 +144,6 @@ def _start(
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
                 OUTCOME_FILE: f"{outcomes}/{rank}.json",
             }
@@ -192,19 +191,6 @@ def _suspended_together(processes: Iterable[subprocess.Popen[bytes]]) -> Iterato
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A free port of this machine that the system gives to nobody else meanwhile.
-
-    It takes seconds until rank 0 listens there. A socket that is bound and does not listen reserves the port; with
-    SO_REUSEADDR, which torch also sets, a listener may share it.
-    """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield int(holder.getsockname()[1])
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], received: ReceivedSignals, stop_seconds: float) -> list[int | None]:

@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.errors import ConfigError, DeviceFailed, LostRank
-from pipeline.rendezvous import check_reachable, read_rendezvous
+from pipeline.rendezvous import Rendezvous, check_reachable, keep_to_this_machine, listen_for_ranks, read_rendezvous
 
 _NEVER = timedelta(days=7)
 """How long a collective may take. The watchdog ends a run that hangs and names the rank that is late; a shorter timeout
@@ -94,7 +95,7 @@ class KeyValueStore(Protocol):
 
 
 def join_ranks(threads: int) -> Ranks:
-    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
+    """Join the process group that the environment describes, see `read_rendezvous`.
 
     Without a GPU, this rank computes with `threads` threads.
 
@@ -118,8 +119,7 @@ def join_ranks(threads: int) -> Ranks:
     dist.distributed_c10d.default_pg_timeout = _NEVER
     dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
     backend = "nccl" if device.type == "cuda" else "gloo"
-    check_reachable(found, backend)
-    dist.init_process_group(backend, timeout=_NEVER)
+    _join(found, backend)
     return Ranks(found.rank, found.world_size, device)
 
 
@@ -128,10 +128,10 @@ def join_without_gpus() -> Ranks:
 
     Raises:
         ConfigError: the environment variables of a rank or of network interfaces are wrong.
+        PortTaken: the port of a job is taken.
     """
     found = read_rendezvous(os.environ)
-    check_reachable(found, "gloo")
-    dist.init_process_group("gloo", timeout=_NEVER)
+    _join(found, "gloo")
     return Ranks(found.rank, found.world_size, torch.device("cpu"))
 
 
@@ -181,18 +181,46 @@ def name_lost_ranks() -> Iterator[None]:
 def connect_store(name: str) -> KeyValueStore:
     """A connection to the store of the process group, for a thread other than the training thread.
 
-    Its keys are separate from those of other names, and from those of an earlier start if the store outlives it. Calls
-    block while the process that holds the store, the leader's or torchrun's, is stopped.
+    Its keys are separate from those of other names, and from those of an earlier start if the store outlives it. Unless
+    the store is a file, calls block while the process that holds it, the leader's or torchrun's, is stopped.
 
     Raises:
         RuntimeError: there is no store; calls on the result raise it too.
     """
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    timeout = timedelta(seconds=_CONNECT_SECONDS)
-    store = dist.TCPStore(address, port, timeout=timeout, wait_for_workers=False)  # type: ignore[attr-defined]
-    named: KeyValueStore = dist.PrefixStore(f"{name}/{start}", store)  # type: ignore[attr-defined]
-    return named
+    return _named(_open_store(read_rendezvous(os.environ), timedelta(seconds=_CONNECT_SECONDS)), name)
+
+
+def _join(found: Rendezvous, backend: str) -> None:
+    check_reachable(found, backend)
+    if found.is_local:
+        keep_to_this_machine()
+    # torchrun holds a store of its own at this address.
+    holds = found.rank == 0 and found.folder is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = _open_store(found, _NEVER, listen_for_ranks(found) if holds else None)
+    dist.init_process_group(
+        backend, timeout=_NEVER, store=_named(store, "ranks"), rank=found.rank, world_size=found.world_size
+    )
+
+
+def _open_store(found: Rendezvous, timeout: timedelta, listener: socket.socket | None = None) -> Store:
+    """The store where the ranks meet; with `listener`, this process holds it."""
+    if found.folder is not None:
+        file = FileStore(f"{found.folder}/store")
+        file.set_timeout(timeout)
+        return file
+    store: Store = TCPStore(
+        found.address,
+        found.port,
+        is_master=listener is not None,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if listener else None,
+    )
+    return PrefixStore(found.secret, store) if found.secret else store
+
+
+def _named(store: Store, name: str) -> Store:
+    return PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave_ranks() -> None:

@@ -1,5 +1,8 @@
 """Where the ranks of a run meet, as the environment says: checked before any of them waits for the others."""
 
+import errno
+import ipaddress
+import logging
 import os
 import socket
 import time
@@ -10,7 +13,16 @@ import psutil
 
 from pipeline.errors import CAUSE_FILE, ConfigError, PortTaken
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+log = logging.getLogger(__name__)
+
+STORE_FOLDER = "COATNET_STORE_FOLDER"
+"""Environment variable with a folder that belongs to this account alone, in which the ranks of one machine meet."""
+STORE_SECRET = "COATNET_STORE_SECRET"  # noqa: S105
+"""Environment variable with what the keys of a job's ranks begin with in the store at MASTER_ADDR and MASTER_PORT, so
+that ranks of another job that come to the same port neither read nor change them."""
+
+_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _RESOLVE_SECONDS = 60.0
 """How long the name of the first rank's machine may be unknown: that of a pod appears when the pod has started."""
 _INTERFACES = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME"}
@@ -18,31 +30,38 @@ _INTERFACES = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME"}
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """This process among the ranks of a run, and where they meet."""
+    """This process among the ranks of a run, and where they meet: in a folder, or else at an address and port."""
 
     rank: int
     world_size: int
     local_rank: int
-    address: str
-    port: int
+    address: str = ""
+    port: int = 0
+    folder: str | None = None
+    secret: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks run on this machine, as far as the environment says."""
+        return self.folder is not None or _is_loopback(self.address)
 
 
 def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
-    """What RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say.
+    """What RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say, or `STORE_FOLDER` instead of the last two.
 
     Raises:
         ConfigError: one of them is not set, or they cannot be those of a rank.
     """
-    present = [name for name in VARIABLES if environment.get(name)]
-    if missing := [name for name in VARIABLES if name not in present]:
+    folder = environment.get(STORE_FOLDER) or None
+    needed = _OWN if folder else _OWN + _ADDRESS
+    present = [name for name in needed if environment.get(name)]
+    if missing := [name for name in needed if name not in present]:
         raise ConfigError(
             f"the environment has no {', '.join(missing)}, which a rank needs; "
             + (f"unset {', '.join(present)}, with which this process is taken for a rank, or " if present else "")
             + "start all ranks with torchrun"
         )
-    rank, world_size, local_rank, port = (
-        _number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-    )
+    rank, world_size, local_rank = (_number(environment, name) for name in _OWN)
     counts = {"RANK": ("WORLD_SIZE", world_size), "LOCAL_RANK": ("WORLD_SIZE", world_size)}
     if "LOCAL_WORLD_SIZE" in environment:
         counts["LOCAL_RANK"] = "LOCAL_WORLD_SIZE", _number(environment, "LOCAL_WORLD_SIZE")
@@ -51,9 +70,13 @@ def read_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
             raise ConfigError(
                 f"{name}={environment[name]} is no rank of {of}={count}: they count from 0; correct or unset them"
             )
+    if folder:
+        return Rendezvous(rank, world_size, local_rank, folder=folder)
+    port = _number(environment, "MASTER_PORT")
     if not 0 < port < 2**16:
         raise ConfigError(f"MASTER_PORT={port} is no port; give all ranks one from 1024 to 65535")
-    return Rendezvous(rank, world_size, local_rank, environment["MASTER_ADDR"], port)
+    secret = environment.get(STORE_SECRET, "")
+    return Rendezvous(rank, world_size, local_rank, environment["MASTER_ADDR"], port, secret=secret)
 
 
 def check_world_size(name: str, ranks: int, found: Rendezvous) -> None:
@@ -74,25 +97,58 @@ def check_reachable(found: Rendezvous, backend: str) -> None:
     """Check that the ranks can meet, and that this one has the network interface that `backend` was told to use.
 
     Raises:
-        ConfigError: a name that does not resolve, a port that is taken, or an interface that is not there.
-        PortTaken: the port of a job is taken.
+        ConfigError: a name that does not resolve, a folder that is not this account's alone, or an interface that is
+            not there.
     """
     check_interface(backend)
-    _resolve(found)
-    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun holds the store itself
-    if found.rank == 0 and not agent_listens:
-        with socket.socket() as probe:
-            # As torch does: a socket that is bound and does not listen, as the launcher's, is no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if found.folder is None:
+        _resolve(found)
+    else:
+        _check_private(found.folder)
+
+
+def listen_for_ranks(found: Rendezvous) -> socket.socket:
+    """A socket that listens where the ranks meet, on the address that MASTER_ADDR has on this machine and no other.
+
+    It listens on all addresses, with a warning, if MASTER_ADDR is none of this machine, as with address translation, or
+    a loopback address under the name of the machine, which other machines know under another one.
+
+    Raises:
+        ConfigError: the port is taken.
+        PortTaken: the port of a job is taken.
+    """
+    reason = "is no address of this machine"
+    try:
+        for family, _, _, _, (host, *_) in socket.getaddrinfo(found.address, found.port, type=socket.SOCK_STREAM):
+            if _is_loopback(str(host)) and not found.is_local:
+                reason = f"means {host} here, where no other machine can connect"
+                continue
             try:
-                probe.bind(("", found.port))
+                return socket.create_server((host, found.port), family=family)
             except OSError as error:
-                # A program that waits for the ranks of a job has chosen the port, and starts the job again.
-                kind = PortTaken if CAUSE_FILE in os.environ else ConfigError
-                raise kind(
-                    f"MASTER_PORT={found.port}: rank 0 cannot listen there on {socket.gethostname()} "
-                    f"({error.strerror}); end what does, or give all ranks another port"
-                ) from None
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+        log.warning("MASTER_ADDR=%s %s: rank 0 listens on all addresses of this machine", found.address, reason)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return socket.create_server(("", found.port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        # A program that waits for the ranks of a job has chosen the port, and starts the job again.
+        kind = PortTaken if CAUSE_FILE in os.environ else ConfigError
+        raise kind(
+            f"MASTER_PORT={found.port}: rank 0 cannot listen there on {socket.gethostname()} "
+            f"({error.strerror}); end what does, or give all ranks another port"
+        ) from None
+
+
+def keep_to_this_machine() -> None:
+    """Let Gloo and NCCL listen on the loopback interface alone, unless their variables name others."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == "127.0.0.1" for one in addresses):
+            for variable, value in (("GLOO_SOCKET_IFNAME", name), ("NCCL_SOCKET_IFNAME", f"={name}")):
+                if not os.environ.get(variable):
+                    os.environ[variable] = value
+            return
 
 
 def check_interface(backend: str) -> None:
@@ -138,6 +194,25 @@ def _unmatched(value: str, names: list[str]) -> list[str]:
 def _absent(value: str, names: list[str]) -> list[str]:
     """The names in GLOO_SOCKET_IFNAME, all of which Gloo uses, that are none of these interfaces."""
     return [name for name in value.split(",") if name not in names] if value else []
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _check_private(folder: str) -> None:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{STORE_FOLDER}={folder}: {error.strerror} on {socket.gethostname()}; the ranks of a machine meet there, "
+            "so that a container has to mount it"
+        ) from None
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise ConfigError(f"{STORE_FOLDER}={folder}: other accounts can use this folder; give it mode 700")
 
 
 def _resolve(found: Rendezvous) -> None:

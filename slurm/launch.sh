@@ -6,6 +6,7 @@
 #
 #   module load cuda                             # modules
 #   export NCCL_SOCKET_IFNAME=ib0                # the network interface between nodes
+#   MASTER_ADDR=$(hostname)-ib                   # the first node, where the ranks meet; default: its name in Slurm
 #   export TMPDIR=/local/scratch/$SLURM_JOB_ID   # a disk of the node: data.cache.folder defaults to a folder there
 #   COATNET=/shared/coatnet/.venv/bin/coatnet    # path of the command, if not in ../.venv/bin or on PATH
 #   COATNET_CONTAINER=/shared/coatnet.sqsh       # container image, if the recipe names none
@@ -44,11 +45,29 @@ leave_inherited() { # options of srun that sbatch does not set, or that keep GPU
     unset SLURM_EXPORT_ENV "${!SQUEUE_@}" # a format or filter of a person would hide this job
 }
 
+choose_port() { # sets MASTER_PORT to a random one, so that jobs that share a node hardly ever choose the same
+    for _ in 1 2 3 4 5 6 7 8; do
+        MASTER_PORT=$((20000 + RANDOM % 12000))
+        (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null || return
+    done
+}
+
+choose_meeting_place() { # where the ranks meet, see pipeline/rendezvous.py
+    export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+    export MASTER_PORT COATNET_STORE_FOLDER='' COATNET_STORE_SECRET
+    if [ "${SLURM_JOB_NUM_NODES:-}" = 1 ]; then
+        COATNET_STORE_FOLDER=$(mktemp -d -p /dev/shm coatnet-XXXXXXXXXX 2>/dev/null || mktemp -d)
+    fi
+    choose_port
+    COATNET_STORE_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+}
+
 main() { # a function, so that bash has read all of it: the file may change during a long srun
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     job=${job:-$SLURM_JOB_ID}
 
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+    unset MASTER_ADDR # of the shell that submitted this job
     site=${COATNET_SITE:-$here/site.sh}
     case $site in /*) ;; *) site=$PWD/$site ;; esac # else bash would search PATH for it
     if [ -f "$site" ] && [ -r "$site" ]; then
@@ -76,10 +95,7 @@ main() { # a function, so that bash has read all of it: the file may change duri
 
     notes=$PWD/.coatnet-job-$job # on a file system that all nodes share, like the logs
 
-    # For the process group of the ranks, see `join_ranks`. The port depends on the job, since several may share a node.
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    export MASTER_ADDR
-    export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    choose_meeting_place
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # srun does not inherit --cpus-per-task from sbatch.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
@@ -92,6 +108,7 @@ main() { # a function, so that bash has read all of it: the file may change duri
     if [ -n "${COATNET_CONTAINER:-}" ]; then
         mapfile -t mounts <<<"${COATNET_CONTAINER_MOUNTS:-}"
         mounts+=("$PWD" "$here")
+        if [ -n "$COATNET_STORE_FOLDER" ]; then mounts+=("$COATNET_STORE_FOLDER"); fi
         case ${COATNET_CONTAINER_RUNTIME:-pyxis} in
         pyxis)
             joined=
@@ -126,6 +143,7 @@ main() { # a function, so that bash has read all of it: the file may change duri
     trap : TERM USR1 USR2 # the tasks handle these; this shell must survive them to handle the exit code
     "${srun[@]}" "${inside[@]}" bash -c "$rank" rank "$program" "$@"
     code=$?
+    if [ -n "$COATNET_STORE_FOLDER" ]; then rm -rf "$COATNET_STORE_FOLDER"; fi
 
     # srun reports the highest code of all tasks, but most tasks fail only because another one did. The file has the cause.
     why="srun ended with $code"

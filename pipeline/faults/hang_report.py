@@ -1,14 +1,16 @@
 """What the ranks find out about a hang together: where each one is, who is behind, and who does not answer.
 
-The watchdog threads communicate through the store of the process group. The leader hosts it, so calls to the store may
-block while the leader's process is stopped.
+The watchdog threads communicate through the store of the process group. On one machine it is a file; else the leader
+hosts it, so that calls may block while the leader's process is stopped, and others on the network may write to it: what
+is read from it is bounded, and what a terminal would obey is escaped.
 """
 
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from data.json_records import parse_json
 from pipeline.distributed import KeyValueStore
 
 PHASES = ("", "reading", "computing", "exchanging")
@@ -18,6 +20,7 @@ _READ_SECONDS = 5.0  # for them to read the leader's assessment
 GATHER_SECONDS = _ANSWER_SECONDS + 2 * _READ_SECONDS
 _POLL_SECONDS = 0.1
 _MOST_NAMED = 8  # ranks in a message
+_MOST_BYTES = 2000  # of a value in the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def gather_hang_report(store: KeyValueStore, rank: int, world_size: int, positio
     `GATHER_SECONDS`.
     """
     store.set(f"position/{rank}", json.dumps(asdict(position)))
-    reason = store.compare_set("alarm", "", reason).decode()
+    reason = _printable(store.compare_set("alarm", "", reason))
     deadline = time.monotonic() + _ANSWER_SECONDS
     if rank != 0:
         while time.monotonic() < deadline + _READ_SECONDS:
@@ -99,9 +102,9 @@ def gather_hang_report(store: KeyValueStore, rank: int, world_size: int, positio
     positions: dict[int, RankPosition] = {}
     while True:
         for other in range(world_size):
-            answer = None if other in positions else _get(store, f"position/{other}")
+            answer = None if other in positions else _position(store, other)
             if answer is not None:
-                positions[other] = RankPosition(**json.loads(answer))
+                positions[other] = answer
         if len(positions) == world_size or time.monotonic() >= deadline:
             break
         time.sleep(_POLL_SECONDS)
@@ -117,7 +120,24 @@ def gather_hang_report(store: KeyValueStore, rank: int, world_size: int, positio
 
 
 def _get(store: KeyValueStore, key: str) -> str | None:
-    return store.get(key).decode() if store.check([key]) else None
+    return _printable(store.get(key)) if store.check([key]) else None
+
+
+def _position(store: KeyValueStore, rank: int) -> RankPosition | None:
+    """What `rank` has published; None if it has not, or if that is no position."""
+    key = f"position/{rank}"
+    try:
+        found = parse_json(RankPosition, store.get(key)[:_MOST_BYTES]) if store.check([key]) else None
+    except ValueError:
+        return None
+    if found is None or found.phase not in PHASES:
+        return None
+    return replace(found, node=_printable(found.node.encode()), section=_printable(found.section.encode()))
+
+
+def _printable(value: bytes) -> str:
+    text = value[:_MOST_BYTES].decode(errors="backslashreplace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _named(ranks: Iterable[int], nodes: dict[int, str]) -> str:

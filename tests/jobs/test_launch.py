@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.exit_codes import Outcome
-from jobs.launch import _kill, _outcome, _wait, reserved_port
+from jobs.launch import _kill, _outcome, _wait
 from pipeline.faults.preemption import ReceivedSignals
 from pipeline.run_folder import RunFolder
 from tests.support.command import environment
@@ -141,10 +139,3 @@ def test_control_z_suspends_the_ranks_too_and_they_continue_with_the_launcher() 
             wait_for(suspended=False)
         for one in both:
             one.kill()
-
-
-def test_a_port_is_reserved_for_ranks_that_are_still_starting() -> None:
-    with reserved_port() as port:
-        with socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", port))
-        TCPStore("127.0.0.1", port, 1, is_master=True).set("key", "value")

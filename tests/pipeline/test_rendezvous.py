@@ -1,5 +1,6 @@
 """What ranks read from the environment about each other, refused before they wait for each other."""
 
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -15,7 +16,15 @@ from pipeline.distributed import Ranks, join_ranks, join_without_gpus
 from pipeline.errors import ConfigError, PortTaken
 from pipeline.faults.preemption import StopSignals
 from pipeline.recipe.loader import load_recipe
-from pipeline.rendezvous import Rendezvous, check_interface, check_reachable, check_world_size, read_rendezvous
+from pipeline.rendezvous import (
+    Rendezvous,
+    check_interface,
+    check_reachable,
+    check_world_size,
+    keep_to_this_machine,
+    listen_for_ranks,
+    read_rendezvous,
+)
 from pipeline.stage import run_stage
 from tests.support.ports import free_ports
 from tests.support.recipes import write_recipe
@@ -79,24 +88,64 @@ def _end(code: int, message: str) -> NoReturn:
     raise SystemExit(f"{code}: {message}")
 
 
-def test_a_port_that_another_process_listens_on_is_refused_unless_that_is_torchrun(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_port_that_another_process_listens_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_ports(1)[0]
     leader = read_rendezvous(RANK | {"RANK": "0", "MASTER_PORT": str(port)})
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", port))
-        check_reachable(leader, "gloo")  # reserved by the launcher
-        other.listen()
-        check_reachable(read_rendezvous(RANK | {"MASTER_PORT": str(port)}), "gloo")  # as rank 0 does
+    with listen_for_ranks(leader):
         with pytest.raises(ConfigError, match=rf"MASTER_PORT={port}: rank 0 cannot listen there on .*already in use"):
-            check_reachable(leader, "gloo")
+            listen_for_ranks(leader)
         monkeypatch.setenv("COATNET_CAUSE_FILE", "x")
         with pytest.raises(PortTaken):  # the job is requeued
-            check_reachable(leader, "gloo")
-        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        check_reachable(leader, "gloo")
+            listen_for_ranks(leader)
+
+
+# An address of a name, where rank 0 then listens, and what the warning says.
+@pytest.mark.parametrize(
+    ("resolved", "listens", "warning"),
+    [
+        ("127.0.0.1", "127.0.0.1", ""),
+        ("localhost", "127.0.0.1", ""),
+        ("first-node 192.0.2.1", "", "MASTER_ADDR=first-node is no address of this machine: rank 0 listens on all"),
+        ("first-node 127.0.1.1", "", "first-node means 127.0.1.1 here, where no other machine can connect: rank 0 lis"),
+        ("first-node 192.0.2.1 127.0.0.1", "", "where no other machine can connect"),
+    ],
+)
+def test_rank_0_listens_on_the_address_of_its_name_alone(
+    resolved: str, listens: str, warning: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, *addresses = resolved.split()
+    port = free_ports(1)[0]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses or ["127.0.0.1"]]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: found)
+    with listen_for_ranks(read_rendezvous(RANK | {"MASTER_ADDR": name, "MASTER_PORT": str(port)})) as listener:
+        assert listener.getsockname()[0].strip(":.0") == listens.strip("0")
+        assert listener.getsockname()[1] == port
+    assert warning in caplog.text
+    assert bool(warning) == bool(caplog.records)
+
+
+def test_ranks_of_one_machine_need_no_address_but_a_folder_of_their_own(tmp_path: Path) -> None:
+    own = {name: value for name, value in RANK.items() if not name.startswith("MASTER")}
+    found = read_rendezvous(own | {"COATNET_STORE_FOLDER": str(tmp_path)})
+    assert found == Rendezvous(1, 2, 1, folder=str(tmp_path))
+    tmp_path.chmod(0o750)
+    with pytest.raises(
+        ConfigError, match=r"COATNET_STORE_FOLDER=.*: other accounts can use this folder; give it mode 7"
+    ):
+        check_reachable(found, "gloo")
+    lost = read_rendezvous(own | {"COATNET_STORE_FOLDER": f"{tmp_path}/absent"})
+    with pytest.raises(ConfigError, match=r"absent: No such file .* meet there, so that a container has to mount it"):
+        check_reachable(lost, "gloo")
+
+
+@pytest.mark.parametrize(("chosen", "gloo", "nccl"), [("", NIC, f"={NIC}"), ("eth7", "eth7", "eth7")])
+def test_ranks_of_one_machine_use_its_loopback_interface_unless_another_is_chosen(
+    chosen: str, gloo: str, nccl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("GLOO", "NCCL"):
+        monkeypatch.setenv(f"{library}_SOCKET_IFNAME", chosen)
+    keep_to_this_machine()
+    assert [os.environ[f"{library}_SOCKET_IFNAME"] for library in ("GLOO", "NCCL")] == [gloo, nccl]
 
 
 def test_a_name_that_does_not_resolve_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

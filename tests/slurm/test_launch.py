@@ -88,6 +88,48 @@ def test_tasks_get_their_rank_and_their_arguments_unchanged(
     assert notes(tmp_path) == []
 
 
+MEETS = """
+echo "$MASTER_PORT $COATNET_STORE_SECRET $COATNET_STORE_FOLDER" > "meets $SLURM_JOB_ID $RANK"
+[ -z "$COATNET_STORE_FOLDER" ] || stat -c '%a %u' "$COATNET_STORE_FOLDER" > "folder $SLURM_JOB_ID"
+touch "$COATNET_BEGUN_FILE"
+until [ -e end ]; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_jobs_that_share_nodes_meet_at_different_places(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, nodes: int
+) -> None:
+    place = (f"--nodes={nodes}", "--ntasks-per-node=2", "--nodelist=node1" if nodes == 1 else "--nodelist=node[1-2]")
+    jobs = [submit(MEETS, "recipe.yaml", options=place) for _ in range(2)]
+    files = {job: [tmp_path / f"meets {job} {rank}" for rank in range(2 * nodes)] for job in jobs}
+    slurm.wait_until(lambda: all(one.exists() and one.read_text() for found in files.values() for one in found))
+    places = [{one.read_text() for one in found} for found in files.values()]
+    assert [len(one) for one in places] == [1, 1]  # all ranks of a job have the same
+    (_, secret, *folder), (_, other_secret, *other_folder) = (one.pop().split() for one in places)
+    assert {len(secret), len(other_secret)} == {32}
+    assert secret != other_secret
+    assert secret not in slurm.run("scontrol", "--details", "show", "job", jobs[0])
+    assert len({*folder, *other_folder}) == (2 if nodes == 1 else 0)
+    if nodes == 1:
+        assert (tmp_path / f"folder {jobs[0]}").read_text() == f"700 {os.getuid()}\n"
+    (tmp_path / "end").touch()
+    for job in jobs:
+        slurm.wait_for(job, "COMPLETED")
+    assert not any(Path(one).exists() for one in folder + other_folder)
+
+
+def test_the_site_file_can_say_at_which_address_ranks_meet_and_the_submitting_shell_cannot(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "login")
+    monkeypatch.setenv("COATNET_SITE", str(tmp_path / "site.sh"))
+    (tmp_path / "site.sh").write_text("MASTER_ADDR=$(hostname)-ib\n")
+    job = submit('echo "$MASTER_ADDR" > "address $RANK"', "recipe.yaml")
+    slurm.wait_for(job, "COMPLETED")
+    assert [(tmp_path / f"address {rank}").read_text() for rank in (0, 1)] == ["node1-ib\n"] * 2
+
+
 @pytest.mark.parametrize(
     ("task", "code", "said"),
     [
@@ -352,13 +394,16 @@ def test_tasks_run_in_a_container_by_apptainer(
     monkeypatch.setenv("COATNET_CONTAINER", "an image.sif")
     monkeypatch.setenv("COATNET_CONTAINER_RUNTIME", "apptainer")
     monkeypatch.setenv("COATNET_CONTAINER_MOUNTS", "/data\n/scratch:/tmp")
-    job = submit('echo "$RANK of $WORLD_SIZE" > "task $RANK"', "recipe.yaml")
+    task = 'echo "$RANK of $WORLD_SIZE" > "task $RANK"; echo "$COATNET_STORE_FOLDER" > store'
+    job = submit(task, "recipe.yaml", options=("--nodes=1", "--ntasks-per-node=2"))
     slurm.wait_for(job, "COMPLETED")
     assert (tmp_path / "task 1").read_text() == "1 of 2\n"
+    store = (tmp_path / "store").read_text().strip()
+    assert store.startswith("/")
     said = (tmp_path / "stand-in-1").read_text().splitlines()
     assert said[: said.index("bash")] == [
         "exec", "--nv", "--pwd", str(tmp_path), "--bind", "/data", "--bind", "/scratch:/tmp", "--bind", str(tmp_path),
-        "--bind", str(TEMPLATES), "an image.sif",
+        "--bind", str(TEMPLATES), "--bind", store, "an image.sif",
     ]  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """The assessment of a hang: which rank is behind, from their positions and from which of them answer."""
 
+import json
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -69,3 +71,39 @@ def test_all_ranks_get_the_same_assessment_and_silent_ranks_are_named(
     expected = "rank 1 on node-a is behind" if silent is None else f"rank {silent} on node-{silent} does not answer"
     assert expected in assessments[1]
     assert f"({alarm_reason(store)})" in assessments[1]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        b"\xff\x1b[2J", b"[" * 10**6, b"{}", b"null", b'{"node": 3}', b"9" * 5000,
+        json.dumps(asdict(at("computing")) | {"phase": "\033"}).encode(),
+        json.dumps(asdict(at("computing")) | {"step": "0"}).encode(),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_an_answer_that_is_none_is_that_of_a_silent_rank(planted: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.faults.hang_report._ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.faults.hang_report._READ_SECONDS", 0.0)
+    store: KeyValueStore = dist.HashStore()  # type: ignore[attr-defined]
+    store.set("position/1", planted)  # type: ignore[arg-type] # torch takes both
+    found = gather_hang_report(store, 0, 2, WAITS, "a reason")
+    assert found.startswith("rank 1 does not answer")
+    assert found.isprintable()
+
+
+def test_what_the_store_says_is_escaped_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.faults.hang_report._ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.faults.hang_report._READ_SECONDS", 0.0)
+    store: KeyValueStore = dist.HashStore()  # type: ignore[attr-defined]
+    store.set("alarm", "\033[2J\ndone: " + "x" * 10**6)
+    store.set("node/2", "\033]0;title\a")
+    store.set("position/1", json.dumps(asdict(at("", section="\u202ecod")) | {"node": "\033[1mbold"}))
+    found = gather_hang_report(store, 0, 3, WAITS, "a reason")
+    assert found.startswith(r"rank 2 on \x1b]0;title\x07 does not answer")
+    assert r"(\x1b[2J\ndone: xxx" in found
+    assert found.isprintable()
+    assert len(found) < 5000
+    store.set("position/2", json.dumps(asdict(at("", section="\u202ecod", transitions=1)) | {"node": "\033[1mbold"}))
+    found = gather_hang_report(store, 0, 3, WAITS, "a reason")
+    assert r"2 on \x1b[1mbold is behind, in section \u202ecod" in found

@@ -347,6 +347,7 @@ def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
         endpoint = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL", "https://")
         if not endpoint.startswith(("http://", "https://")):
             raise DataError(f"{endpoint}: not the URL of an S3 server; write https://{endpoint}")
+        checked(endpoint)
         options |= {
             "anon": storage.anonymous,
             "profile": storage.profile,

@@ -5,7 +5,9 @@ changes the order of the text around it, or what nobody sees. And addresses may 
 """
 
 import logging
+import os
 import re
+import shlex
 from typing import IO, Any, TextIO, cast
 
 from data.remote.web_address import without_secrets
@@ -42,6 +44,14 @@ def printable_message(text: str) -> str:
     A line that a name contains does not look like one that the program has written.
     """
     return printable(text).replace("\n", "\n  ")
+
+
+def shell_word(word: str) -> str:
+    """`word` quoted for bash, so that `printable` changes none of its characters."""
+    if not _UNPRINTABLE.search(word):
+        return shlex.quote(word)
+    plain = (character if character.isalnum() and character.isascii() else _bytes(character) for character in word)
+    return f"$'{''.join(plain)}'"
 
 
 class PrintableFormatter(logging.Formatter):
@@ -86,6 +96,10 @@ def printable_stream(stream: IO[str]) -> TextIO:
 def unescaped(stream: TextIO) -> TextIO:
     """The stream beneath a printable one, for writers that escape what they write themselves."""
     return cast(TextIO, getattr(stream, "unescaped", stream))
+
+
+def _bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def _escaped(match: re.Match[str]) -> str:

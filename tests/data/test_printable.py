@@ -2,12 +2,14 @@
 
 import io
 import logging
+import os
+import subprocess
 import sys
 import unicodedata
 
 import pytest
 
-from data.printable import PrintableFormatter, PrintableStream, one_line, printable, printable_message
+from data.printable import PrintableFormatter, PrintableStream, one_line, printable, printable_message, shell_word
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,10 @@ def test_streams_keep_colours_on_terminals_alone(is_terminal: bool) -> None:
     assert stream.write("\x1b[1;31mred\x1b[0m \x1b]0;x\x07\r\n") == 23
     colours = "\x1b[1;31mred\x1b[0m" if is_terminal else r"\x1b[1;31mred\x1b[0m"
     assert below.getvalue() == colours + " " + r"\x1b]0;x\x07\r" + "\n"
+
+
+@pytest.mark.parametrize("word", ["plain", "two words", "a\nb", "it's \x1b[2J\\ \u202e\r$x", "caf\udce9-1é"])
+def test_words_of_commands_stay_the_same_in_bash(word: str) -> None:
+    line = shell_word(word)
+    assert printable(line) == line
+    assert subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True).stdout == os.fsencode(word)

@@ -1,6 +1,7 @@
 """Atomic writes that survive power failures: write to another name, flush to the disk, rename."""
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,8 +43,11 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
     if shared:
         unfinished = unfinished.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
+        with open_no_link(unfinished, "wb") as empty:
+            mode = stat.S_IMODE(os.fstat(empty.fileno()).st_mode)
         yield unfinished
         with open(unfinished, "rb+") as file:
+            os.fchmod(file.fileno(), mode)  # that of the umask: libraries may write a file for its owner alone
             os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:

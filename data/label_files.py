@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.building.formats import IMAGE_EXTENSIONS
-from data.building.keys import readable
 from data.errors import DataError
+from data.printable import one_line
 from data.remote.storage import Storage, read_bytes
 
 
@@ -55,7 +55,7 @@ class LabelFile:
             DataError: it has none.
         """
         if name not in self.by_name:
-            raise DataError(f"{self.location}: no label for the image {readable(name)}; {self._fix(name)}")
+            raise DataError(f"{self.location}: no label for the image {one_line(name)}; {self._fix(name)}")
         return self.by_name[name]
 
     def _fix(self, name: str) -> str:
@@ -64,7 +64,7 @@ class LabelFile:
         for line in self.by_name:
             if re.split(r"[/\\]", line)[-1].lower() in alike:
                 return (
-                    f"the line of {readable(line)} may be meant: write the names as those of the files, with extension "
+                    f"the line of {one_line(line)} may be meant: write the names as those of the files, with extension "
                     "and without folder"
                 )
         return "add a line for it"
@@ -150,7 +150,7 @@ def _are_headings(cells: list[str], location: str) -> bool:
     separator = next((separator for separator in _SEPARATORS if separator in cells[0]), None)
     if is_heading and len(cells) == 1 and separator:
         raise DataError(
-            f"{location}: its columns are separated by {_SEPARATORS[separator]} ({readable(cells[0])}), which are read "
+            f"{location}: its columns are separated by {_SEPARATORS[separator]} ({one_line(cells[0])}), which are read "
             f"as one; separate them by {_separators_of(location)}"
         )
     if is_heading and len(cells) > 2:
@@ -194,7 +194,7 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
             bare.append(name)
         elif name in by_name:
             raise DataError(
-                f"{location}: line {number:,}: a second line for the image {readable(name)}; remove one, and if these "
+                f"{location}: line {number:,}: a second line for the image {one_line(name)}; remove one, and if these "
                 "are labels, swap the columns: names come first"
             )
         else:
@@ -220,11 +220,11 @@ def _refuse_names(location: str, bare: list[str]) -> None:
             cells = [cell.strip(' "') for cell in line.split(separator)]
             if len(cells) > 1 and (_is_image_name(cells[0]) or (number == 1 and _are_headings(cells[:2], location))):
                 raise DataError(
-                    f"{location}: its columns are separated by {plural} ({readable(line)}), which are read as one; "
+                    f"{location}: its columns are separated by {plural} ({one_line(line)}), which are read as one; "
                     f"separate them by {_separators_of(location)}"
                 )
         if _is_image_name(line):
-            raise DataError(f"{location}: {readable(line)} is the name of an image without a label; write NAME LABEL")
+            raise DataError(f"{location}: {one_line(line)} is the name of an image without a label; write NAME LABEL")
     if bare and bare[0].lower() in _LABEL_HEADINGS and bare[0] not in bare[1:]:
         raise DataError(f"{location}: its first line, {bare[0]}, seems to be a heading and not a label; remove it")
 

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from data.errors import DataError
 from jobs.bundled_recipes import load_recipe
@@ -24,6 +22,7 @@ from pipeline.checkpoints.saved import if_repeated
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
+from pipeline.monitoring.console import styled_text
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
 from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
@@ -51,10 +50,7 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
     for name, stage in recipe.stages.items():
         if is_left_behind(recipe, name):
             folder = os.path.relpath(run_folder(recipe, name).path)
-            console.print(
-                f"[bold]{name}[/]  not trained again: {escape(folder)} is gone, and no other stage needs it",
-                soft_wrap=True,
-            )
+            print_line(console, (name, "bold"), f"  not trained again: {folder} is gone, and no other stage needs it")
             continue
         plan = _planned(recipe, name, console)
         if plan is None:
@@ -82,7 +78,7 @@ def build_missing(shards: ShardBuildSettings, console: Console) -> None:
     if doubt:
         print_line(console, doubt)
     if not Path(shards.folder).exists():
-        console.print(f"[bold]shards[/]  builds {escape(shards.folder)} from {escape(shards.source)}", soft_wrap=True)
+        print_line(console, ("shards", "bold"), f"  builds {shards.folder} from {shards.source}")
         build_and_report(console, shards.source, Path(shards.folder), **shards.build_options)
 
 
@@ -110,9 +106,7 @@ def _planned(recipe: Recipe, name: str, console: Console) -> Plan | None:
             raise
         folder.check_settings(recipe)
         check_final_checkpoint(recipe, name)
-        console.print(
-            f"[bold]{name}[/]  done before; its data is not needed any more ({escape(str(error))})", soft_wrap=True
-        )
+        print_line(console, (name, "bold"), f"  done before; its data is not needed any more ({error})")
         return None
 
 
@@ -131,7 +125,7 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
     _check_places(plan, recipe)  # the stage it starts from may only just have ended
     if folder.result() is not None:
         remark = check_final_checkpoint(recipe, plan.name)
-        console.print(f"[bold]{plan.name}[/]  done before{'; ' if remark else ''}{remark}", soft_wrap=True)
+        print_line(console, (plan.name, "bold"), f"  done before{'; ' if remark else ''}{remark}")
         return
     if plan.stage.start_from and not continues_alone(recipe, plan.name):
         final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
@@ -150,13 +144,13 @@ def _note_slurm_settings(plan: Plan, recipe: Recipe, console: Console) -> None:
     without, unknown = (unused_settings(Facts(recipe, plan.name, slurm=slurm)) for slurm in (False, None))
     for finding in without:
         if finding not in unknown:
-            console.print(f"[bold]{plan.name}[/]  {escape(finding.what)}", soft_wrap=True)
+            print_line(console, (plan.name, "bold"), f"  {finding.what}")
 
 
 def result_table(recipe: Recipe) -> Table:
     """Stage, steps, images/s, top-1 and checkpoint of the stages that are done."""
     runs = os.path.relpath(Path(recipe.runs) / recipe.name)
-    table = Table(title=Text(f"{recipe.name}, in {runs}", "bold"), title_justify="left")
+    table = Table(title=styled_text((f"{recipe.name}, in {runs}", "bold")), title_justify="left")
     table.add_column("stage")
     for heading in ("steps", "images/s", "top-1"):
         table.add_column(heading, justify="right")

@@ -1,5 +1,6 @@
 """The `coatnet` command."""
 
+import io
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -7,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.escaped_output import escape_output
 from jobs.lazy_commands import LazyCommand, lazy_group
 from jobs.packages import secure_packages
 
@@ -57,13 +57,23 @@ def _coatnet(
     """Pretrain and fine-tune CoAtNet."""
 
 
+def _escape_output() -> None:
+    """Let standard output and error take every string, in every locale: what is not printable there is escaped."""
+    from data.printable import printable_stream
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = printable_stream(sys.stdout), printable_stream(sys.stderr)
+
+
 def main() -> None:
     """Entry point of the `coatnet` command, once everything is imported; see `jobs.__main__`."""
     secure_packages()
     from data.account import complete_account  # ours by now
 
     complete_account(os.environ)
-    escape_output()
+    _escape_output()
     try:
         app(prog_name="coatnet")
     except SystemExit as end:

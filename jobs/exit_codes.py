@@ -13,14 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
-from rich.text import Text
-
 from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
+from data.printable import printable_message
 from pipeline.errors import CAUSE_FILE, stop_exit_code
 from pipeline.errors import CONTINUES as CONTINUES
 from pipeline.errors import STARTS_OVER as STARTS_OVER
 from pipeline.monitoring.bounded_output import finish_outputs
+from pipeline.monitoring.console import PrintableConsole, styled_text
 
 if TYPE_CHECKING:
     from pipeline.faults.preemption import StopSignals
@@ -146,8 +145,8 @@ def _report_cause(cause_file: str, code: int, message: str) -> None:
     """Write the outcome to `cause_file`, unless another rank already has."""
     try:
         file = os.open(cause_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(file, "w", errors="backslashreplace") as opened:  # names need not be UTF-8
-            opened.write(f"{code}\n{message}\n")
+        with open(file, "w", errors="backslashreplace") as opened:  # for the job's log, see slurm/launch.sh
+            opened.write(f"{code}\n{printable_message(message)}\n")
     except FileExistsError:
         pass
     except OSError:
@@ -169,9 +168,9 @@ def _print_error(message: str) -> bool:
 
     def show() -> None:
         with suppress(OSError):
-            console = Console(stderr=True, highlight=False)
+            console = PrintableConsole(stderr=True)
             console.show_cursor()  # which a progress bar hides, perhaps that of a process that was killed
-            console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+            console.print(styled_text(("error: ", "bold red"), message), soft_wrap=True)
             printed.append(True)
 
     thread = threading.Thread(target=show, daemon=True)

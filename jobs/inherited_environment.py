@@ -2,12 +2,11 @@
 
 import os
 
-from rich.console import Console
-
 from jobs.console import print_warning
 from jobs.rank_variables import rank_variables
 from jobs.scheduler.environment import job_variables
 from jobs.scheduler.job_end import is_in_job
+from pipeline.monitoring.console import PrintableConsole
 
 
 def discard_foreign_variables() -> None:
@@ -36,7 +35,7 @@ def discard_foreign_job(*, quietly: bool = False) -> None:
 
 
 def _warn(what: str) -> None:
-    print_warning(Console(stderr=True, highlight=False), f"ignored in the environment: {what}")
+    print_warning(PrintableConsole(stderr=True), f"ignored in the environment: {what}")
 
 
 def _discard(names: list[str]) -> None:

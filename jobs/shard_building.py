@@ -1,6 +1,5 @@
 """Building shards with a progress bar and a report of what became of the source and what was written."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from data.accounting import lines
-from data.building.keys import readable
 from data.counted import counted
-from jobs.console import print_line
+from data.printable import one_line
+from jobs.console import print_json, print_line
 from pipeline.errors import BEGUN_FILE
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class BuildProgressBar:
 
     def __init__(self, console: Console, hidden: bool = False) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[images]:,} images, {task.fields[gigabytes]:,.2f} GB, {task.fields[rate]:,.0f}/s"),
@@ -85,10 +84,10 @@ class BuildProgressBar:
 def print_report(console: Console, report: "BuildReport", as_json: bool = False) -> None:
     """Print what became of the source, what is not an RGB JPEG, and what was written."""
     if as_json:
-        print(json.dumps(report.document(), indent=1))
+        print_json(report.document())
         return
     for broken in report.left_out[:_MOST_LEFT_OUT]:
-        print_line(console, readable(f"left out {broken.name}: {broken.reason}"))
+        print_line(console, one_line(f"left out {broken.name}: {broken.reason}"))
     if len(report.left_out) > _MOST_LEFT_OUT:
         print_line(console, f"left out {len(report.left_out) - _MOST_LEFT_OUT:,} more that are broken")
     for kind in report.kinds:

@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.remote.web_address import without_secrets
+
 log = logging.getLogger(__name__)
 
 
 def append_json_line(path: Path, entry: Mapping[str, Any], *, sync: bool = False) -> None:
     """Append `entry` to the file at `path`, on a line of its own even if the line before was cut short.
 
+    Signatures and logins in addresses are left out.
+
     With `sync`, it is on the disk when this returns.
 
     Raises:
         OSError: it could not be written, or only in part.
     """
-    line = (json.dumps(entry) + "\n").encode()
+    line = (without_secrets(json.dumps(entry)) + "\n").encode()
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         if _is_cut(file):

@@ -7,6 +7,7 @@ runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  l
 import fcntl
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ from data.errors import raise_if_passing
 from data.file_lock import check_locks
 from data.json_records import to_json, to_record
 from data.remote.storage import Storage, is_remote, join, read_bytes
+from data.remote.web_address import without_secrets
 from data.settings_diff import changed_settings, flatten
 from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
 from pipeline.errors import ConfigError
@@ -193,7 +195,8 @@ class RunFolder:
         self.check(plan, start_digest)
         if not self.recipe.exists():
             try:
-                write_atomically(self.recipe, yaml.safe_dump(_settings(plan, start_digest), sort_keys=False))
+                text = yaml.safe_dump(_settings(plan, start_digest), sort_keys=False, width=math.inf)
+                write_atomically(self.recipe, without_secrets(text))  # nobody reads the data by it
             except OSError as error:
                 raise cannot_be_written(self.path, error) from None
 

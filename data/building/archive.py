@@ -11,12 +11,12 @@ from data.building.class_folders import BESIDE, ClassFolders, Selection
 from data.building.class_tars import ENDS, Content, Lost, images_of
 from data.building.decompression import Damage, is_compressed, refuse_unread
 from data.building.formats import TAR_EXTENSIONS, NotTaken
-from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
 from data.building.tar_members import DAMAGES, SourceMember, members, normal, open_seekable, open_stream
 from data.errors import DataError
 from data.images.signatures import SIGNATURE
 from data.label_files import LabelFile
+from data.printable import one_line
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, file_size, is_remote, read_bytes
 from data.tar import NO_END_MARK
@@ -140,7 +140,7 @@ def _listed(tar: _TarSource) -> Iterator[SourceItem]:
                 try:
                     item = _listed_item(tar, member)
                 except NotTaken as reason:
-                    tar.accounting.leave_out(str(reason), readable(member.path))
+                    tar.accounting.leave_out(str(reason), one_line(member.path))
                 except Lost as reason:
                     item = SourceItem(BrokenInput(member.path, str(reason)), 0, 0.0)
                 tar.accounting.found += 1
@@ -189,7 +189,7 @@ def _streamed(tar: _TarSource) -> Iterator[SourceItem]:
                             names.append(content.name)
                 except NotTaken as reason:
                     tar.accounting.found += 1
-                    tar.accounting.leave_out(str(reason), readable(member.path))
+                    tar.accounting.leave_out(str(reason), one_line(member.path))
                 except Lost as reason:
                     tar.accounting.found += 1
                     yield SourceItem(BrokenInput(member.path, str(reason)), 0, 0.0)

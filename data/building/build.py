@@ -28,6 +28,7 @@ from data.class_lists import read_classes
 from data.errors import DataError
 from data.label_files import read_label_file
 from data.remote.storage import Storage, is_remote
+from data.remote.web_address import without_signature
 
 MEMORY = 512 * 2**20
 """Bytes of images that a process sorts at a time. More means fewer and larger reads when shards are merged."""
@@ -120,7 +121,9 @@ def build_shards(
     if build_part and not images.divisible:
         raise DataError(f"{source}: can only be read sequentially and not in parts; build it without --part")
     location = _absolute(source)
-    building.begin(BuildPlan(location, images.bytes, reading, writing, source_state(location)), build_part)
+    building.begin(
+        BuildPlan(without_signature(location), images.bytes, reading, writing, source_state(location)), build_part
+    )
     if build_part:
         with building.reading(build_part), Workers(processes) as workers:
             build = BuildContext(building, destination, reading, writing, storage, workers, progress)

@@ -17,6 +17,7 @@ from data.errors import DataError
 from data.hidden import is_hidden
 from data.json_records import parse_json, to_json
 from data.remote.storage import is_remote
+from data.remote.web_address import without_signature
 
 RECORD_NAME = "build.json"
 DEFAULTS: Mapping[str, Any] = {"quality": 95}
@@ -46,7 +47,7 @@ class BuildRecord:
     """What shards were built from and with.
 
     Args:
-        source: absolute path, or URL.
+        source: absolute path, or URL without its query, which may be a signature.
         source_beside: the path from the shards to the source, which stays the same when both are moved.
         state: of the source when the build began.
         options: of `build_shards`, by name.
@@ -130,7 +131,7 @@ def source_was_modified(record: BuildRecord, source: str) -> bool:
 
 def _same_place(record: BuildRecord, folder: Path, source: str) -> bool:
     if is_remote(source) or is_remote(record.source):
-        return source == record.source
+        return without_signature(source) == without_signature(record.source)  # a signature is renewed
     same = os.path.realpath(source) == os.path.realpath(record.source)
     return same or source_beside(source, folder) == record.source_beside
 

@@ -12,9 +12,9 @@ from functools import cached_property
 
 from data.accounting import Accounting, listed
 from data.building.formats import NotTaken, without_tar_extension
-from data.building.keys import readable
 from data.errors import DataError
 from data.hidden import is_hidden
+from data.printable import one_line
 from data.splits import SPLITS, name_words
 
 BESIDE = "an image beside the class folders"
@@ -142,7 +142,7 @@ class ClassFolders:
         if self._origins.setdefault(name, tar) != tar:
             both = " and ".join(_shown(origin) if origin else "a folder" for origin in (self._origins[name], tar))
             raise DataError(
-                f"{self.location}: class {readable(name)} is there twice, as {both}; leave one of them out with "
+                f"{self.location}: class {one_line(name)} is there twice, as {both}; leave one of them out with "
                 "--leave-out, as in --leave-out '*.tar' for the tars"
             )
         return name
@@ -186,7 +186,7 @@ class ClassFolders:
 
     def _by(self, folder: str) -> str:
         if not self.is_tar:
-            return f"by giving {self.location.rstrip('/')}/{readable(folder)} as the source"
+            return f"by giving {self.location.rstrip('/')}/{one_line(folder)} as the source"
         inside = f"{self.selection.within.strip('/')}/{folder}" if self.selection.within else folder
         return f"with --within {_quoted(inside)}"
 
@@ -209,7 +209,7 @@ class ClassFolders:
                     f"{entries.count:,} left out: {reason}" for reason, entries in accounting.left_out.items()
                 )
                 raise DataError(
-                    f"{self.location}: class folder {readable(empty[0])} has no image"
+                    f"{self.location}: class folder {one_line(empty[0])} has no image"
                     f"{f' ({reasons})' if reasons else ''}; add images or remove it"
                 )
             return
@@ -222,7 +222,7 @@ class ClassFolders:
             top = next(iter(self._origins))
             if any("/" in folder for folder, _ in self._names):
                 raise DataError(
-                    f"{self.location}: with --nested everything in it is of the one class {readable(top)}; if that "
+                    f"{self.location}: with --nested everything in it is of the one class {one_line(top)}; if that "
                     f"contains the class folders, select them {self._by(top)}"
                 )
         if self.selection.nested and any("/" in folder for folder, _ in self._names):
@@ -281,9 +281,9 @@ def _above(folder: str) -> Iterator[str]:
 
 
 def _shown(folder: str) -> str:
-    return readable(folder) or "the top folder"
+    return one_line(folder) or "the top folder"
 
 
 def _quoted(path: str) -> str:
-    text = readable(path)
+    text = one_line(path)
     return f"'{text}'" if re.search(r"[^\w./@%+=:,-]", text) else text

@@ -9,11 +9,11 @@ from typing import IO, BinaryIO, cast
 from data.accounting import Accounting
 from data.building.class_folders import Selection
 from data.building.formats import HEAD, NotTaken, Use, use_of, without_tar_extension
-from data.building.keys import readable
 from data.building.source import BrokenInput, ClassTar, SourceImage
 from data.building.tar_members import DAMAGES, LINK_UPWARDS, SourceMember, members, open_stream
 from data.errors import DataError
 from data.limits import IMAGE_BYTES
+from data.printable import one_line
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage
 from data.tar import NO_END_MARK, SEVERAL_TARS
@@ -66,7 +66,7 @@ def images_of(
             try:
                 image = inside.image(member)
             except NotTaken as reason:
-                accounting.leave_out(str(reason), readable(f"{tar.path}/{member.path}"))
+                accounting.leave_out(str(reason), one_line(f"{tar.path}/{member.path}"))
             except Lost as reason:
                 image = BrokenInput(tar.prefix + member.path, str(reason))
             accounting.found += 1
@@ -80,7 +80,7 @@ def images_of(
     if count:
         accounting.take("class tars" + "".join(f" {ENDS[kind]}" for kind in sorted(ends)))
     else:
-        accounting.leave_out("a class tar without images", readable(tar.path))
+        accounting.leave_out("a class tar without images", one_line(tar.path))
 
 
 class Lost(Exception):
@@ -112,7 +112,7 @@ class _ClassTarMembers:
         content = Content(member)
         if content.use(name) == "tar":
             raise DataError(
-                f"{tar.location}: {readable(tar.path)} contains tars ({readable(member.path)}) and not the images of a "
+                f"{tar.location}: {one_line(tar.path)} contains tars ({one_line(member.path)}) and not the images of a "
                 "class; give it as the source, or leave one of the two out with --leave-out"
             )
         prefix = tar.prefix
@@ -121,9 +121,9 @@ class _ClassTarMembers:
         elif folder != self.folder:
             if self.folder is not None or (folder and folder.rpartition("/")[2] != tar.class_name):
                 raise DataError(
-                    f"{tar.location}: {readable(tar.path)} has images in its folder {readable(folder)} and may not be "
+                    f"{tar.location}: {one_line(tar.path)} has images in its folder {one_line(folder)} and may not be "
                     "the tar of one class; if its folders are the classes, give it as the source; if all are of "
-                    f"class {readable(tar.class_name)}, take them with --nested; otherwise use --leave-out"
+                    f"class {one_line(tar.class_name)}, take them with --nested; otherwise use --leave-out"
                 )
             self.folder = folder
         return SourceImage(prefix + name, (tar.class_name,), content.all())
@@ -134,8 +134,8 @@ class _ClassTarMembers:
         describes = stem == stem_before and extension != extension_before and {extension, extension_before} & _LABELS
         if extension == "cls" or (describes and _NUMBERED.fullmatch(self.tar.class_name)):
             raise DataError(
-                f"{self.tar.location}: {readable(self.tar.path)} looks like a shard of a WebDataset and not like the "
-                f"tar of a class ({readable(path)}); index its folder with: coatnet shards index; "
+                f"{self.tar.location}: {one_line(self.tar.path)} looks like a shard of a WebDataset and not like the "
+                f"tar of a class ({one_line(path)}); index its folder with: coatnet shards index; "
                 f"if it is that of a class, leave these members out with --leave-out '*.{extension}'"
             )
         self.before = path.lower()

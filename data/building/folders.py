@@ -12,11 +12,11 @@ from data.accounting import Accounting
 from data.building.class_folders import BESIDE, ClassFolders, Selection
 from data.building.class_tars import describes
 from data.building.formats import HEAD, NotTaken, use_of
-from data.building.keys import readable
 from data.building.source import UNKNOWN_SIZE, BrokenInput, ClassTar, ImageFile, Source, SourceItem
 from data.building.tar_members import LINK_UPWARDS, LOST_LINK
 from data.errors import DataError
 from data.label_files import LabelFile
+from data.printable import one_line
 from data.remote.storage import Storage, is_remote, join, list_files, list_folders, read_bytes
 
 
@@ -83,13 +83,13 @@ def _items(location: str, storage: Storage, folders: ClassFolders, accounting: A
             image = entry.path
         except NotTaken as reason:
             if not folders.flat and folders.selection.reason(entry.path) is None and describes(entry.path, image):
-                folder, text = readable(entry.path.rpartition("/")[0]), readable(entry.path)
+                folder, text = one_line(entry.path.rpartition("/")[0]), one_line(entry.path)
                 raise DataError(
                     f"{location}: {folder} has images with texts ({text}) and is numbered, as parts of a download are; "
                     "write a list of PATH<TAB>LABEL lines and use it as the source, or, if it is a class, leave the "
                     f"texts out with --leave-out '*.{text.rpartition('.')[2]}'"
                 ) from None
-            accounting.leave_out(str(reason), readable(entry.path))
+            accounting.leave_out(str(reason), one_line(entry.path))
 
 
 def _item(entry: _Entry, location: str, storage: Storage, folders: ClassFolders) -> SourceItem:

@@ -17,11 +17,6 @@ def decoded_name(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def readable(name: str) -> str:
-    """The name for display: bytes that are not UTF-8 become replacement characters."""
-    return encoded_name(name).decode("utf-8", "replace")
-
-
 def shuffle_rank(name: str, seed: int) -> int:
     """64 random bits of an image; a dataset is shuffled by sorting by (rank, name)."""
     return int.from_bytes(hashlib.blake2b(encoded_name(name), digest_size=8, key=b"%d" % seed).digest(), "little")

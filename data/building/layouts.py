@@ -12,11 +12,11 @@ from data.building.archive import open_tar
 from data.building.class_folders import Selection
 from data.building.folders import open_folder
 from data.building.formats import TAR_EXTENSIONS
-from data.building.keys import readable
 from data.building.source import UNKNOWN_SIZE, ImageFile, Source, SourceItem
 from data.building.webdataset import index_at, open_webdataset
 from data.errors import DataError
 from data.label_files import LabelFile, label_lines
+from data.printable import one_line
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, checked, file_size, is_remote, join, parent
 
@@ -92,7 +92,7 @@ def _list_file(location: str, storage: Storage) -> Source:
                 if not labels:
                     raise DataError(
                         f"{location}: line {number:,}: no label; it should be PATH<TAB>LABEL, in CSV PATH,LABEL, "
-                        f"and is {readable(path)}"
+                        f"and is {one_line(path)}"
                     )
                 if "://" not in path:
                     path = posixpath.normpath(path)  # so that ./a.jpg and a.jpg are noticed to be the same image

@@ -14,7 +14,6 @@ from data.accounting import REPORT_NAME, Accounting
 from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
-from data.building.keys import readable
 from data.building.report import SAME_NAME, account, remark_on_classes, remark_on_lost_classes, remark_on_validation
 from data.building.shard_plan import (
     Images,
@@ -38,6 +37,7 @@ from data.class_lists import read_classes
 from data.errors import DataError
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
 from data.json_records import to_json
+from data.printable import one_line
 from data.remote.storage import Storage
 
 
@@ -144,7 +144,7 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     paths = [building.runs / name for name in runs]
     images = read_images(paths)
     order, again = shuffled(images)
-    names = [readable(images.name(image)) for image in again]
+    names = [one_line(images.name(image)) for image in again]
     left_out = [*images.broken, *(BrokenInput(name, SAME_NAME) for name in names)]
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
     accounting = account(listing, images, order, left_out, build.reading.selection.leave_out)
@@ -214,7 +214,7 @@ def report(
     for bit, words in DIFFERENCES.items():
         found = np.flatnonzero(kind & bit)
         if found.size:
-            first = [readable(images.name(int(order[position]))) for position in found[:3]]
+            first = [one_line(images.name(int(order[position]))) for position in found[:3]]
             kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
     shrunk = int(np.count_nonzero(kind & Kind.SHRUNK))
     return BuildReport(indexes, len(order), left_out, kinds, shrunk, reading.conversion.short_side, accounting)
@@ -228,7 +228,7 @@ def refuse_broken(broken: list[BrokenInput], images: int, skip_broken: bool) -> 
     if broken and not skip_broken:
         tars = [b for b in broken if b.is_tar]
         shown = tars or broken
-        listing = "; ".join(f"{readable(b.name)} ({b.reason})" for b in shown[:5]) + (" ..." if len(shown) > 5 else "")
+        listing = "; ".join(f"{one_line(b.name)} ({b.reason})" for b in shown[:5]) + (" ..." if len(shown) > 5 else "")
         if tars:
             raise DataError(f"{listing}. Copy the tar again, or keep the images that can be read with --skip-broken")
         raise DataError(

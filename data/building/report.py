@@ -12,13 +12,13 @@ from data.atomic_file import write_atomically
 from data.building.build_folder import BuildPart
 from data.building.class_folders import option
 from data.building.conversion import UNCONVERTED, Kind
-from data.building.keys import readable
 from data.building.shard_plan import Images, Int32, Int64
 from data.building.source import BrokenInput
 from data.building.tar_members import LOST_LINK
 from data.class_remarks import remark_on_similar_classes, remark_on_unused_classes
 from data.errors import DataError
 from data.json_records import parse_json, to_json
+from data.printable import one_line
 
 SAME_NAME = "another image has the same name"
 ELSEWHERE = "in other parts"
@@ -87,7 +87,7 @@ def account(
     total.add(listing)
     total.add(images.inside)
     for broken in left_out:
-        name, reason = readable(broken.name), broken.reason
+        name, reason = one_line(broken.name), broken.reason
         if reason in _OWN_REASONS:
             total.leave_out(reason, name)
         else:
@@ -121,18 +121,18 @@ def remark_on_classes(
     several = np.flatnonzero((labels >= 0).sum(axis=1) > 1)
     if several.size:
         first = int(several[0])
-        names = ", ".join(readable(classes[label]) for label in labels[first] if label >= 0)
+        names = ", ".join(one_line(classes[label]) for label in labels[first] if label >= 0)
         accounting.remark(
             "multi_label",
             f"the dataset is multi-label: {several.size:,} of {len(order):,} images have several labels (first: "
-            f"{readable(images.name(int(order[first])))}: {names}); for one with single labels, give each image one",
+            f"{one_line(images.name(int(order[first])))}: {names}); for one with single labels, give each image one",
         )
     remark_on_similar_classes(accounting, classes)
     changed = next((name for name in images.classes if name not in classes and "." in name), None)
     if changed and changed.partition(".")[0] in classes:
         accounting.remark("whole_numbers", f"labels such as {changed} are read as whole numbers")
     unused = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
-    remark_on_unused_classes(accounting, [readable(name) for name in classes], unused, "images")
+    remark_on_unused_classes(accounting, [one_line(name) for name in classes], unused, "images")
 
 
 def remark_on_lost_classes(accounting: Accounting, images: Images) -> None:
@@ -142,7 +142,7 @@ def remark_on_lost_classes(accounting: Accounting, images: Images) -> None:
         accounting.remark(
             "lost_classes",
             f"{len(lost):,} classes have no image that can be read and are not in the class list "
-            f"({listed([*map(readable, lost)])}); to keep their numbers, give the class list with --classes",
+            f"({listed([*map(one_line, lost)])}); to keep their numbers, give the class list with --classes",
         )
 
 
@@ -153,7 +153,7 @@ def remark_on_validation(accounting: Accounting, classes: tuple[str, ...], label
     training, validation = (set(np.unique(part).tolist()) - {-1} for part in labels)
     absent = sorted(training - validation)
     if absent:
-        names = listed([readable(classes[number]) for number in absent])
+        names = listed([one_line(classes[number]) for number in absent])
         accounting.remark(
             "classes_without_validation",
             f"{len(absent):,} of {len(classes):,} classes have no image in the validation set ({names}), "

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting
-from data.building.keys import decoded_name, readable, sample_key
+from data.building.keys import decoded_name, sample_key
 from data.building.sorted_runs import RunTable, read_table
 from data.building.source import BrokenInput
 from data.errors import DataError
+from data.printable import one_line
 
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0*)?")
 _NO_LABEL = {"-1", "-1.0", "nan", "none", "null", "na", "n/a", "<na>", "?"}
@@ -129,7 +130,7 @@ def relabelled(images: Images, classes: tuple[str, ...], origin: str) -> Int32:
         image = int(np.flatnonzero((images.labels == unknown[0]).any(axis=1))[0])
         others = f" (nor are {len(unknown) - 1:,} more labels)" if len(unknown) > 1 else ""
         raise DataError(
-            f"{readable(images.name(image))}: its label {readable(images.classes[unknown[0]])} is not among the "
+            f"{one_line(images.name(image))}: its label {one_line(images.classes[unknown[0]])} is not among the "
             f"{len(classes):,} classes of {origin}{others}; fix the labels or give a class list that has them"
         )
     translation = np.array([place[name] for name in images.classes] + [-1], np.int32)
@@ -153,7 +154,7 @@ def whole_numbers(classes: tuple[str, ...]) -> tuple[str, ...]:
     others = [name for name, number in zip(classes, numbers, strict=True) if number is None]
     if any(numbers) and all(name.lower() in _NO_LABEL for name in others):
         raise DataError(
-            f"all labels are numbers but for {', '.join(map(readable, others))}, which may stand for a missing label "
+            f"all labels are numbers but for {', '.join(map(one_line, others))}, which may stand for a missing label "
             "and would be a class; leave these images out of the labels, or give the class list with --classes"
         )
     return classes
@@ -185,7 +186,7 @@ def validation_mask(labels: Int32, classes: tuple[str, ...], per_class: int, fra
     if short.size:
         others = f" (and {short.size - 1:,} more classes)" if short.size > 1 else ""
         raise DataError(
-            f"class {readable(classes[short[0]])} has only {counts[short[0]]:,} images{others}, all of which would "
+            f"class {one_line(classes[short[0]])} has only {counts[short[0]]:,} images{others}, all of which would "
             "go to the validation set; add images or use fewer for validation"
         )
     return mask

@@ -25,9 +25,11 @@ from data.atomic_file import open_no_link, unfinished_path, write_atomically
 from data.errors import DataError, StorageDown, may_pass
 from data.file_lock import is_at, try_lock
 from data.json_records import parse_json
+from data.printable import PrintableFormatter
 from data.remote.cache import DISK_FULL, STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard
 from data.remote.held_shards import HeldShards
 from data.remote.storage import pieces
+from data.remote.web_address import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +269,7 @@ class Downloader:
         return False
 
     def _record_failure(self, shard: RequestedShard, reason: str, *, storage_down: bool) -> None:
-        failure = DownloadFailure(reason, storage_down, shard.urgent, time.monotonic())
+        failure = DownloadFailure(without_secrets(reason), storage_down, shard.urgent, time.monotonic())
         try:
             write_atomically(self._cache.failure_path(shard.sha256), json.dumps(asdict(failure)))
         except OSError:
@@ -292,7 +294,9 @@ def main(folder: Path) -> None:
     lock = try_lock(path)
     if lock is None:
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for stop in STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

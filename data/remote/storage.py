@@ -344,9 +344,9 @@ def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if scheme in ("s3", "s3a"):
-        endpoint = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL", "https://")
-        if not endpoint.startswith(("http://", "https://")):
-            raise DataError(f"{endpoint}: not the URL of an S3 server; write https://{endpoint}")
+        for endpoint in (storage.endpoint, *map(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))):
+            if endpoint and not checked(endpoint).startswith(("http://", "https://")):
+                raise DataError(f"{endpoint}: not the URL of an S3 server; write https://{endpoint}")
         options |= {
             "anon": storage.anonymous,
             "profile": storage.profile,

@@ -1,6 +1,5 @@
 """`coatnet bench`: whether this machine can keep up with a recipe."""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -10,7 +9,7 @@ from rich.console import Console
 
 from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import AsJson, Overrides, RecipePath
-from jobs.console import make_console, make_table, print_line
+from jobs.console import make_console, make_table, print_json, print_line
 from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.gpus import PEAKS, present_gpu
@@ -107,7 +106,7 @@ def data(
             enough=delivered.images_per_second >= per_rank * ranks,
         )
         if as_json:
-            print(json.dumps(asdict(found), indent=1))
+            print_json(asdict(found))
         else:
             _show(found, console)
 
@@ -123,7 +122,9 @@ def _training_plan(recipe: Recipe, stage: str | None) -> TrainPlan:
 
 def _show(found: LoaderBenchmark, console: Console) -> None:
     rate, per_core = found.delivered.images_per_second, found.delivered.images_per_cpu_second
-    console.print(f"{found.stage}: {found.ranks} ranks with {found.workers} reader threads each, {found.cores} cores")
+    print_line(
+        console, f"{found.stage}: {found.ranks} ranks with {found.workers} reader threads each, {found.cores} cores"
+    )
     table = make_table("part", "ms of a core per image", "share", right=("ms of a core per image", "share"))
     for part, milliseconds in asdict(found.milliseconds_per_image).items():
         share = milliseconds / found.milliseconds_per_image.total
@@ -140,11 +141,12 @@ def _show(found: LoaderBenchmark, console: Console) -> None:
     if found.delivered.skipped:
         print_line(console, f"{found.delivered.skipped:,} samples could not be used")
     if found.enough:
-        console.print(f"[green]enough[/]: {rate / found.demand:.1f} times what is needed")
+        print_line(console, ("enough", "green"), f": {rate / found.demand:.1f} times what is needed")
     else:
-        console.print(
-            f"[red]too little[/]: {rate / found.demand:.0%} of what is needed. Reading would take "
+        print_line(
+            console,
+            ("too little", "red"),
+            f": {rate / found.demand:.0%} of what is needed. Reading would take "
             f"{found.demand / per_core:,.0f} cores: give the node more cores and data.workers, shrink the images when "
             "building the shards (--short-side), or turn off RandAugment",
-            soft_wrap=True,
         )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.commands.arguments import RunPath
+from jobs.console import make_console, print_line
 from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, check_stages, find_chain
 from jobs.scheduler import slurm
@@ -24,6 +25,7 @@ def cancel(
 ) -> None:
     """Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows."""
     with exit_on_error("the same command tries again"):
+        console = make_console()
         runs = find_chain(target)
         check_stages(runs, stages or [])
         submitted = [(run, submission) for run in runs for submission in run.submissions.submissions()]
@@ -40,13 +42,15 @@ def cancel(
             if submission.job in ended:
                 name = f"{run.name} {submission.stage}" if len(runs) > 1 else submission.stage
                 was = _description(jobs[submission.job], is_dependent=submission.job not in chosen)
-                print(f"cancelled {name}, job {submission.job}: {was}")
+                print_line(console, f"cancelled {name}, job {submission.job}: {was}")
         if not ended:
-            print(f"{target}: nothing to cancel: none of its jobs is waiting or running")
+            print_line(console, f"{target}: nothing to cancel: none of its jobs is waiting or running")
             for run in runs:
                 for stage in run.stages():
                     if _selects(run, stage, stages) and run.folder(stage).held():
-                        print(f"{stage} runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM")
+                        print_line(
+                            console, f"{stage} runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM"
+                        )
 
 
 def _selects(run: RunRef, stage: str, stages: list[str] | None) -> bool:

@@ -1,6 +1,5 @@
 """`coatnet checkpoints`: what a run has saved, whether it is intact, and why it is kept."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typer.core import TyperGroup
 from data.errors import EXIT_CONFIG
 from jobs.checkpoint_discovery import find_training_stages
 from jobs.commands.arguments import AsJson, RunPath
-from jobs.console import make_console, make_table, print_line
+from jobs.console import make_console, make_table, print_json, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from pipeline.checkpoints.listing import ListedCheckpoint, list_checkpoints
 from pipeline.checkpoints.verification import find_damage
@@ -46,11 +45,11 @@ def show(target: RunPath, as_json: AsJson = False) -> None:
     with exit_on_error(STARTS_OVER):
         listed = [(run.name, one) for run, stage in find_training_stages(target) for one in list_checkpoints(stage)]
         if as_json:
-            print(json.dumps([asdict(one) for _, one in listed], indent=1))
+            print_json([asdict(one) for _, one in listed])
         elif listed:
             make_console().print(table(listed))
         else:
-            print(f"{target}: no checkpoints yet")
+            print_line(make_console(), f"{target}: no checkpoints yet")
 
 
 @checkpoints.command()

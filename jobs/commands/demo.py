@@ -47,10 +47,11 @@ def demo(
         if not recipe.exists():
             shutil.copyfile(bundled_recipes()["demo"], recipe)
         command = " ".join(["coatnet run", str(recipe), *(overrides or [])])
-        console.print(f"$ {command}", style="dim", soft_wrap=True, markup=False)
+        print_line(console, (f"$ {command}", "dim"))
         run_chain(recipe, overrides or [], console, signals)
         tensorboard = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
-        print_line(console, f"\nTo see curves and images:\n  {tensorboard} --logdir {folder / 'runs'}")
+        console.print()
+        print_line(console, f"To see curves and images:\n{tensorboard} --logdir {folder / 'runs'}")
 
 
 def write_images(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """`coatnet doctor`: what would go wrong with a recipe, before hours of GPUs are spent on it."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from data.counted import counted
 from data.errors import EXIT_CONFIG
 from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import AsJson, Overrides, RecipePath
-from jobs.console import make_console, make_table
+from jobs.console import make_console, make_table, print_json
 from jobs.exit_codes import end_process, exit_on_error
 from jobs.launch import die_with_launcher
 from jobs.packages import outside_environment
@@ -27,6 +26,7 @@ from jobs.scheduler.job_end import node_name
 from jobs.scheduler.node_check import check_nodes
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.faults.preemption import StopSignals
+from pipeline.monitoring.console import styled_text
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.run_folder import RunFolder
@@ -73,9 +73,11 @@ def doctor(
                 stages = [stage] if stage is not None else list(loaded.stages)
                 findings = _assess(loaded, stages)
                 if nodes:
-                    findings += _check_nodes(loaded, stages, seconds, signals, status.update)
+                    findings += _check_nodes(
+                        loaded, stages, seconds, signals, lambda text: status.update(styled_text(text))
+                    )
         if as_json:
-            print(json.dumps([asdict(finding) for finding in findings], indent=1))
+            print_json([asdict(finding) for finding in findings])
         else:
             console.print(table(findings))
             console.print(summary(findings))
@@ -88,7 +90,7 @@ def table(findings: Sequence[Finding]) -> Table:
     result = make_table("", "stage", "what", "fix")
     for finding in findings:
         level = Text(finding.level, _COLOURS[finding.level])
-        result.add_row(level, finding.where, Text(finding.what), Text(finding.fix))
+        result.add_row(level, finding.where, finding.what, finding.fix)
     return result
 
 

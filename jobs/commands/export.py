@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.checkpoint_discovery import find_checkpoint
+from jobs.console import make_console, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from pipeline.announcements import list_name
 from pipeline.export import export as export_weights
@@ -27,8 +28,9 @@ def export(
         facts = export_weights(find_checkpoint(source), destination, weights)
         model = json.loads(facts["model"])
         kind = "moving average" if facts["weights"] == "ema" else "raw weights"
-        print(
+        print_line(
+            make_console(),
             f"{destination}: {model['name']}, {model['num_classes']:,} classes "
             f"({list_name(facts['classes'])}), {model['image_size']} pixels; "
-            f"{kind} of {facts['source']}"
+            f"{kind} of {facts['source']}",
         )

@@ -11,6 +11,7 @@ from typing import IO, Annotated
 
 import typer
 
+from data.printable import one_line, printable
 from jobs.commands.arguments import RunPath
 from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, check_stages, find_run
@@ -141,10 +142,10 @@ class _LogPrinter:
     def _print(self, path: Path, content: bytes) -> None:
         if path != self._last and (self._last is not None or len(self._files()) > 1):
             separator = "\n" if self._last is not None else ""
-            sys.stdout.write(f"{separator}==> {path.name} <==\n")
+            sys.stdout.write(f"{separator}==> {one_line(path.name)} <==\n")
         self._last = path
-        decoder = self._decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")("replace"))
-        sys.stdout.write(decoder.decode(content))
+        decoder = self._decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")("surrogateescape"))
+        sys.stdout.write(printable(decoder.decode(content)))
         sys.stdout.flush()
 
 

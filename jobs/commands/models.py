@@ -1,6 +1,5 @@
 """`coatnet models`: what each variant is and costs, beside the paper's figures."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from jobs.commands.arguments import AsJson
-from jobs.console import make_console
+from jobs.console import make_console, print_json
 from jobs.exit_codes import exit_on_error
 from models.complexity import PUBLISHED, count_costs, count_parameters, count_parameters_without_dense_head
 from models.variants import VARIANTS, Variant, find_variant
@@ -34,7 +33,7 @@ def models(
         with console.status("counting"):
             facts = {name: describe(name, variant) for name, variant in variants.items()}
         if as_json:
-            print(json.dumps(facts, indent=1))
+            print_json(facts)
         else:
             console.print(table(facts, narrow=console.width < 130))
             console.print(

@@ -1,6 +1,5 @@
 """`coatnet order`: which samples a step sees, on which rank."""
 
-import json
 from contextlib import closing
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from data.sample_reader import SampleReader
 from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import AsJson, Overrides, RecipePath, StageName
-from jobs.console import make_console, make_table
+from jobs.console import make_console, make_table, print_json
 from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
@@ -58,7 +57,7 @@ def order(
                 )
             ]
         if as_json:
-            print(json.dumps(rows))
+            print_json(rows, indent=None)
             return
         table = make_table(*rows[0], right=("rank", "position", "index"), title=f"{stage}: step {step} of {plan.steps}")
         for row in rows:

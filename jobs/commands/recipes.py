@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from jobs.bundled_recipes import bundled_recipes
 from jobs.commands.arguments import AsJson
-from jobs.console import make_console, make_table, print_line
+from jobs.console import make_console, make_table, print_json, print_line
 from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.recipe.loader import load_recipe
@@ -31,7 +30,7 @@ def listed(context: typer.Context, as_json: AsJson = False) -> None:
     with exit_on_error():
         facts = _facts()
         if as_json:
-            print(json.dumps(facts, indent=1))
+            print_json(facts)
             return
         table = make_table("recipe", "model", "stages, and pixels of each", "GPUs", right=["GPUs"])
         table.columns[0].no_wrap = True
@@ -41,7 +40,8 @@ def listed(context: typer.Context, as_json: AsJson = False) -> None:
             table.add_row(name, models, _stages(fact["stages"]), str(fact["gpus"]))
         console = make_console()
         console.print(table)
-        print_line(console, "\nTo start from one: coatnet recipes copy NAME")
+        console.print()
+        print_line(console, "To start from one: coatnet recipes copy NAME")
 
 
 @recipes.command()

@@ -1,6 +1,5 @@
 """`coatnet status`: the state of runs, during and after their jobs, with Slurm and without."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.commands.arguments import RUN_HELP
-from jobs.console import make_console, make_table
+from jobs.console import make_console, make_table, print_json
 from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, find_runs
 from jobs.scheduler.stage_status import StageStatus, State, StatusReport, clock, duration, stage_statuses
+from pipeline.monitoring.console import styled_text
 
 _LONGEST_REASON = 44
 """In a cell; the whole of a longer one is printed below the table."""
@@ -68,7 +68,7 @@ def status(
         if watch:
             _watch(target, runs, every, as_json)
         elif as_json:
-            print(json.dumps(_as_json(runs, stage_statuses(runs)), indent=1))
+            print_json(_as_json(runs, stage_statuses(runs)))
         elif runs:
             make_console().print(status_view(runs, stage_statuses(runs)))
         else:
@@ -81,7 +81,7 @@ def _watch(target: Path | None, runs: list[RunRef], every: float, as_json: bool)
         while True:
             report = stage_statuses(runs)
             if as_json:
-                print(json.dumps(_as_json(runs, report)), flush=True)
+                print_json(_as_json(runs, report), indent=None)
             elif console.is_terminal:
                 live.update(status_view(runs, report), refresh=True)
             else:
@@ -113,9 +113,11 @@ def status_view(runs: Sequence[RunRef], report: StatusReport) -> RenderableType:
     for row in report.stages:
         if len(row.reason) > _LONGEST_REASON or "\n" in row.reason:
             name = f"{row.run}, {row.stage}" if several else row.stage
-            parts.append(Text.assemble((f"{name} {row.state}: ", _STYLES[row.state]), row.reason))
+            parts.append(styled_text((f"{name} {row.state}: ", _STYLES[row.state]), row.reason))
     if report.slurm is not None:
-        parts.append(Text(f"Slurm does not answer, so this is from the run folders alone: {report.slurm}", "yellow"))
+        parts.append(
+            styled_text((f"Slurm does not answer, so this is from the run folders alone: {report.slurm}", "yellow"))
+        )
     return Group(*parts)
 
 
@@ -162,7 +164,7 @@ def current_stage(rows: Sequence[StageStatus]) -> StageStatus | None:
 
 
 def _cell(heading: str, text: str, state: State) -> Text:
-    return Text(text or "-", _STYLES[state] if heading == "state" else "")
+    return styled_text((text or "-", _STYLES[state] if heading == "state" else ""))
 
 
 def _steps(row: StageStatus) -> str:

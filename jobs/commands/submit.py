@@ -22,6 +22,7 @@ from jobs.scheduler.environment import dropped_variables, submission_findings
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import record, sweep_file, variations
 from pipeline.errors import ConfigError
+from pipeline.monitoring.console import PrintableConsole
 from pipeline.preflight.finding import Finding
 from pipeline.recipe.schema import Recipe
 
@@ -94,7 +95,7 @@ def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
 
 
 def _print_remark(finding: Finding) -> None:
-    stderr = Console(stderr=True, highlight=False)
+    stderr = PrintableConsole(stderr=True)
     if finding.level == "warning":
         print_warning(stderr, finding.line)
     else:

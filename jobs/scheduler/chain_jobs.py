@@ -2,7 +2,6 @@
 
 import math
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.child_process import PROGRAM_FOLDER
+from data.printable import shell_word
 from data.settings_diff import changed_settings
 from jobs.frozen_recipe import frozen_content, frozen_recipe, recipe_content
 from jobs.scheduler import slurm
@@ -209,8 +209,8 @@ def as_script(chain: Sequence[ChainJob]) -> str:
             lines.append(f"# {job.name}: done")
             continue
         variables[job.name] = f"job{len(variables) + 1}"
-        words = [f"{name}={shlex.quote(value)}" for name, value in job.variables.items()]
-        words += [shlex.quote(word) for word in job.command("JOB" if job.waits_for in variables else None)]
+        words = [f"{name}={shell_word(value)}" for name, value in job.variables.items()]
+        words += [shell_word(word) for word in job.command("JOB" if job.waits_for in variables else None)]
         line = " ".join(words).replace("afterok:JOB", f"afterok:${variables.get(job.waits_for or '')}")
         lines.append(f"{variables[job.name]}=$({line}) # {job.name}")
     return "\n".join(lines)

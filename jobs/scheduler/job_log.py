@@ -12,7 +12,7 @@ Kind = Literal["started", "done", "requeued", "stopped", "cancelled", "failed"]
 
 _TAIL_BYTES = 256 * 1024
 _LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) job (\d+)(?:_\d+)?: (.*)$")
-_OF_SLURM = re.compile(r"^(slurmstepd|srun|slurmd)\b")
+_NEXT_LINE = "  "  # what the lines of a message begin with after the first, see `data.printable.printable_message`
 _ERROR = re.compile(r"^error: (.*)$")
 _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"start \d+ on (?P<nodes>\S+),.*", "started"),
@@ -75,8 +75,8 @@ def _outcome_in(log: Path, job: str) -> JobOutcome | None:
                 error = "" if outcome is not None and outcome.kind == "started" else error
         elif match := _ERROR.match(line):
             error, reason_continues = match[1], False
-        elif reason_continues and outcome is not None and not _OF_SLURM.match(line):
-            outcome = replace(outcome, why=f"{outcome.why}\n{line}".rstrip())  # a reason of several lines
+        elif reason_continues and outcome is not None and line.startswith(_NEXT_LINE):
+            outcome = replace(outcome, why=f"{outcome.why}\n{line.removeprefix(_NEXT_LINE)}".rstrip())
     if outcome is None:
         # It has printed so much since its start that the line of the start is out of reach.
         is_whole = not lines or log.stat().st_size <= _TAIL_BYTES

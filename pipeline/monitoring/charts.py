@@ -1,5 +1,7 @@
 """What TensorBoard shows of a stage besides its curves: their layout, the recipe as text, settings beside results."""
 
+import math
+
 import yaml
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
@@ -18,6 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from data.remote.web_address import without_secrets
 from pipeline.plan import Plan, TrainPlan
 
 # Regular expressions of tags, by chart, by category; the first category is the one that is expanded.
@@ -99,7 +102,9 @@ def recipe_text(plan: Plan) -> Summary:
     """The complete settings of the stage, as YAML."""
     settings = {"stage": plan.name, "seed": plan.seed, **plan.stage.model_dump(mode="json")}
     # A code block by indentation instead of a fence: nothing in a value can end it.
-    lines = yaml.safe_dump(settings, sort_keys=False).splitlines()
+    # Long values are not folded, in which a signature would not be found.
+    text = without_secrets(yaml.safe_dump(settings, sort_keys=False, width=math.inf))
+    lines = text.splitlines()
     return text_pb("recipe", "\n".join(f"    {line}" for line in lines))
 
 

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.text import Text
 from torch.utils.tensorboard.summary import image
 
 from pipeline.announcements import StartingWeights, announcements
@@ -25,6 +24,7 @@ from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
 from pipeline.event_log import Event
 from pipeline.monitoring import charts
+from pipeline.monitoring.console import styled_text
 from pipeline.monitoring.event_file import EventFile
 from pipeline.monitoring.histograms import Histogram
 from pipeline.monitoring.progress import StageProgress
@@ -70,10 +70,10 @@ class Monitor:
         self._histograms_requested = False
         self._utilization = Utilization(plan, ranks) if isinstance(plan, TrainPlan) else None
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", "bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -240,7 +240,7 @@ class Monitor:
         """Write a line to the log and, if `show`, above the progress bar."""
         log.info("%s  %s", self._plan.name, message)
         if show and self._leads:
-            self._console.print(Text.assemble((self._plan.name, "bold"), f"  {message}"), soft_wrap=True)
+            self._console.print(styled_text((self._plan.name, "bold"), f"  {message}"), soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self

@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from data.printable import PrintableFormatter, printable_stream
 from pipeline.errors import CAUSE_FILE
 from pipeline.monitoring.bounded_output import bounded_text
+from pipeline.monitoring.console import PrintableConsole, styled_text
 from pipeline.run_folder import RunFolder
 
 
@@ -42,12 +44,14 @@ class LossyFile(io.FileIO):
 def redirect_output(folder: RunFolder, rank: int) -> Console:
     """Send log messages and what libraries print to this rank's log; returns a console on the old standard output."""
     log = logging.getLogger(__name__)
-    console = Console(file=bounded_text(1, log.warning), highlight=False)
+    console = PrintableConsole(file=bounded_text(1, log.warning))
     path = folder.log_file(rank)
 
     def warn(reason: str) -> None:
         if rank == 0:
-            console.print(f"{path} cannot be written ({reason}); the run continues without it", soft_wrap=True)
+            console.print(
+                styled_text(f"{path} cannot be written ({reason}); the run continues without it"), soft_wrap=True
+            )
 
     with open(path, "ab") as log_file:
         os.dup2(log_file.fileno(), 1)
@@ -55,9 +59,9 @@ def redirect_output(folder: RunFolder, rank: int) -> Console:
             os.dup2(log_file.fileno(), 2)
     # What the locale cannot encode is treated as on the standard output that this replaces.
     log_stream = io.BufferedWriter(LossyFile(1, warn))
-    sys.stdout = io.TextIOWrapper(log_stream, line_buffering=True, errors=sys.stdout.errors)
-    logging.basicConfig(
-        stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
+    sys.stdout = printable_stream(io.TextIOWrapper(log_stream, line_buffering=True, errors=sys.stdout.errors))
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     log.info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
     return console

@@ -101,7 +101,7 @@ class _Server(Location):
         text = _variables(text, folder)
         if not text.startswith(("http://", "https://")):
             raise ValueError(f"{text!r} is not the URL of a server; write https://{text.partition('://')[2] or text}")
-        return text
+        return _checked(text)
 
 
 PathOrUrl = Annotated[str, _Path(urls=True)]

@@ -112,7 +112,7 @@ def test_a_run_folder_of_another_recipe_and_of_other_data(shards: Path, tmp_path
     done = coatnet("train", "recipe.yaml", "pretrain", "pretrain.steps=5", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_refused(
-        tmp_path, "holds a run with other settings:\n  steps: 5 -> 6\nRestore them",
+        tmp_path, "holds a run with other settings:\n    steps: 5 -> 6\n  Restore them",
         "train", "recipe.yaml", "pretrain", "pretrain.steps=6", lines=3,
     )  # fmt: skip
     shutil.copytree(shards, tmp_path / "other")
@@ -131,7 +131,7 @@ def test_a_stage_that_started_from_weights_that_are_gone(shards: Path, tmp_path:
     assert coatnet("run", "recipe.yaml", *short, folder=tmp_path).returncode == 0
     shutil.rmtree(tmp_path / "runs/test/pretrain")
     assert_refused(
-        tmp_path, "runs/test/finetune holds a run with other settings:\n  start_digest: ",
+        tmp_path, "runs/test/finetune holds a run with other settings:\n    start_digest: ",
         "run", "recipe.yaml", *short, lines=3,
     )  # fmt: skip
 

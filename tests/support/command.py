@@ -44,7 +44,7 @@ def coatnet(
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        texts = (Path(file.name).read_text() for file in (output, errors))
+        texts = (Path(file.name).read_bytes().decode() for file in (output, errors))
         return subprocess.CompletedProcess(arguments, code, *texts)
 
 

@@ -1,12 +1,10 @@
 """`coatnet shards index`: an index for shards that others have built."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from data.accounting import lines
 from data.class_lists import read_class_list
@@ -19,8 +17,9 @@ from data.indexing.scan import ScanOptions
 from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, Threads
 from jobs.commands.shards.progress import reading_progress
-from jobs.console import make_console, print_line
+from jobs.console import make_console, print_json, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
+from pipeline.monitoring.console import PrintableConsole
 
 _WARNING_SHARE = 0.001
 """Share of unusable samples above which a run stops, unless data.skipped_share says otherwise."""
@@ -82,7 +81,7 @@ def index(
             first_label=first_label,
             ignored_labels=tuple(ignore_label or ()),
         )
-        console = Console(stderr=True) if as_json else make_console()
+        console = PrintableConsole(stderr=True) if as_json else make_console()
         storage = Storage(endpoint, profile, anonymous, give_up_after)
         with reading_progress(console) as (begin, advance):
             report = index_shards(
@@ -96,7 +95,7 @@ def index(
                 scanning=ScanOptions(storage, threads, begin, advance),
             )
         if as_json:
-            print(json.dumps(report.document(), indent=1))
+            print_json(report.document())
             return
         own = replace(storage, shards_elsewhere=True)
         for line in (*report_lines(report), *advice_on_index(open_dataset(report.index.home, own))):

@@ -1,6 +1,5 @@
 """`coatnet shards show`: a summary and a contact sheet of a dataset."""
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from data.dataset import open_dataset
@@ -17,7 +15,7 @@ from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
 from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsElsewhere, ShardsUrl
-from jobs.console import make_console, print_line
+from jobs.console import make_console, print_json, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from pipeline.errors import ConfigError
 
@@ -52,7 +50,7 @@ def show(
         facts = describe(dataset, drawn)
         draw_sheet(drawn, samples, seed).save(output)
         if as_json:
-            print(json.dumps(facts | {"contact_sheet": str(output)}, indent=1))
+            print_json(facts | {"contact_sheet": str(output)})
             return
         console = make_console()
         console.print(summary_table(facts))
@@ -95,9 +93,9 @@ def summary_table(facts: dict[str, Any]) -> Table:
         "  that cannot be used": f"{len(drawn['unusable']):,}",
     }
     for name, text in rows.items():
-        table.add_row(name, escape(text))
+        table.add_row(name, text)
     for broken in drawn["unusable"][:5]:
-        table.add_row("", escape(f"{broken['shard']}: {broken['key']}: {broken['problem']}"))
+        table.add_row("", f"{broken['shard']}: {broken['key']}: {broken['problem']}")
     return table
 
 

@@ -280,6 +280,17 @@ def test_an_address_with_a_password_is_refused_and_the_password_not_repeated(sch
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("variable", [None, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_so_is_a_server_of_s3_with_a_password(variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = "http://me:secret@127.0.0.1:1"
+    if variable:
+        monkeypatch.setenv(variable, endpoint)
+    with pytest.raises(DataError) as caught:
+        file_size("s3://bucket/x.tar", replace(HASTY, endpoint=None if variable else endpoint))
+    assert "http://...@127.0.0.1:1: the address contains a login" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_revision_an_account_and_a_user_are_no_passwords() -> None:
     for location in ("hf://datasets/a/b@c:d/x", "abfs://files@account.dfs.core.windows.net/x", "sftp://me@host/x"):
         assert checked(location) == location

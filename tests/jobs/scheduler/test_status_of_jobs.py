@@ -73,7 +73,7 @@ def test_each_state_of_a_job_has_a_status_and_a_reason(
             ("failed", "rank 1: lost its GPU"),
         ),
         (
-            [START, f"{at(9)} job 7: failed with exit code 78, not requeued: other settings:", "  steps: 1 -> 2", "Restore them", "srun: bye"],
+            [START, f"{at(9)} job 7: failed with exit code 78, not requeued: other settings:", "    steps: 1 -> 2", "  Restore them", "srun: bye"],
             ("failed", "other settings:\n  steps: 1 -> 2\nRestore them"),
             ("failed", "other settings:\n  steps: 1 -> 2\nRestore them"),
             ("failed", "other settings:\n  steps: 1 -> 2\nRestore them"),

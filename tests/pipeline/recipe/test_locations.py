@@ -168,6 +168,9 @@ def test_images_mounts_and_servers_are_resolved(tmp_path: Path) -> None:
     ):
         assert read(tmp_path, written, key) == [expected]
     assert " is not the URL of a server" in refused(tmp_path, "host:9000", "data.storage.endpoint").popitem()[1]
+    with_login = refused(tmp_path, "http://me:secret@host:9000", "data.storage.endpoint").popitem()[1]
+    assert "http://...@host:9000: the address contains a login" in with_login
+    assert "secret" not in with_login
     assert " is not a folder " in refused(tmp_path, "[$BUCKET]", "resources.container_mounts").popitem()[1]
 
 

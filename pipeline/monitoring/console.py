@@ -1,0 +1,42 @@
+"""A console that shows text as it is: nothing in it is markup, and nothing in it reaches the terminal unescaped."""
+
+import sys
+from collections.abc import Iterable
+from typing import IO, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.status import Status
+from rich.text import Text
+
+from data.printable import printable, printable_message, unescaped
+
+
+class PrintableConsole(Console):
+    """A console, by default on standard output. Only styles of the program colour what it shows.
+
+    Strings are escaped before they are laid out, whoever prints them; so is `styled_text`. Other objects of rich are
+    escaped as they are written.
+    """
+
+    def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> None:
+        file = file or unescaped(sys.stderr if stderr else sys.stdout)
+        super().__init__(file=file, width=width, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    # Rich takes brackets in the string of a status as markup.
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        return super().status(styled_text(status) if isinstance(status, str) else status, **options)
+
+
+def styled_text(*parts: str | tuple[str, str]) -> Text:
+    """The parts, each of them a string or a string and its style, as one text; lines that follow are indented."""
+    return Text.assemble(
+        *(printable_message(part) if isinstance(part, str) else (printable_message(part[0]), part[1]) for part in parts)
+    )

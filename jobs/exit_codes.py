@@ -128,7 +128,7 @@ def end_process(code: int, message: str, is_consequence: bool = False) -> NoRetu
         guard.start()
         outcome_file, cause_file = os.environ.get(OUTCOME_FILE), os.environ.get(CAUSE_FILE)
         if outcome_file is not None:
-            Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message, is_consequence))))
+            _report_outcome(outcome_file, Outcome(code, message, is_consequence))
         elif cause_file is None:
             _print_error(message)
         elif not is_consequence:
@@ -140,6 +140,14 @@ def end_process(code: int, message: str, is_consequence: bool = False) -> NoRetu
         finish_outputs()
         logging.shutdown()
         os._exit(code)
+
+
+def _report_outcome(outcome_file: str, outcome: Outcome) -> None:
+    """Write `outcome` for the launcher; where that fails, print it to the log that the launcher names."""
+    try:
+        Path(outcome_file).write_text(json.dumps(asdict(outcome)))
+    except OSError as error:  # the disk of TMPDIR is full, or a cleaner has removed the folder
+        _print_error(f"{outcome.message} ({outcome_file}: {error.strerror})")
 
 
 def _report_cause(cause_file: str, code: int, message: str) -> None:

@@ -70,7 +70,7 @@ def bomb() -> str:
         ("<<: 3", r"<< takes a mapping"),
         ("a:\n\tb: 1", r"a.yaml:2: not YAML: .*; indent with spaces and not with tabs"),
         ("a: @b", r"a.yaml:1: not YAML: .*; quote the value"),
-        ("a: 1\n---\na: 2", r"a.yaml:2: not YAML: but found another document"),
+        ("a: 1\n---\na: 2", r"a.yaml:2: a second document begins here; keep one"),
         ("[" * 5000, r"too many levels"),
         (b"a: 1\nb: \xe9", r"a.yaml:2: not a text file in UTF-8 \(byte 0xe9\); save it as UTF-8"),
         (b"a: 1\r\nb: \0", r"a.yaml:2: not YAML: it has the control character U\+0000; remove it"),

@@ -1,5 +1,6 @@
 """Atomic writes that survive power failures: write to another name, flush to the disk, rename."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ".writing"
 """The suffix of files that are being written."""
 
@@ -36,7 +38,7 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: several processes may write the file concurrently, each under a name of its own.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; that of a full disk, too, names `path`.
     """
     unfinished = unfinished_path(path)
     if shared:
@@ -46,9 +48,11 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             unfinished.unlink()
+        if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:  # as from `write`
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 from rich.text import Text
 
+from data.atomic_file import DISK_FULL
 from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
 from pipeline.errors import CAUSE_FILE, stop_exit_code
 from pipeline.errors import CONTINUES as CONTINUES
@@ -83,8 +84,9 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
             where = f"{error.filename}: " if error.filename is not None else ""
             _end(Outcome(EXIT_TRY_AGAIN, f"{where}{error.strerror}: a file system or its server fails; {again}"))
         if OUTCOME_FILE not in os.environ and CAUSE_FILE not in os.environ:
-            if isinstance(error, OSError) and error.filename is not None:
-                _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))
+            if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):
+                where = f"{error.filename}: " if error.filename is not None else ""
+                _end(Outcome(EXIT_CONFIG, f"{where}{error.strerror}"))
             raise
         logging.getLogger(__name__).exception("unexpected")
         first_line = str(error).strip().partition("\n")[0]

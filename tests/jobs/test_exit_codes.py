@@ -48,6 +48,12 @@ def test_a_file_that_is_missing_or_refused_is_not(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "error: /nowhere/shards.txt: No such file or directory\n"
 
 
+def test_a_full_disk_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="78"), exit_on_error(), open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"\n")
+    assert capsys.readouterr().err == "error: No space left on device\n"
+
+
 def test_an_error_that_knows_what_the_same_command_does_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     error = StorageDown("s3://bucket does not answer")
     error.if_repeated = "the same command starts over"

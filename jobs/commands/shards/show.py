@@ -12,6 +12,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from data.atomic_file import atomic_file
 from data.dataset import open_dataset
 from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
@@ -50,7 +51,8 @@ def show(
         )
         drawn = list(draw_samples(dataset, max(samples, _DRAWN), seed))
         facts = describe(dataset, drawn)
-        draw_sheet(drawn, samples, seed).save(output)
+        with atomic_file(output) as file:
+            draw_sheet(drawn, samples, seed).save(file, "PNG")
         if as_json:
             print(json.dumps(facts | {"contact_sheet": str(output)}, indent=1))
             return

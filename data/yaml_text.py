@@ -77,6 +77,8 @@ def _decoded(content: bytes, name: str) -> str:
 def _fix(problem: str) -> str:
     if r"'\t'" in problem:
         return "; indent with spaces and not with tabs"
+    if problem.startswith(("expected ',' or '}'", "expected ',' or ']'")) and problem.endswith("got '{'"):
+        return "; between braces or brackets, quote a value that has braces, such as ${NAME}"
     if problem.endswith("cannot start any token"):
         return "; quote the value"
     return ""

@@ -69,6 +69,7 @@ def bomb() -> str:
         ("[a]: 1", r"a key must be text"),
         ("<<: 3", r"<< takes a mapping"),
         ("a:\n\tb: 1", r"a.yaml:2: not YAML: .*; indent with spaces and not with tabs"),
+        ("a: {b: ${HOME}/c}", r"a.yaml:1: not YAML: .*; .* quote a value that has braces, such as \${NAME}"),
         ("a: @b", r"a.yaml:1: not YAML: .*; quote the value"),
         ("a: 1\n---\na: 2", r"a.yaml:2: a second document begins here; keep one"),
         ("[" * 5000, r"too many levels"),

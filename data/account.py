@@ -32,6 +32,19 @@ def temporary_folder() -> str:
         ) from None
 
 
+def unused_temporary_folder() -> str | None:
+    """What to say where the environment names a folder for temporary files and they go elsewhere; None otherwise."""
+    name = next((name for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), None)
+    try:
+        used = temporary_folder()
+    except DataError:  # whoever needs one says so
+        return None
+    if name is None or os.path.abspath(wanted := os.environ[name]) == os.path.abspath(used):
+        return None
+    why = "full, or not writable for this account" if os.path.isdir(wanted) else "not a folder that exists"
+    return f"{name}: {wanted} is {why}; temporary files go to {used}"
+
+
 def complete_account(environment: MutableMapping[str, str]) -> None:
     """Add to `environment` what libraries take from an account, where this one has it not, or not usable.
 

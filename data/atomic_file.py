@@ -1,5 +1,6 @@
 """Atomic writes that survive power failures: write to another name, flush to the disk, rename."""
 
+import errno
 import os
 import stat
 import uuid
@@ -8,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ".writing"
 """The suffix of files that are being written."""
 
@@ -37,7 +39,7 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: several processes may write the file concurrently, each under a name of its own.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; that of a full disk, too, names `path`.
     """
     unfinished = unfinished_path(path)
     if shared:
@@ -50,9 +52,11 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
             os.fchmod(file.fileno(), mode)  # that of the umask: libraries may write a file for its owner alone
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             unfinished.unlink()
+        if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:  # as from `write`
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

@@ -1,6 +1,7 @@
 """Labels of samples, and maps from one class list to another."""
 
 import codecs
+import difflib
 import json
 import re
 import unicodedata
@@ -253,9 +254,10 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
     names = {old: str(new) for old, new in names.items()}
     unknown = sorted(set(names) - set(classes))
     if unknown:
+        near = difflib.get_close_matches(unknown[0], classes, 1)
         raise DataError(
             f"{origins['rename', unknown[0]]}: {unknown[0]} is not a class of the shards ({len(unknown):,} of "
-            f"{len(names):,} are not)"
+            f"{len(names):,} are not)" + (f"; did you mean {near[0]}?" if near else "")
         )
     afterwards = [names.get(name, name if others == "keep" else None) for name in classes]
     kept = {name for name in afterwards if name is not None}

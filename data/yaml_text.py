@@ -54,7 +54,12 @@ def read_yaml(content: bytes | str, name: str) -> tuple[Any, dict[KeyPath, str]]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = str(getattr(error, "problem", None) or error)
-        raise YamlError(name, mark.line + 1 if mark else 1, f"not YAML: {problem}{_fix(problem)}") from None
+        line = mark.line + 1 if mark else 1
+        if problem == "but found another document":
+            raise YamlError(
+                name, line, "a second document begins here; keep one, and give others a file each"
+            ) from None
+        raise YamlError(name, line, f"not YAML: {problem}{_fix(problem)}") from None
     except RecursionError:
         raise YamlError(name, 1, "not YAML that can be read: too many levels inside one another") from None
 
@@ -72,6 +77,8 @@ def _decoded(content: bytes, name: str) -> str:
 def _fix(problem: str) -> str:
     if r"'\t'" in problem:
         return "; indent with spaces and not with tabs"
+    if problem.startswith(("expected ',' or '}'", "expected ',' or ']'")) and problem.endswith("got '{'"):
+        return "; between braces or brackets, quote a value that has braces, such as ${NAME}"
     if problem.endswith("cannot start any token"):
         return "; quote the value"
     return ""

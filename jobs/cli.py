@@ -70,10 +70,12 @@ def _escape_output() -> None:
 def main() -> None:
     """Entry point of the `coatnet` command, once everything is imported; see `jobs.__main__`."""
     secure_packages()
-    from data.account import complete_account  # ours by now
+    from data.account import complete_account, unused_temporary_folder  # ours by now
 
     complete_account(os.environ)
     _escape_output()
+    if os.environ.get("RANK", "0") == "0" and (remark := unused_temporary_folder()) is not None:
+        print(f"warning: {remark}", file=sys.stderr)
     try:
         app(prog_name="coatnet")
     except SystemExit as end:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from data.atomic_file import DISK_FULL
 from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
 from data.printable import printable_message
 from pipeline.errors import CAUSE_FILE, stop_exit_code
@@ -82,8 +83,9 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
             where = f"{error.filename}: " if error.filename is not None else ""
             _end(Outcome(EXIT_TRY_AGAIN, f"{where}{error.strerror}: a file system or its server fails; {again}"))
         if OUTCOME_FILE not in os.environ and CAUSE_FILE not in os.environ:
-            if isinstance(error, OSError) and error.filename is not None:
-                _end(Outcome(EXIT_CONFIG, f"{error.filename}: {error.strerror}"))
+            if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):
+                where = f"{error.filename}: " if error.filename is not None else ""
+                _end(Outcome(EXIT_CONFIG, f"{where}{error.strerror}"))
             raise
         logging.getLogger(__name__).exception("unexpected")
         first_line = str(error).strip().partition("\n")[0]
@@ -127,7 +129,7 @@ def end_process(code: int, message: str, is_consequence: bool = False) -> NoRetu
         guard.start()
         outcome_file, cause_file = os.environ.get(OUTCOME_FILE), os.environ.get(CAUSE_FILE)
         if outcome_file is not None:
-            Path(outcome_file).write_text(json.dumps(asdict(Outcome(code, message, is_consequence))))
+            _report_outcome(outcome_file, Outcome(code, message, is_consequence))
         elif cause_file is None:
             _print_error(message)
         elif not is_consequence:
@@ -139,6 +141,14 @@ def end_process(code: int, message: str, is_consequence: bool = False) -> NoRetu
         finish_outputs()
         logging.shutdown()
         os._exit(code)
+
+
+def _report_outcome(outcome_file: str, outcome: Outcome) -> None:
+    """Write `outcome` for the launcher; where that fails, print it to the log that the launcher names."""
+    try:
+        Path(outcome_file).write_text(json.dumps(asdict(outcome)))
+    except OSError as error:  # the disk of TMPDIR is full, or a cleaner has removed the folder
+        _print_error(f"{outcome.message} ({outcome_file}: {error.strerror})")
 
 
 def _report_cause(cause_file: str, code: int, message: str) -> None:

@@ -251,7 +251,7 @@ class RunFolder:
         path = self.path / "result.json"
         try:
             return to_record(StageResult, json.loads(path.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise_if_passing(error)

@@ -335,5 +335,5 @@ def _refuse_full_disk(building: BuildFolder, needed: int) -> None:
     written = sum(path.stat().st_size for path in building.shards.rglob("*.tar"))
     free = shutil.disk_usage(building.path).free
     if free < needed - written:
-        missing = f"{(needed - written) / 1e9:,.1f} GB more and {free / 1e9:,.1f} GB are free"
+        missing = f"{(needed - written) / 1e6:,.1f} MB more and {free / 1e6:,.1f} MB are free"
         raise DataError(f"{building.path}: the shards need {missing}; free some space")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 from data.json_records import parse_json
+from data.printable import one_line
 from pipeline.distributed import KeyValueStore
 
 PHASES = ("", "reading", "computing", "exchanging")
@@ -136,8 +137,7 @@ def _position(store: KeyValueStore, rank: int) -> RankPosition | None:
 
 
 def _printable(value: bytes) -> str:
-    text = value[:_MOST_BYTES].decode(errors="backslashreplace")
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return one_line(value[:_MOST_BYTES].decode(errors="backslashreplace"))
 
 
 def _named(ranks: Iterable[int], nodes: dict[int, str]) -> str:

@@ -1,5 +1,6 @@
 """A recipe: a chain of stages and every setting of each. `loader.py` reads it from a file."""
 
+import difflib
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -43,6 +44,9 @@ RECOMMENDED_OTHERWISE: tuple[Precision, int] = ("bf16_autocast", 1)
 def recommended(model: str) -> tuple[Precision, int]:
     """Precision and ZeRO stage for the variant `model`, where a recipe does not set them."""
     return next((value for name, value in RECOMMENDED.items() if model.startswith(name)), RECOMMENDED_OTHERWISE)
+
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz")
 
 
 class Stage(Section):
@@ -168,15 +172,7 @@ class Recipe(Section):
         seen: list[str] = []
         for name, stage in self.stages.items():
             if stage.start_from is not None and stage.start_from not in seen:
-                earlier = ", ".join(seen) or "there is none"
-                elsewhere = (
-                    "; to start from a stage of another run, describe it here with its settings, and copy its run "
-                    f"folder into {self.name} below runs"
-                )
-                raise ValueError(
-                    f"stages.{name}.start_from: {stage.start_from} is not an earlier stage ({earlier})"
-                    f"{elsewhere if '/' in stage.start_from else ''}"
-                )
+                raise ValueError(f"stages.{name}.start_from: {_not_earlier(stage.start_from, seen, self.name)}")
             if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
                 raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
             start = self.stages[stage.start_from] if stage.start_from is not None else None
@@ -187,3 +183,15 @@ class Recipe(Section):
                 )
             seen.append(name)
         return self
+
+
+def _not_earlier(start: str, earlier: list[str], recipe: str) -> str:
+    """Why `start` is none of the `earlier` stages, and what to write: some give a file of weights."""
+    what = f"{start} is not an earlier stage ({', '.join(earlier) or 'there is none'})"
+    if "/" in start or start.endswith(_WEIGHT_FILES):
+        return (
+            f"{what}; a stage starts from a stage of its recipe, not from a file or address: to start from a stage of "
+            f"another run, describe it here with its settings, and copy its run folder into {recipe} below runs"
+        )
+    near = difflib.get_close_matches(start, earlier, 1)
+    return f"{what}; did you mean {near[0]}?" if near else what

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.account import account_name, complete_account, temporary_folder
+from data.account import account_name, complete_account, temporary_folder, unused_temporary_folder
 from data.errors import EXIT_CONFIG, DataError
 from pipeline.recipe.sections import CacheSettings
 from tests.support.accounts import NAMELESS, as_nameless, open_to_all
@@ -74,6 +74,27 @@ def test_no_folder_for_temporary_files_is_reported_with_the_fix(
         temporary_folder()
     assert refused.value.exit_code == EXIT_CONFIG
     complete_account({})
+
+
+@pytest.mark.parametrize(("exists", "why"), [(False, "not a folder that exists"), (True, "full, or not writable")])
+def test_temporary_files_that_go_elsewhere_than_asked_are_told(
+    exists: bool, why: str, nameless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = nameless / "wanted"
+    if exists:
+        wanted.mkdir(mode=0o555)
+    monkeypatch.setenv("TMPDIR", str(wanted))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    remark = as_nameless(unused_temporary_folder)
+    assert remark is not None
+    assert remark.startswith(f"TMPDIR: {wanted} is {why}")
+    assert "; temporary files go to /" in remark
+
+
+def test_temporary_files_that_go_where_asked_need_no_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", f"{tmp_path}/")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert unused_temporary_folder() is None
 
 
 def test_the_cache_of_shards_is_called_after_the_account() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.atomic_file import atomic_file, atomic_path, write_atomically
+from tests.support.disk import small_file_system
 from tests.support.paths import ROOT
 
 
@@ -29,6 +30,13 @@ def test_an_error_leaves_only_the_previous_file(tmp_path: Path, shared: bool) ->
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["index.json"]
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "small", "16k") as folder:
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}/labels.npy'"):
+            write_atomically(folder / "labels.npy", bytes(100_000))
+        assert os.listdir(folder) == []
 
 
 def test_a_kill_during_a_write_leaves_the_previous_file(tmp_path: Path) -> None:

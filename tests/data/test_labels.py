@@ -118,7 +118,8 @@ def test_a_label_map_renames_merges_and_drops(
         ("[", "not YAML"),
         ("drop: [ant]", "may only have the keys rename, others and classes"),
         ("others: forget", "others keep or drop"),
-        ("rename:\n  dog: pet", r"map.yaml:2: dog is not a class of the shards \(1 of 1 are not\)"),
+        ("rename:\n  dog: pet", r"map.yaml:2: dog is not a class of the shards \(1 of 1 are not\)$"),
+        ("rename:\n  Cat: pet", r"Cat is not a class of the shards \(1 of 1 are not\); did you mean cat\?$"),
         ("classes: [ant, bee]", r"cat is missing under classes \(1 names are\)"),
         ("classes: [ant, bee, cat, cat]", "a name is repeated"),
         (

@@ -32,6 +32,14 @@ def test_a_read_only_file_system_and_a_full_one_are_told_apart(tmp_path: Path) -
         assert read_only.value.exit_code == EXIT_CONFIG
 
 
+def test_runs_in_a_file_are_told_to_be_no_folder_and_not_a_damaged_result(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    folder = RunFolder(tmp_path / "runs/test/pretrain")
+    assert folder.result() is None
+    with pytest.raises(ConfigError, match=f"run folder {folder.path}: Not a directory; set runs to a folder you can"):
+        folder.create()
+
+
 @pytest.mark.parametrize("part", ["checkpoints", "events.jsonl", ".lock", "logs/rank-00000.log"])
 def test_a_part_of_somebody_else_is_named_before_anything_runs(part: str, tmp_path: Path) -> None:
     open_to_all(tmp_path)

@@ -10,6 +10,7 @@ from PIL import Image
 from rich import box
 from rich.table import Table
 
+from data.atomic_file import atomic_file
 from data.dataset import open_dataset
 from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
@@ -48,7 +49,8 @@ def show(
         )
         drawn = list(draw_samples(dataset, max(samples, _DRAWN), seed))
         facts = describe(dataset, drawn)
-        draw_sheet(drawn, samples, seed).save(output)
+        with atomic_file(output) as file:
+            draw_sheet(drawn, samples, seed).save(file, "PNG")
         if as_json:
             print_json(facts | {"contact_sheet": str(output)})
             return

@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import yaml
-from filelock import FileLock
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
 from data.errors import raise_if_passing
 from data.file_lock import check_locks
 from data.json_records import parse_json, to_json, to_record
-from data.regular_file import read_regular
+from data.regular_file import open_regular, read_regular
 from data.remote.storage import Storage, is_remote
 from data.settings_diff import changed_settings, flatten
 from data.yaml_text import load_written_yaml
@@ -207,8 +206,8 @@ class RunFolder:
                 f"{identity.id}); restore the checkpoint from a copy, or train the stage again in a run of another name"
             )
 
-    def lock(self, node: str = "") -> FileLock:
-        """Hold the folder for this process on `node`.
+    def lock(self, node: str = "") -> BinaryIO:
+        """Hold the folder for this process on `node` until the file that is returned is closed.
 
         Raises:
             ConfigError, RunInUse: another process runs this stage; see `run_access.hold`.
@@ -222,7 +221,7 @@ class RunFolder:
     def held(self) -> bool:
         """Whether a process that this machine can see runs the stage. Writes nothing."""
         try:
-            with open(self._lock_file, "rb") as lock:
+            with open_regular(self._lock_file) as lock:
                 # Shared and released at once: observers do not see each other, and a start that waits does not notice.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

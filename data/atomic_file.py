@@ -20,12 +20,12 @@ def unfinished_path(path: Path) -> Path:
 
 
 def open_no_link(path: Path, mode: Literal["ab", "rb+", "wb"]) -> BinaryIO:
-    """`open(path, mode)`, but not if `path` is a symbolic link, which another user may have put there.
+    """`open(path, mode)`, but not if `path` is a symbolic link or a pipe, which another user may have put there.
 
     Raises:
-        OSError: it is one (ELOOP), or cannot be opened.
+        OSError: it is a link (ELOOP) or a pipe that nobody reads (ENXIO), or cannot be opened.
     """
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666))
 
 
 @contextmanager

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.regular_file import open_regular
 from data.remote.storage import Storage, is_remote, pieces
 
 
 def file_sha256(path: str | Path) -> str:
     """sha256 of a local file, in hex."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -52,6 +52,14 @@ class StorageDown(CoatnetError):
     retryable = True
 
 
+class LockHeld(CoatnetError):
+    """A process of another node has the lock of a folder: it works there, or its node went down and the file server has
+    not noticed yet."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether the operation that failed may succeed later, on this machine or on another one."""
     if isinstance(error, CoatnetError):

@@ -64,6 +64,23 @@ def read_yaml(content: bytes | str, name: str) -> tuple[Any, dict[KeyPath, str]]
         raise YamlError(name, 1, "not YAML that can be read: too many levels inside one another") from None
 
 
+def load_written_yaml(content: bytes) -> Any:
+    """The value of a YAML document that this program wrote, as `yaml.safe_load` has it.
+
+    Raises:
+        ValueError: it is not YAML, or expands to too much: then somebody else wrote it.
+    """
+    text = content.decode()
+    if "&" in text:  # else it has no aliases
+        read_yaml(text, "it")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("too many levels inside one another") from None
+
+
 def _decoded(content: bytes, name: str) -> str:
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:

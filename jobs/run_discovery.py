@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data.regular_file import read_regular
+from data.yaml_text import load_written_yaml
 from jobs.scheduler.submissions import FOLDER, SHARDS, SubmissionFolder
 from pipeline.errors import ConfigError
 from pipeline.run_folder import RunFolder
@@ -139,8 +139,8 @@ def _in_folder(path: Path, was_named: bool) -> list[RunRef]:
 def _of_run_folder(run: Path, only: str | None = None, settings: Mapping[str, str] | None = None) -> RunRef:
     """The run in a folder, with its recipe as it was submitted, if it was."""
     try:
-        content = yaml.safe_load(SubmissionFolder(run / FOLDER).recipe.read_text())
-    except (OSError, yaml.YAMLError):
+        content = load_written_yaml(read_regular(SubmissionFolder(run / FOLDER).recipe))
+    except (OSError, ValueError):
         content = None
     return RunRef(run, content if isinstance(content, dict) else {}, only, settings or {})
 

@@ -21,7 +21,7 @@ def adapt_parameters(parameters: dict[str, Tensor], model: CoAtNet) -> dict[str,
     for name, tensor in parameters.items():
         if name not in wanted:
             continue
-        if name in grids and tensor.shape[0] == wanted[name].shape[0]:
+        if name in grids and tensor.ndim == 3 and tensor.shape[0] == wanted[name].shape[0]:
             tensor = resize_relative_bias(tensor, grids[name])
         if tensor.shape == wanted[name].shape:
             fitted[name] = tensor

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from data.regular_file import open_regular
 from pipeline.errors import RunFailed
 from pipeline.json_lines import append_json_line, note_skipped
 
@@ -92,7 +93,7 @@ class RunEvent:
             facts = json.loads(line)
             when, event = facts.pop("time"), Event(facts.pop("event"))
             datetime.fromisoformat(when)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return cls(when, event, facts)
 
@@ -113,7 +114,10 @@ class EventLog:
 
     def entries(self) -> list[RunEvent]:
         """All entries that can be read, oldest first; others are skipped with a warning."""
-        lines = self.path.read_text(errors="replace").split("\n") if self.path.exists() else []
+        lines: list[str] = []
+        if self.path.exists():
+            with open_regular(self.path) as file:
+                lines = file.read().decode(errors="replace").split("\n")
         parsed = [(number, RunEvent.parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
         if skipped := tuple(number for number, entry in parsed if entry is None):
             note_skipped(self.path, skipped)

@@ -1,15 +1,18 @@
 """A checkpoint's weights as one safetensors file, for use of the model outside training."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from data.atomic_file import atomic_path
 from models.registry import create_model
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.resume import open_verified
 from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
@@ -36,10 +39,9 @@ def export(checkpoint: str, destination: Path, which: WhichWeights = "auto") -> 
     source = open_verified(checkpoint, Ranks(0, 1, torch.device("cpu")))
     chosen = chosen_weights(source, which)
     model = source.manifest.facts.run.model
+    expected = _model_tensors(source)
     tensors = source.parameters(chosen) | source.buffers(chosen)
-    # The metadata must be enough to load the file.
-    expected = create_model(**model, device="meta").state_dict()
-    assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in expected.items()}
+    _refuse_other_tensors(source, tensors, expected)
     metadata = {
         "format": "pt",  # by which other programs recognize tensors of PyTorch
         "model": json.dumps(model),
@@ -50,6 +52,36 @@ def export(checkpoint: str, destination: Path, which: WhichWeights = "auto") -> 
     }
     _publish(tensors, metadata, destination)
     return metadata
+
+
+def _model_tensors(source: Checkpoint) -> dict[str, Tensor]:
+    """The parameters and buffers, without values, of the model that the manifest describes."""
+    model = source.manifest.facts.run.model
+    try:
+        if sum(model.get("depths") or ()) > len(source.shapes):
+            raise ValueError(f"depths {str(model['depths'])[:80]} are more blocks than there are parameters")
+        return create_model(**model, device="meta").state_dict()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{source.location}: no model can be made of the arguments in its manifest ({reason}); restore it from a "
+            "copy"
+        ) from None
+
+
+def _refuse_other_tensors(source: Checkpoint, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of the model: the metadata must be enough to load the file."""
+    for name in sorted(expected.keys() | found.keys()):
+        there, here = (_kind(tensors.get(name)) for tensors in (found, expected))
+        if there != here:
+            raise ConfigError(
+                f"{source.location}: {name} is {there} there and {here} in the model that its manifest describes; "
+                "restore it from a copy"
+            )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def _publish(tensors: dict[str, Any], metadata: dict[str, str], destination: Path) -> None:

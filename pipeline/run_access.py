@@ -5,17 +5,14 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import BinaryIO
 
 from data.errors import CoatnetError
+from data.file_lock import OTHER_NODE_SECONDS, OWN_NODE_SECONDS, lock_within
 from pipeline.errors import ConfigError, DiskFull, RunInUse
 from pipeline.event_log import Event, EventLog, RunEvent
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_OWN_NODE_SECONDS = 10.0
-_OTHER_NODE_SECONDS = 120.0
-"""A file server keeps the locks of a node that went down until it misses it: with NFSv4 for 90 seconds."""
 
 
 def cannot_be_written(run: Path, error: OSError) -> CoatnetError:
@@ -42,9 +39,9 @@ def check_writable(run: Path, parts: Sequence[Path]) -> None:
 
 
 def hold(
-    lock_file: Path, events: EventLog, node: str, *, own: float = _OWN_NODE_SECONDS, other: float = _OTHER_NODE_SECONDS
-) -> FileLock:
-    """Lock the run folder for this process, which runs on `node`.
+    lock_file: Path, events: EventLog, node: str, *, own: float = OWN_NODE_SECONDS, other: float = OTHER_NODE_SECONDS
+) -> BinaryIO:
+    """The open `lock_file` of the run folder, locked for this process, which runs on `node`, until it is closed.
 
     The kernel releases the lock of a process that ends. That of a node which went down is released by the file server,
     later: it is waited for `own` seconds, and `other` seconds in all if the last start was on another node.
@@ -54,29 +51,20 @@ def hold(
         RunInUse: another node has the lock.
         OSError: the file cannot be opened.
     """
-    lock, run = FileLock(lock_file), lock_file.parent
-    try:
-        return _acquired(lock, own)
-    except Timeout:
-        holder = next(reversed(events.of(Event.BEGIN)), None)
+    run = lock_file.parent
+    if lock := lock_within(lock_file, own):
+        return lock
+    holder = next(reversed(events.of(Event.BEGIN)), None)
     there = str(holder.facts.get("node") or "") if holder else ""
     if not there or there == node:
-        raise ConfigError(
-            f"{run}: another process is running this stage{_since(holder)}; wait for it or stop it"
-        ) from None
-    try:
-        return _acquired(lock, other - own)
-    except Timeout:
-        raise RunInUse(
-            f"{run}: node {there} is running this stage{_since(holder)}, and last wrote to this folder "
-            f"{_quiet_seconds(run, events):,.0f} s ago; wait for it or stop it. If that node is down, the file server "
-            "releases its lock after a while"
-        ) from None
-
-
-def _acquired(lock: FileLock, seconds: float) -> FileLock:
-    lock.acquire(timeout=max(0.0, seconds))
-    return lock
+        raise ConfigError(f"{run}: another process is running this stage{_since(holder)}; wait for it or stop it")
+    if lock := lock_within(lock_file, other - own):
+        return lock
+    raise RunInUse(
+        f"{run}: node {there} is running this stage{_since(holder)}, and last wrote to this folder "
+        f"{_quiet_seconds(run, events):,.0f} s ago; wait for it or stop it. If that node is down, the file server "
+        "releases its lock after a while"
+    )
 
 
 def _since(holder: RunEvent | None) -> str:

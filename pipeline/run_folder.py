@@ -13,20 +13,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import yaml
-from filelock import FileLock
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
 from data.errors import raise_if_passing
 from data.file_lock import check_locks
-from data.json_records import to_json, to_record
-from data.remote.storage import Storage, is_remote, join, read_bytes
+from data.json_records import parse_json, to_json, to_record
+from data.regular_file import open_regular, read_regular
+from data.remote.storage import Storage, is_remote
 from data.remote.web_address import without_secrets
 from data.settings_diff import changed_settings, flatten
-from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
+from data.yaml_text import load_written_yaml
+from pipeline.checkpoints.manifest import RunDigests, json_object, manifest_bytes, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
 from pipeline.run_access import cannot_be_written, check_writable, hold
@@ -114,7 +115,7 @@ class RunFolder:
             ConfigError: the file is damaged.
         """
         try:
-            content = yaml.safe_load(self.recipe.read_text())
+            content = load_written_yaml(read_regular(self.recipe))
             if not isinstance(content, dict):
                 raise ValueError("empty or cut short" if content is None else "not a mapping")
             if "index_digests" not in content and "stages" in content:
@@ -122,7 +123,7 @@ class RunFolder:
             return to_record(FrozenStage, {**content, "content": content})
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             raise_if_passing(error)
             raise self.damaged_recipe(error) from None
 
@@ -207,14 +208,14 @@ class RunFolder:
             ConfigError: it is not of this run, nor of one that this folder was copied from.
         """
         identity = identity_of(self.path)
-        if run_id is not None and identity is not None and run_id not in identity.ids:
+        if run_id is not None and identity is not None and str(run_id) not in identity.ids:
             raise ConfigError(
                 f"{checkpoint}: another run than {self.path} has written this checkpoint (id {run_id} instead of "
                 f"{identity.id}); restore the checkpoint from a copy, or train the stage again in a run of another name"
             )
 
-    def lock(self, node: str = "") -> FileLock:
-        """Hold the folder for this process on `node`.
+    def lock(self, node: str = "") -> BinaryIO:
+        """Hold the folder for this process on `node` until the file that is returned is closed.
 
         Raises:
             ConfigError, RunInUse: another process runs this stage; see `run_access.hold`.
@@ -228,7 +229,7 @@ class RunFolder:
     def held(self) -> bool:
         """Whether a process that this machine can see runs the stage. Writes nothing."""
         try:
-            with open(self._lock_file, "rb") as lock:
+            with open_regular(self._lock_file) as lock:
                 # Shared and released at once: observers do not see each other, and a start that waits does not notice.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -250,7 +251,7 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            return to_record(StageResult, json.loads(path.read_text()))
+            return parse_json(StageResult, read_regular(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
@@ -315,7 +316,7 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     checkpoint = final_checkpoint(recipe, start)
     storage = Storage(**recipe.stages[stage].data.storage.model_dump())
     try:
-        content = read_bytes(join(checkpoint, MANIFEST), storage)
+        content = manifest_bytes(checkpoint, storage)
     except FileNotFoundError:
         if continues_alone(recipe, stage) and (recorded := frozen()):
             return recorded.start_digest
@@ -324,8 +325,8 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
             f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "
             f"{stage}; give both stages the same"
         ) from None
-    with suppress(ValueError, AttributeError):  # a damaged manifest, as reading it will say
-        run_folder(recipe, start).refuse_other_run(checkpoint, json.loads(content).get("run_id"))
+    with suppress(ValueError):  # a damaged manifest, as reading it will say
+        run_folder(recipe, start).refuse_other_run(checkpoint, json_object(content).get("run_id"))
     return weights_digest(content)
 
 

@@ -6,15 +6,19 @@ the original stores elsewhere remains the original's.
 
 import json
 import os
+import re
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.atomic_file import write_atomically
+from data.errors import raise_if_passing
 from data.json_records import parse_json, to_json
+from data.regular_file import read_regular
 from pipeline.errors import ConfigError
 
 _FILE = ".run.json"  # in the run folder
+_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,33 @@ class RunIdentity:
     copied_from: tuple[str, ...] = ()
     """The runs whose folders were copied to make this one, oldest first."""
 
+    def __post_init__(self) -> None:
+        for run in (self.id, *self.copied_from):
+            check_run_id(run)
+        check_folder(self.folder)
+
     @property
     def ids(self) -> frozenset[str]:
         """Runs whose checkpoints are this one's past: its own and those it was copied from."""
         return frozenset((self.id, *self.copied_from))
+
+
+def check_run_id(value: str) -> None:
+    """
+    Raises:
+        ValueError: it is not an id of a run.
+    """
+    if not _ID.fullmatch(value):
+        raise ValueError(f"the id of a run must be 32 hexadecimal digits, not {value[:40]!r}")
+
+
+def check_folder(value: str) -> None:
+    """
+    Raises:
+        ValueError: it is not the absolute path of a folder.
+    """
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError(f"folder: must be an absolute path, not {value[:80]!r}")
 
 
 def identity_of(path: Path) -> RunIdentity | None:
@@ -66,10 +93,11 @@ def establish_identity(path: Path) -> RunIdentity:
 
 def _recorded(path: Path) -> RunIdentity | None:
     try:
-        return parse_json(RunIdentity, (path / _FILE).read_bytes())
+        return parse_json(RunIdentity, read_regular(path / _FILE))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        raise_if_passing(error)
         raise ConfigError(
             f"{path / _FILE}: damaged ({error}); restore it from a copy, or remove it: the folder then counts as that "
             "of a new run, which continues from the checkpoints in it"

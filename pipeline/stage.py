@@ -118,7 +118,7 @@ def run_stage(
             _evaluate_stage(plan, context, start_from)
         ranks.barrier()
         if lock:
-            lock.release()
+            lock.close()
     leave_ranks()
 
 

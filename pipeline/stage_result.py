@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data.json_records import check_at_least
+
 
 def distinct_names(classes: Sequence[str]) -> list[str]:
     """The names of classes, with the number of the class behind those that several have: labels that are numbers allow
@@ -23,6 +25,10 @@ class ValidationFigures:
     samples: int
     skipped: int
 
+    def __post_init__(self) -> None:
+        check_at_least(0, samples=self.samples, skipped=self.skipped)
+        _check_shares(top1=self.top1, top5=self.top5)
+
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
@@ -31,6 +37,10 @@ class ClassAccuracy:
     samples: int
     top1: float | None
     top5: float | None
+
+    def __post_init__(self) -> None:
+        check_at_least(0, samples=self.samples)
+        _check_shares(top1=self.top1 or 0.0, top5=self.top5 or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +60,14 @@ class StageResult:
     validation: ValidationFigures
     classes: Mapping[str, ClassAccuracy]
     """By the names of `distinct_names`, in the order of the classes."""
+
+    def __post_init__(self) -> None:
+        check_at_least(0, steps=self.steps, samples=self.samples or 0)
+        if ".." in self.checkpoint.split("/") or "\0" in self.checkpoint or not self.checkpoint:
+            raise ValueError(f"checkpoint: must be a location without `..`, not {self.checkpoint[:80]!r}")
+
+
+def _check_shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}: must be from 0 to 1, not {value}")

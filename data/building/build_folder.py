@@ -1,6 +1,5 @@
 """The folder of an unfinished build beside its destination: what is being built, and what is done already."""
 
-import errno
 import json
 import re
 import shutil
@@ -10,21 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from data.atomic_file import write_atomically
 from data.building.build_record import NOTHING_KNOWN, BuildRecord, SourceState, source_beside
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.building.source import SourceIndex
-from data.errors import DataError
+from data.errors import DataError, LockHeld
+from data.file_lock import NO_LOCKS, OTHER_NODE_SECONDS, OWN_NODE_SECONDS, hold
 from data.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
 
 _VERSION = 2
 _LOCK = ".lock"
 _PART_NAME = re.compile(r"(\d+)-of-(\d+)")
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_OWN_NODE_SECONDS, _OTHER_NODE_SECONDS = OWN_NODE_SECONDS, OTHER_NODE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,8 @@ class BuildFolder:
         """Let nobody else read this part, or write shards, in the meantime.
 
         Raises:
-            DataError: another process reads it or writes shards, or the file system has no locks.
+            DataError: another process of this node reads it or writes shards, or the file system has no locks.
+            LockHeld: one of another node does.
         """
         with self._held(
             self._part_file(part).with_suffix(_LOCK), f"another process reads part {part} or merges the parts"
@@ -187,7 +186,8 @@ class BuildFolder:
         """Keep other processes from writing the same shards and from reading parts.
 
         Raises:
-            DataError: another process does, or the file system has no locks.
+            DataError: another process of this node does, or the file system has no locks.
+            LockHeld: one of another node does.
         """
         with ExitStack() as held:
             held.enter_context(self._held(self.path / "lock", "another process is building there"))
@@ -201,21 +201,23 @@ class BuildFolder:
 
     @contextmanager
     def _held(self, path: Path, otherwise: str) -> Iterator[None]:
-        lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f"{self.path}: {otherwise}; wait for it or stop it") from None
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            lock = hold(path, own=_OWN_NODE_SECONDS, other=_OTHER_NODE_SECONDS)
+        except DataError as holder:
+            raise DataError(f"{self.path}: {otherwise} ({holder}); wait for it or stop it") from None
+        except LockHeld as holder:
+            raise LockHeld(
+                f"{self.path}: {otherwise} ({holder}); wait for it or stop it. If that node is down, the file server "
+                "releases its lock after a while"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
                 raise
             raise DataError(
                 f"{path}: the file system has no file locks ({error}); build on another one, or mount it with flock"
             ) from None
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     def _part_file(self, part: BuildPart) -> Path:
         return self._parts / f"{part.number}-of-{part.parts}.json"

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.atomic_file import write_atomically
 from data.errors import DataError
+from data.regular_file import open_regular
 from data.remote.retries import Storage as Storage
 from data.remote.retries import with_retries
 from data.remote.web_address import split_query, without_signature
@@ -92,7 +93,7 @@ def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int
     """
     location = checked(location)
     if not is_remote(location):
-        with open(location, "rb") as file:
+        with open_regular(location) as file:
             file.seek(start)
             return file.read() if stop is None else file.read(stop - start)
     if stop is not None and stop <= start:

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, BinaryIO
 
 from data.atomic_file import write_atomically
-from data.file_lock import check_locks
+from data.errors import DataError, LockHeld
+from data.file_lock import OTHER_NODE_SECONDS, check_locks, hold
 from jobs.frozen_recipe import recipe_text
 from pipeline.errors import ConfigError
 from pipeline.json_lines import append_json_line, note_skipped
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 """Name, in the record, of the job before the first stage."""
 FOLDER = "slurm"
+
+_OWN_NODE_SECONDS = 60.0  # a chain of many jobs takes a while to submit
+_OTHER_NODE_SECONDS = OTHER_NODE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +61,31 @@ class SubmissionFolder:
         """The log of a stage's jobs, or one log for each task of an array."""
         return [path for path in (self.log(stage), *sorted(self.path.glob(f"{stage}-[0-9]*.log"))) if path.exists()]
 
-    def lock(self) -> FileLock:
-        """Lock the folder, for one submission at a time.
+    def lock(self) -> BinaryIO:
+        """Lock the folder, for one submission at a time, until the file that is returned is closed.
 
         Raises:
-            ConfigError: another process is submitting, or the folder cannot be created.
+            ConfigError: another process of this node is submitting, or the folder cannot be created.
+            LockHeld: one of another node is.
             DataError: its file system has no locks.
         """
-        lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             check_locks(self.path, "set runs to a folder on another file system")
-            lock.acquire(timeout=60)
         except OSError as error:
-            if isinstance(error, Timeout):
-                raise ConfigError(
-                    f"{self.path}: another `coatnet submit` is using this folder; wait until it has finished"
-                ) from None
             raise ConfigError(f"{self.path}: {error.strerror}; set runs to a folder you can write") from None
-        return lock
+        other = "another `coatnet submit` is using this folder"
+        try:
+            return hold(self.path / ".lock", own=_OWN_NODE_SECONDS, other=_OTHER_NODE_SECONDS)
+        except DataError as holder:
+            raise ConfigError(f"{self.path}: {other} ({holder}); wait until it has finished, or stop it") from None
+        except LockHeld as holder:
+            raise LockHeld(
+                f"{self.path}: {other} ({holder}); wait until it has finished, or stop it. If that node is down, the "
+                "file server releases its lock after a while"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror}; set runs to a folder you can write") from None
 
     def freeze(self, recipe: "Recipe") -> None:
         """Write the recipe as it is submitted now."""

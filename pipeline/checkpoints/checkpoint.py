@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.remote.storage import Storage, is_remote, join, pieces
 from pipeline.checkpoints.manifest import BUFFERS, Manifest, read_manifest
-from pipeline.checkpoints.verification import checksum_differs, damaged_file
+from pipeline.checkpoints.verification import checksum_differs, damaged_file, wrong_tensors
 from pipeline.errors import ConfigError
 from pipeline.zero.fragments import Fragment
 
@@ -46,6 +46,8 @@ class Checkpoint:
         self._ranges: dict[str, list[tuple[int, int, str]]] = {}
         for entry in manifest.fragments:
             self._ranges.setdefault(entry.parameter, []).append((entry.start, entry.stop, entry.file))
+        self._fragments = manifest.fragments_by_file()
+        self._checked: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -80,13 +82,13 @@ class Checkpoint:
     def parameters(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
         """All weights or their moving averages, in full, float32 on the CPU."""
         kind = "ema" if which == "ema" else "master"
+        # Every element is written below: a `Manifest` covers them all, and `_local` compares the files with it.
         whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
-        for file in sorted({entry.file for entry in self.manifest.fragments}):
+        for file, entries in sorted(self._fragments.items()):
             with safe_open(self._local(file), framework="pt") as tensors:
-                for entry in self.manifest.fragments:
-                    if entry.file == file:
-                        name = entry.parameter
-                        whole[name].view(-1)[entry.start : entry.stop] = tensors.get_tensor(f"{kind}.{name}")
+                for entry in entries:
+                    tensor = tensors.get_tensor(f"{kind}.{entry.parameter}")
+                    whole[entry.parameter].view(-1)[entry.start : entry.stop] = tensor
         return whole
 
     def buffers(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
@@ -107,6 +109,7 @@ class Checkpoint:
             share=share,
             shares=shares,
             sha256_of=self._download if self._remote else None,
+            local=self._folder,
         )
 
     def close(self) -> None:
@@ -115,14 +118,19 @@ class Checkpoint:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _local(self, name: str) -> Path:
-        """The file `name` on this machine, downloaded and verified if necessary.
+        """The file `name` on this machine, downloaded and verified if necessary, with the tensors of the manifest.
 
         Raises:
-            ConfigError: the download does not have the checksum of the manifest.
+            ConfigError: the download does not have the checksum of the manifest, or the file has other tensors.
         """
-        path = self._folder / name
+        path, problem = self._folder / name, None
         if self._remote and not path.exists() and self._download(name) != self.manifest.files[name].sha256:
-            raise ConfigError(f"{self.location}: {checksum_differs(name)}; restore it from a copy")
+            problem = checksum_differs(name)
+        elif name not in self._checked:
+            problem = wrong_tensors(path, self.manifest.kinds, self._fragments.get(name, ()))
+        if problem is not None:
+            raise ConfigError(f"{self.location}: {problem}; restore it from a copy")
+        self._checked.add(name)
         return path
 
     def _download(self, name: str) -> str:

@@ -14,7 +14,7 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.store import CheckpointStore, is_own
 from pipeline.errors import ConfigError
 from pipeline.run_folder import RunFolder
-from pipeline.run_identity import establish_identity, identity_of
+from pipeline.run_identity import check_run_id, establish_identity, identity_of
 
 CLAIM = ".claim.json"
 
@@ -27,6 +27,9 @@ class Claim:
     """Id of the run."""
     folder: str
     """Its run folder, for a person."""
+
+    def __post_init__(self) -> None:
+        check_run_id(self.run)
 
 
 def read_claim(store: CheckpointStore) -> Claim | None:

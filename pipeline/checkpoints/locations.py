@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from data.atomic_file import write_atomically
 from data.errors import StorageRefused, raise_if_passing
-from data.json_records import to_json, to_record
+from data.json_records import check_at_least, parse_json, to_json
+from data.regular_file import read_regular
 from data.remote.storage import Storage
 from pipeline.checkpoints.claim import read_claim
 from pipeline.checkpoints.store import CheckpointStore, is_own
@@ -35,6 +36,9 @@ class CheckpointLocations:
     run: str | None = None
     """The id of the run that recorded it; that of another run if the folder is a copy."""
 
+    def __post_init__(self) -> None:
+        check_at_least(0, keep_last=self.keep_last, keep_every=self.keep_every or 0, keep_best=self.keep_best)
+
     @classmethod
     def load(cls, folder: RunFolder) -> "CheckpointLocations | None":
         """What the last start recorded; None before the first.
@@ -44,7 +48,7 @@ class CheckpointLocations:
         """
         path = folder.path / _LOCATIONS
         try:
-            return to_record(cls, json.loads(path.read_text()))
+            return parse_json(cls, read_regular(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from data.errors import CoatnetError
-from data.remote.storage import join, read_bytes
+from data.errors import CoatnetError, raise_if_passing
 from pipeline.checkpoints.listing import CheckpointedStage, checkpointed_stage, list_checkpoints, stage_of_recipe
-from pipeline.checkpoints.manifest import MANIFEST
+from pipeline.checkpoints.manifest import manifest_bytes
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe, TrainStage
@@ -94,9 +93,11 @@ def lost_in(folder: RunFolder) -> str:
 
 def _is_lost(stage: CheckpointedStage) -> bool:
     try:
-        read_bytes(join(_final(stage), MANIFEST), stage.stores[0].storage)
+        manifest_bytes(_final(stage), stage.stores[0].storage)
     except FileNotFoundError:
         return True
+    except OSError as error:
+        raise_if_passing(error)  # otherwise it is damaged, as opening it will say
     return False
 
 

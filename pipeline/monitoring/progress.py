@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from data.atomic_file import write_atomically
+from data.json_records import load_json
+from data.regular_file import read_regular
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class StageProgress:
     def read(cls, path: Path) -> Self | None:
         """The progress published last; None if there is none that can be read."""
         try:
-            content = json.loads(path.read_text())
+            content = load_json(read_regular(path))
+            if not isinstance(content, dict):
+                return None
             return cls(**{field.name: content[field.name] for field in fields(cls)})
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -128,4 +128,4 @@ def running(run: MadeRun, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        lock.close()

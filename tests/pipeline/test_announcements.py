@@ -23,7 +23,12 @@ def name_of(*classes: str) -> str:
 
 def earlier(*classes: str) -> tuple[RunFacts, StageResult]:
     """A stage that was trained for these classes."""
-    facts = RunFacts("first", "fp32", {"num_classes": len(classes)}, RunDigests("r", "i", json_sha256(classes)))
+    facts = RunFacts(
+        "first",
+        "fp32",
+        {"name": "a", "num_classes": len(classes), "image_size": 32},
+        RunDigests("r", "i", json_sha256(classes)),
+    )
     result = stage_result("first/checkpoints/step-00000001", "first")
     table = {name: ClassAccuracy(1, 1.0, 1.0) for name in classes}
     return facts, StageResult(**{**{key: getattr(result, key) for key in StageResult.__slots__}, "classes": table})

@@ -45,7 +45,7 @@ def save(run: Path, step: int, averaged: bool) -> Path:
     own, other = dict(raw.named_parameters()), dict(average.named_parameters())
     fragments = []
     for name, parameter in own.items():
-        tensors = {"master": parameter.detach().view(-1)}
+        tensors = {kind: parameter.detach().view(-1) for kind in ("master", "exp_avg", "exp_avg_sq")}
         if averaged:
             tensors["ema"] = other[name].detach().view(-1)
         fragments.append(Fragment(name, 0, parameter.numel(), tensors, True))
@@ -139,7 +139,9 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> N
     manifest = json.loads((anonymous / "manifest.json").read_text())
     del manifest["model"]
     (anonymous / "manifest.json").write_text(json.dumps(signed(manifest)))
-    with pytest.raises(ConfigError, match="step-00000005: damaged: not a checkpoint .model is missing.; restore it"):
+    with pytest.raises(
+        ConfigError, match="step-00000005: damaged: not a checkpoint .manifest.json: model is missing.; restore it"
+    ):
         export(str(anonymous), file)
     with pytest.raises(ConfigError, match="nowhere: not a recipe file or run folder"):
         find_checkpoint(str(tmp_path / "nowhere"))

@@ -35,3 +35,17 @@ def test_a_file_system_without_locks_is_reported_with_the_fix(
         use(tmp_path / "x")
     assert caught.value.exit_code == EXIT_CONFIG
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_never_counts_as_a_lock_of_the_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above. Left by a process that was killed, it would refuse every later start."""
+    folder = RunFolder(tmp_path)
+    folder.create()
+
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="no locks"):
+        folder.lock()

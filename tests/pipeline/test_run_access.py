@@ -97,5 +97,5 @@ def test_a_lock_of_a_node_that_went_down_is_taken_once_the_file_server_releases_
         fcntl.flock(server, fcntl.LOCK_EX)
         release = threading.Timer(0.2, fcntl.flock, (server, fcntl.LOCK_UN))
         release.start()
-        hold(tmp_path / ".lock", folder.events, "node2", own=0.0, other=60.0).release()
+        hold(tmp_path / ".lock", folder.events, "node2", own=0.0, other=60.0).close()
         release.join()

@@ -38,7 +38,7 @@ def test_a_result_is_read_back_as_it_was_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"", "Expecting value"),
+        (b"", "it is empty"),
         (b'{"stage": "pretrain", "steps": 4', "Expecting"),
         (b"\xff", "can't decode"),
         (b"[]", r"must be an object, not \[\]"),

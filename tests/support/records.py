@@ -3,7 +3,8 @@
 from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.stage_result import StageResult, ValidationFigures
 
-RUN = RunFacts("pretrain", "fp32", {}, RunDigests("recipe", "index", "classes"))
+MODEL = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32}
+RUN = RunFacts("pretrain", "fp32", MODEL, RunDigests("recipe", "index", "classes"))
 
 
 def checkpoint_facts(

@@ -1,10 +1,12 @@
 """Builds by several processes, in parts, and after kills: always the same bytes, and nothing finished is repeated."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from data.building import build_folder
 from data.building.build import build_shards, merge_parts
 from data.building.build_folder import BuildFolder, BuildPart
 from data.building.merge import BuildProgress, BuildReport
-from data.errors import DataError
+from data.errors import EXIT_TRY_AGAIN, DataError, LockHeld
 from data.index import read_index
 from tests.conftest import write_pictures
 from tests.support.paths import ROOT
@@ -26,6 +29,7 @@ OPTIONS: dict[str, Any] = {"seed": 3, "samples_per_shard": 7, "validation_per_cl
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
+from data.building import build_folder
 from data.building.build import build_shards
 
 def kill(progress):
@@ -91,8 +95,9 @@ def test_merging_names_the_missing_parts(pictures: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("write", [merge_parts, lambda out: build_shards(out.with_name("pictures"), out, **OPTIONS)])
 def test_nothing_is_written_while_a_part_is_being_read(
-    pictures: Path, tmp_path: Path, write: Callable[[Path], BuildReport]
+    pictures: Path, tmp_path: Path, write: Callable[[Path], BuildReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(build_folder, "_OWN_NODE_SECONDS", 0.0)
     (tmp_path / "pictures").symlink_to(pictures)
     for number in (1, 2):
         build_shards(tmp_path / "pictures", tmp_path / "out", part=(number, 2), **OPTIONS)
@@ -100,7 +105,10 @@ def test_nothing_is_written_while_a_part_is_being_read(
     with building.reading(BuildPart(2, 2)):  # again, for instance because Slurm repeats it
         unfinished = building.runs / ".run.writing"
         unfinished.touch()
-        with pytest.raises(DataError, match=r"out\.building: part 2/2 is still being read; wait for it or stop it"):
+        with pytest.raises(
+            DataError,
+            match=rf"out\.building: part 2/2 is still being read \(process {os.getpid()}\); wait for it or stop it",
+        ):
             write(tmp_path / "out")
         assert unfinished.exists()
         with pytest.raises(DataError, match=r"another process reads part 2/2 or merges the parts"):
@@ -108,11 +116,37 @@ def test_nothing_is_written_while_a_part_is_being_read(
     assert write(tmp_path / "out").images == 60
 
 
-def test_a_file_system_without_locks_is_named_with_the_fix(
+def test_a_lock_of_another_node_is_waited_for_and_ends_the_build_so_that_it_is_tried_again(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The lock of a node that went down: a file server releases it when it has missed the node."""
+    monkeypatch.setattr(build_folder, "_OWN_NODE_SECONDS", 0.0)
+    monkeypatch.setattr(build_folder, "_OTHER_NODE_SECONDS", 0.0)
+    lock = tmp_path / ".out.building/lock"
+    lock.parent.mkdir()
+    lock.write_text("node9 4711\n")
+    with open(lock, "rb+") as server:
+        fcntl.flock(server, fcntl.LOCK_EX)
+        with pytest.raises(
+            LockHeld, match=r"another process is building there \(process 4711 on node node9\); .* If that node is down"
+        ) as refused:
+            build_shards(pictures, tmp_path / "out", **OPTIONS)
+        assert (refused.value.exit_code, refused.value.retryable) == (EXIT_TRY_AGAIN, True)
+        monkeypatch.setattr(build_folder, "_OTHER_NODE_SECONDS", 60.0)
+        release = threading.Timer(0.1, fcntl.flock, (server, fcntl.LOCK_UN))
+        release.start()
+        assert build_shards(pictures, tmp_path / "out", **OPTIONS).images == 60
+        release.join()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_with_the_fix(
+    number: int, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such file system can be mounted here: a patched flock fails as it would."""
+
     def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     with pytest.raises(DataError, match="the file system has no file locks .*; build on another one, or mount it with"):
@@ -264,7 +298,11 @@ def test_a_broken_image_that_is_replaced_lets_the_build_continue(tmp_path: Path)
     assert build_shards(source, tmp_path / "out", **OPTIONS).images == 30
 
 
-def test_two_builds_do_not_write_the_same_destination(pictures: Path, tmp_path: Path) -> None:
+def test_two_builds_do_not_write_the_same_destination(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_folder, "_OWN_NODE_SECONDS", 0.0)
+
     def second(progress: BuildProgress) -> None:
         with pytest.raises(DataError, match="another process is building there"):
             build_shards(pictures, tmp_path / "out", **OPTIONS)

@@ -139,7 +139,7 @@ def test_following_ends_with_a_run_without_slurm(run: MadeRun, monkeypatch: pyte
         time.sleep(0.3)
         folder.log_file(0).write_text("2\n")  # anew
         time.sleep(0.3)
-        lock.release()
+        lock.close()
 
     thread = threading.Thread(target=rank)
     thread.start()
@@ -232,7 +232,7 @@ def test_a_run_without_slurm_is_stopped_where_it_was_started(run: MadeRun) -> No
         "pretrain runs without Slurm; stop it where it was started, with Ctrl-C or SIGTERM"
         in coatnet("cancel", "runs/small").output
     )
-    lock.release()
+    lock.close()
 
 
 def test_cancel_takes_one_run_and_its_stages(run: MadeRun, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_table_is_drawn_again_in_its_place_until_control_c(tmp_path: Path) -
     assert terminal.control_c() == 130
     assert terminal.shown.endswith(b"stopped; the runs are not affected\r\n")
     assert b"Traceback" not in terminal.shown
-    lock.release()
+    lock.close()
 
 
 def test_a_log_is_followed_until_control_c(tmp_path: Path) -> None:
@@ -79,4 +79,4 @@ def test_a_log_is_followed_until_control_c(tmp_path: Path) -> None:
     terminal.wait_for("second")
     assert terminal.control_c() == 130
     assert terminal.shown.endswith(b"stopped; the run is not affected\r\n")
-    lock.release()
+    lock.close()

@@ -148,7 +148,7 @@ def test_a_missing_starting_checkpoint_is_reported_with_the_fix(shards: Path, tm
         start_digest(recipe, "finetune")
 
 
-@pytest.mark.parametrize("where", ["verification.location_sha256", "manifest.read_bytes"])
+@pytest.mark.parametrize("where", ["verification.location_sha256", "manifest.read_regular"])
 def test_a_file_system_that_fails_for_a_while_says_nothing_about_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -202,7 +203,7 @@ def test_a_retry_accepts_what_an_attempt_with_an_error_has_published(
 def test_another_checkpoint_of_the_same_step_is_neither_accepted_nor_touched(tmp_path: Path) -> None:
     save(tmp_path, 9)
     foreign = live(9)
-    run = replace(foreign.facts.run, run_id="other")
+    run = replace(foreign.facts.run, run_id=uuid.uuid4().hex)
     before = checkpoint_bytes(tmp_path / "checkpoints/step-00000009")
     with saver(tmp_path) as one:
         one.save(replace(foreign, facts=replace(foreign.facts, run=run)))

@@ -35,18 +35,20 @@ MODEL = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32}
 FACTS = CheckpointFacts(RunFacts("pretrain", "fp32", MODEL, RunDigests("recipe", "index", "classes")), 7, 84, 2, 6, 2)
 RECORDS = [
     RankRecord(
-        {"buffers.safetensors": FileEntry(3, "b"), "rank-00000.safetensors": FileEntry(5, "r0")},
+        {"buffers.safetensors": FileEntry(3, 64 * "b"), "rank-00000.safetensors": FileEntry(64, 64 * "0")},
         (FragmentEntry("a", 0, 4, "rank-00000.safetensors"),),
     ),
-    RankRecord({"rank-00001.safetensors": FileEntry(6, "r1")}, (FragmentEntry("a", 4, 6, "rank-00001.safetensors"),)),
+    RankRecord(
+        {"rank-00001.safetensors": FileEntry(32, 64 * "1")}, (FragmentEntry("a", 4, 6, "rank-00001.safetensors"),)
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("ema_updates", "sha256"),
     [
-        (None, "2b1265aedf00e94f9155734cf5bd876036868c8808ed2525f6155ffe937f80ad"),
-        (5, "f324f9695653aa9d8103791ede3889c0d42a66e4084d27ee92408f6c5495a6ce"),
+        (None, "cbe03ac90807c949e1bdf395643afd586058151ea4d2aefd7e6ad4b44223ad10"),
+        (5, "6be7702e957234918c0152950a86dc321793d2b48444e2c5baf98f9720e21c79"),
     ],
 )
 def test_the_same_state_always_gives_these_bytes(ema_updates: int | None, sha256: str) -> None:
@@ -58,7 +60,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     manifest = Manifest.of(FACTS, {"a": (2, 3)}, RECORDS)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest.as_json()))
     assert read_manifest(str(tmp_path), Storage()) == manifest
-    assert manifest.total_bytes == 14
+    assert manifest.total_bytes == 99
 
 
 def test_a_manifest_from_before_the_record_of_non_finite_steps_has_an_empty_one(tmp_path: Path) -> None:
@@ -83,16 +85,22 @@ def having(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (without("step"), r"not a checkpoint \(step is missing\)"),
-        (without("index_digest"), r"not a checkpoint \(index_digest is missing\)"),
-        (without("files"), r"not a checkpoint \(files is missing\)"),
-        (having(step="7"), r"\(step: must be an integer, not '7'\)"),
-        (having(step=True), r"\(step: must be an integer, not True\)"),
-        (having(ema_updates=1.5), r"\(ema_updates: must be an integer, not 1.5\)"),
-        (having(model=[]), r"\(model: must be an object, not \[\]\)"),
-        (having(parameters={"a": 6}), r"\(parameters: a: must be a list, not 6\)"),
-        (having(fragments=[{"parameter": "a", "start": 0, "file": "x"}]), r"\(fragments: \[0\]: stop is missing\)"),
-        (having(files={"x": {"bytes": 1, "sha256": None}}), r"\(files: x: sha256: must be a string, not None\)"),
+        (without("step"), r"not a checkpoint \(manifest.json: step is missing\)"),
+        (without("index_digest"), r"not a checkpoint \(manifest.json: index_digest is missing\)"),
+        (without("files"), r"not a checkpoint \(manifest.json: files is missing\)"),
+        (having(step="7"), r"\(manifest.json: step: must be an integer, not '7'\)"),
+        (having(step=True), r"\(manifest.json: step: must be an integer, not True\)"),
+        (having(ema_updates=1.5), r"\(manifest.json: ema_updates: must be an integer, not 1.5\)"),
+        (having(model=[]), r"\(manifest.json: model: must be an object, not \[\]\)"),
+        (having(parameters={"a": 6}), r"\(manifest.json: parameters: a: must be a list, not 6\)"),
+        (
+            having(fragments=[{"parameter": "a", "start": 0, "file": "x"}]),
+            r"\(manifest.json: fragments: \[0\]: stop is missing\)",
+        ),
+        (
+            having(files={"x": {"bytes": 1, "sha256": None}}),
+            r"\(manifest.json: files: x: sha256: must be a string, not None\)",
+        ),
     ],
 )
 def test_a_key_that_is_missing_or_mistyped_is_named(
@@ -108,9 +116,9 @@ def test_a_key_that_is_missing_or_mistyped_is_named(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"", "manifest.json is not JSON"),
+        (b"", "manifest.json: it is empty"),
         (b'{"step": 7', "manifest.json is not JSON"),
-        (b"[1]", "manifest.json is not a JSON object"),
+        (b"[1]", "manifest.json: it is not a JSON object"),
         (b"\x80abc", "not a checkpoint"),
         (b'{"step": 7}', "manifest.json does not have its own checksum"),
     ],
@@ -133,7 +141,7 @@ def test_a_manifest_that_is_torn_empty_or_something_else_is_reported(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "Expecting value"),
+        ("", "it is empty"),
         ('{"locations": ["a"', "Expecting"),
         ("[]", r"must be an object, not \[\]"),
         ("{}", "locations is missing"),

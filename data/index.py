@@ -6,6 +6,7 @@ import json
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -219,9 +220,10 @@ def _parse_labels(data: bytes, samples: int) -> NDArray[np.int32]:
     try:
         first = np.lib.format.read_magic(file) == (1, 0)
         shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
-    except (ValueError, EOFError) as error:
+    # Of what numpy's parser of headers raises on damaged ones, it documents ValueError alone.
+    except (ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:
         raise ValueError(f"not a numpy array ({error})") from None
-    if dtype != np.int32 or len(shape) != 2 or shape[0] != samples:
+    if dtype != np.int32 or len(shape) != 2 or shape[0] != samples or shape[1] < 0:
         raise ValueError(f"{dtype} {shape} instead of int32 labels of {samples:,} samples")
     if len(data) - file.tell() != shape[0] * shape[1] * dtype.itemsize:
         raise ValueError(f"not a numpy array (its header promises {shape}, which its length contradicts)")

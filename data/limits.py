@@ -12,3 +12,5 @@ IMAGE_BYTES = 2**28
 """Bytes of an encoded image."""
 LABEL_BYTES = 2**24
 """Bytes of the label of a sample."""
+LISTING_BYTES = 2**28
+"""Bytes of the page on which a web server lists a folder."""

@@ -16,6 +16,7 @@ import yaml
 
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
+from data.yaml_text import YamlError, load_plain_yaml
 from pipeline.errors import ConfigError
 from pipeline.run_access import cannot_be_written
 
@@ -99,8 +100,8 @@ def check_frozen(path: Path) -> None:
 def frozen_content(path: Path) -> dict[str, Any] | None:
     """All settings of the frozen recipe at `path` as plain values; None if it cannot be read."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = load_plain_yaml(path.read_bytes(), str(path))
+    except (OSError, YamlError):
         return None
     return content if isinstance(content, dict) else None
 

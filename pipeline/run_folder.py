@@ -19,9 +19,10 @@ from filelock import FileLock
 from data.atomic_file import write_atomically
 from data.digest import json_sha256
 from data.file_lock import check_locks
-from data.json_records import to_json, to_record
+from data.json_records import parse_json, to_json, to_record
 from data.remote.storage import Storage, is_remote, join, read_bytes
 from data.settings_diff import changed_settings, flatten
+from data.yaml_text import YamlError, load_plain_yaml
 from pipeline.checkpoints.manifest import MANIFEST, RunDigests, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
@@ -34,6 +35,13 @@ if TYPE_CHECKING:  # commands that only look at a folder start in half the time 
     from pipeline.recipe.schema import Recipe, Stage
 
 _CHECKED_DATA = "COATNET_CHECKED_DATA"
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Of a manifest."""
+
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ class RunFolder:
             ConfigError: the file is damaged.
         """
         try:
-            content = yaml.safe_load(self.recipe.read_text())
+            content = load_plain_yaml(self.recipe.read_bytes(), str(self.recipe))
             if not isinstance(content, dict):
                 raise ValueError("empty or cut short" if content is None else "not a mapping")
             if "index_digests" not in content and "stages" in content:
@@ -114,12 +122,12 @@ class RunFolder:
             return to_record(FrozenStage, {**content, "content": content})
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             raise self.damaged_recipe(error) from None
 
     def damaged_recipe(self, error: Exception) -> ConfigError:
         """The error for a `recipe.yaml` that cannot be what `freeze` wrote."""
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error.problem if isinstance(error, YamlError) else error).split())
         return ConfigError(
             f"{self.recipe}: damaged ({reason}); restore it from a copy, or remove the run folder to start over"
         )
@@ -239,7 +247,7 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            return to_record(StageResult, json.loads(path.read_text()))
+            return parse_json(StageResult, path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -312,8 +320,8 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
             f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "
             f"{stage}; give both stages the same"
         ) from None
-    with suppress(ValueError, AttributeError):  # a damaged manifest, as reading it will say
-        run_folder(recipe, start).refuse_other_run(checkpoint, json.loads(content).get("run_id"))
+    with suppress(ValueError):  # a damaged manifest, as reading it will say
+        run_folder(recipe, start).refuse_other_run(checkpoint, parse_json(_Writer, content).run_id)
     return weights_digest(content)
 
 

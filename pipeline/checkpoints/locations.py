@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from data.atomic_file import write_atomically
 from data.errors import StorageRefused
-from data.json_records import to_json, to_record
+from data.json_records import parse_json, to_json
 from data.remote.storage import Storage
 from pipeline.checkpoints.claim import read_claim
 from pipeline.checkpoints.store import CheckpointStore, is_own
@@ -44,7 +44,7 @@ class CheckpointLocations:
         """
         path = folder.path / _LOCATIONS
         try:
-            return to_record(cls, json.loads(path.read_text()))
+            return parse_json(cls, path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

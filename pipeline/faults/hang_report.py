@@ -7,8 +7,10 @@ block while the leader's process is stopped.
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from data.json_records import parse_json
 from pipeline.distributed import KeyValueStore
 
 PHASES = ("", "reading", "computing", "exchanging")
@@ -32,6 +34,10 @@ class RankPosition:
     micro_batch: int
     phase: str
     """One of `PHASES`; empty in sections without phases."""
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"phase: {self.phase!r}")
 
     @property
     def order(self) -> tuple[int, int, int, int]:
@@ -101,7 +107,8 @@ def gather_hang_report(store: KeyValueStore, rank: int, world_size: int, positio
         for other in range(world_size):
             answer = None if other in positions else _get(store, f"position/{other}")
             if answer is not None:
-                positions[other] = RankPosition(**json.loads(answer))
+                with suppress(ValueError):  # which is no answer
+                    positions[other] = parse_json(RankPosition, answer)
         if len(positions) == world_size or time.monotonic() >= deadline:
             break
         time.sleep(_POLL_SECONDS)

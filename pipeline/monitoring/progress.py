@@ -3,11 +3,12 @@
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from data.atomic_file import write_atomically
+from data.json_records import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ class StageProgress:
     def read(cls, path: Path) -> Self | None:
         """The progress published last; None if there is none that can be read."""
         try:
-            content = json.loads(path.read_text())
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
+            return parse_json(cls, path.read_bytes())
+        except (OSError, ValueError):
             return None

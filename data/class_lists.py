@@ -99,11 +99,12 @@ _CLASS_HEADINGS = {
     "synset", "wnid", "words",
 }  # fmt: skip
 _SURROGATE = re.compile("[\udc80-\udcff]")
+# No two parts in a row can match the same characters, so that long lines take no quadratic time.
 _NUMBERED = (
-    re.compile(r"(?P<number>[0-9]{1,9})\s*[\s:,;]\s*(?P<name>.*\S)"),
-    re.compile(r"(?P<name>.*\S)\s*[\s:,;]\s*(?P<number>[0-9]{1,9})"),
+    re.compile(r"(?P<number>[0-9]{1,9})(?:\s*[:,;]\s*|\s+)(?P<name>.*\S)"),
+    re.compile(r"(?P<name>.*\S)(?:\s*[:,;]\s*|\s+)(?P<number>[0-9]{1,9})"),
 )
-_WITH_ID = re.compile(r"(n[0-9]{8})[\s,:]+(.*\S)|([^\t]*[^\t\s])\s*\t\s*([^\t]+)")
+_WITH_ID = re.compile(r"(n[0-9]{8})[\s,:]+(.*\S)|([^\t]*[^\t\s])[^\S\t]*\t\s*([^\t\s][^\t]*)")
 
 
 def _text_classes(location: str, text: str) -> ClassList:

@@ -37,7 +37,7 @@ def _text(rng: random.Random, seed: str) -> bytes:
     """Damaged text: of its bytes, or its lines in another order, or with very long ones."""
     kind = rng.randrange(8)
     if kind == 0:
-        lines = seed.splitlines(keepends=True)
+        lines = seed.splitlines(keepends=True) or [""]
         return "".join(rng.choices(lines, k=rng.choice((1, 3, 20)))).encode()
     if kind == 1:
         unit = rng.choice(

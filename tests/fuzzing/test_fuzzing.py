@@ -76,6 +76,7 @@ _FOUND: dict[str, tuple[str, bytes]] = {
     "a source that is no path": ("build-plan", b'{"version": 2, "source": "a\\u0000b"}'),
     "a header that is no Python": ("labels", _header(b"{'descr': '<i4', 'shape': ((((\n")),
     "a header of no shape": ("labels", _header(b"{'descr': '<i4', 'fortran_order': False, 'shape': (12, -1)}\n")),
+    "a header of no type": ("labels", _header(b"{'descr': (), 'fortran_order': False, 'shape': (12, 1)}\n") + bytes(48)),
     "a shape of a truth value": ("labels", _header(b"{'descr': '<i4', 'fortran_order': False, 'shape': (12, True)}\n") + bytes(48)),
     "a line of tabs": ("class-list", b"list.txt\0x" + b"\t" * 20_000 + b"y\tz\n"),
     "a line of spaces": ("class-list", b"list.txt\0x" + b" " * 20_000 + b"y\t" + b" " * 20_000 + b"\tz\n"),

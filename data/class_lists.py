@@ -99,11 +99,12 @@ _CLASS_HEADINGS = {
     "synset", "wnid", "words",
 }  # fmt: skip
 _SURROGATE = re.compile("[\udc80-\udcff]")
+# No two parts in a row can match the same characters, so that long lines take no quadratic time.
 _NUMBERED = (
-    re.compile(r"(?P<number>[0-9]{1,9})\s*[\s:,;]\s*(?P<name>.*\S)"),
-    re.compile(r"(?P<name>.*\S)\s*[\s:,;]\s*(?P<number>[0-9]{1,9})"),
+    re.compile(r"(?P<number>[0-9]{1,9})(?:\s*[:,;]\s*|\s+)(?P<name>.*\S)"),
+    re.compile(r"(?P<name>.*\S)(?:\s*[:,;]\s*|\s+)(?P<number>[0-9]{1,9})"),
 )
-_WITH_ID = re.compile(r"(n[0-9]{8})[\s,:]+(.*\S)|([^\t]*[^\t\s])\s*\t\s*([^\t]+)")
+_WITH_ID = re.compile(r"(n[0-9]{8})[\s,:]+(.*\S)|([^\t]*[^\t\s])[^\S\t]*\t\s*([^\t\s][^\t]*)")
 
 
 def _text_classes(location: str, text: str) -> ClassList:
@@ -188,10 +189,11 @@ def _json_classes(location: str, text: str) -> ClassList:
     if isinstance(content, dict):
         content = [content.get(str(number)) for number in range(len(content))]
     ordered: list[Any] = content if isinstance(content, list) else []
-    if ordered and all(isinstance(name, str) and name for name in ordered):
+    if ordered and all(isinstance(name, str) and name.strip() for name in ordered):
         return ClassList(location, tuple(map(str, ordered)))
     if ordered and all(
-        isinstance(one, list) and len(one) == 2 and all(isinstance(x, str) for x in one) for one in ordered
+        isinstance(one, list) and len(one) == 2 and all(isinstance(x, str) and x.strip() for x in one)
+        for one in ordered
     ):
         return ClassList(location, tuple(str(name) for _, name in ordered), tuple(str(i) for i, _ in ordered))
     raise DataError(

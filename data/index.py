@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -34,12 +35,22 @@ class ShardEntry:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.name)
-        if not path.parts or ".." in path.parts or path.is_absolute() or "\0" in self.name:
+        is_inside = path.parts and ".." not in path.parts and not path.is_absolute() and "\0" not in self.name
+        if not is_inside or not _is_encodable(self.name):
             raise ValueError(f"name: {self.name!r} is not a path in the folder; do not trust this index")
         check_sha256(self.sha256)
         check_at_least(0, samples=self.samples, bytes=self.bytes)
         if self.samples > self.bytes // tarfile.BLOCKSIZE:  # each has a header at least
             raise ValueError(f"samples: {self.samples:,} do not fit into {self.bytes:,} bytes")
+
+
+def _is_encodable(name: str) -> bool:
+    """Whether a file can have this name; JSON allows halves of characters."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +230,9 @@ def _parse_labels(data: bytes, samples: int) -> NDArray[np.int32]:
     try:
         first = np.lib.format.read_magic(file) == (1, 0)
         shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header as Python, and raises anything on damaged ones
         raise ValueError(f"not a numpy array ({error})") from None
-    if dtype != np.int32 or len(shape) != 2 or shape[0] != samples:
+    if dtype != np.int32 or len(shape) != 2 or shape[0] != samples or type(shape[1]) is not int or shape[1] < 0:
         raise ValueError(f"{dtype} {shape} instead of int32 labels of {samples:,} samples")
     if len(data) - file.tell() != shape[0] * shape[1] * dtype.itemsize:
         raise ValueError(f"not a numpy array (its header promises {shape}, which its length contradicts)")

@@ -121,7 +121,7 @@ def _parser(kind: Any) -> _Parser:
         parse = _parser(arguments[1])
         return lambda value: {name: _parse_item(parse, name, item) for name, item in _object(value).items()}
     if kind is float:
-        return lambda value: float(value) if type(value) in (int, float) else _refuse(_NAMES[float], value)
+        return _float
     return lambda value: value if type(value) is kind else _refuse(_NAMES[kind], value)
 
 
@@ -148,6 +148,13 @@ def _parse_item(parse: _Parser, name: str, item: Any) -> Any:
         return parse(item)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value) if type(value) in (int, float) else _refuse(_NAMES[float], value)
+    except OverflowError:
+        return cast(float, _refuse("a number of at most 1.8e308", value))
 
 
 def _object(value: Any) -> dict[str, Any]:

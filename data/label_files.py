@@ -172,7 +172,14 @@ def split_line(line: str) -> tuple[str, tuple[str, ...]]:
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """A sort key by which `img2` comes before `img10`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"([0-9]+)", name)
+    # Numbers are compared by their lengths and then as text: int() refuses thousands of digits.
+    return [_number_order(part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
+
+
+def _number_order(digits: str) -> tuple[int, str]:
+    number = digits.lstrip("0")
+    return len(number), number
 
 
 def read_label_file(location: str, storage: Storage) -> LabelFile:

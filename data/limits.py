@@ -15,3 +15,5 @@ LABEL_BYTES = 2**24
 RECORD_BYTES = 2**30
 """Bytes of a record of a run, such as the manifest of a checkpoint: about 150 for each fragment, of which each rank
 writes some hundreds."""
+LISTING_BYTES = 2**28
+"""Bytes of the page on which a web server lists a folder."""

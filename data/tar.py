@@ -14,6 +14,7 @@ from data.limits import MEMBERS, NAME_BYTES
 
 BLOCK = 512
 _LONGEST_NAME = 2**20  # of a name, or of all pax records of a member
+_MOST_DIGITS = 24  # of a number in a pax record
 _LONGEST_PADDING = 2**22
 """Bytes of zeros at the end beyond which a tar was preallocated and not written, or downloaded, to its end."""
 _PIECE = 2**16  # bytes
@@ -122,7 +123,7 @@ class _Reading:
             if kind == ord("S"):
                 content = self._behind_sparse_map(header, content)
             if extended and kind not in b"xXLKg" and b"size" in extended and kind not in b"123456V":
-                size = int(extended[b"size"])
+                size = int(extended[b"size"])  # of few digits, see `_pax_records`
             if content + size > length:
                 return f"ends after {length:,} bytes, inside a member of {size:,}"
             if kind in b"xXLK":
@@ -229,13 +230,16 @@ class _Reading:
             places = {posixpath.normpath(member.name): place for place, member in enumerate(self.members)}
             targets = {place: places.get(target) for _, place, target in self._links}
             for number, place, _ in self._links:
+                passed: list[int] = []
                 target: int | None = place
-                for _ in range(len(targets) + 1):  # more steps are a circle
-                    if target is None or target not in targets:
-                        break
-                    target = targets[target]
-                else:
-                    target = None
+                while target is not None and target in targets:
+                    passed.append(target)
+                    # A link that is met again on its own way leads to nothing.
+                    following = targets[target]
+                    targets[target] = None
+                    target = following
+                for link in passed:  # so that chains of links take no longer than their length
+                    targets[link] = target
                 name = self.members[place].name
                 if target is None:
                     self._others.append((number, name, _DANGLING))
@@ -269,14 +273,17 @@ def _name(header: bytes) -> bytes:
 def _pax_records(content: bytes) -> dict[bytes, bytes] | None:
     """A sequence of `<length> <key>=<value>\\n`; None if it is malformed."""
     records: dict[bytes, bytes] = {}
-    while content.strip(b"\0"):
-        digits, _, rest = content.partition(b" ")
-        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(content):
+    content = content.rstrip(b"\0")
+    at = 0
+    while at < len(content):
+        digits = content[at : at + _MOST_DIGITS].partition(b" ")[0]
+        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(content) - at:
             return None
-        key, _, value = rest[: int(digits) - len(digits) - 1].removesuffix(b"\n").partition(b"=")
+        key, _, value = content[at + len(digits) + 1 : at + int(digits)].removesuffix(b"\n").partition(b"=")
         records[key] = value
-        content = content[int(digits) :]
-    return records if records.get(b"size", b"0").isdigit() else None
+        at += int(digits)
+    size = records.get(b"size", b"0")
+    return records if size.isdigit() and len(size) <= _MOST_DIGITS else None
 
 
 def _valid_headers(headers: list[bytes]) -> int:

@@ -64,21 +64,38 @@ def read_yaml(content: bytes | str, name: str) -> tuple[Any, dict[KeyPath, str]]
         raise YamlError(name, 1, "not YAML that can be read: too many levels inside one another") from None
 
 
-def load_written_yaml(content: bytes) -> Any:
-    """The value of a YAML document that this program wrote, as `yaml.safe_load` has it.
+def load_plain_yaml(content: bytes, name: str) -> Any:
+    """The value of the YAML document `name` that a program has written, with the types of YAML 1.1.
 
     Raises:
-        ValueError: it is not YAML, or expands to too much: then somebody else wrote it.
+        YamlError: not text, not YAML, not a value of its tag, or aliases that expand to too much.
     """
-    text = content.decode()
-    if "&" in text:  # else it has no aliases
-        read_yaml(text, "it")
+    text = _decoded(content, name)
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_size(node, name)
+        return None if node is None else loader.construct_document(node)
+    except YamlError:
+        raise
     except RecursionError:
-        raise ValueError("too many levels inside one another") from None
+        raise YamlError(name, 1, "not YAML that can be read: too many levels inside one another") from None
+    except Exception as error:  # the constructors raise anything for what is no value of their tag
+        raise YamlError(name, 1, f"not YAML that can be read: {' '.join(str(error).split())}") from None
+
+
+def _check_size(node: yaml.Node | None, name: str) -> None:
+    """Refuse a document that is too large with all aliases expanded, also without end."""
+    waiting, count = [] if node is None else [node], 0
+    while waiting:
+        found, count = waiting.pop(), count + 1
+        if count > _MOST_VALUES:
+            problem = f"more than {_MOST_VALUES:,} values, with all aliases expanded"
+            raise YamlError(name, found.start_mark.line + 1, problem)
+        if isinstance(found, yaml.MappingNode):
+            waiting += [part for pair in found.value for part in pair]
+        elif isinstance(found, yaml.SequenceNode):
+            waiting += found.value
 
 
 def _decoded(content: bytes, name: str) -> str:

@@ -18,7 +18,7 @@ from data.atomic_file import write_atomically
 from data.digest import json_sha256
 from data.errors import raise_if_passing
 from data.regular_file import read_regular
-from data.yaml_text import load_written_yaml
+from data.yaml_text import YamlError, load_plain_yaml
 from pipeline.errors import ConfigError
 from pipeline.run_access import cannot_be_written
 
@@ -103,8 +103,8 @@ def check_frozen(path: Path) -> None:
 def frozen_content(path: Path) -> dict[str, Any] | None:
     """All settings of the frozen recipe at `path` as plain values; None if it cannot be read."""
     try:
-        content = load_written_yaml(read_regular(path))
-    except (OSError, ValueError):
+        content = load_plain_yaml(read_regular(path), str(path))
+    except (OSError, YamlError):
         return None
     return content if isinstance(content, dict) else None
 

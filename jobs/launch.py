@@ -1,7 +1,6 @@
 """The ranks of a stage as processes of this machine: started, stopped and ended together."""
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from types import FrameType, MappingProxyType
 
 from data.child_process import own_packages_first, python_module
 from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN
+from data.json_records import parse_json
 from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
@@ -238,7 +238,7 @@ def _outcome(
     written = {}
     for rank in range(len(codes)):
         try:
-            written[rank] = Outcome(**json.loads((outcomes / f"{rank}.json").read_text()))
+            written[rank] = parse_json(Outcome, (outcomes / f"{rank}.json").read_bytes())
         except (OSError, ValueError):
             continue
     for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_INTERRUPTED):

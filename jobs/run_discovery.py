@@ -1,20 +1,51 @@
 """Finding runs on the disk: those of a recipe, of its sweep, or of a folder."""
 
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data.json_records import parse_json
 from data.regular_file import read_regular
-from data.yaml_text import load_written_yaml
+from data.yaml_text import YamlError, load_plain_yaml
 from jobs.scheduler.submissions import FOLDER, SHARDS, SubmissionFolder
 from pipeline.errors import ConfigError
 from pipeline.run_folder import RunFolder
 
 SWEEP_SUFFIX = ".sweep.json"
 """Of the file beside the run folders of a sweep: `{"runs": [name, ...], "settings": {name: {key: value}}}`."""
+
+
+_SWEPT = re.compile(r"[\w.\-]{1,255}")  # as `jobs.sweep` names runs
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRecord:
+    """The content of that file."""
+
+    runs: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, str]]
+
+    def __post_init__(self) -> None:
+        for name in self.runs:
+            if not _SWEPT.fullmatch(name) or name in (".", ".."):
+                raise ValueError(f"runs: {name!r} is not the name of a folder")
+
+
+def read_sweep(file: Path) -> SweepRecord:
+    """What is in the record of a sweep.
+
+    Raises:
+        ConfigError: the file is damaged or cannot be read.
+    """
+    try:
+        return parse_json(SweepRecord, file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file}: not the record of a sweep ({error}); submit the sweep again, or remove the file"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +74,8 @@ class RunRef:
 
     def stages(self) -> list[str]:
         """The shard jobs that were submitted, and the stages, in the order of the chain."""
-        named = list(self.recipe.get("stages", {}))
+        stages = self.recipe.get("stages")
+        named = list(stages) if isinstance(stages, dict) else []
         submitted = list(self.submissions.newest())
         before = [name for name in submitted if is_shard_job(name) and name not in named]
         found = [below.name for below in _stage_folders(self.path)]
@@ -139,8 +171,9 @@ def _in_folder(path: Path, was_named: bool) -> list[RunRef]:
 def _of_run_folder(run: Path, only: str | None = None, settings: Mapping[str, str] | None = None) -> RunRef:
     """The run in a folder, with its recipe as it was submitted, if it was."""
     try:
-        content = load_written_yaml(read_regular(SubmissionFolder(run / FOLDER).recipe))
-    except (OSError, ValueError):
+        path = SubmissionFolder(run / FOLDER).recipe
+        content = load_plain_yaml(read_regular(path), str(path))
+    except (OSError, YamlError):
         content = None
     return RunRef(run, content if isinstance(content, dict) else {}, only, settings or {})
 
@@ -152,12 +185,8 @@ def _sweep_file(run: Path) -> Path:
 def _of_sweep(base: RunRef) -> list[RunRef]:
     """The runs of the sweep over a recipe; before them the recipe's own shard jobs or run, if there are any."""
     file = _sweep_file(base.path)
-    try:
-        content = json.loads(file.read_text())
-        settings = {str(name): dict(content["settings"].get(name, {})) for name in content["runs"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{file}: not the record of a sweep; submit the sweep again, or remove the file") from None
-    swept = [_of_run_folder(file.with_name(name), settings=of_run) for name, of_run in settings.items()]
+    record = read_sweep(file)
+    swept = [_of_run_folder(file.with_name(name), settings=record.settings.get(name, {})) for name in record.runs]
     without_stages = replace(base, recipe={**base.recipe, "stages": {}})
     if all(map(is_shard_job, without_stages.stages())):  # none of its stages was ever submitted or run by itself
         base = without_stages

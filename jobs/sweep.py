@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.atomic_file import write_atomically
-from jobs.run_discovery import SWEEP_SUFFIX
+from jobs.run_discovery import SWEEP_SUFFIX, read_sweep
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
 
@@ -66,7 +66,7 @@ def sweep_file(recipe: Recipe) -> Path:
 
 def record(path: Path, found: Sequence[Variation]) -> None:
     """Add runs to the list."""
-    before = json.loads(path.read_text())["settings"] if path.exists() else {}
-    settings = before | {variation.name: variation.settings for variation in found}
+    settings = {**read_sweep(path).settings} if path.exists() else {}
+    settings |= {variation.name: variation.settings for variation in found}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"runs": list(settings), "settings": settings}, indent=1) + "\n")

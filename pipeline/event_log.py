@@ -3,7 +3,6 @@
 `events.jsonl` has one JSON object on a line, with `time`, `event` and the facts of that event.
 """
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from data.json_records import parse_json
 from data.regular_file import open_regular
 from pipeline.errors import RunFailed
 from pipeline.json_lines import append_json_line, note_skipped
@@ -84,18 +84,18 @@ class RunEvent:
     def top1(self) -> float | None:
         """Of an evaluation, 0 to 1."""
         top1 = self.facts.get("top1")
-        return float(top1) if isinstance(top1, int | float) else None
+        return float(top1) if isinstance(top1, int | float) and 0 <= top1 <= 1 else None
 
     @classmethod
     def parse(cls, line: str) -> "RunEvent | None":
         """The entry on a line of the file; None for a line that was cut short or is no entry."""
         try:
-            facts = json.loads(line)
-            when, event = facts.pop("time"), Event(facts.pop("event"))
-            datetime.fromisoformat(when)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            facts = parse_json(dict[str, Any], line)
+            entry = cls(facts.pop("time"), Event(facts.pop("event")), facts)
+            _ = entry.seconds
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
-        return cls(when, event, facts)
+        return entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from data.regular_file import open_regular, read_regular
 from data.remote.storage import Storage, is_remote
 from data.remote.web_address import without_secrets
 from data.settings_diff import changed_settings, flatten
-from data.yaml_text import load_written_yaml
+from data.yaml_text import YamlError, load_plain_yaml
 from pipeline.checkpoints.manifest import RunDigests, json_object, manifest_bytes, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.event_log import Event, EventLog
@@ -115,7 +115,7 @@ class RunFolder:
             ConfigError: the file is damaged.
         """
         try:
-            content = load_written_yaml(read_regular(self.recipe))
+            content = load_plain_yaml(read_regular(self.recipe), str(self.recipe))
             if not isinstance(content, dict):
                 raise ValueError("empty or cut short" if content is None else "not a mapping")
             if "index_digests" not in content and "stages" in content:
@@ -129,7 +129,7 @@ class RunFolder:
 
     def damaged_recipe(self, error: Exception) -> ConfigError:
         """The error for a `recipe.yaml` that cannot be what `freeze` wrote."""
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error.problem if isinstance(error, YamlError) else error).split())
         return ConfigError(
             f"{self.recipe}: damaged ({reason}); restore it from a copy, or remove the run folder to start over"
         )

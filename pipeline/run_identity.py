@@ -116,6 +116,6 @@ def _is_copy(recorded: RunIdentity, path: Path) -> bool:
         return False
     except OSError:  # a folder of somebody else
         return here.st_ino != recorded.inode
-    except ConfigError:
+    except (ConfigError, ValueError):  # damaged, or no path at all
         return False
     return original is not None and original.id == recorded.id and here.st_ino != recorded.inode

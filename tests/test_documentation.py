@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data import limits
 from data.tar import NO_END_MARK, SEVERAL_TARS
 from tests.support.paths import ROOT
 
@@ -63,3 +64,11 @@ def test_the_kinds_of_remarks_on_datasets_are_documented() -> None:
         kinds = {*re.findall(r"\.remark\(\s*\"(\w+)\"", code), NO_END_MARK, SEVERAL_TARS}
         assert len(kinds) > 7
         assert kinds <= set(re.findall(r"`(\w+)`", (ROOT / "docs" / page).read_text()))
+
+
+def test_all_limits_on_files_from_outside_are_documented_with_their_numbers() -> None:
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| ([0-9,]+) \| ", (ROOT / "docs" / "security.md").read_text(), flags=re.MULTILINE
+    )
+    documented = {name: int(number.replace(",", "")) for name, number in rows}
+    assert documented == {name: value for name, value in vars(limits).items() if name.isupper()}

@@ -1,6 +1,7 @@
 """The folder of an unfinished build beside its destination: what is being built, and what is done already."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -73,6 +74,10 @@ class BuildPlan:
     writing: WriteOptions
     state: SourceState = NOTHING_KNOWN
     """Of the source when it was last begun to be read."""
+
+    def __post_init__(self) -> None:
+        if b"\0" in os.fsencode(self.source):
+            raise ValueError(f"source: {self.source!r} is not a path")
 
     def record(self, destination: Path) -> BuildRecord:
         """What the finished shards keep of it."""

@@ -1,20 +1,26 @@
 """Files on web servers: fsspec's client, with sizes and refusals that can be relied upon."""
 
+import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 import aiohttp
 import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
 from data.errors import StorageRefused
+from data.limits import LISTING_BYTES
 from data.remote.storage_errors import MISSING_STATUSES, REFUSED_STATUSES, passes
 from data.remote.web_address import without_signature
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _VERBATIM = {"Accept-Encoding": "identity"}  # the length of a compressed answer is not that of the file
-_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
+_SIZE = re.compile("[0-9]{1,18}")
+_TOTAL = re.compile(r"bytes (?:[0-9]+-[0-9]+|\*)/([0-9]{1,18})$")
+# Every attempt ends at the next tag: fsspec's own expression takes quadratic time, and more, on pages made for that.
+_LINK = re.compile(r"""<a\s(?:[^<>]*?\s)?href=["']([^"'<>]+)""", re.IGNORECASE)
 
 
 def http_files(read_timeout: float) -> "HttpFiles":
@@ -103,14 +109,48 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
 
     async def _ls_real(self, url: str, detail: bool = True, **options: Any) -> list[Any]:
         folder = url.partition("?")[0].rstrip("/") + "/"
-        found = await super()._ls_real(url, detail=True, **options)
-        # Pages link to themselves in other orders, and to parts of themselves.
-        files = [entry for entry in found if not {"?", "#"} & set(entry["name"][len(folder) :])]
-        return files if detail else sorted(entry["name"] for entry in files)
+        session = await self.set_session()
+        async with session.get(self.encode_url(url), headers=_VERBATIM) as response:
+            self._raise_not_found_for_status(response, url)
+            is_page = response.headers.get("Content-Type", "text/html").partition(";")[0] == "text/html"
+            page = await _received(response, LISTING_BYTES) if is_page else b""
+        if len(page) > LISTING_BYTES:
+            raise StorageRefused(
+                f"{without_signature(url)}: its list of files has more than {LISTING_BYTES:,} bytes; divide the folder"
+            )
+        names = set() if "?" in url else set(_links(page.decode("utf-8", "ignore"), folder))
+        if not detail:
+            return sorted(names)
+        return [
+            {"name": name, "size": None, "type": "directory" if name.endswith("/") else "file"}
+            for name in sorted(names)
+        ]
+
+
+async def _received(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The content of an answer; one byte more than `most` if it is longer."""
+    content = bytearray()
+    async for piece in response.content.iter_any():
+        content += piece[: most + 1 - len(content)]
+        if len(content) > most:
+            break
+    return bytes(content)
+
+
+def _links(page: str, folder: str) -> Iterator[str]:
+    """The addresses below `folder` that a page links to."""
+    for link in _LINK.findall(page):
+        try:
+            name = urljoin(folder, html.unescape(link))
+        except ValueError:
+            continue
+        # Pages link to themselves in other orders, to parts of themselves, and to folders above.
+        if name.startswith(folder) and name != folder and not {"?", "#"} & set(name):
+            yield name
 
 
 def _content_length(headers: Mapping[str, str]) -> int | None:
     if headers.get("Content-Encoding", "identity") not in ("identity", ""):
         return None
     length = headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
+    return int(length) if _SIZE.fullmatch(length) else None

@@ -11,8 +11,8 @@ from typing import Literal
 Kind = Literal["started", "done", "requeued", "stopped", "cancelled", "failed"]
 
 _TAIL_BYTES = 256 * 1024
-_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) job (\d+)(?:_\d+)?: (.*)$")
 _NEXT_LINE = "  "  # what the lines of a message begin with after the first, see `data.printable.printable_message`
+_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) job (\d+)(?:_\d+)?: (.*)$", re.ASCII)
 _ERROR = re.compile(r"^error: (.*)$")
 _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"start \d+ on (?P<nodes>\S+),.*", "started"),
@@ -93,5 +93,9 @@ def _parsed(text: str, when: str, before: JobOutcome | None) -> JobOutcome | Non
             # The line that it could not be requeued follows the one with the reason.
             why = groups.get("why", before.why if before and kind == "stopped" else "")
             nodes = groups.get("nodes") or (before.nodes if before else "")
-            return JobOutcome(kind, why, time.mktime(time.strptime(when, "%Y-%m-%d %H:%M:%S")), nodes)
+            try:
+                seconds = time.mktime(time.strptime(when, "%Y-%m-%d %H:%M:%S"))
+            except (ValueError, OverflowError):  # no such day
+                return before
+            return JobOutcome(kind, why, seconds, nodes)
     return before

@@ -19,6 +19,7 @@ _RUNNING = frozenset(
 # Fields of squeue that cannot contain the separator; the last one may contain spaces.
 _FORMAT = "%i|%T|%D|%N|%e|%S|%r"
 
+_SECONDS = re.compile("[0-9]{1,12}")
 _DOWN = ("Unable to contact", "Connection refused", "timed out", "communication")
 _NOT_CONFIGURED = ("Could not establish a configuration source", "Unable to process configuration file")
 
@@ -81,6 +82,7 @@ def _run(command: Sequence[str], variables: Mapping[str, str] | None) -> subproc
             command,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_ANSWER_SECONDS,
             env={
                 **scheduler_environment(outside_environment()),
@@ -158,7 +160,7 @@ def clock() -> float:
         ConfigError: it does not report one.
         SchedulerDown: it does not answer.
     """
-    match = re.search(r"output at .*\((\d+)\)", call("sdiag"))
+    match = re.search(r"output at .*\(([0-9]{1,12})\)", call("sdiag"))
     if match is None:
         raise ConfigError("sdiag: its output has no time")
     return float(match.group(1))
@@ -195,7 +197,7 @@ def _queue(numbers: Iterable[str]) -> list[SlurmJob]:
         if len(fields) == 7:
             number, state, _, nodes, _, starts, reason = fields
             reason = "" if reason in ("None", "(null)") else reason
-            listed.append(SlurmJob(number, state, reason, nodes, int(starts) if starts.isdigit() else None))
+            listed.append(SlurmJob(number, state, reason, nodes, int(starts) if _SECONDS.fullmatch(starts) else None))
     return listed
 
 
@@ -208,7 +210,10 @@ def _accounting(numbers: Iterable[str]) -> list[SlurmJob]:
         return []
     listed = []
     for line in lines:
-        number, state, nodes, reason = line.split("|", 3)
+        fields = line.split("|", 3)
+        if len(fields) < 4:
+            continue
+        number, state, nodes, reason = fields
         nodes, reason = (text if text not in ("None", "None assigned") else "" for text in (nodes, reason))
         listed.append(SlurmJob(number, state.partition(" ")[0], reason, nodes))  # "CANCELLED by 1000"
     return listed

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from data.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
 from data.regular_file import read_regular
 from data.remote.storage import is_remote
-from data.yaml_text import load_written_yaml
+from data.yaml_text import load_plain_yaml
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
@@ -297,7 +297,8 @@ class _StageRecord:
     def _settings(self) -> dict[str, Any]:
         """The stage's settings as of its first start, else as submitted."""
         try:
-            content = load_written_yaml(read_regular(self.folder.path / "recipe.yaml"))
+            path = self.folder.path / "recipe.yaml"
+            content = load_plain_yaml(read_regular(path), str(path))
         except (OSError, ValueError):
             content = self.run.recipe.get("stages", {}).get(self.stage)
         return content if isinstance(content, dict) else {}

@@ -1,6 +1,5 @@
 """What was submitted for a recipe: `runs/<recipe>/slurm/`, with the recipe, job logs, and a record of jobs."""
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from data.atomic_file import write_atomically
 from data.errors import DataError, LockHeld
 from data.file_lock import OTHER_NODE_SECONDS, check_locks, hold
+from data.json_records import parse_json
 from jobs.frozen_recipe import recipe_text
 from pipeline.errors import ConfigError
 from pipeline.json_lines import append_json_line, note_skipped
@@ -103,8 +103,8 @@ class SubmissionFolder:
         found, skipped = [], []
         for number, line in enumerate(self._record.read_text(errors="replace").split("\n"), 1):
             try:
-                found.append(Submission(**json.loads(line)))
-            except (ValueError, TypeError):
+                found.append(parse_json(Submission, line))
+            except ValueError:
                 if line.strip():
                     skipped.append(number)  # truncated by a full disk
         if skipped:

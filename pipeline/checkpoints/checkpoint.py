@@ -3,12 +3,13 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.remote.storage import Storage, is_remote, join, pieces
@@ -74,7 +75,7 @@ class Checkpoint:
         parts = []
         for first, last, file in sorted(self._ranges[parameter]):
             if first < stop and last > start:
-                with safe_open(self._local(file), framework="pt") as tensors:
+                with self._opened(file) as tensors:
                     piece = tensors.get_slice(f"{kind}.{parameter}")
                     parts.append(piece[max(start, first) - first : min(stop, last) - first])
         return torch.cat(parts) if len(parts) != 1 else parts[0]
@@ -85,7 +86,7 @@ class Checkpoint:
         # Every element is written below: a `Manifest` covers them all, and `_local` compares the files with it.
         whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
         for file, entries in sorted(self._fragments.items()):
-            with safe_open(self._local(file), framework="pt") as tensors:
+            with self._opened(file) as tensors:
                 for entry in entries:
                     tensor = tensors.get_tensor(f"{kind}.{entry.parameter}")
                     whole[entry.parameter].view(-1)[entry.start : entry.stop] = tensor
@@ -93,7 +94,7 @@ class Checkpoint:
 
     def buffers(self, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
         """All buffers or their moving averages by name, on the CPU."""
-        with safe_open(self._local(BUFFERS), framework="pt") as tensors:
+        with self._opened(BUFFERS) as tensors:
             everything = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
         averaged = which == "ema"
         return {
@@ -116,6 +117,19 @@ class Checkpoint:
         """Remove what was downloaded."""
         if self._remote:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        """The tensors in the file `name`.
+
+        Raises:
+            ConfigError: it is damaged, or as for `_local`.
+        """
+        try:
+            with safe_open(self._local(name), framework="pt") as tensors:
+                yield tensors
+        except SafetensorError as error:
+            raise ConfigError(f"{self.location}: {name} is damaged ({error}); restore it from a copy") from None
 
     def _local(self, name: str) -> Path:
         """The file `name` on this machine, downloaded and verified if necessary, with the tensors of the manifest.

@@ -29,7 +29,7 @@ from pipeline.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 _GIVE_UP_AFTER = 120.0  # seconds without an answer from a remote store, for one request
-_LOST_RANK_PATIENCE = 30.0  # for the save in flight, when another rank is gone
+_LOST_RANK_PATIENCE = 10.0  # for the save in flight, when another rank is gone; less than KillWait of Slurm, 30 s
 _EXCHANGE_EVERY = 1.0  # seconds, while ranks wait for a save
 PATIENCE = 180.0
 """Seconds of waiting without progress of any rank after which a save is considered hung. Uploads give up earlier."""

@@ -37,6 +37,10 @@ class RankPosition:
     phase: str
     """One of `PHASES`; empty in sections without phases."""
 
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"phase: {self.phase!r}")
+
     @property
     def order(self) -> tuple[int, int, int, int]:
         """Sorts positions; the smallest is furthest behind."""

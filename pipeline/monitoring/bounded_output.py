@@ -59,7 +59,9 @@ class BoundedOutput(io.RawIOBase):
         """Returns the size of `data` in bytes, whether it is kept or dropped."""
         content = bytes(data)
         with self._changed:
-            fits = self._size + len(content) <= _MOST_WAITING
+            # Once lines are dropped, half of the room must be free, so that the output does not lose every other line.
+            room = _MOST_WAITING // 2 if self._dropped else _MOST_WAITING
+            fits = self._size + len(content) <= room
             begins_to_drop = not fits and not self._dropped
             if fits:
                 self._tell_dropped()

@@ -3,12 +3,12 @@
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from data.atomic_file import write_atomically
-from data.json_records import load_json
+from data.json_records import parse_json
 from data.regular_file import read_regular
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,6 @@ class StageProgress:
     def read(cls, path: Path) -> Self | None:
         """The progress published last; None if there is none that can be read."""
         try:
-            content = load_json(read_regular(path))
-            if not isinstance(content, dict):
-                return None
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
+            return parse_json(cls, read_regular(path))
+        except (OSError, ValueError):
             return None

@@ -1,11 +1,11 @@
 """The file through which the leader of a node check hands its findings to the command that waits for them."""
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from data.json_records import load_json, to_record
 from pipeline.json_lines import append_json_line
 from pipeline.preflight.finding import Finding
 
@@ -25,10 +25,10 @@ def read_report(report: Path) -> tuple[list[Finding], bool]:
     """The findings written so far, and whether the report is complete."""
     found: list[Finding] = []
     with suppress(FileNotFoundError):
-        for line in report.read_text().splitlines():
+        for line in report.read_bytes().splitlines():
             with suppress(ValueError):  # a line that is still being written
-                content = json.loads(line)
-                if not content:
+                content = load_json(line)
+                if content == {}:
                     return found, True
-                found.append(Finding(**content))
+                found.append(to_record(Finding, content))
     return found, False

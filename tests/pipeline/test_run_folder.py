@@ -71,7 +71,7 @@ def test_a_result_of_unknown_weights_is_refused(tmp_path: Path) -> None:
     [
         (b"", "empty or cut short"),
         (b"{task: train, seed", "while parsing"),
-        (b"\xff\xfe", "can't decode"),
+        (b"\xff\xff", "not a text file in UTF-8"),
         (b"[1, 2]", "not a mapping"),
         (b"{task: train, seed: 0}", "stage is missing"),
         (b"{stage: a, task: train, seed: x, index_digests: {}, start_digest: null}", "seed: must be an integer"),

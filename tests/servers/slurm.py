@@ -122,7 +122,9 @@ class SlurmCluster:
     def fail_node(self, name: str) -> None:
         """A power loss: daemon, steps and jobs of a node die at once, and an administrator informs the controller."""
         self._kill(name)
-        self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=power loss")
+        # An answer of the daemon that was on its way returns a node to service that is only down, and jobs to it.
+        for state in ("drain", "down"):
+            self.run("scontrol", "update", f"nodename={name}", f"state={state}", "reason=power loss")
 
     def start_node(self, name: str) -> None:
         """Boot a node that failed, and wait until it takes jobs."""

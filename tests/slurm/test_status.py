@@ -180,7 +180,9 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reason_in_the_log_counts_even_when_slurm_has_forgotten_the_job(
     slurm: SlurmCluster, launch: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch('if [ "$RANK" = 1 ]; then printf "70\\nlosses\\nare nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; sleep 600')
+    launch(
+        'if [ "$RANK" = 1 ]; then printf "70\\nlosses\\n  are nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; sleep 600'
+    )
     found = await_state(slurm, 0, "failed")
     assert (found["reason"], found["nodes"]) == ("losses\nare nan", "node[1-2]")
     forgotten(monkeypatch)

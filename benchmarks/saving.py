@@ -97,7 +97,8 @@ def _state(size: int, device: torch.device) -> LiveState:
         Fragment(name, 0, elements, {kind: torch.randn(elements, device=device) for kind in _KINDS}, True)
         for name in names
     ]
-    run = RunFacts("saving", "fp32", {}, RunDigests("", "", ""))
+    model = {"name": "none", "num_classes": 0, "image_size": 1}
+    run = RunFacts("saving", "fp32", model, RunDigests("", "", ""))
     return LiveState(CheckpointFacts(run, 0, 0, 0, 0, 1), fragments, {}, dict.fromkeys(names, (elements,)))
 
 

@@ -6,6 +6,7 @@ This is the short form; `python -m tests.fuzzing` tries inputs for as long as it
 import contextlib
 import io
 import json
+import os
 import tarfile
 import time
 from pathlib import Path
@@ -22,6 +23,12 @@ _FEWER = {"verification": 25, "recipe": 15, "frozen-recipe": 20, "override": 25,
 """Of targets whose inputs take long."""
 _NESTED = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
 _TIME = "2026-01-02T03:04:05+0000"
+
+
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target puts stand-ins for Slurm's commands on PATH, which must not be those of other tests."""
+    monkeypatch.setenv("PATH", os.environ["PATH"])
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -146,7 +146,8 @@ class TrainingRun:
         """Show the last step."""
         engine, stage = self.state.engine, self.plan.stage
         rate = self.plan.learning_rate(self.step - 1)
-        with self.monitor.paused():
+        # Of its own: outside of sections, the watchdog learns no limit and waits as long as for the set-up.
+        with self.context.watchdog.section("report"), self.monitor.paused():
             parameters = engine.parameters
             last_step = AdamWStep(
                 stage.optimizer, rate, engine.optimizer_steps, parameters.undecayed, parameters.rate_scales
@@ -164,7 +165,7 @@ class TrainingRun:
     def report_histograms(self) -> None:
         """Show histograms of the weights."""
         parameters = list(self.state.engine.parameters.shapes)
-        with self.monitor.paused():
+        with self.context.watchdog.section("histograms"), self.monitor.paused():
             histograms = weight_histograms(self.state.fragments, parameters, self.context.ranks)
             self.monitor.histograms(self.step, histograms)
 

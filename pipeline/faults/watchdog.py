@@ -31,7 +31,9 @@ from pipeline.recipe.sections import WatchdogSettings
 
 log = logging.getLogger(__name__)
 
-SectionName = Literal["setup", "step", "save", "evaluation", "verification", "all-reduce", "reading", "writing"]
+SectionName = Literal[
+    "setup", "step", "report", "histograms", "save", "evaluation", "verification", "all-reduce", "reading", "writing"
+]  # fmt: skip
 Phase = Literal["reading", "computing", "exchanging"]
 
 _POLL_SECONDS = 1.0

@@ -17,7 +17,6 @@ from data.atomic_file import DISK_FULL
 from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
 from data.printable import printable_message
 from pipeline.errors import CAUSE_FILE, stop_exit_code
-from pipeline.errors import CONTINUES as CONTINUES
 from pipeline.errors import STARTS_OVER as STARTS_OVER
 from pipeline.monitoring.bounded_output import finish_outputs
 from pipeline.monitoring.console import PrintableConsole, styled_text

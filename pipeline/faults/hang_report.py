@@ -135,7 +135,7 @@ def _position(store: KeyValueStore, rank: int) -> RankPosition | None:
         found = parse_json(RankPosition, store.get(key)[:_MOST_BYTES]) if store.check([key]) else None
     except ValueError:
         return None
-    if found is None or found.phase not in PHASES:
+    if found is None:
         return None
     return replace(found, node=_printable(found.node.encode()), section=_printable(found.section.encode()))
 

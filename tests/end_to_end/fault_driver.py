@@ -18,10 +18,8 @@ import torch
 
 from data.building.build import build_shards
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.loss import classification_loss
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
-from pipeline.weights import build_model
 from tests.conftest import write_pictures
 from tests.end_to_end.checkpoint_places import CheckpointPlace, InBucket
 from tests.end_to_end.faulty_run import Run, make_recipe
@@ -83,29 +81,20 @@ def assert_equal(run: Run, reference: Run) -> None:
 
 @dataclass(frozen=True)
 class Differences:
-    """The greatest relative differences between two runs.
-
-    Elements whose gradient is zero by construction, such as a bias before a normalization or the bias of attention's keys,
-    follow the rounding of their gradient alone, which AdamW scales to full steps. So weights are compared without them, too.
-    """
+    """The greatest relative differences between two runs."""
 
     train_loss: float
     validation_loss: float
     weights: float
     """Of the vector of all weights, by its norm."""
-    weights_with_gradient: float
-    """The same without those elements."""
     largest: tuple[str, float]
     """Name and relative difference of the parameter that differs most."""
-    largest_with_gradient: tuple[str, float]
-    """The same without those elements."""
 
     def __str__(self) -> str:
-        (one, by), (other, by_less) = self.largest, self.largest_with_gradient
+        name, by = self.largest
         return (
             f"training loss {self.train_loss:.1e}, validation loss {self.validation_loss:.1e}, weights {self.weights:.1e} "
-            f"(most {one}: {by:.1e}), without elements of zero gradient {self.weights_with_gradient:.1e} "
-            f"(most {other}: {by_less:.1e})"
+            f"(most {name}: {by:.1e})"
         )
 
 
@@ -120,39 +109,13 @@ def greatest_differences(run: Run, reference: Run) -> Differences:
         losses.append(float(np.nanmax(abs(mine - theirs) / theirs)))
     weights, expected = (open_checkpoint(one.final).parameters() for one in (run, reference))
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    zero = elements_without_gradient(reference)
-    whole: _Pairs = {name: (weights[name] - expected[name], expected[name]) for name in expected}
-    less: _Pairs = {name: (change[~zero[name]], size[~zero[name]]) for name, (change, size) in whole.items()}
+    changes: _Pairs = {name: (weights[name] - expected[name], expected[name]) for name in expected}
     return Differences(
         train_loss=losses[0],
         validation_loss=losses[1],
-        weights=_relative(whole),
-        weights_with_gradient=_relative(less),
-        largest=_most_different(whole),
-        largest_with_gradient=_most_different(less),
+        weights=_relative(changes),
+        largest=_most_different(changes),
     )
-
-
-def elements_without_gradient(run: Run) -> dict[str, torch.Tensor]:
-    """Parameter -> bool, for each of its elements: the loss of the trained model does not depend on it."""
-    plan = _plan(run)
-    model = build_model(plan)
-    model.load_state_dict(open_checkpoint(run.final).parameters(), strict=False)
-    model.double().train()
-    size, side = plan.stage.batch.micro_size, plan.stage.resolution
-    greatest = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    for seed in range(16):  # blocks are dropped at random
-        torch.manual_seed(seed)
-        targets = torch.eye(len(plan.classes), dtype=torch.float64)[torch.randint(len(plan.classes), (size,))]
-        images = torch.randn(size, side, side, 3, dtype=torch.float64)
-        model.zero_grad()
-        loss = classification_loss(model(images), targets, plan.stage.loss.kind).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                greatest[name] = torch.maximum(greatest[name], parameter.grad.abs())
-    rounding = 1e-12 * max(float(gradient.max()) for gradient in greatest.values())
-    return {name: gradient < rounding for name, gradient in greatest.items()}
 
 
 def _relative(pairs: _Pairs) -> float:

@@ -110,15 +110,18 @@ def draw_faults(count: int, setup: Setup, fresh: int, rng: random.Random) -> lis
     Their moments are steps of the run rather than times, so that a slow machine does not change what is tested.
     """
     steps = sorted(rng.randint(1, steps_for(count) - MARGIN) for _ in range(count))
-    kinds = _shuffled(KINDS, count, rng)
-    moments = _shuffled(WITH_ROLL_BACKS if setup.row else MOMENTS, count, rng)
+    kinds = list(_shuffled(KINDS, count, rng))
+    # Each by itself: what is killed in a save loses it, and what is asked to stop finishes it first.
+    killed = sum(number == signal.SIGKILL for _, number in kinds)
+    aimed = WITH_ROLL_BACKS if setup.row else MOMENTS
+    moments = {True: _shuffled(aimed, killed, rng), False: _shuffled(aimed, count - killed, rng)}
     worlds, zero = _shuffled(setup.worlds, count, rng), _shuffled(setup.zero, count, rng)
     real = _shuffled([number < fresh for number in range(count)], count, rng)
     return [
         Fault(
             victim,
             number,
-            moment,
+            moment := next(moments[number == signal.SIGKILL]),
             step,
             delay=rng.uniform(0, _SECONDS[moment]),
             ranks=next(worlds),
@@ -126,7 +129,7 @@ def draw_faults(count: int, setup: Setup, fresh: int, rng: random.Random) -> lis
             rank=rng.randrange(max(setup.worlds)),
             fresh=next(real),
         )
-        for (victim, number), moment, step in zip(kinds, moments, steps, strict=True)
+        for (victim, number), step in zip(kinds, steps, strict=True)
     ]
 
 

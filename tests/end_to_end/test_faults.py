@@ -63,8 +63,8 @@ def test_every_kind_of_fault_occurred(on_disk: Ended, on_s3: Ended, on_changing_
         counts = ended.run.counts
         assert sum(counts[f"{number.name} of {victim}"] for victim, number in KINDS) == ended.faults
         assert all(counts[f"{number.name} of {victim}"] for victim, number in KINDS)
+        assert counts["inside a save"]
     counts = on_disk.run.counts + on_s3.run.counts + on_changing_ranks.run.counts
-    assert counts["inside a save"]
     assert counts["inside an evaluation"]
     assert counts["inside a roll-back"]
     assert counts["new interpreters"] == 2
@@ -87,9 +87,8 @@ def test_on_changing_numbers_of_ranks_only_rounding_differs(
     run = on_changing_ranks.run
     differences = greatest_differences(run, undisturbed(tmp_path, shards, run.steps, run.setup))
     assert differences.train_loss < 1e-4
-    assert differences.validation_loss < 1e-2
-    assert differences.weights < 1e-2
-    assert differences.weights_with_gradient < 1e-3
+    assert differences.validation_loss < 1e-3
+    assert differences.weights < 1e-4
 
 
 def test_the_audit_of_samples_is_exact(on_disk: Ended, on_s3: Ended, on_changing_ranks: Ended) -> None:

@@ -26,7 +26,7 @@ from models.coatnet import CoAtNet
 from models.complexity import count_costs
 from models.registry import create_model
 from models.variants import VARIANTS
-from pipeline.gpus import PEAKS, known_gpu
+from pipeline.ranks.gpus import PEAKS, known_gpu
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

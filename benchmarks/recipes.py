@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jobs.bundled_recipes import bundled_recipes
 from models.complexity import count_parameters
-from pipeline.gpus import PEAKS
 from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
+from pipeline.ranks.gpus import PEAKS
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
 from pipeline.throughput import demand

@@ -23,9 +23,9 @@ from pipeline.checkpoints.host_copy import LiveState
 from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from pipeline.zero.fragments import Fragment
 
 _KINDS = ("master", "exp_avg", "exp_avg_sq")

@@ -25,17 +25,17 @@ from benchmarks.timing import interleaved, machine, report
 from data.building.build import build_shards
 from data.stream import MicroBatch
 from models.norm import move_running_statistics, recorded_statistics
-from pipeline.distributed import Ranks, join_ranks
 from pipeline.faults.preemption import REASONS
 from pipeline.faults.watchdog import Watchdog
-from pipeline.images import normalized
-from pipeline.loss import class_targets, classification_loss
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks, join_ranks
 from pipeline.recipe.loader import load_recipe
-from pipeline.step import StepContext, take_step
-from pipeline.step_message import StepMessage
-from pipeline.training_batches import open_stream
+from pipeline.training.images import normalized
+from pipeline.training.loss import class_targets, classification_loss
+from pipeline.training.step import StepContext, take_step
+from pipeline.training.step_message import StepMessage
+from pipeline.training.training_batches import open_stream
 from pipeline.weights import build_model
 from pipeline.zero.engine import build_engine
 

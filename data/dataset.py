@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.classes.labels import LabelMap, LabelReader, read_label_map
 from data.errors import DataError
 from data.index import ShardIndex, read_index, read_labels
-from data.labels import LabelMap, LabelReader, read_label_map
 from data.remote.storage import Storage
 
 

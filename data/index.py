@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.digest import json_sha256
 from data.errors import DataError
-from data.json_records import check_at_least, check_sha256, load_json, to_record
+from data.files.digest import json_sha256
+from data.files.json_records import check_at_least, check_sha256, load_json, to_record
 from data.remote.storage import Storage, checked, is_remote, join, named_sizes, parent, read_bytes, write_bytes
 from data.remote.web_address import split_query, without_signature
 

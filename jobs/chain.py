@@ -27,7 +27,7 @@ from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, pla
 from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
-from pipeline.run_folder import checked_data, final_checkpoint, run_folder, start_digest
+from pipeline.runs.run_folder import checked_data, final_checkpoint, run_folder, start_digest
 
 
 def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:

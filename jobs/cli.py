@@ -59,7 +59,7 @@ def _coatnet(
 
 def _escape_output() -> None:
     """Let standard output and error take every string, in every locale: what is not printable there is escaped."""
-    from data.printable import printable_stream
+    from data.text.printable import printable_stream
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -70,7 +70,7 @@ def _escape_output() -> None:
 def main() -> None:
     """Entry point of the `coatnet` command, once everything is imported; see `jobs.__main__`."""
     secure_packages()
-    from data.account import complete_account, unused_temporary_folder  # ours by now
+    from data.files.user_account import complete_account, unused_temporary_folder  # ours by now
 
     complete_account(os.environ)
     _escape_output()

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from data.atomic_file import DISK_FULL
 from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
-from data.printable import printable_message
+from data.files.atomic_file import DISK_FULL
+from data.text.printable import printable_message
 from pipeline.errors import CAUSE_FILE, stop_exit_code
 from pipeline.errors import STARTS_OVER as STARTS_OVER
 from pipeline.monitoring.bounded_output import finish_outputs

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data.atomic_file import write_atomically
-from data.digest import json_sha256
 from data.errors import raise_if_passing
-from data.regular_file import read_regular
-from data.yaml_text import YamlError, load_plain_yaml
+from data.files.atomic_file import write_atomically
+from data.files.digest import json_sha256
+from data.files.regular_file import read_regular
+from data.files.yaml_text import YamlError, load_plain_yaml
 from pipeline.errors import ConfigError
-from pipeline.run_access import cannot_be_written
+from pipeline.runs.run_access import cannot_be_written
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without pydantic
     from pipeline.recipe.schema import Recipe

@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
-from data.child_process import own_packages_first, python_module
 from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN
-from data.json_records import parse_json
+from data.files.child_process import own_packages_first, python_module
+from data.files.json_records import parse_json
 from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
+from pipeline.ranks.rendezvous import STORE_FOLDER
 from pipeline.recipe.schema import Stage, TrainStage
-from pipeline.rendezvous import STORE_FOLDER
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 _LAUNCHER = "COATNET_LAUNCHER"
 _STARTED = "COATNET_STARTED"

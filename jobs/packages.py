@@ -28,14 +28,14 @@ def secure_packages() -> None:
         sys.path.insert(0, str(_PROGRAM_FOLDER))
     for name in _PACKAGES:
         if foreign := _foreign(name):
-            shown = foreign.encode("unicode_escape").decode()  # data.printable may be the one that is not ours
+            shown = foreign.encode("unicode_escape").decode()  # data.text.printable may be the one that is not ours
             print(
                 f"error: package {name}: Python finds {shown} instead of {_PROGRAM_FOLDER / name}; rename that file "
                 "or folder, or remove its folder from PYTHONPATH",
                 file=sys.stderr,
             )
             sys.exit(_EXIT_CONFIG)
-    from data.child_process import own_packages_first  # ours by now
+    from data.files.child_process import own_packages_first  # ours by now
 
     os.environ |= own_packages_first()
 

@@ -5,11 +5,9 @@ from collections.abc import Iterator, Sequence
 from data.errors import CoatnetError
 from data.remote.cache import Cache
 from jobs.scheduler.dry_run import dry_run
-from pipeline.announcements import class_list
 from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
-from pipeline.event_log import Event
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
@@ -20,7 +18,9 @@ from pipeline.preflight.shards import ShardAssessor, assess_source
 from pipeline.preflight.unused_settings import Facts, unused_settings, unused_shard_settings
 from pipeline.preflight.versions import assess_versions
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.run_folder import run_folder
+from pipeline.runs.announcements import class_list
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import run_folder
 
 _GIVE_UP_AFTER = 30.0  # seconds without an answer from remote storage, while a person waits
 _CLASSES = 1000  # assumed while the shards are yet to be built

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.json_records import parse_json
-from data.regular_file import read_regular
-from data.yaml_text import YamlError, load_plain_yaml
+from data.files.json_records import parse_json
+from data.files.regular_file import read_regular
+from data.files.yaml_text import YamlError, load_plain_yaml
 from jobs.scheduler.submissions import FOLDER, SHARDS, SubmissionFolder
 from pipeline.errors import ConfigError
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 SWEEP_SUFFIX = ".sweep.json"
 """Of the file beside the run folders of a sweep: `{"runs": [name, ...], "settings": {name: {key: value}}}`."""

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from data.accounting import lines
-from data.counted import counted
-from data.printable import one_line
+from data.text.counted import counted
+from data.text.printable import one_line
 from jobs.console import print_json, print_line
 from pipeline.errors import BEGUN_FILE
 

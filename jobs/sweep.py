@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.atomic_file import write_atomically
+from data.files.atomic_file import write_atomically
 from jobs.run_discovery import SWEEP_SUFFIX, read_sweep
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from data.images.augment import EvaluationTransform
 from data.stream import RankShare, evaluation_stream
-from pipeline.distributed import Ranks
-from pipeline.images import normalized
-from pipeline.loss import LossKind, class_targets, classification_loss
 from pipeline.plan import Plan
-from pipeline.run_folder import RunFolder
-from pipeline.stage_result import ClassAccuracy, ValidationFigures, distinct_names
-from pipeline.training_batches import SkippedLimits, note_skipped
+from pipeline.ranks.distributed import Ranks
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stage_result import ClassAccuracy, ValidationFigures, distinct_names
+from pipeline.training.images import normalized
+from pipeline.training.loss import LossKind, class_targets, classification_loss
+from pipeline.training.training_batches import SkippedLimits, note_skipped
 
 _FORWARDS_BETWEEN_STOP_CHECKS = 8  # all ranks agree then whether one was asked to stop
 

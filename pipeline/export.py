@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.atomic_file import atomic_path
+from data.files.atomic_file import atomic_path
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.resume import open_verified
-from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import WhichWeights
 from pipeline.weights import chosen_weights
 

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
 from pipeline.recipe.sections import ModelSettings
-from pipeline.schedule import learning_rate
+from pipeline.training.schedule import learning_rate
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from typing import Self
 import numpy as np
 import torch
 
-from data.counted import counted
-from data.digest import json_sha256
+from data.files.digest import json_sha256
 from data.shard_verification import FileState, LocalShard, ShardVerifier, local_shards, unverified
-from pipeline.distributed import Ranks
+from data.text.counted import counted
 from pipeline.faults.watchdog import Watchdog
-from pipeline.json_lines import append_json_line, note_skipped
 from pipeline.plan import Plan, TrainPlan
-from pipeline.run_folder import RunFolder
+from pipeline.ranks.distributed import Ranks
+from pipeline.runs.json_lines import append_json_line, note_skipped
+from pipeline.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

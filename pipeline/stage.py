@@ -13,10 +13,8 @@ import torch
 from data.remote.storage import Storage
 from pipeline.checkpoints.resume import open_verified
 from pipeline.checkpoints.saved import if_repeated
-from pipeline.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
-from pipeline.event_log import Event, EventLog
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
@@ -25,9 +23,11 @@ from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.preflight.unused_settings import Facts, unused_settings
+from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
+from pipeline.ranks.rendezvous import check_world_size, read_rendezvous
 from pipeline.recipe.schema import Recipe
-from pipeline.rendezvous import check_world_size, read_rendezvous
-from pipeline.run_folder import (
+from pipeline.runs.event_log import Event, EventLog
+from pipeline.runs.run_folder import (
     classes_digest,
     final_checkpoint,
     rank_digest,
@@ -36,11 +36,11 @@ from pipeline.run_folder import (
     run_folder,
     start_digest,
 )
-from pipeline.run_identity import establish_identity
+from pipeline.runs.run_identity import establish_identity
+from pipeline.runs.stage_result import StageResult
 from pipeline.shard_verification import ShardVerification
-from pipeline.stage_result import StageResult
 from pipeline.train import train
-from pipeline.training_run import RunContext
+from pipeline.training.training_run import RunContext
 from pipeline.weights import build_model, load_weights, starting_weights, to_precision
 from pipeline.zero.engine import autocast, model_dtype
 

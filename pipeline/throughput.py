@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.child_process import own_packages_first, python_module
 from data.errors import DataError
+from data.files.child_process import own_packages_first, python_module
 from data.images.decode import DecodeError, decode
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from models.complexity import count_training_cost
-from pipeline.gpus import PEAKS
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.gpus import PEAKS
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.training_batches import open_stream, train_transform
+from pipeline.training.training_batches import open_stream, train_transform
 
 _WARM_UP = 2  # micro-batches: shards are opened, queues filled
 

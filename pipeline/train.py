@@ -10,15 +10,15 @@ from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts, read_manife
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.continuation import changes_since, computed_with
 from pipeline.errors import ConfigError
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan
-from pipeline.run_folder import digests, relative_location
+from pipeline.runs.continuation import changes_since, computed_with
+from pipeline.runs.run_folder import digests, relative_location
+from pipeline.runs.stage_result import StageResult
 from pipeline.shard_verification import ShardVerification
-from pipeline.stage_result import StageResult
-from pipeline.training_run import RunContext, StartPoint, TrainingRun
-from pipeline.training_state import TrainingState
+from pipeline.training.training_run import RunContext, StartPoint, TrainingRun
+from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model, fitted_weights, starting_weights
 from pipeline.zero.engine import build_engine
 

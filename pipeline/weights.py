@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from models.adaptation import adapt_parameters
 from models.coatnet import CoAtNet
 from models.registry import create_model
-from pipeline.announcements import StartingWeights
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
 from pipeline.recipe.sections import WhichWeights
+from pipeline.runs.announcements import StartingWeights
 
 
 def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:

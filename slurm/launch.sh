@@ -52,7 +52,7 @@ choose_port() { # sets MASTER_PORT to a random one, so that jobs that share a no
     done
 }
 
-choose_meeting_place() { # where the ranks meet, see pipeline/rendezvous.py
+choose_meeting_place() { # where the ranks meet, see pipeline/ranks/rendezvous.py
     export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     export MASTER_PORT COATNET_STORE_FOLDER='' COATNET_STORE_SECRET
     if [ "${SLURM_JOB_NUM_NODES:-}" = 1 ]; then

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data.building.build import build_shards
-from data.class_lists import ClassList
+from data.classes.class_lists import ClassList
 from data.index import ShardEntry, ShardIndex, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.inference import GivenFields

@@ -59,7 +59,7 @@ def test_the_guide_for_contributors_lists_the_import_contracts() -> None:
 
 def test_the_kinds_of_remarks_on_datasets_are_documented() -> None:
     for folder, page in (("building", "shards.md"), ("indexing", "indexing.md")):
-        files = [*(ROOT / "data" / folder).glob("*.py"), ROOT / "data" / "class_remarks.py"]
+        files = [*(ROOT / "data" / folder).glob("*.py"), ROOT / "data" / "classes" / "class_remarks.py"]
         code = "".join(file.read_text() for file in files)
         kinds = {*re.findall(r"\.remark\(\s*\"(\w+)\"", code), NO_END_MARK, SEVERAL_TARS}
         assert len(kinds) > 7

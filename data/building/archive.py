@@ -13,13 +13,13 @@ from data.building.decompression import Damage, is_compressed, refuse_unread
 from data.building.formats import TAR_EXTENSIONS, NotTaken
 from data.building.source import BrokenInput, ClassTar, ImageFile, Source, SourceImage, SourceItem
 from data.building.tar_members import DAMAGES, SourceMember, members, normal, open_seekable, open_stream
+from data.classes.label_files import LabelFile
 from data.errors import DataError
 from data.images.signatures import SIGNATURE
-from data.label_files import LabelFile
-from data.printable import one_line
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, file_size, is_remote, read_bytes
 from data.tar import NO_END_MARK
+from data.text.printable import one_line
 
 _BLOCK = 2**20  # bytes that are read at a time
 

@@ -24,9 +24,9 @@ from data.building.shard_plan import read_images, shuffled
 from data.building.sorted_runs import RunTable, RunTask, make_run, read_table, table_file
 from data.building.source import Source, batches
 from data.building.workers import Workers
-from data.class_lists import read_classes
+from data.classes.class_lists import read_classes
+from data.classes.label_files import read_label_file
 from data.errors import DataError
-from data.label_files import read_label_file
 from data.remote.storage import Storage, is_remote
 from data.remote.web_address import without_signature
 

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data.atomic_file import write_atomically
 from data.building.build_record import NOTHING_KNOWN, BuildRecord, SourceState, source_beside
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.building.source import SourceIndex
 from data.errors import DataError, LockHeld
-from data.file_lock import NO_LOCKS, OTHER_NODE_SECONDS, OWN_NODE_SECONDS, hold
-from data.json_records import load_json, parse_json, to_record
+from data.files.atomic_file import write_atomically
+from data.files.file_lock import NO_LOCKS, OTHER_NODE_SECONDS, OWN_NODE_SECONDS, hold
+from data.files.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
 
 _VERSION = 2

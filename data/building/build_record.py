@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.atomic_file import write_atomically
-from data.digest import json_sha256
 from data.errors import DataError
-from data.hidden import is_hidden
-from data.json_records import parse_json, to_json
+from data.files.atomic_file import write_atomically
+from data.files.digest import json_sha256
+from data.files.hidden import is_hidden
+from data.files.json_records import parse_json, to_json
 from data.remote.storage import is_remote
 from data.remote.web_address import without_signature
 

@@ -13,9 +13,9 @@ from functools import cached_property
 from data.accounting import Accounting, listed
 from data.building.formats import NotTaken, without_tar_extension
 from data.errors import DataError
-from data.hidden import is_hidden
-from data.printable import one_line
+from data.files.hidden import is_hidden
 from data.splits import SPLITS, name_words
+from data.text.printable import one_line
 
 BESIDE = "an image beside the class folders"
 

@@ -13,10 +13,10 @@ from data.building.source import BrokenInput, ClassTar, SourceImage
 from data.building.tar_members import DAMAGES, LINK_UPWARDS, SourceMember, members, open_stream
 from data.errors import DataError
 from data.limits import IMAGE_BYTES
-from data.printable import one_line
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage
 from data.tar import NO_END_MARK, SEVERAL_TARS
+from data.text.printable import one_line
 
 _INNER_BLOCK = 2**14  # bytes; if the tar is truncated, at most this much before its end is lost
 _NUMBERED = re.compile(r"(?:.*[-_.])?\d{3,}")  # how shards are named

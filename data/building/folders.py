@@ -14,10 +14,10 @@ from data.building.class_tars import describes
 from data.building.formats import HEAD, NotTaken, use_of
 from data.building.source import UNKNOWN_SIZE, BrokenInput, ClassTar, ImageFile, Source, SourceItem
 from data.building.tar_members import LINK_UPWARDS, LOST_LINK
+from data.classes.label_files import LabelFile
 from data.errors import DataError
-from data.label_files import LabelFile
-from data.printable import one_line
 from data.remote.storage import Storage, is_remote, join, list_files, list_folders, read_bytes
+from data.text.printable import one_line
 
 
 class _Entry(NamedTuple):

@@ -14,11 +14,11 @@ from data.building.folders import open_folder
 from data.building.formats import TAR_EXTENSIONS
 from data.building.source import UNKNOWN_SIZE, ImageFile, Source, SourceItem
 from data.building.webdataset import index_at, open_webdataset
+from data.classes.label_files import LabelFile, label_lines
 from data.errors import DataError
-from data.label_files import LabelFile, label_lines
-from data.printable import one_line
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, checked, file_size, is_remote, join, parent
+from data.text.printable import one_line
 
 _LIST_EXTENSIONS = (".txt", ".tsv", ".csv")
 

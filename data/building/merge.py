@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
-from data.atomic_file import sync_folder, write_atomically
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Kind
 from data.building.report import SAME_NAME, account, remark_on_classes, remark_on_lost_classes, remark_on_validation
@@ -33,12 +32,13 @@ from data.building.shard_writer import ShardTask, finished_shard, write_shard
 from data.building.source import BrokenInput
 from data.building.webdataset import indexed_classes
 from data.building.workers import Workers
-from data.class_lists import read_classes
+from data.classes.class_lists import read_classes
 from data.errors import DataError
+from data.files.atomic_file import sync_folder, write_atomically
+from data.files.json_records import to_json
 from data.index import LABELS_NAME, LabelFormat, ShardEntry, ShardIndex, labels_file
-from data.json_records import to_json
-from data.printable import one_line
 from data.remote.storage import Storage
+from data.text.printable import one_line
 
 
 class BuildProgress(NamedTuple):

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from data.accounting import Accounting, listed
-from data.atomic_file import write_atomically
 from data.building.build_folder import BuildPart
 from data.building.class_folders import option
 from data.building.conversion import UNCONVERTED, Kind
 from data.building.shard_plan import Images, Int32, Int64
 from data.building.source import BrokenInput
 from data.building.tar_members import LOST_LINK
-from data.class_remarks import remark_on_similar_classes, remark_on_unused_classes
+from data.classes.class_remarks import remark_on_similar_classes, remark_on_unused_classes
 from data.errors import DataError
-from data.json_records import parse_json, to_json
-from data.printable import one_line
+from data.files.atomic_file import write_atomically
+from data.files.json_records import parse_json, to_json
+from data.text.printable import one_line
 
 SAME_NAME = "another image has the same name"
 ELSEWHERE = "in other parts"

@@ -14,7 +14,7 @@ from data.building.keys import decoded_name, sample_key
 from data.building.sorted_runs import RunTable, read_table
 from data.building.source import BrokenInput
 from data.errors import DataError
-from data.printable import one_line
+from data.text.printable import one_line
 
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0*)?")
 _NO_LABEL = {"-1", "-1.0", "nan", "none", "null", "na", "n/a", "<na>", "?"}

@@ -13,11 +13,11 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from data.atomic_file import atomic_file, write_atomically
 from data.building.keys import decoded_name, sample_key
 from data.building.sorted_runs import images_file
+from data.files.atomic_file import atomic_file, write_atomically
+from data.files.json_records import parse_json
 from data.index import ShardEntry
-from data.json_records import parse_json
 
 _NEAR = 2**16  # bytes between two images that are faster to read than to skip
 

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting
-from data.atomic_file import atomic_file
 from data.building.class_folders import Selection
 from data.building.class_tars import class_tar_images
 from data.building.conversion import CheckedImage, Conversion, check_image
@@ -26,8 +25,9 @@ from data.building.keys import encoded_name, key_hash, shuffle_rank
 from data.building.source import BrokenInput, ImageBatch, ImageFile, IndexedShard, SourceImage
 from data.building.webdataset import shard_images
 from data.errors import DataError, StorageRefused
+from data.files.atomic_file import atomic_file
+from data.files.json_records import parse_json
 from data.images.decode import DecodeError
-from data.json_records import parse_json
 from data.limits import IMAGE_BYTES
 from data.remote.storage import Storage, is_remote, read_bytes
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from data.accounting import Accounting
 from data.building.source import BrokenInput, IndexedShard, Source, SourceImage, SourceIndex, SourceItem
+from data.classes.labels import IgnoredLabel, LabelReader
 from data.errors import DataError, StorageRefused
 from data.index import FILE_NAME, ShardIndex, check_shards, index_version, read_index
-from data.labels import IgnoredLabel, LabelReader
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote, join, parent, read_bytes
 from data.shard import Shard, split_key

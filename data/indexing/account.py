@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data.accounting import REPORT_NAME, Accounting
 from data.building.build_record import RECORD_NAME
 from data.errors import StorageRefused
-from data.hidden import is_hidden
+from data.files.hidden import is_hidden
 from data.index import FILE_NAME, LABELS_NAME
 from data.indexing.pattern import ShardFiles
 from data.indexing.scan import IMAGE, LABEL, LabelRows, SampleProblem, ShardScan

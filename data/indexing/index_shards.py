@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
-from data.class_lists import ClassList
+from data.classes.class_lists import ClassList
+from data.classes.labels import class_number, class_numbers
 from data.errors import DataError, StorageRefused
+from data.files.json_records import to_json
 from data.index import FILE_NAME, LABELS_NAME, VERSION, LabelFormat, ShardIndex, index_version, labels_file
 from data.indexing.account import account_files, account_members
 from data.indexing.inference import Fields, GivenFields, infer_fields, read_head
@@ -19,8 +21,6 @@ from data.indexing.pattern import ShardFiles, find_shards
 from data.indexing.remarks import refuse_captions, remark_on
 from data.indexing.scan import START, Problem, SampleProblem, ScanOptions, ShardScan, ShardScanner, other_file
 from data.indexing.splits import refuse_several_splits, refuse_splits_in_shards
-from data.json_records import to_json
-from data.labels import class_number, class_numbers
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes
 

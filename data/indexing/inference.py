@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
+from data.classes.labels import class_number, is_decimal, is_number, split_list, stored_labels, text_of
 from data.errors import DataError
 from data.index import LabelFormat
-from data.labels import class_number, is_decimal, is_number, split_list, stored_labels, text_of
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage
 from data.shard import split_key

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from data.errors import DataError, StorageRefused
-from data.hidden import is_hidden
+from data.files.hidden import is_hidden
 from data.remote.storage import Storage, absolute, is_remote, join, list_files, named_sizes, parent
 from data.remote.web_address import split_query, without_signature
 from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS

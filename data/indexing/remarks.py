@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting, listed
-from data.class_remarks import remark_on_similar_classes, remark_on_unused_classes
+from data.classes.class_remarks import remark_on_similar_classes, remark_on_unused_classes
+from data.classes.label_files import natural_order
+from data.classes.labels import class_number, is_number, split_list
 from data.errors import DataError
 from data.index import ShardIndex
 from data.indexing.scan import Problem, ShardScan
 from data.indexing.splits import describe_groups
-from data.label_files import natural_order
-from data.labels import class_number, is_number, split_list
 
 _SEVERAL = 20
 """Samples of a small trial, of which each may have a class of its own."""

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting
+from data.classes.labels import label_values, stored_labels
 from data.errors import DataError
-from data.hidden import is_hidden
+from data.files.hidden import is_hidden
 from data.images.decode import DecodeError, decode
 from data.images.signatures import SIGNATURE, compression, image_format
 from data.index import LabelFormat, ShardEntry
 from data.indexing.splits import splits_of_folders
-from data.labels import label_values, stored_labels
 from data.limits import IMAGE_BYTES, LABEL_BYTES
 from data.remote.storage import Storage, is_remote, join, pieces
 from data.shard import SampleMembers, group_members, split_key, split_members

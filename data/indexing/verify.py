@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.accounting import Accounting
+from data.classes.labels import class_numbers
 from data.errors import DataError, StorageRefused
 from data.index import LABELS_NAME, ShardEntry, ShardIndex, read_labels
 from data.indexing.account import account_members
 from data.indexing.pattern import is_shard
 from data.indexing.remarks import remark_on
 from data.indexing.scan import ScanOptions, ShardScan, ShardScanner
-from data.labels import class_numbers
 from data.remote.storage import join, list_files, named_sizes
 
 

@@ -29,12 +29,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.atomic_file import open_no_link, unfinished_path, write_atomically
-from data.child_process import own_packages_first, python_module
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
-from data.file_lock import check_locks, is_at, locked, try_lock
-from data.json_records import check_at_least, check_sha256, parse_json
+from data.files.atomic_file import open_no_link, unfinished_path, write_atomically
+from data.files.child_process import own_packages_first, python_module
+from data.files.file_lock import check_locks, is_at, locked, try_lock
+from data.files.json_records import check_at_least, check_sha256, parse_json
 from data.remote.private_folder import check_private_files, make_private
 from data.remote.storage import Storage, is_remote
 

@@ -21,15 +21,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data.atomic_file import open_no_link, unfinished_path, write_atomically
 from data.errors import DataError, StorageDown, may_pass
-from data.file_lock import is_at, try_lock
-from data.json_records import parse_json
-from data.printable import PrintableFormatter
+from data.files.atomic_file import open_no_link, unfinished_path, write_atomically
+from data.files.file_lock import is_at, try_lock
+from data.files.json_records import parse_json
 from data.remote.cache import DISK_FULL, STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard
 from data.remote.held_shards import HeldShards
 from data.remote.storage import pieces
 from data.remote.web_address import without_secrets
+from data.text.printable import PrintableFormatter
 
 log = logging.getLogger(__name__)
 

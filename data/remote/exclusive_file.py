@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from data.atomic_file import UNFINISHED, sync_folder
+from data.files.atomic_file import UNFINISHED, sync_folder
 from data.remote.retries import with_retries
 from data.remote.storage import Storage, checked, is_remote, open_filesystem
 

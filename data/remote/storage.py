@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.atomic_file import write_atomically
 from data.errors import DataError
-from data.regular_file import open_regular
+from data.files.atomic_file import write_atomically
+from data.files.regular_file import open_regular
 from data.remote.retries import Storage as Storage
 from data.remote.retries import with_retries
 from data.remote.web_address import split_query, without_signature

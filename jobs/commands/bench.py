@@ -12,8 +12,8 @@ from jobs.commands.arguments import AsJson, Overrides, RecipePath
 from jobs.console import make_console, make_table, print_json, print_line
 from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
-from pipeline.gpus import PEAKS, present_gpu
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.gpus import PEAKS, present_gpu
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.throughput import LoaderCosts, LoaderThroughput, demand, measure, time_parts
 

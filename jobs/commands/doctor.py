@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from data.counted import counted
 from data.errors import EXIT_CONFIG
+from data.text.counted import counted
 from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import AsJson, Overrides, RecipePath
 from jobs.console import make_console, make_table, print_json
@@ -29,7 +29,7 @@ from pipeline.faults.preemption import StopSignals
 from pipeline.monitoring.console import styled_text
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 

@@ -9,8 +9,8 @@ import typer
 from jobs.checkpoint_discovery import find_checkpoint
 from jobs.console import make_console, print_line
 from jobs.exit_codes import STARTS_OVER, exit_on_error
-from pipeline.announcements import list_name
 from pipeline.export import export as export_weights
+from pipeline.runs.announcements import list_name
 
 
 def export(

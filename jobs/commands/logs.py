@@ -11,7 +11,7 @@ from typing import IO, Annotated
 
 import typer
 
-from data.printable import one_line, printable
+from data.text.printable import one_line, printable
 from jobs.commands.arguments import RunPath
 from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, check_stages, find_run

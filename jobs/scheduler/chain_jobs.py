@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.child_process import PROGRAM_FOLDER
-from data.printable import shell_word
+from data.files.child_process import PROGRAM_FOLDER
 from data.settings_diff import changed_settings
+from data.text.printable import shell_word
 from jobs.frozen_recipe import frozen_content, frozen_recipe, recipe_content
 from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder, dependencies
@@ -19,7 +19,7 @@ from pipeline.checkpoints.lost import check_final_checkpoint, is_left_behind
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 from pipeline.recipe.sections import JobResources
-from pipeline.run_folder import run_folder
+from pipeline.runs.run_folder import run_folder
 
 MERGE = f"{SHARDS} merge"
 _CHANGES_SHOWN = 3

@@ -11,7 +11,7 @@ from typing import Literal
 Kind = Literal["started", "done", "requeued", "stopped", "cancelled", "failed"]
 
 _TAIL_BYTES = 256 * 1024
-_NEXT_LINE = "  "  # what the lines of a message begin with after the first, see `data.printable.printable_message`
+_NEXT_LINE = "  "  # what the lines of a message begin with after the first, see `data.text.printable.printable_message`
 _LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) job (\d+)(?:_\d+)?: (.*)$", re.ASCII)
 _ERROR = re.compile(r"^error: (.*)$")
 _KINDS: tuple[tuple[str, Kind], ...] = (

@@ -18,7 +18,7 @@ from pipeline.faults.preemption import StopSignals
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.preflight.report import read_report
 from pipeline.recipe.schema import Recipe
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 FOLDER = "doctor"
 """In the folder of a recipe's runs: the recipe as it was checked, logs, and findings."""

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
-from data.regular_file import read_regular
+from data.files.regular_file import read_regular
+from data.files.yaml_text import load_plain_yaml
 from data.remote.storage import is_remote
-from data.yaml_text import load_plain_yaml
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
 from jobs.scheduler.submissions import Submission
 from pipeline.checkpoints.manifest import MANIFEST, step_name
 from pipeline.errors import ConfigError
-from pipeline.event_log import Event
 from pipeline.monitoring.progress import StageProgress
-from pipeline.run_folder import RunFolder, absolute_location
-from pipeline.stage_result import StageResult
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder, absolute_location
+from pipeline.runs.stage_result import StageResult
 
 State = Literal["done", "running", "waiting", "failed", "stopped", "cancelled", "not started", "unknown"]
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from data.atomic_file import write_atomically
 from data.errors import DataError, LockHeld
-from data.file_lock import OTHER_NODE_SECONDS, check_locks, hold
-from data.json_records import parse_json
+from data.files.atomic_file import write_atomically
+from data.files.file_lock import OTHER_NODE_SECONDS, check_locks, hold
+from data.files.json_records import parse_json
 from jobs.frozen_recipe import recipe_text
 from pipeline.errors import ConfigError
-from pipeline.json_lines import append_json_line, note_skipped
+from pipeline.runs.json_lines import append_json_line, note_skipped
 
 if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe

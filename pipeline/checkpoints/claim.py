@@ -7,14 +7,14 @@ import json
 import os
 from dataclasses import dataclass
 
-from data.json_records import parse_json, to_json
+from data.files.json_records import parse_json, to_json
 from data.remote.exclusive_file import create_file
 from data.remote.storage import join, read_bytes, write_bytes
 from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.store import CheckpointStore, is_own
 from pipeline.errors import ConfigError
-from pipeline.run_folder import RunFolder
-from pipeline.run_identity import check_run_id, establish_identity, identity_of
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_identity import check_run_id, establish_identity, identity_of
 
 CLAIM = ".claim.json"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoints.manifest import BUFFERS, CheckpointFacts, rank_name
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 from pipeline.zero.fragments import Fragment
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from pipeline.checkpoints.retention import accuracies, not_returned_to, reasons_
 from pipeline.checkpoints.store import CheckpointStore, Contents, checkpoint_store, store_below
 from pipeline.checkpoints.verification import reason_at
 from pipeline.errors import ConfigError
-from pipeline.event_log import Event
 from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.run_folder import RunFolder, absolute_location, relative_location, run_folder
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder, absolute_location, relative_location, run_folder
 
 _GIVE_UP_AFTER = 60.0  # seconds
 _STEP = re.compile(r"step-(\d+)")

@@ -5,17 +5,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from data.atomic_file import write_atomically
 from data.errors import StorageRefused, raise_if_passing
-from data.json_records import check_at_least, parse_json, to_json
-from data.regular_file import read_regular
+from data.files.atomic_file import write_atomically
+from data.files.json_records import check_at_least, parse_json, to_json
+from data.files.regular_file import read_regular
 from data.remote.storage import Storage
 from pipeline.checkpoints.claim import read_claim
 from pipeline.checkpoints.store import CheckpointStore, is_own
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
-from pipeline.run_identity import identity_of
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_identity import identity_of
 
 log = logging.getLogger(__name__)
 

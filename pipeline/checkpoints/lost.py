@@ -8,7 +8,7 @@ from pipeline.checkpoints.manifest import manifest_bytes
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.run_folder import RunFolder, absolute_location, run_folder
+from pipeline.runs.run_folder import RunFolder, absolute_location, run_folder
 
 
 def check_final_checkpoint(recipe: Recipe, name: str) -> str:

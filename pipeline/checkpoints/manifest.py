@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.digest import json_sha256
 from data.errors import raise_if_passing
-from data.json_records import FLAT, check_at_least, check_sha256, load_json, to_json, to_record
-from data.regular_file import read_regular
+from data.files.digest import json_sha256
+from data.files.json_records import FLAT, check_at_least, check_sha256, load_json, to_json, to_record
+from data.files.regular_file import read_regular
 from data.remote.storage import Storage, checked, is_remote, join, read_bytes
 from pipeline.errors import ConfigError
-from pipeline.run_identity import check_run_id
+from pipeline.runs.run_identity import check_run_id
 
 MANIFEST = "manifest.json"
 BUFFERS = "buffers.safetensors"
@@ -88,9 +88,9 @@ class RunFacts:
     """Arguments of `models.registry.create_model`."""
     digests: RunDigests = field(metadata=FLAT)
     run_id: str | None = None
-    """Of the run that wrote it, see `pipeline.run_identity`."""
+    """Of the run that wrote it, see `pipeline.runs.run_identity`."""
     computed_with: Mapping[str, str] | None = None
-    """What the start that wrote it computed with, see `pipeline.continuation`; None if that was not recorded."""
+    """What the start that wrote it computed with, see `pipeline.runs.continuation`; None if that was not recorded."""
 
     def __post_init__(self) -> None:
         to_record(_Model, dict(self.model))

@@ -12,8 +12,8 @@ from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.manifest import rank_name
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.checkpoints.verification import reason_at
-from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.ranks.distributed import Ranks
 
 _DOWNLOADS = ".downloads"
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from pipeline.checkpoints.manifest import CheckpointFacts, read_manifest
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError
-from pipeline.event_log import Event, RunEvent
 from pipeline.recipe.intervals import CheckpointSettings
+from pipeline.runs.event_log import Event, RunEvent
 
 
 def reasons_to_keep(

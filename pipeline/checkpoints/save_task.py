@@ -11,7 +11,7 @@ from pipeline.checkpoints.host_copy import HostFile, LiveState
 from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord, rank_name
 from pipeline.checkpoints.staged import StagedCheckpoint
 from pipeline.checkpoints.store import CheckpointStore
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 
 log = logging.getLogger(__name__)
 

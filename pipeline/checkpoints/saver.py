@@ -20,11 +20,11 @@ from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.retention import accuracies, prune
 from pipeline.checkpoints.save_task import SaveTask
 from pipeline.checkpoints.store import CheckpointStore
-from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
-from pipeline.event_log import Event
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

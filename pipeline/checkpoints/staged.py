@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from data.atomic_file import sync_folder, write_atomically
 from data.errors import StorageDown
-from data.json_records import to_json, to_record
+from data.files.atomic_file import sync_folder, write_atomically
+from data.files.json_records import to_json, to_record
 from data.remote.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, step_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name

@@ -17,7 +17,7 @@ from data.remote.storage import Storage, check_writable, is_remote, join, list_f
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 DAMAGED = "damaged-"
 WRITING = ".writing"

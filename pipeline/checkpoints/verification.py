@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.digest import location_sha256
 from data.errors import raise_if_passing
-from data.regular_file import open_regular
+from data.files.digest import location_sha256
+from data.files.regular_file import open_regular
 from data.remote.storage import Storage, is_remote, join, list_files
 from pipeline.checkpoints.manifest import FragmentEntry, Manifest, read_manifest, writer_of
 from pipeline.errors import ConfigError

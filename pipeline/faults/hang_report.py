@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-from data.json_records import parse_json
-from data.printable import one_line
-from pipeline.distributed import KeyValueStore
+from data.files.json_records import parse_json
+from data.text.printable import one_line
+from pipeline.ranks.distributed import KeyValueStore
 
 PHASES = ("", "reading", "computing", "exchanging")
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.checkpoints.manifest import NonFiniteRecord, RollBack
-from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
-from pipeline.event_log import Event
 from pipeline.plan import TrainPlan
-from pipeline.run_folder import RunFolder
-from pipeline.step import StepResult
+from pipeline.ranks.distributed import Ranks
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.step import StepResult
 
 
 class NonFiniteSteps:

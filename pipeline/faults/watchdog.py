@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from data.errors import EXIT_TRY_AGAIN
-from pipeline.distributed import KeyValueStore, connect_store
 from pipeline.errors import CONTINUES
 from pipeline.faults.hang_report import (
     GATHER_SECONDS,
@@ -27,6 +26,7 @@ from pipeline.faults.hang_report import (
     gather_hang_report,
 )
 from pipeline.faults.preemption import EndProcess
+from pipeline.ranks.distributed import KeyValueStore, connect_store
 from pipeline.recipe.sections import WatchdogSettings
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from data.printable import printable, printable_message, unescaped
+from data.text.printable import printable, printable_message, unescaped
 
 
 class PrintableConsole(Console):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 from pipeline.zero.fragments import Fragment
 
 _CHUNK = 2**22  # elements counted at a time

@@ -17,12 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard.summary import image
 
-from pipeline.announcements import StartingWeights, announcements
 from pipeline.checkpoints.saver import SaveReport
-from pipeline.continuation import Change
-from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
-from pipeline.event_log import Event
 from pipeline.monitoring import charts
 from pipeline.monitoring.console import styled_text
 from pipeline.monitoring.event_file import EventFile
@@ -33,7 +29,11 @@ from pipeline.monitoring.step_clock import StepClock
 from pipeline.monitoring.utilization import Utilization
 from pipeline.plan import Plan, TrainPlan
 from pipeline.preflight.class_mixing import assess_mixing, lanes_in_use
-from pipeline.run_folder import RunFolder
+from pipeline.ranks.distributed import Ranks
+from pipeline.runs.announcements import StartingWeights, announcements
+from pipeline.runs.continuation import Change
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

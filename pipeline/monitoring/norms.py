@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.variants import Variant
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
 

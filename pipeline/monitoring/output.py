@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from data.printable import PrintableFormatter, printable_stream
+from data.text.printable import PrintableFormatter, printable_stream
 from pipeline.errors import CAUSE_FILE
 from pipeline.monitoring.bounded_output import bounded_text
 from pipeline.monitoring.console import PrintableConsole, styled_text
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 
 class LossyFile(io.FileIO):

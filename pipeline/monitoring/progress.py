@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from data.atomic_file import write_atomically
-from data.json_records import parse_json
-from data.regular_file import read_regular
+from data.files.atomic_file import write_atomically
+from data.files.json_records import parse_json
+from data.files.regular_file import read_regular
 
 log = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 import logging
 
 from data.stream import MicroBatch
-from pipeline.distributed import Ranks
-from pipeline.json_lines import append_json_line
 from pipeline.plan import TrainPlan
-from pipeline.run_folder import RunFolder
+from pipeline.ranks.distributed import Ranks
+from pipeline.runs.json_lines import append_json_line
+from pipeline.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 import torch
 
 from models.complexity import count_costs
-from pipeline.distributed import Ranks
-from pipeline.gpus import PEAKS, known_gpu
 from pipeline.plan import TrainPlan
+from pipeline.ranks.distributed import Ranks
+from pipeline.ranks.gpus import PEAKS, known_gpu
 
 
 def peak_operations(device: torch.device) -> float | None:

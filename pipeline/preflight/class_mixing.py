@@ -1,8 +1,8 @@
 """Whether the batches of a training stage mix as many classes as those of shuffled shards."""
 
-from data.class_mixing import dataset_labels, mixing_advice
-from data.counted import counted
+from data.classes.class_mixing import dataset_labels, mixing_advice
 from data.errors import DataError, StorageDown
+from data.text.counted import counted
 from pipeline.plan import TrainPlan
 from pipeline.preflight.finding import Finding
 

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.run_folder import run_folder
+from pipeline.runs.run_folder import run_folder
 
 _CLOCKS_APART = 5.0  # seconds
 

@@ -3,7 +3,7 @@
 import torch
 
 from pipeline.preflight.finding import Findings
-from pipeline.rendezvous import check_interface
+from pipeline.ranks.rendezvous import check_interface
 
 
 def assess_interface() -> Findings:

@@ -17,11 +17,9 @@ from data.errors import DataError, StorageDown
 from data.remote.storage import join, remove, upload
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, with_gpus
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
-from pipeline.gpus import present_gpu
 from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
 from pipeline.monitoring.progress import StageProgress
 from pipeline.plan import Plan, TrainPlan, plan_stage
@@ -41,12 +39,14 @@ from pipeline.preflight.disk_space import existing_parent
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.preflight.report import append_to_report, finish_report
 from pipeline.preflight.versions import versions
+from pipeline.ranks.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, with_gpus
+from pipeline.ranks.gpus import present_gpu
+from pipeline.ranks.rendezvous import check_interface, read_rendezvous
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import WatchdogSettings
-from pipeline.rendezvous import check_interface, read_rendezvous
-from pipeline.run_folder import RunFolder, run_folder
+from pipeline.runs.run_folder import RunFolder, run_folder
 from pipeline.throughput import demand
-from pipeline.training_batches import open_stream
+from pipeline.training.training_batches import open_stream
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

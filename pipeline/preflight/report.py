@@ -5,9 +5,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from data.json_records import load_json, to_record
-from pipeline.json_lines import append_json_line
+from data.files.json_records import load_json, to_record
 from pipeline.preflight.finding import Finding
+from pipeline.runs.json_lines import append_json_line
 
 
 def append_to_report(report: Path, findings: Iterable[Finding]) -> None:

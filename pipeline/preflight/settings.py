@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.counted import counted
-from pipeline.announcements import evaluation_view
+from data.text.counted import counted
 from pipeline.plan import check_compiler, check_model, check_ranks, sample_order
 from pipeline.preflight.finding import Findings
 from pipeline.recipe.schema import SMALL_IMAGES, Recipe, TrainStage
+from pipeline.runs.announcements import evaluation_view
 
 
 def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.counted import counted
 from data.dataset import Dataset
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
@@ -13,6 +12,7 @@ from data.index import FILE_NAME, ShardIndex, check_shards
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote
 from data.shard import split_key
+from data.text.counted import counted
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.lost import check_final_checkpoint
 from pipeline.plan import (
@@ -28,7 +28,7 @@ from pipeline.preflight.class_mixing import assess_mixing
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.schema import Recipe, TrainStage
-from pipeline.run_folder import run_folder, start_digest
+from pipeline.runs.run_folder import run_folder, start_digest
 
 Part = Literal["train", "validation"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from data.counted import counted
 from data.remote.storage import is_remote
+from data.text.counted import counted
 from models.variants import Variant
 from pipeline.plan import TrainPlan
 from pipeline.preflight.finding import Finding, Level

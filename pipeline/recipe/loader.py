@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from data.errors import raise_if_passing
-from data.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
+from data.files.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe.scalars import converted, number_fix
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage

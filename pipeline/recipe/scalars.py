@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from data.yaml_text import Unquoted
+from data.files.yaml_text import Unquoted
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
@@ -17,7 +17,7 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """A value of `data.yaml_text` as plain Python values, unquoted text converted to what `annotation` asks for.
+    """A value of `data.files.yaml_text` as plain Python values, unquoted text converted to what `annotation` asks for.
 
     Text that is not what is asked for stays text, which validation refuses.
     """

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
-from data.account import account_name, temporary_folder
+from data.files.user_account import account_name, temporary_folder
 from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
 from models.variants import Variant, find_variant
 from pipeline.recipe.locations import CachePath, ImageName, LabelMapPath, Mount, PathOrUrl, ServerUrl, ShardsPath

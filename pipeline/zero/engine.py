@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.coatnet import CoAtNet
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import Precision, TrainStage
 from pipeline.zero.fragments import Fragment, holders, parameter_slices
 from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, ranges_without_gradient, scaled_ranges

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 
 
 @dataclass(frozen=True, slots=True)

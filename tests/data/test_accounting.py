@@ -4,7 +4,7 @@ import pytest
 
 from data.accounting import Accounting, lines, table
 from data.errors import DataError
-from data.json_records import to_json, to_record
+from data.files.json_records import to_json, to_record
 
 
 def an_accounting() -> Accounting:

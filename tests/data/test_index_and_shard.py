@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.digest import json_sha256
 from data.errors import DataError
+from data.files.digest import json_sha256
 from data.index import LabelFormat, ShardEntry, ShardIndex, check_shards, read_index, read_labels
 from data.remote.storage import Storage
 from data.shard import BrokenSample, EncodedSample, Shard, split_key

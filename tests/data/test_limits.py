@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from data.building.build import build_shards
+from data.classes.labels import label_values, stored_labels
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.index import LabelFormat
-from data.labels import label_values, stored_labels
 from data.shard import BrokenSample, Shard
 from data.tar import read_tar
 

@@ -19,11 +19,11 @@ from data.images.augment import EvaluationTransform
 from data.images.decode import decode
 from data.index import read_index
 from data.shard import Shard
-from pipeline.announcements import list_name
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.images import normalized
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.runs.announcements import list_name
+from pipeline.training.images import normalized
 from pipeline.weights import build_model, load_weights
 from tests.support.command import coatnet, environment, wait_until
 from tests.support.event_files import steps

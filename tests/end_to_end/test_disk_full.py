@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.event_log import Event
-from pipeline.run_folder import RunFolder
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
 from tests.support.command import start, wait_until
 from tests.support.disk import small_file_system
 from tests.support.recipes import write_recipe

@@ -8,7 +8,7 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
-from data.digest import json_sha256
+from data.files.digest import json_sha256
 
 ODD_VALUES: tuple[Any, ...] = (
     -1, 0, 1, 2, 255, 2**31, 2**32 + 1, 2**63 - 1, 2**63, -(2**63), 2**70, 10**400, -(10**400), 0.5, -0.0, 1e308, 1e-320,

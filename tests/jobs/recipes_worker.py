@@ -7,10 +7,10 @@ import itertools
 import sys
 from pathlib import Path
 
-from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import final_checkpoint, run_folder, start_digest
+from pipeline.runs.run_folder import final_checkpoint, run_folder, start_digest
 from tests.support.training import train_here
 
 

@@ -17,7 +17,7 @@ from jobs.scheduler import slurm
 from jobs.scheduler.slurm import SlurmJob
 from jobs.scheduler.submissions import FOLDER, Submission, SubmissionFolder
 from pipeline.monitoring.progress import StageProgress
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from tests.support.records import stage_result
 
 

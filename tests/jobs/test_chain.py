@@ -17,7 +17,7 @@ from pipeline.faults.preemption import StopSignals
 from pipeline.plan import Plan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe, Stage
-from pipeline.run_folder import RunFolder, run_folder, start_digest
+from pipeline.runs.run_folder import RunFolder, run_folder, start_digest
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
 

@@ -14,7 +14,7 @@ import pytest
 from jobs.exit_codes import Outcome
 from jobs.launch import _kill, _outcome, _wait
 from pipeline.faults.preemption import ReceivedSignals
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from tests.support.command import environment
 
 LOST = Outcome(75, "rank 0 lost another rank", is_consequence=True)

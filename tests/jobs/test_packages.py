@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.child_process import PROGRAM_FOLDER, own_packages_first
+from data.files.child_process import PROGRAM_FOLDER, own_packages_first
 from jobs.packages import outside_environment, secure_packages
 from jobs.scheduler import slurm
 from tests.support.command import environment

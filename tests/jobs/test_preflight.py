@@ -13,13 +13,13 @@ from data.building.build import build_shards
 from data.index import read_index
 from data.order import SampleOrder
 from jobs.preflight import assess_recipe
-from pipeline.announcements import class_list
 from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.versions import unmet
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import run_folder
+from pipeline.runs.announcements import class_list
+from pipeline.runs.run_folder import run_folder
 from tests.conftest import with_broken_member
 from tests.jobs.findings import STAGES, found, the_finding, wrong
 from tests.servers.s3 import S3Server

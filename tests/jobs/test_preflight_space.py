@@ -7,14 +7,14 @@ import pytest
 
 from models.complexity import count_parameters
 from models.variants import VARIANTS
-from pipeline.event_log import Event
 from pipeline.memory_estimate import estimate_memory
 from pipeline.preflight.disk_space import most_kept
 from pipeline.preflight.finding import Finding
 from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.run_folder import RunFolder
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
 from tests.jobs.findings import STAGES, found, the_finding
 from tests.support.recipes import write_recipe
 

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.run_folder import classes_digest, final_checkpoint
+from pipeline.runs.run_folder import classes_digest, final_checkpoint
 from pipeline.weights import build_model, fitted_weights, load_weights
 from tests.conftest import CLASSES
 from tests.support.paths import ROOT

@@ -107,7 +107,7 @@ def test_an_import_that_is_interrupted_ends_with_one_line(
         "import jobs.commands.train\n"
         "from pipeline.plan import plan_stage\n"
         "from pipeline.recipe.loader import load_recipe\n"
-        "from pipeline.run_folder import run_folder\n"
+        "from pipeline.runs.run_folder import run_folder\n"
         "recipe = load_recipe(Path(sys.argv[1]))\n"
         "run_folder(recipe, 'pretrain').check(plan_stage(recipe, 'pretrain'), None)",
         "from jobs.commands.order import order; order(Path(sys.argv[1]), 'pretrain', as_json=True)",

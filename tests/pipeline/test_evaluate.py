@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.evaluate import Accuracy, hits
-from pipeline.stage_result import ClassAccuracy
+from pipeline.runs.stage_result import ClassAccuracy
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pipeline.checkpoints.host_copy import LiveState
 from pipeline.checkpoints.manifest import signed
 from pipeline.errors import ConfigError
 from pipeline.export import export
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from pipeline.weights import fitted_weights, load_weights, persistent_buffers
 from pipeline.zero.fragments import Fragment
 from tests.pipeline.checkpoints.small import freeze, saver

@@ -10,7 +10,7 @@ import pytest
 from data.errors import EXIT_CONFIG, DataError
 from data.remote.cache import Cache
 from jobs.scheduler.submissions import SubmissionFolder
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

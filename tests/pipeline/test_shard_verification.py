@@ -11,12 +11,12 @@ import pytest
 
 from data.index import read_index
 from data.shard_verification import FileState, LocalShard, ShardVerifier
-from pipeline.distributed import Ranks
 from pipeline.faults.watchdog import Watchdog
 from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.sections import WatchdogSettings
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from pipeline.shard_verification import ShardVerification
 from tests.pipeline.checkpoints.small import ALONE, together
 from tests.support.recipes import write_recipe

@@ -14,7 +14,7 @@ from jobs.preflight import assess_recipe
 from pipeline.plan import plan_stage
 from pipeline.preflight.finding import Finding
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import run_folder
+from pipeline.runs.run_folder import run_folder
 from tests.servers.slurm import SlurmCluster
 from tests.support.command import coatnet, start, wait_until
 from tests.support.recipes import write_recipe

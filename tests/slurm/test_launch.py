@@ -22,6 +22,8 @@ def cause(text: str) -> str:
 
 
 LOSSES = cause("70\\nlosses\\nare nan\\n")
+BOTH_BEGUN = 'touch "begun $RANK"; until [ -e "begun 0" ] && [ -e "begun 1" ]; do sleep 0.1; done'
+"""Each of two tasks waits for the other: Slurm does not end a task that it has not yet started."""
 
 
 def log_of(folder: Path) -> list[str]:
@@ -101,7 +103,7 @@ def test_the_site_file_can_say_at_which_address_ranks_meet_and_the_submitting_sh
     [
         # The first cause counts, not the highest code among the tasks that fail because of it.
         (
-            'if [ "$RANK" = 1 ]; then printf "78\\nthe recipe is wrong\\n" > "$COATNET_CAUSE_FILE"; exit 78; fi; exec sleep 600',
+            f'{BOTH_BEGUN}; if [ "$RANK" = 1 ]; then printf "78\\nthe recipe is wrong\\n" > "$COATNET_CAUSE_FILE"; exit 78; fi; exec sleep 600',
             "78",
             "failed with exit code 78, not requeued: the recipe is wrong",
         ),
@@ -149,8 +151,7 @@ SAVED = cause("75\\nsaved\\n")
 def test_a_temporary_failure_is_requeued(
     slurm: SlurmCluster, submit: Submit, tmp_path: Path, trouble: str, said: str
 ) -> None:
-    both = 'touch "$COATNET_BEGUN_FILE" "begun $RANK"; until [ -e "begun 0" ] && [ -e "begun 1" ]; do sleep 0.1; done'
-    job = submit(f"{ONCE}\n{both}\n{trouble}", "recipe.yaml")
+    job = submit(f'{ONCE}\ntouch "$COATNET_BEGUN_FILE"; {BOTH_BEGUN}\n{trouble}', "recipe.yaml")
     slurm.wait_for_restart(job)
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
     start, requeued, again, done = log_of(tmp_path)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pipeline.step
+import pipeline.training.step
 from pipeline.plan import TrainPlan
 
 STEPS = "TEST_STEPS_NOT_FINITE"
 """Variable with these steps, from 0, separated by spaces."""
 
 _steps = {int(step) for step in os.environ[STEPS].split()}
-_inputs = pipeline.step._inputs
+_inputs = pipeline.training.step._inputs
 
 
 def _broken(batch: Any, plan: TrainPlan, step: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -26,4 +26,4 @@ def _broken(batch: Any, plan: TrainPlan, step: int, number: int, device: torch.d
     return (images * torch.nan if step in _steps and number == last else images), targets
 
 
-pipeline.step._inputs = _broken
+pipeline.training.step._inputs = _broken

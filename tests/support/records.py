@@ -1,7 +1,7 @@
 """Records that a run writes, made by hand."""
 
 from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
-from pipeline.stage_result import StageResult, ValidationFigures
+from pipeline.runs.stage_result import StageResult, ValidationFigures
 
 MODEL = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32}
 RUN = RunFacts("pretrain", "fp32", MODEL, RunDigests("recipe", "index", "classes"))

@@ -4,13 +4,13 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from pipeline.distributed import Ranks
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.watchdog import Watchdog
 from pipeline.plan import TrainPlan
-from pipeline.run_folder import RunFolder
+from pipeline.ranks.distributed import Ranks
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train
-from pipeline.training_run import RunContext
+from pipeline.training.training_run import RunContext
 
 
 def train_here(

@@ -14,7 +14,7 @@ from PIL import Image
 from data.accounting import REPORT_NAME
 from data.building.build import build_shards
 from data.building.merge import BuildReport
-from data.json_records import to_json
+from data.files.json_records import to_json
 
 
 def picture(number: int = 0, kind: str = "JPEG", **options: Any) -> bytes:

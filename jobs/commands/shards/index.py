@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from data.accounting import lines
-from data.class_lists import read_class_list
-from data.class_mixing import advice_on_index
+from data.classes.class_lists import read_class_list
+from data.classes.class_mixing import advice_on_index
 from data.dataset import open_dataset
 from data.index import is_elsewhere
 from data.indexing.index_shards import IndexingReport, index_shards

@@ -10,8 +10,8 @@ from PIL import Image
 from rich import box
 from rich.table import Table
 
-from data.atomic_file import atomic_file
 from data.dataset import open_dataset
+from data.files.atomic_file import atomic_file
 from data.indexing.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
 from data.remote.storage import Storage

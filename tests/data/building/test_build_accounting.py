@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.building.build import build_shards, merge_parts
 from data.errors import DataError
-from data.json_records import to_json
+from data.files.json_records import to_json
 from tests.support.trees import FORMS, ODD, PLAIN, built, class_tar, digest, left_out, picture, write
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from data.building.build import build_shards, merge_parts
 from data.errors import DataError, StorageRefused
-from data.json_records import to_json
+from data.files.json_records import to_json
 from data.remote.storage import Storage
 from tests.conftest import write_tar_of_tars
 from tests.servers.fault_proxy import Fault, FaultProxy

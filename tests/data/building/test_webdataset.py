@@ -12,8 +12,8 @@ import pytest
 
 from data.accounting import Accounting
 from data.building.build import build_shards, merge_parts
-from data.class_lists import ClassList
-from data.class_mixing import class_mixing, dataset_labels
+from data.classes.class_lists import ClassList
+from data.classes.class_mixing import class_mixing, dataset_labels
 from data.dataset import open_dataset
 from data.errors import DataError
 from data.index import LabelFormat, ShardIndex, read_index

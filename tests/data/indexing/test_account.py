@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.accounting import Accounting
-from data.class_lists import ClassList
+from data.classes.class_lists import ClassList
 from data.dataset import open_dataset
 from data.errors import DataError
 from data.index import LabelFormat, read_index, read_labels

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.class_lists import ClassList
+from data.classes.class_lists import ClassList
 from data.dataset import open_dataset
 from data.errors import DataError, StorageRefused
 from data.images.decode import decode

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.class_lists import ClassList
+from data.classes.class_lists import ClassList
 from data.dataset import open_dataset
 from data.images.decode import decode
 from data.index import read_index

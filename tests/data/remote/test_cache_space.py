@@ -16,7 +16,7 @@ import pytest
 
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
-from data.file_lock import locked, try_lock
+from data.files.file_lock import locked, try_lock
 from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.remote.cache import Cache, CachedShards, DownloadFailure
 from data.remote.downloader import Downloader, _kept

@@ -13,7 +13,7 @@ import pytest
 
 from data.dataset import Dataset
 from data.errors import DataError
-from data.file_lock import locked
+from data.files.file_lock import locked
 from data.index import read_index
 from data.remote.cache import Cache, CachedShards, CacheRequest, RequestedShard
 from data.remote.downloader import Downloader

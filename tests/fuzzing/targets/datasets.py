@@ -18,6 +18,7 @@ from data.building.build_folder import BuildFolder, BuildPlan, ReadOptions, Writ
 from data.building.build_record import RECORD_NAME, read_record
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
+from data.classes.labels import LabelReader
 from data.dataset import Dataset, open_dataset
 from data.images.decode import MAX_PIXELS, DecodeError, decode
 from data.index import (
@@ -32,7 +33,6 @@ from data.index import (
     read_labels,
 )
 from data.indexing.verify import verify_shards
-from data.labels import LabelReader
 from data.remote.storage import Storage
 from data.shard import BrokenSample, Shard
 from data.tar import read_tar

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from data.json_records import to_json
+from data.files.json_records import to_json
 from data.remote.storage import Storage
 from jobs.run_discovery import find_runs
 from jobs.scheduler.submissions import SubmissionFolder
@@ -21,12 +21,12 @@ from pipeline.checkpoints.claim import CLAIM, read_claim
 from pipeline.checkpoints.listing import checkpointed_stage, list_checkpoints
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.verification import find_damage
-from pipeline.event_log import Event, EventLog
 from pipeline.monitoring.progress import StageProgress
 from pipeline.preflight.finding import Findings
 from pipeline.preflight.report import read_report
-from pipeline.run_folder import RunFolder
-from pipeline.run_identity import identity_of
+from pipeline.runs.event_log import Event, EventLog
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_identity import identity_of
 from tests.fuzzing.campaign import Fuzz, SilentAcceptance, Target
 from tests.fuzzing.mutation import damaged_bytes, damaged_json, damaged_tensors, signed
 from tests.pipeline.checkpoints.small import STAGE, freeze, local, save

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import CoatnetError
-from data.json_records import parse_json
+from data.files.json_records import parse_json
 from data.remote.cache import Cache, CacheRequest, DownloadFailure, RequestedShard
 from data.remote.downloader import Downloader
 from data.remote.storage import Storage, is_remote, list_files, list_folders, read_bytes

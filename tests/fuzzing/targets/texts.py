@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from data.class_lists import read_class_list, read_classes
-from data.label_files import read_label_file
-from data.labels import read_label_map
+from data.classes.class_lists import read_class_list, read_classes
+from data.classes.label_files import read_label_file
+from data.classes.labels import read_label_map
 from data.remote.storage import Storage
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from jobs.frozen_recipe import frozen_recipe, recipe_text

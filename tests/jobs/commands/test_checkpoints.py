@@ -12,11 +12,11 @@ from jobs.checkpoint_discovery import find_training_stages
 from jobs.cli import app
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.checkpoints.verification import find_damage
-from pipeline.event_log import Event
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.run_folder import RunFolder, run_folder
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder, run_folder
 from tests.pipeline.checkpoints.small import save
 from tests.servers.s3 import S3Server
 from tests.support.recipes import write_recipe

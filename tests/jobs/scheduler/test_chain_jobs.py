@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.run_folder import run_folder
+from pipeline.runs.run_folder import run_folder
 from tests.support.command import coatnet
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result

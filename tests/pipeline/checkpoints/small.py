@@ -20,9 +20,9 @@ from pipeline.checkpoints.host_copy import LiveState
 from pipeline.checkpoints.manifest import FileEntry
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
-from pipeline.distributed import Ranks
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from pipeline.zero.fragments import Fragment
 from tests.support.records import checkpoint_facts
 

@@ -13,8 +13,8 @@ from pipeline.checkpoints.locations import CheckpointLocations, known_stores
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
-from pipeline.run_identity import establish_identity
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_identity import establish_identity
 
 
 def started(path: Path) -> RunFolder:

@@ -13,12 +13,12 @@ from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.run_folder import RunFolder, run_folder, start_digest
+from pipeline.runs.run_folder import RunFolder, run_folder, start_digest
 from tests.pipeline.checkpoints.small import ALONE, STAGE, holds, local, names, save, together
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result

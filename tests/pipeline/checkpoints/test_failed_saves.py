@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from data.atomic_file import sync_folder, write_atomically
 from data.errors import StorageDown
+from data.files.atomic_file import sync_folder, write_atomically
 from pipeline.checkpoints import staged
 from pipeline.checkpoints.manifest import FileEntry, RankRecord
 from pipeline.checkpoints.save_task import SaveTask
-from pipeline.distributed import Ranks
 from pipeline.errors import RunFailed
+from pipeline.ranks.distributed import Ranks
 from tests.pipeline.checkpoints.small import Gate, holds, live, local, names, opened, save, saver, together
 from tests.support.recipes import checkpoint_bytes, events
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.digest import file_sha256
 from data.errors import EXIT_CONFIG, CoatnetError
+from data.files.digest import file_sha256
 from data.remote.storage import Storage
 from pipeline.checkpoints.checkpoint import load_state, open_checkpoint
 from pipeline.checkpoints.claim import read_claim
@@ -24,8 +24,8 @@ from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
 from pipeline.export import export
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import RunFolder, run_folder
-from pipeline.run_identity import establish_identity, identity_of
+from pipeline.runs.run_folder import RunFolder, run_folder
+from pipeline.runs.run_identity import establish_identity, identity_of
 from tests.pipeline.checkpoints.small import ALONE, SHAPES, live, local, save
 from tests.pipeline.test_export import save as save_model
 from tests.support.recipes import write_recipe

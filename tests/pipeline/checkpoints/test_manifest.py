@@ -28,7 +28,7 @@ from pipeline.checkpoints.manifest import (
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import freeze, local, save
 
 MODEL = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32}

@@ -16,8 +16,8 @@ from data.remote.storage import Storage, file_size, read_bytes, remove, upload, 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.resume import newest_intact, open_verified
 from pipeline.checkpoints.store import CheckpointStore
-from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.ranks.distributed import Ranks
 from tests.pipeline.checkpoints.small import ALONE, holds, live, names, save, saver, together
 from tests.servers.fault_proxy import Fault, FaultProxy
 from tests.servers.s3 import S3Server

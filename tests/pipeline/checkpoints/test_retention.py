@@ -9,9 +9,9 @@ import pytest
 from pipeline.checkpoints.manifest import NonFiniteRecord, RollBack, step_name
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.retention import not_returned_to, reasons_to_keep
-from pipeline.event_log import Event
 from pipeline.recipe.intervals import CheckpointSettings
-from pipeline.run_folder import RunFolder
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
 from tests.pipeline.checkpoints.small import ALONE, live, local, names, save, saver
 from tests.support.records import checkpoint_facts
 

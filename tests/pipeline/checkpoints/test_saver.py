@@ -11,8 +11,8 @@ from safetensors.torch import save as library_bytes
 
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord
-from pipeline.distributed import Ranks
 from pipeline.errors import ConfigError
+from pipeline.ranks.distributed import Ranks
 from pipeline.zero.fragments import Fragment
 from tests.pipeline.checkpoints.small import ALONE, Gate, holds, live, local, names, opened, save, saver, together
 from tests.support.recipes import checkpoint_bytes, events

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pipeline.step
-from pipeline.distributed import join_ranks, leave_ranks
+import pipeline.training.step
 from pipeline.errors import Preempted, RunFailed
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import join_ranks, leave_ranks
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import RunFolder
-from pipeline.step import StepResult
-from pipeline.training_run import TrainingRun
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.step import StepResult
+from pipeline.training.training_run import TrainingRun
 from tests.support.training import train_here
 
 TWICE = [6, 7, 8, 9, 10, 11]
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[list[int], list[int], list[str]]] = {
 """By name: the steps (from 0) that contain NaN, those during which a signal arrives, and settings."""
 BROKEN_MICRO_BATCH = 2  # of four: the first of rank 1
 
-inputs, real_step = pipeline.step._inputs, TrainingRun.take_step
+inputs, real_step = pipeline.training.step._inputs, TrainingRun.take_step
 
 
 def broken_in(steps: list[int]) -> Any:
@@ -65,7 +65,7 @@ def stopped_in(steps: list[int]) -> Any:
 def main(recipe: Path, folder: Path) -> None:
     ranks = join_ranks(1)
     for name, (steps, stops, settings) in CASES.items():
-        pipeline.step._inputs = broken_in(steps)
+        pipeline.training.step._inputs = broken_in(steps)
         TrainingRun.take_step = stopped_in(stops)  # type: ignore[method-assign]
         saves = ["pretrain.checkpoint.every_steps=2", "pretrain.checkpoint.keep_last=9"]
         planned = plan_stage(

@@ -14,15 +14,15 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 from data.errors import CoatnetError, DataError
-from pipeline.distributed import Ranks, join_ranks, name_lost_ranks
 from pipeline.errors import Preempted
 from pipeline.evaluate import evaluate
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks, join_ranks, name_lost_ranks
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import RunFolder
-from pipeline.step import StepContext, StepResult, take_step
-from pipeline.step_message import StepMessage
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.step import StepContext, StepResult, take_step
+from pipeline.training.step_message import StepMessage
 from tests.support.training import end_here, train_here
 
 
@@ -37,7 +37,7 @@ def stopped_at(number: int, folder: RunFolder, planned: TrainPlan, ranks: Ranks)
         return evaluate(*arguments)
 
     try:
-        with patch("pipeline.training_run.evaluate", interrupted):
+        with patch("pipeline.training.training_run.evaluate", interrupted):
             train_here(planned, folder, ranks, signals=signals)
     except Preempted as stop:
         (folder.path / f"stop-{stop.step}-{ranks.rank}").write_text(str(stop))
@@ -69,7 +69,7 @@ def stopped_with_a_save_in_flight(folder: RunFolder, planned: TrainPlan, ranks: 
         return take_step(context, reader, step, message)
 
     try:
-        with patch("pipeline.training_run.take_step", interrupted):
+        with patch("pipeline.training.training_run.take_step", interrupted):
             train_here(planned, folder, ranks, signals=signals)
     except Preempted as stop:
         (folder.path / f"stop-{ranks.rank}").write_text(f"{stop}; {stop.if_repeated}")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from pipeline.distributed import KeyValueStore
 from pipeline.faults.hang_report import RankPosition, alarm_reason, announce_node, describe_hang, gather_hang_report
+from pipeline.ranks.distributed import KeyValueStore
 
 
 def at(

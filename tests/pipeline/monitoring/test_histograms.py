@@ -8,9 +8,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import make_histogram
 
-from pipeline.distributed import Ranks
 from pipeline.monitoring import histograms
 from pipeline.monitoring.histograms import EDGES, weight_histograms
+from pipeline.ranks.distributed import Ranks
 from pipeline.zero.fragments import Fragment
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

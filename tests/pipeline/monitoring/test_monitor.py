@@ -17,13 +17,13 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
 from pipeline.checkpoints.saver import SaveReport
-from pipeline.distributed import Ranks
 from pipeline.evaluate import Accuracy
 from pipeline.monitoring.histograms import weight_histograms
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from pipeline.zero.fragments import Fragment
 from tests.support.event_files import points, steps
 from tests.support.recipes import events, write_recipe

@@ -8,8 +8,8 @@ from torch import nn
 
 from models.registry import create_model
 from models.variants import VARIANTS
-from pipeline.distributed import Ranks
 from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
 

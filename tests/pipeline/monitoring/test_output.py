@@ -15,7 +15,7 @@ TALK = """
 import logging, sys
 from pathlib import Path
 from pipeline.monitoring.output import redirect_output
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 console = redirect_output(RunFolder(Path(sys.argv[1])), int(sys.argv[2]))
 for number in range(3):
     logging.info("message %d", number)

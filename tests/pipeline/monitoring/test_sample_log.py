@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.distributed import Ranks
 from pipeline.monitoring.sample_log import SampleLog
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 from tests.support.recipes import write_recipe
 
 

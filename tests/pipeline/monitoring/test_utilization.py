@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.distributed import Ranks
 from pipeline.monitoring.utilization import Utilization, operations_per_image, peak_operations
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
 from tests.support.recipes import write_recipe
 

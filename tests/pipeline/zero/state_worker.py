@@ -16,9 +16,9 @@ import torch
 from torch.utils.tensorboard.summary import make_histogram
 
 from models.registry import create_model
-from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.monitoring.histograms import EDGES, weight_histograms
 from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
+from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.recipe.schema import TrainStage
 from pipeline.zero.engine import ZeroEngine, build_engine
 from pipeline.zero.fragments import Fragment

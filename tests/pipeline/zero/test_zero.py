@@ -15,9 +15,9 @@ from data.images.augment import TrainTransform
 from data.stream import RankShare, training_stream
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.images import normalized
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.training.images import normalized
 from pipeline.weights import build_model
 from tests.support.ranks import run_ranks
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe

@@ -25,14 +25,14 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.manifest import NonFiniteRecord
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import WhichWeights
-from pipeline.run_folder import RunFolder
-from pipeline.training_state import TrainingState
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model, copy_tensors, load_weights, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import ZeroEngine, autocast, build_engine, model_dtype

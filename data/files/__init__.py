@@ -1,0 +1,1 @@
+"""Files that survive kills and strangers: atomic, locked, checked and parsed ones, and their digests."""

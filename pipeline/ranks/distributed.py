@@ -1,0 +1,235 @@
+"""The ranks of a run: this process's rank and device, and the few collectives that the pipeline uses."""
+
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from pipeline.errors import ConfigError, DeviceFailed, LostRank
+from pipeline.ranks.rendezvous import (
+    Rendezvous,
+    check_reachable,
+    keep_to_this_machine,
+    listen_for_ranks,
+    read_rendezvous,
+)
+
+_NEVER = timedelta(days=7)
+"""How long a collective may take. The watchdog ends a run that hangs and names the rank that is late; a shorter timeout
+of the process group would end it first, without the name."""
+_CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_leader(self) -> bool:
+        """True on the one rank that reports and publishes."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Return when all ranks have called this."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast(self, number: int) -> int:
+        """The leader's `number`, on every rank."""
+        if self.world_size == 1:
+            return number
+        value = torch.tensor([number], dtype=torch.int64, device=self.device)
+        dist.broadcast(value, 0)
+        return int(value.item())
+
+    def broadcast_text(self, rank: int, text: str) -> str:
+        """The `text` of `rank`, on every rank."""
+        letters = torch.tensor(list(text.encode()) if self.rank == rank else [], dtype=torch.uint8, device=self.device)
+        size = self.sum(torch.tensor([len(letters)], dtype=torch.int64, device=self.device)).item()
+        if self.rank != rank:
+            letters = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        return bytes(self.sum(letters).tolist()).decode() if size else ""
+
+    def gather_texts(self, text: str) -> list[str]:
+        """The `text` of every rank, in their order, on every rank."""
+        own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(own)
+        ends = [0, *self.sum(sizes).cumsum(0).tolist()]
+        letters = torch.zeros(ends[-1], dtype=torch.uint8, device=self.device)
+        letters[ends[self.rank] : ends[self.rank + 1]] = own
+        whole = bytes(self.sum(letters).tolist()) if ends[-1] else b""
+        return [whole[start:stop].decode() for start, stop in itertools.pairwise(ends)]
+
+
+class KeyValueStore(Protocol):
+    """Keys and values that all ranks share: the interface of torch's stores."""
+
+    def set(self, key: str, value: str) -> None:
+        """Set the value of a key."""
+
+    def get(self, key: str) -> bytes:
+        """Wait until the key exists, and return its value."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys exist."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number that starts at 0, and return the sum."""
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        """Set the value if the key has the expected one, or does not exist and that is empty; return the new value."""
+
+
+def join_ranks(threads: int) -> Ranks:
+    """Join the process group that the environment describes, see `read_rendezvous`.
+
+    Without a GPU, this rank computes with `threads` threads.
+
+    Raises:
+        ConfigError: these variables or those of network interfaces are wrong, or there are more ranks than GPUs.
+        PortTaken: the port of a job is taken.
+    """
+    found = read_rendezvous(os.environ)
+    if torch.cuda.is_available():
+        devices = torch.cuda.device_count()
+        if found.local_rank >= devices:
+            raise ConfigError(f"resources.ranks asks for GPU number {found.local_rank} of a machine that has {devices}")
+        device = torch.device("cuda", found.local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        # Otherwise DeepSpeed infers the accelerator and warns about it.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(threads)
+    # For the process groups that DeepSpeed creates.
+    dist.distributed_c10d.default_pg_timeout = _NEVER
+    dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    _join(found, backend)
+    return Ranks(found.rank, found.world_size, device)
+
+
+def join_without_gpus() -> Ranks:
+    """Join the same group for communication between CPUs, which needs neither GPUs nor NCCL.
+
+    Raises:
+        ConfigError: the environment variables of a rank or of network interfaces are wrong.
+        PortTaken: the port of a job is taken.
+    """
+    found = read_rendezvous(os.environ)
+    _join(found, "gloo")
+    return Ranks(found.rank, found.world_size, torch.device("cpu"))
+
+
+def with_gpus(ranks: Ranks, device: torch.device) -> Ranks:
+    """The same ranks, which joined without GPUs, as ranks that communicate through NCCL; all of them call this.
+
+    Raises:
+        RuntimeError: NCCL does not start.
+    """
+    torch.cuda.set_device(device)
+    return GroupRanks(ranks.rank, ranks.world_size, device, dist.new_group(backend="nccl", timeout=_NEVER))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRanks(Ranks):
+    """Ranks that communicate in another process group than the one they joined."""
+
+    group: dist.ProcessGroup
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, in place."""
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+
+@contextmanager
+def name_lost_ranks() -> Iterator[None]:
+    """Turn the errors of torch about another rank that is gone, or a GPU that fails, into ones that name the cause.
+
+    Raises:
+        LostRank: a process group of gloo or NCCL, or its store, lost a rank.
+        DeviceFailed: the GPU reports an error, such as a memory error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        who = f"rank {os.environ['RANK']}"
+        reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
+        if isinstance(error, torch.AcceleratorError):
+            raise DeviceFailed(f"{who} on {socket.gethostname()}: its GPU failed ({reason})") from error
+        # Gloo raises no subclass of RuntimeError.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise LostRank(f"{who} lost another rank, whose log has the reason ({reason})") from error
+        raise
+
+
+def connect_store(name: str) -> KeyValueStore:
+    """A connection to the store of the process group, for a thread other than the training thread.
+
+    Its keys are separate from those of other names, and from those of an earlier start if the store outlives it. Unless
+    the store is a file, calls block while the process that holds it, the leader's or torchrun's, is stopped.
+
+    Raises:
+        RuntimeError: there is no store; calls on the result raise it too.
+    """
+    return _named(_open_store(read_rendezvous(os.environ), timedelta(seconds=_CONNECT_SECONDS)), name)
+
+
+def _join(found: Rendezvous, backend: str) -> None:
+    check_reachable(found, backend)
+    if found.is_local:
+        keep_to_this_machine()
+    # torchrun holds a store of its own at this address.
+    holds = found.rank == 0 and found.folder is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = _open_store(found, _NEVER, listen_for_ranks(found) if holds else None)
+    dist.init_process_group(
+        backend, timeout=_NEVER, store=_named(store, "ranks"), rank=found.rank, world_size=found.world_size
+    )
+
+
+def _open_store(found: Rendezvous, timeout: timedelta, listener: socket.socket | None = None) -> Store:
+    """The store where the ranks meet; with `listener`, this process holds it."""
+    if found.folder is not None:
+        file = FileStore(f"{found.folder}/store")
+        file.set_timeout(timeout)
+        return file
+    store: Store = TCPStore(
+        found.address,
+        found.port,
+        is_master=listener is not None,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if listener else None,
+    )
+    return PrefixStore(found.secret, store) if found.secret else store
+
+
+def _named(store: Store, name: str) -> Store:
+    return PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def leave_ranks() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

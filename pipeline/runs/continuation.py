@@ -1,0 +1,62 @@
+"""What a run computes with, which may change between its starts, and what has changed since a checkpoint was saved.
+
+The recipe allows these changes: they decide how fast and where a step is computed, and its result up to rounding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from pipeline.checkpoints.manifest import CheckpointFacts
+from pipeline.plan import TrainPlan
+from pipeline.ranks.distributed import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that a start computes with, and that was different when its checkpoint was saved."""
+
+    what: str
+    before: str
+    now: str
+    step: int
+    """Of the checkpoint."""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.before} at step {self.step:,}, now {self.now}"
+
+
+def computed_with(plan: TrainPlan, ranks: Ranks) -> dict[str, str]:
+    """What this start computes with besides the number of ranks, by name: settings that may change between starts, and
+    versions and device as the leader has them.
+    """
+    stage, on_gpu = plan.stage, ranks.device.type == "cuda"
+    found = {
+        "micro-batches per rank": str(stage.batch.micro_batches // ranks.world_size),
+        "zero_stage": str(stage.zero_stage),
+        "activation_checkpointing": str(stage.activation_checkpointing),
+        "compile": str(stage.compile).lower(),
+        "torch": torch.__version__,
+        "deepspeed": metadata.version("deepspeed"),
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "CPU",
+    }
+    return found if on_gpu else found | {"resources.threads_per_rank": str(stage.resources.threads_per_rank)}
+
+
+def changes_since(checkpoint: CheckpointFacts, now: Mapping[str, str], world_size: int) -> list[Change]:
+    """What differs from when `checkpoint` was saved; what its manifest does not say is left out.
+
+    Args:
+        checkpoint: from which a start continues.
+        now: `computed_with` of that start.
+        world_size: its number of ranks.
+    """
+    before = {"ranks": str(checkpoint.world_size), **(checkpoint.run.computed_with or {})}
+    current = {"ranks": str(world_size), **now}
+    return [
+        Change(what, before[what], current[what], checkpoint.step)
+        for what in current
+        if what in before and before[what] != current[what]
+    ]

@@ -1,0 +1,400 @@
+"""The folder of one stage of one run: everything known about the stage is stored here, and restarts rely on it.
+
+runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  logs/  progress.json  result.json
+                        samples/  verified_shards/
+"""
+
+import fcntl
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import yaml
+
+from data.errors import raise_if_passing
+from data.files.atomic_file import write_atomically
+from data.files.digest import json_sha256
+from data.files.file_lock import check_locks
+from data.files.json_records import parse_json, to_json, to_record
+from data.files.regular_file import open_regular, read_regular
+from data.files.yaml_text import YamlError, load_plain_yaml
+from data.remote.storage import Storage, is_remote
+from data.remote.web_address import without_secrets
+from data.settings_diff import changed_settings, flatten
+from pipeline.checkpoints.manifest import RunDigests, json_object, manifest_bytes, weights_digest
+from pipeline.errors import ConfigError
+from pipeline.runs.event_log import Event, EventLog
+from pipeline.runs.run_access import cannot_be_written, check_writable, hold
+from pipeline.runs.run_identity import identity_of
+from pipeline.runs.stage_result import StageResult
+
+if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
+    from pipeline.plan import Plan, TrainPlan
+    from pipeline.recipe.schema import Recipe, Stage
+
+_CHECKED_DATA = "COATNET_CHECKED_DATA"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenStage:
+    """`recipe.yaml` of a run folder: what a stage was at its first start."""
+
+    stage: str
+    seed: int
+    task: Literal["train", "evaluate"]
+    index_digests: Mapping[str, str]
+    """Of the indexes of `train` and `validation` shards."""
+    start_digest: str | None
+    """See `start_digest`."""
+    content: Mapping[str, Any]
+    """The whole file, with all settings of the stage."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the stage, as `TrainStage` and `EvaluateStage` have them."""
+        own = {"stage", "seed", "index_digests", "start_digest"}
+        return {key: value for key, value in self.content.items() if key not in own}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The run folder at `path`."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def verified_shards(self) -> Path:
+        return self.path / "verified_shards"
+
+    @property
+    def events(self) -> EventLog:
+        return EventLog(self.path / "events.jsonl")
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    def beside(self, stage: str) -> "RunFolder":
+        """The folder of another stage of the same run."""
+        return RunFolder(self.path.parent / stage)
+
+    def log_file(self, rank: int) -> Path:
+        """The log of one rank."""
+        return self.logs / f"rank-{rank:05d}.log"
+
+    def frozen(self) -> FrozenStage | None:
+        """What `freeze` wrote; None before the first start, or where another kind of recipe is in its place.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        try:
+            content = load_plain_yaml(read_regular(self.recipe), str(self.recipe))
+            if not isinstance(content, dict):
+                raise ValueError("empty or cut short" if content is None else "not a mapping")
+            if "index_digests" not in content and "stages" in content:
+                return None
+            return to_record(FrozenStage, {**content, "content": content})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise_if_passing(error)
+            raise self.damaged_recipe(error) from None
+
+    def damaged_recipe(self, error: Exception) -> ConfigError:
+        """The error for a `recipe.yaml` that cannot be what `freeze` wrote."""
+        reason = " ".join(str(error.problem if isinstance(error, YamlError) else error).split())
+        return ConfigError(
+            f"{self.recipe}: damaged ({reason}); restore it from a copy, or remove the run folder to start over"
+        )
+
+    def check(self, plan: "Plan", start_digest: str | None) -> None:
+        """Compare the stage's settings, data and starting weights with those of its first start, if there was one.
+
+        Raises:
+            ConfigError: the folder belongs to another run, and what differs; or its recipe is damaged.
+        """
+        self._compare(_settings(plan, start_digest))
+
+    def check_settings(self, recipe: "Recipe") -> None:
+        """As `check`, for the settings of the stage alone, when its data cannot be read yet."""
+        name = self.path.name
+        own = _own_settings(name, recipe.seed, recipe.stages[name])
+        frozen = self.frozen() if self.recipe.exists() else None
+        rest = {key: frozen.content.get(key) for key in ("index_digests", "start_digest")} if frozen else {}
+        self._compare(own | rest)
+
+    def _compare(self, now: Mapping[str, Any]) -> None:
+        if not self.recipe.exists():
+            if self.result() is not None:
+                raise ConfigError(
+                    f"{self.path}: has a result and no recipe.yaml, which says what it is the result of; restore that "
+                    "file from a copy, or move the folder away to run the stage"
+                )
+            return
+        frozen = self.frozen()
+        if frozen is None:
+            raise self.damaged_recipe(ValueError("not the record of a stage"))
+        changes = changed_settings(frozen.content, now, _may_change)
+        if changes:
+            changed = "\n  ".join(changes)
+            length = any(change.partition(":")[0] in ("steps", "epochs") for change in changes)
+            whose = self.path.stat().st_uid
+            fix = "Restore them, give the recipe another name, or remove the folder to start over"
+            if whose != os.getuid():  # never advise removing what is somebody else's
+                fix = f"The folder belongs to another user (uid {whose}): give the recipe another name, or set runs"
+            if length:  # the schedule of a longer stage differs from its first step on
+                fix += f"; to train it further, add a stage with `start_from: {self.path.name}`"
+            raise ConfigError(f"{self.path} holds a run with other settings:\n  {changed}\n{fix}")
+
+    def create(self, rank: int = 0) -> None:
+        """Create the folder and those in it, for a process that will write it as `rank`.
+
+        Raises:
+            ConfigError: it, or a part of it, cannot be written.
+            DataError: its file system has no locks, so `lock` would fail.
+            DiskFull: there is no room.
+        """
+        folders = (self.checkpoints, self.tensorboard, self.logs)
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            check_locks(self.path, "set runs to a folder on another file system")
+        except OSError as error:
+            raise_if_passing(error)
+            raise cannot_be_written(self.path, error) from None
+        check_writable(self.path, (*folders, self.events.path, self._lock_file, self.log_file(rank)))
+
+    def freeze(self, plan: "Plan", start_digest: str | None) -> None:
+        """Check the stage, and at its first start write what `check` compares."""
+        self.check(plan, start_digest)
+        if not self.recipe.exists():
+            try:
+                text = yaml.safe_dump(_settings(plan, start_digest), sort_keys=False, width=math.inf)
+                write_atomically(self.recipe, without_secrets(text))  # nobody reads the data by it
+            except OSError as error:
+                raise cannot_be_written(self.path, error) from None
+
+    def refuse_other_run(self, checkpoint: str, run_id: object) -> None:
+        """Refuse a checkpoint of the stage's result that another run has written since: `run_id` is in its manifest.
+
+        Raises:
+            ConfigError: it is not of this run, nor of one that this folder was copied from.
+        """
+        identity = identity_of(self.path)
+        if run_id is not None and identity is not None and str(run_id) not in identity.ids:
+            raise ConfigError(
+                f"{checkpoint}: another run than {self.path} has written this checkpoint (id {run_id} instead of "
+                f"{identity.id}); restore the checkpoint from a copy, or train the stage again in a run of another name"
+            )
+
+    def lock(self, node: str = "") -> BinaryIO:
+        """Hold the folder for this process on `node` until the file that is returned is closed.
+
+        Raises:
+            ConfigError, RunInUse: another process runs this stage; see `run_access.hold`.
+        """
+        return hold(self._lock_file, self.events, node)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def held(self) -> bool:
+        """Whether a process that this machine can see runs the stage. Writes nothing."""
+        try:
+            with open_regular(self._lock_file) as lock:
+                # Shared and released at once: observers do not see each other, and a start that waits does not notice.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no file, or a file system without locks
+            return False
+        return False
+
+    def finish(self, result: StageResult) -> None:
+        """Publish `result.json`: the stage is done."""
+        write_atomically(self.path / "result.json", json.dumps(to_json(result), indent=1) + "\n")
+        self.events.record(Event.FINISH)
+
+    def result(self) -> StageResult | None:
+        """What `finish` published, or None while the stage is not done.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        path = self.path / "result.json"
+        try:
+            return parse_json(StageResult, read_regular(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise_if_passing(error)
+            raise ConfigError(
+                f"{path}: damaged ({error}); restore it from a copy, or remove it and run the stage again, which "
+                "continues from its last checkpoint"
+            ) from None
+
+
+def run_folder(recipe: "Recipe", stage: str) -> RunFolder:
+    """The folder of a stage."""
+    return RunFolder(Path(recipe.runs) / recipe.name / stage)
+
+
+def final_checkpoint(recipe: "Recipe", stage: str) -> str:
+    """Path or URL of the checkpoint that a finished training stage ended with.
+
+    Raises:
+        ConfigError: the stage is not done.
+    """
+    folder = run_folder(recipe, stage)
+    result = folder.result()
+    if result is None:
+        raise ConfigError(f"stage {stage} is not done ({folder.path} has no result.json); run it first")
+    return absolute_location(result.checkpoint, folder)
+
+
+def absolute_location(checkpoint: str, folder: RunFolder) -> str:
+    """Path or URL of a checkpoint that a `result.json` in `folder` names."""
+    return checkpoint if is_remote(checkpoint) else str(folder.path.parent / checkpoint)
+
+
+def relative_location(checkpoint: str, folder: RunFolder) -> str:
+    """A checkpoint's location as `result.json` has it: relative to the recipe's folder if it is below that, so that
+    the folder can be moved, and complete otherwise.
+    """
+    if not is_remote(checkpoint) and Path(checkpoint).is_relative_to(folder.path.parent):
+        return str(Path(checkpoint).relative_to(folder.path.parent))
+    return checkpoint
+
+
+def start_digest(recipe: "Recipe", stage: str) -> str | None:
+    """What identifies the weights that a stage starts from, see `weights_digest`.
+
+    None if it starts from none, or from a stage that is not done. If these weights no longer exist, and the stage no
+    longer needs them, it is what its first start has recorded.
+
+    Raises:
+        ConfigError: the checkpoint no longer exists, or is another run's.
+        StorageDown, StorageRefused: a remote one that cannot be read.
+    """
+    start = recipe.stages[stage].start_from
+    if start is None:
+        return None
+    from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
+
+    frozen = run_folder(recipe, stage).frozen
+    if run_folder(recipe, start).result() is None:
+        recorded = frozen() if is_left_behind(recipe, start) else None
+        return recorded.start_digest if recorded else None
+    checkpoint = final_checkpoint(recipe, start)
+    storage = Storage(**recipe.stages[stage].data.storage.model_dump())
+    try:
+        content = manifest_bytes(checkpoint, storage)
+    except FileNotFoundError:
+        if continues_alone(recipe, stage) and (recorded := frozen()):
+            return recorded.start_digest
+        check_final_checkpoint(recipe, start)
+        raise ConfigError(
+            f"{checkpoint}: the checkpoint that stage {start} ended with cannot be found with data.storage of stage "
+            f"{stage}; give both stages the same"
+        ) from None
+    with suppress(ValueError):  # a damaged manifest, as reading it will say
+        run_folder(recipe, start).refuse_other_run(checkpoint, json_object(content).get("run_id"))
+    return weights_digest(content)
+
+
+def digests(plan: "TrainPlan") -> RunDigests:
+    """What distinguishes a run from others in its checkpoints: its settings that may not change, and its data."""
+    settings = {key: value for key, value in flatten(_settings(plan, None)).items() if not _may_change(key)}
+    return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
+
+
+def classes_digest(plan: "Plan") -> str:
+    """What identifies the classes in their order: a classifier fits no others, even if there are as many."""
+    return json_sha256(plan.classes)
+
+
+def checked_data(plan: "Plan") -> dict[str, str]:
+    """The environment variable by which ranks learn what data the command that starts them has checked."""
+    return {_CHECKED_DATA: json.dumps(_index_digests(plan))}
+
+
+def refuse_other_data(plan: "Plan") -> None:
+    """In a rank: refuse data other than what the command that started it has checked.
+
+    Raises:
+        ConfigError: an index or label map has changed since; it names both digests.
+    """
+    checked = json.loads(os.environ.get(_CHECKED_DATA, "{}"))
+    for part, found in _index_digests(plan).items():
+        if part in checked and checked[part] != found:
+            raise ConfigError(
+                f"stage {plan.name}: data.{part}: the shards have changed since the command started (digest "
+                f"{found[:16]} instead of {checked[part][:16]}); restore them, or repeat the command to check these"
+            )
+
+
+def rank_digest(plan: "Plan") -> str:
+    """What must be equal on all ranks of a start: the settings of the stage, and its data."""
+    settings = flatten(_settings(plan, None))
+    return json_sha256({key: value for key, value in settings.items() if key != "data.cache.folder"})
+
+
+def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
+    return {
+        **_own_settings(plan.name, plan.seed, plan.stage),
+        "index_digests": _index_digests(plan),
+        "start_digest": start_digest,
+    }
+
+
+def _own_settings(name: str, seed: int, stage: "Stage") -> dict[str, Any]:
+    return {"stage": name, "seed": seed, **stage.model_dump(mode="json")}
+
+
+def _index_digests(plan: "Plan") -> dict[str, str]:
+    from pipeline.plan import TrainPlan
+
+    digests = {"validation": plan.validation.digest}
+    return {"train": plan.train.digest, **digests} if isinstance(plan, TrainPlan) else digests
+
+
+@functools.cache
+def _changeable() -> frozenset[str]:
+    from pipeline.recipe.schema import TrainStage
+    from pipeline.recipe.sections import changeable_settings
+
+    return changeable_settings(TrainStage)  # an evaluation stage has some of the same
+
+
+def _may_change(key: str) -> bool:
+    """Whether the setting, or a section that it is in, may change between two starts."""
+    parts = key.split(".")
+    return any(".".join(parts[:count]) in _changeable() for count in range(1, len(parts) + 1))

@@ -1,0 +1,1 @@
+"""What a training step computes: batches, MixUp, loss and schedule, and the loop over steps."""

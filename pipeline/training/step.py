@@ -1,0 +1,110 @@
+"""One optimizer step on one rank: forward and backward over its micro-batches, one exchange, the update."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.random_streams import RandomStream
+from data.stream import MicroBatch
+from models.norm import discard_recorded_statistics, move_running_statistics, recorded_statistics
+from pipeline.faults.watchdog import Watchdog
+from pipeline.monitoring.step_clock import StepClock
+from pipeline.plan import TrainPlan
+from pipeline.ranks.distributed import Ranks
+from pipeline.training.images import normalized
+from pipeline.training.loss import class_targets, classification_loss
+from pipeline.training.mixup import mixed, mixing_weight
+from pipeline.training.step_message import StepMessage
+from pipeline.zero.engine import ZeroEngine
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What all steps of a run need on one rank."""
+
+    engine: ZeroEngine
+    plan: TrainPlan
+    ranks: Ranks
+    clock: StepClock
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The outcome of a step; the first four fields are the same on all ranks."""
+
+    loss: float
+    """The mean over the global batch."""
+    gradient_norm: float
+    """Before clipping."""
+    skipped: int
+    """Samples that had to be replaced."""
+    message: StepMessage
+    """The sum over the ranks."""
+    batches: list[MicroBatch]
+    """The micro-batches of this rank."""
+    losses: Tensor
+    """(micro-batches of this rank,) float32, the mean of each."""
+    images: Tensor
+    """The first micro-batch of this rank as the model sees it: (m, S, S, 3) float32, normalized."""
+
+    @property
+    def applied(self) -> bool:
+        """False if the loss or the gradient is not finite: then nothing of the run's state has changed."""
+        return bool(np.isfinite(self.loss) and np.isfinite(self.gradient_norm))
+
+
+def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, message: StepMessage) -> StepResult:
+    """Take step `step`, from 0, with the next micro-batches of `reader`; `message` is that of this rank."""
+    engine, plan, ranks, watchdog = context.engine, context.plan, context.ranks, context.watchdog
+    rounds = plan.stage.batch.micro_batches // ranks.world_size
+    first = ranks.rank * rounds
+    batches, losses, first_images = [], [], torch.empty(0)
+    for turn in range(rounds):
+        watchdog.at("reading", step, turn)
+        with context.clock.waiting_for_data():
+            batch = next(reader)
+        watchdog.at("computing", step, turn)
+        images, targets = _inputs(batch, plan, step, first + turn, ranks.device)
+        # Which samples are dropped depends on the micro-batch's position in the run, not on the rank that computes it.
+        torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, first + turn))
+        with context.clock.computing():
+            logits = engine(images.to(engine.dtype))
+            loss = classification_loss(logits, targets, plan.stage.loss.kind).mean()
+        engine.backward(loss)
+        batches.append(batch)
+        losses.append(loss.detach())
+        first_images = images if turn == 0 else first_images
+        if turn + 1 < rounds:
+            engine.accumulate()
+
+    watchdog.at("exchanging", step, rounds - 1)
+    own = torch.stack(losses)
+    numbers = own.new_tensor([sum(len(batch.skipped) for batch in batches), *message.pack()])
+    sums = ranks.sum(torch.cat([own.sum()[None], numbers, recorded_statistics(engine.module)]))
+    statistics = sums[1 + len(numbers) :] / plan.stage.batch.micro_batches
+    loss_sum, skipped, *packed = sums[: 1 + len(numbers)].tolist()
+    mean = loss_sum / plan.stage.batch.micro_batches
+    norm = engine.step(apply=bool(np.isfinite(mean)))
+    result = StepResult(mean, norm, round(skipped), StepMessage.unpack(packed), batches, own, first_images)
+    if result.applied:
+        move_running_statistics(engine.module, statistics)
+    else:
+        discard_recorded_statistics(engine.module)
+    return result
+
+
+def _inputs(batch: MicroBatch, plan: TrainPlan, step: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images (m, S, S, 3) and targets (m, classes), float32 on the device, mixed if the recipe has MixUp."""
+    stage = plan.stage
+    images = normalized(batch.images, device, torch.float32)
+    labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
+    smoothing = stage.loss.label_smoothing
+    targets = class_targets(labels, len(plan.classes), kind=stage.loss.kind, label_smoothing=smoothing)
+    if stage.mixup_alpha:
+        weight = mixing_weight(stage.mixup_alpha, seed=plan.seed, step=step, number=number)
+        images, targets = mixed(images, weight), mixed(targets, weight)
+    return images, targets

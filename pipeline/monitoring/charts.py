@@ -118,7 +118,9 @@ def settings_of_stage(plan: Plan) -> Summary:
             start.hparams[name].number_value = value
     types = dict.fromkeys(_TEXTS, DATA_TYPE_STRING) | dict.fromkeys(_NUMBERS, DATA_TYPE_FLOAT64)
     infos = [HParamInfo(name=name, type=kind, differs=name in _SHOWN_AT_FIRST) for name, kind in types.items()]
-    metrics = [MetricInfo(name=MetricName(tag=tag), display_name=shown) for tag, shown in _RESULTS.items()]
+    metrics = [
+        MetricInfo(name=MetricName(group="validation", tag=tag), display_name=shown) for tag, shown in _RESULTS.items()
+    ]  # the group is the folder of their event files
     experiment = HParamsPluginData(experiment=Experiment(hparam_infos=infos, metric_infos=metrics))
     return Summary(
         value=[

@@ -65,6 +65,7 @@ class Monitor:
             return
         self._console = console
         self._events = EventFile(folder.tensorboard, first_step + 1, self.notify)
+        self._validation = EventFile(folder.validation, first_step + 1, self.notify)
         self._intervals = 0
         self._rank_times = RankTimes(ranks.world_size)
         self._histograms_requested = False
@@ -195,11 +196,11 @@ class Monitor:
         # The paper's metric if samples may have several labels.
         best = "precision_at_1" if self._plan.stage.loss.kind == "sigmoid" else "top1"
         points = {best: accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
-        self._events.add(charts.scalars({f"validation/{name}": value for name, value in points.items()}), step)
+        self._validation.add(charts.scalars({f"validation/{name}": value for name, value in points.items()}), step)
         if step == self._steps:
             self._events.add(charts.end_of_stage(), step)
         # In this order: an evaluation that is in the event log is not repeated after a kill.
-        self._events.flush()
+        self.flush()
         self._folder.events.record(Event.EVALUATION, step=step, **asdict(accuracy.figures))
         self.notify(f"step {step}/{self._steps}  {accuracy.text(self._plan.stage.loss.kind)}")
 
@@ -235,6 +236,7 @@ class Monitor:
         """Write the TensorBoard events to disk; called before a save, or a kill right after it would leave a gap."""
         if self._leads:
             self._events.flush()
+            self._validation.flush()
 
     def notify(self, message: str, *, show: bool = True) -> None:
         """Write a line to the log and, if `show`, above the progress bar."""
@@ -249,6 +251,7 @@ class Monitor:
         if self._leads:
             self._progress.stop()
             self._events.close()
+            self._validation.close()
 
     @property
     def _histogram_request(self) -> Path:

@@ -1,7 +1,7 @@
 """The folder of one stage of one run: everything known about the stage is stored here, and restarts rely on it.
 
-runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  tensorboard/  events.jsonl  logs/  progress.json  result.json
-                        samples/  verified_shards/
+runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  events.jsonl  logs/  progress.json  result.json  samples/
+                        verified_shards/  events.out.tfevents.*  validation/events.out.tfevents.*
 """
 
 import fcntl
@@ -78,7 +78,13 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+        """The folder of TensorBoard's event files: this one, so that TensorBoard calls the run by recipe and stage."""
+        return self.path
+
+    @property
+    def validation(self) -> Path:
+        """The folder of the event files of evaluations: to TensorBoard another run, with a colour of its own."""
+        return self.path / "validation"
 
     @property
     def logs(self) -> Path:
@@ -181,7 +187,7 @@ class RunFolder:
             DataError: its file system has no locks, so `lock` would fail.
             DiskFull: there is no room.
         """
-        folders = (self.checkpoints, self.tensorboard, self.logs)
+        folders = (self.checkpoints, self.validation, self.logs)
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)

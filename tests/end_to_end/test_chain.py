@@ -71,9 +71,10 @@ def test_a_start_names_settings_that_have_no_effect(chain: tuple[Path, str]) -> 
 
 def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:
     folder = stage_folder(chain[0], "pretrain")
-    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
-        "recipe.yaml", "checkpoints", "tensorboard", "events.jsonl", "logs", "progress.json", "result.json",
-        "verified_shards",
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    assert {name.partition(".tfevents.")[0] for name in names} == {
+        "recipe.yaml", "checkpoints", "validation", "events.jsonl", "logs", "progress.json", "result.json",
+        "verified_shards", "events.out",
     }  # fmt: skip
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["step"], progress["steps"], progress["seconds_left"]) == (40, 40, 0.0)
@@ -115,7 +116,8 @@ def tensorboard(chain: tuple[Path, str]) -> Iterator[int]:
          "--port", str(port)],
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-    read = {f"test/{stage}/tensorboard" for stage in ("pretrain", "finetune", "evaluate")}
+    trained, evaluated = ("pretrain", "finetune"), ("pretrain", "finetune", "evaluate")
+    read = {*(f"test/{stage}" for stage in trained), *(f"test/{stage}/validation" for stage in evaluated)}
     try:
         wait_until(lambda: fetch(port, "scalars/tags").keys() == read, server)
         yield port
@@ -143,16 +145,18 @@ VALIDATION_TAGS = {f"validation/{name}" for name in ("top1", "top5", "loss")}
 
 
 def test_tensorboard_serves_the_curves_and_the_images(tensorboard: int) -> None:
-    tags = {run.split("/")[1]: set(tags) for run, tags in fetch(tensorboard, "scalars/tags").items()}
-    assert tags["pretrain"] >= TRAIN_TAGS | VALIDATION_TAGS
-    assert tags["finetune"] == tags["pretrain"]
-    assert tags["evaluate"] == VALIDATION_TAGS
+    tags = {run: set(tags) for run, tags in fetch(tensorboard, "scalars/tags").items()}
+    assert tags["test/pretrain"] >= TRAIN_TAGS
+    assert tags["test/finetune"] == tags["test/pretrain"]
+    for stage in ("pretrain", "finetune", "evaluate"):
+        assert tags[f"test/{stage}/validation"] == VALIDATION_TAGS
     pictures = fetch(tensorboard, "images/tags")
-    assert [list(pictures[f"test/{stage}/tensorboard"]) for stage in ("pretrain", "finetune")] == [["train/images"]] * 2
+    assert [list(pictures[f"test/{stage}"]) for stage in ("pretrain", "finetune")] == [["train/images"]] * 2
 
 
 def test_every_chart_of_the_layout_finds_its_curves(tensorboard: int) -> None:
-    tags = set(fetch(tensorboard, "scalars/tags")["test/pretrain/tensorboard"])
+    runs = fetch(tensorboard, "scalars/tags")
+    tags = {*runs["test/pretrain"], *runs["test/pretrain/validation"]}
     # Only written on GPUs, or after failures.
     tags |= {"train/mfu", "usage/device_allocated_gigabytes", "train/steps_not_applied"}
     categories = fetch(tensorboard, "custom_scalars/layout")["category"]
@@ -187,13 +191,13 @@ def test_histograms_requested_by_a_file_cover_every_parameter_at_the_next_step(
     folder = stage_folder(chain[0], "pretrain")
     assert not (folder / "histograms").exists()
     parameters = open_checkpoint(folder / "checkpoints/step-00000040").parameters()
-    found = {tag: at for tag, at in steps(folder / "tensorboard").items() if tag.startswith("weights/")}
+    found = {tag: at for tag, at in steps(folder).items() if tag.startswith("weights/")}
     assert found == {f"weights/{name}": [2] for name in parameters}
-    assert fetch(tensorboard, "histograms/tags")["test/pretrain/tensorboard"].keys() == found.keys()
+    assert fetch(tensorboard, "histograms/tags")["test/pretrain"].keys() == found.keys()
 
 
 def test_the_images_are_one_grid_of_the_first_micro_batch(chain: tuple[Path, str]) -> None:
-    events = EventAccumulator(str(stage_folder(chain[0], "finetune") / "tensorboard"))
+    events = EventAccumulator(str(stage_folder(chain[0], "finetune")))
     events.Reload()
     (image,) = events.Images("train/images")
     pixels = decode(image.encoded_image_string)

@@ -8,13 +8,17 @@ from tensorboard.util.tensor_util import make_ndarray
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """Step and value of every point by tag, over all event files; for scalars, images, texts and histograms alike."""
-    events = EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0, "images": 0, "text": 0, "histograms": 0})
-    events.Reload()
-    return {
-        tag: [(event.step, make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
-        for tag in events.Tags()["tensors"]
-    }
+    """Step and value of every point by tag, over all event files of a run folder; for scalars, images, texts and
+    histograms alike."""
+    found = {}
+    for part in (folder, folder / "validation"):
+        sizes = {"scalars": 0, "images": 0, "text": 0, "histograms": 0}
+        events = EventAccumulator(str(part), tensor_size_guidance=sizes)
+        events.Reload()
+        for tag in events.Tags()["tensors"]:
+            assert tag not in found
+            found[tag] = [(event.step, make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+    return found
 
 
 def steps(folder: Path) -> dict[str, list[int]]:

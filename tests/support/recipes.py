@@ -58,13 +58,14 @@ def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
 
 def curves(run_folder: Path) -> dict[str, dict[int, float]]:
     """Tag -> step -> value of all scalars, as TensorBoard shows them across the starts of a run."""
-    events = EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
     found = {}
-    for tag in events.Tags()["scalars"]:
-        points = events.Scalars(tag)
-        assert [p.step for p in points] == sorted({p.step for p in points}), f"{tag} goes back in time"
-        found[tag] = {point.step: point.value for point in points}
+    for folder in (run_folder, run_folder / "validation"):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            points = events.Scalars(tag)
+            assert [p.step for p in points] == sorted({p.step for p in points}), f"{tag} goes back in time"
+            found[tag] = {point.step: point.value for point in points}
     return found
 
 

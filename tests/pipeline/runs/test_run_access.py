@@ -45,7 +45,7 @@ def test_a_part_of_somebody_else_is_named_before_anything_runs(part: str, tmp_pa
     open_to_all(tmp_path)
     folder = RunFolder(tmp_path / "test")
     folder.create()
-    for path in (folder.path, folder.tensorboard, folder.logs, folder.checkpoints):
+    for path in (folder.path, folder.validation, folder.logs, folder.checkpoints):
         path.chmod(0o777)
     if part == "checkpoints":
         folder.checkpoints.chmod(0o755)

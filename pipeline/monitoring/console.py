@@ -1,10 +1,12 @@
 """A console that shows text as it is: nothing in it is markup, and nothing in it reaches the terminal unescaped."""
 
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import IO, Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
@@ -22,6 +24,20 @@ class PrintableConsole(Console):
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> None:
         file = file or unescaped(sys.stderr if stderr else sys.stdout)
         super().__init__(file=file, width=width, markup=False, emoji=False, highlight=False)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """That of the terminal which it writes to; rich knows only the standard streams, which a rank has redirected."""
+        if self._width is None and "COLUMNS" not in os.environ and self.is_terminal:
+            with suppress(OSError, ValueError):  # no terminal after all
+                columns, lines = os.get_terminal_size(self.file.fileno())
+                if columns and lines:  # a pseudo-terminal may report 0
+                    return ConsoleDimensions(columns, lines)
+        return super().size
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard.summary import image
 
 from pipeline.checkpoints.saver import SaveReport
@@ -24,6 +23,7 @@ from pipeline.monitoring.console import styled_text
 from pipeline.monitoring.event_file import EventFile
 from pipeline.monitoring.histograms import Histogram
 from pipeline.monitoring.progress import StageProgress
+from pipeline.monitoring.progress_bar import StepState, progress_bar
 from pipeline.monitoring.rank_times import RankTimes
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.monitoring.utilization import Utilization
@@ -70,15 +70,8 @@ class Monitor:
         self._rank_times = RankTimes(ranks.world_size)
         self._histograms_requested = False
         self._utilization = Utilization(plan, ranks) if isinstance(plan, TrainPlan) else None
-        self._progress = Progress(
-            TextColumn("{task.description}", "bold", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task(plan.name, total=steps, completed=first_step, state="")
+        self._progress = progress_bar(console)
+        self._task = self._progress.add_task(plan.name, total=steps, completed=first_step, state=None)
         self._progress.start()
 
     def begin(self, checkpoint: str | None, damaged: list[str]) -> None:
@@ -135,7 +128,8 @@ class Monitor:
             self._rank_times.add(seconds)
 
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Show the state after `step` steps; `scalars` are TensorBoard tags and values and include `train/loss`."""
+        """Show the state after `step` steps; `scalars` are TensorBoard tags and values and include `train/loss`
+        and `train/learning_rate`."""
         interval = self.clock.interval()
         if not self._leads or interval is None:
             return
@@ -166,9 +160,16 @@ class Monitor:
         published = StageProgress.now(step, self._steps, loss=loss, images_per_second=speed, seconds_left=left)
         published.write(self._folder.progress)
         self._intervals += 1
-        state = f"loss {loss:.4f}  {speed:,.0f} images/s  ETA {eta}"
+        in_epochs = [f"{batch * count / self._plan.train.samples:.1f}" for count in (step, self._steps)]
+        state = StepState(
+            loss=f"loss {loss:.4f}",
+            rate=f"lr {scalars['train/learning_rate']:.2e}",
+            epoch=f"epoch {'/'.join(in_epochs)}",
+            speed=f"{speed:,.0f} images/s",
+            left=f"ETA {eta}",
+        )
         self._progress.update(self._task, completed=step, state=state)
-        self.notify(f"step {step}/{self._steps}  {state}", show=not self._console.is_terminal)
+        self.notify(f"step {step}/{self._steps}  {state.text()}", show=not self._console.is_terminal)
         for message in slow_ranks:
             self.notify(message)
         self._histograms_requested = self._histograms_requested or os.path.exists(self._histogram_request)

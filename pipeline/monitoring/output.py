@@ -14,6 +14,7 @@ from data.text.printable import PrintableFormatter, printable_stream
 from pipeline.errors import CAUSE_FILE
 from pipeline.monitoring.bounded_output import bounded_text
 from pipeline.monitoring.console import PrintableConsole, styled_text
+from pipeline.monitoring.library_warnings import quiet_library_warnings
 from pipeline.runs.run_folder import RunFolder
 
 
@@ -63,5 +64,6 @@ def redirect_output(folder: RunFolder, rank: int) -> Console:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    quiet_library_warnings()
     log.info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
     return console

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
 import termios
@@ -40,6 +42,7 @@ def test_a_terminal_shows_a_progress_bar_and_control_c_saves_and_stops_with_one_
 ) -> None:
     recipe = write_recipe(tmp_path, shards)
     terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 133, 0, 0))
     process = start_at_terminal(inside, subprocess.PIPE, recipe)
     shown = bytearray()
 
@@ -62,6 +65,9 @@ def test_a_terminal_shows_a_progress_bar_and_control_c_saves_and_stops_with_one_
     text = shown.decode()
     assert "━" in text
     assert "images/s  ETA" in text
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", text).replace("\r", "\n").splitlines()
+    assert any("epoch " in line and "lr " in line for line in lines)
+    assert "Warning" not in text, "those of libraries are for the log"
     assert f"step 30/{STEPS}" not in text, "the plain lines belong to the log file when there is a bar"
     message = process.stderr.read().decode()  # type: ignore[union-attr]
     step = events(run)[-1]["step"]

@@ -63,7 +63,7 @@ def take_steps(monitor: Monitor, first: int, last: int, value: float) -> None:
     for step in range(first + 1, last + 1):
         monitor.clock.step_done()
         monitor.add_rank_times([0.0, 0.0])
-        monitor.step(step, {"train/loss": value, "update_ratio/stem": value})
+        monitor.step(step, {"train/loss": value, "train/learning_rate": 0.1, "update_ratio/stem": value})
         monitor.histograms(step, weight_histograms([fragment], ["stem.conv1.weight"], ALONE))
         monitor.saved([SaveReport(step, f"step-{step:08d}", stall=0.1, seconds=0.2, bytes=1, failure=None)])
         monitor.evaluation(step, ACCURACY)
@@ -80,7 +80,7 @@ def test_no_tag_of_any_kind_goes_back_in_time_over_several_starts(
     of_starts = {"recipe", "custom_scalars__config__"}
     once = {"train/images", *(f"_hparams_/{name}" for name in ("experiment", "session_start_info", "session_end_info"))}
     curves = {
-        *("train/loss", "train/images_per_second", "train/samples", "update_ratio/stem", "usage/host_gigabytes"),
+        *("train/loss", "train/learning_rate", "train/images_per_second", "train/samples", "update_ratio/stem", "usage/host_gigabytes"),
         *(f"wall_time/step_p{share}_seconds" for share in (50, 90, 99)),
         *("wall_time/data_wait_share", "wall_time/checkpoint_stall_seconds", "wall_time/checkpoint_write_seconds"),
         *("validation/top1", "validation/top5", "validation/loss", "weights/stem.conv1.weight"),
@@ -181,7 +181,7 @@ def test_a_file_requests_histograms_which_are_made_once(planned: Callable[..., P
                 request.touch()
             if step % 2 == 0:  # log.every_steps
                 monitor.clock.step_done()
-                monitor.step(step, {"train/loss": 0.0})
+                monitor.step(step, {"train/loss": 0.0, "train/learning_rate": 0.0})
     assert due == [False, False, False, False, True, False]
     assert not request.exists()
     assert "histograms of the weights after step 5 are in TensorBoard" in started.output.getvalue()
@@ -216,15 +216,15 @@ def test_speed_and_samples_follow_from_the_steps_of_the_interval(
             with monitor.paused():
                 now += 100.0
             if step % 2 == 0:
-                monitor.step(step, {"train/loss": 0.25})
+                monitor.step(step, {"train/loss": 0.25, "train/learning_rate": 1e-3})
     found = points(folder.tensorboard)
     assert found["train/images_per_second"] == [(12, 24.0), (14, 24.0)]
     assert found["train/samples"] == [(12, 144.0), (14, 168.0)]
     assert found["wall_time/step_p50_seconds"] == [(12, 0.5), (14, 0.5)]
     # Thirteen seconds for 26 steps; the first interval of a start includes the warm-up.
     assert started.output.getvalue().splitlines()[3:] == [  # after what the start announces
-        "pretrain  step 12/40  loss 0.2500  24 images/s  ETA -",
-        "pretrain  step 14/40  loss 0.2500  24 images/s  ETA 0:00:13",
+        "pretrain  step 12/40  loss 0.2500  lr 1.00e-03  epoch 3.2/10.7  24 images/s  ETA -",
+        "pretrain  step 14/40  loss 0.2500  lr 1.00e-03  epoch 3.7/10.7  24 images/s  ETA 0:00:13",
     ]
 
 
@@ -234,7 +234,7 @@ def test_a_rank_that_stays_slow_is_named(planned: Callable[..., Plan], folder: R
         for step in range(1, 4):
             monitor.clock.step_done()
             monitor.add_rank_times([0.0, 0.0, 1e6, 0.0] + [1.0] * 4)
-            monitor.step(step, {"train/loss": 0.0})
+            monitor.step(step, {"train/loss": 0.0, "train/learning_rate": 0.0})
     assert steps(folder.tensorboard)["wall_time_of_ranks/data_wait_slowest_rank"] == [1, 2, 3]
     assert started.output.getvalue().count("rank 2 waits longest for data") == 1
 

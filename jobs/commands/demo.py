@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shlex
 import shutil
 import sys
 from importlib.resources import files
@@ -49,9 +50,11 @@ def demo(
         command = " ".join(["coatnet run", str(recipe), *(overrides or [])])
         print_line(console, (f"$ {command}", "dim"))
         run_chain(recipe, overrides or [], console, signals)
-        tensorboard = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
+        program = os.path.relpath(Path(sys.executable).with_name("coatnet"))
         console.print()
-        print_line(console, f"To see curves and images:\n{tensorboard} --logdir {folder / 'runs'}")
+        print_line(
+            console, f"To see curves and images:\n{program} tensorboard {shlex.quote(str(folder / 'runs/demo'))}"
+        )
 
 
 def write_images(folder: Path) -> None:

@@ -116,7 +116,7 @@ def _show_next_commands(recipe: Path, base: Recipe, folders: Sequence[Submission
     for what, command in (
         ("Watch", f"coatnet status --watch {shlex.quote(str(recipe))}"),
         ("Follow logs", f"coatnet logs -f {shlex.quote(str(run))}"),
-        ("Plot curves", f"tensorboard --logdir {shlex.quote(base.runs)}"),
+        ("Plot curves", f"coatnet tensorboard {shlex.quote(str(run))}"),
         ("Logs of jobs", str(first)),
     ):
         print_line(console, f"{what + ':':15}{command}")

@@ -23,7 +23,7 @@ def test_the_demo_writes_its_images_builds_shards_runs_its_recipe_and_continues_
     assert f"shards  builds {tmp_path}/demo/shards from {tmp_path}/demo/images" in done.stdout
     assert "demo/shards/validation: 1,000 images of 10 classes" in done.stdout
     assert "$ coatnet run demo/recipe.yaml" in done.stdout
-    assert "tensorboard --logdir demo/runs" in done.stdout
+    assert "coatnet tensorboard demo/runs/demo" in done.stdout
     # Ten classes; the full demo's figures are in the README.
     assert max(scalars(tmp_path / "demo/runs/demo/finetune", "validation/top1").values()) > 0.6
 

@@ -80,7 +80,14 @@ def test_no_tag_of_any_kind_goes_back_in_time_over_several_starts(
     of_starts = {"recipe", "custom_scalars__config__"}
     once = {"train/images", *(f"_hparams_/{name}" for name in ("experiment", "session_start_info", "session_end_info"))}
     curves = {
-        *("train/loss", "train/learning_rate", "train/images_per_second", "train/samples", "update_ratio/stem", "usage/host_gigabytes"),
+        *(
+            "train/loss",
+            "train/learning_rate",
+            "train/images_per_second",
+            "train/samples",
+            "update_ratio/stem",
+            "usage/host_gigabytes",
+        ),
         *(f"wall_time/step_p{share}_seconds" for share in (50, 90, 99)),
         *("wall_time/data_wait_share", "wall_time/checkpoint_stall_seconds", "wall_time/checkpoint_write_seconds"),
         *("validation/top1", "validation/top5", "validation/loss", "weights/stem.conv1.weight"),

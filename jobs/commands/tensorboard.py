@@ -92,12 +92,12 @@ def _serve(runs: Sequence[RunRef], port: int | None, open_browser: bool) -> None
     chosen, shown = port or _free_port(), _log_folder(runs)
     server = program.TensorBoard()
     # The slower loader needs no second process, and says nothing of its own.
-    server.configure(  # type: ignore[no-untyped-call]
+    server.configure(
         argv=["tensorboard", *shown, "--host", _LOOPBACK, "--port", str(chosen), "--load_fast=false"]
     )
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about every restart of a run
     try:
-        server.launch()  # type: ignore[no-untyped-call]
+        server.launch()
     except program.TensorBoardServerException as error:
         raise ConfigError(f"--port {chosen}: {error.msg}; leave --port out to take a free one") from None
     url, console = f"http://{_LOOPBACK}:{chosen}/#custom_scalars", make_console()

@@ -27,7 +27,7 @@ class PrintableConsole(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """That of the terminal which it writes to; rich knows only the standard streams, which a rank has redirected."""
+        """That of the terminal it writes to; rich knows only the standard streams, which a rank has redirected."""
         if self._width is None and "COLUMNS" not in os.environ and self.is_terminal:
             with suppress(OSError, ValueError):  # no terminal after all
                 columns, lines = os.get_terminal_size(self.file.fileno())

@@ -40,12 +40,13 @@ def read_curves(folder: RunFolder) -> Iterator[CurvePoint]:
 
 
 def write_csv(file: IO[str], run: str, stage: str, points: Iterable[CurvePoint]) -> int:
-    """Write a row for each point, with `COLUMNS`: the time in UTC, and the shortest decimal number of the float32 value.
+    """Write a row for each point, with `COLUMNS`: the time in UTC, the shortest decimal number of the float32 value.
 
     Returns the number of rows.
     """
     writer, count = csv.writer(file, lineterminator="\n"), 0
-    for count, point in enumerate(points, 1):
+    for point in points:
+        count += 1
         when = datetime.fromtimestamp(point.time, UTC).isoformat(timespec="milliseconds")
         writer.writerow((run, stage, point.tag, point.step, when, str(np.float32(point.value))))
     return count

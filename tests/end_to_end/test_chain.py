@@ -71,8 +71,8 @@ def test_a_start_names_settings_that_have_no_effect(chain: tuple[Path, str]) -> 
 
 def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:
     folder = stage_folder(chain[0], "pretrain")
-    names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    assert {name.partition(".tfevents.")[0] for name in names} == {
+    files = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    assert {name.partition(".tfevents.")[0] for name in files} == {
         "recipe.yaml", "checkpoints", "validation", "events.jsonl", "logs", "progress.json", "result.json",
         "verified_shards", "events.out",
     }  # fmt: skip

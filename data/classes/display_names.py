@@ -19,8 +19,8 @@ def read_display_names(location: str, classes: tuple[str, ...] | None, count: in
         storage: how to access it.
 
     Raises:
-        DataError: not such a file, classes without a line, another number of lines, or the names of `classes` themselves
-            in another order.
+        DataError: not such a file, classes without a line, another number of lines, or the names of `classes`
+            themselves in another order.
         StorageRefused, StorageDown: access refused, or no answer.
     """
     found = read_class_list(location, storage)
@@ -31,13 +31,13 @@ def read_display_names(location: str, classes: tuple[str, ...] | None, count: in
             return tuple(by_id[name] for name in classes)
         if len(missing) < len(classes) or len(found.names) != count:
             raise DataError(
-                f"{location}: no name for {len(missing):,} of the {count:,} classes (first: {missing[0]}); its lines need "
-                f"the names of the classes as ids, such as {found.ids[0]}"
+                f"{location}: no name for {len(missing):,} of the {count:,} classes (first: {missing[0]}); its lines "
+                f"need the names of the classes as ids, such as {found.ids[0]}"
             )
     if len(found.names) != count:
         raise DataError(
-            f"{location}: {len(found.names):,} names for {count:,} classes; it needs one line per class, in the order of "
-            "the classes, or lines of ID NAME"
+            f"{location}: {len(found.names):,} names for {count:,} classes; it needs one line per class, in the order "
+            "of the classes, or lines of ID NAME"
         )
     if classes is not None and found.names != classes and set(found.names) == set(classes):
         raise DataError(f"{location}: the names of the classes in another order; write lines of CLASS<TAB>NAME")

@@ -156,7 +156,7 @@ class FileSource:
     def read(self, number: int) -> StoredImage:
         place = self._places[number]
         if place == STDIN:
-            return StoredImage(_limited((self._stdin or sys.stdin.buffer).read(IMAGE_BYTES + 1)))
+            return StoredImage(_limited((self._stdin or _standard_input()).read(IMAGE_BYTES + 1)))
         server = "/".join(place.split("/")[:3]) if is_remote(place) else ""
         if server in self._silent:
             raise UnreadableImage(f"not tried, since its server did not answer: {self._silent[server]}", may_pass=True)
@@ -186,6 +186,14 @@ class FileSource:
 
     def close(self) -> None:
         pass
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:  # as Python sets it where it is closed
+        raise UnreadableImage("standard input is closed; pipe an image to it")
+    if sys.stdin.isatty():
+        raise UnreadableImage("standard input is a terminal; pipe an image to it")
+    return sys.stdin.buffer
 
 
 def _limited(content: bytes) -> bytes:

@@ -122,6 +122,17 @@ def test_files_that_cannot_be_read_have_the_reason(tree: Path, monkeypatch: pyte
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("kind", "reason"), [("none", "is closed"), ("terminal", "is a terminal")])
+def test_standard_input_without_an_image_is_not_waited_for(
+    kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, inside = os.openpty()
+    with open(master, "rb"), open(inside) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal if kind == "terminal" else None)
+        with pytest.raises(UnreadableImage, match=f"standard input {reason}; pipe an image to it"):
+            FileSource(["-"], QUICK).read(0)
+
+
 def test_an_image_at_a_web_address_is_not_downloaded_beyond_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,6 +236,13 @@ def test_a_model_that_is_none_is_refused(images: Path) -> None:
     assert "nowhere: no such file or folder; give the run folder of a stage, a checkpoint" in result.stderr
 
 
+def test_an_image_may_come_through_standard_input(run: Path, images: Path) -> None:
+    arguments = ["predict", str(run), "-", "in/a.jpg", "--json", "-"]
+    result = CliRunner().invoke(app, arguments, input=picture(0))
+    piped, same = json.loads(result.stdout)["images"]
+    assert (piped["image"], piped["predictions"]) == ("-", same["predictions"])
+
+
 @pytest.mark.slow
 def test_without_a_terminal_standard_output_is_the_json_alone(run: Path, images: Path) -> None:
     done = coatnet("predict", run, "in", "--json", "-", folder=images.parent, fresh=True)

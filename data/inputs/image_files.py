@@ -41,9 +41,10 @@ def has_image_extension(path: str) -> bool:
 
 
 def is_glob(place: str) -> bool:
-    """Whether a path or URL has wildcards, unless a local file or folder of exactly this name exists."""
-    path = split_query(place)[0]
-    return any(mark in path for mark in WILDCARDS) and (is_remote(place) or not Path(place).exists())
+    """Whether a path has wildcards, unless a file or folder of exactly this name exists, or a URL has a `*`."""
+    if is_remote(place):
+        return "*" in split_query(place)[0]
+    return any(mark in place for mark in WILDCARDS) and not Path(place).exists()
 
 
 def images_in_folder(place: str, storage: Storage, found: FoundImages) -> None:

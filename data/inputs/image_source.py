@@ -1,5 +1,6 @@
 """Where images to classify come from, one after the other."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,10 +71,9 @@ class JoinedSources:
 
     def place(self, number: int) -> tuple[ImageSource, int]:
         """The source of image `number`, and its number there."""
-        for source, end in zip(self.sources, self._ends, strict=True):
-            if number < end:
-                return source, number - (end - len(source))
-        raise IndexError(number)
+        position = bisect_right(self._ends, number)
+        source = self.sources[position]
+        return source, number - (self._ends[position] - len(source))
 
     def prepare(self, first: int, last: int) -> None:
         """See `ImageSource.prepare`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.accounting import Accounting
-from data.dataset import Dataset, open_dataset
+from data.dataset import open_dataset
 from data.errors import CoatnetError, DataError
 from data.index import FILE_NAME, index_version
 from data.inputs.image_files import (
@@ -23,6 +23,7 @@ from data.inputs.shard_samples import ShardSamples, shard_number
 from data.remote.cache import Cache
 from data.remote.storage import Storage, checked, is_remote, join, list_files, parent, read_bytes
 from data.remote.web_address import split_query, without_signature
+from data.sample_reader import SampleReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def open_inputs(places: Sequence[str], storage: Storage, cache: Cache | None = N
         StorageRefused, StorageDown: a folder or index at a URL that cannot be read.
     """
     sources: list[ImageSource] = []
-    datasets: dict[str, Dataset] = {}
+    readers: dict[str, SampleReader] = {}
     found, accounting = FoundImages(), Accounting("files")
 
     def add_files() -> None:
@@ -64,7 +65,7 @@ def open_inputs(places: Sequence[str], storage: Storage, cache: Cache | None = N
             place = place if place == STDIN else checked(place)
             if place != STDIN and is_glob(place):
                 images_of_glob(place, storage, found)
-            elif place != STDIN and (samples := _shards(place, storage, cache, datasets)) is not None:
+            elif place != STDIN and (samples := _shards(place, storage, cache, readers)) is not None:
                 add_files()
                 sources.append(samples)
             elif place != STDIN and _is_folder(place, storage):
@@ -77,8 +78,8 @@ def open_inputs(places: Sequence[str], storage: Storage, cache: Cache | None = N
         if not len(joined):
             raise DataError(f"{without_signature(places[0])}: no sample in its index; give shards that have some")
     except BaseException:
-        for source in sources:
-            source.close()
+        for reader in readers.values():
+            reader.close()
         raise
     return Inputs(joined, accounting)
 
@@ -91,29 +92,30 @@ def _refuse_missing(places: Sequence[str]) -> None:
         raise DataError(f"{local[0]}: no such file or folder{more}; check the path")
 
 
-def _shards(place: str, storage: Storage, cache: Cache | None, datasets: dict[str, Dataset]) -> ShardSamples | None:
+def _shards(place: str, storage: Storage, cache: Cache | None, readers: dict[str, SampleReader]) -> ShardSamples | None:
     """The samples of a folder of indexed shards, an index, or a tar of one; None if the place is none of these.
 
-    `datasets` keeps those that are open, by their folders: many tars of one may be named.
+    `readers` keeps one for each folder: many tars of one may be named.
 
     Raises:
         DataError: a tar without an index, or an index that cannot be read.
     """
     path, _ = split_query(place)
     name = path.rpartition("/")[2]
-    if name.endswith(".tar") and not (not is_remote(place) and Path(place).is_dir()):
-        folder = parent(place)
-        if folder not in datasets and not _has_index(folder, storage):
-            raise DataError(
-                f"{without_signature(place)}: no {FILE_NAME} beside it, which says what is in a shard; index it with: "
-                f"coatnet shards index {without_signature(place)}"
-            )
-        dataset = datasets.setdefault(folder, datasets.get(folder) or open_dataset(folder, storage))
-        return ShardSamples(dataset, cache, shard_number(dataset, name))
-    if name == FILE_NAME or (not has_image_extension(path) and _has_index(place, storage)):
-        dataset = open_dataset(place, storage)
-        return ShardSamples(dataset, cache)
-    return None
+    is_tar = name.endswith(".tar") and (is_remote(place) or not Path(place).is_dir())
+    folder = parent(place) if is_tar or name == FILE_NAME else place
+    if folder not in readers:
+        is_image = name != FILE_NAME and has_image_extension(path)
+        if is_image or (name != FILE_NAME and not _has_index(folder, storage)):
+            if is_tar:
+                raise DataError(
+                    f"{without_signature(place)}: no {FILE_NAME} beside it, which says what is in a shard; index it "
+                    f"with: coatnet shards index {without_signature(place)}"
+                )
+            return None
+        readers[folder] = SampleReader(open_dataset(folder, storage), cache)
+    reader = readers[folder]
+    return ShardSamples(reader, [shard_number(reader.dataset, name)] if is_tar else None)
 
 
 def _has_index(folder: str, storage: Storage) -> bool:

@@ -1,11 +1,12 @@
 """The samples of indexed shards as images to classify."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from data.dataset import Dataset
 from data.errors import CoatnetError, DataError
 from data.inputs.image_source import StoredImage, UnreadableImage
-from data.remote.cache import Cache
 from data.remote.web_address import without_signature
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
@@ -14,28 +15,22 @@ _AHEAD = 2  # shards
 
 
 class ShardSamples:
-    """The samples of `dataset` in the order of its index, or those of its shard `only`.
+    """The samples of the dataset of `reader` in the order of its index, or those of the shards `only`."""
 
-    Raises:
-        DataError: a remote dataset without a cache, or a cache that cannot be created.
-    """
-
-    def __init__(self, dataset: Dataset, cache: Cache | None, only: int | None = None) -> None:
-        self.classes = dataset.classes
-        sizes = dataset.shard_samples
-        ends = np.cumsum(sizes)
-        self._first = 0 if only is None else int(ends[only] - sizes[only])
-        self._samples = int(dataset.samples if only is None else sizes[only])
-        self._ends, self._sizes, self._dataset = ends, sizes, dataset
-        self._reader = SampleReader(dataset, cache)
+    def __init__(self, reader: SampleReader, only: Sequence[int] | None = None) -> None:
+        self.classes = reader.dataset.classes
+        self._reader = reader
+        self._shards = list(range(len(reader.dataset.index.shards))) if only is None else list(only)
+        self._sizes = reader.dataset.shard_samples[self._shards]
+        self._ends = np.cumsum(self._sizes)
 
     def __len__(self) -> int:
-        return self._samples
+        return int(self._sizes.sum())
 
     def name(self, number: int) -> str:
         """The shard and the key; its position in the shard instead where that cannot be opened."""
         shard, place = self._place(number)
-        location = without_signature(self._dataset.index.location(shard))
+        location = without_signature(self._reader.dataset.index.location(shard))
         try:
             return f"{location}: {self._reader.key(shard, place)}"
         except (CoatnetError, OSError):
@@ -57,10 +52,8 @@ class ShardSamples:
     def prepare(self, first: int, last: int) -> None:
         """Have the shards of these samples downloaded, and then the next ones."""
         if self._reader.cached:
-            one, other = (self._place(number)[0] for number in (first, last - 1))
-            self._reader.cached.request(
-                range(one, other + 1), range(other + 1, min(other + 1 + _AHEAD, len(self._ends)))
-            )
+            begin, end = self._position(first), self._position(last - 1) + 1
+            self._reader.cached.request(self._shards[begin:end], self._shards[end : end + _AHEAD])
 
     def stop(self) -> None:
         """See `ImageSource.stop`."""
@@ -70,10 +63,14 @@ class ShardSamples:
         """See `ImageSource.close`."""
         self._reader.close()
 
+    def _position(self, number: int) -> int:
+        """The position of the shard of sample `number` among the shards of this source."""
+        return int(np.searchsorted(self._ends, number, side="right"))
+
     def _place(self, number: int) -> tuple[int, int]:
-        sample = self._first + number
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        return shard, sample - int(self._ends[shard] - self._sizes[shard])
+        """The shard of sample `number`, and its number there."""
+        position = self._position(number)
+        return self._shards[position], number - int(self._ends[position] - self._sizes[position])
 
 
 def shard_number(dataset: Dataset, name: str) -> int:

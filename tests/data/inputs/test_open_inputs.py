@@ -164,7 +164,7 @@ def test_images_at_web_addresses_are_read_and_a_silent_server_is_asked_once(tmp_
 
 
 def test_folders_globs_and_shards_on_s3_are_found(s3: S3Server, shards: Path, tmp_path: Path) -> None:
-    for name in ("one/a.jpg", "one/b.png", "two/c.jpg", "two/notes.txt"):
+    for name in ("one/a.jpg", "one/b.png", "two/c.jpg", "two/d[1].png", "two/notes.txt"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(2))
@@ -173,6 +173,7 @@ def test_folders_globs_and_shards_on_s3_are_found(s3: S3Server, shards: Path, tm
     found = open_inputs([f"{url}/*/*.jpg"], QUICK)
     assert names(found) == [f"{url}/one/a.jpg", f"{url}/two/c.jpg"]
     assert found.sources.place(1)[0].read(1).content == picture(2)
+    assert open_inputs([f"{url}/two/d[1].png"], QUICK).sources.place(0)[0].read(0).content == picture(2)
 
 
 def test_shards_are_named_by_their_folder_their_index_or_their_tars(shards: Path, pictures: Path) -> None:

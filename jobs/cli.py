@@ -26,6 +26,7 @@ COMMANDS = {
     "logs": "Print the end of a job's log, or of rank 0's for a run without Slurm.",
     "cancel": "Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows.",
     "checkpoints": "List and verify the checkpoints of a run.",
+    "predict": "Classify images with a trained model: the best classes of each, as a table, JSON, CSV or a picture.",
     "export": "Write the weights of a checkpoint to a safetensors file for models.registry.create_model.",
     "models": "List the model variants with layers, parameters, multiply-adds and memory, and the paper's figures.",
     "order": "Print the samples of one step: rank, position in the batch, shard, index in the shard, key.",

@@ -18,7 +18,16 @@ _CONVERTED = ("BMP", "GIF", "PPM", "TIFF")  # by a build
 
 
 class DecodeError(ValueError):
-    """The bytes are not a complete image, or the image is refused."""
+    """The bytes are not a complete image, or the image is refused.
+
+    Args:
+        what: is wrong with them.
+        fix: what makes shards of them that can be decoded; the message has both.
+    """
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__("; ".join(filter(None, (what, fix))))
+        self.what = what
 
 
 def decode(encoded: bytes) -> Pixels:
@@ -57,7 +66,7 @@ def _decode(encoded: bytes) -> Pixels:
     elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         width, height = _webp_size(encoded)
     else:
-        raise DecodeError(_refused_format(encoded))
+        raise DecodeError(*_refused_format(encoded))
     _refuse_bomb(width, height)
     with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
         if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would clip
@@ -67,19 +76,19 @@ def _decode(encoded: bytes) -> Pixels:
         return np.array(image.convert("RGB"))
 
 
-def _refused_format(encoded: bytes) -> str:
+def _refused_format(encoded: bytes) -> tuple[str, str]:
     """What the bytes are instead, and what makes an image of them that can be decoded."""
     if compression(encoded) == "gzip":
-        return "compressed with gzip, not a JPEG, PNG or WebP; coatnet shards build unpacks it"
+        return "compressed with gzip, not a JPEG, PNG or WebP", "coatnet shards build unpacks it"
     name = image_format(encoded)
     if name is None:
-        return "neither JPEG, PNG nor WebP"
+        return "neither JPEG, PNG nor WebP", ""
     fix = (
         "coatnet shards build --convert makes a JPEG of it"
         if name in _CONVERTED
         else "convert it to JPEG, PNG or WebP and build the shards again"
     )
-    return f"{'an' if name.startswith('A') else 'a'} {name}, not a JPEG, PNG or WebP; {fix}"
+    return f"{'an' if name.startswith('A') else 'a'} {name}, not a JPEG, PNG or WebP", fix
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:

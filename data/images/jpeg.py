@@ -60,7 +60,7 @@ def jpeg_frame(encoded: bytes) -> JpegFrame:
     Raises:
         ValueError: its header cannot be read.
     """
-    for marker, start, stop in _segments(encoded):
+    for marker, start, stop in segments(encoded):
         if marker in _FRAMES and stop - start > 9:
             height, width = (int.from_bytes(encoded[start + at : start + at + 2]) for at in (5, 7))
             return JpegFrame(height, width, encoded[start + 9])
@@ -101,7 +101,7 @@ def _strictly(encoded: bytes, components: int, strict: bool = True) -> Pixels:
     return np.array(Image.fromarray(ink, "CMYK").convert("RGB"))
 
 
-def _segments(encoded: bytes) -> Iterator[_Segment]:
+def segments(encoded: bytes) -> Iterator[_Segment]:
     """The marker segments from SOI to EOI without the bytes between them."""
     at = len(_SOI)
     while found := _MARKER.search(encoded, at):
@@ -122,7 +122,7 @@ def _segments(encoded: bytes) -> Iterator[_Segment]:
 def _without_harmless_oddities(encoded: bytes, components: int) -> bytes:
     """The same image without metadata, bytes between segments, and values in headers that only cause warnings."""
     plain, progressive = bytearray(_SOI), False
-    for marker, start, stop in _segments(encoded):
+    for marker, start, stop in segments(encoded):
         segment = bytearray(encoded[start:stop])
         progressive = progressive or marker in _PROGRESSIVE
         if marker == 0xE0 and segment[4:9] == b"JFIF\0":
@@ -163,7 +163,7 @@ def _only_padded(encoded: bytes, counted: int, components: int) -> bool:
     complete = next((encoded[: end - cut] for cut in cuts if equal(encoded[: end - cut])), None)
     if complete is None:
         return False
-    progressive = any(segment.marker in _PROGRESSIVE for segment in _segments(encoded))
+    progressive = any(segment.marker in _PROGRESSIVE for segment in segments(encoded))
     if progressive or complete.endswith(b"\xff\x00"):  # a stuffed byte of eight ones
         return True
     before, last = complete[:-1], complete[-1]

@@ -21,6 +21,7 @@ from data.building.conversion import Conversion
 from data.classes.labels import LabelReader
 from data.dataset import Dataset, open_dataset
 from data.images.decode import MAX_PIXELS, DecodeError, decode
+from data.images.orientation import is_turned
 from data.index import (
     FILE_NAME,
     LABELS_NAME,
@@ -244,9 +245,13 @@ def _label_members(folder: Path) -> Fuzz:
 
 
 def _images(folder: Path) -> Fuzz:
-    seeds = _pictures()
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 24)).save(turned, "JPEG", exif=exif)
+    seeds = [*_pictures(), turned.getvalue()]
 
     def read(content: bytes) -> None:
+        is_turned(content)
         pixels = decode(content)
         if (
             pixels.dtype != np.uint8

@@ -1,0 +1,1 @@
+"""Images to classify: files, folders, globs, web addresses, and samples of shards."""

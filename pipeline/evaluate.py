@@ -14,12 +14,13 @@ from data.dataset import Dataset
 from data.images.augment import EvaluationTransform
 from data.remote.cache import Cache
 from data.stream import MicroBatch, RankShare, evaluation_stream
+from models.model_facts import Preprocessing
 from pipeline.plan import Plan
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import DataSettings
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stage_result import ClassAccuracy, ValidationFigures, distinct_names
-from pipeline.training.images import normalized
+from pipeline.training.images import imagenet_preprocessing, normalized
 from pipeline.training.loss import LossKind, class_targets, classification_loss
 from pipeline.training.training_batches import SkippedLimits, note_skipped
 
@@ -80,9 +81,8 @@ class EvaluationInput:
     dataset: Dataset
     """Its classes are those of the model."""
     data: DataSettings
-    """The crop, the reader threads, and how many samples may be unusable."""
-    image_size: int
-    """Side of the square images, in pixels."""
+    """The reader threads, and how many samples may be unusable."""
+    preprocessing: Preprocessing
     micro_size: int
     """Samples of one forward pass on one rank."""
     loss: LossKind
@@ -92,7 +92,8 @@ class EvaluationInput:
     def of(cls, plan: Plan) -> Self:
         """What a stage is evaluated on."""
         stage = plan.stage
-        return cls(plan.validation, stage.data, stage.resolution, stage.batch.micro_size, stage.loss.kind, plan.cache)
+        preprocessing = imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop)
+        return cls(plan.validation, stage.data, preprocessing, stage.batch.micro_size, stage.loss.kind, plan.cache)
 
 
 class EvaluatedBatch(NamedTuple):
@@ -172,11 +173,11 @@ def evaluate_on(
         StorageDown: remote shards that cannot be fetched.
         EvaluationStopped: `stop_wanted` returned True on any rank; raised on all of them.
     """
-    dataset, classes = given.dataset, len(given.dataset.classes)
+    dataset, classes, view = given.dataset, len(given.dataset.classes), given.preprocessing
     limits = SkippedLimits(given.data, given.data.validation)
     stream = evaluation_stream(
         dataset,
-        EvaluationTransform(given.image_size, given.data.evaluation_crop),
+        EvaluationTransform(view.image_size, view.crop),
         RankShare(ranks.rank, ranks.world_size, given.micro_size),
         workers=given.data.workers,
         cache=given.cache,
@@ -195,7 +196,7 @@ def evaluate_on(
         limits.count(batch)
         labels = torch.from_numpy(batch.labels).to(ranks.device)
         counted = torch.from_numpy(batch.weights > 0).to(ranks.device)
-        logits = network(normalized(batch.images, ranks.device, dtype)).float()
+        logits = network(normalized(batch.images, ranks.device, dtype, view.mean, view.std)).float()
         targets = class_targets(labels, logits.shape[1], kind=given.loss, label_smoothing=0.0)
         loss = classification_loss(logits, targets, given.loss)
         best = best_classes(logits)

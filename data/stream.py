@@ -1,8 +1,6 @@
 """Streams of micro-batches: samples are read, decoded and augmented in threads and delivered in step order."""
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from data.errors import DataError
 from data.images.augment import EvaluationTransform, TrainTransform
 from data.images.decode import DecodeError, Pixels, decode
 from data.order import SampleOrder, Samples, evaluation_positions
+from data.ordered_results import results_in_order
 from data.prefetch import evaluation_shards, prefetched_steps
 from data.random_streams import RandomStream
 from data.remote.cache import Cache
@@ -110,7 +109,7 @@ def training_stream(
                     yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
                 step += 1
 
-        yield from _in_order(tasks(), workers, reader)
+        yield from results_in_order(tasks(), workers, reader.stop)
 
 
 def evaluation_stream(
@@ -161,7 +160,7 @@ def evaluation_stream(
                     reader.cached.request(*evaluation_shards(dataset, row, per_pass, workers))
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
-        yield from _in_order(tasks(), workers, reader)
+        yield from results_in_order(tasks(), workers, reader.stop)
 
 
 def _load_training(reader: SampleReader, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:
@@ -212,19 +211,3 @@ def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[str, Pixels
         return sample.key, decode(sample.image), sample.labels
     except DecodeError as error:
         raise BrokenSample(sample.key, str(error)) from None
-
-
-def _in_order(tasks: Iterator[Callable[[], MicroBatch]], workers: int, reader: SampleReader) -> Iterator[MicroBatch]:
-    """Run `tasks` in threads, a few ahead of the consumer, and yield their results in order."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="reader")
-    pending: deque[Future[MicroBatch]] = deque()
-    try:
-        for task in tasks:
-            pending.append(executor.submit(task))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        reader.stop()
-        executor.shutdown(wait=True, cancel_futures=True)

@@ -48,6 +48,7 @@ from pipeline.runs.evaluation_report import (
 )
 from pipeline.runs.stage_result import distinct_names
 from pipeline.trained_model import open_trained_model
+from pipeline.training.training_batches import SkippedLimits
 from pipeline.weights import resized_tables, to_precision
 
 _BATCH = 64
@@ -148,7 +149,6 @@ def evaluate_model(
         dataset = open_for_model(request.data, facts, stage)
         if ranks.is_leader:
             check_shards(dataset.index, dataset.storage)
-            create_folder(request.folder)
         image_size = request.image_size or facts.preprocessing.image_size
         _check_image_size(image_size, facts)
         model = trained.build(ranks.device, image_size)
@@ -157,7 +157,17 @@ def evaluate_model(
     to_precision(model, model_dtype(precision))
     data, crop = request.data, request.crop or facts.preprocessing.crop
     view = replace(facts.preprocessing, image_size=image_size, crop=crop)
-    given = EvaluationInput(dataset, data, view, batch_size, facts.loss, _cache(data, dataset, batch_size, ranks))
+    given = EvaluationInput(
+        dataset=dataset,
+        limits=SkippedLimits(data, data.validation, "--skipped-share", "--skipped-run"),
+        workers=data.workers,
+        preprocessing=view,
+        micro_size=batch_size,
+        loss=facts.loss,
+        cache=_cache(data, dataset, batch_size, ranks),
+    )
+    if ranks.is_leader:
+        create_folder(request.folder)
     for line in (*facts.remarks, *remarks(request, facts, stage, image_size, resized)):
         progress.say(line)
     analysis = Analysis(

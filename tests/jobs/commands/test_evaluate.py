@@ -61,12 +61,13 @@ def test_unusable_samples_are_named_and_too_many_of_them_end_it(run: Path, shard
     assert done.returncode == 0, done.stderr
     assert "1 more cannot be used" in done.stdout
     assert "damaged: Truncated File Read" in done.stdout
-    entries = read_index(broken).shards
-    for number in (0, 2, 3):
-        (broken / entries[number].name).write_bytes(b"\0" * entries[number].bytes)
+    for entry in read_index(broken).shards[2:]:
+        shard = broken / entry.name
+        shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0"))  # no image begins with that
     refused = coatnet("evaluate", run, broken, "--out", "other", folder=tmp_path)
     assert refused.returncode == 78
-    assert "cannot be used" in refused.stderr
+    assert "samples cannot be used (last: " in refused.stderr
+    assert "repair the shards, or raise --skipped-share (0.001)" in " ".join(refused.stderr.split())
     assert not (tmp_path / "other" / "evaluation.json").exists()
 
 

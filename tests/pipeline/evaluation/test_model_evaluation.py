@@ -272,7 +272,7 @@ def test_logits_that_are_not_finite_are_counted(run: Path, shards: Path, tmp_pat
     build = type(open_trained_model(str(run))).build
 
     def with_nan(self: Any, *arguments: Any) -> Any:
-        model = build(self, *arguments)
+        model: Any = build(self, *arguments)
         model.head.classifier.bias.data[0] = torch.nan
         return model
 

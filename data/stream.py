@@ -34,7 +34,7 @@ class SkippedSample:
 
 
 class SampleOrigin(NamedTuple):
-    """The origin of a sample of a training micro-batch."""
+    """The origin of a sample of a micro-batch."""
 
     epoch: int
     id: int
@@ -56,7 +56,7 @@ class MicroBatch:
     """(m,)"""
     skipped: list[SkippedSample]
     origins: list[SampleOrigin]
-    """(m,) in training; empty in an evaluation, which reads in index order."""
+    """(m,) of the samples that were read; in an evaluation all in epoch 0, the padding too."""
 
 
 class RankShare(NamedTuple):
@@ -137,19 +137,22 @@ def evaluation_stream(
         def load(row: int) -> MicroBatch:
             images = np.zeros((share.micro_batch, transform.size, transform.size, 3), np.uint8)
             labels = np.full((share.micro_batch, dataset.labels_per_sample), -1, np.int64)
-            weight, skipped = weights[row].copy(), list[SkippedSample]()
-            for position, sample in enumerate(ids[row]):
+            weight, skipped, origins = weights[row].copy(), list[SkippedSample](), list[SampleOrigin]()
+            for position, sample in enumerate(ids[row].tolist()):
                 shard = int(np.searchsorted(ends, sample, side="right"))
+                name = dataset.index.shards[shard].name
                 try:
                     number = int(sample - (ends[shard] - dataset.shard_samples[shard]))
-                    _, pixels, classes = _decoded(reader, shard, number)
+                    key, pixels, classes = _decoded(reader, shard, number)
                     images[position] = transform(pixels)
                     labels[position, : len(classes)] = classes
                 except BrokenSample as error:
+                    key = error.key
                     if weight[position]:
-                        skipped.append(SkippedSample(position, dataset.index.shards[shard].name, error.key, str(error)))
+                        skipped.append(SkippedSample(position, name, key, str(error)))
                     weight[position] = 0.0
-            return MicroBatch(images, labels, weight, skipped, [])
+                origins.append(SampleOrigin(0, sample, name, key))
+            return MicroBatch(images, labels, weight, skipped, origins)
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):

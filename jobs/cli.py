@@ -28,6 +28,7 @@ COMMANDS = {
     "checkpoints": "List and verify the checkpoints of a run.",
     "predict": "Classify images with a trained model: the best classes of each, as a table, JSON, CSV or a picture.",
     "export": "Write the weights of a checkpoint to a safetensors file for models.registry.create_model.",
+    "evaluate": "Evaluate a trained model on shards: accuracy, calibration, every class, confusion, mistakes.",
     "models": "List the model variants with layers, parameters, multiply-adds and memory, and the paper's figures.",
     "order": "Print the samples of one step: rank, position in the batch, shard, index in the shard, key.",
     "bench": "Measure whether this machine can keep up with a recipe.",

@@ -1,9 +1,13 @@
 """Images of micro-batches: normalized on the device, and back to a form that can be viewed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from data.images.random_erasing import ErasedRectangle
 
 # Mean and standard deviation of ImageNet's training pixels, on the scale 0 .. 255.
 _MEAN = (123.675, 116.28, 103.53)
@@ -15,6 +19,13 @@ def normalized(images: NDArray[np.uint8], device: torch.device, dtype: torch.dty
     on_device = torch.from_numpy(images).to(device, non_blocking=True)
     mean, std = torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
     return ((on_device.float() - mean) / std).to(dtype)
+
+
+def erase(images: Tensor, erased: Sequence[tuple[int, ErasedRectangle]]) -> None:
+    """Erase rectangles, each with its position in the micro-batch, in normalized images (B, H, W, 3), in place."""
+    for position, rectangle in erased:
+        values = torch.from_numpy(rectangle.values).to(images.device, images.dtype, non_blocking=True)
+        images[position, rectangle.rows, rectangle.columns] = values
 
 
 def viewable(images: Tensor) -> NDArray[np.uint8]:

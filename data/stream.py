@@ -1,8 +1,6 @@
 """Streams of micro-batches: samples are read, decoded and augmented in threads and delivered in step order."""
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +14,7 @@ from data.images.augment import EvaluationTransform, TrainTransform
 from data.images.decode import DecodeError, Pixels, decode
 from data.images.random_erasing import ErasedRectangle
 from data.order import SampleOrder, Samples, evaluation_positions
+from data.ordered_results import results_in_order
 from data.prefetch import evaluation_shards, prefetched_steps
 from data.random_streams import RandomStream
 from data.remote.cache import Cache
@@ -36,7 +35,7 @@ class SkippedSample:
 
 
 class SampleOrigin(NamedTuple):
-    """The origin of a sample of a training micro-batch."""
+    """The origin of a sample of a micro-batch."""
 
     epoch: int
     id: int
@@ -58,7 +57,7 @@ class MicroBatch:
     """(m,)"""
     skipped: list[SkippedSample]
     origins: list[SampleOrigin]
-    """(m,) in training; empty in an evaluation, which reads in index order."""
+    """(m,) of the samples that were read; in an evaluation all in epoch 0, the padding too."""
     erased: list[tuple[int, ErasedRectangle]] = field(default_factory=list)
     """Positions in the micro-batch and what to erase there once the images are normalized."""
 
@@ -113,7 +112,7 @@ def training_stream(
                     yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
                 step += 1
 
-        yield from _in_order(tasks(), workers, reader)
+        yield from results_in_order(tasks(), workers, reader.stop)
 
 
 def evaluation_stream(
@@ -141,19 +140,22 @@ def evaluation_stream(
         def load(row: int) -> MicroBatch:
             images = np.zeros((share.micro_batch, transform.size, transform.size, 3), np.uint8)
             labels = np.full((share.micro_batch, dataset.labels_per_sample), -1, np.int64)
-            weight, skipped = weights[row].copy(), list[SkippedSample]()
-            for position, sample in enumerate(ids[row]):
+            weight, skipped, origins = weights[row].copy(), list[SkippedSample](), list[SampleOrigin]()
+            for position, sample in enumerate(ids[row].tolist()):
                 shard = int(np.searchsorted(ends, sample, side="right"))
+                name = dataset.index.shards[shard].name
                 try:
                     number = int(sample - (ends[shard] - dataset.shard_samples[shard]))
-                    _, pixels, classes = _decoded(reader, shard, number)
+                    key, pixels, classes = _decoded(reader, shard, number)
                     images[position] = transform(pixels)
                     labels[position, : len(classes)] = classes
                 except BrokenSample as error:
+                    key = error.key
                     if weight[position]:
-                        skipped.append(SkippedSample(position, dataset.index.shards[shard].name, error.key, str(error)))
+                        skipped.append(SkippedSample(position, name, key, str(error)))
                     weight[position] = 0.0
-            return MicroBatch(images, labels, weight, skipped, [])
+                origins.append(SampleOrigin(0, sample, name, key))
+            return MicroBatch(images, labels, weight, skipped, origins)
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):
@@ -161,7 +163,7 @@ def evaluation_stream(
                     reader.cached.request(*evaluation_shards(dataset, row, per_pass, workers))
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
-        yield from _in_order(tasks(), workers, reader)
+        yield from results_in_order(tasks(), workers, reader.stop)
 
 
 def _load_training(reader: SampleReader, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:
@@ -215,19 +217,3 @@ def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[str, Pixels
         return sample.key, decode(sample.image), sample.labels
     except DecodeError as error:
         raise BrokenSample(sample.key, str(error)) from None
-
-
-def _in_order(tasks: Iterator[Callable[[], MicroBatch]], workers: int, reader: SampleReader) -> Iterator[MicroBatch]:
-    """Run `tasks` in threads, a few ahead of the consumer, and yield their results in order."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="reader")
-    pending: deque[Future[MicroBatch]] = deque()
-    try:
-        for task in tasks:
-            pending.append(executor.submit(task))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        reader.stop()
-        executor.shutdown(wait=True, cancel_futures=True)

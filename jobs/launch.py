@@ -6,8 +6,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
@@ -66,6 +67,35 @@ def launch_ranks(
     Raises:
         StageFailed: with the outcome of the rank that caused the failure.
     """
+    grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
+    group = RankGroup(stage.resources.ranks, stage.resources.threads_per_rank, folder.log_file, grace)
+    launch_group(command, group, signals, variables)
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroup:
+    """The ranks that a command starts together."""
+
+    count: int
+    threads: int
+    """Compute threads of each."""
+    log_file: Callable[[int], Path]
+    """The log of a rank; its folder exists."""
+    grace_seconds: float = 0.0
+    """The time that they may take to save after a signal to stop."""
+
+
+def launch_group(
+    command: list[str],
+    group: RankGroup,
+    signals: StopSignals,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """As `launch_ranks`, for ranks that are not those of a stage.
+
+    Raises:
+        StageFailed: with the outcome of the rank that caused the failure.
+    """
     signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
     received = ReceivedSignals()
@@ -83,12 +113,11 @@ def launch_ranks(
         signals.set_handler(pass_on)
         try:
             own = {_STARTED: str(signals.started), _LAUNCHER: str(os.getpid()), STORE_FOLDER: store, **variables}
-            _start(processes, command, stage, folder, Path(outcomes), own)
+            _start(processes, command, group, Path(outcomes), own)
             if received.first is not None:  # while only some of the ranks had been started
                 for process in processes:
                     process.send_signal(received.first)
-            grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
-            codes = _wait(processes, received, grace + _SLACK_SECONDS)
+            codes = _wait(processes, received, group.grace_seconds + _SLACK_SECONDS)
         except BaseException:
             _kill(processes, 0)
             raise
@@ -96,7 +125,7 @@ def launch_ranks(
             signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
-            raise StageFailed(_outcome(codes, Path(outcomes), folder, received, signals.if_repeated()))
+            raise StageFailed(_outcome(codes, Path(outcomes), group, received, signals.if_repeated()))
 
 
 def die_with_launcher() -> None:
@@ -129,27 +158,25 @@ def launch_time(own_start: float) -> float:
 def _start(
     processes: list[subprocess.Popen[bytes]],
     command: list[str],
-    stage: Stage,
-    folder: RunFolder,
+    group: RankGroup,
     outcomes: Path,
     variables: Mapping[str, str],
 ) -> None:
     """Start the ranks and append their processes to `processes`."""
-    count = stage.resources.ranks
-    for rank in range(count):
+    for rank in range(group.count):
         environment = (
             os.environ
             | own_packages_first()
             | {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "OMP_NUM_THREADS": str(stage.resources.threads_per_rank),
+                "WORLD_SIZE": str(group.count),
+                "OMP_NUM_THREADS": str(group.threads),
                 OUTCOME_FILE: f"{outcomes}/{rank}.json",
             }
             | dict(variables)
         )
-        with open(folder.log_file(rank), "ab") as output, _blocked_signals():
+        with open(group.log_file(rank), "ab") as output, _blocked_signals():
             processes.append(
                 subprocess.Popen(
                     # -P: a models.py in the working directory is not ours.
@@ -225,7 +252,7 @@ def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
 
 
 def _outcome(
-    codes: list[int | None], outcomes: Path, folder: RunFolder, received: ReceivedSignals, if_repeated: str
+    codes: list[int | None], outcomes: Path, group: RankGroup, received: ReceivedSignals, if_repeated: str
 ) -> Outcome:
     """The outcome of the rank that caused the failure: when one rank fails, others fail because it is gone.
 
@@ -265,4 +292,4 @@ def _outcome(
     failed = [rank for rank, code in enumerate(codes) if code]
     rank = min(failed, key=lambda rank: rank in written and written[rank].is_consequence)  # the first with a cause
     reason = f"failed: {written[rank].message}" if rank in written else f"exited with {codes[rank]}"
-    return Outcome(codes[rank] or 0, f"rank {rank} {reason} (log: {folder.log_file(rank)})")
+    return Outcome(codes[rank] or 0, f"rank {rank} {reason} (log: {group.log_file(rank)})")

@@ -22,6 +22,7 @@ from pipeline.memory_estimate import out_of_memory
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.precision import autocast, model_dtype
 from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.ranks.rendezvous import check_world_size, read_rendezvous
@@ -42,7 +43,6 @@ from pipeline.shard_verification import ShardVerification
 from pipeline.train import train
 from pipeline.training.training_run import RunContext
 from pipeline.weights import build_model, load_weights, starting_weights, to_precision
-from pipeline.zero.engine import autocast, model_dtype
 
 
 def run_stage(

@@ -6,7 +6,6 @@ folders are in memory at a time, unless a label file needs all of them.
 
 import os
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
 from data.accounting import Accounting
 from data.building.class_folders import BESIDE, ClassFolders, Selection
@@ -16,18 +15,9 @@ from data.building.source import UNKNOWN_SIZE, BrokenInput, ClassTar, ImageFile,
 from data.building.tar_members import LINK_UPWARDS, LOST_LINK
 from data.classes.label_files import LabelFile
 from data.errors import DataError
-from data.remote.storage import Storage, is_remote, join, list_files, list_folders, read_bytes
+from data.remote.storage import Storage, join, read_bytes
+from data.remote.tree import TreeEntry, walk_tree
 from data.text.printable import one_line
-
-
-class _Entry(NamedTuple):
-    """A file or folder of a tree."""
-
-    path: str
-    """Relative to the root, with slashes."""
-    kind: Literal["file", "folder", "lost link", "link upwards", "other"]
-    size: int | None = None
-    """In bytes, if it was listed."""
 
 
 def open_folder(location: str, storage: Storage, labels: LabelFile | None, selection: Selection) -> Source:
@@ -73,7 +63,7 @@ def open_folder(location: str, storage: Storage, labels: LabelFile | None, selec
 def _items(location: str, storage: Storage, folders: ClassFolders, accounting: Accounting) -> Iterator[SourceItem]:
     """What is read of a folder; what is not is counted with its reason."""
     image = ""
-    for entry in _tree(location, storage):
+    for entry in walk_tree(location, storage):
         if entry.kind == "folder":
             folders.add_folder(entry.path)
             continue
@@ -92,7 +82,7 @@ def _items(location: str, storage: Storage, folders: ClassFolders, accounting: A
             accounting.leave_out(str(reason), one_line(entry.path))
 
 
-def _item(entry: _Entry, location: str, storage: Storage, folders: ClassFolders) -> SourceItem:
+def _item(entry: TreeEntry, location: str, storage: Storage, folders: ClassFolders) -> SourceItem:
     if reason := folders.selection.reason(entry.path):
         raise NotTaken(reason)
     if entry.kind == "link upwards":
@@ -121,47 +111,3 @@ def _item(entry: _Entry, location: str, storage: Storage, folders: ClassFolders)
     size = os.stat(place).st_size if folders.flat and entry.size is None else entry.size
     classes = (class_name,) if class_name else ()
     return SourceItem(ImageFile(prefix + name, classes, place), UNKNOWN_SIZE if size is None else size, 0.0)
-
-
-def _tree(location: str, storage: Storage) -> Iterator[_Entry]:
-    """Everything below a folder, sorted by folder and name; links are followed."""
-    if is_remote(location):
-        return _remote_tree(location, "", storage)
-    return _local_tree(location, "", ())
-
-
-def _local_tree(root: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Entry]:
-    path = join(root, folder) if folder else root
-    try:
-        status = os.stat(path)
-        with os.scandir(path) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise DataError(f"{path}: cannot be listed ({error.strerror}); make it readable") from None
-    above = (*above, (status.st_dev, status.st_ino))
-    folders = []
-    for entry in entries:
-        name = f"{folder}/{entry.name}" if folder else entry.name
-        try:
-            if entry.is_dir():
-                target = entry.stat() if entry.is_symlink() else None
-                upwards = target is not None and (target.st_dev, target.st_ino) in above
-                folders.append(_Entry(name, "link upwards" if upwards else "folder"))
-                continue
-            is_file = entry.is_file()
-        except OSError:  # links in a circle
-            is_file = False
-        yield _Entry(name, "file" if is_file else "lost link" if entry.is_symlink() else "other")
-    for subfolder in folders:
-        yield subfolder
-        if subfolder.kind == "folder":
-            yield from _local_tree(root, subfolder.path, above)
-
-
-def _remote_tree(root: str, folder: str, storage: Storage) -> Iterator[_Entry]:
-    path, prefix = (join(root, folder), f"{folder}/") if folder else (root, "")
-    for name, size in list_files(path, storage).items():
-        yield _Entry(prefix + name, "file", size)
-    for name in list_folders(path, storage):
-        yield _Entry(prefix + name, "folder")
-        yield from _remote_tree(root, prefix + name, storage)

@@ -18,7 +18,7 @@ from data.tar import COMPRESSED_TAR_EXTENSIONS, UNREAD_TAR_EXTENSIONS
 
 MOST_SHARDS = 1_000_000
 """More than any dataset has; a brace pattern of more is a typing error."""
-_WILDCARDS = "*?["
+WILDCARDS = "*?["
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
 
 
@@ -78,7 +78,7 @@ def _first_glob(path: str, query: str, listed: Callable[[str], dict[str, int] | 
     A part with wildcards in it is none if a file or folder of exactly this name exists.
     """
     parts = path.split("/")
-    globs = [place for place, part in enumerate(parts) if any(wildcard in part for wildcard in _WILDCARDS)]
+    globs = [place for place, part in enumerate(parts) if any(wildcard in part for wildcard in WILDCARDS)]
     if globs and path.startswith("http") and path.endswith(".tar"):  # web servers need not list folders
         folder, _, name = path.rpartition("/")
         return None if named_sizes(folder, [name + query], storage) else globs[0]
@@ -162,19 +162,20 @@ def _globbed(path: str, query: str, first: int, storage: Storage) -> dict[str, i
     names = {
         name: size
         for name, size in _listed(folder, storage, below=below).items()
-        if is_shard(name) and _matches(name.split("/"), remaining)
+        if is_shard(name) and matches_glob(name.split("/"), remaining)
     }
     if not names:
         raise DataError(f"{path}: matches no *.tar; check the pattern")
     return {join(folder, name): size for name, size in names.items()}
 
 
-def _matches(parts: list[str], glob: list[str]) -> bool:
+def matches_glob(parts: list[str], glob: list[str]) -> bool:
+    """Whether a path matches a glob, both split at slashes; `**` matches folders of any depth."""
     if not glob:
         return not parts
     if glob[0] == "**":
-        return any(_matches(parts[skipped:], glob[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], glob[0]) and _matches(parts[1:], glob[1:])
+        return any(matches_glob(parts[skipped:], glob[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], glob[0]) and matches_glob(parts[1:], glob[1:])
 
 
 def _named(folder: str, names: list[str], storage: Storage) -> dict[str, int]:

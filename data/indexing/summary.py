@@ -17,9 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from data.dataset import Dataset
 from data.errors import DataError
+from data.images.contact_sheet import thumbnail
 from data.images.decode import DecodeError, Pixels, decode
 from data.index import read_labels
-from data.indexing.contact_sheet import thumbnail
 from data.remote.storage import is_remote, read_bytes
 from data.shard import BrokenSample, Shard
 

@@ -27,7 +27,7 @@ class ValidationFigures:
 
     def __post_init__(self) -> None:
         check_at_least(0, samples=self.samples, skipped=self.skipped)
-        _check_shares(top1=self.top1, top5=self.top5)
+        check_shares(top1=self.top1, top5=self.top5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ClassAccuracy:
 
     def __post_init__(self) -> None:
         check_at_least(0, samples=self.samples)
-        _check_shares(top1=self.top1 or 0.0, top5=self.top5 or 0.0)
+        check_shares(top1=self.top1 or 0.0, top5=self.top5 or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,11 @@ class StageResult:
             raise ValueError(f"checkpoint: must be a location without `..`, not {self.checkpoint[:80]!r}")
 
 
-def _check_shares(**values: float) -> None:
+def check_shares(**values: float) -> None:
+    """
+    Raises:
+        ValueError: one of the values, which are given by their names, is not from 0 to 1.
+    """
     for name, value in values.items():
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name}: must be from 0 to 1, not {value}")

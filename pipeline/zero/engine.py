@@ -5,15 +5,16 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from models.coatnet import CoAtNet
+from pipeline.precision import model_dtype
 from pipeline.ranks.distributed import Ranks
-from pipeline.recipe.schema import Precision, TrainStage
+from pipeline.recipe.schema import TrainStage
 from pipeline.zero.fragments import Fragment, holders, parameter_slices
 from pipeline.zero.optimizer import AdamW, ParameterTable, build_adamw, ranges_without_gradient, scaled_ranges
 
@@ -224,13 +225,3 @@ def _configuration(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
             "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": [],
         }  # fmt: skip
     return configuration
-
-
-def model_dtype(precision: Precision) -> torch.dtype:
-    """Dtype of the weights that forwards use, and of the images that a model takes."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """The autocast context in which a model without an engine computes as an engine of that precision does."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16_autocast")

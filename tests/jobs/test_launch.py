@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from jobs.exit_codes import Outcome
-from jobs.launch import _kill, _outcome, _wait
+from jobs.launch import RankGroup, _kill, _outcome, _wait
 from pipeline.faults.preemption import ReceivedSignals
 from pipeline.runs.run_folder import RunFolder
 from tests.support.command import environment
 
+GROUP = RankGroup(2, 1, RunFolder(Path("runs")).log_file)
 LOST = Outcome(75, "rank 0 lost another rank", is_consequence=True)
 BROKEN = Outcome(1, "ValueError: no")
 
@@ -45,7 +46,7 @@ def test_the_cause_is_reported_rather_than_its_consequences(
 ) -> None:
     for rank, outcome in written.items():
         (tmp_path / f"{rank}.json").write_text(json.dumps(asdict(outcome)))
-    outcome = _outcome(codes, tmp_path, RunFolder(Path("runs")), ReceivedSignals(), "the same command continues")
+    outcome = _outcome(codes, tmp_path, GROUP, ReceivedSignals(), "the same command continues")
     assert outcome.code == code
     assert message in outcome.message
 
@@ -104,7 +105,7 @@ def test_a_second_signal_is_the_outcome_whatever_the_ranks_that_end_meanwhile_sa
     received.add(signal.SIGINT)
     received.second = signal.SIGINT
     (tmp_path / "1.json").write_text(json.dumps(asdict(LOST)))
-    outcome = _outcome([None, 75], tmp_path, RunFolder(Path("runs")), received, "the same command starts over")
+    outcome = _outcome([None, 75], tmp_path, GROUP, received, "the same command starts over")
     message = "stopped by SIGINT; a second signal, SIGINT, ended it at once; the same command starts over"
     assert outcome == Outcome(130, message)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate import Accuracy, hits
+from pipeline.evaluate import Accuracy, best_classes, hits
 from pipeline.runs.stage_result import ClassAccuracy
 
 
@@ -14,13 +14,13 @@ from pipeline.runs.stage_result import ClassAccuracy
 )
 def test_the_best_classes_may_be_any_of_a_samples_labels(labels: list[int], first: int, in_five: int) -> None:
     logits = torch.tensor([[0.2, 0.3, 0.9, 0.4, 0.5, 0.1]])
-    best, among_five = hits(logits, torch.tensor([labels]))
+    best, among_five = hits(best_classes(logits), torch.tensor([labels]))
     assert best.any(dim=1).tolist() == [bool(first)]
     assert among_five.any(dim=1).tolist() == [bool(in_five)]
 
 
 def test_with_fewer_than_five_classes_all_are_among_the_best_five() -> None:
-    assert hits(torch.randn(3, 2), torch.tensor([[0], [1], [0]]))[1].all()
+    assert hits(best_classes(torch.randn(3, 2)), torch.tensor([[0], [1], [0]]))[1].all()
 
 
 def test_the_accuracy_has_the_papers_term_for_the_kind_of_loss() -> None:

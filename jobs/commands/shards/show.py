@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data.dataset import open_dataset
 from data.files.atomic_file import atomic_file
-from data.indexing.contact_sheet import CaptionedImage, contact_sheet
+from data.images.contact_sheet import CaptionedImage, contact_sheet
 from data.indexing.summary import DrawnSample, describe, draw_samples
 from data.remote.storage import Storage
 from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsElsewhere, ShardsUrl

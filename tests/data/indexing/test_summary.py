@@ -10,7 +10,6 @@ from data.classes.class_lists import ClassList
 from data.dataset import open_dataset
 from data.images.decode import decode
 from data.index import read_index
-from data.indexing.contact_sheet import CELL, CaptionedImage, contact_sheet, sheet_size
 from data.indexing.index_shards import index_shards
 from data.indexing.summary import class_counts, describe, draw_samples
 from data.remote.storage import Storage
@@ -125,19 +124,3 @@ def test_a_remote_shard_without_a_sample_in_its_head_is_downloaded_completely(
     monkeypatch.setattr("data.indexing.summary._HEAD_BYTES", 600)
     drawn = list(draw_samples(open_dataset(url, Storage()), 2, seed=3))
     assert [sample.problem for sample in drawn] == ["", ""]
-
-
-def test_a_contact_sheet_arranges_images_in_rows_and_shrinks_large_ones() -> None:
-    small = np.full((10, 20, 3), (255, 0, 0), np.uint8)
-    large = np.full((400, 800, 3), (0, 0, 255), np.uint8)
-    sheet = contact_sheet(
-        [CaptionedImage(small, "a", "b"), CaptionedImage(large, "x" * 500, "y"), CaptionedImage(None, "z", "")] * 3
-    )
-    assert sheet.size == sheet_size(columns=8, rows=2)
-    pixels = np.asarray(sheet)
-    red, blue = ((pixels == color).all(axis=2) for color in ((255, 0, 0), (0, 0, 255)))
-    assert red.sum() == 3 * small.shape[0] * small.shape[1]
-    assert blue.sum() == 3 * CELL * CELL // 2
-    rows, columns = np.nonzero(red[: CELL + 16, : CELL + 16])
-    assert (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1) == small.shape[:2]
-    assert (pixels[:, 2 * CELL + 16 : 2 * CELL + 24] == 255).all(), "captions end at their cell"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.indexing.contact_sheet import sheet_size
+from data.images.contact_sheet import sheet_size
 from tests.servers.s3 import S3Server
 from tests.support.command import coatnet
 from tests.support.paths import ROOT

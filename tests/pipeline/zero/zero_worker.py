@@ -27,6 +27,7 @@ from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.precision import autocast, model_dtype
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
@@ -35,7 +36,7 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model, copy_tensors, load_weights, to_precision
 from pipeline.zero import engine as engine_module
-from pipeline.zero.engine import ZeroEngine, autocast, build_engine, model_dtype
+from pipeline.zero.engine import ZeroEngine, build_engine
 from tests.support.records import RUN
 from tests.support.training import train_here
 

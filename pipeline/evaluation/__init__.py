@@ -1,0 +1,1 @@
+"""Evaluation of a trained model beyond its accuracy: calibration, confusion, average precision, mistakes."""

@@ -91,9 +91,7 @@ def line_chart(title: str, series: Sequence[Series], marks: Sequence[Mark], axis
                 for step, value in one.finite
             ]
     label = f"{title} by step"
-    svg = element(
-        "svg", element("title", label), *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label
-    )
+    svg = element("svg", element("title", label), *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
     legend = element("div", *(_legend(one, axis) for one in drawn), class_="legend")
     return element("figure", element("figcaption", element("b", title), legend), svg, class_="chart")
 
@@ -124,7 +122,9 @@ class _Scale:
             least = min(0.0, least)
         if greatest - least <= 1e-9 * max(abs(greatest), abs(least)):  # a flat line is in the middle
             around = abs(greatest) / 10 or 1.0
-            least, greatest = (least, least + around) if axis.from_zero and least == 0 else (least - around, greatest + around)
+            least, greatest = (
+                (least, least + around) if axis.from_zero and least == 0 else (least - around, greatest + around)
+            )
         step = _nice((greatest - least) / 4)
         first, last = math.floor(least / step + 1e-9), math.ceil(greatest / step - 1e-9)
         self.ticks = [number * step for number in range(first, last + 1)]
@@ -177,3 +177,39 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(text)}</text>')
+
+
+def calibration_chart(bins: Sequence[tuple[int, float | None, float | None]]) -> Markup:
+    """Accuracy by confidence; each bin has its number of samples, mean confidence and share that is right."""
+    filled = [
+        (samples, confidence, share)
+        for samples, confidence, share in bins
+        if confidence is not None and share is not None
+    ]
+    if not filled:
+        return Markup("")
+    scale, width = _Scale([0.0, 1.0], Axis(str)), WIDTH - _LEFT - _RIGHT
+    parts = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_line(_LEFT, scale.y(share), WIDTH - _RIGHT, scale.y(share), "grid"))
+        parts.append(_text(_LEFT - 8, scale.y(share) + 4.5, f"{share:.0%}", "end"))
+        parts.append(_text(_LEFT + width * share, HEIGHT - _BOTTOM + 20, f"{share:.0%}", "middle"))
+    bar = width / len(bins) - 2
+    for number, (samples, confidence, right) in enumerate(bins):
+        if confidence is None or right is None:
+            continue
+        top = scale.y(right)
+        title = element("title", f"{samples:,} images of mean confidence {confidence:.1%}: {right:.1%} are right")
+        parts.append(
+            element(
+                "rect", title, x=f"{_LEFT + width * number / len(bins) + 1:.1f}", y=f"{top:.1f}", width=f"{bar:.1f}",
+                height=f"{HEIGHT - _BOTTOM - top:.1f}", class_="share",
+            )
+        )  # fmt: skip
+    parts.append(_line(_LEFT, scale.y(0), _LEFT + width, scale.y(1), "diagonal"))
+    svg = element(
+        "svg", element("title", "accuracy by confidence"), *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
+        aria_label="accuracy by confidence",
+    )  # fmt: skip
+    note = element("div", "bars: share that is right, by confidence; on the line, both are equal", class_="legend")
+    return element("figure", element("figcaption", element("b", "Calibration"), note), svg, class_="chart")

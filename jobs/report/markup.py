@@ -11,6 +11,7 @@ from data.images.decode import MAX_PIXELS
 from data.text.printable import printable
 
 _WIDEST = 1200  # pixels, which is as wide as the page
+_NARROW = 480  # narrower pictures are enlarged without smoothing, so that their pixels can be seen
 _LARGEST_PNG = 300_000  # bytes; photographs above that become JPEGs
 
 
@@ -41,11 +42,12 @@ def element(tag: str, *content: object, **attributes: object) -> Markup:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Markup:
-    """A table; the columns in `right` are numbers."""
+    """A table; the columns in `right` are numbers, and the first one is not broken up."""
     kinds = ["number" if heading in right else None for heading in headings]
+    cells = [kind or ("name" if number == 0 else None) for number, kind in enumerate(kinds)]
     head = (element("th", heading, class_=kind, scope="col") for heading, kind in zip(headings, kinds, strict=True))
     body = (
-        element("tr", *(element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)))
+        element("tr", *(element("td", cell, class_=kind) for cell, kind in zip(row, cells, strict=True)))
         for row in rows
     )
     content = element("table", element("thead", element("tr", *head)), element("tbody", *body))
@@ -63,7 +65,7 @@ def folded(summary: object, *content: object) -> Markup:
 
 
 def picture(encoded: bytes, description: str) -> Markup:
-    """An image in the page, decoded and encoded again, at most 1,200 pixels wide.
+    """An image in the page, decoded and encoded again, 480 to 1,200 pixels wide.
 
     Raises:
         ValueError: it is no PNG or JPEG, is damaged, or has too many pixels.
@@ -77,14 +79,17 @@ def picture(encoded: bytes, description: str) -> Markup:
         raise
     except Exception as error:  # decoders raise anything on damaged bytes
         raise ValueError(str(error) or type(error).__name__) from None
+    if pixels.width < _NARROW:
+        factor = -(-_NARROW // pixels.width)
+        pixels = pixels.resize((pixels.width * factor, pixels.height * factor), Image.Resampling.NEAREST)
     if pixels.width > _WIDEST:
         pixels = pixels.resize((_WIDEST, max(1, round(pixels.height * _WIDEST / pixels.width))))
     kind, content = "png", _encoded(pixels, "PNG", optimize=True)
     if len(content) > _LARGEST_PNG:
         kind, content = "jpeg", _encoded(pixels, "JPEG", quality=88)
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    size = {"width": pixels.width, "height": pixels.height}
-    return Markup(f'<img src="{source}" alt="{escaped(description)}" width="{size["width"]}" height="{size["height"]}">')
+    size = f'width="{pixels.width}" height="{pixels.height}"'
+    return Markup(f'<img src="{source}" alt="{escaped(description)}" {size}>')
 
 
 def _encoded(image: Image.Image, kind: str, **options: bool | int) -> bytes:

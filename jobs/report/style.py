@@ -13,13 +13,16 @@ h2 { font-size: 22px; margin: 0 0 12px; overflow-wrap: anywhere; }
 h3 { font-size: 16px; margin: 24px 0 8px; }
 p { margin: 6px 0; max-width: 90ch; }
 .soft { color: var(--soft); }
-section, .missing { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 20px 22px; margin: 18px 0; }
+section, .missing { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 20px 22px;
+  margin: 18px 0; }
 .missing { border-left: 5px solid var(--orange); }
 .missing ul { margin: 6px 0; padding-left: 20px; overflow-wrap: anywhere; }
 nav { margin: 12px 0 0; display: flex; flex-wrap: wrap; gap: 6px 16px; }
 a { color: var(--blue); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); white-space: nowrap; }
+th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
+th, .share-cell { white-space: nowrap; }
+td.name { min-width: 9em; }
 th, td { padding: 5px 12px 5px 0; vertical-align: top; }
 td { border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 3em; }
 th.number, td.number { text-align: right; white-space: nowrap; }
@@ -29,17 +32,20 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr))
 dl > div { min-width: 0; }
 dt { color: var(--soft); font-size: 13px; }
 dd { margin: 0; overflow-wrap: anywhere; }
-.state { display: inline-block; padding: 0 9px; border-radius: 10px; color: #fff; background: var(--soft); font-size: 13px;
-  font-weight: 600; white-space: nowrap; }
-.state.done { background: var(--green); } .state.running { background: var(--blue); } .state.failed { background: var(--red); }
-.state.stopped, .state.cancelled { background: var(--purple); } .state.waiting, .state.unknown { background: var(--orange); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 18px 26px; margin-top: 18px; }
+.state { display: inline-block; padding: 0 9px; border-radius: 10px; color: #fff; background: var(--soft);
+  font-size: 13px; font-weight: 600; white-space: nowrap; }
+.state.done { background: var(--green); } .state.running { background: var(--blue); }
+.state.failed { background: var(--red); }
+.state.stopped, .state.cancelled { background: var(--purple); }
+.state.waiting, .state.unknown { background: var(--orange); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 18px 26px; }
 figure { margin: 0; min-width: 0; }
 figcaption { margin-bottom: 4px; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 18px; font-size: 13px; color: var(--soft); }
 .legend b { color: var(--ink); }
 .marks { margin-top: 10px; }
-.swatch { display: inline-block; width: 18px; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: 6px; }
+.swatch { display: inline-block; width: 18px; height: 0; border-top: 3px solid; vertical-align: middle;
+  margin-right: 6px; }
 .swatch.mark { border-top-style: dashed; border-top-width: 2px; }
 .swatch.triangle { width: 0; border: 5px solid transparent; border-top-width: 0; border-bottom: 8px solid var(--soft); }
 svg { display: block; width: 100%; height: auto; background: #fff; }
@@ -47,15 +53,17 @@ svg text { font-size: 12.5px; fill: var(--soft); font-family: inherit; }
 .grid { stroke: #e8ecf1; } .axis { stroke: #8b97a7; }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .c0 { color: var(--blue); stroke: var(--blue); } .c1 { color: var(--orange); stroke: var(--orange); }
-.c2 { color: var(--teal); stroke: var(--teal); } .c3 { color: var(--purple); stroke: var(--purple); }
-.dot.c0 { fill: var(--blue); } .dot.c1 { fill: var(--orange); } .dot.c2 { fill: var(--teal); } .dot.c3 { fill: var(--purple); }
+.c2 { color: var(--teal); stroke: var(--teal); }
+.dot.c0 { fill: var(--blue); } .dot.c1 { fill: var(--orange); } .dot.c2 { fill: var(--teal); }
+.share { fill: #8fb1df; } .diagonal { stroke: var(--orange); stroke-width: 1.6; stroke-dasharray: 5 4; }
 .mark { stroke-width: 1.4; stroke-dasharray: 5 4; }
 .resume { stroke: var(--purple); color: var(--purple); } .roll-back { stroke: var(--red); color: var(--red); }
 .not-applied { stroke: #d97706; color: #d97706; } .save { fill: var(--soft); }
-.bar { display: inline-block; width: 120px; height: 9px; background: #e8ecf1; border-radius: 3px; vertical-align: middle;
-  margin-right: 8px; overflow: hidden; }
+.bar { display: inline-block; width: 110px; height: 9px; background: #e8ecf1; border-radius: 3px;
+  vertical-align: middle; margin-right: 8px; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--blue); }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 8px 36px; }
+.reasons { margin-top: 10px; overflow-wrap: anywhere; }
 .picture img { max-width: 100%; height: auto; border: 1px solid var(--line); }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--blue); font-weight: 600; }
 pre { background: var(--back); border: 1px solid var(--line); border-radius: 6px; padding: 12px; font: 12.5px/1.45

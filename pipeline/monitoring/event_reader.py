@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
@@ -62,12 +61,8 @@ def read_events(folder: Path) -> RecordedEvents:
             with open_regular(path) as file:
                 for records in _batches(_records(file, path, found.problems)):
                     for record, whole in zip(records, _are_whole(records), strict=True):
-                        event = Event()
-                        try:
-                            if not whole:
-                                raise DecodeError
-                            event.ParseFromString(record[0])
-                        except DecodeError:
+                        event = _parsed(record[0]) if whole else None
+                        if event is None:
                             damaged += 1
                             continue
                         found.add(event)
@@ -78,6 +73,15 @@ def read_events(folder: Path) -> RecordedEvents:
     for points in found.scalars.values():
         points.sort(key=lambda point: point[0])
     return found
+
+
+def _parsed(record: bytes) -> Event | None:
+    event = Event()
+    try:
+        event.ParseFromString(record)
+    except Exception:  # protobuf's own, which has no type
+        return None
+    return event
 
 
 def _records(file: BinaryIO, path: Path, problems: list[str]) -> Iterator[tuple[bytes, int]]:

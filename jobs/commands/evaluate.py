@@ -121,11 +121,12 @@ def evaluate(
             evaluate_and_print(request, as_json=as_json)
             return
         from jobs.inherited_environment import discard_foreign_variables
-        from pipeline.runs.evaluation_report import prepare_folder
+        from pipeline.runs.evaluation_report import create_folder, refuse_existing
         from pipeline.runs.run_folder import RunFolder
 
         discard_foreign_variables()
-        prepare_folder(folder, overwrite=overwrite)
+        refuse_existing(folder, overwrite=overwrite)
+        create_folder(folder)
         logs = RunFolder(folder)
         logs.logs.mkdir(exist_ok=True)
         given = {

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from jobs.commands.arguments import RUN_HELP
 from jobs.console import make_console, make_table, print_json
+from jobs.evaluation_status import evaluation_table
 from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, find_runs
 from jobs.scheduler.stage_status import StageStatus, State, StatusReport, clock, duration, stage_statuses
@@ -110,6 +111,7 @@ def status_view(runs: Sequence[RunRef], report: StatusReport) -> RenderableType:
     if swept:
         parts.append(sweep_table(swept, [row for row in report.stages if row.run in names]))
     several = len({row.run for row in report.stages}) > 1
+    parts += _evaluations(report.stages, several=several)
     for row in report.stages:
         if len(row.reason) > _LONGEST_REASON or "\n" in row.reason:
             name = f"{row.run}, {row.stage}" if several else row.stage
@@ -119,6 +121,14 @@ def status_view(runs: Sequence[RunRef], report: StatusReport) -> RenderableType:
             styled_text((f"Slurm does not answer, so this is from the run folders alone: {report.slurm}", "yellow"))
         )
     return Group(*parts)
+
+
+def _evaluations(rows: Sequence[StageStatus], *, several: bool) -> list[RenderableType]:
+    """A table of the reports of evaluations, if there are any, and those that cannot be read."""
+    found = [(f"{row.run}, {row.stage}" if several else row.stage, one) for row in rows for one in row.evaluations]
+    intact = [(stage, one) for stage, one in found if not one.problem]
+    parts: list[RenderableType] = [Text(), evaluation_table(intact)] if intact else []
+    return parts + [styled_text((f"{stage}: ", "yellow"), one.problem) for stage, one in found if one.problem]
 
 
 def stage_table(rows: Sequence[StageStatus]) -> Table:

@@ -11,6 +11,7 @@ from data.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
 from data.files.regular_file import read_regular
 from data.files.yaml_text import load_plain_yaml
 from data.remote.storage import is_remote
+from jobs.evaluation_status import EvaluationStatus, evaluations_of
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
@@ -78,6 +79,8 @@ class StageStatus:
     seconds_left: float | None
     updated: float | None
     """When the run last logged a step, in seconds since the epoch."""
+    evaluations: tuple[EvaluationStatus, ...] = ()
+    """The reports of `coatnet evaluate` in the run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ class _StageRecord:
             restarts=self.restarts,
             seconds_left=left,
             updated=progress.time if progress else None,
+            evaluations=evaluations_of(self.folder.path),
         )
 
     def _has_shards(self) -> bool:

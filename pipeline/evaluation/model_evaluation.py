@@ -43,7 +43,8 @@ from pipeline.runs.evaluation_report import (
     EvaluatedModel,
     EvaluationReport,
     ReportedMistake,
-    prepare_folder,
+    create_folder,
+    refuse_existing,
 )
 from pipeline.runs.stage_result import distinct_names
 from pipeline.trained_model import open_trained_model
@@ -141,12 +142,13 @@ def evaluate_model(
     precision = request.precision or (stage.precision if stage else "fp32")
     batch_size = request.batch_size or (stage.batch.micro_size if stage else _BATCH)
     if ranks.is_leader:
-        prepare_folder(request.folder, overwrite=request.overwrite)
+        refuse_existing(request.folder, overwrite=request.overwrite)
     with open_trained_model(request.model, request.weights) as trained:
         facts = trained.facts
         dataset = open_for_model(request.data, facts, stage)
         if ranks.is_leader:
             check_shards(dataset.index, dataset.storage)
+            create_folder(request.folder)
         image_size = request.image_size or facts.preprocessing.image_size
         _check_image_size(image_size, facts)
         model = trained.build(ranks.device, image_size)

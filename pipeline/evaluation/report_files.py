@@ -12,7 +12,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from torch.utils.tensorboard.summary import image as image_summary
 
 from data.files.atomic_file import atomic_file, write_atomically
-from data.indexing.contact_sheet import CaptionedImage, contact_sheet
+from data.images.contact_sheet import WRONG, CaptionedImage, contact_sheet
 from data.text.printable import printable
 from pipeline.errors import ConfigError
 from pipeline.evaluation.analysis import Findings
@@ -39,7 +39,7 @@ def write_report(folder: Path, report: EvaluationReport, findings: Findings, nam
     """Write the report and all that its `files` name, in place of an earlier report.
 
     Args:
-        folder: see `evaluation_report.prepare_folder`.
+        folder: exists.
         report: as of `evaluation_report`.
         findings: that it is of.
         names: of the classes, as in the report.
@@ -129,6 +129,8 @@ def mistakes_sheet(report: EvaluationReport, findings: Findings) -> Image.Image:
                 found.pixels,
                 f"{one.score:.1%} {shown[one.predicted]}",
                 f"is {', '.join(shown[label] for label in one.labels)}",
+                WRONG,
+                (one.key,),
             )
             for one, found in zip(report.mistakes, findings.mistakes, strict=True)
         ]

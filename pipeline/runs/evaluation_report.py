@@ -248,17 +248,24 @@ def read_report(folder: Path) -> EvaluationReport:
         raise ConfigError(f"{path}: damaged ({error}); restore it from a copy, or evaluate again") from None
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> None:
-    """Create the folder of a report, unless it exists; other files in it are left alone.
-
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """
     Raises:
-        ConfigError: it has a report and `overwrite` is not set, or it cannot be written.
+        ConfigError: the folder has a report, or a part of one, and `overwrite` is not set.
     """
     there = [name for name in FILES if (folder / name).exists()]
     if there and not overwrite:
         raise ConfigError(
             f"{folder}: has a report already ({', '.join(there)}); replace it with --overwrite, or give another --out"
         )
+
+
+def create_folder(folder: Path) -> None:
+    """Create the folder of a report, unless it exists; other files in it are left alone.
+
+    Raises:
+        ConfigError: it cannot be created, or not be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):

@@ -48,7 +48,13 @@ def class_tables(classes: Mapping[str, ClassAccuracy], best: str) -> Markup:
         return element("p", "There are no figures by class.", remark, class_="soft")
     right = ("images", "top-5")
     if len(rows) <= 2 * _SHOWN + 6:
-        return joined([element("h3", "Classes, worst first"), element("p", remark), table(headings, rows, right)])
+        return joined(
+            [
+                element("h3", "Classes, worst first"),
+                element("p", remark),
+                element("div", table(headings, rows, right), class_="narrow"),
+            ]
+        )
     parts: list[Markup] = [
         element("div", element("h3", f"The {_SHOWN} worst classes"), table(headings, rows[:_SHOWN], right)),
         element("div", element("h3", f"The {_SHOWN} best classes"), table(headings, rows[: -_SHOWN - 1 : -1], right)),
@@ -79,13 +85,10 @@ def reported_evaluation(folder: Path, report: EvaluationReport, missing: list[st
             element("div", element("h3", "Most confused classes"), table(heads, pairs, ("images", "of the class")))
         )
     parts.append(element("div", *columns, class_="columns"))
-    parts.append(
-        class_tables(
-            {shown(n): ClassAccuracy(c.samples, c.top1, c.top5) for n, c in report.classes.items()}, report.best_name
-        )
-    )
+    classes = {shown(name): ClassAccuracy(row.samples, row.top1, row.top5) for name, row in report.classes.items()}
+    parts.append(class_tables(classes, report.best_name))
     for name, title, alt in (
-        (CONFUSION_PICTURE, "Confusion matrix", "confusion matrix: rows are the true classes, columns the predicted ones"),
+        (CONFUSION_PICTURE, "Confusion matrix", "rows are the true classes, columns the predicted ones"),
         (MISTAKES_PICTURE, "Most confident mistakes", "images with their labels and predictions"),
     ):  # fmt: skip
         if name in report.files.values():

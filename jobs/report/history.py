@@ -57,20 +57,18 @@ def marks(entries: Sequence[RunEvent]) -> list[Mark]:
 
 def marks_legend(entries: Sequence[RunEvent]) -> Markup:
     """What the marks in the charts mean, and how many there are of each; empty without any."""
+    resumes, roll_backs = (sum(e.event is kind for e in entries) for kind in (Event.RESUME, Event.ROLL_BACK))
+    refused, saves = (len(_steps(entries, kind)) for kind in (Event.NOT_FINITE, Event.SAVE))
     counts = (
-        ("mark resume", counted(len([e for e in entries if e.event is Event.RESUME]), "resume"), _MOST_MARKS),
-        ("mark roll-back", counted(len([e for e in entries if e.event is Event.ROLL_BACK]), "roll-back"), _MOST_MARKS),
-        (
-            "mark not-applied",
-            counted(len({e.step for e in entries if e.event is Event.NOT_FINITE}), "step that was not finite", "steps that were not finite"),
-            _MOST_MARKS,
-        ),
-        ("triangle", counted(len(_steps(entries, Event.SAVE)), "save"), _MOST_SAVES),
-    )  # fmt: skip
+        ("mark resume", counted(resumes, "resume"), resumes, _MOST_MARKS),
+        ("mark roll-back", counted(roll_backs, "roll-back"), roll_backs, _MOST_MARKS),
+        ("mark not-applied", f"{counted(refused, 'step')} not finite", refused, _MOST_MARKS),
+        ("triangle", counted(saves, "save"), saves, _MOST_SAVES),
+    )
     shown = [
-        element("span", element("i", class_=f"swatch {kind}"), text, _only_some(text, most))
-        for kind, text, most in counts
-        if not text.startswith("0 ")
+        element("span", element("i", class_=f"swatch {kind}"), text, f" ({most} of them are marked)" * (count > most))
+        for kind, text, count, most in counts
+        if count
     ]
     return element("p", *shown, class_="legend marks") if shown else Markup("")
 
@@ -124,10 +122,6 @@ def _some(found: list[Mark], most: int) -> list[Mark]:
     return [found[number * (len(found) - 1) // (most - 1)] for number in range(most)]
 
 
-def _only_some(text: str, most: int) -> str:
-    return f" ({most} of them are marked)" if int(text.partition(" ")[0].replace(",", "")) > most else ""
-
-
 def _number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
@@ -144,7 +138,9 @@ def _details(entry: RunEvent) -> str:
         case Event.BEGIN:
             return f"ranks: {facts.get('ranks')}, node: {facts.get('node') or 'not recorded'}"
         case Event.EVALUATION if entry.top1 is not None:
-            return f"top-1 {entry.top1:.2%} on {_number(facts.get('samples'))} images, loss {_number(facts.get('loss'))}"
+            return (
+                f"top-1 {entry.top1:.2%} on {_number(facts.get('samples'))} images, loss {_number(facts.get('loss'))}"
+            )
         case Event.SAVE:
             size = facts.get("bytes")
             megabytes = _number(size / 1e6) if isinstance(size, int) else str(size)

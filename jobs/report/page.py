@@ -20,7 +20,8 @@ _HEAD = (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     f'<meta name="generator" content="{GENERATOR}">'
     # Nothing is loaded and no script runs, whatever a name contains.
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
 )
 _PERCENT = Axis(lambda value: f"{100 * value:.3g}%")
@@ -31,7 +32,11 @@ _CHARTS: tuple[tuple[str, Axis, tuple[tuple[str, str, int], ...]], ...] = (
     ("Loss", _NUMBER, (("train/loss", "training", 0), ("validation/loss", "validation", 1))),
     (
         "Accuracy in validation", _PERCENT,
-        (("validation/top1", "top-1", 0), ("validation/precision_at_1", "precision@1", 0), ("validation/top5", "top-5", 2)),
+        (
+            ("validation/top1", "top-1", 0),
+            ("validation/precision_at_1", "precision@1", 0),
+            ("validation/top5", "top-5", 2),
+        ),
     ),
     ("Learning rate", _FROM_ZERO, (("train/learning_rate", "learning rate", 0),)),
     ("Norm of the gradient", _LOGARITHMIC, (("train/gradient_norm", "before clipping", 0),)),
@@ -80,7 +85,7 @@ def _summary(rows: list[StageStatus]) -> Markup:
         (
             row.stage,
             element("span", row.state, class_=f"state {row.state}"),
-            f"{number(row.step, ',')} of {row.steps:,}" if row.steps and row.step != row.steps else number(row.step, ","),
+            number(row.step, ",") + (f" of {row.steps:,}" if row.steps and row.step != row.steps else ""),
             number(row.images_per_second, ",.0f"),
             number(row.loss, ".4f"),
             number(row.top1, ".2%"),

@@ -63,6 +63,7 @@ svg text { font-size: 12.5px; fill: var(--soft); font-family: inherit; }
   vertical-align: middle; margin-right: 8px; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--blue); }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 8px 36px; }
+.narrow { max-width: 720px; }
 .reasons { margin-top: 10px; overflow-wrap: anywhere; }
 .picture img { max-width: 100%; height: auto; border: 1px solid var(--line); }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--blue); font-weight: 600; }

@@ -11,7 +11,7 @@ Point = tuple[int, float]
 MarkKind = Literal["resume", "roll-back", "not applied", "save"]
 
 WIDTH, HEIGHT = 640, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 24, 14, 40
 _BUCKETS = 400
 """Of more points than twice this, the lowest and the highest of each part of the axis are drawn."""
 _MOST_MARKS = 300

@@ -73,7 +73,7 @@ def reported_evaluation(folder: Path, report: EvaluationReport, missing: list[st
     def shown(name: str) -> str:
         return f"{names[name]} ({name})" if name in names else name
 
-    parts: list[Markup] = [element("h3", f"Evaluation {folder.name}"), facts(summary_rows(report))]
+    parts: list[Markup] = [element("h3", f"Evaluation: {folder.name}"), facts(summary_rows(report))]
     pairs = [
         (shown(pair.true), shown(pair.predicted), f"{pair.samples:,}", f"{pair.share:.1%}")
         for pair in report.confused[:_MOST_PAIRS]
@@ -86,7 +86,7 @@ def reported_evaluation(folder: Path, report: EvaluationReport, missing: list[st
         )
     parts.append(element("div", *columns, class_="columns"))
     classes = {shown(name): ClassAccuracy(row.samples, row.top1, row.top5) for name, row in report.classes.items()}
-    parts.append(class_tables(classes, report.best_name))
+    parts.append(folded("Figures by class", class_tables(classes, report.best_name)))
     for name, title, alt in (
         (CONFUSION_PICTURE, "Confusion matrix", "rows are the true classes, columns the predicted ones"),
         (MISTAKES_PICTURE, "Most confident mistakes", "images with their labels and predictions"),

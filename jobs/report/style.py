@@ -62,7 +62,9 @@ svg text { font-size: 12.5px; fill: var(--soft); font-family: inherit; }
 .bar { display: inline-block; width: 110px; height: 9px; background: #e8ecf1; border-radius: 3px;
   vertical-align: middle; margin-right: 8px; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--blue); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 8px 36px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 8px 36px;
+  margin-top: 16px; align-items: start; }
+.columns h3:first-child { margin-top: 0; }
 .narrow { max-width: 720px; }
 .reasons { margin-top: 10px; overflow-wrap: anywhere; }
 .picture img { max-width: 100%; height: auto; border: 1px solid var(--line); }

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.transforms import ColorJitter as TorchvisionColorJitter
 
 from data.images.color_jitter import ColorJitter, brightened, contrasted, saturated, turned_hue
 from data.images.decode import Pixels
+from tests.support.timm_import import timm
+
+TorchvisionColorJitter = timm.data.transforms_factory.transforms.ColorJitter
 
 RANDOM = np.random.default_rng(0)
 SMOOTH = np.stack(np.meshgrid(np.arange(64), np.arange(40) * 6, indexing="xy"), axis=2).astype(np.uint8)

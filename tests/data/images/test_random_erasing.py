@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-import timm.data.random_erasing as timm_erasing
 import torch
 
 from data.images.random_erasing import ErasingMode, RandomErasing
 from pipeline.training.images import erase
+from tests.support.timm_import import timm
+
+timm_erasing = timm.data.random_erasing
 
 
 class NumbersOf:

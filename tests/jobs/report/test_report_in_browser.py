@@ -48,4 +48,4 @@ def test_the_page_is_seen_down_to_its_end(page: Path, tmp_path: Path, width: int
         assert np.count_nonzero(np.bincount(part.ravel())) > 20
     for part in np.split(pixels.max(axis=2), 6):
         assert (part < 128).mean() > 0.001  # dark enough to read
-    assert (np.abs(pixels - np.int32((0x1D, 0x5F, 0xBF))).sum(axis=2) < 30).sum() > 300  # curves in blue
+    assert (np.abs(pixels - np.array([0x1D, 0x5F, 0xBF])).sum(axis=2) < 30).sum() > 300  # curves in blue

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-import timm.data.mixup as timm_mixup
 import torch
 
 from data.random_streams import RandomStream
 from pipeline.training.images import normalized, viewable
 from pipeline.training.loss import LossKind, class_targets
 from pipeline.training.mixup import MixingSettings, cut_at, mixed, mixing_weight
+from tests.support.timm_import import timm
+
+timm_mixup = timm.data.mixup
 
 
 def test_each_sample_is_mixed_with_its_partner_from_the_other_end() -> None:

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 SYSTEM_PACKAGES := python3-venv
+# The browser in which tests look at the report of a run.
+BROWSER_PACKAGES := chromium
 # A real cluster for the tests, with accounting, and the programs that show that it is installed.
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 SLURM_PROGRAMS := slurmctld slurmd sbatch munged slurmdbd mariadbd
@@ -15,12 +17,12 @@ APT_INSTALL := $(APT) update -qq && $(APT) install -y -qq --no-install-recommend
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint format setup slurm clean
+.PHONY: demo test check lint format setup slurm browser clean
 
 demo: setup
 	@$(BIN)/coatnet demo
 
-test: setup slurm
+test: setup slurm browser
 	@$(PYTEST)
 
 check: setup
@@ -65,6 +67,14 @@ slurm:
 	  fi; \
 	  echo "Leaving out the tests on Slurm: $$program is missing; as root: apt-get install $(SLURM_PACKAGES)"; break; \
 	done
+
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing system packages: $(BROWSER_PACKAGES)"; \
+	    $(APT_INSTALL) $(BROWSER_PACKAGES) >/dev/null && exit 0; \
+	  fi; \
+	  echo "Leaving out the tests in a browser: chromium is missing; as root: apt-get install $(BROWSER_PACKAGES)"; }
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,13 +13,17 @@ class RandomStream(IntEnum):
     WINDOW_ORDER = 2
     """Permutation within a shuffle window; place: epoch, lane, window."""
     AUGMENTATION = 3
-    """Crop, flip and RandAugment of a sample; place: epoch, sample id."""
+    """Crop, flip, RandAugment and color jitter of a sample; place: epoch, sample id."""
     STOCHASTIC_DEPTH = 4
     """Dropped branches of a micro-batch; place: step, micro-batch."""
     MIXUP = 5
     """Mixing weight of a micro-batch; place: step, micro-batch."""
     REPLACEMENT = 6
     """Samples that take the place of an unusable one; place: epoch, sample id."""
+    ERASING = 7
+    """Erased rectangles of a sample; place: epoch, sample id."""
+    CUTMIX = 8
+    """Whether a micro-batch is mixed, by MixUp or CutMix, and CutMix's rectangle; place: step, micro-batch."""
 
     def generator(self, seed: int, *place: int) -> np.random.Generator:
         """The generator for the draws at `place` of the run with `seed`."""

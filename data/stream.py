@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from data.dataset import Dataset
 from data.errors import DataError
 from data.images.augment import EvaluationTransform, TrainTransform
 from data.images.decode import DecodeError, Pixels, decode
+from data.images.random_erasing import ErasedRectangle
 from data.order import SampleOrder, Samples, evaluation_positions
 from data.ordered_results import results_in_order
 from data.prefetch import evaluation_shards, prefetched_steps
@@ -57,6 +58,8 @@ class MicroBatch:
     skipped: list[SkippedSample]
     origins: list[SampleOrigin]
     """(m,) of the samples that were read; in an evaluation all in epoch 0, the padding too."""
+    erased: list[tuple[int, ErasedRectangle]] = field(default_factory=list)
+    """Positions in the micro-batch and what to erase there once the images are normalized."""
 
 
 class RankShare(NamedTuple):
@@ -168,7 +171,7 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
     images = np.empty((size, transform.size, transform.size, 3), np.uint8)
     labels = np.full((size, reader.dataset.labels_per_sample), -1, np.int64)
     skipped: list[SkippedSample] = []
-    origins = []
+    origins, erased = [], []
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])
         epoch, sample = int(samples.epoch[position]), int(samples.id[position])
@@ -180,8 +183,11 @@ def _load_training(reader: SampleReader, samples: Samples, transform: TrainTrans
             key, pixels, classes = _replacement(reader, shard, number, draw, error)
         labels[position, : len(classes)] = classes
         images[position] = transform(pixels, RandomStream.AUGMENTATION.generator(seed, epoch, sample))
+        if transform.random_erasing:
+            draws = RandomStream.ERASING.generator(seed, epoch, sample)
+            erased += [(position, found) for found in transform.random_erasing.rectangles(transform.size, draws)]
         origins.append(SampleOrigin(epoch, sample, reader.dataset.index.shards[shard].name, key))
-    return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins)
+    return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins, erased)
 
 
 def _replacement(

@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": "Submit all stages to Slurm; run again, submit only those that failed or are new.",
     "status": "Show job, state, progress, last checkpoint and time left of each stage; compare the runs of a sweep.",
     "tensorboard": "Show the curves of a run in TensorBoard on this machine until Ctrl-C, or write them as CSV.",
+    "report": "Write a run as one HTML file: recipe, machine, curves, what happened, evaluations.",
     "logs": "Print the end of a job's log, or of rank 0's for a run without Slurm.",
     "cancel": "Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows.",
     "checkpoints": "List and verify the checkpoints of a run.",

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data.images.color_jitter import ColorJitter
 from data.images.decode import Pixels
 from data.images.random_augment import RandomAugment
+from data.images.random_erasing import RandomErasing
 
 # The reader has its own threads, with which OpenCV's would compete. (torch resizes a single image in one thread.)
 cv2.setNumThreads(0)
@@ -94,7 +96,8 @@ class TrainTransform:
     """A training view of an image; draws only from the generator of the sample.
 
     `crop` "random" cuts out a `random_window` of `crop_area` of the image, "distorted_bounding_box" the window of that
-    name, and "whole" resizes all of it. `random_augment` comes last, after resizing and flipping.
+    name, and "whole" resizes all of it. After resizing and flipping come `random_augment` and `color_jitter`. What
+    `random_erasing` erases is drawn from a stream of its own and erased after normalization.
     """
 
     size: int
@@ -102,6 +105,8 @@ class TrainTransform:
     crop_area: tuple[float, float] = (0.05, 1.0)
     flip: bool = True
     random_augment: RandomAugment | None = None
+    color_jitter: ColorJitter | None = None
+    random_erasing: RandomErasing | None = None
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """(H, W, 3) -> (size, size, 3), both uint8."""
@@ -113,7 +118,9 @@ class TrainTransform:
         pixels = resize(pixels, self.size)
         if self.flip and rng.random() < 0.5:
             pixels = np.asarray(cv2.flip(pixels, 1), np.uint8)  # many times faster than copying a mirrored view
-        return self.random_augment(pixels, rng) if self.random_augment else pixels
+        if self.random_augment:
+            pixels = self.random_augment(pixels, rng)
+        return self.color_jitter(pixels, rng) if self.color_jitter else pixels
 
 
 @dataclass(frozen=True, slots=True)

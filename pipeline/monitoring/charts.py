@@ -59,7 +59,7 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
 # Columns of the HPARAMS tab, the same for every stage: TensorBoard takes them from any one of the runs that it shows.
 _NUMBERS = (
     "resolution", "steps", "global_size", "micro_size", "peak_learning_rate", "warmup_steps", "weight_decay",
-    "layer_decay", "drop_path_rate", "label_smoothing", "mixup_alpha", "ema_decay", "seed",
+    "layer_decay", "drop_path_rate", "label_smoothing", "mixup_alpha", "cutmix_alpha", "ema_decay", "seed",
 )  # fmt: skip
 _SHOWN_AT_FIRST = (
     "model",
@@ -68,7 +68,7 @@ _SHOWN_AT_FIRST = (
     "global_size",
     "peak_learning_rate",
 )  # the columns that are shown at first
-_TEXTS = ("stage", "model", "precision", "schedule", "loss", "random_augment")
+_TEXTS = ("stage", "model", "precision", "schedule", "loss", "random_augment", "color_jitter", "random_erasing")
 _RESULTS = {
     "validation/top1": "top-1",
     "validation/precision_at_1": "precision@1",
@@ -154,7 +154,8 @@ def _settings(plan: Plan) -> dict[str, float | str | None]:
         "micro_size": stage.batch.micro_size,
     }
     if isinstance(plan, TrainPlan):
-        augment = plan.stage.data.random_augment
+        data = plan.stage.data
+        augment, jitter, erasing = data.random_augment, data.color_jitter, data.random_erasing
         optimizer = plan.stage.optimizer
         values |= {
             "peak_learning_rate": optimizer.peak_learning_rate,
@@ -167,8 +168,11 @@ def _settings(plan: Plan) -> dict[str, float | str | None]:
             "drop_path_rate": plan.stage.model.drop_path_rate,
             "label_smoothing": plan.stage.loss.label_smoothing,
             "mixup_alpha": plan.stage.mixup_alpha,
+            "cutmix_alpha": plan.stage.cutmix_alpha,
             "ema_decay": plan.stage.ema_decay,
             "random_augment": f"{augment.layers} x {augment.magnitude:g}, {augment.operations}" if augment else None,
+            "color_jitter": " ".join(f"{name} {amount:g}" for name, amount in jitter if amount) if jitter else None,
+            "random_erasing": f"{erasing.probability:g}, {erasing.mode}" if erasing else None,
         }
     return values
 

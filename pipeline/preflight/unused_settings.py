@@ -139,6 +139,19 @@ def _one_rank(facts: Facts) -> bool:
     return stage.zero_stage >= 2 and stage.zero_stage != recommended(stage.model.name)[1]
 
 
+def _mixes(stage: TrainStage) -> bool:
+    return stage.mixup_alpha > 0 or stage.cutmix_alpha > 0
+
+
+def _mixes_both(facts: Facts) -> bool:
+    stage = facts.training
+    return stage is not None and stage.mixup_alpha > 0 and stage.cutmix_alpha > 0
+
+
+def _switch(facts: Facts) -> float | None:
+    return facts.training.mixup_switch_probability if facts.training else None
+
+
 def _is_constant(optimizer: OptimizerSettings) -> bool:
     """Whether the learning rate never reaches the minimum."""
     return optimizer.schedule == "constant" and optimizer.minimum_learning_rate != optimizer.peak_learning_rate
@@ -158,8 +171,8 @@ TABLE: tuple[Row, ...] = (
         Row(setting, _evaluates, _ONLY_EVALUATES)
         for setting in (
             "data.train", "data.label_map", "data.lanes", "data.shuffle_window", "data.crop", "data.crop_area",
-            "data.flip", "data.random_augment", "model.drop_path_rate", "loss.label_smoothing", "log.every_steps",
-            "log.samples", "log.histograms_every_steps",
+            "data.flip", "data.random_augment", "data.color_jitter", "data.random_erasing", "model.drop_path_rate",
+            "loss.label_smoothing", "log.every_steps", "log.samples", "log.histograms_every_steps",
         )
     ),
     Row("data.crop_area", lambda f: f.stage.data.crop == "whole", "has no effect with data.crop: whole"),
@@ -211,6 +224,43 @@ TABLE: tuple[Row, ...] = (
     Row(
         "mixup_alpha", lambda f: getattr(f.stage, "mixup_alpha", 0) > 0 and f.stage.batch.micro_size == 1,
         "has no effect with batch.micro_size: 1, since MixUp mixes the images of a micro-batch",
+    ),
+    Row(
+        "cutmix_alpha", lambda f: getattr(f.stage, "cutmix_alpha", 0) > 0 and f.stage.batch.micro_size == 1,
+        "has no effect with batch.micro_size: 1, since CutMix mixes the images of a micro-batch",
+    ),
+    Row(
+        "mixup_alpha", lambda f: _mixes_both(f) and _switch(f) == 1,
+        "has no effect with mixup_switch_probability: 1, since every micro-batch is mixed by CutMix",
+    ),
+    Row(
+        "cutmix_alpha", lambda f: _mixes_both(f) and _switch(f) == 0,
+        "has no effect with mixup_switch_probability: 0, since every micro-batch is mixed by MixUp",
+    ),
+    Row(
+        "mixup_probability", lambda f: f.training is not None and not _mixes(f.training),
+        "has no effect without mixup_alpha or cutmix_alpha",
+    ),
+    Row(
+        "mixup_switch_probability", lambda f: f.training is not None and not _mixes_both(f),
+        "has no effect unless both mixup_alpha and cutmix_alpha are set",
+    ),
+    *(
+        Row(
+            f"data.random_erasing.{setting}",
+            lambda f: f.stage.data.random_erasing is not None and f.stage.data.random_erasing.probability == 0,
+            sentence,
+        )
+        for setting, sentence in (
+            ("probability", "erases nothing"),
+            ("mode", "has no effect with data.random_erasing.probability: 0"),
+            ("max_count", "has no effect with data.random_erasing.probability: 0"),
+        )
+    ),
+    Row(
+        "data.color_jitter",
+        lambda f: f.stage.data.color_jitter is not None and not any(f.stage.data.color_jitter.model_dump().values()),
+        "changes nothing, since all of its amounts are 0",
     ),
     Row("zero_stage", _one_rank, "shards nothing, since there is one rank"),
     *(
@@ -326,7 +376,8 @@ def _written(section: Section, setting: str) -> Any:
     if rest:
         return _written(value, rest) if isinstance(value, Section) else None
     fields = type(section).model_fields
-    everything = section.model_fields_set >= fields.keys()
+    # Without those that a frozen recipe leaves out at their defaults.
+    everything = section.model_fields_set >= {name for name, field in fields.items() if field.exclude_if is None}
     return None if everything and value == fields[name].get_default(call_default_factory=True) else value
 
 

@@ -100,6 +100,13 @@ class TrainStage(Stage):
     optimizer: OptimizerSettings
     mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
     """MixUp inside each micro-batch, with weights from Beta(alpha, alpha); 0 disables it."""
+    # Left out of a frozen recipe at their defaults, so that digests of runs without them stay what they were.
+    cutmix_alpha: Annotated[float, Field(ge=0, exclude_if=lambda alpha: alpha == 0)] = 0.0
+    """CutMix inside each micro-batch, with areas from Beta(alpha, alpha); 0 disables it."""
+    mixup_probability: Annotated[float, Field(gt=0, le=1, exclude_if=lambda share: share == 1)] = 1.0
+    """Probability that a micro-batch is mixed, by either."""
+    mixup_switch_probability: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0.5)] = 0.5
+    """Probability of CutMix in place of MixUp for a micro-batch, if both are on."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the weights; None for no average."""
     zero_stage: MayChange[Annotated[int, Field(ge=0, le=3)]] = 1

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from data.files.user_account import account_name, temporary_folder
+from data.images.random_erasing import ErasingMode
 from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
 from models.variants import Variant, find_variant
 from pipeline.recipe.locations import CachePath, ImageName, LabelMapPath, Mount, PathOrUrl, ServerUrl, ShardsPath
@@ -92,6 +93,30 @@ class RandomAugmentSettings(Section):
     """Contrast and solarize as in Pillow, or as in the EfficientNet code, where they do something else."""
 
 
+class ColorJitterSettings(Section):
+    """torchvision's ColorJitter; 0 leaves a change out."""
+
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    """Levels times 1 - brightness to 1 + brightness, at least 0."""
+    contrast: Annotated[float, Field(ge=0)] = 0.0
+    """The same for distances from the mean grey."""
+    saturation: Annotated[float, Field(ge=0)] = 0.0
+    """The same for distances from a pixel's grey."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of the hue, as a share of the circle."""
+
+
+class RandomErasingSettings(Section):
+    """timm's RandomErasing."""
+
+    probability: Annotated[float, Field(ge=0, le=1)]
+    """That something of an image is erased."""
+    mode: ErasingMode = "pixel"
+    """With the mean color, with a random color for each rectangle, or with one for each pixel."""
+    max_count: PositiveInt = 1
+    """Rectangles of an image; their number is drawn from 1 to this, and their area is divided by it."""
+
+
 class DataSettings(Section):
     """Where samples come from, their order, and how images are cropped and augmented."""
 
@@ -118,6 +143,11 @@ class DataSettings(Section):
     """Mirror half of the training images."""
     random_augment: RandomAugmentSettings | None = None
     """RandAugment after crop and flip; None for none."""
+    # Left out of a frozen recipe without them, so that digests of runs without them stay what they were.
+    color_jitter: Annotated[ColorJitterSettings | None, Field(exclude_if=lambda section: section is None)] = None
+    """Random brightness, contrast, saturation and hue after RandAugment; None for none."""
+    random_erasing: Annotated[RandomErasingSettings | None, Field(exclude_if=lambda section: section is None)] = None
+    """Random erasing of the normalized image; None for none."""
     evaluation_crop: Literal["center", "whole"] = "center"
     """Evaluation view: the central S / (S + 32), or the whole image resized; a stage below 160 pixels has `whole` by
     default."""

@@ -1,1 +1,1 @@
-"""What a training step computes: batches, MixUp, loss and schedule, and the loop over steps."""
+"""What a training step computes: batches, MixUp and CutMix, loss and schedule, and the loop over steps."""

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.images.random_erasing import ErasedRectangle
 from models.model_facts import Preprocessing
 
 # Mean and standard deviation of ImageNet's training pixels, on the scale 0 .. 1.
@@ -33,6 +34,13 @@ def normalized(
     """
     on_device = torch.from_numpy(images).to(device, non_blocking=True)
     return ((on_device.float() - _levels(mean, device)) / _levels(std, device)).to(dtype)
+
+
+def erase(images: Tensor, erased: Sequence[tuple[int, ErasedRectangle]]) -> None:
+    """Erase rectangles, each with its position in the micro-batch, in normalized images (B, H, W, 3), in place."""
+    for position, rectangle in erased:
+        values = torch.from_numpy(rectangle.values).to(images.device, images.dtype, non_blocking=True)
+        images[position, rectangle.rows, rectangle.columns] = values
 
 
 def viewable(images: Tensor) -> NDArray[np.uint8]:

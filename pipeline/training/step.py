@@ -14,9 +14,9 @@ from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
-from pipeline.training.images import normalized
+from pipeline.training.images import erase, normalized
 from pipeline.training.loss import class_targets, classification_loss
-from pipeline.training.mixup import mixed, mixing_weight
+from pipeline.training.mixup import MixingSettings
 from pipeline.training.step_message import StepMessage
 from pipeline.zero.engine import ZeroEngine
 
@@ -98,13 +98,15 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
 
 
 def _inputs(batch: MicroBatch, plan: TrainPlan, step: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (m, S, S, 3) and targets (m, classes), float32 on the device, mixed if the recipe has MixUp."""
+    """Images (m, S, S, 3) and targets (m, classes), float32 on the device, erased and mixed as the recipe says."""
     stage = plan.stage
     images = normalized(batch.images, device, torch.float32)
+    erase(images, batch.erased)
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     smoothing = stage.loss.label_smoothing
     targets = class_targets(labels, len(plan.classes), kind=stage.loss.kind, label_smoothing=smoothing)
-    if stage.mixup_alpha:
-        weight = mixing_weight(stage.mixup_alpha, seed=plan.seed, step=step, number=number)
-        images, targets = mixed(images, weight), mixed(targets, weight)
-    return images, targets
+    settings = MixingSettings(
+        stage.mixup_alpha, stage.cutmix_alpha, stage.mixup_probability, stage.mixup_switch_probability
+    )
+    mixing = settings.mixing(stage.resolution, seed=plan.seed, step=step, number=number)
+    return (mixing.images(images), mixing.targets(targets)) if mixing else (images, targets)

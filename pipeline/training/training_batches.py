@@ -4,7 +4,9 @@ from collections.abc import Generator
 
 from data.errors import DataError
 from data.images.augment import TrainTransform
+from data.images.color_jitter import ColorJitter
 from data.images.random_augment import RandomAugment
+from data.images.random_erasing import RandomErasing
 from data.stream import MicroBatch, RankShare, SkippedSample, training_stream
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
@@ -47,7 +49,9 @@ def train_transform(plan: TrainPlan) -> TrainTransform:
     """The transform of the plan's training images."""
     data, settings = plan.stage.data, plan.stage.data.random_augment
     augment = RandomAugment(settings.layers, settings.magnitude, settings.operations) if settings else None
-    return TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment)
+    jitter = ColorJitter(**data.color_jitter.model_dump()) if data.color_jitter else None
+    erasing = RandomErasing(**data.random_erasing.model_dump()) if data.random_erasing else None
+    return TrainTransform(plan.stage.resolution, data.crop, data.crop_area, data.flip, augment, jitter, erasing)
 
 
 def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:

@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.building.build import build_shards
 from data.dataset import Dataset
 from data.errors import DataError
 from data.images.augment import EvaluationTransform, TrainTransform
+from data.images.color_jitter import ColorJitter
 from data.images.random_augment import RandomAugment
+from data.images.random_erasing import RandomErasing
 from data.index import read_index
 from data.order import SampleOrder
 from data.shard import Shard
 from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
+from pipeline.training.images import erase
 from tests.conftest import with_broken_member
 
 
@@ -31,12 +35,12 @@ def stream(
     micro_batch: int = 3,
     first_step: int = 0,
     workers: int = 2,
-    augment: RandomAugment | None = None,
+    transform: TrainTransform | None = None,
 ) -> Iterator[MicroBatch]:
     dataset = Dataset(read_index(folder))
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
     return training_stream(
-        dataset, order, TrainTransform(16, random_augment=augment), RankShare(rank, world_size, micro_batch),
+        dataset, order, transform or TrainTransform(16), RankShare(rank, world_size, micro_batch),
         first_step=first_step, workers=workers,
     )  # fmt: skip
 
@@ -45,13 +49,28 @@ def pixels_of(batches: list[MicroBatch]) -> np.ndarray:
     return np.concatenate([batch.images for batch in batches])
 
 
+def erased_pixels_of(batches: list[MicroBatch]) -> np.ndarray:
+    """With what is to be erased put in, as if there were no normalization."""
+    pictures = []
+    for batch in batches:
+        images = torch.from_numpy(batch.images).float()
+        erase(images, batch.erased)
+        pictures.append(images.numpy())
+    return np.concatenate(pictures)
+
+
 @pytest.mark.parametrize("workers", [1, 3, 16])
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 1), (1, 6), (2, 3), (2, 6), (4, 3), (12, 1)])
 def test_a_step_has_the_same_pixels_on_any_cluster_shape_and_after_any_restart(
     shards: Path, workers: int, micro_batch: int, world_size: int
 ) -> None:
-    augment = RandomAugment(2, 15.0)
-    reference = pixels_of(list(itertools.islice(stream(shards / "train", augment=augment), 24)))  # 6 steps of 12
+    transform = TrainTransform(
+        16,
+        random_augment=RandomAugment(2, 15.0),
+        color_jitter=ColorJitter(0.4, 0.4, 0.4, 0.1),
+        random_erasing=RandomErasing(0.5, "pixel", 2),
+    )
+    reference = erased_pixels_of(list(itertools.islice(stream(shards / "train", transform=transform), 24)))  # 6 steps
     per_rank = 12 // world_size // micro_batch
     shares = []
     for rank in range(world_size):
@@ -62,13 +81,22 @@ def test_a_step_has_the_same_pixels_on_any_cluster_shape_and_after_any_restart(
             micro_batch=micro_batch,
             first_step=4,
             workers=workers,
-            augment=augment,
+            transform=transform,
         )
         shares.append(list(itertools.islice(batches, 2 * per_rank)))
     for step in range(2):
         parts = [share[step * per_rank : (step + 1) * per_rank] for share in shares]
-        together = pixels_of([batch for part in parts for batch in part])
+        together = erased_pixels_of([batch for part in parts for batch in part])
         assert np.array_equal(together, reference[(4 + step) * 12 : (5 + step) * 12])
+
+
+def test_erasing_changes_neither_the_other_draws_nor_all_images(shards: Path) -> None:
+    plain = list(itertools.islice(stream(shards / "train"), 12))
+    erasing = TrainTransform(16, random_erasing=RandomErasing(0.5))
+    erased = list(itertools.islice(stream(shards / "train", transform=erasing), 12))
+    assert np.array_equal(pixels_of(erased), pixels_of(plain))
+    changed = (erased_pixels_of(erased) != pixels_of(plain)).any(axis=(1, 2, 3))
+    assert 0.2 < changed.mean() < 0.8
 
 
 def test_micro_batches_record_the_ordered_and_the_used_samples(shards: Path, tmp_path: Path) -> None:

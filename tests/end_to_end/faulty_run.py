@@ -55,6 +55,9 @@ class Run:
             # Small, because differences in rounding between numbers of ranks grow with the steps.
             "pretrain.optimizer.peak_learning_rate=3e-4",
             "pretrain.data.random_augment={layers: 2, magnitude: 15}",
+            "pretrain.data.color_jitter={brightness: 0.2, saturation: 0.2}",
+            "pretrain.data.random_erasing={probability: 0.3}",
+            "pretrain.cutmix_alpha=1.0",
             f"pretrain.non_finite={{in_a_row: {self.setup.row or 10}, roll_backs: 1000000}}",
             f"pretrain.compile={str(self.setup.compile).lower()}",
             "log.samples=true",

@@ -16,6 +16,8 @@ SETTINGS = [
     "pretrain.steps=120", "pretrain.checkpoint.every_steps=10",
     # Everything random.
     "pretrain.data.random_augment={layers: 2, magnitude: 15}", "pretrain.mixup_alpha=0.8",
+    "pretrain.cutmix_alpha=1.0", "pretrain.data.color_jitter={brightness: 0.4, contrast: 0.4, hue: 0.1}",
+    "pretrain.data.random_erasing={probability: 0.5, max_count: 2}",
 ]  # fmt: skip
 FINAL = "step-00000120"
 

@@ -139,13 +139,17 @@ def hparams(folder: RunFolder) -> dict[str, Any]:
 def test_settings_are_shown_beside_results_and_a_stage_is_done_after_its_last_evaluation(
     planned: Callable[..., Plan], folder: RunFolder
 ) -> None:
-    plan = planned("data.random_augment={layers: 2, magnitude: 15}")
+    plan = planned(
+        "data.random_augment={layers: 2, magnitude: 15}", "pretrain.cutmix_alpha=1",
+        "data.color_jitter={brightness: 0.4, hue: 0.1}", "data.random_erasing={probability: 0.25}",
+    )  # fmt: skip
     with Started(folder, plan, 0, 40, ALONE).monitor as monitor:
         monitor.evaluation(20, ACCURACY)
     found = hparams(folder)
     assert found["values"].items() >= {
         "stage": "pretrain", "model": "coatnet_debug", "resolution": 32, "steps": 40, "global_size": 12,
         "peak_learning_rate": 3e-3, "random_augment": "2 x 15, pillow", "precision": "fp32",
+        "cutmix_alpha": 1, "color_jitter": "brightness 0.4 hue 0.1", "random_erasing": "0.25, pixel",
     }.items()  # fmt: skip
     assert found["columns"] >= found["values"].keys()
     assert found["metrics"] >= {"validation/top1", "validation/top5", "validation/loss"}

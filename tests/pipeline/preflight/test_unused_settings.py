@@ -54,6 +54,7 @@ EXAMPLES = [
         for setting in (
             "data.train=other", "data.label_map=map.yaml", "data.lanes=2", "data.shuffle_window=64", "data.crop=whole",
             "data.crop_area=[0.1, 1.0]", "data.flip=false", "data.random_augment={layers: 1, magnitude: 2}",
+            "data.color_jitter={hue: 0.1}", "data.random_erasing={probability: 0.2}",
             "model.drop_path_rate=0.1", "loss.label_smoothing=0.1", "log.every_steps=3", "log.samples=true",
             "log.histograms_every_steps=3",
         )
@@ -92,6 +93,39 @@ EXAMPLES = [
     Example(
         "mixup_alpha=0.2", ("batch.micro_size=1",),
         "has no effect with batch.micro_size: 1, since MixUp mixes the images of a micro-batch",
+    ),
+    Example(
+        "cutmix_alpha=0.2", ("batch.micro_size=1",),
+        "has no effect with batch.micro_size: 1, since CutMix mixes the images of a micro-batch",
+    ),
+    Example(
+        "pretrain.mixup_alpha=0.2", ("pretrain.cutmix_alpha=1", "pretrain.mixup_switch_probability=1"),
+        "has no effect with mixup_switch_probability: 1, since every micro-batch is mixed by CutMix",
+    ),
+    Example(
+        "pretrain.cutmix_alpha=0.2", ("pretrain.mixup_alpha=1", "pretrain.mixup_switch_probability=0"),
+        "has no effect with mixup_switch_probability: 0, since every micro-batch is mixed by MixUp",
+        ("pretrain.mixup_switch_probability=0",),
+    ),
+    Example(
+        "pretrain.mixup_probability=0.5", (), "has no effect without mixup_alpha or cutmix_alpha",
+        ("pretrain.cutmix_alpha=1",),
+    ),
+    Example(
+        "pretrain.mixup_switch_probability=0.3", ("pretrain.cutmix_alpha=1",),
+        "has no effect unless both mixup_alpha and cutmix_alpha are set",
+        ("pretrain.cutmix_alpha=1", "pretrain.mixup_alpha=1"),
+    ),
+    Example("pretrain.data.random_erasing.probability=0", (), "erases nothing", None),
+    *(
+        Example(
+            f"pretrain.data.random_erasing.{setting}", ("pretrain.data.random_erasing.probability=0",),
+            "has no effect with data.random_erasing.probability: 0", ("pretrain.data.random_erasing.probability=0.1",),
+        )
+        for setting in ("mode=const", "max_count=2")
+    ),
+    Example(
+        "pretrain.data.color_jitter={brightness: 0}", (), "changes nothing, since all of its amounts are 0", None,
     ),
     Example("zero_stage=2", ("resources.ranks=1",), "shards nothing, since there is one rank"),
     Example("pretrain.checkpoint.every_steps=41", (), AT_THE_END, ("pretrain.steps=41",)),
@@ -213,7 +247,8 @@ def test_the_length_of_a_stage_concerns_it_alone(shards: Path, tmp_path: Path) -
 
 
 def test_a_frozen_recipe_names_what_was_written_and_no_defaults(shards: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, shards), ["data.crop=whole", "resources.gpus_per_rank=0"])
+    overrides = ["data.crop=whole", "resources.gpus_per_rank=0"]
+    recipe = load_recipe(write_recipe(tmp_path, shards), overrides)
     (tmp_path / "frozen.yaml").write_text(recipe_text(recipe))
     frozen = load_recipe(tmp_path / "frozen.yaml")
     assert yaml.safe_load(recipe_text(frozen))["stages"]["pretrain"]["resources"]["gpu_gigabytes"] == 80

@@ -98,6 +98,17 @@ def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:
         ("data.crop=distorted_bounding_box", True),
         ("pretrain.data.random_augment.operations=pillow", False),
         ("pretrain.data.random_augment.operations=efficientnet", True),
+        *(
+            (f"pretrain.{setting}", changes)
+            for off, on in (
+                ("cutmix_alpha=0.0", "cutmix_alpha=1.0"),
+                ("mixup_probability=1.0", "mixup_probability=0.5"),
+                ("mixup_switch_probability=0.5", "mixup_switch_probability=0.1"),
+                ("data.color_jitter=null", "data.color_jitter={hue: 0.1}"),
+                ("data.random_erasing=null", "data.random_erasing={probability: 0.1}"),
+            )
+            for setting, changes in ((off, False), (on, True))
+        ),
         ("optimizer.peak_learning_rate=1e-4", True),
         ("precision=fp32", True),
         ("batch.micro_size=2", True),

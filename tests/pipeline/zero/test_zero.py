@@ -42,9 +42,13 @@ KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all cases, run on two ranks; in `alone`, what one rank made of their checkpoints."""
     folder = tmp_path_factory.mktemp("zero")
-    recipe = write_recipe(folder, shards, mixup_alpha=0.8, ema_decay=0.2)
+    recipe = write_recipe(folder, shards, mixup_alpha=0.8, cutmix_alpha=1.0, ema_decay=0.2)
     content = yaml.safe_load(recipe.read_text())
     content["stages"]["pretrain"]["optimizer"] |= {"layer_decay": 0.7, "warmup_steps": 2}
+    content["defaults"]["data"] |= {
+        "color_jitter": {"contrast": 0.4, "hue": 0.1},
+        "random_erasing": {"probability": 0.5},
+    }
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     checked = [f"{case}-checked" for case in CASES]
     run_ranks(2, WORKER, recipe, folder, *CASES, *COMPILED, *RESHAPED, *checked)

@@ -17,3 +17,15 @@ RECORD_BYTES = 2**30
 writes some hundreds."""
 LISTING_BYTES = 2**28
 """Bytes of the page on which a web server lists a folder."""
+YAML_BYTES = 2**22
+"""Bytes of a YAML file: a recipe or a label map; that of 22,000 classes has two million."""
+YAML_VALUES = 200_000
+"""Mappings, lists and scalars of a YAML file with all aliases expanded; label maps have tens of thousands."""
+CLASS_LIST_BYTES = 2**26
+"""Bytes of a class list."""
+LABEL_FILE_BYTES = 2**31
+"""Bytes of a list of the labels of images; that of a hundred million images."""
+INDEX_BYTES = 2**30
+"""Bytes of an `index.json`, of which each shard takes about 200 and each class its name."""
+LABELS_BYTES = 2**32
+"""Bytes of a `labels.npy`, four for each label."""

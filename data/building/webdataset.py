@@ -13,6 +13,7 @@ from data.building.source import BrokenInput, IndexedShard, Source, SourceImage,
 from data.classes.labels import IgnoredLabel, LabelReader
 from data.errors import DataError, StorageRefused
 from data.index import FILE_NAME, ShardIndex, check_shards, index_version, read_index
+from data.limits import INDEX_BYTES
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote, join, parent, read_bytes
 from data.shard import Shard, split_key
@@ -31,7 +32,7 @@ def index_at(location: str, storage: Storage) -> ShardIndex | None:
     named = location.rpartition("/")[2] == FILE_NAME
     home = parent(location) if named else location
     try:
-        content = read_bytes(join(home, FILE_NAME), storage)
+        content = read_bytes(join(home, FILE_NAME), storage, most=INDEX_BYTES)
     except (FileNotFoundError, NotADirectoryError, StorageRefused):
         # Object stores refuse what does not exist to those who may not list it.
         return read_index(home, storage) if named else None

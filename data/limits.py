@@ -2,6 +2,8 @@
 
 NAME_BYTES = 4096
 """Bytes of the name of a tar's member, as of a path on Linux."""
+HEADER_BYTES = 2**20
+"""Bytes of all pax records of a tar's member."""
 MEMBERS = 2**22
 """Members of a shard; each takes about 250 bytes while it is opened."""
 LABELS_PER_SAMPLE = 4096

@@ -253,16 +253,18 @@ def _refuse_unwritable(home: str, storage: Storage) -> None:
 
 def _inferred_fields(files: ShardFiles, given: GivenFields, storage: Storage) -> Fields:
     """From the first shard that has samples."""
+    first, damage = next(iter(files.sizes)), None
     for name in files.sizes:
         head = read_head(join(files.folder, name), storage, given)
         if head.extensions:
             return infer_fields(head, given)
-    first = next(iter(files.sizes))
+        damage = head.damage if damage is None else damage
     with open_file(join(files.folder, first), storage) as file:
         kind = other_file(file.read(START))
+    why = f" ({damage})" if damage else ""
     raise DataError(
         f"{files.folder}: none of {len(files.sizes):,} tars has samples, from {first} on"
-        f"{f', which is {kind}' if kind else '; are these WebDatasets?'}"
+        f"{f', which is {kind}' if kind else f'{why}; are these WebDatasets?'}"
     )
 
 

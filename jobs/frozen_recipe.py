@@ -6,6 +6,7 @@ that a run or a waiting job reads, and whoever reads one notices when it was edi
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def recipe_content(recipe: "Recipe") -> dict[str, Any]:
 
 def recipe_text(recipe: "Recipe") -> str:
     """`recipe_content` as YAML."""
-    return yaml.dump(recipe_content(recipe), Dumper=_Dumper, sort_keys=False)
+    # Long values are not folded, in which a signature would not be found.
+    return yaml.dump(recipe_content(recipe), Dumper=_Dumper, sort_keys=False, width=math.inf)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files.json_records import parse_json
+from data.files.regular_file import read_regular
 from data.files.yaml_text import YamlError, load_plain_yaml, yaml_file
 from jobs.scheduler.submissions import FOLDER, SHARDS, SubmissionFolder
 from pipeline.errors import ConfigError
@@ -40,7 +41,7 @@ def read_sweep(file: Path) -> SweepRecord:
         ConfigError: the file is damaged or cannot be read.
     """
     try:
-        return parse_json(SweepRecord, file.read_bytes())
+        return parse_json(SweepRecord, read_regular(file))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{file}: not the record of a sweep ({error}); submit the sweep again, or remove the file"

@@ -34,6 +34,7 @@ from data.errors import DataError, StorageDown
 from data.files.atomic_file import unfinished_path, write_atomically
 from data.files.file_lock import check_locks, is_at, locked, try_lock
 from data.files.json_records import check_at_least, check_sha256, parse_json
+from data.files.regular_file import read_regular
 from data.remote.downloader_process import DownloaderProcess
 from data.remote.private_folder import check_private_files, make_private
 from data.remote.storage import Storage, is_remote
@@ -123,7 +124,7 @@ class Cache:
             with contextlib.suppress(FileNotFoundError, ValueError):
                 lock = try_lock(path.with_suffix(".lock"), create=False)
                 if lock is None:
-                    yield parse_json(CacheRequest, path.read_bytes())
+                    yield parse_json(CacheRequest, read_regular(path))
                 else:
                     lock.close()
 
@@ -309,7 +310,7 @@ class CachedShards:
     def _raise_failure(self, path: Path, needed_since: float) -> None:
         """Raise the error of a failed download; one of a prefetch, or of long ago, is removed and so tried again."""
         try:
-            failure = parse_json(DownloadFailure, path.read_bytes())
+            failure = parse_json(DownloadFailure, read_regular(path))
         except FileNotFoundError:
             return
         except ValueError as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.files.digest import json_sha256
 from data.files.json_records import check_at_least, check_sha256, load_json, to_record
+from data.limits import INDEX_BYTES, LABELS_BYTES
 from data.remote.storage import Storage, checked, is_remote, join, named_sizes, parent, read_bytes, write_bytes
 from data.remote.web_address import split_query, without_signature
 
@@ -201,7 +202,7 @@ def read_labels(index: ShardIndex, storage: Storage) -> NDArray[np.int32]:
     if index.labels_sha256 is None:
         raise DataError(f"{place}: the index does not list it; index the shards again with: coatnet shards index")
     try:
-        data = read_bytes(place, storage)
+        data = read_bytes(place, storage, most=LABELS_BYTES)
     except FileNotFoundError:
         raise DataError(f"{place} is missing; copy it there or run: coatnet shards index") from None
     if hashlib.sha256(data).hexdigest() != index.labels_sha256:
@@ -260,7 +261,7 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
     home = parent(home) if home.rpartition("/")[2] == FILE_NAME else home
     path = join(home, FILE_NAME)
     try:
-        data = read_bytes(path, storage)
+        data = read_bytes(path, storage, most=INDEX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{home}: no {FILE_NAME} there; build shards with: coatnet shards build SOURCE {home}, or index "

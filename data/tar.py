@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.limits import MEMBERS, NAME_BYTES
+from data.limits import HEADER_BYTES, MEMBERS, NAME_BYTES
 
 BLOCK = 512
-_LONGEST_NAME = 2**20  # of a name, or of all pax records of a member
 _MOST_DIGITS = 24  # of a number in a pax record
 _LONGEST_PADDING = 2**22
 """Bytes of zeros at the end beyond which a tar was preallocated and not written, or downloaded, to its end."""
@@ -127,7 +126,10 @@ class _Reading:
             if content + size > length:
                 return f"ends after {length:,} bytes, inside a member of {size:,}"
             if kind in b"xXLK":
-                records = os.pread(descriptor, min(size, _LONGEST_NAME), content)
+                if size > HEADER_BYTES:
+                    what = "a name" if kind in b"LK" else "pax records"
+                    return f"{what} of {size:,} bytes at byte {position:,}; at most {HEADER_BYTES:,} are read"
+                records = os.pread(descriptor, size, content)
                 if kind in b"LK":
                     extended[b"path" if kind == ord("L") else b"linkpath"] = records.rstrip(b"\0")
                 else:

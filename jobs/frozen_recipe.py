@@ -6,6 +6,7 @@ that a run or a waiting job reads, and whoever reads one notices when it was edi
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,7 @@ import yaml
 from data.errors import raise_if_passing
 from data.files.atomic_file import write_atomically
 from data.files.digest import json_sha256
-from data.files.regular_file import read_regular
-from data.files.yaml_text import YamlError, load_plain_yaml
+from data.files.yaml_text import YamlError, load_plain_yaml, yaml_file
 from pipeline.errors import ConfigError
 from pipeline.runs.run_access import cannot_be_written
 
@@ -103,7 +103,7 @@ def check_frozen(path: Path) -> None:
 def frozen_content(path: Path) -> dict[str, Any] | None:
     """All settings of the frozen recipe at `path` as plain values; None if it cannot be read."""
     try:
-        content = load_plain_yaml(read_regular(path), str(path))
+        content = load_plain_yaml(yaml_file(path), str(path))
     except (OSError, YamlError):
         return None
     return content if isinstance(content, dict) else None
@@ -119,7 +119,8 @@ def recipe_content(recipe: "Recipe") -> dict[str, Any]:
 
 def recipe_text(recipe: "Recipe") -> str:
     """`recipe_content` as YAML."""
-    return yaml.dump(recipe_content(recipe), Dumper=_Dumper, sort_keys=False)
+    # Long values are not folded, in which a signature would not be found.
+    return yaml.dump(recipe_content(recipe), Dumper=_Dumper, sort_keys=False, width=math.inf)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.files.json_records import parse_json
 from data.files.regular_file import read_regular
-from data.files.yaml_text import YamlError, load_plain_yaml
+from data.files.yaml_text import YamlError, load_plain_yaml, yaml_file
 from jobs.scheduler.submissions import FOLDER, SHARDS, SubmissionFolder
 from pipeline.errors import ConfigError
 from pipeline.runs.run_folder import RunFolder
@@ -41,7 +41,7 @@ def read_sweep(file: Path) -> SweepRecord:
         ConfigError: the file is damaged or cannot be read.
     """
     try:
-        return parse_json(SweepRecord, file.read_bytes())
+        return parse_json(SweepRecord, read_regular(file))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{file}: not the record of a sweep ({error}); submit the sweep again, or remove the file"
@@ -172,7 +172,7 @@ def _of_run_folder(run: Path, only: str | None = None, settings: Mapping[str, st
     """The run in a folder, with its recipe as it was submitted, if it was."""
     try:
         path = SubmissionFolder(run / FOLDER).recipe
-        content = load_plain_yaml(read_regular(path), str(path))
+        content = load_plain_yaml(yaml_file(path), str(path))
     except (OSError, YamlError):
         content = None
     return RunRef(run, content if isinstance(content, dict) else {}, only, settings or {})

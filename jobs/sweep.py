@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files.atomic_file import write_atomically
+from data.remote.web_address import without_secrets
 from jobs.run_discovery import SWEEP_SUFFIX, read_sweep
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
@@ -52,7 +53,7 @@ def variations(name: str, sweeps: Sequence[str]) -> list[Variation]:
         settings = dict(choice)
         if len(settings) < len(choice):
             raise ConfigError("--sweep: a key is given twice; give it once, with all values")
-        own = "-".join([name, *(f"{key.rpartition('.')[2]}-{value}" for key, value in choice)])
+        own = "-".join([name, *(f"{key.rpartition('.')[2]}-{without_secrets(value)}" for key, value in choice)])
         own = re.sub(r"[^\w.\-]+", "_", own)
         taken = {variation.name for variation in found}
         found.append(Variation(own if own not in taken else f"{own}-{len(found)}", settings))
@@ -65,8 +66,8 @@ def sweep_file(recipe: Recipe) -> Path:
 
 
 def record(path: Path, found: Sequence[Variation]) -> None:
-    """Add runs to the list."""
+    """Add runs to the list, without signatures in their settings, which are only shown."""
     settings = {**read_sweep(path).settings} if path.exists() else {}
     settings |= {variation.name: variation.settings for variation in found}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"runs": list(settings), "settings": settings}, indent=1) + "\n")
+    write_atomically(path, without_secrets(json.dumps({"runs": list(settings), "settings": settings}, indent=1)) + "\n")

@@ -5,17 +5,18 @@
 hashed again by any stage of the run.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
 
 from data.files.digest import json_sha256
+from data.files.json_records import check_sha256, parse_json
 from data.shard_verification import FileState, LocalShard, ShardVerifier, local_shards, unverified
 from data.text.counted import counted
 from pipeline.faults.watchdog import Watchdog
@@ -119,6 +120,20 @@ def _do_nothing() -> None:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class _VerifiedShard:
+    """A line of the record: a `FileState`, and the sha256 of the file."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256)
+
+
 def _shards_of(plan: Plan) -> list[LocalShard]:
     """The local shards that the stage reads, each once, in the order of need."""
     found = []
@@ -150,11 +165,11 @@ def _hashed_by_earlier_starts(folder: RunFolder) -> dict[FileState, str]:
             log.warning("%s: cannot be read (%s), so its shards are verified again", path, error.strerror)
         for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line)
-                state = FileState(**{name: entry[name] for name in FileState._fields})
-                found[state] = str(entry["sha256"])
-            except (ValueError, KeyError, TypeError):
+                entry = parse_json(_VerifiedShard, line)
+            except ValueError:
                 skipped.append(number)
+                continue
+            found[FileState(entry.path, entry.bytes, entry.mtime_ns, entry.ctime_ns)] = entry.sha256
         if skipped:
             note_skipped(path, tuple(skipped))
     return found

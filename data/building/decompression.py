@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol, cast
 from data.images.signatures import SIGNATURE, compression
 
 _BLOCK = 2**16  # bytes
+_MOST_READS_BEHIND_END = 1000
 
 
 class Damage(Exception):
@@ -94,9 +95,21 @@ class _Stream(io.RawIOBase):
     def __init__(self, head: bytes, file: BinaryIO, make: Callable[[], _Decompressor] | None) -> None:
         self._ahead, self._file, self._make = head, file, make
         self._decompressor = make() if make else None
+        self._reads_behind_end = 0
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes, fewer also in the middle; none at the end."""
+        """At most `size` bytes, fewer also in the middle; none at the end.
+
+        Raises:
+            Damage: it is read far behind its end, as `tarfile` does for a member of a length that no file has.
+        """
+        data = self._read(size)
+        self._reads_behind_end = 0 if data else self._reads_behind_end + 1
+        if self._reads_behind_end > _MOST_READS_BEHIND_END:
+            raise Damage("it ends inside a member")
+        return data
+
+    def _read(self, size: int) -> bytes:
         if self._decompressor is None:
             data, self._ahead = self._ahead[:size], self._ahead[size:]
             return data or self._file.read(size)

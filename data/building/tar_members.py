@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import IO, BinaryIO, NamedTuple, Self, cast
 
 from data.building.decompression import Damage, plain
+from data.limits import IMAGE_BYTES
 from data.tar import NO_END_MARK, SEVERAL_TARS
+from data.tarfile_limits import LimitedInfo, LimitedTar
 
 _MOST_LINKS = 40  # from one to the next, as in Linux
 
@@ -45,7 +47,7 @@ class SourceMember(NamedTuple):
         return file
 
 
-class _CheckedInfo(tarfile.TarInfo):
+class _CheckedInfo(LimitedInfo):
     """Makes damage an error, and notes how the archive ends."""
 
     @classmethod
@@ -74,7 +76,7 @@ class _CheckedInfo(tarfile.TarInfo):
         return info
 
 
-class _Archive(tarfile.TarFile):
+class _Archive(LimitedTar):
     is_behind_end = False
     """Whether blocks of zeros were the last to be read."""
     has_several = False
@@ -170,7 +172,8 @@ def members(
                 if alias not in upwards
             }
             found.update(names.values())
-            content = SourceMember(path, info, archive).open().read() if len(names) > 1 and info.isreg() else None
+            is_kept = len(names) > 1 and info.isreg() and info.size <= IMAGE_BYTES
+            content = SourceMember(path, info, archive).open().read() if is_kept else None
             for name in names:
                 yield SourceMember(name, info, archive, content=content)
         for path in links:

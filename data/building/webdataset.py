@@ -1,6 +1,5 @@
 """Indexed WebDatasets as sources, so that sets that are sorted by class can be shuffled once for all."""
 
-import json
 import shutil
 import tarfile
 import tempfile
@@ -12,10 +11,15 @@ from data.accounting import Accounting
 from data.building.source import BrokenInput, IndexedShard, Source, SourceImage, SourceIndex, SourceItem
 from data.classes.labels import IgnoredLabel, LabelReader
 from data.errors import DataError, StorageRefused
+from data.files.json_records import load_json
+from data.files.regular_file import open_regular
 from data.index import FILE_NAME, ShardIndex, check_shards, index_version, read_index
+from data.limits import INDEX_BYTES, LABEL_BYTES
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote, join, parent, read_bytes
 from data.shard import Shard, split_key
+from data.tarfile_limits import open_limited
+from data.text.printable import one_line
 
 _COPIED = 2**22  # bytes at a time
 _LOOKED_AT = 20  # members of a shard, for what its samples have besides image and label
@@ -31,7 +35,7 @@ def index_at(location: str, storage: Storage) -> ShardIndex | None:
     named = location.rpartition("/")[2] == FILE_NAME
     home = parent(location) if named else location
     try:
-        content = read_bytes(join(home, FILE_NAME), storage)
+        content = read_bytes(join(home, FILE_NAME), storage, most=INDEX_BYTES)
     except (FileNotFoundError, NotADirectoryError, StorageRefused):
         # Object stores refuse what does not exist to those who may not list it.
         return read_index(home, storage) if named else None
@@ -130,18 +134,19 @@ def _remark_on_the_rest(path: Path, shard: IndexedShard, accounting: Accounting)
     """Say what the samples have besides an image and labels, judged by the first ones: it is not carried over."""
     rest: set[str] = set()
     try:
-        with tarfile.open(path) as archive:
+        with open_regular(path) as file, open_limited(file) as archive:
             for member, _ in zip(archive, range(_LOOKED_AT), strict=False):
                 split = split_key(member.name)
                 if split is None or split[1] in shard.image_fields:
                     continue
                 if split[1] != shard.label.field:
                     rest.add(f".{split[1]} members")
-                elif shard.label.key is not None and (file := archive.extractfile(member)) is not None:
-                    content = json.load(file)
+                elif shard.label.key is not None and (label := archive.extractfile(member)) is not None:
+                    content = load_json(label.read(LABEL_BYTES))
                     labels = {shard.label.key, shard.label.key.partition(".")[0]}
-                    rest |= {f"{key} in .{split[1]}" for key in content if key not in labels}
-    except (tarfile.TarError, ValueError, TypeError):
+                    keys = content if isinstance(content, dict) else ()
+                    rest |= {f"{one_line(key)} in .{split[1]}" for key in keys if key not in labels}
+    except (tarfile.TarError, ValueError):
         pass  # what is damaged is found, and named, by reading it
     if rest:
         listing = ", ".join(sorted(rest))

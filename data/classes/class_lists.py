@@ -12,6 +12,7 @@ from data.classes.label_files import natural_order, read_text
 from data.errors import DataError
 from data.files.json_records import load_json
 from data.index import FILE_NAME, read_index
+from data.limits import CLASS_LIST_BYTES
 from data.remote.storage import Storage, is_remote, parent
 
 
@@ -87,7 +88,7 @@ def read_class_list(location: str, storage: Storage) -> ClassList:
         if Path(location).suffix in _CLASS_FILES and not is_remote(location) and not Path(location).exists():
             raise DataError(f"{location}: no such file")
         return ClassList(location, read_index(location, storage).classes)
-    text = read_text(location, storage)
+    text = read_text(location, storage, CLASS_LIST_BYTES)
     if _SURROGATE.search(text):
         raise DataError(f"{location}: not UTF-8; save it as UTF-8")
     return _json_classes(location, text) if location.endswith(".json") else _text_classes(location, text)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data.building.formats import IMAGE_EXTENSIONS
 from data.errors import DataError
+from data.limits import LABEL_FILE_BYTES
 from data.remote.storage import Storage, read_bytes
 from data.text.printable import one_line
 
@@ -193,7 +194,7 @@ def read_label_file(location: str, storage: Storage) -> LabelFile:
     if location.lower().endswith((".json", ".jsonl", ".xml", ".yaml", ".yml")):
         raise DataError(f"{location}: labels are read from text, CSV and TSV; write lines of NAME LABEL")
     for number, name, labels, _, left_out in label_lines(
-        io.StringIO(read_text(location, storage), newline=None), location
+        io.StringIO(read_text(location, storage, LABEL_FILE_BYTES), newline=None), location
     ):
         if left_out:
             continue
@@ -244,14 +245,14 @@ def _is_image_name(text: str) -> bool:
     return text.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def read_text(location: str, storage: Storage) -> str:
+def read_text(location: str, storage: Storage, most: int) -> str:
     """The text at `location`: UTF-8, other bytes as surrogates, or UTF-16 with a byte order mark.
 
     Raises:
-        DataError: no such file.
+        DataError: no such file, or it has more than `most` bytes.
     """
     try:
-        content = read_bytes(location, storage)
+        content = read_bytes(location, storage, most=most)
     except FileNotFoundError:
         raise DataError(f"{location}: no such file") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

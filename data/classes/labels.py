@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.files.digest import json_sha256
-from data.files.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
+from data.files.yaml_text import KeyPath, Unquoted, YamlError, read_yaml, yaml_file
 from data.index import LabelFormat
 from data.limits import LABEL_BYTES, LABELS_PER_SAMPLE
 
@@ -279,7 +279,7 @@ def read_label_map(path: str | Path, classes: tuple[str, ...]) -> LabelMap:
 def _read_map(path: Path) -> tuple[Any, dict[KeyPath, str]]:
     """The content of a label map as text, and where each key of it is."""
     try:
-        content, origins = read_yaml(path.read_bytes(), str(path))
+        content, origins = read_yaml(yaml_file(path), str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such label map") from None
     except OSError as error:

@@ -6,14 +6,16 @@ scalar means depends on what is asked for, so whoever asks decides.
 
 import codecs
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.files.regular_file import read_regular
+from data.limits import YAML_BYTES, YAML_VALUES
+
 KeyPath = tuple[str | int, ...]
 
-_MOST_VALUES = 200_000
-"""Mappings, lists and scalars of one document with all aliases expanded; label maps have tens of thousands."""
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -31,6 +33,37 @@ class YamlError(ValueError):
         self.problem = problem
 
 
+class _Bounded:
+    """Of a loader: as many nodes as a document may have. One takes a kilobyte, and may be two bytes of text."""
+
+    _count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._count += 1
+        if self._count > YAML_VALUES:
+            problem = f"more than {YAML_VALUES:,} values; write fewer"
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)  # type: ignore[attr-defined]
+        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[misc]
+        return node
+
+
+class _TextLoader(_Bounded, yaml.BaseLoader):
+    pass
+
+
+class _PlainLoader(_Bounded, yaml.SafeLoader):
+    pass
+
+
+def yaml_file(path: Path) -> bytes:
+    """The content of a YAML file.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or has more than `YAML_BYTES` bytes.
+    """
+    return read_regular(path, YAML_BYTES)
+
+
 def read_yaml(content: bytes | str, name: str) -> tuple[Any, dict[KeyPath, str]]:
     """The values of the YAML document `name`, and the origin of every key and item by its path, as `name:line`.
 
@@ -38,11 +71,12 @@ def read_yaml(content: bytes | str, name: str) -> tuple[Any, dict[KeyPath, str]]
     keys (`<<`) are expanded to copies. An empty document is None.
 
     Raises:
-        YamlError: not text, not YAML, a repeated key, a tag, or aliases that contain themselves or expand to too much.
+        YamlError: not text, not YAML, a repeated key, a tag, aliases that contain themselves or expand to too much, or
+            text with U+0000 or half of a character.
     """
     text = _decoded(content, name) if isinstance(content, bytes) else content
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        node = _TextLoader(text).get_single_node()
         if node is None:
             return None, {}
         reading = _Reading(name)
@@ -72,7 +106,7 @@ def load_plain_yaml(content: bytes, name: str) -> Any:
     """
     text = _decoded(content, name)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _PlainLoader(text)
         node = loader.get_single_node()
         _check_size(node, name)
         return None if node is None else loader.construct_document(node)
@@ -89,8 +123,8 @@ def _check_size(node: yaml.Node | None, name: str) -> None:
     waiting, count = [] if node is None else [node], 0
     while waiting:
         found, count = waiting.pop(), count + 1
-        if count > _MOST_VALUES:
-            problem = f"more than {_MOST_VALUES:,} values, with all aliases expanded"
+        if count > YAML_VALUES:
+            problem = f"more than {YAML_VALUES:,} values, with all aliases expanded"
             raise YamlError(name, found.start_mark.line + 1, problem)
         if isinstance(found, yaml.MappingNode):
             waiting += [part for pair in found.value for part in pair]
@@ -131,8 +165,8 @@ class _Reading:
         if id(node) in above:
             raise self._error(node, "an alias that contains itself")
         self._count += 1
-        if self._count > _MOST_VALUES:
-            raise self._error(node, f"more than {_MOST_VALUES:,} values, with all aliases expanded; write fewer")
+        if self._count > YAML_VALUES:
+            raise self._error(node, f"more than {YAML_VALUES:,} values, with all aliases expanded; write fewer")
         if node.tag not in _TEXT_TAGS:
             raise self._error(node, f"the tag {node.tag} has no meaning here; remove it, or quote the value")
         above = (*above, id(node))
@@ -144,8 +178,18 @@ class _Reading:
                 self.origins[(*path, number)] = self._origin(item)
                 items.append(self.value(item, (*path, number), above))
             return items
-        is_unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
-        return Unquoted(node.value) if is_unquoted else str(node.value)
+        text = self._text(node)
+        return Unquoted(text) if isinstance(node, yaml.ScalarNode) and node.style is None else text
+
+    def _text(self, node: yaml.Node) -> str:
+        """Escapes in quotes may stand for what neither a file name nor an argument of a program can have."""
+        text = str(node.value)
+        try:
+            if b"\0" in text.encode(errors="surrogateescape"):
+                raise self._error(node, "has the character U+0000; remove it")
+        except UnicodeEncodeError as error:
+            raise self._error(node, f"has half of a character, U+{ord(text[error.start]):04X}; correct it") from None
+        return text
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath, above: tuple[int, ...]) -> dict[str, Any]:
         """The mapping with what its merge keys add: its own keys win, then those of earlier mappings."""
@@ -158,7 +202,7 @@ class _Reading:
                 continue
             if not isinstance(key, yaml.ScalarNode):
                 raise self._error(key, "a key must be text, and not a list or a mapping")
-            name = str(key.value)
+            name = self._text(key)
             if name in own:
                 dotted = ".".join(map(str, (*path, name)))
                 raise self._error(key, f"{dotted} is given twice (first at {own[name][1]}); remove one")

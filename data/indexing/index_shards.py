@@ -21,6 +21,7 @@ from data.indexing.pattern import ShardFiles, find_shards
 from data.indexing.remarks import refuse_captions, remark_on
 from data.indexing.scan import START, Problem, SampleProblem, ScanOptions, ShardScan, ShardScanner, other_file
 from data.indexing.splits import refuse_several_splits, refuse_splits_in_shards
+from data.limits import INDEX_BYTES
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, absolute, check_writable, join, read_bytes, write_bytes
 
@@ -227,7 +228,7 @@ def index_shards(
 def _refuse_existing(home: str, storage: Storage) -> None:
     path = join(home, FILE_NAME)
     try:
-        version = index_version(read_bytes(path, storage))
+        version = index_version(read_bytes(path, storage, most=INDEX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return
     if version is None:
@@ -252,16 +253,18 @@ def _refuse_unwritable(home: str, storage: Storage) -> None:
 
 def _inferred_fields(files: ShardFiles, given: GivenFields, storage: Storage) -> Fields:
     """From the first shard that has samples."""
+    first, damage = next(iter(files.sizes)), None
     for name in files.sizes:
         head = read_head(join(files.folder, name), storage, given)
         if head.extensions:
             return infer_fields(head, given)
-    first = next(iter(files.sizes))
+        damage = head.damage if damage is None else damage
     with open_file(join(files.folder, first), storage) as file:
         kind = other_file(file.read(START))
+    why = f" ({damage})" if damage else ""
     raise DataError(
         f"{files.folder}: none of {len(files.sizes):,} tars has samples, from {first} on"
-        f"{f', which is {kind}' if kind else '; are these WebDatasets?'}"
+        f"{f', which is {kind}' if kind else f'{why}; are these WebDatasets?'}"
     )
 
 

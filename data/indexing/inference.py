@@ -13,6 +13,7 @@ from data.index import LabelFormat
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage
 from data.shard import split_key
+from data.tarfile_limits import open_limited
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe")
 LABEL_FIELDS = ("cls", "json", "txt")
@@ -56,6 +57,8 @@ class ShardHead:
     """Extension -> contents of the members that may be labels."""
     full_extensions: dict[str, set[str]] = field(default_factory=dict)
     """Key up to the first dot -> all behind it, as WebDataset splits names, such as `input.jpg`."""
+    damage: str = ""
+    """Why no more of it can be read."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -76,7 +79,7 @@ def read_head(location: str, storage: Storage, given: GivenFields, samples: int 
     keys: set[str] = set()
     with open_file(location, storage) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with open_limited(file) as tar:
                 for member in tar:
                     split = split_key(member.name) if member.isfile() else None
                     if split is None:
@@ -88,8 +91,8 @@ def read_head(location: str, storage: Storage, given: GivenFields, samples: int 
                     head.full_extensions.setdefault(first, set()).add(split[1])
                     file_ = tar.extractfile(member) if extension in labels and member.size <= _LARGEST_LABEL else None
                     found.append((first, key, extension, file_.read() if file_ else None))
-        except (tarfile.TarError, EOFError):
-            pass  # the scan of the whole shard reports the damage
+        except (tarfile.TarError, EOFError) as error:
+            head.damage = str(error)  # the scan of the whole shard reports where
     plain = {key for first, key, _, _ in found if first == key}
     for first, key, extension, content in found:
         if first != key and first in plain:  # such as the mask of a sample

@@ -4,8 +4,9 @@
     <folder>/shards/<sha256>.earlier    those of earlier downloaders, verified again when they are requested
     <folder>/shards/<sha256>.<id>.part  being downloaded, by the downloader with this id
     <folder>/requests/<id>.json, .lock  what one reader needs, most urgent first; it holds the lock while it is alive
+    <folder>/requests/<id>.refused      why the downloader cannot read that request
     <folder>/failed/<sha256>            why a download failed
-    <folder>/downloader.lock            held by the one downloader
+    <folder>/downloader.lock            held by the one downloader, see `downloader_process.py`
 
 Only their user can change the folders, see `private_folder.py`: others on the node would choose what is read, and what
 is fetched in his name. The locks are the kernel's; see `file_lock.py`. Any of these files may vanish at any time, since
@@ -17,8 +18,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -28,13 +27,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from data.dataset import Dataset
 from data.errors import DataError, StorageDown
-from data.files.atomic_file import open_no_link, unfinished_path, write_atomically
-from data.files.child_process import own_packages_first, python_module
+from data.files.atomic_file import unfinished_path, write_atomically
 from data.files.file_lock import check_locks, is_at, locked, try_lock
 from data.files.json_records import check_at_least, check_sha256, parse_json
+from data.files.regular_file import read_regular
+from data.remote.downloader_process import DownloaderProcess
 from data.remote.private_folder import check_private_files, make_private
 from data.remote.storage import Storage, is_remote
 
@@ -49,8 +50,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _FOLDERS = ("shards", "requests", "failed")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""What reaches every process of a job that must stop. Readers act on it; the downloader ends with its reader."""
+REQUEST_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Cache:
             with contextlib.suppress(FileNotFoundError, ValueError):
                 lock = try_lock(path.with_suffix(".lock"), create=False)
                 if lock is None:
-                    yield parse_json(CacheRequest, path.read_bytes())
+                    yield parse_json(CacheRequest, read_regular(path))
                 else:
                     lock.close()
 
@@ -151,9 +151,14 @@ class RequestedShard:
 class CacheRequest:
     """The shards that a reader needs, most urgent first, and the limits it was configured with."""
 
+    version: Literal[2]
+    """`REQUEST_VERSION`. It comes first, so that the request of another version is refused as that."""
     shards: tuple[RequestedShard, ...]
     bytes: int
     downloads: int
+
+    def __post_init__(self) -> None:
+        check_at_least(0, bytes=self.bytes, downloads=self.downloads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,7 @@ class CachedShards:
         self._awaited: Counter[int] = Counter()
         """Shards that threads wait for."""
         self._changing = threading.RLock()
-        self._downloader: subprocess.Popen[bytes] | None = None
+        self._downloader = DownloaderProcess(cache.folder)
         self._served = False
         """Whether a downloader was seen, which has set aside the shards that it must verify."""
         self._stopped = threading.Event()
@@ -204,7 +209,7 @@ class CachedShards:
                 return
             self._requested = requested
             self._publish()
-        if self._downloader is None:
+        if self._downloader.own is None:
             self._ensure_downloader()
 
     def path(self, number: int) -> Path:
@@ -227,6 +232,7 @@ class CachedShards:
             while not _touch(path):
                 self._raise_failure(self._cache.failure_path(sha256), began)
                 if time.monotonic() >= next_check:
+                    self._raise_refusal()
                     self._restore()
                     self._ensure_downloader()
                     next_check = time.monotonic() + _CHECK_INTERVAL
@@ -242,13 +248,10 @@ class CachedShards:
 
     def close(self) -> None:
         """Withdraw the request and stop the downloader if this reader started it."""
-        for path in (self._request_path, unfinished_path(self._request_path), self._lock_path):
+        for path in request_files(self._request_path):
             path.unlink(missing_ok=True)
         self._lock.close()
-        if self._downloader is not None and self._downloader.stdin is not None:
-            # The end of its input ends the downloader; another reader starts the next one.
-            self._downloader.stdin.close()
-            self._downloader.wait()
+        self._downloader.end()
 
     @contextmanager
     def _awaiting(self, number: int) -> Iterator[None]:
@@ -270,7 +273,9 @@ class CachedShards:
         urgent = dict.fromkeys([*self._awaited, *now])
         shards = [self._requested_shard(number, urgent=True) for number in urgent]
         shards += [self._requested_shard(number, urgent=False) for number in ahead if number not in urgent]
-        content = json.dumps(asdict(CacheRequest(tuple(shards), self._cache.bytes, self._cache.downloads)))
+        content = json.dumps(
+            asdict(CacheRequest(REQUEST_VERSION, tuple(shards), self._cache.bytes, self._cache.downloads))
+        )
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -305,7 +310,7 @@ class CachedShards:
     def _raise_failure(self, path: Path, needed_since: float) -> None:
         """Raise the error of a failed download; one of a prefetch, or of long ago, is removed and so tried again."""
         try:
-            failure = parse_json(DownloadFailure, path.read_bytes())
+            failure = parse_json(DownloadFailure, read_regular(path))
         except FileNotFoundError:
             return
         except ValueError as error:
@@ -315,39 +320,39 @@ class CachedShards:
             return
         raise StorageDown(failure.reason) if failure.storage_down else DataError(failure.reason)
 
-    def _ensure_downloader(self) -> None:
-        """Start a downloader unless one is running; readers that find none at the same time start only one."""
+    def _raise_refusal(self) -> None:
+        """Raise an error if the downloader cannot read the request: it would be waited for without end."""
         try:
-            start_lock = locked(self._cache.folder / "start.lock")
+            reason = refusal_path(self._request_path).read_text(errors="replace")
+        except FileNotFoundError:
+            return
+        raise StorageDown(
+            f"{self._cache.folder}: the downloader of this node, which another run has started, does not understand "
+            f"the request of this one ({reason}); they are of different versions: wait until that run has ended, or "
+            "set data.cache.folder to another folder"
+        )
+
+    def _ensure_downloader(self) -> None:
+        """Start a downloader unless one is running.
+
+        Raises:
+            StorageDown: one after the other has died.
+        """
+        try:
+            self._served = self._downloader.ensure()
         except FileNotFoundError:
             self._cache.make()
-            start_lock = locked(self._cache.folder / "start.lock")
-        with start_lock:
-            probe = try_lock(self._cache.folder / "downloader.lock")
-            if probe is None:
-                self._served = True
-                return
-            probe.close()
-            if self._downloader is not None:
-                self._downloader.communicate()
-            # It inherits this thread's blocked signals and unblocks them once it ignores them.
-            previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            try:
-                with open_no_link(self._cache.folder / "downloader.log", "ab") as log:
-                    self._downloader = subprocess.Popen(
-                        python_module("data.remote.downloader", str(self._cache.folder)),
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                        env=os.environ | own_packages_first(),
-                        start_new_session=True,  # Ctrl-C is for the readers
-                    )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
-            assert self._downloader.stdout is not None
-            if not self._downloader.stdout.readline() and self._downloader.wait():
-                raise DataError(f"the downloader of remote shards does not start; see {log.name}")
-            self._served = True
+            self._served = self._downloader.ensure()
+
+
+def refusal_path(request: Path) -> Path:
+    """Where the downloader writes why it cannot read the request in the file `request`."""
+    return request.with_suffix(".refused")
+
+
+def request_files(request: Path) -> tuple[Path, ...]:
+    """All files of a reader, the lock last."""
+    return request, unfinished_path(request), refusal_path(request), request.with_suffix(".lock")
 
 
 def _touch(path: Path) -> bool:

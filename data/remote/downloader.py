@@ -22,10 +22,21 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.errors import DataError, StorageDown, may_pass
-from data.files.atomic_file import open_no_link, unfinished_path, write_atomically
+from data.files.atomic_file import open_no_link, write_atomically
 from data.files.file_lock import is_at, try_lock
 from data.files.json_records import parse_json
-from data.remote.cache import DISK_FULL, STOP_SIGNALS, Cache, CacheRequest, DownloadFailure, RequestedShard
+from data.files.regular_file import read_regular
+from data.remote.cache import (
+    DISK_FULL,
+    REQUEST_VERSION,
+    Cache,
+    CacheRequest,
+    DownloadFailure,
+    RequestedShard,
+    refusal_path,
+    request_files,
+)
+from data.remote.downloader_process import STOP_SIGNALS, start_record
 from data.remote.held_shards import HeldShards
 from data.remote.storage import pieces
 from data.remote.web_address import without_secrets
@@ -62,7 +73,7 @@ class Downloader:
         self._running: dict[str, _Download] = {}  # by sha256
         self._executor = ThreadPoolExecutor(64, thread_name_prefix="download")
         self._requests: dict[Path, _Request] = {}
-        self._merged = CacheRequest((), 0, 0)
+        self._merged = CacheRequest(REQUEST_VERSION, (), 0, 0)
         self._next_check = 0.0
         self._one_at_a_time = False
         """Whether the disk was full, so that concurrent downloads would take each other's space."""
@@ -186,6 +197,7 @@ class Downloader:
         for shard in sorted(turns, key=lambda shard: not shard.urgent):
             shards.setdefault(shard.sha256, shard)
         self._merged = CacheRequest(
+            REQUEST_VERSION,
             tuple(shards.values()),
             max((request.bytes for request in requests), default=0),
             max((request.downloads for request in requests), default=0),
@@ -202,7 +214,7 @@ class Downloader:
             if lock is None:
                 return False
         request = lock_path.with_suffix(".json")
-        for left_behind in (request, unfinished_path(request), lock_path):
+        for left_behind in request_files(request):
             left_behind.unlink(missing_ok=True)
         if lock is not None:
             lock.close()
@@ -220,11 +232,18 @@ class Downloader:
         if known is not None and known.file == file:
             return known
         try:
-            return _Request(file, parse_json(CacheRequest, path.read_bytes()))
-        except ValueError as error:
+            request = _Request(file, parse_json(CacheRequest, read_regular(path)))
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:
             if known is None or known.content is not None:
                 log.warning("%s: not a request for shards (%s); it is skipped", path, error)
+            with suppress(OSError):
+                write_atomically(refusal_path(path), str(error))
             return _Request(file, None)
+        if known is None or known.content is None:
+            refusal_path(path).unlink(missing_ok=True)
+        return request
 
     def _download(self, shard: RequestedShard, part: Path) -> bool:
         try:
@@ -303,16 +322,21 @@ def main(folder: Path) -> None:
     downloader = Downloader(folder)
     os.write(1, b"ready\n")
 
+    def end_in_order() -> None:
+        with suppress(OSError):
+            start_record(folder).unlink()  # the end of this one is no failure
+        os._exit(0)  # the next downloader removes partial downloads
+
     def end_with_the_reader() -> None:
         os.read(0, 1)
-        os._exit(0)  # the next downloader removes partial downloads
+        end_in_order()
 
     threading.Thread(target=end_with_the_reader, daemon=True).start()
     while lock is not None:
         downloader.update()
         time.sleep(_POLL_INTERVAL)
         lock = _kept(lock, path)
-    os._exit(0)  # another one serves the cache
+    os._exit(0)  # another one serves the cache, and its start is on record
 
 
 def _kept(lock: BinaryIO, path: Path) -> BinaryIO | None:

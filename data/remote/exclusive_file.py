@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files.atomic_file import UNFINISHED, sync_folder
+from data.remote.deadlines import answer, question_seconds, transfer_seconds
 from data.remote.retries import with_retries
 from data.remote.storage import Storage, checked, is_remote, open_filesystem
 
@@ -29,14 +30,16 @@ def create_file(location: str | Path, data: bytes, storage: Storage) -> bool:
     if not is_remote(location):
         return _create_local(Path(location), data)
     files, there = open_filesystem(location, storage)
+    seconds = question_seconds(storage.read_timeout) + transfer_seconds(storage.read_timeout, len(data))
 
     def create() -> bool:
-        if files.exists(there):
+        if answer(files, "exists", there, seconds=seconds):
             return False
         if hasattr(files, "call_s3"):
             bucket, key, _ = files.split_path(there)
             try:
-                files.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+                options = {"Bucket": bucket, "Key": key, "Body": data, "IfNoneMatch": "*"}
+                answer(files, "call_s3", "put_object", seconds=seconds, **options)
                 return True
             except OSError as error:
                 status = _http_status(error)
@@ -44,7 +47,7 @@ def create_file(location: str | Path, data: bytes, storage: Storage) -> bool:
                     return False
                 if status != _NOT_IMPLEMENTED:
                     raise
-        files.pipe_file(there, data)
+        answer(files, "pipe_file", there, data, seconds=seconds)
         return True
 
     return with_retries(create, location, storage)

@@ -1,5 +1,6 @@
 """Files on web servers: fsspec's client, with sizes and refusals that can be relied upon."""
 
+import asyncio
 import html
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,8 @@ import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
 from data.errors import StorageRefused
-from data.limits import LISTING_BYTES
+from data.limits import LISTING_BYTES, RECORD_BYTES
+from data.remote.deadlines import question_seconds, transfer_seconds
 from data.remote.storage_errors import MISSING_STATUSES, REFUSED_STATUSES, passes
 from data.remote.web_address import without_signature
 
@@ -30,9 +32,11 @@ def http_files(read_timeout: float) -> "HttpFiles":
         read_timeout: seconds without receiving a byte after which a request counts as failed.
     """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=read_timeout)
-    return HttpFiles(
+    files = HttpFiles(
         skip_instance_cache=True, use_listings_cache=False, client_kwargs={"timeout": timeout, "trust_env": True}
     )
+    files.read_timeout = read_timeout
+    return files
 
 
 class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
@@ -44,6 +48,8 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
         ConnectionError: a status that passes.
         StorageRefused: another error status, a server without byte ranges, or one that does not tell a file's size.
     """
+
+    read_timeout: float
 
     def encode_url(self, url: str) -> yarl.URL:
         """The address as it is sent. One with a query is sent unchanged: signatures depend on every character."""
@@ -94,18 +100,40 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
     async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         session = await self.set_session()
         first = start or 0
-        whole = first == 0 and end is None
-        headers = _VERBATIM if whole else _VERBATIM | {"Range": f"bytes={first}-{'' if end is None else end - 1}"}
+        if end is None:
+            return (await self._whole_file(url, RECORD_BYTES))[first:]
+        headers = _VERBATIM | {"Range": f"bytes={first}-{end - 1}"}
         async with session.get(self.encode_url(url), headers=headers) as response:
             self._raise_not_found_for_status(response, url)
             # A range that covers the file may be answered by the file.
-            if whole or response.status == 206 or (first == 0 and _content_length(response.headers) == end):
-                return bytes(await response.read())
+            if response.status == 206 or (first == 0 and _content_length(response.headers) == end):
+                return await _received(response, end - first)
         raise StorageRefused(
             f"{without_signature(url)}: the server ignores byte ranges (HTTP {response.status} instead of 206), which "
             "reading shards needs; use a server that has them, such as nginx, or copy the files to a disk or an "
             "object store"
         )
+
+    async def _whole_file(self, url: str, most: int) -> bytes:
+        """The content of a file of at most `most` bytes.
+
+        Raises:
+            StorageRefused: it has more.
+            TimeoutError: it comes more slowly than `LEAST_RATE`.
+        """
+        session = await self.set_session()
+        async with asyncio.timeout(question_seconds(self.read_timeout)) as deadline:
+            async with session.get(self.encode_url(url), headers=_VERBATIM) as response:
+                self._raise_not_found_for_status(response, url)
+                size = _content_length(response.headers)
+                seconds = transfer_seconds(self.read_timeout, most if size is None else min(size, most))
+                deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+                content = b"" if size is not None and size > most else await _received(response, most)
+        if len(content) > most or (size is not None and size > most):
+            raise StorageRefused(
+                f"{without_signature(url)}: has more than {most:,} bytes, which is far more than such a file needs"
+            )
+        return content
 
     async def _ls_real(self, url: str, detail: bool = True, **options: Any) -> list[Any]:
         folder = url.partition("?")[0].rstrip("/") + "/"

@@ -1,6 +1,5 @@
 """Access to local paths, S3, and the other file systems of fsspec. Refuses URLs that run commands."""
 
-import asyncio
 import contextlib
 import os
 import threading
@@ -14,6 +13,8 @@ from typing import Any
 from data.errors import DataError
 from data.files.atomic_file import write_atomically
 from data.files.regular_file import open_regular
+from data.limits import RECORD_BYTES
+from data.remote.deadlines import LISTING_SECONDS, answer, question_seconds, transfer_seconds
 from data.remote.retries import Storage as Storage
 from data.remote.retries import with_retries
 from data.remote.web_address import split_query, without_signature
@@ -25,12 +26,8 @@ PIECE = 16 * 2**20
 # URL (`reference:`, `simplecache:`), or unpacks an archive.
 _SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http", "https", "ftp", "sftp", "webhdfs"}
 
-_LEAST_RATE = 1e5
-"""Bytes per second below which a server counts as not answering; one that sends a byte now and then would be waited
-for without end."""
-_LARGEST_WHOLE = 2**28
-"""Bytes that a file may have that is read whole, without knowing its size, such as labels."""
 _PART = 64 * 2**20  # bytes; S3 accepts 10,000 parts
+_ASSEMBLY_SECONDS = 600.0  # that S3 may take to make one file of the parts; it sends spaces meanwhile
 _CONCURRENT_PARTS = 4
 _CONCURRENT_QUESTIONS = 32
 
@@ -82,45 +79,55 @@ def parent(location: str) -> str:
     return path.rstrip("/").rpartition("/")[0] + query if is_remote(location) else str(Path(location).parent)
 
 
-def read_bytes(location: str | Path, storage: Storage, start: int = 0, stop: int | None = None) -> bytes:
-    """The file at `location`, or its bytes `start` .. `stop`.
+def read_bytes(
+    location: str | Path, storage: Storage, start: int = 0, stop: int | None = None, *, most: int = RECORD_BYTES
+) -> bytes:
+    """The whole file at `location`, which may have at most `most` bytes, or its bytes `start` .. `stop`.
 
     Raises:
         FileNotFoundError: there is no such file.
         StorageRefused: access refused.
         StorageDown: no answer in time.
-        DataError: see `checked`.
+        DataError: it is larger; or see `checked`.
     """
     location = checked(location)
     if not is_remote(location):
         with open_regular(location) as file:
-            file.seek(start)
-            return file.read() if stop is None else file.read(stop - start)
+            if stop is not None:
+                file.seek(start)
+                return file.read(stop - start)
+            _check_size(location, os.fstat(file.fileno()).st_size, most)
+            return file.read()
     if stop is not None and stop <= start:
         return b""
     files, path = open_filesystem(location, storage)
-
-    size = _LARGEST_WHOLE if stop is None else stop - start
+    is_web = location.startswith(("http://", "https://"))
 
     def get() -> bytes:
-        first = start or None if stop is None else start
-        data = _received(files, path, first, stop, storage.read_timeout + size / _LEAST_RATE)
-        if stop is not None and len(data) != stop - start:
-            raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes received")
+        if stop is None and is_web:  # these need not tell a size
+            seconds = transfer_seconds(storage.read_timeout, most)
+            return bytes(answer(files, "whole_file", path, most, seconds=seconds))
+        end = stop
+        if end is None:
+            end = _told_size(files, path, location, storage)
+            _check_size(location, end, most)
+            if end == 0:
+                return b""
+        seconds = transfer_seconds(storage.read_timeout, end - start)
+        data = bytes(answer(files, "cat_file", path, start=start, end=end, seconds=seconds))
+        if len(data) != end - start:
+            raise ConnectionError(f"{len(data):,} of {end - start:,} bytes received")
         return data
 
     return with_retries(get, location, storage)
 
 
-def _received(files: Any, path: str, start: int | None, stop: int | None, seconds: float) -> bytes:
-    if not getattr(files, "async_impl", False):
-        return bytes(files.cat_file(path, start=start, end=stop))
-    from fsspec.asyn import sync
-
-    try:
-        return bytes(sync(files.loop, lambda: asyncio.wait_for(files._cat_file(path, start=start, end=stop), seconds)))
-    except TimeoutError as error:
-        raise ConnectionError(str(error) or f"less than {_LEAST_RATE / 1e3:.0f} kB/s received") from error
+def _check_size(location: str, size: int, most: int) -> None:
+    if size > most:
+        raise DataError(
+            f"{without_signature(location)}: has {size:,} bytes; at most {most:,} are read, which is far more than "
+            "such a file needs"
+        )
 
 
 def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
@@ -134,7 +141,8 @@ def write_bytes(location: str | Path, data: bytes, storage: Storage) -> None:
         write_atomically(Path(location), data)
         return
     files, path_there = open_filesystem(location, storage)
-    with_retries(lambda: files.pipe_file(path_there, data), location, storage)
+    seconds = transfer_seconds(storage.read_timeout, len(data))
+    with_retries(lambda: answer(files, "pipe_file", path_there, data, seconds=seconds), location, storage)
 
 
 def check_writable(folder: str | Path, storage: Storage) -> None:
@@ -153,7 +161,7 @@ def check_writable(folder: str | Path, storage: Storage) -> None:
     write_bytes(probe, b"", storage)
     files, path = open_filesystem(probe, storage)
     with contextlib.suppress(PermissionError):  # writing may be permitted without removing
-        files.rm_file(path)
+        answer(files, "rm_file", path, seconds=question_seconds(storage.read_timeout))
 
 
 def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> dict[str, int]:
@@ -174,7 +182,8 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
     path = path.rstrip("/")
 
     def get() -> dict[str, int | None]:
-        entries = files.find(path, detail=True).values() if below else files.ls(path, detail=True)
+        found = answer(files, "find" if below else "ls", path, detail=True, seconds=LISTING_SECONDS)
+        entries = found.values() if below else found
         # Some servers mark a folder by an empty file of its name.
         return {
             entry["name"][len(path) + 1 :]: entry["size"]
@@ -232,7 +241,7 @@ def list_folders(folder: str | Path, storage: Storage) -> list[str]:
     files, path = open_filesystem(folder, storage)
 
     def get() -> list[str]:
-        entries = files.ls(path.rstrip("/"), detail=True)
+        entries = answer(files, "ls", path.rstrip("/"), detail=True, seconds=LISTING_SECONDS)
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
 
     return sorted(with_retries(get, folder, storage))
@@ -248,7 +257,11 @@ def file_size(location: str | Path, storage: Storage) -> int:
     if not is_remote(location):
         return Path(location).stat().st_size
     files, path = open_filesystem(location, storage)
-    size = with_retries(lambda: files.info(path)["size"], location, storage)
+    return with_retries(lambda: _told_size(files, path, location, storage), location, storage)
+
+
+def _told_size(files: Any, path: str, location: str, storage: Storage) -> int:
+    size = answer(files, "info", path, seconds=question_seconds(storage.read_timeout))["size"]
     if size is None:
         raise DataError(f"{without_signature(location)}: the storage does not tell its size; copy it to another one")
     return int(size)
@@ -274,15 +287,16 @@ def upload(
     files, there = open_filesystem(checked(location), storage)
     size = path.stat().st_size
     if size <= part or not hasattr(files, "call_s3"):
-        with_retries(lambda: files.put_file(str(path), there), location, storage)
+        seconds = transfer_seconds(storage.read_timeout, size)
+        with_retries(lambda: answer(files, "put_file", str(path), there, seconds=seconds), location, storage)
         moved(size)
         return
     bucket, key, _ = files.split_path(there)
 
     def call(method: str, **arguments: Any) -> Any:
-        return with_retries(
-            lambda: files.call_s3(method, Bucket=bucket, Key=key, **files.req_kw, **arguments), location, storage
-        )
+        seconds = transfer_seconds(storage.read_timeout, len(arguments.get("Body", b""))) + _ASSEMBLY_SECONDS
+        options = {"Bucket": bucket, "Key": key, "seconds": seconds, **files.req_kw, **arguments}
+        return with_retries(lambda: answer(files, "call_s3", method, **options), location, storage)
 
     upload_id = call("create_multipart_upload")["UploadId"]
 
@@ -320,7 +334,8 @@ def remove(location: str | Path, storage: Storage) -> None:
         return
     files, path = open_filesystem(location, storage)
     with contextlib.suppress(FileNotFoundError):
-        with_retries(lambda: files.rm_file(path), location, storage)
+        seconds = question_seconds(storage.read_timeout)
+        with_retries(lambda: answer(files, "rm_file", path, seconds=seconds), location, storage)
 
 
 def open_filesystem(location: str, storage: Storage) -> tuple[Any, str]:

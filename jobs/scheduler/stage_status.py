@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
-from data.files.regular_file import read_regular
-from data.files.yaml_text import load_plain_yaml
+from data.files.yaml_text import load_plain_yaml, yaml_file
 from data.remote.storage import is_remote
 from jobs.evaluation_status import EvaluationStatus, evaluations_of
 from jobs.run_discovery import RunRef, is_shard_job
@@ -302,7 +301,7 @@ class _StageRecord:
         """The stage's settings as of its first start, else as submitted."""
         try:
             path = self.folder.path / "recipe.yaml"
-            content = load_plain_yaml(read_regular(path), str(path))
+            content = load_plain_yaml(yaml_file(path), str(path))
         except (OSError, ValueError):
             content = self.run.recipe.get("stages", {}).get(self.stage)
         return content if isinstance(content, dict) else {}

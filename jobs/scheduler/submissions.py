@@ -11,6 +11,7 @@ from data.errors import DataError, LockHeld
 from data.files.atomic_file import write_atomically
 from data.files.file_lock import OTHER_NODE_SECONDS, check_locks, hold
 from data.files.json_records import parse_json
+from data.remote.web_address import without_secrets
 from jobs.frozen_recipe import recipe_text
 from pipeline.errors import ConfigError
 from pipeline.runs.json_lines import append_json_line, note_skipped
@@ -46,7 +47,8 @@ class SubmissionFolder:
 
     @property
     def recipe(self) -> Path:
-        """The recipe as it was last submitted, with absolute paths. Jobs read their own, see `jobs.frozen_recipe`."""
+        """The recipe as it was last submitted, with absolute paths and without signatures of web addresses. Jobs read
+        their own, see `jobs.frozen_recipe`."""
         return self.path / "recipe.yaml"
 
     @property
@@ -89,7 +91,7 @@ class SubmissionFolder:
 
     def freeze(self, recipe: "Recipe") -> None:
         """Write the recipe as it is submitted now."""
-        write_atomically(self.recipe, recipe_text(recipe))
+        write_atomically(self.recipe, without_secrets(recipe_text(recipe)))
 
     def add(self, stage: str, job: str, command: Sequence[str]) -> None:
         """Record a job; returns when the record is on the disk."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.errors import StorageDown
 from data.files.atomic_file import sync_folder, write_atomically
-from data.files.json_records import to_json, to_record
+from data.files.json_records import parse_json, to_json
 from data.remote.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, step_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
@@ -80,7 +80,7 @@ class StagedCheckpoint:
         for rank in ranks:
             name = self._record_name(rank)
             if name in sizes:
-                record = to_record(RankRecord, json.loads(read_bytes(self._at(name), self._store.storage)))
+                record = parse_json(RankRecord, read_bytes(self._at(name), self._store.storage))
                 # A network file system may show an old size for a while.
                 if all(sizes.get(file) == entry.bytes for file, entry in record.files.items()):
                     found[rank] = record

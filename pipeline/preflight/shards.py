@@ -9,9 +9,11 @@ from data.dataset import Dataset
 from data.errors import DataError
 from data.images.decode import DecodeError, decode
 from data.index import FILE_NAME, ShardIndex, check_shards
+from data.limits import IMAGE_BYTES
 from data.remote.remote_file import open_file
 from data.remote.storage import Storage, is_remote
 from data.shard import split_key
+from data.tarfile_limits import open_limited
 from data.text.counted import counted
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.lost import check_final_checkpoint
@@ -153,11 +155,11 @@ def unreadable(index: ShardIndex, storage: Storage) -> str | None:
     for number in dict.fromkeys(filled[:1] + filled[-1:]):
         location = index.location(number)
         try:
-            with open_file(location, storage) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            with open_file(location, storage) as file, open_limited(file) as tar:
                 for member in tar:
                     content = tar.extractfile(member) if _is_image(member.name, index.image_fields) else None
                     if content is not None:
-                        decode(content.read())
+                        decode(content.read(IMAGE_BYTES))
                         break
         except DecodeError as error:
             return f"shard {location}: its first image, {member.name}, does not decode ({error})"

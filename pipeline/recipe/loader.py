@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from data.errors import raise_if_passing
-from data.files.yaml_text import KeyPath, Unquoted, YamlError, read_yaml
+from data.files.yaml_text import KeyPath, Unquoted, YamlError, read_yaml, yaml_file
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe.scalars import converted, number_fix
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
@@ -59,7 +59,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 def _read(path: Path) -> _Document:
     try:
-        values, origins = read_yaml(path.read_bytes(), str(path))
+        values, origins = read_yaml(yaml_file(path), str(path))
     except OSError as error:
         raise_if_passing(error)
         raise ConfigError(f"recipe {path}: {error.strerror}") from None

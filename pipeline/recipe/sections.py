@@ -384,6 +384,9 @@ class ShardBuildSettings(Section):
         return self.model_dump(exclude={"source", "folder", "parts", "resources"})
 
 
+_MOST_TRIED = 10**6  # all divisors of a trillion; a number of 19 digits would take hours
+
+
 def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = [n for n in range(1, min(math.isqrt(number), _MOST_TRIED) + 1) if number % n == 0]
     return min(divisors + [number // n for n in divisors], key=lambda n: abs(n - wanted))

@@ -23,7 +23,7 @@ from data.files.digest import json_sha256
 from data.files.file_lock import check_locks
 from data.files.json_records import parse_json, to_json, to_record
 from data.files.regular_file import open_regular, read_regular
-from data.files.yaml_text import YamlError, load_plain_yaml
+from data.files.yaml_text import YamlError, load_plain_yaml, yaml_file
 from data.remote.storage import Storage, is_remote
 from data.remote.web_address import without_secrets
 from data.settings_diff import changed_settings, flatten
@@ -121,7 +121,7 @@ class RunFolder:
             ConfigError: the file is damaged.
         """
         try:
-            content = load_plain_yaml(read_regular(self.recipe), str(self.recipe))
+            content = load_plain_yaml(yaml_file(self.recipe), str(self.recipe))
             if not isinstance(content, dict):
                 raise ValueError("empty or cut short" if content is None else "not a mapping")
             if "index_digests" not in content and "stages" in content:

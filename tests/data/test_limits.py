@@ -1,10 +1,12 @@
 """Small files that would take much memory or time: each is refused or counted as broken, with its reason."""
 
+import gzip
 import io
 import os
 import tarfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,20 @@ import pytest
 from PIL import Image
 
 from data.building.build import build_shards
-from data.classes.labels import label_values, stored_labels
-from data.errors import DataError
+from data.classes.class_lists import read_classes
+from data.classes.label_files import read_label_file
+from data.classes.labels import label_values, read_label_map, stored_labels
+from data.errors import CoatnetError, DataError, StorageRefused
+from data.files.yaml_text import YamlError, read_yaml
 from data.images.decode import DecodeError, decode
-from data.index import LabelFormat
+from data.index import LabelFormat, read_index, read_labels
+from data.indexing.index_shards import index_shards
+from data.remote.storage import Storage, read_bytes
 from data.shard import BrokenSample, Shard
 from data.tar import read_tar
+from data.tarfile_limits import open_limited
+from pipeline.recipe.loader import load_recipe
+from tests.servers.web import WebServer
 
 
 def tar_of(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> Path:
@@ -35,7 +45,8 @@ def test_a_name_of_a_megabyte_is_damage(tmp_path: Path, form: int) -> None:
     with open(tar_of(tmp_path / "s.tar", members, form), "rb") as file:
         contents = read_tar(file.fileno())
     assert [member.name for member in contents.members] == ["a.jpg", "a.cls"]
-    assert "no pax records" in str(contents.damage) or "a name of 1,048,5" in str(contents.damage)
+    what = "a name" if form == tarfile.GNU_FORMAT else "pax records"
+    assert f"{what} of 1,048,5" in str(contents.damage)
 
 
 def test_one_long_key_does_not_lengthen_those_of_all_samples(tmp_path: Path) -> None:
@@ -129,3 +140,108 @@ def test_a_member_beyond_the_limit_is_a_broken_sample(
     monkeypatch.setattr(f"data.shard.{limit}", 19)
     with pytest.raises(BrokenSample, match=f"its {what} has 20 bytes; at most 19 are read"):
         shard.read(0)
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(records: bytes) -> bytes:
+    return header("pax", tarfile.XHDTYPE, len(records)) + records + bytes(-len(records) % 512)
+
+
+HEADERS = {
+    "a name of gigabytes": header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 6 * 2**30),
+    "pax records of gigabytes": header("pax", tarfile.XHDTYPE, 6 * 2**30),
+    "thousands of headers of one member": 3000 * (header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 2) + b"a\0" + bytes(510)),
+    "a length below zero": pax(b"14 size=-1024\n"),
+    "a length that no file has": pax(b"28 size=9223372036854775807\n"),
+    "a sparse map that is none": pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"),
+}  # fmt: skip
+WHY = (
+    r"a name or pax records of 6,442,450,944 bytes; at most 1,048,576 are read|hundreds of headers of one member|"
+    r"a member of -1,024 bytes|a damaged header \(|it ends inside a member|unexpected end of data|truncated header"
+)
+
+
+@pytest.mark.parametrize("what", HEADERS)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_headers_for_which_tarfile_takes_gigabytes_or_does_not_end_are_damage(
+    tmp_path: Path, what: str, compressed: bool
+) -> None:
+    """`tarfile` reads the sources of builds."""
+    path = tmp_path / ("s.tar.gz" if compressed else "s.tar")
+    content = HEADERS[what] + header("a.jpg", tarfile.REGTYPE, 0) + bytes(1024)
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    (tmp_path / "labels.txt").write_text("a.jpg 0\n")
+    tracemalloc.start()
+    with pytest.raises(DataError, match=WHY):
+        build_shards(path, tmp_path / "out", labels=str(tmp_path / "labels.txt"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_such_headers_are_damage_for_the_first_look_at_a_shard(tmp_path: Path, what: str) -> None:
+    (tmp_path / "s.tar").write_bytes(HEADERS[what] + header("a.jpg", tarfile.REGTYPE, 0) + bytes(1024))
+    with pytest.raises(DataError, match=f"none of 1 tars has samples, from s.tar on .*({WHY})|no cls, .* jpg 1;"):
+        index_shards([str(tmp_path / "s.tar")], output=str(tmp_path / "out"))
+
+
+def test_links_to_themselves_and_to_nothing_have_no_content(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, target in (("a.jpg", "a.jpg"), ("b.jpg", "c.jpg")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    with open(tmp_path / "s.tar", "rb") as file, open_limited(file) as limited:
+        for member in limited:
+            with pytest.raises(tarfile.ReadError, match="a link to nothing, or to itself"):
+                limited.extractfile(member)
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "read"),
+    [
+        ("data.files.yaml_text.YAML_BYTES", "map.yaml", lambda path: read_label_map(path, ("a",))),
+        ("data.files.yaml_text.YAML_BYTES", "recipe.yaml", lambda path: load_recipe(path)),
+        ("data.classes.class_lists.CLASS_LIST_BYTES", "classes.txt", lambda path: read_classes(str(path), Storage())),
+        ("data.classes.label_files.LABEL_FILE_BYTES", "l.csv", lambda path: read_label_file(str(path), Storage())),
+        ("data.index.INDEX_BYTES", "index.json", lambda path: read_index(path)),
+    ],
+)
+def test_files_that_are_read_whole_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, name: str, read: Callable[[Path], object]
+) -> None:
+    monkeypatch.setattr(limit, 2**20)
+    sparse(tmp_path / name, 40 * 2**30)
+    with pytest.raises(CoatnetError, match=rf"{name}: (has 42,949,672,960 bytes; at most|more than) 1,048,576"):
+        read(tmp_path / name)
+
+
+def test_the_labels_of_an_index_have_a_limit(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.index.LABELS_BYTES", 100)
+    with pytest.raises(DataError, match=r"labels.npy: has [\d,]+ bytes; at most 100 are read"):
+        read_labels(read_index(shards / "train"), Storage())
+
+
+def test_a_web_server_that_sends_more_than_a_file_may_have_is_not_read_on(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(1000))
+    with WebServer(tmp_path) as web:
+        assert len(read_bytes(f"{web.url}/x", Storage(), most=1000)) == 1000
+        with pytest.raises(StorageRefused, match=r"/x: has more than 999 bytes"):
+            read_bytes(f"{web.url}/x", Storage(), most=999)
+
+
+def test_a_yaml_file_of_short_values_is_not_composed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value takes a kilobyte of memory and two bytes of text."""
+    monkeypatch.setattr("data.files.yaml_text.YAML_VALUES", 1000)
+    tracemalloc.start()
+    with pytest.raises(YamlError, match=r"a.yaml:1: not YAML: more than 1,000 values; write fewer"):
+        read_yaml("[" + "a," * 2**18 + "a]", "a.yaml")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24

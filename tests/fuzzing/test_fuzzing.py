@@ -74,6 +74,7 @@ _FOUND: dict[str, tuple[str, bytes]] = {
     "a sweep with a name that is too long": ("sweep", json.dumps({"runs": ["x" * 5000], "settings": {}}).encode()),
     "a number beyond floats": ("download-failure", json.dumps({"reason": "", "storage_down": True, "urgent": True, "time": 10**400}).encode()),
     "a folder that is no path": ("run-identity", json.dumps({"id": "a", "folder": "a\0b", "inode": 1}).encode()),
+    "a batch of 19 digits": ("stage-recipe", b'{"stage": "s", "batch": {"global_size": 9223372036854775807, "micro_size": 8}}'),
     "a date that does not exist": ("stage-recipe", b"stage: 2001-99-99\n"),
     "a control character": ("stage-recipe", b"stage: \x01\n"),
     "nested lists in a submitted recipe": ("frozen-recipe", b"[" * 5000),

@@ -49,6 +49,18 @@ def mistyped(content: bytes) -> bytes:
     return content.replace(b'"bytes": 3', b'"bytes": "3"')
 
 
+def of_another_version(content: bytes) -> bytes:
+    return content.replace(b'"version": 2', b'"version": 3')
+
+
+def without_a_version(content: bytes) -> bytes:
+    return content.replace(b'"version": 2, ', b"")
+
+
+def negative(content: bytes) -> bytes:
+    return content.replace(b'"downloads": 4', b'"downloads": -4')
+
+
 def local(content: bytes) -> bytes:
     """A file that others may not read."""
     return content.replace(b"s3://test/", b"/home/someone/")
@@ -62,7 +74,10 @@ def a_path_for_a_hash(content: bytes) -> bytes:
 SHA256 = {"damaged": "1" * 64, "whole": "2" * 64}
 
 
-@pytest.mark.parametrize("damage", [torn, empty, mistyped, local, a_path_for_a_hash])
+@pytest.mark.parametrize(
+    "damage",
+    [torn, empty, mistyped, of_another_version, without_a_version, negative, local, a_path_for_a_hash],
+)
 def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -74,7 +89,7 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
     Cache(tmp_path, 1).make()
     locks = []
     for name in ("damaged", "whole"):
-        request = CacheRequest((RequestedShard(f"s3://test/{name}.tar", 3, SHA256[name], Storage(), True),), 100, 4)
+        request = CacheRequest(2, (RequestedShard(f"s3://test/{name}.tar", 3, SHA256[name], Storage(), True),), 100, 4)
         content = json.dumps(asdict(request)).encode()
         (tmp_path / "requests" / f"{name}.json").write_bytes(damage(content) if name == "damaged" else content)
         locks.append(locked(tmp_path / "requests" / f"{name}.lock"))
@@ -86,6 +101,7 @@ def test_the_downloader_skips_a_damaged_request_and_serves_the_others(
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [f"{SHA256['whole']}.tar"]
     (record,) = caplog.records
     assert "requests/damaged.json: not a request for shards (" in record.message
+    assert [path.name for path in (tmp_path / "requests").glob("*.refused")] == ["damaged.refused"]
     for lock in locks:
         lock.close()
 
@@ -101,7 +117,7 @@ from data.index import read_index
 index = replace(read_index(sys.argv[1]), folder="s3://test")
 reader = CachedShards(Cache(Path(sys.argv[2]), 10**9), Dataset(index))
 reader.request([0], [])
-assert reader._downloader.poll() is None
+assert reader._downloader.own.poll() is None
 reader.close()
 """
 

@@ -1,5 +1,6 @@
 """Shards, their index and labels, the images and labels in them, and the folder of a build."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -7,6 +8,7 @@ import random
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ from data.building.build import build_shards
 from data.building.build_folder import BuildFolder, BuildPlan, ReadOptions, WriteOptions
 from data.building.build_record import RECORD_NAME, read_record
 from data.building.class_folders import Selection
+from data.building.class_tars import Content, Lost
 from data.building.conversion import Conversion
+from data.building.formats import NotTaken
+from data.building.tar_members import DAMAGES, members, open_seekable, open_stream
 from data.classes.labels import LabelReader
 from data.dataset import Dataset, open_dataset
+from data.errors import DataError
 from data.images.decode import MAX_PIXELS, DecodeError, decode
 from data.images.orientation import is_turned
 from data.index import (
@@ -33,10 +39,12 @@ from data.index import (
     read_index,
     read_labels,
 )
+from data.indexing.inference import GivenFields, infer_fields, read_head
 from data.indexing.verify import verify_shards
 from data.remote.storage import Storage
 from data.shard import BrokenSample, Shard
 from data.tar import read_tar
+from pipeline.preflight.shards import unreadable
 from tests.fuzzing.campaign import Fuzz, SilentAcceptance, Target
 from tests.fuzzing.mutation import damaged_bytes, damaged_json, damaged_tar, damaged_value
 
@@ -125,6 +133,46 @@ def _tar_bytes(folder: Path) -> Fuzz:
 
 def _tar_headers(folder: Path) -> Fuzz:
     return _shard(folder, _tars(), damaged_tar)
+
+
+def _tar_source(folder: Path) -> Fuzz:
+    """As a source of images, read in each of the ways in which `shards build` reads tars."""
+    seeds = _tars()
+
+    def read(content: bytes) -> None:
+        for opened in (open_seekable, open_stream):
+            with contextlib.suppress(*DAMAGES):
+                for member in members(partial(_opened, opened, content)):
+                    if member.path.startswith("/"):
+                        raise SilentAcceptance("a member outside of its tar")
+                    with contextlib.suppress(NotTaken, Lost):
+                        image = Content(member)
+                        image.use(member.path)
+                        image.all()
+
+    return Fuzz(lambda rng: damaged_tar(rng, rng.choice(seeds)), read)
+
+
+def _opened(opened: Any, content: bytes) -> Any:
+    file = io.BytesIO(content)
+    if opened is open_stream:
+        return open_stream(file, 2**16, lambda kind: None)
+    return open_seekable(file, lambda kind: None)
+
+
+def _tar_head(folder: Path) -> Fuzz:
+    """The first samples, from which `shards index` infers what the members are, and which `doctor` reads."""
+    seeds, path = _tars(), folder / "s.tar"
+    entry = ShardEntry("s.tar", 1, 512, "0" * 64)
+    index = ShardIndex(str(folder), _CLASSES, ("jpg", "png"), LabelFormat(), (entry,))
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        with contextlib.suppress(DataError):
+            unreadable(index, Storage())
+        infer_fields(read_head(str(path), Storage(), GivenFields()), GivenFields())
+
+    return Fuzz(lambda rng: damaged_tar(rng, rng.choice(seeds)), read)
 
 
 def _dataset(folder: Path) -> ShardIndex:
@@ -293,6 +341,8 @@ def _build_record(folder: Path) -> Fuzz:
 TARGETS = [
     Target("tar-bytes", _tar_bytes),
     Target("tar-headers", _tar_headers),
+    Target("tar-source", _tar_source),
+    Target("tar-head", _tar_head),
     Target("index", _index),
     Target("labels", _labels),
     Target("verification", _verification),

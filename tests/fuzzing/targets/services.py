@@ -33,7 +33,7 @@ _PAGE = '<html><a href="a.tar">a</a> <a href="b/">b</a> <a href="?C=N">n</a> <a 
 def _cache_request(folder: Path) -> Fuzz:
     """The request of a reader, as the downloader of the node reads it."""
     shard = RequestedShard("s3://bucket/a.tar", 512, "0" * 64, Storage(), True)
-    seed = asdict(CacheRequest((shard,), 10**9, 4))
+    seed = asdict(CacheRequest(2, (shard,), 10**9, 4))
 
     def read(content: bytes) -> None:
         for one in parse_json(CacheRequest, content).shards:
@@ -46,7 +46,7 @@ def _cache_request(folder: Path) -> Fuzz:
 
 def _downloader(folder: Path) -> Fuzz:
     """The same through a downloader without anything to download."""
-    seed = asdict(CacheRequest((), 10**9, 4))
+    seed = asdict(CacheRequest(2, (), 10**9, 4))
     downloader = Downloader(folder)
     path = folder / "requests" / "r.json"
 

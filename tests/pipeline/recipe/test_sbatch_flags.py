@@ -17,6 +17,21 @@ from pipeline.recipe.sections import JobResources
         ("-o", "the program sets --output itself"),
         ("--chdir=/", "the program sets --chdir itself"),
         ("--no-requeue", "the program sets --no-requeue itself"),
+        ("--chd=/", "the program sets --chdir itself"),
+        ("--workdir=/", "the program sets --workdir itself"),
+        ("--export=", "the program sets --export itself"),
+        ("--wra=true", "the program sets --wrap itself"),
+        ("-D/", "the program sets --chdir itself"),
+        ("-HD/", "the program sets --chdir itself"),
+        ("-sHo/home/x/.bashrc", "the program sets --output itself"),
+        ("-vvW", "the program sets --wait itself"),
+        ("--tasks-per-node=2", "'--tasks-per-node=2' is not given as a flag; set resources.ranks"),
+        ("-hx", "with --help, nothing is submitted"),
+        # The word behind the flags is the batch script: sbatch would run what comes after it, which is from a recipe.
+        ("-x", "'-x' would take the next word for its value; write it as one word: -xVALUE"),
+        ("-Hx", "'-Hx' would take the next word for its value"),
+        ("--comment", "'--comment' would take the next word for its value; write --comment=VALUE"),
+        ("--nodel", "'--nodel' would take the next word for its value"),
     ],
 )
 def test_options_that_the_program_gives_are_refused_as_flags(flag: str, message: str) -> None:
@@ -26,5 +41,16 @@ def test_options_that_the_program_gives_are_refused_as_flags(flag: str, message:
 
 
 def test_other_options_of_sbatch_are_accepted() -> None:
-    flags = ("--exclusive", "--nodelist=node[1-4]", "-x", "--hold", "--mem-per-gpu=80G", "--gres=nvme:1", "--nice=5")
+    flags = (
+        "--exclusive",
+        "--nodelist=node[1-4]",
+        "-xnode5",
+        "--hold",
+        "-s",
+        "-Hwnode[D-o]",
+        "--verb",
+        "--mem-per-gpu=80G",
+        "--gres=nvme:1",
+        "--nice=5",
+    )
     assert JobResources(flags=flags).flags == flags

@@ -7,10 +7,10 @@ structure of timm's `coatnet_0` to `coatnet_5` are taken for those. The weights 
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from models.differences import Difference, layout_text, matching_blocks
 from models.mbconv import EXPANSION, SQUEEZE
 from models.timm_names import table_shape
 from models.timm_options import GELUS, POOL_TYPES, STRIDE_MODES
@@ -32,20 +32,6 @@ _PAPER = {
     "conv_padding": "",
 }
 """Of timm's `coatnet_0` to `coatnet_5`, by the arguments of `timm.create_model`, what tensors do not show."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A part of the model that the weights have in another form than the variant."""
-
-    part: str
-    theirs: str
-    ours: str
-    option: str | None
-    """The setting of a recipe that would match, such as `model.pool: average`; None where there is none."""
-
-    def __str__(self) -> str:
-        return f"{self.part}: {self.theirs} there, {self.ours} here{'' if self.option else ', without an option'}"
 
 
 class TimmWeights:
@@ -151,40 +137,12 @@ class _Part(NamedTuple):
         return not self.hidden and self.name not in ("blocks", "size of an attention head")
 
 
-def _shown(stem: int, stages: Iterable[BlockStage]) -> str:
-    """As in the table of `coatnet models`, with the strides that are not 2."""
-    blocks = (
-        f"{'C' if stage.kind == 'mbconv' else 'T'}{stage.depth}x{stage.width}"
-        f"{'' if stage.stride == 2 else f' (stride {stage.stride})'}"
-        for stage in stages
-    )
-    return " ".join([str(stem), *blocks])
-
-
 def _their_blocks(weights: TimmWeights) -> str:
     return (
-        _shown(*weights.layout) if weights.layout else "stages of several kinds of blocks, or of others than CoAtNet's"
+        layout_text(*weights.layout)
+        if weights.layout
+        else "stages of several kinds of blocks, or of others than CoAtNet's"
     )
-
-
-def _matching_blocks(theirs: str, variant: Variant) -> str | None:
-    for name, other in VARIANTS.items():
-        if _shown(other.stem_width, other.stages) == theirs:
-            return f"model.name: {name}"
-    words = theirs.split()
-    if re.fullmatch(r"\d+( [CT]\d+x\d+)+", theirs) is None:
-        return None
-    kinds = ["mbconv" if word[0] == "C" else "transformer" for word in words[1:]]
-    sizes = [tuple(map(int, word[1:].split("x"))) for word in words[1:]]
-    depths, widths = [depth for depth, _ in sizes], [int(words[0]), *(width for _, width in sizes)]
-    fits = [
-        n for n, v in VARIANTS.items() if [s.kind for s in v.stages] == kinds and {s.stride for s in v.stages} == {2}
-    ]
-    same = [s.kind for s in variant.stages] == kinds and {s.stride for s in variant.stages} == {2}
-    if not fits or variant.stem != "convolutions":
-        return None
-    settings = f"model.depths: {depths} and model.widths: {widths}"
-    return settings if same else f"model.name: {fits[0]} with {settings}"
 
 
 def _expansion(place: tuple[int, int], block: Mapping[str, Sequence[int]]) -> str | None:
@@ -266,7 +224,7 @@ def _convolution_epsilon(variant: Variant) -> float:
 
 
 _PARTS: tuple[_Part, ...] = (
-    _Part("blocks", _their_blocks, lambda v: _shown(v.stem_width, v.stages), _matching_blocks),
+    _Part("blocks", _their_blocks, lambda v: layout_text(v.stem_width, v.stages), matching_blocks),
     _Part(
         "widths of the stem's two convolutions",
         lambda w: ", ".join(str(w.shapes[f"stem.conv{n}.weight"][0]) for n in (1, 2)),
@@ -347,17 +305,6 @@ _PARTS: tuple[_Part, ...] = (
 
 _AS_TIMM = VARIANTS["coatnet_0"]
 """What can be seen of timm's `coatnet_0`, but for its sizes."""
-
-
-def differences_text(differences: Sequence[Difference], model: str) -> str:
-    """A line for each difference from the `model` of a recipe, and which settings match those weights, if all can."""
-    lines = "\n  ".join(map(str, differences))
-    options = [difference.option for difference in differences]
-    settings = list(dict.fromkeys(option for option in options if option))
-    names = [setting.partition(":")[0] for setting in settings]
-    matched = None not in options and len(set(names)) == len(names)
-    what = f"set {', '.join(settings)}" if matched else "no setting matches all of it; start from other weights"
-    return f"these weights are of another architecture than {model} of the recipe:\n  {lines}\n{what}"
 
 
 def _argument_text(weights: TimmWeights, argument: str, none: str) -> str | None:

@@ -61,9 +61,11 @@ class Facts:
     def locations(self) -> list[str]:
         """Everything that the stage reads and writes by `data.storage`."""
         data = self.stage.data
-        stages = [self.stage, *([self.recipe.stages[self.stage.start_from]] if self.stage.start_from else [])]
+        stage = self.stage
+        stages = [stage, *([self.recipe.stages[stage.start_stage]] if stage.start_stage else [])]
         checkpoints = [stage.checkpoint.folder for stage in stages if isinstance(stage, TrainStage)]
-        return [*self.shards, *(f for f in (data.label_map, data.validation_label_map, *checkpoints) if f)]
+        others = (data.label_map, data.validation_label_map, stage.start_source, *checkpoints)
+        return [*self.shards, *(location for location in others if location)]
 
 
 class Row(NamedTuple):

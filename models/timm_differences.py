@@ -190,6 +190,11 @@ _HEAD_OPTIONS = {
 }
 
 
+def _stem_widths(weights: TimmWeights) -> str:
+    first, second = (weights.shapes[f"stem.conv{number}.weight"][0] for number in (1, 2))
+    return "equal" if first == second else f"{first} and {second}"
+
+
 def _head(weights: TimmWeights) -> str:
     if "head.norm.weight" not in weights.shapes:
         return "norm, then pooling, and no hidden layer"
@@ -225,11 +230,7 @@ def _convolution_epsilon(variant: Variant) -> float:
 
 _PARTS: tuple[_Part, ...] = (
     _Part("blocks", _their_blocks, lambda v: layout_text(v.stem_width, v.stages), matching_blocks),
-    _Part(
-        "widths of the stem's two convolutions",
-        lambda w: ", ".join(str(w.shapes[f"stem.conv{n}.weight"][0]) for n in (1, 2)),
-        lambda v: f"{v.stem_width}, {v.stem_width}",
-    ),
+    _Part("widths of the stem's two convolutions", _stem_widths, lambda v: "equal"),
     _Part(
         "norm of stem and MBConv", _norm, lambda v: v.convolution_norm,
         lambda kind, _: f"model.convolution_norm: {kind}",

@@ -22,7 +22,7 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 def weight_file_at(location: str, storage: Storage) -> str | None:
     """The file of weights that `location` means: itself, or that of a folder with a `config.json`; None for others."""
-    if location.partition("?")[0].endswith(READABLE):
+    if location.partition("?")[0].endswith(READABLE) or (not is_remote(location) and Path(location).is_file()):
         return location
     for name in FOLDER_FILES:
         if all(_exists(join(location, part), storage) for part in ("config.json", name)):

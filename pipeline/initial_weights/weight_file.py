@@ -6,8 +6,10 @@ torch files are read by `weights_only=True` alone: they are never unpickled othe
 import argparse
 import json
 import pickle
+import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,12 +135,12 @@ def _torch_file(path: Path, location: str, values: bool) -> WeightFile:
     content = _loaded(path, location, values)
     if not isinstance(content, dict):
         raise ConfigError(f"{_shown(location)}: holds a {type(content).__name__}; a dictionary of tensors is needed")
-    inner = next((content[key] for key in _RAW if isinstance(content.get(key), dict)), None)
-    averaged = next((content[key] for key in _AVERAGED if isinstance(content.get(key), dict)), None)
+    inner, averaged = (_nested(content, keys) for keys in (_RAW, _AVERAGED))
     raw, mixed = _tensors(content if inner is None else inner)
     if not raw:
         raise ConfigError(f"{_shown(location)}: has no tensors under names; a dictionary of tensors is needed")
-    others = mixed if inner is None else [*mixed, *(key for key in content if content[key] not in (inner, averaged))]
+    if inner is not None:
+        mixed += [str(key) for key, value in content.items() if value is not inner and value is not averaged]
     script = content.get("args") if inner is not None else None
     arguments = getattr(script, "model_kwargs", None)
     architecture = content.get("arch") if inner is not None else None
@@ -146,16 +148,21 @@ def _torch_file(path: Path, location: str, values: bool) -> WeightFile:
         raw,
         _tensors(averaged)[0] if averaged is not None else None,
         {},
-        tuple(map(str, others)),
+        tuple(mixed),
         architecture if isinstance(architecture, str) else None,
         arguments if isinstance(arguments, dict) else None,
     )
 
 
+def _nested(content: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[Any, Any] | None:
+    return next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
+
+
 def _loaded(path: Path, location: str, values: bool) -> Any:
     device = "cpu" if values else "meta"
     # timm's training script stores its options in a Namespace, which holds plain values and runs nothing.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about files of other versions, which are read or refused all the same
         try:
             try:
                 return torch.load(path, map_location=device, weights_only=True, mmap=True)
@@ -163,7 +170,8 @@ def _loaded(path: Path, location: str, values: bool) -> Any:
                 return torch.load(path, map_location=device, weights_only=True)
         except pickle.UnpicklingError as error:
             reason = " ".join(str(error).split())
-            reason = reason.partition("GLOBAL ")[2].partition(" was not an allowed")[0] or reason.partition(". ")[0]
+            named = re.search(r"GLOBAL (\S+)", reason)
+            reason = named[1] if named else reason.partition(". ")[0]
             raise ConfigError(
                 f"{_shown(location)}: holds more than tensors and plain values ({reason[:120]}), and is not unpickled, "
                 "since that can run any code; where you trust it, save its state_dict alone as a safetensors file"

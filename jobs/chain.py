@@ -56,8 +56,8 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
         if plan is None:
             continue
         plans[name] = plan
-        if stage.start_from in plans:
-            check_start_classes(plan, plans[stage.start_from])
+        if stage.start_stage in plans:
+            check_start_classes(plan, plans[stage.start_stage])
         _check_places(plan, recipe)
         check_final_checkpoint(recipe, name)
     frozen = frozen_recipe(recipe)
@@ -111,8 +111,12 @@ def _planned(recipe: Recipe, name: str, console: Console) -> Plan | None:
 
 
 def _check_places(plan: Plan, recipe: Recipe) -> None:
-    """Whether the run folder, and the place of the checkpoints, are those of this run."""
+    """Whether the run folder, and the place of the checkpoints, are those of this run, and what it starts from fits."""
     folder = run_folder(recipe, plan.name)
+    if plan.stage.start_source and not continues_alone(recipe, plan.name):
+        from pipeline.initial_weights.start import checked_start  # torch, which only such stages need here
+
+        checked_start(plan, folder)
     folder.check(plan, start_digest(recipe, plan.name))
     if isinstance(plan, TrainPlan):
         refuse_foreign_place(checkpoint_store(folder, plan.stage), folder)
@@ -127,8 +131,8 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
         remark = check_final_checkpoint(recipe, plan.name)
         print_line(console, (plan.name, "bold"), f"  done before{'; ' if remark else ''}{remark}")
         return
-    if plan.stage.start_from and not continues_alone(recipe, plan.name):
-        final_checkpoint(recipe, plan.stage.start_from)  # refused once, rather than by every rank
+    if plan.stage.start_stage and not continues_alone(recipe, plan.name):
+        final_checkpoint(recipe, plan.stage.start_stage)  # refused once, rather than by every rank
     _note_slurm_settings(plan, recipe, console)
     folder.create()
     frozen.write()

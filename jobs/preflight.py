@@ -6,8 +6,10 @@ from data.errors import CoatnetError
 from data.remote.cache import Cache
 from jobs.scheduler.dry_run import dry_run
 from pipeline.checkpoints.claim import refuse_foreign_place
+from pipeline.checkpoints.lost import continues_alone
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
+from pipeline.initial_weights.start import checked_start
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
@@ -55,7 +57,8 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe) ->
         yield from unused_settings(Facts(written, name, training, slurm))
         if plan is not None:
             plans[name] = plan
-            yield from _assess_classes(plan, plans.get(stage.start_from or ""))
+            yield from _assess_classes(plan, plans.get(stage.start_stage or ""))
+            yield from _assess_start(plan, recipe)
         if plan is not None and not slurm and 0 < (need := _cache_need(plan)) <= plan.cache.bytes:
             caches.append(plan.cache)
             yield assess_cache_space(name, plan.cache, need)
@@ -94,6 +97,21 @@ def _assess_classes(plan: Plan, start: Plan | None) -> Findings:
         others = start is not None and plan.classes != start.classes
         new = f", others than those of stage {start.name}: it starts with a new classifier" if start and others else ""
         found.ok(f"{class_list(plan.classes)}{new}")
+    return found
+
+
+def _assess_start(plan: Plan, recipe: Recipe) -> Findings:
+    """What the stage takes from weights outside of the recipe, as long as it needs them."""
+    found = Findings(plan.name)
+    with found.capture():
+        if plan.stage.start_source and not continues_alone(recipe, plan.name):
+            beginning = checked_start(plan, run_folder(recipe, plan.name))
+            for line in beginning.announcements(plan) if beginning else ():
+                warns = line.startswith("warning: ")
+                if warns:
+                    found.warning(f"start_from: {line.removeprefix('warning: ')}", "make sure that this is right")
+                else:
+                    found.ok(f"start_from: {line}")
     return found
 
 

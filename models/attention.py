@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.drop import Kept
+from models.options import APPROXIMATION
 from models.pool import pool_by_two
 from models.relative_bias import RelativeBias
 from models.variants import Variant
@@ -60,13 +61,14 @@ class RelativeAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear - GELU - Linear with a hidden width of four times the output's."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, variant: Variant) -> None:
         super().__init__()
+        self.gelu = APPROXIMATION[variant.gelu]
         self.expand = nn.Linear(width, 4 * width)
         self.shrink = nn.Linear(4 * width, width)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        y_BHWC: Tensor = self.shrink(F.gelu(self.expand(x_BHWC), approximate="tanh"))
+        y_BHWC: Tensor = self.shrink(F.gelu(self.expand(x_BHWC), approximate=self.gelu))
         return y_BHWC
 
 
@@ -90,11 +92,11 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.pool = variant.pool
-        self.attention_norm = nn.LayerNorm(in_width, eps=1e-5)
+        self.attention_norm = nn.LayerNorm(in_width, eps=variant.layer_norm_epsilon)
         self.attention = RelativeAttention(in_width, width, grid=grid, variant=variant)
         self.shortcut = nn.Linear(in_width, width) if in_width != width else nn.Identity()
-        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-5)
-        self.feed_forward = FeedForward(width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=variant.layer_norm_epsilon)
+        self.feed_forward = FeedForward(width, variant)
 
     def _pool(self, x_BHWC: Tensor) -> Tensor:
         return pool_by_two(x_BHWC, self.pool) if self.stride == 2 else x_BHWC

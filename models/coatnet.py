@@ -18,7 +18,7 @@ from models.initialization import initialize_parameters
 from models.mbconv import MBConv
 from models.model_facts import ModelFacts
 from models.norm import BatchNorm, convolution_norm
-from models.options import CheckpointingPolicy
+from models.options import APPROXIMATION, CheckpointingPolicy
 from models.relative_bias import RelativeBias
 from models.variants import BlockStage, Variant
 
@@ -30,12 +30,13 @@ class Stem(nn.Module):
         super().__init__()
         width = variant.stem_width
         self.conv1 = nn.Conv2d(3, width, 3, stride=variant.stem_stride, padding=1)
-        self.norm = convolution_norm(variant.convolution_norm, width, variant.batch_norm_momentum)
+        self.norm = convolution_norm(width, variant)
+        self.gelu = APPROXIMATION[variant.gelu]
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x = self.conv1(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = F.gelu(self.norm(x), approximate="tanh")
+        x = F.gelu(self.norm(x), approximate=self.gelu)
         y_BCHW: Tensor = self.conv2(x.permute(0, 3, 1, 2))
         return y_BCHW.permute(0, 2, 3, 1)
 
@@ -59,10 +60,10 @@ class Head(nn.Module):
     identity where the variant has none, as is the classifier for 0 classes.
     """
 
-    def __init__(self, width: int, num_classes: int, *, hidden_layer: bool) -> None:
+    def __init__(self, width: int, num_classes: int, variant: Variant) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.hidden = nn.Linear(width, width) if hidden_layer else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=variant.layer_norm_epsilon)
+        self.hidden = nn.Linear(width, width) if variant.head_hidden_layer else nn.Identity()
         self.classifier = nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x_BHWC: Tensor, pre_logits: bool = False) -> Tensor:
@@ -118,7 +119,7 @@ class CoAtNet(nn.Module):
             self._note_feature(len(blocks), width, stride)
         self.blocks = nn.ModuleList(blocks)
         self.num_features = width
-        self.head = Head(width, num_classes, hidden_layer=variant.head_hidden_layer)
+        self.head = Head(width, num_classes, variant)
         last = max(1, len(blocks) - 1)
         rates = [drop_path_rate * number / last for number in range(len(blocks))]
         self.drop_rates = [(r,) * block.branches if r > 0.0 else () for r, block in zip(rates, blocks, strict=True)]

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from models.drop import Kept
 from models.norm import convolution_norm
+from models.options import APPROXIMATION
 from models.pool import pool_by_two
 from models.variants import Variant
 
@@ -60,11 +61,12 @@ class MBConv(nn.Module):
         super().__init__()
 
         def norm(width: int) -> nn.Module:
-            return convolution_norm(variant.convolution_norm, width, variant.batch_norm_momentum)
+            return convolution_norm(width, variant)
 
         hidden = EXPANSION * width
         self.stride = stride
         self.pool = variant.pool
+        self.gelu = APPROXIMATION[variant.gelu]
         self.expansion_stride = stride if variant.stride_in == "expansion" else 1
         depthwise_stride = stride // self.expansion_stride
         self.shortcut = nn.Linear(in_width, width) if in_width != width else nn.Identity()
@@ -80,9 +82,9 @@ class MBConv(nn.Module):
         """(B, H, W, in_width) -> (B, H/stride, W/stride, width); `kept` has one entry."""
         shortcut: Tensor = self.shortcut(pool_by_two(x_BHWC, self.pool) if self.stride == 2 else x_BHWC)
         y: Tensor = self.norm(x_BHWC)[:, :: self.expansion_stride, :: self.expansion_stride]
-        y = F.gelu(self.expand_norm(self.expand(y)), approximate="tanh")
+        y = F.gelu(self.expand_norm(self.expand(y)), approximate=self.gelu)
         y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = F.gelu(self.depthwise_norm(y), approximate="tanh")
+        y = F.gelu(self.depthwise_norm(y), approximate=self.gelu)
         y = self.shrink(y, self.squeeze_excitation(y))
         # All samples are computed, for BatchNorm's statistics.
         return shortcut + y if kept is None else kept[0].add(shortcut, kept[0].of(y))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.options import ConvolutionNorm
+from models.variants import Variant
 
 
 class BatchNorm(nn.Module):
@@ -57,9 +57,11 @@ class BatchNorm(nn.Module):
         self.running_var.fill_(1.0)
 
 
-def convolution_norm(kind: ConvolutionNorm, width: int, momentum: float) -> nn.Module:
+def convolution_norm(width: int, variant: Variant) -> nn.Module:
     """The norm of a convolutional part: BatchNorm, or LayerNorm over the channels."""
-    return BatchNorm(width, momentum=momentum) if kind == "batch" else nn.LayerNorm(width, eps=1e-5)
+    if variant.convolution_norm == "layer":
+        return nn.LayerNorm(width, eps=variant.layer_norm_epsilon)
+    return BatchNorm(width, eps=variant.batch_norm_epsilon, momentum=variant.batch_norm_momentum)
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:

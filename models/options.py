@@ -14,6 +14,12 @@ Pooling = Literal["max", "average"]
 StridePlace = Literal["expansion", "depthwise"]
 """Where MBConv strides: in its first 1x1 convolution or in the depthwise one."""
 
+Gelu = Literal["tanh", "exact"]
+"""GELU by its approximation with tanh, as in MaxViT's code, or by the error function, as timm has it."""
+
+APPROXIMATION: dict[Gelu, str] = {"tanh": "tanh", "exact": "none"}
+"""What `torch.nn.functional.gelu` calls them."""
+
 CheckpointingPolicy = Literal["none", "every_block", "mbconv"] | int
 """Which blocks are recomputed in the backward: none, all, the convolutional ones (stem and MBConv, which have the
 largest activations), or every k-th one. The stem counts as a block."""

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
+from models.options import BiasPlace, ConvolutionNorm, Gelu, Pooling, StridePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,12 @@ class Variant:
     """Linear(D, D) - tanh before the classifier, which the published parameter counts need."""
     stem: Literal["convolutions", "patches"] = "convolutions"
     """Two 3x3 convolutions of stride 2 together, or one 16x16 convolution of stride 16 as in ViT."""
+    gelu: Gelu = "tanh"
+    """The form of the activation in stem, MBConv and feed-forward."""
+    batch_norm_epsilon: float = 1e-3
+    """What BatchNorm adds to a variance; MaxViT's value, and timm has 1e-5."""
+    layer_norm_epsilon: float = 1e-5
+    """What LayerNorm adds to a variance; MaxViT's value, and timm has 1e-6."""
     batch_norm_momentum: float = 0.01
     """Share of the new statistics per step, in torch's sense."""
     weight_std: float | None = 0.02
@@ -56,6 +62,8 @@ class Variant:
         numbers = (self.head_size, self.stem_width, *(n for stage in self.stages for n in (stage.depth, stage.width)))
         if not self.stages or min(numbers) <= 0:
             raise ValueError(f"head_size, depths and widths must be positive: {self.head_size}, {self.stages}")
+        if min(self.batch_norm_epsilon, self.layer_norm_epsilon) <= 0:
+            raise ValueError("batch_norm_epsilon and layer_norm_epsilon must be positive")
         for stage in self.stages:
             if stage.kind == "transformer" and stage.width % self.head_size:
                 raise ValueError(

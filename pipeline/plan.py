@@ -328,10 +328,11 @@ def check_model(recipe: Recipe, stage: Stage, where: str) -> None:
             f"{where}resolution: {stage.resolution} is no multiple of {variant.stride}, as {stage.model.name} needs; "
             f"{lower} is"
         )
-    if stage.start_from is not None and recipe.stages[stage.start_from].model.variant != variant:
-        other = recipe.stages[stage.start_from].model
+    start = stage.start_stage
+    if start is not None and recipe.stages[start].model.variant != variant:
+        other = recipe.stages[start].model
         raise ConfigError(
-            f"{where}model: {_described(stage.model)} cannot start from stage {stage.start_from}, which trains "
+            f"{where}model: {_described(stage.model)} cannot start from stage {start}, which trains "
             f"{_described(other)}; use one model"
         )
 

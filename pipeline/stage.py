@@ -4,20 +4,18 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from data.remote.storage import Storage
-from pipeline.checkpoints.resume import open_verified
 from pipeline.checkpoints.saved import if_repeated
 from pipeline.errors import BEGUN_FILE, ConfigError
 from pipeline.evaluate import evaluate
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
+from pipeline.initial_weights.start import fitted_start
 from pipeline.memory_estimate import out_of_memory
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
@@ -29,11 +27,9 @@ from pipeline.ranks.rendezvous import check_world_size, read_rendezvous
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.event_log import Event, EventLog
 from pipeline.runs.run_folder import (
-    classes_digest,
     final_checkpoint,
     rank_digest,
     refuse_other_data,
-    relative_location,
     run_folder,
     start_digest,
 )
@@ -42,7 +38,7 @@ from pipeline.runs.stage_result import StageResult
 from pipeline.shard_verification import ShardVerification
 from pipeline.train import train
 from pipeline.training.training_run import RunContext
-from pipeline.weights import build_model, load_weights, starting_weights, to_precision
+from pipeline.weights import build_model, to_precision
 
 
 def run_stage(
@@ -77,10 +73,11 @@ def run_stage(
     plan = plan_stage(recipe, name, world_size, look_at_shards=rank == 0)
     check_world_size(name, plan.stage.resources.ranks, found)
     refuse_other_data(plan)
-    start = plan.stage.start_from
-    done = start is not None and run_folder(recipe, start).result() is not None
+    start = plan.stage.start_stage
+    start_from = plan.stage.start_source
     # A training stage with checkpoints of its own continues without the one that it started from.
-    start_from = final_checkpoint(recipe, start) if start and (done or not isinstance(plan, TrainPlan)) else None
+    if start and (run_folder(recipe, start).result() is not None or not isinstance(plan, TrainPlan)):
+        start_from = final_checkpoint(recipe, start)
     folder.create(rank)
     console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
@@ -140,15 +137,14 @@ def _refuse_different_recipes(plan: Plan, ranks: Ranks) -> None:
 
 
 def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
-    """Evaluate the checkpoint `start_from`, without DeepSpeed. A signal ends it at once: there is nothing to save."""
+    """Evaluate the model at `start_from`, without DeepSpeed. A signal ends it at once: there is nothing to save."""
     folder, ranks, stage = context.folder, context.ranks, plan.stage
     dtype = model_dtype(stage.precision)
     model = build_model(plan, ranks.device)
-    storage = Storage(**stage.data.storage.model_dump())
-    with closing(open_verified(start_from, ranks, storage, folder.checkpoints)) as start:
-        load_weights(model, start, stage.start_weights, classes_digest(plan))
-        beginning = starting_weights(plan, model, start, relative_location(start_from, folder))
-    chosen, step = beginning.weights, beginning.step
+    fitted = fitted_start(plan, start_from, folder, model, ranks, folder.checkpoints)
+    fitted.fill(model)
+    beginning = fitted.beginning
+    chosen, step = beginning.weights, beginning.step or 0
     to_precision(model, dtype)
     model.eval()
     with (
@@ -173,7 +169,8 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
                 stage=plan.name,
                 steps=step,
                 images_per_second=round(accuracy.samples / seconds, 1),
-                checkpoint=relative_location(start_from, folder),
+                checkpoint=beginning.checkpoint,
+                starting_weights=beginning.facts(plan),
                 weights=chosen,
                 validation=accuracy.figures,
                 classes=accuracy.table(plan.classes),

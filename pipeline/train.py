@@ -1,18 +1,19 @@
 """One training stage on one rank, read top to bottom: build, resume, loop, publish."""
 
 import time
-from contextlib import closing
 from functools import partial
 
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts, read_manifest
-from pipeline.checkpoints.resume import newest_intact, open_verified
+from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
+from pipeline.initial_weights.start import fitted_start
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan
+from pipeline.runs.announcements import started_with
 from pipeline.runs.continuation import changes_since, computed_with
 from pipeline.runs.run_folder import digests, relative_location
 from pipeline.runs.stage_result import StageResult
@@ -20,7 +21,7 @@ from pipeline.shard_verification import ShardVerification
 from pipeline.training.images import imagenet_preprocessing
 from pipeline.training.training_run import RunContext, StartPoint, TrainingRun
 from pipeline.training.training_state import TrainingState
-from pipeline.weights import build_model, fitted_weights, starting_weights
+from pipeline.weights import build_model
 from pipeline.zero.engine import build_engine
 
 
@@ -32,8 +33,8 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     Args:
         plan: of the stage.
         context: what it runs in.
-        start_from: location of the checkpoint that an earlier stage ended with, if the stage starts from one that is
-            done.
+        start_from: path or URL of the weights that the stage starts from: the checkpoint that an earlier stage ended
+            with, if that is done, or what the recipe names.
 
     Raises:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
@@ -74,9 +75,9 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             raise ConfigError(
                 f"stage {stage.start_from} is not done, and {plan.name} has no checkpoint yet; run it first"
             )
-        with closing(open_verified(start_from, ranks, store.storage, store.scratch)) as earlier:
-            weights = fitted_weights(model, earlier, stage.start_weights, facts.digests.classes_digest)
-            beginning = starting_weights(plan, model, earlier, relative_location(start_from, folder))
+        fitted = fitted_start(plan, start_from, folder, model, ranks, store.scratch)
+        fitted.fill_buffers(model)
+        weights, beginning = fitted.parameters, fitted.beginning
     state = TrainingState(build_engine(model, stage, ranks), ranks, stage.ema_decay)
 
     # Resume.
@@ -153,6 +154,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
                 samples=plan.steps * stage.batch.global_size,
                 images_per_second=round(images / seconds, 1) if images else None,
                 checkpoint=relative_location(store.at(plan.steps), folder),
+                starting_weights=started_with(folder.events),
                 weights="ema" if run.evaluates_average else "raw",
                 validation=accuracy.figures,
                 classes=accuracy.table(plan.classes),

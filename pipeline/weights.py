@@ -1,7 +1,5 @@
 """A stage's model, and weights of an earlier stage's checkpoint fitted to it."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +12,6 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
 from pipeline.recipe.sections import WhichWeights
-from pipeline.runs.announcements import StartingWeights
 
 
 def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:
@@ -53,26 +50,6 @@ def fitted_weights(
     if classes_digest is not None and checkpoint.manifest.facts.run.digests.classes_digest != classes_digest:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.classifier.")}
     return weights
-
-
-def resized_tables(model: CoAtNet, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """How many relative position tables of parameters with these `shapes` are resized for `model`, by the sizes before
-    and after, such as `13 x 13 to 23 x 23`."""
-    counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        if name.endswith(".table") and tuple(shapes[name]) != tuple(parameter.shape):
-            sizes = (" x ".join(map(str, shape[1:])) for shape in (shapes[name], parameter.shape))
-            counts[" to ".join(sizes)] += 1
-    return dict(counts)
-
-
-def starting_weights(plan: Plan, model: CoAtNet, checkpoint: Checkpoint, location: str) -> StartingWeights:
-    """What `fitted_weights` takes from the `checkpoint` at `location`, as in `result.json`, and what it changes."""
-    facts = checkpoint.manifest.facts
-    resized = resized_tables(model, checkpoint.shapes)
-    return StartingWeights(
-        location, facts.step, chosen_weights(checkpoint, plan.stage.start_weights), facts.run, resized
-    )
 
 
 def load_weights(

@@ -70,7 +70,7 @@ def chain_jobs(recipe: Recipe, folder: SubmissionFolder, shards: tuple[Recipe, S
         chain.append(
             ChainJob(
                 name=name,
-                waits_for=stage.start_from or last_before_stages,
+                waits_for=stage.start_stage or last_before_stages,
                 done=_is_done(recipe, name),
                 options=stage_options(recipe, name, folder),
                 script=batch_script(stage),

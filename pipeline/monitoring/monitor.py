@@ -103,11 +103,10 @@ class Monitor:
         self.notify(f"{'warning: ' if warns else ''}{mixing.what}{fix}", show=warns)
 
     def starting_weights(self, weights: StartingWeights) -> None:
-        """Show what the stage takes from the checkpoint of an earlier one."""
+        """Show what the stage takes from weights that it did not train."""
         if self._leads:
-            result = self._folder.beside(weights.earlier.stage).result()
-            self._folder.events.record(Event.WEIGHTS, **weights.facts(self._plan, result))
-            for line in weights.announcements(self._plan, result):
+            self._folder.events.record(Event.WEIGHTS, **weights.facts(self._plan))
+            for line in weights.announcements(self._plan):
                 self.notify(line)
 
     def changes(self, changes: Sequence[Change]) -> None:

@@ -61,9 +61,11 @@ class Facts:
     def locations(self) -> list[str]:
         """Everything that the stage reads and writes by `data.storage`."""
         data = self.stage.data
-        stages = [self.stage, *([self.recipe.stages[self.stage.start_from]] if self.stage.start_from else [])]
+        stage = self.stage
+        stages = [stage, *([self.recipe.stages[stage.start_stage]] if stage.start_stage else [])]
         checkpoints = [stage.checkpoint.folder for stage in stages if isinstance(stage, TrainStage)]
-        return [*self.shards, *(f for f in (data.label_map, data.validation_label_map, *checkpoints) if f)]
+        others = (data.label_map, data.validation_label_map, stage.start_source, *checkpoints)
+        return [*self.shards, *(location for location in others if location)]
 
 
 class Row(NamedTuple):
@@ -201,6 +203,12 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("model.head_size", _lacks("transformer"), _NO_ATTENTION),
     Row("model.relative_attention", _lacks("transformer"), _NO_ATTENTION),
+    Row(
+        "model.batch_norm_epsilon",
+        lambda f: f.variant is not None
+        and (f.variant.convolution_norm == "layer" or (_lacks("mbconv")(f) and f.variant.stem == "patches")),
+        "has no effect, since the model has no BatchNorm",
+    ),
     Row("model.stride_in", _lacks("mbconv"), "has no effect, since the model has no MBConv"),
     Row(
         "model.convolution_norm",
@@ -306,7 +314,8 @@ ALWAYS_USED = frozenset({
     "task", "start_from", "resolution", "epochs", "steps", "precision", "ema_decay", "activation_checkpointing",
     "compile", "data.validation", "data.validation_label_map", "data.evaluation_crop", "data.skipped_share",
     "data.skipped_run", "data.workers", "model.name",
-    "model.head_hidden_layer", "model.depths", "model.widths", "batch.global_size", "batch.micro_size",
+    "model.head_hidden_layer", "model.gelu", "model.layer_norm_epsilon", "model.depths", "model.widths",
+    "batch.global_size", "batch.micro_size",
     "optimizer.peak_learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.weight_decay",
     "optimizer.betas", "optimizer.eps", "optimizer.gradient_clip", "optimizer.layer_decay", "loss.kind",
     "checkpoint.keep_last", "checkpoint.folder", "checkpoint.grace_seconds", "evaluation.weights",

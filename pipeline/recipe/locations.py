@@ -18,6 +18,7 @@ from data.errors import DataError
 from data.remote.storage import checked
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_PLAIN_NAME = re.compile(r"[\w.\-]*[\w\-][\w.\-]*")
 _AS_WRITTEN = {"dollar signs": "doubled"}
 
 
@@ -78,6 +79,13 @@ class _Path(Location):
 
 
 @dataclass(frozen=True, slots=True)
+class _StageOrPath(Location):
+    def resolved(self, text: str, folder: Path) -> str:
+        # A plain name may be that of a stage, as the recipe decides, which knows them.
+        return text if _PLAIN_NAME.fullmatch(text) else _Path(urls=True).resolved(text, folder)
+
+
+@dataclass(frozen=True, slots=True)
 class _Image(Location):
     def resolved(self, text: str, folder: Path) -> str:
         text = _expanded(text, folder)
@@ -110,6 +118,8 @@ RunsPath = Annotated[str, _Path("run folders are on a file system, and checkpoin
 ShardsPath = Annotated[str, _Path("shards are built in a local folder, from where they can be copied to a URL")]
 LabelMapPath = Annotated[str, _Path("copy the label map to a file system")]
 CachePath = Annotated[str, _Path("remote shards are cached on a local disk of the node")]
+StageOrPath = Annotated[str, _StageOrPath()]
+"""The name of a stage, which has no slash, or a path or URL, which has one. `./name` is a path."""
 ImageName = Annotated[str, _Image()]
 """The path of a container image if it begins with `/`, `./`, `../` or `~`, otherwise its name in a registry."""
 Mount = Annotated[str, _Mount()]

@@ -1,13 +1,14 @@
 """A recipe: a chain of stages and every setting of each. `loader.py` reads it from a file."""
 
 import difflib
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.options import CheckpointingPolicy
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings, LogSettings
-from pipeline.recipe.locations import RunsPath
+from pipeline.recipe.locations import RunsPath, StageOrPath
 from pipeline.recipe.sections import (
     BatchSettings,
     DataSettings,
@@ -46,14 +47,16 @@ def recommended(model: str) -> tuple[Precision, int]:
     return next((value for name, value in RECOMMENDED.items() if model.startswith(name)), RECOMMENDED_OTHERWISE)
 
 
-_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".npz")
+"""Endings of files of weights; not all of them can be read."""
 
 
 class Stage(Section):
     """What training and evaluation stages have in common."""
 
-    start_from: str | None = None
-    """The earlier stage whose final weights this one starts from."""
+    start_from: StageOrPath | None = None
+    """Whose weights this one starts from: an earlier stage's, or those at the path or URL of a run folder, a
+    checkpoint, an exported model or a file of weights."""
     start_weights: WhichWeights = "auto"
     """Which of them: `raw`, `ema`, or `auto`: the moving average if there is one."""
     resolution: PositiveInt
@@ -67,6 +70,16 @@ class Stage(Section):
     log: MayChange[LogSettings] = LogSettings()
     watchdog: MayChange[WatchdogSettings] = WatchdogSettings()
     resources: MayChange[Resources] = Resources()
+
+    @property
+    def start_stage(self) -> str | None:
+        """The earlier stage that this one starts from, if it starts from one."""
+        return None if self.start_from is None or "/" in self.start_from else self.start_from
+
+    @property
+    def start_source(self) -> str | None:
+        """The path or URL of the weights that this one starts from, if they are not those of an earlier stage."""
+        return self.start_from if self.start_from is not None and "/" in self.start_from else None
 
     @property
     def busy_threads(self) -> int:
@@ -148,14 +161,14 @@ class TrainStage(Stage):
 
 
 class EvaluateStage(Stage):
-    """Evaluate the final weights of an earlier stage."""
+    """Evaluate the final weights of an earlier stage, or a trained model from elsewhere."""
 
     task: Literal["evaluate"]
 
     @model_validator(mode="after")
     def _has_weights(self) -> Self:
         if self.start_from is None:
-            raise ValueError("start_from is missing: the stage whose weights are evaluated")
+            raise ValueError("start_from is missing: the stage or the model whose weights are evaluated")
         return self
 
 
@@ -175,30 +188,50 @@ class Recipe(Section):
     stages: Annotated[dict[Annotated[str, Field(pattern=r"^[\w.\-]+$")], AnyStage], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _starts_are_earlier_stages(self) -> Self:
+    def _starts_are_earlier_stages(self, info: ValidationInfo) -> Self:
+        folder = info.context if isinstance(info.context, Path) else None
         seen: list[str] = []
         for name, stage in self.stages.items():
-            if stage.start_from is not None and stage.start_from not in seen:
-                raise ValueError(f"stages.{name}.start_from: {_not_earlier(stage.start_from, seen, self.name)}")
-            if stage.start_from is not None and isinstance(self.stages[stage.start_from], EvaluateStage):
-                raise ValueError(f"stages.{name}.start_from: {stage.start_from} only evaluates and has no weights")
-            start = self.stages[stage.start_from] if stage.start_from is not None else None
-            if stage.start_weights == "ema" and isinstance(start, TrainStage) and start.ema_decay is None:
-                raise ValueError(
-                    f"stages.{name}.start_weights: {stage.start_from} has no ema_decay, so there is no moving average; "
-                    "set it there, or use raw"
-                )
+            start = stage.start_stage
+            if start is not None and start not in seen:
+                path = folder / start if folder else None
+                if path is None or not path.exists() or start in self.stages:
+                    raise ValueError(f"stages.{name}.start_from: {_not_earlier(start, seen, path)}")
+                self.stages[name] = stage.model_copy(update={"start_from": str(path.resolve())})
+            elif start is not None:
+                _check_start_stage(name, stage, start, self.stages[start], folder)
             seen.append(name)
         return self
 
 
-def _not_earlier(start: str, earlier: list[str], recipe: str) -> str:
-    """Why `start` is none of the `earlier` stages, and what to write: some give a file of weights."""
-    what = f"{start} is not an earlier stage ({', '.join(earlier) or 'there is none'})"
-    if "/" in start or start.endswith(_WEIGHT_FILES):
-        return (
-            f"{what}; a stage starts from a stage of its recipe, not from a file or address: to start from a stage of "
-            f"another run, describe it here with its settings, and copy its run folder into {recipe} below runs"
+def _check_start_stage(name: str, stage: AnyStage, start: str, earlier: AnyStage, folder: Path | None) -> None:
+    if folder is not None and _is_model(folder / start):
+        raise ValueError(
+            f"stages.{name}.start_from: {start} is an earlier stage, and {folder / start} is there as well; write "
+            f"./{start} for that, or move it away to start from the stage"
         )
+    if isinstance(earlier, EvaluateStage):
+        raise ValueError(f"stages.{name}.start_from: {start} only evaluates and has no weights")
+    if stage.start_weights == "ema" and earlier.ema_decay is None:
+        raise ValueError(
+            f"stages.{name}.start_weights: {start} has no ema_decay, so there is no moving average; "
+            "set it there, or use raw"
+        )
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a stage could start from what is at `path`, by the look of it."""
+    files = ("checkpoints", "manifest.json", "config.json")
+    return path.is_file() if path.suffix in WEIGHT_FILES else any((path / file).exists() for file in files)
+
+
+def _not_earlier(start: str, earlier: list[str], path: Path | None) -> str:
+    """Why `start` is none of the `earlier` stages, nor a file or folder at `path`, and what to write."""
+    what = f"{start} is not an earlier stage ({', '.join(earlier) or 'there is none'})"
+    if path is not None and path.exists():
+        return f"{what}, and a path as well; write ./{start} for that"
+    if start.endswith(WEIGHT_FILES):
+        return f"{what}, and there is no file {path or start}; correct the path"
     near = difflib.get_close_matches(start, earlier, 1)
-    return f"{what}; did you mean {near[0]}?" if near else what
+    fix = f"did you mean {near[0]}?" if near else "write ./NAME or /PATH for a file or folder of weights"
+    return f"{what}; {fix}"

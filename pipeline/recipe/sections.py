@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, mode
 
 from data.files.user_account import account_name, temporary_folder
 from data.images.random_erasing import ErasingMode
-from models.options import BiasPlace, ConvolutionNorm, Pooling, StridePlace
+from models.options import BiasPlace, ConvolutionNorm, Gelu, Pooling, StridePlace
 from models.variants import Variant, find_variant
 from pipeline.recipe.locations import CachePath, ImageName, LabelMapPath, Mount, PathOrUrl, ServerUrl, ShardsPath
 from pipeline.recipe.sbatch_flags import check_flag
 from pipeline.recipe.time_limits import time_limit_seconds
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
 # YAML has lists and no tuples.
 Numbers = Annotated[tuple[PositiveInt, ...], Strict(False)]
 Pair = Annotated[tuple[Annotated[float, Strict()], Annotated[float, Strict()]], Strict(False)]
@@ -167,6 +168,10 @@ class DataSettings(Section):
         return self
 
 
+def _unless_none() -> Any:
+    return Field(exclude_if=lambda value: value is None)
+
+
 class ModelSettings(Section):
     """The network; options that are not set are those of the variant."""
 
@@ -186,6 +191,13 @@ class ModelSettings(Section):
     """Where MBConv strides: in the 1x1 expansion, or in the depthwise convolution."""
     head_hidden_layer: bool | None = None
     """A hidden layer before the classifier."""
+    # Left out of a frozen recipe at their defaults, so that digests of runs without them stay what they were.
+    gelu: Annotated[Gelu | None, _unless_none()] = None
+    """GELU by its approximation with tanh, or exact, as timm has it."""
+    batch_norm_epsilon: Annotated[Positive | None, _unless_none()] = None
+    """What BatchNorm adds to a variance; timm has 1e-5."""
+    layer_norm_epsilon: Annotated[Positive | None, _unless_none()] = None
+    """What LayerNorm adds to a variance; timm has 1e-6."""
     depths: Numbers | None = None
     """Blocks of each stage."""
     widths: Numbers | None = None

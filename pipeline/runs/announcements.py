@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from data.files.digest import json_sha256
 from data.images.augment import center_crop_share
 from data.text.counted import counted
-from pipeline.checkpoints.manifest import RunFacts
 from pipeline.plan import Plan, TrainPlan
 from pipeline.recipe.schema import Stage
-from pipeline.runs.stage_result import StageResult, distinct_names
+from pipeline.runs.event_log import Event, EventLog
+from pipeline.runs.stage_result import distinct_names
 
 
 def class_list(classes: Sequence[str]) -> str:
@@ -49,69 +49,109 @@ def _steps(count: int) -> str:
     return "step" if count == 1 else f"{count:,} steps"
 
 
+class TableRow(NamedTuple):
+    """What happened to some of the tensors that a stage starts with."""
+
+    what: str
+    """`taken`, `resized`, `zero`, `begun anew` or `left out`."""
+    tensors: int
+    which: str
+
+
 @dataclass(frozen=True, slots=True)
 class StartingWeights:
-    """What a stage takes from the checkpoint of an earlier stage, and what of it is changed or begins anew."""
+    """What a stage takes from weights that it did not train, and what of it is changed or begins anew."""
 
     checkpoint: str
-    """See `run_folder.relative_location`."""
-    step: int
+    """Where they are: see `run_folder.relative_location`."""
+    origin: str
+    """Whose they are, such as `stage pretrain`."""
+    step: int | None
+    """Steps that they were trained for, if that is known."""
     weights: Literal["raw", "ema"]
-    earlier: RunFacts
-    """Of the checkpoint."""
+    keeps_classifier: bool
+    classifier: str
+    """A sentence on whether the classifier is kept, and why."""
+    table: tuple[TableRow, ...]
     resized: Mapping[str, int]
-    """See `weights.resized_tables`."""
+    """How many relative position tables are resized, by the sizes before and after."""
+    precision: str | None
+    """Of the training, if that is known."""
+    remarks: tuple[str, ...] = ()
+    """What had to be assumed."""
 
-    def announcements(self, plan: Plan, result: StageResult | None) -> list[str]:
-        """Lines about it; `result` is that of the earlier stage and has the names of its classes."""
+    def announcements(self, plan: Plan) -> list[str]:
+        """Lines about it."""
         chosen = "the moving average of the weights" if self.weights == "ema" else "the raw weights"
         trains = isinstance(plan, TrainPlan)
         anew = ", with new optimizer state" if trains else ""
         lines = [f"{'starts from' if trains else 'evaluates'} {chosen} in {self.checkpoint}{anew}"]
         if trains:
-            lines.append(classifier_announcement(plan, self.earlier, result))
-        if self.resized:
-            sizes = ", ".join(f"{count} from {sizes}" for sizes, count in self.resized.items())
-            lines.append(f"relative position tables are resized for {plan.stage.resolution} pixels: {sizes}")
-        if self.earlier.precision != plan.stage.precision:
-            lines.append(
-                f"precision: {self.earlier.precision} in stage {self.earlier.stage}, now {plan.stage.precision}"
-            )
-        return lines
+            lines.append(self.classifier)
+        width = max(len(row.what) for row in self.table)
+        lines += [f"weights {row.what:<{width}}  {row.tensors:>5,}  {row.which}" for row in self.table]
+        if self.precision is not None and self.precision != plan.stage.precision:
+            lines.append(f"precision: {self.precision} in {self.origin}, now {plan.stage.precision}")
+        return [*lines, *(f"warning: {remark}" for remark in self.remarks)]
 
-    def facts(self, plan: Plan, result: StageResult | None) -> dict[str, Any]:
+    def facts(self, plan: Plan) -> dict[str, Any]:
         """The same for the event log."""
-        kept = json_sha256(plan.classes) == self.earlier.digests.classes_digest
         return {
-            "step": 0 if isinstance(plan, TrainPlan) else self.step,
+            "step": 0 if isinstance(plan, TrainPlan) else self.step or 0,
             "checkpoint": self.checkpoint,
+            "origin": self.origin,
             "weights": self.weights,
-            "classifier": "kept" if kept else "new",
-            "reason": classifier_announcement(plan, self.earlier, result),
+            "classifier": "kept" if self.keeps_classifier else "new",
+            "reason": self.classifier,
             "resized": dict(self.resized),
-            "precision": [self.earlier.precision, plan.stage.precision],
+            "table": [row._asdict() for row in self.table],
+            "precision": [self.precision, plan.stage.precision],
+            "remarks": list(self.remarks),
         }
 
 
-def classifier_announcement(plan: Plan, earlier: RunFacts, result: StageResult | None) -> str:
-    """Whether the classifier of an `earlier` stage is kept, decided by the names and the order of the classes.
+class EarlierClasses(NamedTuple):
+    """What is known about the classes of a trained model."""
 
-    `result` is that of the earlier stage and has the names of its classes.
+    outputs: int
+    """0 without a classifier."""
+    names: Sequence[str] | None
+    digest: str | None
+    """Identifies the names in their order."""
+
+
+def classifier_announcement(classes: Sequence[str], origin: str, earlier: EarlierClasses) -> tuple[bool, str]:
+    """Whether the classifier of a trained model from `origin` is kept, and a sentence that says why.
+
+    The names and the order of `classes` decide; where `earlier` has no names, their number.
     """
-    ours, theirs = json_sha256(plan.classes), earlier.digests.classes_digest
+    ours, theirs = json_sha256(classes), earlier.digest
+    if earlier.outputs == 0:
+        return False, f"starts with a new classifier, because {origin} has none"
+    if theirs is None and earlier.outputs == len(classes):
+        return True, (
+            f"starts with the classifier of {origin}: {counted(len(classes), 'class', 'classes')} as here, without "
+            "their names, so whether they mean the same is for you to know"
+        )
     if ours == theirs:
-        numbered = all(name.isdigit() for name in plan.classes)
+        numbered = all(name.isdigit() for name in classes)
         doubt = "; they are only numbered, so whether they mean the same is for you to know" if numbered else ""
-        return f"starts with the classifier of stage {earlier.stage}: the same classes ({list_name(ours)}){doubt}"
-    return (
-        f"starts with a new classifier, because stage {earlier.stage} was trained for other classes "
-        f"({earlier.model['num_classes']:,}, {list_name(theirs)}{_difference(result, plan)})"
+        return True, f"starts with the classifier of {origin}: the same classes ({list_name(ours)}){doubt}"
+    called = f", {list_name(theirs)}" if theirs else ""
+    return False, (
+        f"starts with a new classifier, because {origin} was trained for other classes "
+        f"({earlier.outputs:,}{called}{_difference(earlier.names or (), classes)})"
     )
 
 
-def _difference(result: StageResult | None, plan: Plan) -> str:
-    before = result.classes if result else {}
-    for number, (old, new) in enumerate(zip(before, distinct_names(plan.classes), strict=False)):
+def _difference(before: Sequence[str], classes: Sequence[str]) -> str:
+    for number, (old, new) in enumerate(zip(distinct_names(before), distinct_names(classes), strict=False)):
         if old != new:
             return f"; class {number} was {old} and is {new}"
     return ""
+
+
+def started_with(events: EventLog) -> dict[str, Any] | None:
+    """What the newest event `weights` of a stage says, for its result; None without one."""
+    found = events.of(Event.WEIGHTS)
+    return dict(found[-1].facts) if found else None

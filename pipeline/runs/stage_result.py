@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from data.files.json_records import check_at_least
 
@@ -60,6 +60,9 @@ class StageResult:
     validation: ValidationFigures
     classes: Mapping[str, ClassAccuracy]
     """By the names of `distinct_names`, in the order of the classes."""
+    starting_weights: Mapping[str, Any] | None = None
+    """What the stage took from weights that it did not train, as its event `weights` has it; None if it took none, or
+    in results of earlier versions."""
 
     def __post_init__(self) -> None:
         check_at_least(0, steps=self.steps, samples=self.samples or 0)

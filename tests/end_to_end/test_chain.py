@@ -243,9 +243,11 @@ def test_a_stage_says_what_it_takes_from_an_earlier_one(chain: tuple[Path, str])
     resized = "relative position tables are resized for 48 pixels: 2 from 3 x 3 to 5 x 5"
     start = "finetune  starts from the raw weights in pretrain/checkpoints/step-00000040, with new optimizer state"
     assert lines[lines.index(start) + 1].startswith("finetune  starts with the classifier of stage pretrain: ")
-    assert lines[lines.index(start) + 2] == f"finetune  {resized}"
+    assert lines[lines.index(start) + 2].startswith("finetune  weights taken  ")
+    assert lines[lines.index(start) + 3] == f"finetune  weights resized      2  {resized}"
     evaluated = lines.index("evaluate  evaluates the raw weights in finetune/checkpoints/step-00000006")
-    assert "step 6/6" in lines[evaluated + 1]
+    assert lines[evaluated + 1].startswith("evaluate  weights taken  ")
+    assert "step 6/6" in lines[evaluated + 2]
     (entry,) = [e for e in events(stage_folder(chain[0], "finetune")) if e["event"] == "weights"]
     assert (entry["weights"], entry["classifier"], entry["checkpoint"]) == (
         "raw", "kept", "pretrain/checkpoints/step-00000040"

@@ -42,6 +42,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "head_size 40 does not divide the width 384 of a Transformer stage; sizes that do: 8, 12, 16",
     ),
     ("coatnet_0", {"head_size": 0}, "must be positive"),
+    ("coatnet_0", {"gelu": "sigmoid"}, "gelu 'sigmoid': must be tanh or exact"),
+    ("coatnet_0", {"layer_norm_epsilon": 0.0}, "layer_norm_epsilon must be positive"),
     ("coatnet_0", {"pool": "median"}, "pool 'median': must be max or average"),
     ("coatnet_0", {"relative_attention": "off"}, "must be pre_normalization or post_normalization or none"),
     ("coatnet_0", {"depths": (2, 3)}, "takes 4 depths and, with the stem's, 5 widths"),

@@ -81,6 +81,10 @@ EXAMPLES = [
         "model.convolution_norm=layer", ATTENTION_ONLY,
         "has no effect, since the model has neither MBConv nor a stem of convolutions",
     ),
+    Example(
+        "model.batch_norm_epsilon=1e-5", ("model.convolution_norm=layer",),
+        "has no effect, since the model has no BatchNorm",
+    ),
     Example("model.pool=average", ATTENTION_ONLY, "has no effect, since no stage of the model strides"),
     Example(
         "optimizer.minimum_learning_rate=1e-5", ("optimizer.schedule=constant",),

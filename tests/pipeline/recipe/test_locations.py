@@ -16,7 +16,7 @@ from tests.pipeline.recipe.test_recipe import RECIPE, write
 from tests.support.recipes import write_recipe
 
 TEXTS = {
-    "name", "stages.start_from", "stages.model.name", "stages.data.storage.profile", "stages.resources.time_limit",
+    "name", "stages.model.name", "stages.data.storage.profile", "stages.resources.time_limit",
     "stages.resources.partition", "stages.resources.account", "stages.resources.qos", "stages.resources.constraint",
     "stages.resources.flags",
 }  # fmt: skip
@@ -28,7 +28,7 @@ PATHS = {
     "data.cache.folder": "on a local disk of the node",
     "shards.folder": "shards are built in a local folder",
 }
-PATHS_OR_URLS = {"data.train", "data.validation", "checkpoint.folder", "shards.source"}
+PATHS_OR_URLS = {"start_from", "data.train", "data.validation", "checkpoint.folder", "shards.source"}
 
 
 @pytest.fixture(autouse=True)

@@ -102,11 +102,8 @@ def test_an_override_of_one_stage_does_not_change_the_shared_defaults(tmp_path: 
         ("    resolution: 32\n", "", r"recipe.yaml:15: stages.pretrain.resolution: is missing"),
         ("start_from: pretrain", "start_from: pretrian", r"pretrian is not an earlier stage \(pretrain\); did you mean pretrain\?"),
         ("start_from: pretrain", "start_from: pretrain\n    start_weights: ema", r"start_weights: pretrain has no ema_decay, so there is no moving average; set it there, or use raw"),
-        (
-            "start_from: pretrain", "start_from: runs/a/pretrain",
-            r"not an earlier stage \(pretrain\); a stage starts from .*not from a file.*, and copy its run folder into",
-        ),
-        ("start_from: pretrain", "start_from: coatnet.safetensors", r"\(pretrain\); a stage starts from a stage of its recipe, not from a file"),
+        ("start_from: pretrain", "start_from: finetune", r"finetune is not an earlier stage \(pretrain\); write \./NAME or /PATH for a file"),
+        ("start_from: pretrain", "start_from: coatnet.safetensors", r"\(pretrain\), and there is no file .*/coatnet\.safetensors; correct the path"),
         ("task: evaluate", "task: evalute", r"recipe.yaml:26: stages.evaluate.task: .*must be train or evaluate"),
         ("name: test", "name: a/b", r"recipe.yaml:1: name: "),
         ("    epochs: 2", "    epochs: 2\n    epochs: 3", r"recipe.yaml:18: .*epochs is given twice \(first at .*:17\); remove one"),

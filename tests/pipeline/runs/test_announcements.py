@@ -1,18 +1,21 @@
 """What a start says of its classes, its evaluations and its saves."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data.files.digest import json_sha256
-from pipeline.checkpoints.manifest import RunDigests, RunFacts
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
-from pipeline.runs.announcements import StartingWeights, announcements, class_list, classifier_announcement
-from pipeline.runs.stage_result import ClassAccuracy, StageResult
+from pipeline.runs.announcements import (
+    EarlierClasses,
+    StartingWeights,
+    TableRow,
+    announcements,
+    class_list,
+    classifier_announcement,
+)
 from tests.support.recipes import write_recipe
-from tests.support.records import stage_result
 
 CLASSES = ("bright", "dark", "striped")
 
@@ -21,17 +24,9 @@ def name_of(*classes: str) -> str:
     return f"class list {json_sha256(classes)[:8]}"
 
 
-def earlier(*classes: str) -> tuple[RunFacts, StageResult]:
-    """A stage that was trained for these classes."""
-    facts = RunFacts(
-        "first",
-        "fp32",
-        {"name": "a", "num_classes": len(classes), "image_size": 32},
-        RunDigests("r", "i", json_sha256(classes)),
-    )
-    result = stage_result("first/checkpoints/step-00000001", "first")
-    table = {name: ClassAccuracy(1, 1.0, 1.0) for name in classes}
-    return facts, StageResult(**{**{key: getattr(result, key) for key in StageResult.__slots__}, "classes": table})
+def earlier(*classes: str) -> EarlierClasses:
+    """What is known of the classes of a stage that was trained for these."""
+    return EarlierClasses(len(classes), classes, json_sha256(classes))
 
 
 @pytest.mark.parametrize(
@@ -89,40 +84,64 @@ def test_a_start_says_what_it_trains_and_evaluates_on(shards: Path, tmp_path: Pa
         ),
     ],
 )
-def test_names_and_their_order_decide_whether_a_classifier_is_kept(
-    shards: Path, tmp_path: Path, before: tuple[str, ...], said: str
-) -> None:
-    plan = plan_stage(load_recipe(write_recipe(tmp_path, shards)), "finetune")
-    assert classifier_announcement(plan, *earlier(*before)) == said
+def test_names_and_their_order_decide_whether_a_classifier_is_kept(before: tuple[str, ...], said: str) -> None:
+    assert classifier_announcement(CLASSES, "stage first", earlier(*before)) == (before == CLASSES, said)
+
+
+def test_without_names_their_number_decides_and_the_doubt_is_said() -> None:
+    keeps, said = classifier_announcement(CLASSES, "the file", EarlierClasses(3, None, None))
+    assert (keeps, said) == (
+        True,
+        "starts with the classifier of the file: 3 classes as here, without their names, so whether they mean the same is "
+        "for you to know",
+    )
+    assert classifier_announcement(CLASSES, "the file", EarlierClasses(4, None, None)) == (
+        False,
+        "starts with a new classifier, because the file was trained for other classes (4)",
+    )
+    assert classifier_announcement(CLASSES, "the file", EarlierClasses(0, None, None)) == (
+        False,
+        "starts with a new classifier, because the file has none",
+    )
 
 
 def test_a_start_says_what_it_takes_from_an_earlier_stage_and_what_begins_anew(shards: Path, tmp_path: Path) -> None:
-    facts, result = earlier("Bright", "dark", "striped")
     recipe = load_recipe(write_recipe(tmp_path, shards), ["precision=bf16", "zero_stage=1"])
-    weights = StartingWeights("first/checkpoints/step-00000001", 1, "ema", facts, {"3 x 3 to 5 x 5": 2})
-    new = classifier_announcement(plan_stage(recipe, "finetune"), facts, result)
-    assert "class 0 was Bright and is bright" in new
-    tables = "relative position tables are resized for 48 pixels: 2 from 3 x 3 to 5 x 5"
-    assert weights.announcements(plan_stage(recipe, "finetune"), result) == [
-        "starts from the moving average of the weights in first/checkpoints/step-00000001, with new optimizer state",
-        new,
-        tables,
-        "precision: fp32 in stage first, now bf16",
-    ]
-    assert weights.facts(plan_stage(recipe, "finetune"), result) == {
-        "step": 0, "checkpoint": "first/checkpoints/step-00000001", "weights": "ema", "classifier": "new", "reason": new,
-        "resized": {"3 x 3 to 5 x 5": 2}, "precision": ["fp32", "bf16"],
-    }  # fmt: skip
-    assert weights.announcements(plan_stage(recipe, "evaluate"), result)[:2] == [
-        "evaluates the moving average of the weights in first/checkpoints/step-00000001",
-        tables,
-    ]
-
-
-def test_classes_that_are_only_numbered_may_mean_anything(shards: Path, tmp_path: Path) -> None:
-    (tmp_path / "map.yaml").write_text("rename: {bright: '0', dark: '1', striped: '2'}\n")
-    maps = ["data.label_map=map.yaml", "data.validation_label_map=map.yaml"]
-    plan: Any = plan_stage(load_recipe(write_recipe(tmp_path, shards), maps), "finetune")
-    assert classifier_announcement(plan, *earlier("0", "1", "2")).endswith(
-        "they are only numbered, so whether they mean the same is for you to know"
+    table = (
+        TableRow("taken", 1234, "1,234 parameters"),
+        TableRow("begun anew", 2, "head.classifier.weight, head.classifier.bias"),
     )
+    weights = StartingWeights(
+        "first/checkpoints/step-00000001", "stage first", 1, "ema", False, "new, because", table, {"3 x 3 to 5 x 5": 2},
+        "fp32", ("taken for granted",),
+    )  # fmt: skip
+    rows = [
+        "weights taken       1,234  1,234 parameters",
+        "weights begun anew      2  head.classifier.weight, head.classifier.bias",
+    ]
+    assert weights.announcements(plan_stage(recipe, "finetune")) == [
+        "starts from the moving average of the weights in first/checkpoints/step-00000001, with new optimizer state",
+        "new, because",
+        *rows,
+        "precision: fp32 in stage first, now bf16",
+        "warning: taken for granted",
+    ]
+    assert weights.facts(plan_stage(recipe, "finetune")) == {
+        "step": 0, "checkpoint": "first/checkpoints/step-00000001", "origin": "stage first", "weights": "ema",
+        "classifier": "new", "reason": "new, because", "resized": {"3 x 3 to 5 x 5": 2},
+        "table": [
+            {"what": "taken", "tensors": 1234, "which": "1,234 parameters"},
+            {"what": "begun anew", "tensors": 2, "which": "head.classifier.weight, head.classifier.bias"},
+        ],
+        "precision": ["fp32", "bf16"], "remarks": ["taken for granted"],
+    }  # fmt: skip
+    assert weights.announcements(plan_stage(recipe, "evaluate"))[:3] == [
+        "evaluates the moving average of the weights in first/checkpoints/step-00000001",
+        *rows,
+    ]
+
+
+def test_classes_that_are_only_numbered_may_mean_anything() -> None:
+    keeps, said = classifier_announcement(("0", "1", "2"), "stage first", earlier("0", "1", "2"))
+    assert keeps
+    assert said.endswith("they are only numbered, so whether they mean the same is for you to know")

@@ -4,13 +4,14 @@ Epoch e orders the shards that have samples by a permutation drawn from (seed, e
 N slots. The slots are divided into C lanes: lane c owns slots floor(c N / C) .. floor((c+1) N / C) of every epoch and
 is an endless stream, its epoch 0 slots, then its epoch 1 slots, and so on, shuffled within windows by (seed, e, c,
 window). Step t takes B / C samples from every lane, in lane order. So epochs have no end that needs handling, the order
-is independent of the numbers of ranks, workers and micro-batches, and the state of a reader is the step.
+is independent of the numbers of ranks, workers and micro-batches, and the state of a reader is the step. If B changes
+within a run, the lanes go on from where they are: `offset` is what step t then starts at beyond t B / C.
 
 The windows of a lane are equally long, apart from its first two and last two of an epoch, whose lengths differ from
 lane to lane by up to a quarter. So the lanes move to other shards one by one, and no window is a short remainder.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class SampleOrder:
         lanes: C; divides B and is at most the number of samples.
         window: about how many samples are shuffled together; bounds memory and open shards. A window is at most a
             quarter longer.
+        offset: of the positions in every lane, in samples; not 0 if earlier steps of the run had another batch.
 
     Raises:
         DataError: the lanes do not divide the batch or outnumber the samples, or the window is below 1.
@@ -61,6 +63,7 @@ class SampleOrder:
     batch: int
     lanes: int
     window: int
+    offset: int = 0
     samples: int = field(init=False)
     """N, samples of one epoch."""
     _starts: Int64 = field(init=False)
@@ -90,7 +93,7 @@ class SampleOrder:
         per_lane = self.batch // self.lanes
         positions = np.arange(start, stop, dtype=np.int64)
         lane = positions // per_lane
-        position = step * per_lane + positions % per_lane  # in the lane's endless stream
+        position = self.offset + step * per_lane + positions % per_lane  # in the lane's endless stream
         epoch = np.empty_like(position)
         slot = np.empty_like(position)
         for c in np.unique(lane):
@@ -99,6 +102,15 @@ class SampleOrder:
             epoch[mine], offset = np.divmod(position[mine], last - first)
             slot[mine] = first + self._shuffled(int(c), epoch[mine], offset, last - first)
         return self._locate(epoch, slot)
+
+    def with_batch(self, batch: int, step: int) -> "SampleOrder":
+        """This order from step `step` on with another batch: every lane goes on from where it is then.
+
+        Raises:
+            DataError: the lanes do not divide the batch.
+        """
+        offset = self.offset + step * (self.batch // self.lanes - batch // self.lanes)
+        return replace(self, batch=batch, offset=offset)
 
     def shards_ahead(self, step: int, start: int, stop: int, steps: int) -> tuple[list[int], list[int]]:
         """The shards that positions `start` .. `stop` of the batch read in `steps` steps, starting with `step`.
@@ -111,7 +123,7 @@ class SampleOrder:
         for lane in range(start // per_lane, -(-stop // per_lane)):
             first, last = self._lane_slots(lane)
             windows = _LaneWindows.of(lane, last - first, self.window)
-            position, end = step * per_lane, (step + steps) * per_lane
+            position, end = (self.offset + number * per_lane for number in (step, step + steps))
             shards = now
             while True:
                 epoch, offset = divmod(position, windows.length)
@@ -135,7 +147,7 @@ class SampleOrder:
         lane = np.searchsorted(lanes, begins, side="right") - 1
         # Slots that the lane in which the shard begins has before it, unless another lane begins inside of the shard.
         before = np.where(lanes[lane + 1] < ends, 0, begins - lanes[lane])
-        drawn = steps * (self.batch // self.lanes) + self.window * 5 // 4 + 1
+        drawn = self.offset + steps * (self.batch // self.lanes) + self.window * 5 // 4 + 1
         found = np.argsort(before, kind="stable")
         return [int(number) for number in shards[found[before[found] < drawn]]]
 

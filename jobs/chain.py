@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jobs.console import print_line
 from jobs.frozen_recipe import FrozenRecipe, frozen_recipe
 from jobs.inherited_environment import discard_foreign_variables
 from jobs.launch import launch_ranks, refuse_other_machines, started_at
+from jobs.scheduler.job_end import node_name
 from jobs.shard_building import build_and_report
 from pipeline.built_shards import check_built
 from pipeline.checkpoints.claim import refuse_foreign_place
@@ -27,13 +29,17 @@ from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, pla
 from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
+from pipeline.runs.extension import Extension, extension
 from pipeline.runs.run_folder import checked_data, final_checkpoint, run_folder, start_digest
 
 
-def run_chain(path: Path, overrides: list[str], console: Console, signals: StopSignals) -> None:
+def run_chain(
+    path: Path, overrides: list[str], console: Console, signals: StopSignals, *, extend: bool = False
+) -> None:
     """Run every stage of the recipe at `path` that is not done, and print the results; build its shards first.
 
-    The file is read once: it may be edited for the next run meanwhile.
+    The file is read once: it may be edited for the next run meanwhile. With `extend`, stages that have begun with other
+    settings go on with these from their last checkpoints.
 
     Raises:
         ConfigError, DataError: found before the first stage starts.
@@ -47,19 +53,26 @@ def run_chain(path: Path, overrides: list[str], console: Console, signals: StopS
     if recipe.shards:
         build_missing(recipe.shards, console)
     plans: dict[str, Plan] = {}
+    changes: list[Extension] = []
     for name, stage in recipe.stages.items():
         if is_left_behind(recipe, name):
             folder = os.path.relpath(run_folder(recipe, name).path)
             print_line(console, (name, "bold"), f"  not trained again: {folder} is gone, and no other stage needs it")
             continue
-        plan = _planned(recipe, name, console)
+        change = extension(recipe, name) if extend else None
+        plan = _planned(recipe, name, console, change)
         if plan is None:
             continue
         plans[name] = plan
         if stage.start_stage in plans:
             check_start_classes(plan, plans[stage.start_stage])
+        if change:
+            changes.append(change)
+            continue
         _check_places(plan, recipe)
         check_final_checkpoint(recipe, name)
+    if extend:
+        record_extensions(changes, console)
     frozen = frozen_recipe(recipe)
     for plan in plans.values():
         # The stages before it may have taken days, and a time limit is that of one stage.
@@ -82,22 +95,41 @@ def build_missing(shards: ShardBuildSettings, console: Console) -> None:
         build_and_report(console, shards.source, Path(shards.folder), **shards.build_options)
 
 
-def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals) -> None:
-    """Run stage `name` of the recipe as its own set of rank processes, unless it is done.
+def run_one(recipe: Recipe, name: str, console: Console, signals: StopSignals, *, extend: bool = False) -> None:
+    """Run stage `name` of the recipe as its own set of rank processes, unless it is done; `extend` as in `run_chain`.
 
     Raises:
         ConfigError, DataError: the stage cannot start.
         StageFailed: it failed, or was asked to stop.
     """
     discard_foreign_variables()
-    plan = _planned(recipe, name, console)
+    change = extension(recipe, name) if extend and name in recipe.stages else None
+    plan = _planned(recipe, name, console, change)
     if plan is not None:
         refuse_other_machines(name, plan.stage)
+        if extend:
+            record_extensions([change] if change else [], console)
         _run_planned(plan, frozen_recipe(recipe), console, signals, started=signals.started)
 
 
-def _planned(recipe: Recipe, name: str, console: Console) -> Plan | None:
+def record_extensions(changes: Sequence[Extension], console: Console) -> None:
+    """Write the changes of settings to the run folders, and show them.
+
+    Raises:
+        ConfigError, RunInUse: as for `Extension.record`.
+    """
+    for change in changes:
+        change.record(node_name(os.environ))
+        for line in change.lines:
+            print_line(console, (change.plan.name, "bold"), f"  {line}")
+    if not changes:
+        print_line(console, "--extend: no stage that has begun has other settings, so nothing is changed")
+
+
+def _planned(recipe: Recipe, name: str, console: Console, change: Extension | None = None) -> Plan | None:
     """The plan of a stage; None for one that is done and whose data, which nothing reads any more, is gone."""
+    if change:
+        return plan_stage(recipe, name, history=change.history)
     try:
         return plan_stage(recipe, name)
     except DataError as error:

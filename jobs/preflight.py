@@ -28,8 +28,10 @@ _GIVE_UP_AFTER = 30.0  # seconds without an answer from remote storage, while a 
 _CLASSES = 1000  # assumed while the shards are yet to be built
 
 
-def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iterator[Finding]:
+def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool, extend: bool = False) -> Iterator[Finding]:
     """Check these stages of `recipe` on this machine; with `slurm` they will run as jobs on other machines.
+
+    With `extend`, those that have begun with other settings are to go on with these.
 
     Raises:
         ConfigError: a stage does not exist.
@@ -38,12 +40,12 @@ def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool) -> Iter
         if name not in recipe.stages:
             raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
     # A wrong setting may be found again with the data.
-    yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm, recipe))
+    yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm, recipe, extend))
 
 
-def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe) -> Iterator[Finding]:
+def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe, extend: bool) -> Iterator[Finding]:
     """All findings; `written` is the recipe as a person wrote it."""
-    assessor, plans = ShardAssessor(recipe), dict[str, Plan]()
+    assessor, plans = ShardAssessor(recipe, extend), dict[str, Plan]()
     kept: list[tuple[str, TrainStage, int, int | None]] = []
     caches: list[Cache] = []
     yield from assess_source(recipe)
@@ -73,7 +75,7 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe) ->
                 kept.append((name, stage, classes, stage.steps))
     yield from assess_disk_space(recipe, kept, caches)
     if slurm:
-        yield from dry_run(recipe, stages)
+        yield from dry_run(recipe, stages, assessor.extended)
     else:
         yield from assess_interface()
     clock = assess_clock(recipe)

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,10 @@ from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
 from pipeline.recipe.sections import ModelSettings
-from pipeline.training.schedule import learning_rate
+from pipeline.runs.past_settings import recorded_history, stages_of_history
+from pipeline.runs.settings_history import SettingsHistory
+from pipeline.training.parts import Begun, continued_order, plan_part
+from pipeline.training.schedule import LearningRate
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainPlan(Plan):
-    """A training stage ready to run."""
+    """A training stage ready to run: its steps from `first_step` on, and those before by other plans."""
 
     stage: TrainStage
     train: Dataset
@@ -59,24 +62,46 @@ class TrainPlan(Plan):
     steps: int
     """Optimizer steps of the whole stage."""
     warmup_steps: int
+    rate: LearningRate
+    until: int
+    """Steps taken when its settings have been in force for the last time: `steps`, unless they were changed before."""
+    first_step: int = 0
+    """The first step, from 0, that is taken with its settings."""
+    samples_before: int = 0
+    """Samples of all steps before that one."""
+    earlier: "TrainPlan | None" = None
+    """The plan of the steps before, if the settings were changed at `first_step`."""
+
+    @cached_property
+    def parts(self) -> tuple["TrainPlan", ...]:
+        """The plans of all steps until the end of this one, oldest first."""
+        return (*(self.earlier.parts if self.earlier else ()), self)
+
+    def at(self, step: int) -> "TrainPlan":
+        """The plan of step `step`, from 0."""
+        return next(part for part in reversed(self.parts) if part.first_step <= step)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`, from 0."""
-        settings = self.stage.optimizer
-        return learning_rate(
-            step,
-            steps=self.steps,
-            warmup_steps=self.warmup_steps,
-            peak=settings.peak_learning_rate,
-            minimum=settings.minimum_learning_rate,
-            schedule=settings.schedule,
-        )
+        return self.at(step).rate.at(step)
+
+    def samples_after(self, step: int) -> int:
+        """Samples trained on in the first `step` steps."""
+        part = self.at(step)
+        return part.samples_before + (step - part.first_step) * part.stage.batch.global_size
 
 
-def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look_at_shards: bool = True) -> Plan:
+def plan_stage(
+    recipe: Recipe,
+    name: str,
+    world_size: int | None = None,
+    *,
+    look_at_shards: bool = True,
+    history: SettingsHistory | None = None,
+) -> Plan:
     """The plan of stage `name` on `world_size` ranks, by default those of the recipe.
 
-    With `look_at_shards` every shard file is checked for, which one rank does for all.
+    With `look_at_shards` every shard file is checked for, which one rank does for all; `history` as in `train_plan`.
 
     Raises:
         ConfigError: an unknown stage, model or option, a missing compiler, an image size that the model does not
@@ -107,17 +132,25 @@ def plan_stage(recipe: Recipe, name: str, world_size: int | None = None, *, look
     train = open_stage_dataset(stage, "train", where)
     if look_at_shards:
         check_shards(train.index, storage)
-    plan = train_plan(recipe, name, train, validation)
+    plan = train_plan(recipe, name, train, validation, history)
     check_cache_fits(cache, required_cache_bytes(stage, world_size, validation, plan), where)
     return plan
 
 
-def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -> TrainPlan:
+def train_plan(
+    recipe: Recipe, name: str, train: Dataset, validation: Dataset, history: SettingsHistory | None = None
+) -> TrainPlan:
     """The plan of the training stage `name` on its datasets.
+
+    Args:
+        recipe: with the settings of now.
+        name: of the stage.
+        train, validation: its data.
+        history: of the stage's settings; by default that of its run folder.
 
     Raises:
         ConfigError: training and validation classes differ, softmax over one class, lanes that do not fit, too few
-            samples for a step, or the warm-up is too long.
+            samples for a step, or the warm-up is too long. Or the settings cannot follow those before them.
     """
     stage, where = recipe.stages[name], f"stage {name}: "
     assert isinstance(stage, TrainStage)
@@ -134,18 +167,31 @@ def train_plan(recipe: Recipe, name: str, train: Dataset, validation: Dataset) -
             f"{where}loss.kind: {stage.data.train} has one class, {train.classes[0]}, and the softmax over one class "
             "is always 1, so the loss is 0 and nothing is learned; add samples of other classes, or use sigmoid"
         )
-    order = sample_order(stage, recipe.seed, train.shard_samples, where)
-    _check_length(stage, train.samples, where)
-    steps_per_epoch = train.samples / stage.batch.global_size
-    steps = stage.steps or math.ceil((stage.epochs or 0.0) * steps_per_epoch)
-    optimizer = stage.optimizer
-    warmup_steps = optimizer.warmup_steps or round((optimizer.warmup_epochs or 0.0) * steps_per_epoch)
-    if warmup_steps >= steps:
-        raise ConfigError(
-            f"{where}optimizer: the warm-up of {warmup_steps} steps fills the stage's {steps}; shorten it"
+    if history is None:
+        history = recorded_history(recipe, name)
+    cache, plan, first = stage_cache(stage), None, 0
+    for settings, until in stages_of_history(stage, history, where):
+        order = (
+            continued_order(plan.order, settings, first, where)
+            if plan
+            else sample_order(settings, recipe.seed, train.shard_samples, where)
         )
-    stage = with_intervals(stage, steps, steps_per_epoch)
-    return TrainPlan(name, recipe.seed, stage, validation, stage_cache(stage), train, order, steps, warmup_steps)
+        _check_length(settings, train.samples, where)
+        begun = Begun(plan.stage, plan.rate, first, plan.samples_after(first)) if plan else None
+        part = plan_part(settings, train.samples, begun, where)
+        plan = TrainPlan(
+            name, recipe.seed, settings, validation, cache, train, order, part.steps, part.warmup_steps, part.rate,
+            part.steps if until is None else until, first, plan.samples_after(first) if plan else 0, plan,
+        )  # fmt: skip
+        first = plan.until
+    assert plan is not None
+    return _with_end(plan, plan.steps)
+
+
+def _with_end(plan: TrainPlan, steps: int) -> TrainPlan:
+    """The plan for a stage of so many steps in all, which is what its interval settings are about."""
+    stage = with_intervals(plan.stage, steps, plan.train.samples / plan.stage.batch.global_size)
+    return replace(plan, stage=stage, steps=steps, earlier=_with_end(plan.earlier, steps) if plan.earlier else None)
 
 
 def _check_length(stage: TrainStage, samples: int, where: str) -> None:

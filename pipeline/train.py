@@ -1,18 +1,21 @@
 """One training stage on one rank, read top to bottom: build, resume, loop, publish."""
 
+import gc
 import time
 from functools import partial
 
+import torch
+
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts, read_manifest
+from pipeline.checkpoints.manifest import CheckpointFacts, NonFiniteRecord, RunFacts, read_manifest
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.initial_weights.start import fitted_start
 from pipeline.monitoring.monitor import Monitor
-from pipeline.plan import TrainPlan
+from pipeline.plan import TrainPlan, check_ranks
 from pipeline.runs.announcements import started_with
 from pipeline.runs.continuation import changes_since, computed_with
 from pipeline.runs.run_folder import digests, relative_location
@@ -29,6 +32,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     """Train the stage from where its run folder stands to its end, evaluate, publish the result.
 
     A run that was stopped anywhere and continues on the same number of ranks equals the undisturbed one bit for bit.
+    Where its settings were changed under way, everything is built again from the checkpoint of that step.
 
     Args:
         plan: of the stage.
@@ -43,10 +47,31 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         StorageDown: checkpoints or remote shards, while their storage does not work.
         Preempted: it was asked to stop, and has saved if it could.
     """
-    stage, folder, ranks, requests = plan.stage, context.folder, context.ranks, context.requests
+    while _train_part(plan, context, start_from) < plan.steps:
+        gc.collect()  # engines are in circles of references, and two of them may not fit
+        if context.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -> int:
+    """Train to where the settings change, or to the end of the stage; returns the steps taken."""
+    folder, ranks, requests = context.folder, context.ranks, context.requests
 
     # Build, with the weights of the run's own newest checkpoint, else of the earlier stage, else the initial ones.
-    now = computed_with(plan, ranks)
+    store = checkpoint_store(folder, whole.stage)
+    stores, passed_over = [store], list[str]()
+    if ranks.is_leader:
+        claim_place(store, folder)
+        stores = known_stores(folder, store, passed_over.append)
+    checkpoint, damaged = newest_intact(stores, ranks)
+    plan = whole.at(checkpoint.step if checkpoint else 0)
+    if checkpoint and not _is_of(checkpoint.manifest.facts, whole):
+        raise ConfigError(
+            f"{checkpoint.location}: a checkpoint of another recipe or of other data; give the recipe another name, or "
+            "move this checkpoint elsewhere"
+        )
+    stage, now = plan.stage, computed_with(plan, ranks)
+    check_ranks(stage, ranks.world_size, f"stage {plan.name}: ")
     facts = RunFacts(
         plan.name,
         stage.precision,
@@ -57,17 +82,6 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
         imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop),
         stage.loss.kind,
     )
-    store = checkpoint_store(folder, stage)
-    stores, passed_over = [store], list[str]()
-    if ranks.is_leader:
-        claim_place(store, folder)
-        stores = known_stores(folder, store, passed_over.append)
-    checkpoint, damaged = newest_intact(stores, ranks)
-    if checkpoint and checkpoint.manifest.facts.run.digests != facts.digests:
-        raise ConfigError(
-            f"{checkpoint.location}: a checkpoint of another recipe or of other data; give the recipe another name, or "
-            "move this checkpoint elsewhere"
-        )
     model = build_model(plan, ranks.device)
     weights, beginning = None, None
     if stage.start_from and not checkpoint:
@@ -109,7 +123,7 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             section=partial(context.watchdog.section, "save"),
             on_published=requests.saved,
         ) as saver,
-        ShardVerification(plan, folder, ranks) as verification,
+        ShardVerification(whole, folder, ranks) as verification,
         TrainingRun(plan, context, state, monitor, saver, verification, start, facts) as run,
         requests,
     ):
@@ -140,18 +154,20 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
             run.report_saves()
         seconds = time.monotonic() - began
         run.save_and_wait()
+        if plan.until < whole.steps:
+            return plan.until
         accuracy = run.evaluate()
         run.finish_verification()
 
     # Publish.
     if ranks.is_leader:
         read_manifest(store.at(plan.steps), store.storage)  # is still there after what may have been a long evaluation
-        images = (plan.steps - start.step) * stage.batch.global_size
+        images = plan.samples_after(plan.steps) - plan.samples_after(start.step)
         folder.finish(
             StageResult(
                 stage=plan.name,
                 steps=plan.steps,
-                samples=plan.steps * stage.batch.global_size,
+                samples=plan.samples_after(plan.steps),
                 images_per_second=round(images / seconds, 1) if images else None,
                 checkpoint=relative_location(store.at(plan.steps), folder),
                 starting_weights=started_with(folder.events),
@@ -160,3 +176,12 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
                 classes=accuracy.table(plan.classes),
             )
         )
+    return plan.steps
+
+
+def _is_of(checkpoint: CheckpointFacts, plan: TrainPlan) -> bool:
+    """Whether a checkpoint was saved with the settings that were in force at its step, or ended with it."""
+    return any(
+        part.first_step <= checkpoint.step <= part.until and checkpoint.run.digests == digests(part)
+        for part in plan.parts
+    )

@@ -13,6 +13,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe's.", show_default=False),
 ]
+Extend = Annotated[
+    bool,
+    typer.Option("--extend", help="Go on from the last checkpoint with settings that were others when it was saved."),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Processes = Annotated[

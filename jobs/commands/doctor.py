@@ -14,7 +14,7 @@ from rich.text import Text
 from data.errors import EXIT_CONFIG
 from data.text.counted import counted
 from jobs.bundled_recipes import load_recipe
-from jobs.commands.arguments import AsJson, Overrides, RecipePath
+from jobs.commands.arguments import AsJson, Extend, Overrides, RecipePath
 from jobs.console import make_console, make_table, print_json
 from jobs.exit_codes import end_process, exit_on_error
 from jobs.launch import die_with_launcher
@@ -45,6 +45,7 @@ def doctor(
         typer.Option("--nodes", help="Also test the nodes of STAGE, else of the first training stage: a short job."),
     ] = False,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to run the readers on the nodes.")] = 10.0,
+    extend: Extend = False,
     as_json: AsJson = False,
     report: Annotated[Path | None, typer.Option(hidden=True, help="Be one rank of the node test; write here.")] = None,
 ) -> None:
@@ -71,7 +72,7 @@ def doctor(
                 findings = [finding_of_error("", error)]
             else:
                 stages = [stage] if stage is not None else list(loaded.stages)
-                findings = _assess(loaded, stages)
+                findings = _assess(loaded, stages, extend)
                 if nodes:
                     findings += _check_nodes(
                         loaded, stages, seconds, signals, lambda text: status.update(styled_text(text))
@@ -101,9 +102,9 @@ def summary(findings: Sequence[Finding]) -> str:
     return ", ".join(counted(count, level) for count, level in counts)
 
 
-def _assess(recipe: Recipe, stages: Sequence[str]) -> list[Finding]:
+def _assess(recipe: Recipe, stages: Sequence[str], extend: bool) -> list[Finding]:
     has_cluster = slurm.has_cluster()
-    found = list(assess_recipe(recipe, stages, slurm=has_cluster))
+    found = list(assess_recipe(recipe, stages, slurm=has_cluster, extend=extend))
     if has_cluster:
         return found + submission_findings(outside_environment())
     if slurm.has_commands():

@@ -38,9 +38,10 @@ def order(
             raise ConfigError(f"--rank {rank}: there are {ranks} ranks, so the last is {ranks - 1}")
         if step >= plan.steps:
             raise ConfigError(f"--step {step}: stage {stage} has {plan.steps} steps, so the last is {plan.steps - 1}")
-        share = plan.order.batch // ranks
-        first, last = (0, plan.order.batch) if rank is None else (rank * share, (rank + 1) * share)
-        samples = plan.order.at(step, first, last)
+        order = plan.at(step).order
+        share = order.batch // ranks
+        first, last = (0, order.batch) if rank is None else (rank * share, (rank + 1) * share)
+        samples = order.at(step, first, last)
         with closing(SampleReader(plan.train, plan.cache)) as reader:
             if reader.cached:
                 reader.cached.request(sorted(set(samples.shard.tolist())), [])

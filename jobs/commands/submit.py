@@ -4,20 +4,20 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from jobs.bundled_recipes import load_recipe
-from jobs.commands.arguments import Overrides, RecipePath
+from jobs.commands.arguments import Extend, Overrides, RecipePath
 from jobs.console import make_console, make_table, print_line, print_warning
 from jobs.exit_codes import exit_on_error
 from jobs.frozen_recipe import frozen_recipe
 from jobs.packages import outside_environment
 from jobs.scheduler import slurm
-from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, submit_chain
+from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, refuse_living_jobs, submit_chain
 from jobs.scheduler.environment import dropped_variables, submission_findings
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import record, sweep_file, variations
@@ -25,6 +25,9 @@ from pipeline.errors import ConfigError
 from pipeline.monitoring.console import PrintableConsole
 from pipeline.preflight.finding import Finding
 from pipeline.recipe.schema import Recipe
+
+if TYPE_CHECKING:  # of what takes a second to import, a plain submission needs nothing
+    from pipeline.runs.extension import Extension
 
 
 def submit(
@@ -39,6 +42,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the exact sbatch commands without running them.")
     ] = False,
+    extend: Extend = False,
     doctor: Annotated[
         bool, typer.Option(help="Check the recipe first as `coatnet doctor` does, and refuse one with errors.")
     ] = True,
@@ -56,9 +60,10 @@ def submit(
         if doctor:
             if slurm.has_commands():  # without an answer, no recipe is wrong
                 slurm.find_cluster()
-            _refuse_errors(recipe, runs)
+            _refuse_errors(recipe, runs, extend)
         shards = submission_folder(base)
         chains = [(run, submission_folder(run)) for run in runs]
+        changes = {run.name: _extensions(run) if extend else [] for run in runs}
         if dry_run:
             if dropped := dropped_variables(outside_environment()):
                 print(f"unset {' '.join(dropped)}")
@@ -66,9 +71,19 @@ def submit(
                 print(
                     f"# {run.name}, with the recipe as {str(frozen_recipe(run).path)!r}"
                 )  # quoted: a comment is one line
-                print(as_script(chain_jobs(run, folder, (base, shards))))
+                for change in changes[run.name]:
+                    for line in change.lines:
+                        print(f"# {change.plan.name} {line}")
+                extended = [change.plan.name for change in changes[run.name]]
+                print(as_script(chain_jobs(run, folder, (base, shards), extended)))
             return
         with shards.lock():
+            if extend:
+                from jobs.chain import record_extensions
+
+                for run, folder in chains:
+                    refuse_living_jobs([change.plan.name for change in changes[run.name]], folder)
+                record_extensions([change for run in runs for change in changes[run.name]], console)
             if sweep:
                 record(sweep_file(base), found)
             for run, folder in chains:
@@ -77,11 +92,20 @@ def submit(
         _show_next_commands(recipe, base, [folder for _, folder in chains], console)
 
 
-def _refuse_errors(recipe: Path, runs: Sequence[Recipe]) -> None:
+def _extensions(recipe: Recipe) -> list["Extension"]:
+    from pipeline.runs.extension import extension
+
+    found = (extension(recipe, name) for name in recipe.stages)
+    return [change for change in found if change]
+
+
+def _refuse_errors(recipe: Path, runs: Sequence[Recipe], extend: bool) -> None:
     """Check each run: print warnings, refuse errors."""
     from jobs.preflight import assess_recipe  # torch, which --no-doctor does without
 
-    found = dict.fromkeys(finding for run in runs for finding in assess_recipe(run, list(run.stages), slurm=True))
+    found = dict.fromkeys(
+        finding for run in runs for finding in assess_recipe(run, list(run.stages), slurm=True, extend=extend)
+    )
     for finding in found:
         if finding.level == "warning":
             _print_remark(finding)

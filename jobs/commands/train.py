@@ -2,12 +2,13 @@
 
 import os
 
-from jobs.commands.arguments import Overrides, RecipePath, StageName
+from jobs.commands.arguments import Extend, Overrides, RecipePath, StageName
 from jobs.exit_codes import end_process, exit_on_error
+from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 
 
-def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> None:
+def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None, extend: Extend = False) -> None:
     """Run one stage: all its ranks on this machine, or one rank if RANK and WORLD_SIZE are set."""
     with StopSignals(end_process) as signals, exit_on_error(signals=signals):
         # These imports take seconds, in which a signal to stop must already be handled; the launcher needs no torch.
@@ -16,6 +17,11 @@ def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> 
 
         if is_rank():
             die_with_launcher()
+            if extend:
+                raise ConfigError(
+                    "--extend is for the command that starts the ranks, and RANK is set: give it to coatnet run, train "
+                    "or submit once without RANK, after which ranks follow the record in the run folder"
+                )
             from jobs.inherited_environment import discard_foreign_job
             from jobs.scheduler.job_end import job_end_time, node_name
             from pipeline.stage import run_stage
@@ -34,5 +40,5 @@ def train(recipe: RecipePath, stage: StageName, overrides: Overrides = None) -> 
             from jobs.console import make_console
 
             loaded, console = load_recipe(recipe, overrides), make_console(bounded=True)
-            run_one(loaded, stage, console, signals)
+            run_one(loaded, stage, console, signals, extend=extend)
             console.print(result_table(loaded))

@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,8 +57,19 @@ class SubmitResult:
     remark: str = ""
 
 
-def chain_jobs(recipe: Recipe, folder: SubmissionFolder, shards: tuple[Recipe, SubmissionFolder]) -> list[ChainJob]:
-    """The jobs of a recipe in order; `shards` is the recipe, with its folder, whose jobs build the shards.
+def chain_jobs(
+    recipe: Recipe,
+    folder: SubmissionFolder,
+    shards: tuple[Recipe, SubmissionFolder],
+    extended: Collection[str] = (),
+) -> list[ChainJob]:
+    """The jobs of a recipe in order.
+
+    Args:
+        recipe: with its stages.
+        folder: of its submissions.
+        shards: the recipe, with its folder, whose jobs build the shards.
+        extended: stages that are to go on with other settings than they may be done with.
 
     Raises:
         ConfigError: a stage was done with other settings.
@@ -71,7 +82,7 @@ def chain_jobs(recipe: Recipe, folder: SubmissionFolder, shards: tuple[Recipe, S
             ChainJob(
                 name=name,
                 waits_for=stage.start_stage or last_before_stages,
-                done=_is_done(recipe, name),
+                done=name not in extended and _is_done(recipe, name),
                 options=stage_options(recipe, name, folder),
                 script=batch_script(stage),
                 arguments=[str(frozen), name],
@@ -182,6 +193,24 @@ def submit_chain(
         numbers[name] = number
         results.append(SubmitResult(chain_job, "submitted", number, remark))
     return results
+
+
+def refuse_living_jobs(stages: Sequence[str], folder: SubmissionFolder) -> None:
+    """Refuse to change the settings of stages of which a job waits or runs: it would go on with those it was given.
+
+    Raises:
+        ConfigError: it names the job.
+        SchedulerDown: Slurm does not answer.
+    """
+    newest = folder.newest()
+    for name in stages:
+        before = newest.get(name)
+        job = slurm.jobs([before.job])[before.job] if before else None
+        if before and job and job.lives:
+            raise ConfigError(
+                f"stage {name}: --extend: job {before.job} {'waits' if job.waits else 'runs'} with the settings of "
+                "before; cancel it first (coatnet cancel), then repeat the command"
+            )
 
 
 def _lost_dependency(before: Submission, dependency: str | None) -> str:

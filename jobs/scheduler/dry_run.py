@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 
 from jobs.scheduler import slurm
@@ -29,8 +29,11 @@ _FIXES = {
 """Part of Slurm's message -> the fix; the first match counts."""
 
 
-def dry_run(recipe: Recipe, stages: Sequence[str]) -> Iterator[Finding]:
-    """Let Slurm check the jobs of these stages that are not done, without submitting any."""
+def dry_run(recipe: Recipe, stages: Sequence[str], extended: Collection[str] = ()) -> Iterator[Finding]:
+    """Let Slurm check the jobs of these stages that are not done, without submitting any.
+
+    Those in `extended` are done with other settings, and are to go on with these.
+    """
     if not slurm.has_commands():
         yield Finding(
             "error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH"
@@ -38,7 +41,7 @@ def dry_run(recipe: Recipe, stages: Sequence[str]) -> Iterator[Finding]:
         return
     folder = submission_folder(recipe)
     try:
-        for job in chain_jobs(recipe, folder, (recipe, folder)):
+        for job in chain_jobs(recipe, folder, (recipe, folder), extended):
             where = SHARDS if job.name in (SHARDS, MERGE) else job.name
             if job.done or where not in (SHARDS, *stages):
                 continue

@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate import Accuracy, EvaluationInput, evaluate_on
 from pipeline.evaluation.analysis import Analysis, Findings
 from pipeline.evaluation.report_files import file_names, write_report
+from pipeline.initial_weights.fitting import resized_tables
 from pipeline.model_location import find_model_checkpoint
 from pipeline.plan import check_cache_fits
 from pipeline.precision import autocast, model_dtype
@@ -49,7 +50,7 @@ from pipeline.runs.evaluation_report import (
 from pipeline.runs.stage_result import distinct_names
 from pipeline.trained_model import open_trained_model
 from pipeline.training.training_batches import SkippedLimits
-from pipeline.weights import resized_tables, to_precision
+from pipeline.weights import to_precision
 
 _BATCH = 64
 _CONFUSED_PAIRS = 100
@@ -152,8 +153,8 @@ def evaluate_model(
         image_size = request.image_size or facts.preprocessing.image_size
         _check_image_size(image_size, facts)
         model = trained.build(ranks.device, image_size)
-        before = create_model(**facts.arguments, device="meta").named_parameters()
-        resized = resized_tables(model, {name: parameter.shape for name, parameter in before})
+        before = create_model(**facts.arguments, device="meta")
+        resized = resized_tables(dict(before.named_parameters()), dict(model.named_parameters()))
     to_precision(model, model_dtype(precision))
     data, crop = request.data, request.crop or facts.preprocessing.crop
     view = replace(facts.preprocessing, image_size=image_size, crop=crop)

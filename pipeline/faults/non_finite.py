@@ -64,9 +64,9 @@ class NonFiniteSteps:
             raise RunFailed(
                 f"the loss or the gradient of {which} is not finite (most recently loss {result.loss}, gradient norm "
                 f"{result.gradient_norm}); no such step was applied, and events.jsonl names the samples. Lower "
-                "optimizer.peak_learning_rate or lengthen the warm-up in a run of another name, or set "
-                "non_finite.roll_backs to return to the checkpoint from before, if there is one, and go on after these "
-                "samples"
+                "optimizer.peak_learning_rate from the last checkpoint on with --extend, or lengthen the warm-up in a "
+                "run of another name, or set non_finite.roll_backs to return to the checkpoint from before, if there "
+                "is one, and go on after these samples"
             )
         return first
 

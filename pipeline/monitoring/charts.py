@@ -22,6 +22,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from data.remote.web_address import without_secrets
 from pipeline.plan import Plan, TrainPlan
+from pipeline.runs.announcements import ChangedSettings
 
 # Regular expressions of tags, by chart, by category; the first category is the one that is expanded.
 _LAYOUT: dict[str, dict[str, list[str]]] = {
@@ -106,6 +107,12 @@ def recipe_text(plan: Plan) -> Summary:
     text = without_secrets(yaml.safe_dump(settings, sort_keys=False, width=math.inf))
     lines = text.splitlines()
     return text_pb("recipe", "\n".join(f"    {line}" for line in lines))
+
+
+def change_text(change: ChangedSettings) -> Summary:
+    """Marks the place where the settings of a stage were changed while it was under way, in the TEXT tab."""
+    lines = [f"    {without_secrets(line)}" for line in change.changed]
+    return text_pb("changes", "\n".join([f"Settings from step {change.step + 1:,} on:", "", *lines]))
 
 
 def settings_of_stage(plan: Plan) -> Summary:

@@ -30,7 +30,7 @@ from pipeline.monitoring.utilization import Utilization
 from pipeline.plan import Plan, TrainPlan
 from pipeline.preflight.class_mixing import assess_mixing, lanes_in_use
 from pipeline.ranks.distributed import Ranks
-from pipeline.runs.announcements import StartingWeights, announcements
+from pipeline.runs.announcements import StartingWeights, announcements, changes_of_settings
 from pipeline.runs.continuation import Change
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
@@ -91,6 +91,9 @@ class Monitor:
         # At the step after the first, which the next start purges: one that fails before its first save leaves no copy.
         for summary in (charts.layout(), charts.recipe_text(self._plan), charts.settings_of_stage(self._plan)):
             self._events.add(summary, self._first_step + 1)
+        for change in changes_of_settings(self._plan) if isinstance(self._plan, TrainPlan) else ():
+            if change.step == self._first_step:
+                self._events.add(charts.change_text(change), self._first_step + 1)
         self._events.flush()
 
     def _note_mixing(self, plan: TrainPlan, *, first: bool) -> None:
@@ -139,7 +142,7 @@ class Monitor:
         points = {
             **scalars,
             "train/images_per_second": speed,
-            "train/samples": float(step * batch),
+            "train/samples": float(self._plan.samples_after(step)),
             "wall_time/step_p50_seconds": interval.step_p50,
             "wall_time/step_p90_seconds": interval.step_p90,
             "wall_time/step_p99_seconds": interval.step_p99,

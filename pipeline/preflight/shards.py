@@ -30,6 +30,7 @@ from pipeline.preflight.class_mixing import assess_mixing
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.runs.extension import extension
 from pipeline.runs.run_folder import run_folder, start_digest
 
 Part = Literal["train", "validation"]
@@ -40,6 +41,10 @@ class ShardAssessor:
     """Assesses the shards of the stages of `recipe`, those that several stages share only once."""
 
     recipe: Recipe
+    extend: bool = False
+    """Whether stages that have begun with other settings are to go on with these."""
+    extended: set[str] = field(default_factory=set)
+    """Those that would be, of the stages assessed so far."""
     _problems: dict[tuple[str, str], str | None] = field(default_factory=dict)
     """By folder and digest of an index, what is wrong with its samples."""
 
@@ -54,7 +59,12 @@ class ShardAssessor:
             plan = Plan(name, self.recipe.seed, stage, validation, stage_cache(stage))
         elif validation is not None and train is not None:
             with found.capture():
-                plan = train_plan(self.recipe, name, train, validation)
+                change = extension(self.recipe, name) if self.extend else None
+                plan = change.plan if change else train_plan(self.recipe, name, train, validation)
+                if change:
+                    self.extended.add(name)
+                    for line in change.lines:
+                        found.ok(f"{change.folder.path}: {line}")
         if plan is not None:
             with found.capture():
                 self._assess_cache(plan, found)
@@ -112,6 +122,8 @@ class ShardAssessor:
 
     def _assess_run_folder(self, plan: Plan, found: Findings) -> None:
         folder = run_folder(self.recipe, plan.name)
+        if plan.name in self.extended:
+            return
         folder.check(plan, start_digest(self.recipe, plan.name))
         if folder.result() is not None:
             remark = check_final_checkpoint(self.recipe, plan.name)

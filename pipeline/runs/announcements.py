@@ -6,10 +6,12 @@ from typing import Any, Literal, NamedTuple
 
 from data.files.digest import json_sha256
 from data.images.augment import center_crop_share
+from data.settings_diff import changed_settings
 from data.text.counted import counted
 from pipeline.plan import Plan, TrainPlan
 from pipeline.recipe.schema import Stage
 from pipeline.runs.event_log import Event, EventLog
+from pipeline.runs.run_folder import may_change
 from pipeline.runs.stage_result import distinct_names
 
 
@@ -42,7 +44,31 @@ def announcements(plan: Plan) -> list[str]:
         before = f"after every {_steps(evaluations)} and " if evaluations < plan.steps else ""
         when = f"after every {_steps(saves)}" if saves <= plan.steps else "at the end"
         lines.append(f"takes {counted(plan.steps, 'step')}, evaluates {before}at the end, and saves {when}")
+        lines += map(str, changes_of_settings(plan))
     return [*lines, f"evaluations see {evaluation_view(plan.stage)}"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedSettings:
+    """Settings that were changed while a stage was under way."""
+
+    step: int
+    """Steps taken before."""
+    changed: tuple[str, ...]
+    """`key: old -> new`."""
+
+    def __str__(self) -> str:
+        return f"settings changed after step {self.step:,}: {'; '.join(self.changed)}"
+
+
+def changes_of_settings(plan: TrainPlan) -> list[ChangedSettings]:
+    """The changes of settings until the steps of `plan`, oldest first."""
+    found = []
+    for part in plan.parts[1:]:
+        assert part.earlier is not None
+        old, new = (one.stage.model_dump(mode="json") for one in (part.earlier, part))
+        found.append(ChangedSettings(part.first_step, tuple(changed_settings(old, new, may_change))))
+    return found
 
 
 def _steps(count: int) -> str:

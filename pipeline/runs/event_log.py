@@ -33,6 +33,8 @@ class Event(StrEnum):
     """Training continues from a checkpoint."""
     CHANGE = "change"
     """A resume computes with something else than the start that saved its checkpoint."""
+    EXTEND = "extend"
+    """Settings of the stage were changed by `--extend`: which, and from which step on."""
     WEIGHTS = "weights"
     """A start takes its weights from the checkpoint of another stage: which, and what of them is resized or new."""
     SAVE = "save"

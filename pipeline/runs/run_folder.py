@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml
 
@@ -30,8 +30,11 @@ from data.settings_diff import changed_settings, flatten
 from pipeline.checkpoints.manifest import RunDigests, json_object, manifest_bytes, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.runs.event_log import Event, EventLog
+from pipeline.runs.fixed_settings import why_fixed
+from pipeline.runs.frozen_stage import FrozenStage
 from pipeline.runs.run_access import cannot_be_written, check_writable, hold
 from pipeline.runs.run_identity import identity_of
+from pipeline.runs.settings_history import is_history
 from pipeline.runs.stage_result import StageResult
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
@@ -39,27 +42,6 @@ if TYPE_CHECKING:  # commands that only look at a folder start in half the time 
     from pipeline.recipe.schema import Recipe, Stage
 
 _CHECKED_DATA = "COATNET_CHECKED_DATA"
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenStage:
-    """`recipe.yaml` of a run folder: what a stage was at its first start."""
-
-    stage: str
-    seed: int
-    task: Literal["train", "evaluate"]
-    index_digests: Mapping[str, str]
-    """Of the indexes of `train` and `validation` shards."""
-    start_digest: str | None
-    """See `start_digest`."""
-    content: Mapping[str, Any]
-    """The whole file, with all settings of the stage."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those of the stage, as `TrainStage` and `EvaluateStage` have them."""
-        own = {"stage", "seed", "index_digests", "start_digest"}
-        return {key: value for key, value in self.content.items() if key not in own}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +97,8 @@ class RunFolder:
         return self.logs / f"rank-{rank:05d}.log"
 
     def frozen(self) -> FrozenStage | None:
-        """What `freeze` wrote; None before the first start, or where another kind of recipe is in its place.
+        """What `freeze` wrote, or an `Extension` since; None before the first start, or where another kind of recipe is
+        in its place.
 
         Raises:
             ConfigError: the file is damaged.
@@ -146,7 +129,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder belongs to another run, and what differs; or its recipe is damaged.
         """
-        self._compare(_settings(plan, start_digest))
+        self._compare(stage_settings(plan, start_digest))
 
     def check_settings(self, recipe: "Recipe") -> None:
         """As `check`, for the settings of the stage alone, when its data cannot be read yet."""
@@ -167,16 +150,18 @@ class RunFolder:
         frozen = self.frozen()
         if frozen is None:
             raise self.damaged_recipe(ValueError("not the record of a stage"))
-        changes = changed_settings(frozen.content, now, _may_change)
+        changes = changed_settings(frozen.content, now, lambda key: may_change(key) or is_history(key))
         if changes:
             changed = "\n  ".join(changes)
-            length = any(change.partition(":")[0] in ("steps", "epochs") for change in changes)
             whose = self.path.stat().st_uid
             fix = "Restore them, give the recipe another name, or remove the folder to start over"
             if whose != os.getuid():  # never advise removing what is somebody else's
                 fix = f"The folder belongs to another user (uid {whose}): give the recipe another name, or set runs"
-            if length:  # the schedule of a longer stage differs from its first step on
-                fix += f"; to train it further, add a stage with `start_from: {self.path.name}`"
+            fixed = next(filter(None, (why_fixed(change.partition(":")[0]) for change in changes)), None)
+            if now.get("task") == "train" and frozen.task == "train":
+                fix += f"; --extend cannot change this: {fixed}" if fixed else (
+                    "; to go on from its last checkpoint with them, repeat the command with --extend"
+                )  # fmt: skip
             raise ConfigError(f"{self.path} holds a run with other settings:\n  {changed}\n{fix}")
 
     def create(self, rank: int = 0) -> None:
@@ -202,7 +187,7 @@ class RunFolder:
         self.check(plan, start_digest)
         if not self.recipe.exists():
             try:
-                text = yaml.safe_dump(_settings(plan, start_digest), sort_keys=False, width=math.inf)
+                text = yaml.safe_dump(stage_settings(plan, start_digest), sort_keys=False, width=math.inf)
                 write_atomically(self.recipe, without_secrets(text))  # nobody reads the data by it
             except OSError as error:
                 raise cannot_be_written(self.path, error) from None
@@ -351,7 +336,7 @@ def _source_digest(recipe: "Recipe", stage: str, source: str) -> str | None:
 
 def digests(plan: "TrainPlan") -> RunDigests:
     """What distinguishes a run from others in its checkpoints: its settings that may not change, and its data."""
-    settings = {key: value for key, value in flatten(_settings(plan, None)).items() if not _may_change(key)}
+    settings = {key: value for key, value in flatten(stage_settings(plan, None)).items() if not may_change(key)}
     return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
 
 
@@ -381,12 +366,16 @@ def refuse_other_data(plan: "Plan") -> None:
 
 
 def rank_digest(plan: "Plan") -> str:
-    """What must be equal on all ranks of a start: the settings of the stage, and its data."""
-    settings = flatten(_settings(plan, None))
-    return json_sha256({key: value for key, value in settings.items() if key != "data.cache.folder"})
+    """What must be equal on all ranks of a start: the settings of the stage with their history, and its data."""
+    settings = flatten(stage_settings(plan, None))
+    own = {key: value for key, value in settings.items() if key != "data.cache.folder"}
+    # A rank may have read the run folder before its history was changed.
+    parts = getattr(plan, "parts", ())
+    return json_sha256([own, [[part.first_step, to_json(digests(part))] for part in parts]])
 
 
-def _settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
+def stage_settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
+    """What a run folder records of a stage."""
     return {
         **_own_settings(plan.name, plan.seed, plan.stage),
         "index_digests": _index_digests(plan),
@@ -413,7 +402,7 @@ def _changeable() -> frozenset[str]:
     return changeable_settings(TrainStage)  # an evaluation stage has some of the same
 
 
-def _may_change(key: str) -> bool:
+def may_change(key: str) -> bool:
     """Whether the setting, or a section that it is in, may change between two starts."""
     parts = key.split(".")
     return any(".".join(parts[:count]) in _changeable() for count in range(1, len(parts) + 1))

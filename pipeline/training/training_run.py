@@ -104,8 +104,8 @@ class TrainingRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are taken."""
-        return self.step == self.plan.steps
+        """Whether all steps are taken that the settings are in force for."""
+        return self.step == self.plan.until
 
     @property
     def evaluates_average(self) -> bool:
@@ -185,7 +185,7 @@ class TrainingRun:
             return
         with self.context.watchdog.section("save"), self.monitor.paused():
             self.monitor.flush()
-            samples = self.step * self.plan.stage.batch.global_size
+            samples = self.plan.samples_after(self.step)
             record = self._non_finite.record
             self.saver.save(
                 self.state.live(
@@ -332,7 +332,7 @@ class TrainingRun:
                 raise RunFailed(
                     f"steps from {first_bad_step + 1} on were not finite, and there is no checkpoint from before step "
                     f"{first_bad_step} to go back to (those of stops, and those that an earlier roll-back discarded, "
-                    "do not count); lower optimizer.peak_learning_rate in a run of another name"
+                    "do not count); lower optimizer.peak_learning_rate with --extend, or in a run of another name"
                 )
             self.state.load(checkpoint)
             checkpoint.close()

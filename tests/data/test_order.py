@@ -213,3 +213,19 @@ def test_shards_by_need_begin_with_those_that_the_first_steps_draw_from(order: S
     every = order.shards_by_need(10**9)
     assert every[: len(needed)] == needed
     assert sorted(every) == np.flatnonzero(order.shard_samples).tolist()
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize(("batch", "step"), [(24, 5), (4, 5), (24, 1)])
+def test_another_batch_goes_on_in_every_lane_where_the_last_one_ended(lanes: int, batch: int, step: int) -> None:
+    order = SampleOrder(np.array([5, 0, 9, 7, 11]), seed=3, batch=8, lanes=lanes, window=4)
+    other = order.with_batch(batch, step)
+    first = [order.at(number, 0, 8).id.reshape(lanes, -1) for number in range(step)]
+    then = [other.at(number, 0, batch).id.reshape(lanes, -1) for number in range(step, step + 6)]
+    drawn = np.concatenate([*first, *then], axis=1)
+    alone = [order.at(number, 0, 8).id.reshape(lanes, -1) for number in range(-(-drawn.size // 8))]
+    assert (drawn == np.concatenate(alone, axis=1)[:, : drawn.shape[1]]).all()
+    last = step + 5
+    now, _ = other.shards_ahead(last, 0, batch, 1)
+    assert set(other.at(last, 0, batch).shard.tolist()) <= set(now)
+    assert set(other.at(last, 0, batch).shard.tolist()) <= set(other.shards_by_need(last + 1))

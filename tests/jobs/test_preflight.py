@@ -307,7 +307,10 @@ def test_a_run_folder_with_other_settings_is_reported_and_one_with_the_same_cont
     )
     (finding,) = wrong(found(tmp_path, shards, "seed=1"))
     assert finding.what == f"{folder.path} holds a run with other settings:\n  seed: 0 -> 1"
-    assert finding.fix == "Restore them, give the recipe another name, or remove the folder to start over"
+    assert finding.fix == (
+        "Restore them, give the recipe another name, or remove the folder to start over; --extend cannot change this: "
+        "seed: with another one the order of the samples could not go on from where it is"
+    )
     folder.finish(stage_result("pretrain/checkpoints/step-00000040"))
     (folder.checkpoints / "step-00000040").mkdir()
     (folder.checkpoints / "step-00000040/manifest.json").touch()

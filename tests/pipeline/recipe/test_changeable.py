@@ -72,7 +72,7 @@ def run_digests(folder: Path, stage: str, *overrides: str) -> RunDigests:
     assert isinstance(settings, TrainStage)
     data: Any = SimpleNamespace(digest="d", classes=("a", "b"))
     nothing: Any = None
-    return digests(TrainPlan(stage, 7, settings, data, nothing, data, nothing, 10, 0))
+    return digests(TrainPlan(stage, 7, settings, data, nothing, data, nothing, 10, 0, nothing, 10))
 
 
 def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ IMAGE_BYTES = 2**28
 """Bytes of an encoded image."""
 LABEL_BYTES = 2**24
 """Bytes of the label of a sample."""
+CLASS_LIST_BYTES = 2**28
+"""Bytes of the class list of a checkpoint or an exported model."""
 RECORD_BYTES = 2**30
 """Bytes of a record of a run, such as the manifest of a checkpoint: about 150 for each fragment, of which each rank
 writes some hundreds."""

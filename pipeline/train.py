@@ -17,6 +17,7 @@ from pipeline.runs.continuation import changes_since, computed_with
 from pipeline.runs.run_folder import digests, relative_location
 from pipeline.runs.stage_result import StageResult
 from pipeline.shard_verification import ShardVerification
+from pipeline.training.images import imagenet_preprocessing
 from pipeline.training.training_run import RunContext, StartPoint, TrainingRun
 from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model, fitted_weights, starting_weights
@@ -45,7 +46,16 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
 
     # Build, with the weights of the run's own newest checkpoint, else of the earlier stage, else the initial ones.
     now = computed_with(plan, ranks)
-    facts = RunFacts(plan.name, stage.precision, plan.model_arguments, digests(plan), context.run_id, now)
+    facts = RunFacts(
+        plan.name,
+        stage.precision,
+        plan.model_arguments,
+        digests(plan),
+        context.run_id,
+        now,
+        imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop),
+        stage.loss.kind,
+    )
     store = checkpoint_store(folder, stage)
     stores, passed_over = [store], list[str]()
     if ranks.is_leader:

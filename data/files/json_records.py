@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 _Parser = Callable[[Any], Any]
@@ -107,7 +107,7 @@ def _parser(kind: Any) -> _Parser:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return lambda value: value if value in arguments else _refuse(" or ".join(map(repr, arguments)), value)
-    if origin is types.UnionType:  # with None
+    if origin in (types.UnionType, Union):  # with None; `Literal[...] | None` is the other kind before Python 3.14
         parse = _parser(arguments[0])
         return lambda value: None if value is None else parse(value)
     if origin in (list, tuple):

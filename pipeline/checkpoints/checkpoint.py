@@ -12,8 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.errors import raise_if_passing
+from data.files.digest import json_sha256
+from data.files.json_records import parse_json
+from data.files.regular_file import read_regular
+from data.limits import CLASS_LIST_BYTES
 from data.remote.storage import Storage, is_remote, join, pieces
-from pipeline.checkpoints.manifest import BUFFERS, Manifest, read_manifest
+from pipeline.checkpoints.manifest import BUFFERS, CLASSES, ClassNames, Manifest, read_manifest
 from pipeline.checkpoints.verification import checksum_differs, damaged_file, wrong_tensors
 from pipeline.errors import ConfigError
 from pipeline.zero.fragments import Fragment
@@ -101,6 +106,24 @@ class Checkpoint:
             name.removeprefix(AVERAGED): t for name, t in everything.items() if name.startswith(AVERAGED) == averaged
         }
 
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the model's outputs, in their order; None in checkpoints from before they were stored.
+
+        Raises:
+            ConfigError: they are damaged, or not those that the manifest describes.
+        """
+        if CLASSES not in self.manifest.files:
+            return None
+        facts = self.manifest.facts.run
+        try:
+            names = parse_json(ClassNames, read_regular(self._local(CLASSES), CLASS_LIST_BYTES)).classes
+            if len(names) != facts.model["num_classes"] or json_sha256(names) != facts.digests.classes_digest:
+                raise ValueError("not the classes of the manifest")
+        except (OSError, ValueError) as error:
+            raise_if_passing(error)
+            raise ConfigError(f"{self.location}: {CLASSES} is damaged ({error}); restore it from a copy") from None
+        return names
+
     def damage(self, share: int = 0, shares: int = 1) -> str | None:
         """What is wrong with the files, or None; see `damaged_file`. Remote files that were hashed need no download."""
         return damaged_file(
@@ -140,7 +163,7 @@ class Checkpoint:
         path, problem = self._folder / name, None
         if self._remote and not path.exists() and self._download(name) != self.manifest.files[name].sha256:
             problem = checksum_differs(name)
-        elif name not in self._checked:
+        elif name != CLASSES and name not in self._checked:
             problem = wrong_tensors(path, self.manifest.kinds, self._fragments.get(name, ()))
         if problem is not None:
             raise ConfigError(f"{self.location}: {problem}; restore it from a copy")

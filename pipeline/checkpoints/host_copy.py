@@ -34,12 +34,14 @@ class LiveState:
         fragments: the ranges that this rank holds, at most one of each parameter.
         buffers: by name, equal on all ranks.
         shapes: of all parameters, by name.
+        classes: names of the model's outputs, equal on all ranks; None where they are not known.
     """
 
     facts: CheckpointFacts
     fragments: Sequence[Fragment]
     buffers: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
+    classes: tuple[str, ...] | None = None
 
 
 class HostFile:

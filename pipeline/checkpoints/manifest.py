@@ -1,6 +1,6 @@
 """What is in a checkpoint: the names of its files, and the manifest that describes them. Needs no torch.
 
-    step-00012000/  manifest.json  buffers.safetensors  rank-00000.safetensors  rank-00001.safetensors ...
+    step-00012000/  manifest.json  classes.json  buffers.safetensors  rank-00000.safetensors  rank-00001.safetensors ...
 
 A folder without a manifest is not a checkpoint.
 """
@@ -18,14 +18,16 @@ from data.files.digest import json_sha256
 from data.files.json_records import FLAT, check_at_least, check_sha256, load_json, to_json, to_record
 from data.files.regular_file import read_regular
 from data.remote.storage import Storage, checked, is_remote, join, read_bytes
+from models.model_facts import LossKind, Preprocessing
 from pipeline.errors import ConfigError
 from pipeline.runs.run_identity import check_run_id
 
 MANIFEST = "manifest.json"
 BUFFERS = "buffers.safetensors"
+CLASSES = "classes.json"
 _FORMAT = {"format": "coatnet-checkpoint", "version": 1}
 _RANK = re.compile(r"^rank-([0-9]{5,})\b")
-_FILE = re.compile(r"buffers\.safetensors|rank-[0-9]{5,}\.safetensors")
+_FILE = re.compile(r"classes\.json|buffers\.safetensors|rank-[0-9]{5,}\.safetensors")
 _NAME = re.compile(r"step-([0-9]{8,})")
 _LARGEST = 2**48
 _DIMENSIONS = 8
@@ -91,9 +93,16 @@ class RunFacts:
     """Of the run that wrote it, see `pipeline.runs.run_identity`."""
     computed_with: Mapping[str, str] | None = None
     """What the start that wrote it computed with, see `pipeline.runs.continuation`; None if that was not recorded."""
+    preprocessing: Preprocessing | None = None
+    """Of evaluation; None in checkpoints from before it was recorded, as is `loss`."""
+    loss: LossKind | None = None
 
     def __post_init__(self) -> None:
-        to_record(_Model, dict(self.model))
+        model = to_record(_Model, dict(self.model))
+        if self.preprocessing is not None and self.preprocessing.image_size != model.image_size:
+            raise ValueError(
+                f"preprocessing: has the image size {self.preprocessing.image_size}, and the model {model.image_size}"
+            )
         if self.run_id is not None:
             check_run_id(self.run_id)
 
@@ -109,6 +118,14 @@ class _Model:
     def __post_init__(self) -> None:
         check_at_least(0, num_classes=self.num_classes)
         check_at_least(1, image_size=self.image_size)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """The content of `classes.json`."""
+
+    classes: tuple[str, ...]
+    """In the order of the classifier's outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +266,7 @@ def rank_name(rank: int) -> str:
 
 
 def writer_of(file: str) -> int:
-    """The rank that wrote `file`; the leader wrote the buffers."""
+    """The rank that wrote `file`; the leader wrote the buffers and the classes."""
     match = _RANK.match(file)
     return int(match.group(1)) if match else 0
 
@@ -352,7 +369,7 @@ def _check_files(files: Mapping[str, FileEntry], fragments: Sequence[FragmentEnt
     """Refuse names that are not those of `save`, and files that are smaller than their fragments."""
     for name in files:
         if not _FILE.fullmatch(name):
-            raise ValueError(f"files: {name[:80]!r} must be {BUFFERS} or rank-NNNNN.safetensors")
+            raise ValueError(f"files: {name[:80]!r} must be {CLASSES}, {BUFFERS} or rank-NNNNN.safetensors")
     if BUFFERS not in files:
         raise ValueError(f"files: {BUFFERS} is missing")
     needed = dict.fromkeys(files, 0)

@@ -1,14 +1,16 @@
 """One attempt to write one checkpoint, on one rank, in a background thread of training."""
 
 import contextlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 
 from data.errors import may_pass
+from data.files.json_records import to_json
 from pipeline.checkpoints.host_copy import HostFile, LiveState
-from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord, rank_name
+from pipeline.checkpoints.manifest import CLASSES, ClassNames, FragmentEntry, Manifest, RankRecord, rank_name
 from pipeline.checkpoints.staged import StagedCheckpoint
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.ranks.distributed import Ranks
@@ -137,6 +139,9 @@ class SaveTask:
 
     def _write(self) -> RankRecord:
         entries = {name: self._staged.write(name, file.blocks) for name, file in self._files.items()}
+        if self._ranks.is_leader and self._state.classes is not None:
+            names = json.dumps(to_json(ClassNames(self._state.classes))).encode()
+            entries[CLASSES] = self._staged.write(CLASSES, [memoryview(names)])
         own = f"{rank_name(self._ranks.rank)}.safetensors"
         fragments = tuple(
             FragmentEntry(f.parameter, f.start, f.stop, own) for f in self._state.fragments if f.saved_here

@@ -187,7 +187,17 @@ class TrainingRun:
             self.monitor.flush()
             samples = self.step * self.plan.stage.batch.global_size
             record = self._non_finite.record
-            self.saver.save(self.state.live(self.facts, self.step, samples, self.skipped, record, for_stop=for_stop))
+            self.saver.save(
+                self.state.live(
+                    self.facts,
+                    self.step,
+                    samples,
+                    self.skipped,
+                    record,
+                    for_stop=for_stop,
+                    classes=self.plan.classes,
+                )
+            )
 
     def save_and_wait(self) -> None:
         """Save the state, and wait until the checkpoint is published.

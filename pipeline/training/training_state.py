@@ -102,16 +102,17 @@ class TrainingState:
         non_finite: NonFiniteRecord,
         *,
         for_stop: bool = False,
+        classes: tuple[str, ...] | None = None,
     ) -> LiveState:
         """What this rank contributes to a checkpoint after `step` steps, as views of the live tensors.
 
-        The other arguments are as in `CheckpointFacts`.
+        `classes` are the names of the model's outputs. The other arguments are as in `CheckpointFacts`.
         """
         updates = self._average.updates if self._average else None
         steps, world_size = self.engine.optimizer_steps, self._ranks.world_size
         facts = CheckpointFacts(run, step, samples, skipped_samples, steps, world_size, updates, non_finite, for_stop)
         buffers = self._buffers | {AVERAGED + name: tensor for name, tensor in self._averaged_buffers.items()}
-        return LiveState(facts, self.fragments, buffers, self.engine.parameters.shapes)
+        return LiveState(facts, self.fragments, buffers, self.engine.parameters.shapes, classes)
 
     def _exchange(self, average: MovingAverage) -> None:
         average.exchange()

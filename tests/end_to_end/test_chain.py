@@ -23,6 +23,7 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.runs.announcements import list_name
+from pipeline.trained_model import open_trained_model
 from pipeline.training.images import normalized
 from pipeline.weights import build_model, load_weights
 from tests.support.command import coatnet, environment, wait_until
@@ -90,6 +91,17 @@ def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:
     assert names[-2:] == ["evaluation", "finish"]
     # Two are kept by default.
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-00000035", "step-00000040"]
+
+
+def test_a_run_is_opened_as_the_model_of_its_last_training_stage_with_the_names_of_its_classes(
+    chain: tuple[Path, str],
+) -> None:
+    folder = stage_folder(chain[0], "finetune")
+    with open_trained_model(str(folder.parent)) as trained:
+        facts = trained.facts
+    assert facts.source.resolved == str(folder / "checkpoints" / "step-00000006")
+    assert (facts.classes, facts.loss, facts.remarks) == (("bright", "dark", "striped"), "softmax", ())
+    assert (facts.preprocessing.image_size, facts.preprocessing.crop) == (48, "whole")
 
 
 def fetch(port: int, path: str, body: dict[str, Any] | None = None) -> Any:

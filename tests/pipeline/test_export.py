@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +11,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from data.files.digest import json_sha256
 from jobs.checkpoint_discovery import find_checkpoint
 from jobs.cli import app
-from models.coatnet import CoAtNet
 from models.registry import create_model
-from pipeline.checkpoints.checkpoint import AVERAGED, open_checkpoint
-from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.manifest import signed
 from pipeline.errors import ConfigError
 from pipeline.export import export
 from pipeline.runs.run_folder import RunFolder
 from pipeline.weights import fitted_weights, load_weights, persistent_buffers
-from pipeline.zero.fragments import Fragment
-from tests.pipeline.checkpoints.small import freeze, saver
 from tests.support.exported import load_exported
-from tests.support.records import RUN, checkpoint_facts, stage_result
-
-MODEL: dict[str, Any] = {"name": "coatnet_debug", "num_classes": 3, "image_size": 32, "depths": [1, 1, 2, 1]}
-
-
-def model(seed: int) -> CoAtNet:
-    """Weights and statistics that depend on the seed."""
-    made = create_model(**MODEL, seed=seed)
-    for buffer in persistent_buffers(made).values():
-        buffer += torch.rand(buffer.shape, generator=torch.Generator().manual_seed(seed))
-    return made.eval()
+from tests.support.records import stage_result
+from tests.support.trained import CLASSES, MODEL, assert_same_model, save_trained, trained_model
 
 
 def save(run: Path, step: int, averaged: bool) -> Path:
-    """A checkpoint with the weights of `model(step)`, and those of `model(step + 1)` as their average."""
-    raw, average = model(step), model(step + 1)
-    own, other = dict(raw.named_parameters()), dict(average.named_parameters())
-    fragments = []
-    for name, parameter in own.items():
-        tensors = {kind: parameter.detach().view(-1) for kind in ("master", "exp_avg", "exp_avg_sq")}
-        if averaged:
-            tensors["ema"] = other[name].detach().view(-1)
-        fragments.append(Fragment(name, 0, parameter.numel(), tensors, True))
-    buffers = persistent_buffers(raw)
-    facts = checkpoint_facts(step, replace(RUN, model=MODEL), ema_updates=step if averaged else None)
-    if averaged:
-        buffers |= {AVERAGED + name: buffer for name, buffer in persistent_buffers(average).items()}
-    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
-    with saver(run, keep_last=9) as one:
-        one.save(LiveState(facts, fragments, buffers, shapes))
-        assert one.finish()
-    freeze(run)
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def assert_equal(one: CoAtNet, other: CoAtNet) -> None:
-    wanted = other.state_dict()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in one.state_dict().items())
-    pictures = torch.randn(2, 32, 32, 3)
-    assert torch.equal(one.eval()(pictures), other(pictures))
+    """A checkpoint with the weights of `trained_model(step)`, and those of `trained_model(step + 1)` as average."""
+    return save_trained(run, step, averaged=averaged)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +39,16 @@ def test_export_and_loading_take_the_requested_weights(averaged: bool, which: An
     path, file = save(tmp_path, 5, averaged), tmp_path / "out.safetensors"
     metadata = export(str(path), file, which)
     assert (metadata["weights"], metadata["step"], metadata["source"]) == (taken, "5", str(path))
-    assert metadata["classes"] == RUN.digests.classes_digest
-    wanted = model(6 if taken == "ema" else 5)
-    assert_equal(load_exported(file), wanted)
+    assert metadata["classes"] == json_sha256(CLASSES)
+    wanted = trained_model(6 if taken == "ema" else 5)
+    assert_same_model(load_exported(file), wanted)
     with safe_open(file, framework="pt") as tensors:
         assert tensors.metadata() == metadata
     assert all(tensor.dtype == torch.float32 for tensor in load_file(file).values())
 
     loaded = create_model(**MODEL)
     load_weights(loaded, open_checkpoint(path), which)
-    assert_equal(loaded, wanted)
+    assert_same_model(loaded, wanted)
     begun = create_model(**MODEL)
     weights = fitted_weights(begun, open_checkpoint(path), which)
     assert all(torch.equal(weights[name], parameter) for name, parameter in wanted.named_parameters())
@@ -110,7 +73,7 @@ def test_a_run_folder_means_the_checkpoint_of_its_result_or_else_the_newest(tmp_
     assert export(find_checkpoint(str(run)), file)["step"] == "6"
     RunFolder(run).finish(stage_result("pretrain/checkpoints/step-00000005"))
     assert export(find_checkpoint(str(run)), file)["step"] == "5"
-    assert_equal(load_exported(file), model(5))
+    assert_same_model(load_exported(file), trained_model(5))
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.safetensors"]
 
 
@@ -130,7 +93,7 @@ def test_a_checkpoint_of_a_result_that_is_gone_is_not_replaced_by_another(tmp_pa
     ) in " ".join(refused.stderr.split())
     assert not file.exists()
     exported = CliRunner().invoke(app, ["export", str(checkpoints / "step-00000005"), str(file)])
-    assert f"3 classes (class list {RUN.digests.classes_digest[:8]}), 32 pixels" in exported.stdout
+    assert f"3 classes (class list {json_sha256(CLASSES)[:8]}), 32 pixels" in exported.stdout
 
 
 def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> None:

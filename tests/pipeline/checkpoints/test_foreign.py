@@ -110,7 +110,10 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
     "many dimensions": (shape([1] * 4000 + [50]), "b: a shape must be at most 8 positive sizes"),
     "infinite shape": (shape([float("inf")]), r"parameters: b: \[0\]: must be an integer, not inf"),
     "another shape": (shape([5, 11]), "b: elements from 50 are missing"),
-    "absolute name": (renamed("/etc/passwd"), "files: '/etc/passwd' must be buffers.safetensors or rank-NNNNN"),
+    "absolute name": (
+        renamed("/etc/passwd"),
+        "files: '/etc/passwd' must be classes.json, buffers.safetensors or rank-NNNNN",
+    ),
     "name above": (renamed("../other/" + RANK), "files: '../other/rank-00000.safetensors' must be"),
     "name of the manifest": (renamed("manifest.json"), "files: 'manifest.json' must be"),
     "hidden name": (renamed("." + RANK), "must be"),
@@ -265,6 +268,7 @@ def test_a_checkpoint_that_is_not_of_the_model_in_its_manifest_is_not_exported(
 ) -> None:
     checkpoint = save_model(tmp_path, 5, averaged=False)
     rewrite(checkpoint, model(**arguments))
+    rewrite(checkpoint, lambda manifest: manifest.pop("preprocessing"))  # which has an image size, too
     with pytest.raises(ConfigError, match=f"step-00000005: {reason}.*; restore it"):
         export(str(checkpoint), tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

@@ -111,6 +111,18 @@ def test_images_that_cannot_be_read_are_named_and_the_others_written_to_every_fi
         assert (sheet.format, sheet.size) == ("PNG", sheet_size(4, 1, PICTURE_CELL, lines=4))
 
 
+def test_a_long_reason_is_whole_in_its_warning_and_cut_in_the_table(run: Path, images: Path) -> None:
+    place = "http://127.0.0.1:1/x.jpg"
+    result = predict(run, "in/a.jpg", place, "--give-up-after", "0")
+    assert result.exit_code == 75
+    warning = next(line for line in result.stderr.splitlines() if line.startswith(f"warning: {place}: "))
+    reason = warning.removeprefix(f"warning: {place}: ")
+    assert reason.endswith("; the server or the network is down")
+    assert result.stderr.splitlines()[-1].endswith("the others are classified; the same command starts over")
+    shown = next(line for line in result.stdout.splitlines() if place in line).split(place)[1].strip()
+    assert shown == f"{reason[:59].rstrip()}…"
+
+
 def test_every_key_and_column_is_documented(run: Path, images: Path) -> None:
     content = json.loads(predict(run, "in/a.jpg", "--json", "-").stdout)
     document = (ROOT / "docs" / "predict.md").read_text()

@@ -21,6 +21,7 @@ PICTURE_IMAGES = 200
 PICTURE_CELL = 176
 """Side in pixels of the square that an image is fitted into."""
 _PICTURE_COLUMNS = 6
+_LONGEST_PROBLEM = 60  # in a cell
 _PICTURE_CLASSES = 3  # below an image
 CSV_COLUMNS = ("image", "rank", "class_number", "class", "name", "score", "labels", "problem")
 SCORES = {
@@ -73,7 +74,7 @@ def prediction_table(images: Sequence[ClassifiedImage], names: ClassNames) -> Ta
                 one_line(image.name),
                 *([""] if labelled else []),
                 "",
-                styled_text((one_line(image.problem), "red")),
+                styled_text((_shortened(one_line(image.problem)), "red")),
                 "",
                 end_section=True,
             )
@@ -92,6 +93,11 @@ def prediction_table(images: Sequence[ClassifiedImage], names: ClassNames) -> Ta
                 end_section=rank == len(image.classes),
             )
     return table
+
+
+def _shortened(problem: str) -> str:
+    """As much of a problem as leaves room for the columns beside it; all of it is a warning."""
+    return problem if len(problem) <= _LONGEST_PROBLEM else f"{problem[: _LONGEST_PROBLEM - 1].rstrip()}…"
 
 
 def as_json(

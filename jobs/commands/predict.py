@@ -121,6 +121,8 @@ def predict(
             )
             known = known_classes(facts, inputs.sources)
             outputs = facts.arguments["num_classes"]
+            if not outputs:
+                raise ConfigError(f"{facts.source.resolved}: the model has no classifier, so that it predicts nothing")
             display_names = read_display_names(names, known, outputs, storage) if names else facts.display_names
             class_names = ClassNames(known, display_names)
             _announce(notes, inputs, facts, preprocessing, device_name(place), known is None)

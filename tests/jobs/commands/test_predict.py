@@ -3,22 +3,26 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from data.images.contact_sheet import sheet_size
 from jobs.cli import app
 from jobs.predictions import CSV_COLUMNS, PICTURE_CELL
+from models.pretrained import config_of
+from pipeline.trained_model import open_trained_model
 from tests.support.command import coatnet
 from tests.support.paths import ROOT
 from tests.support.recipes import write_recipe
 from tests.support.third_party import picture
-from tests.support.trained import save_trained
+from tests.support.trained import MODEL, save_trained
 
 CLASSES = ("bright", "dark", "striped")
 HOSTILE = ("\x1b[2Jtench", "[red]shark[/]", 'cat\u202eff\n,"x"')
@@ -111,6 +115,18 @@ def test_images_that_cannot_be_read_are_named_and_the_others_written_to_every_fi
         assert (sheet.format, sheet.size) == ("PNG", sheet_size(4, 1, PICTURE_CELL, lines=4))
 
 
+def test_a_long_reason_is_whole_in_its_warning_and_cut_in_the_table(run: Path, images: Path) -> None:
+    place = "http://127.0.0.1:1/x.jpg"
+    result = predict(run, "in/a.jpg", place, "--give-up-after", "0")
+    assert result.exit_code == 75
+    warning = next(line for line in result.stderr.splitlines() if line.startswith(f"warning: {place}: "))
+    reason = warning.removeprefix(f"warning: {place}: ")
+    assert reason.endswith("; the server or the network is down")
+    assert result.stderr.splitlines()[-1].endswith("the others are classified; the same command starts over")
+    shown = next(line for line in result.stdout.splitlines() if place in line).split(place)[1].strip()
+    assert shown == f"{reason[:59].rstrip()}…"
+
+
 def test_every_key_and_column_is_documented(run: Path, images: Path) -> None:
     content = json.loads(predict(run, "in/a.jpg", "--json", "-").stdout)
     document = (ROOT / "docs" / "predict.md").read_text()
@@ -155,6 +171,27 @@ def test_names_for_people_are_taken_from_synsets_and_their_words(images: Path, t
     refused = predict(*arguments)
     assert (refused.exit_code, refused.stdout) == (78, "")
     assert "words.txt: 2 names for 3 classes" in refused.stderr
+
+
+def test_an_exported_model_predicts_the_same_with_the_names_that_it_brings(run: Path, images: Path) -> None:
+    folder = images.parent / "exported"
+    folder.mkdir()
+    with open_trained_model(str(run)) as trained:
+        facts = replace(trained.facts, display_names=("Bright", "Dark", "Striped"))
+        save_file(trained.parameters() | trained.buffers(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_of(facts)))
+    of_run, exported = (
+        json.loads(predict(model, "in/a.jpg", "--json", "-").stdout)["images"][0]["predictions"]
+        for model in (run, folder)
+    )
+    assert exported == [one | {"name": one["class"].capitalize()} for one in of_run]
+
+
+def test_a_model_without_a_classifier_is_refused(images: Path, tmp_path: Path) -> None:
+    save_trained(tmp_path / "features", 5, classes=None, model=MODEL | {"num_classes": 0})
+    result = predict("features", "in/a.jpg")
+    assert (result.exit_code, result.stdout) == (78, "")
+    assert "step-00000005: the model has no classifier" in result.stderr
 
 
 def test_names_of_classes_and_files_are_shown_with_escapes_and_are_exact_in_json(images: Path, tmp_path: Path) -> None:

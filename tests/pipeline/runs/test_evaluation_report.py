@@ -1,14 +1,17 @@
 """Reading reports of evaluations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.files.json_records import parse_json
 from pipeline.errors import ConfigError
-from pipeline.runs.evaluation_report import read_report, report_folders, report_text
+from pipeline.runs.evaluation_report import FILES, EvaluationReport, read_report, report_folders, report_text
 from pipeline.runs.evaluation_summary import summary_rows
+from tests.support.paths import ROOT
 from tests.support.records import evaluation_report
 
 
@@ -16,6 +19,27 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     report = evaluation_report()
     (tmp_path / "evaluation.json").write_text(report_text(report))
     assert read_report(tmp_path) == report
+
+
+def test_every_key_is_documented() -> None:
+    page = (ROOT / "docs" / "evaluate.md").read_text()
+    content = json.loads(report_text(evaluation_report()))
+    inner = [
+        key
+        for part in ("model", "data", "computation", "circumstances", "figures", "calibration")
+        for key in content[part]
+    ]
+    assert [key for key in [*content, *inner] if f"`{key}`" not in page] == []
+    assert [name for name in FILES if f"`{name}`" not in page] == []
+
+
+def test_signatures_of_addresses_are_not_kept() -> None:
+    report = evaluation_report()
+    shards = "https://user:secret@host/shards?X-Amz-Signature=secret"
+    mistake = replace(report.mistakes[0], shard="s-0.tar?X-Amz-Signature=secret")
+    text = report_text(replace(report, data=replace(report.data, shards=shards), mistakes=(mistake,)))
+    assert "secret" not in text
+    assert parse_json(EvaluationReport, text).mistakes[0].shard == "s-0.tar?..."
 
 
 @pytest.mark.parametrize(

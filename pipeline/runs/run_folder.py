@@ -163,6 +163,10 @@ class RunFolder:
             raise self.damaged_recipe(ValueError("not the record of a stage"))
         changes = changed_settings(frozen.content, now, _may_change)
         if changes:
+            source = now.get("start_from")
+            if isinstance(source, str) and "/" in source and source == frozen.content.get("start_from"):
+                replaced = f", since the weights at {source} were replaced"
+                changes = [f"{line}{replaced if line.startswith('start_digest:') else ''}" for line in changes]
             changed = "\n  ".join(changes)
             length = any(change.partition(":")[0] in ("steps", "epochs") for change in changes)
             whose = self.path.stat().st_uid

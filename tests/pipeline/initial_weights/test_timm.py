@@ -25,11 +25,11 @@ from tests.pipeline.initial_weights.test_start import plain, rows, run_folder_of
 from tests.support.recipes import write_recipe
 from tests.support.timm_import import timm
 
-SHAPE = {"depths": [1, 1, 2, 1], "widths": [8, 8, 16, 32, 32], "head_size": 16}
-AS_TIMM = {
+SHAPE: dict[str, Any] = {"depths": [1, 1, 2, 1], "widths": [8, 8, 16, 32, 32], "head_size": 16}
+AS_TIMM: dict[str, Any] = {
     "stride_in": "depthwise", "pool": "average", "gelu": "exact", "batch_norm_epsilon": 1e-5, "layer_norm_epsilon": 1e-6,
 }  # fmt: skip
-THEIRS = {
+THEIRS: dict[str, Any] = {
     "stem_width": 8, "embed_dim": [8, 16, 32, 32], "depths": [1, 1, 2, 1], "head_hidden_size": 32,
     "transformer_dim_head": 16,
 }  # fmt: skip

@@ -52,7 +52,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@echo "Installing Python packages into $(VENV), which takes a minute or two"
 	@$(BASE_PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) --upgrade pip
-	@$(INSTALL) torch
+	@$(INSTALL) torch # first: whatever depends on it then takes this one, and torchvision the version that belongs to it
 	@$(INSTALL) -e '.[development]'
 	@touch $@
 

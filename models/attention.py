@@ -3,6 +3,7 @@
 Shapes: B batch, H W grid of cells, N = H*W tokens, C channels, A attention heads, D channels of a head.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -48,7 +49,12 @@ class RelativeAttention(nn.Module):
             y_BAND = F.scaled_dot_product_attention(q_BAND, k_BAND, v_BAND, attn_mask=mask)
         if self.form == "post_normalization":
             y_BAND = y_BAND + bias_1ANN @ v_BAND
-        y_BHWC: Tensor = self.out(y_BAND.transpose(1, 2).reshape(B, H, W, -1))
+        y_BNAD = y_BAND.transpose(1, 2)
+        if torch.compiler.is_exporting():
+            # Export records `reshape` as the view that it is after this device's kernel. Where attention is decomposed,
+            # as for ONNX, the strides are others, and no view of them has this shape.
+            y_BNAD = y_BNAD.clone(memory_format=torch.contiguous_format)
+        y_BHWC: Tensor = self.out(y_BNAD.reshape(B, H, W, -1))
         return y_BHWC
 
 

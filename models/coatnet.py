@@ -16,6 +16,7 @@ from models.attention import RelativeAttention, TransformerBlock
 from models.drop import Kept, draw_kept
 from models.initialization import initialize_parameters
 from models.mbconv import MBConv
+from models.model_facts import ModelFacts
 from models.norm import BatchNorm, convolution_norm
 from models.options import APPROXIMATION, CheckpointingPolicy
 from models.relative_bias import RelativeBias
@@ -87,6 +88,9 @@ class CoAtNet(nn.Module):
     Raises:
         ValueError: an image size that the strides do not divide, or a rate outside [0, 1).
     """
+
+    facts: ModelFacts | None = None
+    """Classes and preprocessing of a trained model, as `models.pretrained.load_pretrained` sets them."""
 
     def __init__(
         self, variant: Variant, *, num_classes: int, image_size: tuple[int, int], drop_path_rate: float = 0.0

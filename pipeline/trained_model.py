@@ -4,24 +4,29 @@ Read without DeepSpeed and without a process group.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from models.adaptation import adapt_parameters
+from data.errors import raise_if_passing
+from data.remote.storage import is_remote
 from models.coatnet import CoAtNet
 from models.model_facts import ModelFacts, ModelSource
-from models.registry import create_model
+from models.pretrained import WEIGHTS_FILE, build_trained, model_without_values, open_pretrained
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.checkpoints.resume import open_verified
 from pipeline.errors import ConfigError
 from pipeline.model_location import CheckpointLocation, find_model_checkpoint
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import WhichWeights
 from pipeline.training.images import imagenet_preprocessing
-from pipeline.weights import chosen_weights, copy_tensors, persistent_buffers
+from pipeline.weights import chosen_weights, persistent_buffers
+
+SUFFIX = ".safetensors"
 
 
 class TrainedModel:
@@ -29,43 +34,37 @@ class TrainedModel:
 
     Args:
         facts: what it is.
-        shapes: of its parameters and buffers by name, with their dtypes.
+        model: on the meta device, as `facts` describe it.
         parameters, buffers: read them, whole, on the CPU.
         close: frees what reading has left.
-
-    Raises:
-        ConfigError: its tensors are not those of the model that `facts` describe.
     """
 
     def __init__(
         self,
         facts: ModelFacts,
+        model: CoAtNet,
         parameters: Callable[[], dict[str, Tensor]],
         buffers: Callable[[], dict[str, Tensor]],
-        shapes: Mapping[str, tuple[int, ...]],
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.facts = facts
-        self._parameters, self._buffers, self._close = parameters, buffers, close
-        self._plain = _without_values(facts, len(shapes))
-        _refuse_other_shapes(facts, shapes, self._plain)
+        self._model, self._parameters, self._buffers, self._close = model, parameters, buffers, close
 
     def parameters(self) -> dict[str, Tensor]:
-        """The parameters, whole, float32 on the CPU, by the model's names."""
-        return self._parameters()
-
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers, which are BatchNorm's statistics, on the CPU, by the model's names.
+        """The parameters, whole, float32 on the CPU, by the model's names.
 
         Raises:
             ConfigError: they are not those of the model.
         """
-        buffers, wanted = self._buffers(), persistent_buffers(self._plain)
-        for name in sorted(buffers.keys() | wanted.keys()):
-            there, here = (_kind(tensors.get(name)) for tensors in (buffers, wanted))
-            if there != here:
-                raise _other_tensor(self.facts, name, there, here)
-        return buffers
+        return self._checked(self._parameters(), dict(self._model.named_parameters()))
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers, which are BatchNorm's statistics, float32 on the CPU, by the model's names.
+
+        Raises:
+            ConfigError: they are not those of the model.
+        """
+        return self._checked(self._buffers(), persistent_buffers(self._model))
 
     def build(self, device: torch.device | str = "cpu", image_size: int | None = None) -> CoAtNet:
         """The model on `device`, float32 in evaluation mode.
@@ -73,18 +72,23 @@ class TrainedModel:
         For another image size than the trained one its relative tables are resized.
 
         Raises:
-            ConfigError: an image size that the model does not support.
+            ConfigError: an image size that the model does not support, or tensors that are not those of the model.
         """
-        arguments = dict(self.facts.arguments)
-        if image_size is not None:
-            arguments["image_size"] = image_size
+        tensors = self.parameters() | self.buffers()
         try:
-            model = create_model(**arguments, device=device)
+            return build_trained(self.facts, tensors, device, image_size)
         except ValueError as error:
             raise ConfigError(f"{self.facts.source.resolved}: {error}") from None
-        copy_tensors(adapt_parameters(self.parameters(), model), dict(model.named_parameters()))
-        copy_tensors(self.buffers(), persistent_buffers(model))
-        return model.eval()
+
+    def _checked(self, found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for name in sorted(expected.keys() | found.keys()):
+            there, here = (_kind(tensors.get(name)) for tensors in (found, expected))
+            if there != here:
+                raise ConfigError(
+                    f"{self.facts.source.resolved}: {name} is {there} there and {here} in the model that its manifest "
+                    "describes; restore it from a copy"
+                )
+        return found
 
     def close(self) -> None:
         """Remove what was downloaded."""
@@ -113,23 +117,52 @@ def open_trained_model(location: str, weights: WhichWeights = "auto") -> Trained
         OSError: a file system that fails for a while, see `data.errors.may_pass`.
         StorageDown, StorageRefused: a remote store that cannot be read.
     """
+    path = Path(location)
+    if not is_remote(location) and (path.suffix == SUFFIX or (path / WEIGHTS_FILE).exists()):
+        return _exported(location, weights)
     return _of_checkpoint(location, find_model_checkpoint(location), weights)
+
+
+def _exported(location: str, which: WhichWeights) -> TrainedModel:
+    try:
+        file = open_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise_if_passing(error)
+        raise ConfigError(str(error)) from None
+    if which not in ("auto", file.facts.weights):
+        has = "the moving average" if file.facts.weights == "ema" else "the raw weights"
+        raise ConfigError(
+            f"{location}: exported with {has} alone; leave --weights out, or take what it was exported from"
+        )
+    parameters = dict(file.model.named_parameters())
+
+    def some(wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in file.tensors().items() if wanted(name)}
+
+    return TrainedModel(
+        file.facts,
+        file.model,
+        lambda: some(lambda name: name in parameters),
+        lambda: some(lambda name: name not in parameters),
+    )
 
 
 def _of_checkpoint(given: str, found: CheckpointLocation, which: WhichWeights) -> TrainedModel:
     checkpoint = open_verified(found.location, Ranks(0, 1, torch.device("cpu")), found.storage)
     try:
         chosen = chosen_weights(checkpoint, which)
-        return TrainedModel(
-            _checkpoint_facts(given, found, checkpoint, chosen),
-            lambda: checkpoint.parameters(chosen),
-            lambda: checkpoint.buffers(chosen),
-            checkpoint.shapes,
-            checkpoint.close,
-        )
+        facts = _checkpoint_facts(given, found, checkpoint, chosen)
+        model = _without_values(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
+    return TrainedModel(
+        facts,
+        model,
+        lambda: checkpoint.parameters(chosen),
+        lambda: checkpoint.buffers(chosen),
+        checkpoint.close,
+    )
 
 
 def _checkpoint_facts(
@@ -170,39 +203,12 @@ def _checkpoint_facts(
     )
 
 
-def _without_values(facts: ModelFacts, tensors: int) -> CoAtNet:
-    """The model that `facts` describe, on the meta device; `tensors` is how many parameters the files have."""
-    arguments = facts.arguments
+def _without_values(checkpoint: Checkpoint) -> CoAtNet:
+    """The model that the manifest describes, on the meta device."""
     try:
-        if sum(arguments.get("depths") or ()) > tensors:
-            raise ValueError(f"depths {str(arguments['depths'])[:80]} are more blocks than there are parameters")
-        return create_model(**arguments, device="meta")
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"{facts.source.resolved}: no model can be made of the arguments in its manifest ({reason}); restore it "
-            "from a copy"
-        ) from None
-
-
-def _refuse_other_shapes(facts: ModelFacts, found: Mapping[str, tuple[int, ...]], model: CoAtNet) -> None:
-    """Refuse parameters that are not those of the model that the manifest describes."""
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in sorted(expected.keys() | found.keys()):
-        there, here = (_shape(shapes.get(name)) for shapes in (found, expected))
-        if there != here:
-            raise _other_tensor(facts, name, there, here)
-
-
-def _other_tensor(facts: ModelFacts, name: str, there: str, here: str) -> ConfigError:
-    return ConfigError(
-        f"{facts.source.resolved}: {name} is {there} there and {here} in the model that its manifest describes; "
-        "restore it from a copy"
-    )
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else f"float32 {tuple(shape)}"
+        return model_without_values(checkpoint.manifest.facts.run.model, len(checkpoint.shapes))
+    except ValueError as error:
+        raise ConfigError(f"{checkpoint.location}: {MANIFEST}: {error}; restore it from a copy") from None
 
 
 def _kind(tensor: Tensor | None) -> str:

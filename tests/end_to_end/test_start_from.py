@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ FINAL = "runs/test/pretrain/checkpoints/step-00000060"
 def weights(path: Path, seed: int) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in trained_model(seed).state_dict().items()}, path)
     return path
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("step-*"))
 
 
 def test_a_run_starts_from_another_ones_folder_and_ends_with_its_classifier_and_one_table(
@@ -66,11 +71,11 @@ def test_a_killed_run_goes_on_without_the_weights_it_started_from_and_ends_as_if
     for name in ("undisturbed", "killed"):
         recipe = write_recipe(tmp_path / name, shards, model=MODEL)
         source = weights(tmp_path / name / "weights.safetensors", 3)
-        arguments = ["train", recipe, "pretrain", "pretrain.start_from=weights.safetensors", *STEPS]
+        arguments: list[str | Path] = ["train", recipe, "pretrain", "pretrain.start_from=weights.safetensors", *STEPS]
         if name == "killed":
             process = start(*arguments)
             folder = recipe.parent / "runs/test/pretrain/checkpoints"
-            wait_until(lambda folder=folder: any(folder.glob("step-*")), process)
+            wait_until(partial(_has_checkpoint, folder), process)
             kill(process, "rank 0")
             source.unlink()
         done = coatnet(*arguments)
@@ -96,7 +101,7 @@ def test_weights_that_were_replaced_before_the_first_save_are_noticed(shards: Pa
     wait_until(lambda: log.exists() and "step 1/600" in log.read_text(), process)
     kill(process, "rank 0")
     weights(source, 4)
-    for command in (["train", recipe, "pretrain"], ["doctor", recipe]):
+    for command in (("train", recipe, "pretrain"), ("doctor", recipe)):
         done = coatnet(*command, *arguments)
         assert done.returncode in (1, 78)
         text = "".join((done.stdout + done.stderr).split())

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from models.differences import Difference, layout_text, matching_blocks
 from models.mbconv import EXPANSION, SQUEEZE
-from models.timm_names import table_shape
-from models.timm_options import GELUS, POOL_TYPES, STRIDE_MODES
+from models.timm_layout import GELUS, POOL_TYPES, STRIDE_MODES, table_shape
 from models.variants import VARIANTS, BlockStage, Variant
 
 _BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)")

@@ -1,10 +1,13 @@
 """timm's CoAtNets and ours: which of our variants timm can express, by what arguments, and its names for our tensors.
 
-Read from timm 1.0.31, `timm/models/maxxvit.py`. timm's registered `coatnet_N_224` differ from the paper's:
-average pooling, the stride in the depthwise convolution, exact GELU, other epsilons. `timm_arguments` makes them equal.
+Read from timm 1.0.31, `timm/models/maxxvit.py`, which has a list of blocks for each stage, 1x1 convolutions instead of
+linear layers, queries, keys and values ordered by the head, and two forms of the relative table. timm's registered
+`coatnet_N_224` differ from the paper's: average pooling, the stride in the depthwise convolution, exact GELU, other
+epsilons. `timm_arguments` makes them equal; `models.timm_differences` is for weights that others have trained.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,30 +15,44 @@ from torch import Tensor
 
 from models.variants import Variant
 
-_NAMES = {
-    "stem.norm.": "stem.norm1.",
-    "head.hidden.": "head.pre_logits.fc.",
-    "head.classifier.": "head.fc.",
+STRIDE_MODES = {"expansion": "1x1", "depthwise": "dw"}
+POOL_TYPES = {"max": "max2", "average": "avg2"}
+GELUS = {"tanh": "gelu_tanh", "exact": "gelu"}
+
+# Of the modules outside of the blocks and inside of them: ours, timm's.
+_STEM_AND_HEAD = {
+    "stem.conv1": "stem.conv1",
+    "stem.norm": "stem.norm1",
+    "stem.conv2": "stem.conv2",
+    "head.norm": "head.norm",
+    "head.hidden": "head.pre_logits.fc",
+    "head.classifier": "head.fc",
 }
-_NAMES_IN_BLOCKS = {
-    "shortcut.": "shortcut.expand.",
-    "attention_norm.": "norm1.norm.",
-    "attention.qkv.": "attn.qkv.",
-    "attention.relative_bias.table": "attn.rel_pos.relative_position_bias_table",
-    "attention.out.": "attn.proj.",
-    "feed_forward_norm.": "norm2.",
-    "feed_forward.expand.": "mlp.fc1.",
-    "feed_forward.shrink.": "mlp.fc2.",
-    "expand_norm.": "norm1.",
-    "depthwise_norm.": "norm2.",
-    "expand.": "conv1_1x1.",
-    "depthwise.": "conv2_kxk.",
-    "squeeze_excitation.squeeze.": "se.fc1.",
-    "squeeze_excitation.excite.": "se.fc2.",
-    "shrink.": "conv3_1x1.",
-    "norm.": "pre_norm.",
+_MBCONV = {
+    "shortcut": "shortcut.expand",
+    "norm": "pre_norm",
+    "expand": "conv1_1x1",
+    "expand_norm": "norm1",
+    "depthwise": "conv2_kxk",
+    "depthwise_norm": "norm2",
+    "squeeze_excitation.squeeze": "se.fc1",
+    "squeeze_excitation.excite": "se.fc2",
+    "shrink": "conv3_1x1",
 }
-_COUNTER = "num_batches_tracked"
+_TRANSFORMER = {
+    "shortcut": "shortcut.expand",
+    "attention_norm": "norm1",
+    "attention.qkv": "attn.qkv",
+    "attention.relative_bias": "attn.rel_pos",
+    "attention.out": "attn.proj",
+    "feed_forward_norm": "norm2",
+    "feed_forward.expand": "mlp.fc1",
+    "feed_forward.shrink": "mlp.fc2",
+}
+_TABLE = "relative_position_bias_table"
+
+STEM_BIASES = ("stem.conv1.bias", "stem.conv2.bias")
+"""Parameters of ours that timm's models have only with `stem_bias`. Zeros in their place compute the same."""
 
 
 def why_not_timm(variant: Variant) -> str | None:
@@ -54,8 +71,7 @@ def why_not_timm(variant: Variant) -> str | None:
 
 def timm_arguments(variant: Variant) -> dict[str, Any]:
     """The keyword arguments by which timm's `coatnet_0_224` becomes `variant`; plain JSON values."""
-    batch = variant.convolution_norm == "batch"
-    pool = "max2" if variant.pool == "max" else "avg2"
+    batch, pool = variant.convolution_norm == "batch", POOL_TYPES[variant.pool]
     return {
         "embed_dim": [stage.width for stage in variant.stages],
         "depths": [stage.depth for stage in variant.stages],
@@ -63,89 +79,115 @@ def timm_arguments(variant: Variant) -> dict[str, Any]:
         "stem_width": variant.stem_width,
         "stem_bias": True,
         "head_hidden_size": variant.stages[-1].width,
-        "conv_stride_mode": "1x1" if variant.stride_in == "expansion" else "dw",
+        "conv_stride_mode": STRIDE_MODES[variant.stride_in],
         "conv_pool_type": pool,
         "conv_downsample_pool_type": pool,
         "conv_norm_layer": "batchnorm2d" if batch else "layernorm2d",
-        "conv_norm_eps": 1e-3 if batch else 1e-5,
-        "conv_act_layer": "gelu_tanh",
+        "conv_norm_eps": variant.batch_norm_epsilon if batch else variant.layer_norm_epsilon,
+        "conv_act_layer": GELUS[variant.gelu],
         "transformer_dim_head": variant.head_size,
         "transformer_pool_type": pool,
         "transformer_rel_pos_type": "bias_tf" if variant.relative_attention == "pre_normalization" else "",
-        "transformer_norm_eps": 1e-5,
-        "transformer_act_layer": "gelu_tanh",
+        "transformer_norm_eps": variant.layer_norm_epsilon,
+        "transformer_act_layer": GELUS[variant.gelu],
     }
 
 
 def timm_name(name: str, variant: Variant) -> str:
-    """timm's name of our parameter or buffer `name`."""
-    if not name.startswith("blocks."):
-        return next((theirs + name[len(ours) :] for ours, theirs in _NAMES.items() if name.startswith(ours)), name)
-    _, number, rest = name.split(".", 2)
-    stage, position = _places(variant)[int(number)]
-    ours = next(prefix for prefix in _NAMES_IN_BLOCKS if rest.startswith(prefix))
-    theirs = _NAMES_IN_BLOCKS[ours]
-    if ours == "attention_norm." and position > 0:
-        theirs = "norm1."  # only the first block of a stage wraps it with its pooling
-    return f"stages.{stage}.blocks.{position}.{theirs}{rest[len(ours) :]}"
-
-
-def to_timm(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
-    """timm's state of a model with our `tensors`, all of them, by timm's names, complete for a strict load."""
-    state = {}
-    for name, tensor in tensors.items():
-        theirs = timm_name(name, variant)
-        if name.endswith("relative_bias.table"):
-            tensor = tensor.flip(1, 2)  # by the key's place less the query's
-        elif ".attention.qkv." in name:
-            # By head and then kind, where ours are by kind and then head.
-            by_kind = tensor.reshape(3, -1, variant.head_size, *tensor.shape[1:])
-            tensor = by_kind.transpose(0, 1).reshape(tensor.shape)
-        if name.startswith("blocks.") and name.endswith(".weight") and tensor.dim() == 2:
-            tensor = tensor[:, :, None, None]  # its linear layers are 1x1 convolutions
-        state[theirs] = tensor.contiguous()
-        if name.endswith("running_var"):
-            state[theirs.removesuffix("running_var") + _COUNTER] = torch.zeros((), dtype=torch.int64)
-    return state
-
-
-def from_timm(state: Mapping[str, Tensor], names: Mapping[str, tuple[int, ...]], variant: Variant) -> dict[str, Tensor]:
-    """The inverse of `to_timm`: our tensors of timm's `state`.
-
-    Args:
-        state: of a timm model of the same architecture.
-        names: our names, with the shapes of the tensors that they have here but for relative tables, whose size may
-            be another one.
-        variant: ours.
+    """timm's name of the parameter or buffer `name` of a model of `variant`.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or of another shape; names the first with both shapes.
+        ValueError: timm has no such parameter.
     """
-    tensors, unknown = {}, {name for name in state if not name.endswith(_COUNTER)}
-    for name, shape in names.items():
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("blocks."):
+        theirs = _STEM_AND_HEAD.get(module)
+        prefix = ""
+    else:
+        _, number, module = module.split(".", 2)
+        stage, block = _places(variant)[int(number)]
+        names = _MBCONV if variant.stages[stage].kind == "mbconv" else _TRANSFORMER
+        theirs = names.get(module)
+        prefix = f"stages.{stage}.blocks.{block}."
+        if module == "attention_norm" and block == 0:
+            theirs = "norm1.norm"  # in one module with the pooling
+    if theirs is None:
+        raise ValueError(f"timm's CoAtNet has no parameter in the place of {name}")
+    return f"{prefix}{theirs}.{_TABLE if leaf == 'table' else leaf}"
+
+
+def to_timm(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+    """timm's state of a model with our `state`, by its names, complete for a strict load.
+
+    Relative tables have the form `bias_tf`. The counters of timm's BatchNorm, which nothing reads, are zero. Shapes are
+    those of timm: those of 1x1 convolutions (D_out, D_in, 1, 1) but for the two layers of the head.
+
+    Raises:
+        ValueError: timm has no such parameter.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
         theirs = timm_name(name, variant)
-        if theirs not in state:
-            raise ValueError(f"{theirs} is missing")
-        unknown.discard(theirs)
-        tensor = state[theirs]
-        table = name.endswith("relative_bias.table")
-        linear = len(shape) == 2 and tensor.dim() == 4 and tensor.shape[2:] == (1, 1)
-        if linear:
-            tensor = tensor[:, :, 0, 0]
-        same = tensor.dim() == 3 and tensor.shape[0] == shape[0] if table else tuple(tensor.shape) == tuple(shape)
-        if not same:
-            raise ValueError(f"{theirs} is {tuple(state[theirs].shape)} there and {tuple(shape)} in this model")
-        if table:
-            tensor = tensor.flip(1, 2)
+        if name.endswith(".table"):
+            tensor = tensor.flip(1, 2)  # by the place of the key less that of the query
         elif ".attention.qkv." in name:
-            by_head = tensor.reshape(-1, 3, variant.head_size, *tensor.shape[1:])
-            tensor = by_head.transpose(0, 1).reshape(tensor.shape)
-        tensors[name] = tensor
-    if unknown:
-        raise ValueError(f"{min(unknown)} and {len(unknown) - 1} more are not in this model")
-    return tensors
+            tensor = _regrouped(tensor, (3, -1, variant.head_size))
+        if tensor.ndim == 2 and name.startswith("blocks.") and not name.endswith(".table"):
+            tensor = tensor[:, :, None, None]
+        found[theirs] = tensor.contiguous()
+        if name.endswith(".running_var"):
+            found[theirs.removesuffix("running_var") + "num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    return found
+
+
+def from_timm(state: Mapping[str, Tensor], names: Sequence[str], variant: Variant) -> dict[str, Tensor]:
+    """The tensors of a timm CoAtNet by our `names`, without those that `state` lacks; float32.
+
+    Relative tables of both forms become (heads, 2h-1, 2w-1); those of the form `bias` are taken for square.
+
+    Raises:
+        ValueError: a tensor cannot have the order that its name says.
+    """
+    found: dict[str, Tensor] = {}
+    for name in names:
+        tensor = state.get(timm_name(name, variant))
+        if tensor is None:
+            continue
+        if name.endswith(".table"):
+            tensor = _table_of(tensor, name)
+        elif ".attention.qkv." in name:
+            tensor = _regrouped(tensor, (-1, 3, variant.head_size))
+        if tensor.ndim == 4 and not name.endswith(("conv1.weight", "conv2.weight", "depthwise.weight")):
+            tensor = tensor.flatten(2).squeeze(2)
+        found[name] = tensor.float().contiguous()
+    return found
+
+
+def table_shape(shape: Sequence[int], name: str) -> tuple[int, int, int]:
+    """(heads, 2h-1, 2w-1) of a relative table of timm with this `shape`, of either form.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    side = math.isqrt(shape[0]) if len(shape) == 2 else 0
+    if side % 2 == 0 or side * side != shape[0]:
+        raise ValueError(f"{name}: {tuple(shape)} is no relative table of a square grid")
+    return shape[1], side, side
+
+
+def _table_of(tensor: Tensor, name: str) -> Tensor:
+    shape = table_shape(tensor.shape, name)
+    # The form `bias` has the place of the query less that of the key, as ours; `bias_tf` has the reverse.
+    return tensor.flip(1, 2) if tensor.ndim == 3 else tensor.t().reshape(shape)
+
+
+def _regrouped(tensor: Tensor, groups: tuple[int, int, int]) -> Tensor:
+    """Rows of queries, keys and values with their two outer groups exchanged: by the head, or by the kind."""
+    return tensor.reshape(*groups, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
 
 
 def _places(variant: Variant) -> list[tuple[int, int]]:
-    """Stage and position in it of every block."""
-    return [(number, position) for number, stage in enumerate(variant.stages) for position in range(stage.depth)]
+    """Stage, and place in it, of each block."""
+    return [(stage, block) for stage, blocks in enumerate(variant.stages) for block in range(blocks.depth)]

@@ -11,8 +11,10 @@ from data.errors import StorageRefused, raise_if_passing
 from data.files.digest import json_sha256
 from data.remote.storage import Storage, join, parent, read_bytes
 from models.differences import differences_text
+from models.model_facts import ModelSource
+from models.pretrained import CONFIG_KEY, facts_of_config
 from models.timm_differences import TimmWeights
-from models.timm_names import STEM_BIASES, from_timm, timm_name
+from models.timm_layout import STEM_BIASES, from_timm, timm_name
 from pipeline.errors import ConfigError
 from pipeline.initial_weights.source import Request, Source, refuse_other_variant
 from pipeline.initial_weights.weight_file import WeightFile, read_weight_file
@@ -20,18 +22,20 @@ from pipeline.training.images import imagenet_preprocessing
 from pipeline.weights import persistent_buffers
 
 _LARGEST_CONFIG = 10_000_000  # bytes; 21,841 names of classes with descriptions have 2 MB
-_WEIGHTS: dict[str, Literal["raw", "ema"]] = {"raw": "raw", "ema": "ema"}
 _COUNTERS = "num_batches_tracked"
 
 
 def open_file_source(request: Request, location: str, *, values: bool) -> Source:
     """As `open_source`, for the file at `location`."""
     file = read_weight_file(location, request.storage, values=values)
-    if "model" in file.metadata:
-        return _exported(request, location, file)
+    config = _config(location, request.storage)
+    if CONFIG_KEY in file.metadata:
+        return _exported(request, location, file, _own_config(location, file.metadata[CONFIG_KEY]))
+    if "architecture" not in config and isinstance(config.get("model"), dict):
+        return _exported(request, location, file, config)
     chosen, tensors = _chosen(file, request, location)
     if any(name.startswith("stages.") for name in tensors):
-        return _timm(request, location, file, tensors, chosen)
+        return _timm(request, location, file, config, tensors, chosen)
     if any(name.startswith("blocks.") for name in tensors):
         return _ours(request, location, file, tensors, chosen)
     first = f" (the first is {next(iter(tensors))[:80]})" if tensors else ""
@@ -48,31 +52,25 @@ def _chosen(file: WeightFile, request: Request, location: str) -> tuple[Literal[
     return "raw", file.raw
 
 
-def _exported(request: Request, location: str, file: WeightFile) -> Source:
-    """A file that `coatnet export` has written."""
-    metadata = file.metadata
+def _exported(request: Request, location: str, file: WeightFile, config: Mapping[str, Any]) -> Source:
+    """A file that `coatnet export` has written, with its config."""
     try:
-        arguments, step = json.loads(metadata["model"]), int(metadata["step"])
-        names = json.loads(metadata["class_names"]) if "class_names" in metadata else None
-        if not isinstance(arguments, dict) or metadata["weights"] not in _WEIGHTS or not isinstance(names, list | None):
-            raise ValueError("not what an export writes")
-        weights = _WEIGHTS[metadata["weights"]]
-        num_classes = int(arguments["num_classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{location}: its metadata is damaged ({error}); export the model again") from None
-    if request.which not in ("auto", weights):
-        have = "the raw weights" if weights == "raw" else "their moving average"
+        facts = facts_of_config(config, ModelSource(request.location, location))
+    except ValueError as error:
+        raise ConfigError(f"{location}: {error}; export the model again") from None
+    if request.which not in ("auto", facts.weights):
+        have = "the raw weights" if facts.weights == "raw" else "their moving average"
         raise ConfigError(f"{location}: holds {have} alone; use auto, or export the others")
-    refuse_other_variant(request, location, arguments)
+    refuse_other_variant(request, location, facts.arguments)
     parameters, buffers, others = _sorted(request, location, file.raw)
     return Source(
         location=location,
         origin="the exported model",
-        weights=weights,
-        step=step,
-        num_classes=num_classes,
-        classes=tuple(map(str, names)) if names else None,
-        classes_digest=metadata.get("classes"),
+        weights=facts.weights,
+        step=facts.step,
+        num_classes=int(facts.arguments["num_classes"]),
+        classes=facts.classes,
+        classes_digest=facts.classes_digest,
         precision=None,
         parameters=parameters,
         buffers=buffers,
@@ -127,11 +125,11 @@ def _timm(
     request: Request,
     location: str,
     file: WeightFile,
+    config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     chosen: Literal["raw", "ema"],
 ) -> Source:
     """Weights with timm's names, matched with the requested model or refused."""
-    config = _config(location, request.storage)
     architecture = config.get("architecture", file.architecture)
     arguments = config.get("model_args", file.arguments) or {}
     variant = request.model.variant
@@ -176,6 +174,17 @@ def _timm(
     )
 
 
+def _own_config(location: str, text: str) -> Mapping[str, Any]:
+    """The config in the metadata of an exported file."""
+    try:
+        config = json.loads(text)
+        if not isinstance(config, dict):
+            raise ValueError("not a mapping")
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{location}: its config is damaged ({error}); export the model again") from None
+    return config
+
+
 def _config(location: str, storage: Storage) -> dict[str, Any]:
     """The content of the `config.json` beside a file; empty without one."""
     place = join(parent(location), "config.json")
@@ -185,7 +194,7 @@ def _config(location: str, storage: Storage) -> dict[str, Any]:
         return {}
     except StorageRefused:  # a server may refuse what it does not have
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise_if_passing(error)
         raise ConfigError(f"{place}: cannot be read ({error}); restore it, or remove it") from None
     return content if isinstance(content, dict) else {}

@@ -195,7 +195,9 @@ class Recipe(Section):
             start = stage.start_stage
             if start is not None and start not in seen:
                 path = folder / start if folder else None
-                if path is None or not path.exists() or start in self.stages:
+                # A file of weights may be gone once the stage has checkpoints of its own.
+                is_path = path is not None and (path.exists() or start.endswith(WEIGHT_FILES))
+                if path is None or not is_path or start in self.stages:
                     raise ValueError(f"stages.{name}.start_from: {_not_earlier(start, seen, path)}")
                 self.stages[name] = stage.model_copy(update={"start_from": str(path.resolve())})
             elif start is not None:
@@ -230,8 +232,6 @@ def _not_earlier(start: str, earlier: list[str], path: Path | None) -> str:
     what = f"{start} is not an earlier stage ({', '.join(earlier) or 'there is none'})"
     if path is not None and path.exists():
         return f"{what}, and a path as well; write ./{start} for that"
-    if start.endswith(WEIGHT_FILES):
-        return f"{what}, and there is no file {path or start}; correct the path"
     near = difflib.get_close_matches(start, earlier, 1)
     fix = f"did you mean {near[0]}?" if near else "write ./NAME or /PATH for a file or folder of weights"
     return f"{what}; {fix}"

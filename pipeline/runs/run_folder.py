@@ -152,6 +152,10 @@ class RunFolder:
             raise self.damaged_recipe(ValueError("not the record of a stage"))
         changes = changed_settings(frozen.content, now, lambda key: may_change(key) or is_history(key))
         if changes:
+            source = now.get("start_from")
+            if isinstance(source, str) and "/" in source and source == frozen.content.get("start_from"):
+                replaced = f", since the weights at {source} were replaced"
+                changes = [f"{line}{replaced if line.startswith('start_digest:') else ''}" for line in changes]
             changed = "\n  ".join(changes)
             whose = self.path.stat().st_uid
             fix = "Restore them, give the recipe another name, or remove the folder to start over"

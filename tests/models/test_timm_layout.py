@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.registry import create_model
-from models.timm_layout import from_timm, timm_arguments, to_timm, why_not_timm
+from models.timm_layout import from_timm, table_shape, timm_arguments, timm_name, to_timm, why_not_timm
 from models.variants import VARIANTS, find_variant
 from tests.support.timm_import import timm
 from tests.support.trained import trained_model
@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
         {"head_size": 16},
         {"name": "coatnet_2_cttt"},
         {"image_size": 32},
+        {"gelu": "exact", "batch_norm_epsilon": 1e-5, "layer_norm_epsilon": 1e-6},
     ],
 )
 def test_logits_of_timms_model_with_our_weights_are_equal(options: dict[str, Any]) -> None:
@@ -49,27 +50,35 @@ def test_logits_of_timms_model_with_our_weights_are_equal(options: dict[str, Any
     assert difference < 1e-5
 
 
-def test_our_weights_come_back_from_timms_to_the_bit() -> None:
-    ours = trained_model(4, **SMALL)
-    state = to_timm(ours.state_dict(), ours.variant)
-    shapes = {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()}
-    back = from_timm(state, shapes, ours.variant)
-    assert back.keys() == ours.state_dict().keys()
-    assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
+@pytest.mark.parametrize("options", [{}, {"convolution_norm": "layer"}, {"relative_attention": "none"}])
+def test_our_weights_come_back_from_timms_to_the_bit(options: dict[str, Any]) -> None:
+    ours = trained_model(4, **SMALL | options)
+    state = ours.state_dict()
+    back = from_timm(to_timm(state, ours.variant), list(state), ours.variant)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-def test_a_state_of_another_architecture_is_refused_with_what_differs() -> None:
-    ours = create_model(**SMALL)
-    shapes = {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()}
-    state = to_timm(ours.state_dict(), ours.variant)
-    first = next(iter(state))
-    for changed, reason in (
-        ({name: tensor for name, tensor in state.items() if name != "head.fc.bias"}, "head.fc.bias is missing"),
-        (state | {"other": torch.zeros(1), "zother": torch.zeros(1)}, "other and 1 more are not in this model"),
-        (state | {first: torch.zeros(7)}, rf"{first} is \(7,\) there and \("),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            from_timm(changed, shapes, ours.variant)
+def test_both_forms_of_the_relative_table_are_read_and_others_refused() -> None:
+    model = trained_model(4, **SMALL)
+    ours = "blocks.3.attention.relative_bias.table"
+    theirs = timm_name(ours, model.variant)
+    assert theirs == "stages.2.blocks.0.attn.rel_pos.relative_position_bias_table"
+    table = model.state_dict()[ours]
+    for form in (table.flip(1, 2), table.flatten(1).t()):
+        assert torch.equal(from_timm({theirs: form}, [ours], model.variant)[ours], table)
+    assert table_shape((49, 2), "t") == (2, 7, 7)
+    for shape in ((48, 2), (36, 2), (7,)):
+        with pytest.raises(ValueError, match="no relative table of a square grid"):
+            table_shape(shape, "t")
+
+
+def test_names_are_timms_and_what_it_lacks_is_refused() -> None:
+    variant = find_variant("coatnet_0")
+    assert timm_name("blocks.5.attention_norm.weight", variant) == "stages.2.blocks.0.norm1.norm.weight"
+    assert timm_name("blocks.6.attention_norm.weight", variant) == "stages.2.blocks.1.norm1.weight"
+    with pytest.raises(ValueError, match=r"no parameter in the place of stem\.conv\.weight"):
+        timm_name("stem.conv.weight", find_variant("coatnet_2_vit_rel"))
 
 
 def test_published_variants_without_mixed_stages_have_timms_parameters() -> None:

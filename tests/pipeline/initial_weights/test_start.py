@@ -1,5 +1,6 @@
 """What a stage takes from another run, a checkpoint or a file of weights, and what it refuses, from headers and in full."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -10,7 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data.files.digest import json_sha256
+from data.remote.storage import Storage
 from models.coatnet import CoAtNet
+from models.model_facts import ModelFacts, ModelSource
+from models.pretrained import CONFIG_KEY, config_of
 from models.registry import create_model
 from pipeline.errors import ConfigError
 from pipeline.initial_weights.content import content_digest
@@ -19,11 +24,12 @@ from pipeline.initial_weights.start import checked_start, fitted_start
 from pipeline.plan import Plan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.runs.announcements import StartingWeights
+from pipeline.runs.run_folder import RunFolder
 from pipeline.weights import build_model
 from tests.pipeline.checkpoints.small import ALONE
 from tests.servers.web import WebServer
 from tests.support.recipes import write_recipe
-from tests.support.trained import MODEL, assert_same_model, save_trained, trained_model
+from tests.support.trained import MODEL, PREPROCESSING, assert_same_model, save_trained, trained_model
 
 CLASSES = ("bright", "dark", "striped")
 HEAD = {"head.classifier.weight", "head.classifier.bias"}
@@ -60,9 +66,8 @@ def started(plan: Plan) -> tuple[StartingWeights, Fitted, CoAtNet]:
     return said, fitted, model.eval()
 
 
-def run_folder_of(plan: Plan) -> Any:
-    from pipeline.runs.run_folder import RunFolder
-
+def run_folder_of(plan: Plan) -> RunFolder:
+    """Of the recipe; nothing is written."""
     return RunFolder(Path("/nowhere/test") / plan.name)
 
 
@@ -206,9 +211,7 @@ def test_weights_at_a_url_are_read_by_their_header_first(planned: Callable[..., 
     assert size > 100_000
 
 
-def plan_storage(plan: Plan) -> Any:
-    from data.remote.storage import Storage
-
+def plan_storage(plan: Plan) -> Storage:
     return Storage(**plan.stage.data.storage.model_dump())
 
 
@@ -225,3 +228,42 @@ def test_a_damaged_checkpoint_of_another_run_is_refused(planned: Callable[..., P
     file.write_bytes(content[:-1])
     with pytest.raises(ConfigError, match=r"rank-00000\.safetensors has [\d,]+ bytes instead of"):
         checked_start(plan, run_folder_of(plan))
+
+
+@pytest.mark.parametrize("place", ["metadata", "folder"])
+def test_an_exported_file_and_an_exported_folder_are_read_with_the_names_of_their_classes(
+    planned: Callable[..., Plan], tmp_path: Path, place: str
+) -> None:
+    out, remote = tmp_path / "out", ""
+    out.mkdir()
+    export(out, trained_model(3), CLASSES, in_file=place == "metadata")
+    location = out / "model.safetensors" if place == "metadata" else out
+    with WebServer(tmp_path) as server:
+        remote = f"{server.url}/out" + ("/model.safetensors" if place == "metadata" else "")
+        for start in (str(location), remote):
+            said, _, model = started(planned(start))
+            assert_same_model(model, trained_model(3))
+            assert (said.origin, said.step, said.weights) == ("the exported model", 7, "ema")
+            assert said.classifier.startswith("starts with the classifier of the exported model: the same classes")
+    export(out, trained_model(3), ("bright", "Dark", "striped"), in_file=place == "metadata")
+    said, _, _ = started(planned(location))
+    assert "class 1 was Dark and is dark" in said.classifier
+    plan = planned(location, "pretrain.start_weights=raw")
+    with pytest.raises(ConfigError, match="holds their moving average alone; use auto, or export the others"):
+        checked_start(plan, run_folder_of(plan))
+    plan = planned(location, "model={name: coatnet_debug}")
+    with pytest.raises(ConfigError, match=r"set model\.depths: \[1, 1, 2, 1\]|blocks: 8 C1x8"):
+        checked_start(plan, run_folder_of(plan))
+
+
+def export(folder: Path, model: CoAtNet, classes: tuple[str, ...], *, in_file: bool) -> None:
+    """What `coatnet export` writes."""
+    facts = ModelFacts(
+        arguments=MODEL, classes=classes, display_names=None, preprocessing=PREPROCESSING, loss="softmax", weights="ema",
+        step=7, samples=70, run_id=None, stage="pretrain", recipe_digest=None, classes_digest=json_sha256(classes),
+        source=ModelSource("a", "b"),
+    )  # fmt: skip
+    config = json.dumps(config_of(facts))
+    save_file(plain(model), folder / "model.safetensors", {CONFIG_KEY: config} if in_file else None)
+    if not in_file:
+        (folder / "config.json").write_text(config)

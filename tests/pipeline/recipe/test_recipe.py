@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.frozen_recipe import frozen_recipe
 from pipeline.errors import ConfigError, SeveralErrors
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import EvaluateStage, TrainStage
@@ -103,7 +104,6 @@ def test_an_override_of_one_stage_does_not_change_the_shared_defaults(tmp_path: 
         ("start_from: pretrain", "start_from: pretrian", r"pretrian is not an earlier stage \(pretrain\); did you mean pretrain\?"),
         ("start_from: pretrain", "start_from: pretrain\n    start_weights: ema", r"start_weights: pretrain has no ema_decay, so there is no moving average; set it there, or use raw"),
         ("start_from: pretrain", "start_from: finetune", r"finetune is not an earlier stage \(pretrain\); write \./NAME or /PATH for a file"),
-        ("start_from: pretrain", "start_from: coatnet.safetensors", r"\(pretrain\), and there is no file .*/coatnet\.safetensors; correct the path"),
         ("task: evaluate", "task: evalute", r"recipe.yaml:26: stages.evaluate.task: .*must be train or evaluate"),
         ("name: test", "name: a/b", r"recipe.yaml:1: name: "),
         ("    epochs: 2", "    epochs: 2\n    epochs: 3", r"recipe.yaml:18: .*epochs is given twice \(first at .*:17\); remove one"),
@@ -188,3 +188,37 @@ def test_all_mistakes_are_kept_and_the_first_is_reported(tmp_path: Path) -> None
     with pytest.raises(SeveralErrors, match="unknown key stages.pretrain.sede") as unknown:
         load_recipe(write(tmp_path, text))
     assert len(unknown.value.problems) == 2
+
+
+def test_a_stage_starts_from_an_earlier_stage_or_from_a_path_that_is_written_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELS", "/models")
+
+    def starts(written: str) -> tuple[str | None, str | None]:
+        stage = load_recipe(write(tmp_path, RECIPE), [f"finetune.start_from={written}"]).stages["finetune"]
+        return stage.start_stage, stage.start_source
+
+    (tmp_path / "big").mkdir()
+    assert starts("pretrain") == ("pretrain", None)
+    assert starts("big") == (None, f"{tmp_path}/big")
+    assert starts("weights.pth") == (None, f"{tmp_path}/weights.pth")  # may be gone when the run continues
+    assert starts("$MODELS/a") == (None, "/models/a")
+    assert starts("s3://bucket/a/step-00000001") == (None, "s3://bucket/a/step-00000001")
+    (tmp_path / "pretrain").mkdir()  # whatever it is, no model
+    assert starts("pretrain") == ("pretrain", None)
+    assert starts("./pretrain") == (None, f"{tmp_path}/pretrain")
+    (tmp_path / "pretrain/config.json").touch()
+    with pytest.raises(
+        ConfigError, match=r"pretrain is an earlier stage, and .*/pretrain is there as well; write \./pretrain"
+    ):
+        starts("pretrain")
+    (tmp_path / "evaluate").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"evaluate is not an earlier stage \(pretrain\), and a path as well; write \./"
+    ):
+        starts("evaluate")
+    frozen = frozen_recipe(load_recipe(write(tmp_path, RECIPE), ["finetune.start_from=big"]))
+    frozen.write()
+    assert load_recipe(frozen.path) == frozen.recipe
+    assert frozen.recipe.stages["finetune"].start_from == f"{tmp_path}/big"

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
 from pipeline.ranks.rendezvous import STORE_FOLDER
 from pipeline.recipe.schema import Stage, TrainStage
+from pipeline.runs.event_log import Event, EventLog
 from pipeline.runs.run_folder import RunFolder
 
 _LAUNCHER = "COATNET_LAUNCHER"
@@ -68,7 +69,7 @@ def launch_ranks(
     """
     signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
-    received = ReceivedSignals()
+    received, begun = ReceivedSignals(), len(folder.events.of(Event.BEGIN))
 
     def pass_on(stop: signal.Signals) -> None:
         if received.add(stop):
@@ -96,7 +97,16 @@ def launch_ranks(
             signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
+            if received.first is not None and received.second is not None and None in codes:
+                _record_interrupt(folder.events, received.first, begun)
             raise StageFailed(_outcome(codes, Path(outcomes), folder, received, signals.if_repeated()))
+
+
+def _record_interrupt(events: EventLog, first: signal.Signals, begun: int) -> None:
+    """Record that ranks were killed at a person's wish, if theirs is a start beyond the `begun` of before: it does not
+    count as one without progress."""
+    if len(events.of(Event.BEGIN)) > begun:
+        events.record(Event.STOP, reason=first.name, at_once=True)
 
 
 def die_with_launcher() -> None:

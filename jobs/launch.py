@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
 from pipeline.ranks.rendezvous import STORE_FOLDER
 from pipeline.recipe.schema import Stage, TrainStage
+from pipeline.runs.event_log import Event, EventLog
 from pipeline.runs.run_folder import RunFolder
 
 _LAUNCHER = "COATNET_LAUNCHER"
@@ -68,7 +69,14 @@ def launch_ranks(
         StageFailed: with the outcome of the rank that caused the failure.
     """
     grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
-    group = RankGroup(stage.resources.ranks, stage.resources.threads_per_rank, folder.log_file, grace)
+    begun = len(folder.events.of(Event.BEGIN))
+    group = RankGroup(
+        stage.resources.ranks,
+        stage.resources.threads_per_rank,
+        folder.log_file,
+        grace,
+        on_interrupt=lambda first: _record_interrupt(folder.events, first, begun),
+    )
     launch_group(command, group, signals, variables)
 
 
@@ -83,6 +91,8 @@ class RankGroup:
     """The log of a rank; its folder exists."""
     grace_seconds: float = 0.0
     """The time that they may take to save after a signal to stop."""
+    on_interrupt: Callable[[signal.Signals], None] = lambda first: None
+    """Called with the first signal when a second one has ended them at once."""
 
 
 def launch_group(
@@ -125,7 +135,16 @@ def launch_group(
             signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
+            if received.first is not None and received.second is not None and None in codes:
+                group.on_interrupt(received.first)
             raise StageFailed(_outcome(codes, Path(outcomes), group, received, signals.if_repeated()))
+
+
+def _record_interrupt(events: EventLog, first: signal.Signals, begun: int) -> None:
+    """Record that ranks were killed at a person's wish, if theirs is a start beyond the `begun` of before: it does not
+    count as one without progress."""
+    if len(events.of(Event.BEGIN)) > begun:
+        events.record(Event.STOP, reason=first.name, at_once=True)
 
 
 def die_with_launcher() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from pipeline.checkpoints.saved import if_repeated
 from pipeline.errors import BEGUN_FILE, ConfigError
@@ -17,6 +18,7 @@ from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
 from pipeline.initial_weights.start import fitted_start
 from pipeline.memory_estimate import out_of_memory
+from pipeline.monitoring.console import styled_text
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
@@ -98,11 +100,17 @@ def run_stage(
         seconds = plan.stage.resources.time_limit_seconds
         limit = time_limit(seconds, started, job_end_time()) if ranks.is_leader else None
         grace = plan.stage.checkpoint.grace_seconds if isinstance(plan, TrainPlan) else 0.0
-        requests = StopRequests(signals, grace, limit)
+        leads = console if ranks.is_leader else None
+        requests = StopRequests(
+            signals,
+            grace,
+            limit,
+            on_request=partial(_say_request, leads, name),
+            on_second=partial(_record_interrupt, folder.events) if ranks.is_leader else _do_nothing,
+        )
         training = plan if isinstance(plan, TrainPlan) else None
         unused = unused_settings(Facts(recipe, name, training))
         remarks = tuple(f"warning: {finding.what}" for finding in unused if finding.level == "warning")
-        leads = console if ranks.is_leader else None
         context = RunContext(folder, ranks, leads, requests, watchdog, run_id, remarks)
         if isinstance(plan, TrainPlan):
             try:
@@ -123,6 +131,22 @@ def _end_recorded(signals: StopSignals, events: EventLog, received: signal.Signa
     """End this process for a signal outside the training loop, where there is nothing to save."""
     events.record(Event.STOP, reason=received.name)
     signals.exit_if_signalled()
+
+
+def _say_request(console: Console | None, stage: str, reason: str) -> None:
+    """Show that a signal to stop has arrived: a step may take long, and a second signal would lose it."""
+    if console:
+        line = f"  {reason}: saves after the current step and ends; a second signal ends it at once, without that"
+        console.print(styled_text((stage, "bold"), line), soft_wrap=True)
+
+
+def _record_interrupt(events: EventLog, reason: str) -> None:
+    """Record a stop without a save, so that this start does not count as one that made no progress by itself."""
+    events.record(Event.STOP, reason=reason, at_once=True)
+
+
+def _do_nothing(reason: str) -> None:
+    pass
 
 
 def _refuse_different_recipes(plan: Plan, ranks: Ranks) -> None:

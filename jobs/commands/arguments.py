@@ -15,7 +15,9 @@ Overrides = Annotated[
 ]
 Extend = Annotated[
     bool,
-    typer.Option("--extend", help="Go on from the last checkpoint with settings that were others when it was saved."),
+    typer.Option(
+        "--extend", help="Stages that have begun with other settings go on with these from their last checkpoints."
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

@@ -32,6 +32,7 @@ _MAY_STAY_IGNORED = (signal.SIGHUP, signal.SIGINT)
 # the shell send SIGHUP. A launcher gets one SIGINT for one Ctrl-C, unless a wrapper such as `uv run` forwards it.
 _SAME_REQUEST_SECONDS = 5.0
 _SAME_KEY_SECONDS = 0.5
+_NOTE_SECONDS = 2.0
 
 EndProcess = Callable[[int, str], NoReturn]
 """Ends this process at once, from any thread, with an exit code and a message."""
@@ -117,13 +118,23 @@ class StopRequests:
         signals: of this process.
         grace_seconds: time after the first signal in which the run must be saved.
         time_limit: of this start, on the one rank that enforces it.
+        on_request: called with the name of the first signal, in the listening thread.
+        on_second: called with that name before a second signal ends the process, which waits for it a moment at most.
     """
 
-    def __init__(self, signals: StopSignals, grace_seconds: float, time_limit: TimeLimit | None = None) -> None:
+    def __init__(
+        self,
+        signals: StopSignals,
+        grace_seconds: float,
+        time_limit: TimeLimit | None = None,
+        on_request: Callable[[str], None] = lambda reason: None,
+        on_second: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self.margin = Margin()
         self._signals = signals
         self._grace_seconds = grace_seconds
         self._time_limit = time_limit
+        self._on_request, self._on_second = on_request, on_second
         self._first: tuple[str, float] | None = None
 
     @property
@@ -179,8 +190,13 @@ class StopRequests:
             deadline.daemon = True
             deadline.start()
             log.warning("%s: this start ends after the current step", received.name)
+            self._on_request(received.name)
         elif now - self._first[1] > _SAME_REQUEST_SECONDS:
             # Also for SIGINT: torchrun, for one, passes on the Ctrl-C that its ranks get themselves.
+            # A thread, since storage that does not respond may be why somebody lost patience.
+            noting = threading.Thread(target=self._on_second, args=[self._first[0]], daemon=True)
+            noting.start()
+            noting.join(_NOTE_SECONDS)
             self._end(f"a second signal, {received.name}, ended it at once")
 
     def _end(self, why: str) -> None:

@@ -44,8 +44,8 @@ def test_a_killed_rank_is_named_and_the_others_end(shards: Path, tmp_path: Path)
     last = log.read_text().splitlines()[-1]
     assert "exit 75: rank 0 lost another rank, whose log has the reason (" in last
     assert last.endswith(
-        "); the same command continues from the last checkpoint"
-        if any((log.parents[1] / "checkpoints").glob("step-*"))
+        f"); the same command continues from {sorted(saved)[-1].name}"
+        if (saved := list((log.parents[1] / "checkpoints").glob("step-*")))
         else "); nothing of this stage has been saved, so the same command starts it over"
     )
     assert "Traceback" not in log.read_text()

@@ -148,6 +148,30 @@ def test_an_evaluation_is_repeated_however_often_it_is_stopped(undisturbed: Path
     assert entries == [*["begin", "stop"] * 4, "begin", "evaluation", "finish"]
 
 
+def test_a_person_who_presses_control_c_twice_each_time_may_start_again_as_often_as_they_like(
+    shards: Path, tmp_path: Path
+) -> None:
+    """A stage that ends at once saves nothing, and three such starts by itself would be the last."""
+    recipe = write_recipe(tmp_path, shards, resources={"ranks": 1, "gpus_per_rank": 0})
+    run = tmp_path / "runs" / "test" / "pretrain"
+    log = run / "logs/rank-00000.log"
+    command = ["train", str(recipe), "pretrain", "pretrain.steps=9", "pretrain.batch.global_size=9"]
+    for number in range(1, 5):
+        process = start(*command, "data.lanes=3", "log.every_steps=1", "pretrain.evaluation.every_steps=1000000")
+        wait_until(lambda: begun(run) == number, process)  # noqa: B023
+        rank(process, 0).suspend()
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)  # within half a second it would be the same key press
+        process.send_signal(signal.SIGINT)
+        assert message_of(process, 130) == (
+            "error: stopped by SIGINT; a second signal, SIGINT, ended it at once; nothing of this stage has been saved, "
+            "so the same command starts it over\n"
+        )
+    assert [entry.get("at_once") for entry in events(run) if entry["event"] == "stop"] == [True] * 4
+    done = coatnet(*command, "data.lanes=3")
+    assert done.returncode == 0, done.stderr + log.read_text()
+
+
 def begun(run: Path) -> int:
     """The number of starts in the event log."""
     return [entry["event"] for entry in events(run)].count("begin") if (run / "events.jsonl").exists() else 0
@@ -174,7 +198,10 @@ def test_a_run_whose_ranks_cannot_agree_still_ends_and_names_the_last_whole_chec
     message = message_of(process)
     if how == "second signal":
         why = "a second signal, SIGUSR2, ended it at once"
-        assert message == f"error: stopped by SIGTERM; {why}; {AGAIN} from the last checkpoint\n"
+        published = [path.name for path in (run / "checkpoints").glob("step-*")]
+        assert message in [f"error: stopped by SIGTERM; {why}; {AGAIN} from {whole}\n" for whole in published]
+        last = events(run)[-1]
+        assert (last["event"], last["reason"], last["at_once"]) == ("stop", "SIGTERM", True)
         return
     why = "its save was not complete after checkpoint.grace_seconds (3)"
     # Rank 0 does not learn that its newest checkpoint is complete if rank 1 is suspended just then.

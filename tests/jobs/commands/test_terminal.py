@@ -69,6 +69,7 @@ def test_a_terminal_shows_a_progress_bar_and_control_c_saves_and_stops_with_one_
     assert any("epoch " in line and "lr " in line for line in lines)
     assert "Warning" not in text, "those of libraries are for the log"
     assert f"step 30/{STEPS}" not in text, "the plain lines belong to the log file when there is a bar"
+    assert "SIGINT: saves after the current step and ends; a second signal ends it at once, without that" in text
     message = process.stderr.read().decode()  # type: ignore[union-attr]
     step = events(run)[-1]["step"]
     assert message == (

@@ -134,6 +134,28 @@ def test_the_same_request_repeated_is_not_a_second_one_but_a_later_signal_is() -
     )
 
 
+def test_the_first_signal_is_shown_and_a_second_noted_before_it_ends_the_process_which_does_not_wait_for_the_note() -> (
+    None
+):
+    body = """
+    import threading
+    preemption._SAME_REQUEST_SECONDS, preemption._NOTE_SECONDS = -1.0, 0.1
+    def note(reason):
+        print("notes", reason, flush=True)
+        threading.Event().wait()
+    with StopRequests(signals, 600, on_request=lambda reason: print("shows", reason, flush=True), on_second=note):
+        wait_in_native_code()
+"""
+    process = start(body)
+    wait_until_ready(process)
+    assert process.stdout
+    for word in ("shows", "notes"):
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"{word} SIGINT\n"
+    message = message_of(process, 130)
+    assert message.startswith("stopped by SIGINT; a second signal, SIGINT, ended it at once; no checkpoint is known")
+
+
 def test_a_request_too_late_for_the_loop_ends_the_process_after_it() -> None:
     body = """
     with StopRequests(signals, 600) as requests:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, MappingProxyType
@@ -17,6 +17,7 @@ from data.files.json_records import parse_json
 from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
+from pipeline.host import out_of_memory_kills, this_host
 from pipeline.ranks.rendezvous import STORE_FOLDER
 from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.runs.run_folder import RunFolder
@@ -30,6 +31,9 @@ _SLACK_SECONDS = 30
 _POLL_SECONDS = 0.05
 _MEMORY = "/dev/shm"  # noqa: S108
 """The ranks meet in a file that they lock, which not every file system of a TMPDIR allows."""
+_TAIL = 16384  # bytes of a log
+_SAID = "error: "
+"""How a line begins that a rank prints where it cannot report its outcome."""
 
 
 def refuse_other_machines(name: str, stage: Stage) -> None:
@@ -53,8 +57,11 @@ def launch_ranks(
     folder: RunFolder,
     signals: StopSignals,
     variables: Mapping[str, str] = MappingProxyType({}),
+    memory_advice: Callable[[], str] = lambda: "",
 ) -> None:
     """Run `coatnet COMMAND` as the ranks of `stage`, with `variables` in their environment, and wait for them.
+
+    If the kernel kills one for lack of memory, the message ends with `memory_advice`.
 
     Rank 0 prints to this process's standard output; everything else goes to the logs of the ranks. If one rank fails,
     the others are ended. A signal to stop is passed on to the ranks, which get time to save; a second one ends them at
@@ -69,6 +76,8 @@ def launch_ranks(
     signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
     received = ReceivedSignals()
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    kills = out_of_memory_kills()
 
     def pass_on(stop: signal.Signals) -> None:
         if received.add(stop):
@@ -76,8 +85,9 @@ def launch_ranks(
                 process.send_signal(stop)
 
     with (
-        tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes,
-        tempfile.TemporaryDirectory(prefix="coatnet-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as store,
+        # In memory: a full disk must not keep a rank from saying that the disk is full.
+        tempfile.TemporaryDirectory(prefix="coatnet-", dir=memory) as outcomes,
+        tempfile.TemporaryDirectory(prefix="coatnet-", dir=memory) as store,
         _suspended_together(processes),
     ):
         signals.set_handler(pass_on)
@@ -96,7 +106,8 @@ def launch_ranks(
             signals.set_handler(None)
         if any(codes) or None in codes:
             _kill(processes, 0)
-            raise StageFailed(_outcome(codes, Path(outcomes), folder, received, signals.if_repeated()))
+            advice = memory_advice if out_of_memory_kills() != kills else None
+            raise StageFailed(_outcome(codes, Path(outcomes), folder, received, signals.if_repeated(), advice))
 
 
 def die_with_launcher() -> None:
@@ -225,11 +236,17 @@ def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
 
 
 def _outcome(
-    codes: list[int | None], outcomes: Path, folder: RunFolder, received: ReceivedSignals, if_repeated: str
+    codes: list[int | None],
+    outcomes: Path,
+    folder: RunFolder,
+    received: ReceivedSignals,
+    if_repeated: str,
+    memory_advice: Callable[[], str] | None = None,
 ) -> Outcome:
     """The outcome of the rank that caused the failure: when one rank fails, others fail because it is gone.
 
-    `if_repeated` is what the same command does when it is given again.
+    `if_repeated` is what the same command does when it is given again; there is `memory_advice` if the kernel has
+    killed a process for lack of memory meanwhile.
     """
     first, second = received.first, received.second
     if first is not None and second is not None and None in codes:
@@ -247,6 +264,9 @@ def _outcome(
                 return outcome
     killed = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code is not None and code < 0}
     for rank, name in killed.items():
+        if name == signal.SIGKILL and memory_advice is not None:
+            full = f"rank {rank} was killed by the kernel because the memory is full ({this_host().text})"
+            return Outcome(128 + name, f"{full}; {if_repeated}. {memory_advice()}".rstrip())
         if name not in STOP_SIGNALS:
             return Outcome(
                 128 + name,
@@ -264,5 +284,17 @@ def _outcome(
         )
     failed = [rank for rank, code in enumerate(codes) if code]
     rank = min(failed, key=lambda rank: rank in written and written[rank].is_consequence)  # the first with a cause
-    reason = f"failed: {written[rank].message}" if rank in written else f"exited with {codes[rank]}"
+    reason = f"failed: {written[rank].message}" if rank in written else _last_words(folder.log_file(rank), codes[rank])
     return Outcome(codes[rank] or 0, f"rank {rank} {reason} (log: {folder.log_file(rank)})")
+
+
+def _last_words(log: Path, code: int | None) -> str:
+    """That a rank without an outcome ended with `code`, and the message that it left in its log, if any."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - _TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = next((line.removeprefix(_SAID) for line in reversed(lines) if line.startswith(_SAID)), "")
+    return f"exited with {code}{': ' if said else ''}{said}"

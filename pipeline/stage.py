@@ -18,7 +18,7 @@ from pipeline.evaluate import evaluate
 from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
-from pipeline.memory_estimate import out_of_memory
+from pipeline.memory_estimate import is_host_memory_full, out_of_host_memory, out_of_memory
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
@@ -113,6 +113,11 @@ def run_stage(
             except torch.OutOfMemoryError as error:
                 begun = bool(folder.events.of(Event.SAVE))
                 raise out_of_memory(error, plan, world_size, begun=begun) from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_host_memory_full(error):
+                    raise
+                begun = bool(folder.events.of(Event.SAVE))
+                raise out_of_host_memory(error, plan, begun=begun) from error
         else:
             assert start_from is not None
             _evaluate_stage(plan, context, start_from)

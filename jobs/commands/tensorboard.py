@@ -92,9 +92,7 @@ def _serve(runs: Sequence[RunRef], port: int | None, open_browser: bool) -> None
     chosen, shown = port or _free_port(), _log_folder(runs)
     server = program.TensorBoard()
     # The slower loader needs no second process, and says nothing of its own.
-    server.configure(
-        argv=["tensorboard", *shown, "--host", _LOOPBACK, "--port", str(chosen), "--load_fast=false"]
-    )
+    server.configure(argv=["tensorboard", *shown, "--host", _LOOPBACK, "--port", str(chosen), "--load_fast=false"])
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about every restart of a run
     try:
         server.launch()

@@ -24,13 +24,15 @@ from pipeline.checkpoints.saved import if_repeated
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
+from pipeline.memory_estimate import host_advice
 from pipeline.monitoring.console import styled_text
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
 from pipeline.preflight.unused_settings import Facts, unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
+from pipeline.runs.event_log import Event
 from pipeline.runs.extension import Extension, extension
-from pipeline.runs.run_folder import checked_data, final_checkpoint, run_folder, start_digest
+from pipeline.runs.run_folder import RunFolder, checked_data, final_checkpoint, run_folder, start_digest
 
 
 def run_chain(
@@ -170,9 +172,16 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
     frozen.write()
     variables = {**checked_data(plan), **started_at(started)}
     signals.if_repeated = partial(if_repeated, folder)
-    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, variables)
+    advice = partial(_memory_advice, plan, folder)
+    launch_ranks(["train", str(frozen.path), plan.name], plan.stage, folder, signals, variables, advice)
     if folder.result() is None:
         raise RunFailed(f"stage {plan.name}: its ranks ended without a result in {folder.path}; see the logs there")
+
+
+def _memory_advice(plan: Plan, folder: RunFolder) -> str:
+    if not isinstance(plan, TrainPlan):
+        return "Set resources.ranks or batch.micro_size to less"
+    return host_advice(plan.stage, len(plan.classes), begun=bool(folder.events.of(Event.SAVE)))
 
 
 def _note_slurm_settings(plan: Plan, recipe: Recipe, console: Console) -> None:

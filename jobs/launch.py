@@ -18,6 +18,7 @@ from data.files.json_records import parse_json
 from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
+from pipeline.host import out_of_memory_kills, this_host
 from pipeline.ranks.rendezvous import STORE_FOLDER
 from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.runs.event_log import Event, EventLog
@@ -32,6 +33,9 @@ _SLACK_SECONDS = 30
 _POLL_SECONDS = 0.05
 _MEMORY = "/dev/shm"  # noqa: S108
 """The ranks meet in a file that they lock, which not every file system of a TMPDIR allows."""
+_TAIL = 16384  # bytes of a log
+_SAID = "error: "
+"""How a line begins that a rank prints where it cannot report its outcome."""
 
 
 def refuse_other_machines(name: str, stage: Stage) -> None:
@@ -55,8 +59,11 @@ def launch_ranks(
     folder: RunFolder,
     signals: StopSignals,
     variables: Mapping[str, str] = MappingProxyType({}),
+    memory_advice: Callable[[], str] = lambda: "",
 ) -> None:
     """Run `coatnet COMMAND` as the ranks of `stage`, with `variables` in their environment, and wait for them.
+
+    If the kernel kills one for lack of memory, the message ends with `memory_advice`.
 
     Rank 0 prints to this process's standard output; everything else goes to the logs of the ranks. If one rank fails,
     the others are ended. A signal to stop is passed on to the ranks, which get time to save; a second one ends them at
@@ -76,6 +83,7 @@ def launch_ranks(
         folder.log_file,
         grace,
         on_interrupt=lambda first: _record_interrupt(folder.events, first, begun),
+        memory_advice=memory_advice,
     )
     launch_group(command, group, signals, variables)
 
@@ -93,6 +101,8 @@ class RankGroup:
     """The time that they may take to save after a signal to stop."""
     on_interrupt: Callable[[signal.Signals], None] = lambda first: None
     """Called with the first signal when a second one has ended them at once."""
+    memory_advice: Callable[[], str] = lambda: ""
+    """Ends the message if the kernel has killed one for lack of memory."""
 
 
 def launch_group(
@@ -109,6 +119,8 @@ def launch_group(
     signals.exit_if_signalled()  # a signal after the previous stage had ended
     processes: list[subprocess.Popen[bytes]] = []
     received = ReceivedSignals()
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    kills = out_of_memory_kills()
 
     def pass_on(stop: signal.Signals) -> None:
         if received.add(stop):
@@ -116,8 +128,9 @@ def launch_group(
                 process.send_signal(stop)
 
     with (
-        tempfile.TemporaryDirectory(prefix="coatnet-") as outcomes,
-        tempfile.TemporaryDirectory(prefix="coatnet-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as store,
+        # In memory: a full disk must not keep a rank from saying that the disk is full.
+        tempfile.TemporaryDirectory(prefix="coatnet-", dir=memory) as outcomes,
+        tempfile.TemporaryDirectory(prefix="coatnet-", dir=memory) as store,
         _suspended_together(processes),
     ):
         signals.set_handler(pass_on)
@@ -137,7 +150,8 @@ def launch_group(
             _kill(processes, 0)
             if received.first is not None and received.second is not None and None in codes:
                 group.on_interrupt(received.first)
-            raise StageFailed(_outcome(codes, Path(outcomes), group, received, signals.if_repeated()))
+            advice = group.memory_advice if out_of_memory_kills() != kills else None
+            raise StageFailed(_outcome(codes, Path(outcomes), group, received, signals.if_repeated(), advice))
 
 
 def _record_interrupt(events: EventLog, first: signal.Signals, begun: int) -> None:
@@ -271,11 +285,17 @@ def _kill(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
 
 
 def _outcome(
-    codes: list[int | None], outcomes: Path, group: RankGroup, received: ReceivedSignals, if_repeated: str
+    codes: list[int | None],
+    outcomes: Path,
+    group: RankGroup,
+    received: ReceivedSignals,
+    if_repeated: str,
+    memory_advice: Callable[[], str] | None = None,
 ) -> Outcome:
     """The outcome of the rank that caused the failure: when one rank fails, others fail because it is gone.
 
-    `if_repeated` is what the same command does when it is given again.
+    `if_repeated` is what the same command does when it is given again; there is `memory_advice` if the kernel has
+    killed a process for lack of memory meanwhile.
     """
     first, second = received.first, received.second
     if first is not None and second is not None and None in codes:
@@ -293,6 +313,9 @@ def _outcome(
                 return outcome
     killed = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code is not None and code < 0}
     for rank, name in killed.items():
+        if name == signal.SIGKILL and memory_advice is not None:
+            full = f"rank {rank} was killed by the kernel because the memory is full ({this_host().text})"
+            return Outcome(128 + name, f"{full}; {if_repeated}. {memory_advice()}".rstrip())
         if name not in STOP_SIGNALS:
             return Outcome(
                 128 + name,
@@ -310,5 +333,17 @@ def _outcome(
         )
     failed = [rank for rank, code in enumerate(codes) if code]
     rank = min(failed, key=lambda rank: rank in written and written[rank].is_consequence)  # the first with a cause
-    reason = f"failed: {written[rank].message}" if rank in written else f"exited with {codes[rank]}"
+    reason = f"failed: {written[rank].message}" if rank in written else _last_words(group.log_file(rank), codes[rank])
     return Outcome(codes[rank] or 0, f"rank {rank} {reason} (log: {group.log_file(rank)})")
+
+
+def _last_words(log: Path, code: int | None) -> str:
+    """That a rank without an outcome ended with `code`, and the message that it left in its log, if any."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - _TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = next((line.removeprefix(_SAID) for line in reversed(lines) if line.startswith(_SAID)), "")
+    return f"exited with {code}{': ' if said else ''}{said}"

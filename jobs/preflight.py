@@ -13,6 +13,7 @@ from pipeline.initial_weights.start import checked_start
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
+from pipeline.preflight.machine import Machine, assess_machine, this_machine
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.network import assess_interface
 from pipeline.preflight.settings import assess_settings
@@ -28,10 +29,13 @@ _GIVE_UP_AFTER = 30.0  # seconds without an answer from remote storage, while a 
 _CLASSES = 1000  # assumed while the shards are yet to be built
 
 
-def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool, extend: bool = False) -> Iterator[Finding]:
+def assess_recipe(
+    recipe: Recipe, stages: Sequence[str], *, slurm: bool, machine: Machine | None = None, extend: bool = False
+) -> Iterator[Finding]:
     """Check these stages of `recipe` on this machine; with `slurm` they will run as jobs on other machines.
 
-    With `extend`, those that have begun with other settings are to go on with these.
+    `machine` replaces what is found out about this one. With `extend`, stages that have begun with other settings are
+    to go on with these.
 
     Raises:
         ConfigError: a stage does not exist.
@@ -40,18 +44,29 @@ def assess_recipe(recipe: Recipe, stages: Sequence[str], *, slurm: bool, extend:
         if name not in recipe.stages:
             raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
     # A wrong setting may be found again with the data.
-    yield from dict.fromkeys(_all(_impatient(recipe), stages, slurm, recipe, extend))
+    where = None if slurm else machine or this_machine()
+    yield from dict.fromkeys(_all(_impatient(recipe), stages, where, recipe, extend))
 
 
-def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe, extend: bool) -> Iterator[Finding]:
-    """All findings; `written` is the recipe as a person wrote it."""
+def _all(
+    recipe: Recipe, stages: Sequence[str], machine: Machine | None, written: Recipe, extend: bool
+) -> Iterator[Finding]:
+    """All findings; `machine` is where the stages will run, None for jobs of Slurm.
+
+    `written` is the recipe as a person wrote it.
+    """
+    slurm = machine is None
     assessor, plans = ShardAssessor(recipe, extend), dict[str, Plan]()
     kept: list[tuple[str, TrainStage, int, int | None]] = []
     caches: list[Cache] = []
     yield from assess_source(recipe)
     yield from unused_shard_settings(written, slurm=slurm)
+    if machine is not None:
+        yield Finding("ok", "", f"this machine: {machine.text}")
     for name in stages:
         stage = recipe.stages[name]
+        if machine is not None:
+            yield from assess_machine(name, stage, machine)
         yield from assess_settings(recipe, name, elsewhere=slurm)
         found, plan = assessor.assess(name)
         yield from found
@@ -67,7 +82,7 @@ def _all(recipe: Recipe, stages: Sequence[str], slurm: bool, written: Recipe, ex
         if isinstance(stage, TrainStage) and _has_a_model(recipe, stage):
             classes = len(plan.classes) if plan else _CLASSES
             begun = bool(run_folder(recipe, name).events.of(Event.SAVE))
-            yield from assess_memory(name, stage, classes, begun=begun)
+            yield from assess_memory(name, stage, classes, begun=begun, machine=machine)
             yield from _assess_place(recipe, name, stage)
             if isinstance(plan, TrainPlan):
                 kept.append((name, plan.stage, classes, plan.steps))

@@ -17,7 +17,7 @@ from pipeline.faults.preemption import StopRequests, StopSignals
 from pipeline.faults.time_limit import time_limit
 from pipeline.faults.watchdog import Watchdog
 from pipeline.initial_weights.start import fitted_start
-from pipeline.memory_estimate import out_of_memory
+from pipeline.memory_estimate import is_host_memory_full, out_of_host_memory, out_of_memory
 from pipeline.monitoring.console import styled_text
 from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
@@ -118,6 +118,11 @@ def run_stage(
             except torch.OutOfMemoryError as error:
                 begun = bool(folder.events.of(Event.SAVE))
                 raise out_of_memory(error, plan, world_size, begun=begun) from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_host_memory_full(error):
+                    raise
+                begun = bool(folder.events.of(Event.SAVE))
+                raise out_of_host_memory(error, plan, begun=begun) from error
         else:
             assert start_from is not None
             _evaluate_stage(plan, context, start_from)

@@ -1,31 +1,32 @@
 """Whether a rank's state and activations fit its GPU, and those of all ranks of a node its main memory."""
 
-from pipeline.memory_estimate import estimate_memory, remedies
+from data.text.counted import counted
+from pipeline.memory_estimate import estimate_memory, host_need, host_remedies, remedies
 from pipeline.preflight.finding import Findings
+from pipeline.preflight.machine import Machine
 from pipeline.recipe.schema import TrainStage
 
 _TIGHT = 0.9
 """Share of a GPU above which what the estimate omits may not fit: buffers of kernels and collectives, fragmentation."""
 
 
-def assess_memory(name: str, stage: TrainStage, classes: int, *, begun: bool) -> Findings:
-    """Assess the estimated memory of a stage with `classes` classes; `begun` once it has a checkpoint."""
+def assess_memory(
+    name: str, stage: TrainStage, classes: int, *, begun: bool, machine: Machine | None = None
+) -> Findings:
+    """Assess the estimated memory of a stage with `classes` classes; `begun` once it has a checkpoint.
+
+    `machine` is where it will run; None if that is another one, which only the recipe describes.
+    """
     found, resources = Findings(name), stage.resources
-    memory = estimate_memory(stage, classes, resources.ranks)
-    if resources.gpus_per_rank:
-        what = (
-            f"memory: a rank needs {memory.device / 1e9:.1f} of the {resources.gpu_gigabytes:g} GB of a GPU "
-            f"(resources.gpu_gigabytes), by estimate: {memory.kinds}"
-        )
-        share = memory.device / (resources.gpu_gigabytes * 1e9)
-        if share <= _TIGHT:
-            found.ok(what)
-        else:
-            fix = remedies(stage, classes, resources.ranks, begun=begun)
-            found.error(what, fix) if share > 1 else found.warning(what, fix)
-    else:
+    on_gpus = bool(machine.gpus) if machine else resources.gpus_per_rank > 0
+    if on_gpus:
+        _assess_gpu(found, stage, classes, begun, machine)
+    elif machine is None:
         found.ok("memory: the stage uses no GPUs, so their size is not checked")
+    if machine is not None:
+        _assess_host(found, stage, classes, begun, machine)
     if resources.memory_gigabytes is not None:
+        memory = estimate_memory(stage, classes, resources.ranks)
         # Pages of buckets in main memory that no gradient fills are never touched.
         need = resources.ranks_per_node * (
             memory.staging + (0 if resources.gpus_per_rank else memory.device - memory.buckets)
@@ -41,3 +42,38 @@ def assess_memory(name: str, stage: TrainStage, classes: int, *, begun: bool) ->
         else:
             found.warning(what, "raise it, or use more nodes")  # on CPUs the activations are only a rough estimate
     return found
+
+
+def _assess_gpu(found: Findings, stage: TrainStage, classes: int, begun: bool, machine: Machine | None) -> None:
+    """The memory of a rank's GPU: the smallest of the machine, else that of the recipe."""
+    resources = stage.resources
+    memory = estimate_memory(stage, classes, resources.ranks)
+    smallest = min(machine.gpus, key=lambda gpu: gpu.memory) if machine and machine.gpus else None
+    size = smallest.memory if smallest else resources.gpu_gigabytes * 1e9
+    whose = f"a GPU here ({smallest.name})" if smallest else "a GPU (resources.gpu_gigabytes)"
+    what = (
+        f"memory: a rank needs {memory.device / 1e9:.1f} of the {size / 1e9:.3g} GB of {whose}, by estimate: "
+        f"{memory.kinds}"
+    )
+    share = memory.device / size
+    if share <= _TIGHT:
+        found.ok(what)
+    else:
+        fix = remedies(stage, classes, resources.ranks, begun=begun)
+        found.error(what, fix) if share > 1 else found.warning(what, fix)
+
+
+def _assess_host(found: Findings, stage: TrainStage, classes: int, begun: bool, machine: Machine) -> None:
+    """The main memory of this machine, for all ranks that run here."""
+    host, on_gpus = machine.host, bool(machine.gpus)
+    need, held = host_need(stage, classes, on_gpus=on_gpus)
+    limit = ", the limit of its cgroup," if host.limited else ""
+    what = (
+        f"memory of this machine: {counted(stage.resources.ranks_per_node, 'rank')} need {need / 1e9:.1f} of its "
+        f"{host.memory / 1e9:.1f} GB{limit} by estimate; each: {held}"
+    )
+    if need <= _TIGHT * host.memory:
+        found.ok(what)
+        return
+    fix = host_remedies(stage, classes, on_gpus=on_gpus, begun=begun)
+    found.error(what, fix) if need > host.memory else found.warning(what, fix)

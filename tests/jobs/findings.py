@@ -3,17 +3,23 @@
 from pathlib import Path
 
 from jobs.preflight import assess_recipe
+from pipeline.host import Host
 from pipeline.preflight.finding import Finding
+from pipeline.preflight.machine import Machine
 from pipeline.recipe.loader import load_recipe
 from tests.support.recipes import write_recipe
 
+LARGE = Machine(Host(cores=64, memory=10**12, limited=False), gpus=())
+"""A machine on which every recipe of these tests fits."""
 STAGES = ["pretrain", "finetune", "evaluate"]
 
 
-def found(folder: Path, shards: Path, *overrides: str, stages: list[str] | None = None) -> list[Finding]:
-    """All findings, of `pretrain` alone unless others are named."""
+def found(
+    folder: Path, shards: Path, *overrides: str, stages: list[str] | None = None, machine: Machine = LARGE
+) -> list[Finding]:
+    """All findings on `machine`, of `pretrain` alone unless others are named."""
     recipe = load_recipe(write_recipe(folder, shards), list(overrides))
-    return list(assess_recipe(recipe, stages or ["pretrain"], slurm=False))
+    return list(assess_recipe(recipe, stages or ["pretrain"], slurm=False, machine=machine))
 
 
 def the_finding(findings: list[Finding], beginning: str, where: str | None = None) -> Finding:

@@ -41,7 +41,7 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
         "of 3 has 2.2 (2.1)",
         "evaluation.every_steps: 1000000 is longer than the stage's 40 steps, so it evaluates only at its end",
         class_list(("bright", "dark", "striped")),
-        the_finding(findings, "memory: a rank needs 2.0 of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: buckets",
+        the_finding(findings, "memory of this machine: 2 ranks need 0.9 of its 1000.0 GB by estimate; each: process 0.5 GB",
              "pretrain").what,
     ]  # fmt: skip
     assert [finding.where for finding in findings if finding.what.startswith("data.validation")] == STAGES

@@ -7,15 +7,19 @@ import pytest
 
 from models.complexity import count_parameters
 from models.variants import VARIANTS
+from pipeline.host import Host
 from pipeline.memory_estimate import estimate_memory
 from pipeline.preflight.disk_space import most_kept
 from pipeline.preflight.finding import Finding
+from pipeline.preflight.machine import Machine
+from pipeline.preflight.memory import assess_memory
+from pipeline.ranks.gpus import Gpu
 from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
-from tests.jobs.findings import STAGES, found, the_finding
+from tests.jobs.findings import LARGE, STAGES, found, the_finding, wrong
 from tests.support.recipes import write_recipe
 
 
@@ -28,29 +32,85 @@ def test_memory_beyond_the_gpus_is_an_error_and_near_it_a_warning(shards: Path, 
     gigabytes = need.device / 1e9
 
     def memory(share: float, *more: str) -> Finding:
-        findings = found(tmp_path, shards, *large, f"resources.gpu_gigabytes={gigabytes / share}", *more)
-        return the_finding(findings, "memory: ", "pretrain")
+        machine = Machine(LARGE.host, (Gpu("H100", round(need.device / share)),) * 2)
+        return the_finding(found(tmp_path, shards, *large, *more, machine=machine), "memory: ", "pretrain")
 
     fits, tight, full = memory(0.89), memory(0.91), memory(1.01)
     assert [finding.level for finding in (fits, tight, full)] == ["ok", "warning", "error"]
     assert full.what == (
-        f"memory: a rank needs {gigabytes:.1f} of the {gigabytes / 1.01:g} GB of a GPU (resources.gpu_gigabytes), by "
-        f"estimate: {need.kinds}"
+        f"memory: a rank needs {gigabytes:.1f} of the {gigabytes / 1.01:.3g} GB of a GPU here (H100), by estimate: "
+        f"{need.kinds}"
     )
     assert (fits.fix, tight.fix) == ("", full.fix)
     assert full.fix.startswith("Change settings, most effective first: ")
     assert "batch.micro_size=32 (another run" in full.fix
-    without = memory(1.01, "resources.gpus_per_rank=0")
-    assert without == Finding("ok", "pretrain", "memory: the stage uses no GPUs, so their size is not checked")
+
+
+def test_for_jobs_on_other_machines_the_size_of_a_gpu_is_that_of_the_recipe(shards: Path, tmp_path: Path) -> None:
+    stage = load_recipe(write_recipe(tmp_path, shards)).stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    need = estimate_memory(stage, 3, 2)
+    (finding,) = assess_memory("pretrain", stage, 3, begun=False)
+    assert finding.what == (
+        f"memory: a rank needs {need.device / 1e9:.1f} of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: "
+        f"{need.kinds}"
+    )
+    without = stage.model_copy(update={"resources": stage.resources.model_copy(update={"gpus_per_rank": 0})})
+    assert assess_memory("pretrain", without, 3, begun=False) == [
+        Finding("ok", "pretrain", "memory: the stage uses no GPUs, so their size is not checked")
+    ]
+
+
+def test_without_gpus_all_ranks_are_held_against_the_memory_that_the_host_or_its_cgroup_allows(
+    shards: Path, tmp_path: Path
+) -> None:
+    large = ["batch={global_size: 4096, micro_size: 1024}"]
+    stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    need = 2 * estimate_memory(stage, 3, 2).host
+
+    def memory(share: float, *, limited: bool = False) -> Finding:
+        machine = Machine(Host(64, round(need / share), limited), ())
+        return the_finding(found(tmp_path, shards, *large, machine=machine), "memory of this machine: ", "pretrain")
+
+    fits, tight, full = memory(0.89), memory(0.91), memory(1.01, limited=True)
+    assert [finding.level for finding in (fits, tight, full)] == ["ok", "warning", "error"]
+    assert full.what.startswith(
+        f"memory of this machine: 2 ranks need {need / 1e9:.1f} of its {need / 1.01e9:.1f} GB, the limit of its "
+        "cgroup, by estimate; each: process 0.5 GB, activations "
+    )
+    assert full.fix.startswith("Change settings, most effective first: ")
+    assert "resources.ranks=1, " in full.fix
+
+
+def test_more_ranks_than_gpus_or_cores_are_named_with_how_many_would_do(shards: Path, tmp_path: Path) -> None:
+    one_gpu = Machine(LARGE.host, (Gpu("H100", 10**11),))
+    assert wrong(found(tmp_path, shards, machine=one_gpu)) == [
+        Finding(
+            "error", "pretrain", "resources.ranks: 2 ranks on a machine with 1 GPU, and each rank needs one",
+            "set resources.ranks=1",
+        )
+    ]  # fmt: skip
+    three_cores = Machine(Host(3, 10**12, False), ())
+    assert wrong(found(tmp_path, shards, "resources.ranks=4", machine=three_cores)) == [
+        Finding(
+            "warning", "pretrain",
+            "4 ranks with 1 thread each share 3 cores, which is slower than one thread for each core",
+            "set resources.ranks=2 resources.threads_per_rank=1",
+        )
+    ]  # fmt: skip
+    (slow,) = wrong(found(tmp_path, shards, "precision=bf16"))
+    assert slow.what == "precision: bf16 is several times slower than fp32 on most processors"
 
 
 def test_the_micro_batch_of_a_run_that_has_saved_is_not_advised_to_change(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test/pretrain"
     folder.mkdir(parents=True)
-    small = ["resources.gpu_gigabytes=0.001", "batch={global_size: 24000, micro_size: 6000}"]
-    assert "batch.micro_size=3000" in the_finding(found(tmp_path, shards, *small), "memory").fix
+    small = ["batch={global_size: 24000, micro_size: 6000}"]
+    machine = Machine(Host(64, 10**9, False), ())
+    assert "batch.micro_size=3000" in the_finding(found(tmp_path, shards, *small, machine=machine), "memory").fix
     RunFolder(folder).events.record(Event.SAVE, step=5)
-    assert "batch.micro_size" not in the_finding(found(tmp_path, shards, *small), "memory").fix
+    assert "batch.micro_size" not in the_finding(found(tmp_path, shards, *small, machine=machine), "memory").fix
 
 
 @pytest.mark.parametrize("gpus", [0, 1])

@@ -11,7 +11,14 @@ import torch
 from models.complexity import count_costs, count_parameters, count_training_cost
 from models.variants import VARIANTS
 from pipeline.errors import RunFailed
-from pipeline.memory_estimate import bytes_of_state, estimate_memory, out_of_memory
+from pipeline.host import this_host
+from pipeline.memory_estimate import (
+    bytes_of_state,
+    estimate_memory,
+    is_host_memory_full,
+    out_of_host_memory,
+    out_of_memory,
+)
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from tests.support.recipes import write_recipe
@@ -160,3 +167,24 @@ def test_on_a_gpu_the_message_has_the_memory_that_torch_uses(
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 70_000_000_000)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 79_000_000_000)
     assert "Torch holds 70.0 GB and has reserved 79.0 GB" in failure(planned(), 8)
+
+
+def test_host_memory_that_runs_out_is_recognized_and_gets_the_advice(planned: Callable[..., TrainPlan]) -> None:
+    with pytest.raises(RuntimeError) as failure:  # a real allocation, of more than any machine has
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_host_memory_full(failure.value)
+    assert is_host_memory_full(MemoryError())
+    assert not is_host_memory_full(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_host_memory_full(RuntimeError("shapes cannot be multiplied"))
+    plan = planned("resources.ranks=4", "precision=fp32")
+    error = out_of_host_memory(failure.value, plan, begun=False)
+    assert isinstance(error, RunFailed)
+    message = str(error)
+    assert "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1152921504606846976 bytes" in message
+    need = 4 * estimate_memory(plan.stage, 3, 4).host
+    assert f"By estimate 4 ranks of this machine ({this_host().text}) need {need / 1e9:.1f} GB; each: " in message
+    assert "activations " in message
+    assert "buckets" not in message, "their pages are never touched"
+    for change in ("activation_checkpointing=every_block, ", "resources.ranks=2, ", "batch.micro_size=32 (another run"):
+        assert change in message
+    assert "batch.micro_size=" not in str(out_of_host_memory(MemoryError(), plan, begun=True)).partition("Change ")[2]

@@ -74,7 +74,7 @@ pre { background: var(--back); border: 1px solid var(--line); border-radius: 6px
 footer { max-width: 1240px; margin: 0 auto; padding: 6px 24px 36px; color: var(--soft); font-size: 13px; }
 @media print {
   body { background: #fff; font-size: 11pt; } section, .missing { border: 0; padding: 0; margin: 14pt 0; }
-  section + section { break-before: page; } nav { display: none; } a { color: inherit; text-decoration: none; }
+  section[id]:not(#stage-0) { break-before: page; } nav { display: none; } a { color: inherit; text-decoration: none; }
   figure, tr, dl > div { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .charts { grid-template-columns: 1fr 1fr; } .scrolls { overflow: visible; }
   details::details-content { content-visibility: visible; block-size: auto; }

@@ -6,11 +6,11 @@ from data.errors import CoatnetError
 from data.remote.storage import is_remote
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import MANIFEST
+from pipeline.errors import CONTINUES
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.run_identity import identity_of
 
-CONTINUES = "the same command continues from the last checkpoint"
 STARTS_STAGE_OVER = "nothing of this stage has been saved, so the same command starts it over"
 
 

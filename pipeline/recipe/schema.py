@@ -46,6 +46,7 @@ def recommended(model: str) -> tuple[Precision, int]:
     return next((value for name, value in RECOMMENDED.items() if model.startswith(name)), RECOMMENDED_OTHERWISE)
 
 
+_GREATEST_RESOLUTION = 8192  # sizes of tensors overflow beyond some millions
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz")
 
 
@@ -56,7 +57,7 @@ class Stage(Section):
     """The earlier stage whose final weights this one starts from."""
     start_weights: WhichWeights = "auto"
     """Which of them: `raw`, `ema`, or `auto`: the moving average if there is one."""
-    resolution: PositiveInt
+    resolution: Annotated[PositiveInt, Field(le=_GREATEST_RESOLUTION)]
     """Side of the square images, in pixels."""
     data: DataSettings
     model: ModelSettings

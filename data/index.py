@@ -103,6 +103,8 @@ class _IndexFile:
         check_at_least(1, labels_per_sample=self.labels_per_sample)
         if self.labels_per_sample > max(1, len(self.classes)):
             raise ValueError(f"labels_per_sample: {self.labels_per_sample:,} of {len(self.classes):,} classes")
+        if self.fields.label.by == "name" and len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name is repeated, and the labels are names")
         if self.labels_sha256 is not None:
             check_sha256(self.labels_sha256, "labels_sha256")
         for name in (*self.fields.image, self.fields.label.field):

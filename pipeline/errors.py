@@ -10,8 +10,10 @@ BEGUN_FILE = "COATNET_BEGUN_FILE"
 a build of shards, which has no event log, has read or written something that the next start keeps."""
 
 
-CONTINUES = "the same command continues from the last checkpoint, if there is one"
-"""What the same command does when it is given again, for messages of those who do not know what is saved."""
+CONTINUES = "the same command continues from the last checkpoint"
+"""What the same command does when it is given again, where there is a checkpoint."""
+CONTINUES_IF_SAVED = f"{CONTINUES}, if there is one"
+"""The same, for messages of those who do not know what is saved."""
 STARTS_OVER = "the same command starts over"
 
 
@@ -90,7 +92,7 @@ class Preempted(CoatnetError):
         super().__init__(f"stopped by {reason} after step {step:,}, {saved}")
         self.reason, self.step, self.checkpoint = reason, step, checkpoint
         self.exit_code = stop_exit_code(reason)
-        self.if_repeated = "the same command continues from the last checkpoint" if checkpoint else None
+        self.if_repeated = CONTINUES if checkpoint else None
 
 
 def stop_exit_code(reason: str) -> int:

@@ -16,7 +16,7 @@ from data.building.conversion import Conversion
 from data.building.source import SourceIndex
 from data.errors import DataError, LockHeld
 from data.files.atomic_file import write_atomically
-from data.files.file_lock import NO_LOCKS, OTHER_NODE_SECONDS, OWN_NODE_SECONDS, hold
+from data.files.file_lock import NO_LOCKS, OTHER_NODE_SECONDS, OWN_NODE_SECONDS, RELEASED_LATER, hold
 from data.files.json_records import load_json, parse_json, to_record
 from data.settings_diff import changed_settings
 
@@ -211,10 +211,7 @@ class BuildFolder:
         except DataError as holder:
             raise DataError(f"{self.path}: {otherwise} ({holder}); wait for it or stop it") from None
         except LockHeld as holder:
-            raise LockHeld(
-                f"{self.path}: {otherwise} ({holder}); wait for it or stop it. If that node is down, the file server "
-                "releases its lock after a while"
-            ) from None
+            raise LockHeld(f"{self.path}: {otherwise} ({holder}); wait for it or stop it. {RELEASED_LATER}") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

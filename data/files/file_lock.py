@@ -21,6 +21,9 @@ OWN_NODE_SECONDS = 10.0
 OTHER_NODE_SECONDS = 120.0
 """A file server keeps the locks of a node that went down until it misses it: with NFSv4 for 90 seconds."""
 
+RELEASED_LATER = "If that node is down, the file server releases its lock after a while"
+"""For messages of a `LockHeld`."""
+
 _POLL_SECONDS = 0.1
 _PROBE = 1 << 16  # bytes; less than any start writes
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}

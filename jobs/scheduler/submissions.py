@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from data.errors import DataError, LockHeld
 from data.files.atomic_file import write_atomically
-from data.files.file_lock import OTHER_NODE_SECONDS, check_locks, hold
+from data.files.file_lock import OTHER_NODE_SECONDS, RELEASED_LATER, check_locks, hold
 from data.files.json_records import parse_json
 from data.remote.web_address import without_secrets
 from jobs.frozen_recipe import recipe_text
@@ -83,8 +83,7 @@ class SubmissionFolder:
             raise ConfigError(f"{self.path}: {other} ({holder}); wait until it has finished, or stop it") from None
         except LockHeld as holder:
             raise LockHeld(
-                f"{self.path}: {other} ({holder}); wait until it has finished, or stop it. If that node is down, the "
-                "file server releases its lock after a while"
+                f"{self.path}: {other} ({holder}); wait until it has finished, or stop it. {RELEASED_LATER}"
             ) from None
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}; set runs to a folder you can write") from None

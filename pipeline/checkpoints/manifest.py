@@ -336,7 +336,7 @@ def json_object(content: bytes) -> dict[str, Any]:
 
 def _check_format(location: str, content: Mapping[str, Any]) -> None:
     found = {key: content.get(key) for key in _FORMAT}
-    if found != _FORMAT:
+    if json.dumps(found) != json.dumps(_FORMAT):  # to Python, true is 1
         raise ConfigError(
             f"{location}: {MANIFEST} has the format {str(found['format'])[:40]!r}, version "
             f"{str(found['version'])[:40]}; this program reads {_FORMAT['format']!r}, version {_FORMAT['version']}: "

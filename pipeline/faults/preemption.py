@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from pipeline.errors import CONTINUES, stop_exit_code
+from pipeline.errors import CONTINUES_IF_SAVED, stop_exit_code
 from pipeline.faults.time_limit import Margin, TimeLimit
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class StopRequests:
             f"{complete} is complete, and the same command continues from it"
             if complete
             # Only the leader learns at once that a checkpoint is complete.
-            else f"no checkpoint is known to be complete; {CONTINUES}"
+            else f"no checkpoint is known to be complete; {CONTINUES_IF_SAVED}"
         )
         reason = self._first[0]
         self._signals.end(stop_exit_code(reason), f"stopped by {reason}; {why}; {what}")

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from data.errors import EXIT_TRY_AGAIN
-from pipeline.errors import CONTINUES
+from pipeline.errors import CONTINUES_IF_SAVED
 from pipeline.faults.hang_report import (
     GATHER_SECONDS,
     RankPosition,
@@ -185,5 +185,5 @@ class Watchdog:
         self._end(
             EXIT_TRY_AGAIN,
             f"hang: {what}. The stacks of every rank's threads are in {self._log_path.parent}; if nothing hangs, raise "
-            f"the limits of watchdog; {CONTINUES}",
+            f"the limits of watchdog; {CONTINUES_IF_SAVED}",
         )

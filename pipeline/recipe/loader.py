@@ -141,6 +141,8 @@ def _override_value(override: str, text: str) -> Any:
     try:
         value, _ = read_yaml(text, override)
     except YamlError as error:
+        if error.problem.startswith("has "):  # an escape, in quotes
+            raise ConfigError(f"{override}: the value {error.problem}") from None
         problem = f"the value is {error.problem}" if error.problem.startswith("not ") else error.problem
         raise ConfigError(f"{override}: {problem}; in YAML, such text is in quotes") from None
     return Unquoted(text.strip()) if value is None or isinstance(value, Unquoted) else value

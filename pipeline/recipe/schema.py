@@ -49,6 +49,7 @@ def recommended(model: str) -> tuple[Precision, int]:
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".npz")
 """Endings of files of weights; not all of them can be read."""
+_GREATEST_RESOLUTION = 8192  # sizes of tensors overflow beyond some millions
 
 
 class Stage(Section):
@@ -59,7 +60,7 @@ class Stage(Section):
     checkpoint, an exported model or a file of weights."""
     start_weights: WhichWeights = "auto"
     """Which of them: `raw`, `ema`, or `auto`: the moving average if there is one."""
-    resolution: PositiveInt
+    resolution: Annotated[PositiveInt, Field(le=_GREATEST_RESOLUTION)]
     """Side of the square images, in pixels."""
     data: DataSettings
     model: ModelSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.errors import CoatnetError
-from data.files.file_lock import OTHER_NODE_SECONDS, OWN_NODE_SECONDS, lock_within
+from data.files.file_lock import OTHER_NODE_SECONDS, OWN_NODE_SECONDS, RELEASED_LATER, lock_within
 from pipeline.errors import ConfigError, DiskFull, RunInUse
 from pipeline.runs.event_log import Event, EventLog, RunEvent
 
@@ -62,8 +62,7 @@ def hold(
         return lock
     raise RunInUse(
         f"{run}: node {there} is running this stage{_since(holder)}, and last wrote to this folder "
-        f"{_quiet_seconds(run, events):,.0f} s ago; wait for it or stop it. If that node is down, the file server "
-        "releases its lock after a while"
+        f"{_quiet_seconds(run, events):,.0f} s ago; wait for it or stop it. {RELEASED_LATER}"
     )
 
 

@@ -60,6 +60,13 @@ _CHANGES: list[tuple[dict[str, Any], str]] = [
         {"fields": {"image": ["../x"], "label": {"field": "cls", "key": None, "by": "number"}}},
         "'../x' is not",
     ),
+    (
+        {
+            "fields": {"image": ["jpg"], "label": {"field": "txt", "key": None, "by": "name"}},
+            "classes": ["a", "a", "b"],
+        },
+        "classes: a name is repeated, and the labels are names",
+    ),
 ]
 """Changes of an index, and why it is refused."""
 

@@ -74,6 +74,9 @@ def bomb() -> str:
         ("a: 1\n---\na: 2", r"a.yaml:2: a second document begins here; keep one"),
         ("[" * 5000, r"too many levels"),
         (b"a: 1\nb: \xe9", r"a.yaml:2: not a text file in UTF-8 \(byte 0xe9\); save it as UTF-8"),
+        ('a: 1\nb: "x\\0y"', r"a.yaml:2: has the character U\+0000; remove it"),
+        ('"x\\0y": 1', r"a.yaml:1: has the character U\+0000; remove it"),
+        ('a: 1\nb: ["\\ud800"]', r"a.yaml:2: has half of a character, U\+D800; correct it"),
         (b"a: 1\r\nb: \0", r"a.yaml:2: not YAML: it has the control character U\+0000; remove it"),
     ],
 )  # fmt: skip
@@ -95,3 +98,7 @@ def test_what_cannot_be_read_is_refused_with_its_line(content: str | bytes, mess
 def test_byte_order_marks_and_line_ends_do_not_matter(content: bytes) -> None:
     values: Any = read_yaml(content, "a.yaml")[0]
     assert values == {"a": "é"}
+
+
+def test_bytes_of_names_that_are_not_utf_8_may_be_escaped() -> None:
+    assert read_yaml(r'a: "\udce9"', "a.yaml")[0] == {"a": "\udce9"}

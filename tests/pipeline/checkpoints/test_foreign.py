@@ -124,6 +124,7 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
     "no digest": (entry(sha256="../x"), "sha256: must be 64 hexadecimal digits, not '../x'"),
     "another format": (top(format="other"), "has the format 'other', version 1; .* use the one that wrote it"),
     "no format": (lambda m: m.pop("format"), "has the format 'None'"),
+    "a version that is true": (top(version=True), "has the format 'coatnet-checkpoint', version True"),
     "another version": (top(version=2), "has the format 'coatnet-checkpoint', version 2"),
     "negative step": (top(step=-3), "step: must be at least 0, not -3"),
     "no ranks": (top(world_size=0), "world_size: must be at least 1, not 0"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from data.errors import EXIT_TRY_AGAIN
-from pipeline.errors import CONTINUES
+from pipeline.errors import CONTINUES_IF_SAVED
 from pipeline.faults.preemption import REASONS, TIME_LIMIT, StopRequests, StopSignals, agreed_reason
 from pipeline.faults.time_limit import TimeLimit
 from tests.support.command import environment
@@ -94,7 +94,7 @@ def test_in_the_loop_the_deadline_ends_a_hanging_process_and_names_the_complete_
     process.send_signal(signal.SIGUSR2)
     what = "step-00000007 is complete, and the same command continues from it"
     if not saved:
-        what = f"no checkpoint is known to be complete; {CONTINUES}"
+        what = f"no checkpoint is known to be complete; {CONTINUES_IF_SAVED}"
     assert (
         message_of(process)
         == f"stopped by SIGUSR2; its save was not complete after checkpoint.grace_seconds (1); {what}"

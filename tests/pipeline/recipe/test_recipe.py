@@ -149,6 +149,8 @@ def test_small_images_are_evaluated_whole_unless_the_recipe_says_otherwise(
         ("pretrain.epochs", "an override is written key=value"),
         ("pretrain.epochs.deep=1", "epochs is a single value"),
         ("seed=[", "the value is not YAML"),
+        ('resources.flags=["--comment=a\\0b"]', r"b\"\]: the value has the character U\+0000; remove it$"),
+        ("resolution=100000000", "resolution: input should be less than or equal to 8192, not 100000000"),
     ],
 )
 def test_errors_in_an_override_name_it(tmp_path: Path, override: str, message: str) -> None:

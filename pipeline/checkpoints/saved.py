@@ -6,7 +6,6 @@ from data.errors import CoatnetError
 from data.remote.storage import is_remote
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
-from pipeline.errors import CONTINUES
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.run_identity import identity_of

@@ -143,19 +143,19 @@ class FileSource:
 
     def __init__(self, places: Sequence[str], storage: Storage, stdin: BinaryIO | None = None) -> None:
         self.classes: tuple[str, ...] = ()
-        self._places, self._storage = places, storage
+        self.places, self._storage = places, storage
         self._stdin = stdin
         self._silent: dict[str, str] = {}
         """Servers that have not answered for too long, and their error."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def name(self, number: int) -> str:
-        return without_signature(self._places[number])
+        return without_signature(self.places[number])
 
     def read(self, number: int) -> StoredImage:
-        place = self._places[number]
+        place = self.places[number]
         if place == STDIN:
             return StoredImage(_limited((self._stdin or _standard_input()).read(IMAGE_BYTES + 1)))
         server = "/".join(place.split("/")[:3]) if is_remote(place) else ""

@@ -34,6 +34,14 @@ class Inputs:
     left_out: Accounting
     """Files in folders that are no images."""
 
+    def include(self, path: Path) -> bool:
+        """Whether a local file is one of the images."""
+        if not path.exists():
+            return False
+        place = os.path.realpath(path)
+        files = (source for source in self.sources.sources if isinstance(source, FileSource))
+        return any(os.path.realpath(one) == place for source in files for one in source.places)
+
 
 def open_inputs(places: Sequence[str], storage: Storage, cache: Cache | None = None) -> Inputs:
     """The images that `places` name, in that order.

@@ -115,6 +115,8 @@ def predict(
         inputs = open_inputs(images, storage, shard_cache)
         with closing(inputs.sources), open_trained_model(model, weights) as trained:
             facts, place = trained.facts, chosen_device(device)
+            if picture_file and inputs.include(picture_file):
+                raise ConfigError(f"--picture {picture_file}: is one of the images to classify; give another file")
             trained_as = facts.preprocessing
             preprocessing = replace(
                 trained_as, image_size=image_size or trained_as.image_size, crop=crop or trained_as.crop
@@ -173,24 +175,23 @@ def predict(
 def _check_outputs(json_file: str | None, csv_file: str | None, picture_file: Path | None) -> None:
     """
     Raises:
-        ConfigError: files that cannot be written, or two of them at one place.
+        ConfigError: files that cannot be written, or that are no such files by their names, such as an image behind an
+            option that takes the file to write.
     """
     given = {"--json": json_file, "--csv": csv_file, "--picture": None if picture_file is None else str(picture_file)}
-    places: dict[str, str] = {}
+    if json_file == csv_file == _STDOUT:
+        raise ConfigError("--csv -: --json writes to standard output, too; give one of them a file")
     for option, file in given.items():
-        if file is None:
+        if file is None or (file == _STDOUT and option != "--picture"):
             continue
-        if file in places:
-            raise ConfigError(f"{option} {file}: {places[file]} writes there, too; give another file")
-        places[file] = option
-        if option == "--picture" and Path(file).suffix.lower() != ".png":
-            raise ConfigError(f"{option} {file}: the picture is a PNG; give it a name that ends in .png")
-        if file == _STDOUT:
-            continue
-        if not Path(file).absolute().parent.is_dir():
-            raise ConfigError(f"{option} {file}: no folder {Path(file).parent}; create it first")
-        if Path(file).is_dir():
-            raise ConfigError(f"{option} {file}: a folder; give the name of a file")
+        path, extension = Path(file), {"--picture": ".png"}.get(option, f".{option[2:]}")
+        if path.suffix.lower() != extension:
+            other = "" if option == "--picture" else ", or - for standard output"
+            raise ConfigError(f"{option} {file}: takes the file to write; give a name that ends in {extension}{other}")
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{option} {file}: no folder {path.parent}; create it first")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{option} {file}: not a regular file; give another name")
 
 
 def _announce(
@@ -258,6 +259,6 @@ def _summarize(notes: Console, counts: PredictionCounts, facts: ModelFacts) -> N
     if counts.turned:
         print_line(
             notes,
-            f"{counted(counts.turned, 'image')} with an EXIF orientation: used as stored, not turned, as in training; "
-            "turn them for other predictions",
+            f"{counted(counts.turned, 'image has', 'images have')} an EXIF orientation, which is ignored as in "
+            "training; to classify them upright, turn their pixels",
         )

@@ -229,7 +229,7 @@ def test_other_sizes_crops_and_orientations_are_said(run: Path, tmp_path: Path) 
         "scores are by softmax: the probabilities of all classes add up to 1",
         "the model was trained at 32 pixels; its relative position tables are resized for 64",
         "evaluations of the model use --crop whole",
-        "1 image with an EXIF orientation: used as stored, not turned, as in training; turn them for other predictions",
+        "1 image has an EXIF orientation, which is ignored as in training; to classify them upright, turn their pixels",
     ]
     default = json.loads(predict(run, tmp_path / "a.jpg", "--json", "-").stdout)
     assert (default["image_size"], default["crop"], default["images"][0]["turned"]) == (32, "whole", True)
@@ -245,10 +245,19 @@ def test_scores_of_a_sigmoid_are_said_to_be_independent(images: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("in", "--picture", "sheet.jpg"), "--picture sheet.jpg: the picture is a PNG"),
+        (
+            ("in", "--picture", "sheet.jpg"),
+            "--picture sheet.jpg: takes the file to write; give a name that ends in .png",
+        ),
+        (
+            ("in", "--json", "in/a.jpg"),
+            "--json in/a.jpg: takes the file to write; give a name that ends in .json, or - for",
+        ),
+        (("in", "--csv", "/dev/null"), "--csv /dev/null: takes the file to write"),
+        (("in", "--picture", "in/c.png"), "--picture in/c.png: is one of the images to classify; give another file"),
         (("in", "--json", "none/x.json"), "--json none/x.json: no folder none; create it first"),
-        (("in", "--json", "-", "--csv", "-"), "--csv -: --json writes there, too"),
-        (("in", "--csv", "in"), "--csv in: a folder; give the name of a file"),
+        (("in", "--json", "-", "--csv", "-"), "--csv -: --json writes to standard output, too"),
+        (("in", "--csv", "folder.csv"), "--csv folder.csv: not a regular file; give another name"),
         (("nowhere",), "nowhere: no such file or folder; check the path"),
         (("in", "--image-size", "50"), "image size 50 x 50: each side must be a multiple of 16"),
         (("in", "--weights", "nothing"), "Invalid value for '--weights'"),
@@ -261,6 +270,7 @@ def test_scores_of_a_sigmoid_are_said_to_be_independent(images: Path, tmp_path: 
 def test_mistakes_are_reported_with_their_fix(
     run: Path, images: Path, arguments: tuple[str, ...], message: str
 ) -> None:
+    (images.parent / "folder.csv").mkdir()
     result = predict(run, *arguments)
     assert result.exit_code == (2 if "Invalid" in message else 78)
     assert message in result.stderr

@@ -264,8 +264,8 @@ def open_for_model(data: DataSettings, facts: ModelFacts, stage: TrainStage | No
     elif json_sha256(dataset.classes) != facts.classes_digest:
         raise DataError(
             f"{facts.source.given}: does not have the names of its {facts.arguments['num_classes']:,} classes, and "
-            f"that they are the {len(dataset.classes):,} of {data.validation} cannot be seen; evaluate it on shards with "
-            f"the class list that it was trained with, or export it again, with its names{hint}"
+            f"that they are the {len(dataset.classes):,} of {data.validation} cannot be seen; evaluate it on shards "
+            f"with the class list that it was trained with, or export it again, with its names{hint}"
         )
     if dataset.labels_per_sample > 1 and facts.loss == "softmax":
         raise ConfigError(

@@ -252,9 +252,11 @@ def open_for_model(data: DataSettings, facts: ModelFacts, stage: TrainStage | No
     """The shards of `data.validation`, whose labels are those of the model.
 
     Raises:
-        ConfigError: samples have several labels, and the model was trained for one.
+        ConfigError: the model has no classifier, or samples have several labels and it was trained for one.
         DataError: they cannot be read, or have other classes than the model.
     """
+    if facts.arguments.get("num_classes") == 0:
+        raise ConfigError(f"{facts.source.given}: has no classifier; evaluate a model that has one")
     dataset = open_dataset(data.validation, Storage(**data.storage.model_dump()), data.validation_label_map)
     own_map = stage.data.validation_label_map if stage else None
     hint = f"; the stage of the model was evaluated with --label-map {own_map}" if own_map else ""
@@ -263,8 +265,8 @@ def open_for_model(data: DataSettings, facts: ModelFacts, stage: TrainStage | No
     elif json_sha256(dataset.classes) != facts.classes_digest:
         raise DataError(
             f"{facts.source.given}: does not have the names of its {facts.arguments['num_classes']:,} classes, and "
-            f"they are not the {len(dataset.classes):,} of {data.validation}, as their digests say; evaluate it on "
-            f"shards with the class list that it was trained with, or export it again, with its names{hint}"
+            f"that they are the {len(dataset.classes):,} of {data.validation} cannot be seen; evaluate it on shards "
+            f"with the class list that it was trained with, or export it again, with its names{hint}"
         )
     if dataset.labels_per_sample > 1 and facts.loss == "softmax":
         raise ConfigError(

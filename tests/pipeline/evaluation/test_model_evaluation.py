@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.building.build import build_shards
 from data.dataset import open_dataset
 from data.errors import DataError
+from data.files.digest import json_sha256
 from data.images.augment import EvaluationTransform
 from data.images.decode import decode
 from data.remote.storage import Storage
 from data.sample_reader import SampleReader
+from models.pretrained import config_of
 from pipeline.errors import ConfigError
 from pipeline.evaluation.average_precision import LIMIT, bins_of
 from pipeline.evaluation.model_evaluation import EvaluationRequest, Progress, evaluate_model
@@ -30,6 +33,7 @@ from pipeline.training.images import normalized
 from tests.conftest import CLASSES, with_broken_member
 from tests.pipeline.checkpoints.small import ALONE, together
 from tests.pipeline.evaluation.test_average_precision import average_precision
+from tests.support.records import RUN
 from tests.support.trained import MODEL, save_trained
 
 Evaluate = Callable[..., EvaluationReport]
@@ -254,6 +258,33 @@ def test_other_classes_are_refused_by_name_until_a_label_map_says_which_they_are
     report = evaluated(tmp_path / "run", shards / "validation", tmp_path / "out", label_map=str(label_map))
     assert (report.figures.samples, report.data.left_out, report.data.label_map) == (10, 5, str(label_map))
     assert [row.samples for row in report.classes.values()] == [5, 5, 0]
+
+
+def test_an_exported_model_has_the_figures_of_what_it_was_exported_from_and_names_for_people(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    with open_trained_model(str(run)) as trained:
+        facts = replace(trained.facts, display_names=("Bright day", "Dark night", "Striped"))
+        (tmp_path / "export").mkdir()
+        save_file(trained.parameters() | trained.buffers(), tmp_path / "export" / "model.safetensors")
+    (tmp_path / "export" / "config.json").write_text(json.dumps(config_of(facts)))
+    said: list[str] = []
+    own = evaluated(run, shards / "validation", tmp_path / "own")
+    report = evaluated(tmp_path / "export", shards / "validation", tmp_path / "out", said=said)
+    assert (report.figures, report.calibration, report.confused) == (own.figures, own.calibration, own.confused)
+    assert [row.display_name for row in report.classes.values()] == ["Bright day", "Dark night", "Striped"]
+    assert "the precision that the model was trained in is not known; it computes in fp32" in said
+
+
+def test_a_model_without_names_takes_the_classes_that_it_was_trained_with_alone(
+    shards: Path, sorted_shards: Path, tmp_path: Path
+) -> None:
+    save_trained(tmp_path / "run", 5, classes=None, digests=replace(RUN.digests, classes_digest=json_sha256(CLASSES)))
+    assert evaluated(tmp_path / "run", shards / "validation", tmp_path / "out").figures.samples == 15
+    with pytest.raises(
+        DataError, match=r"does not have the names of its 3 classes, and that they are the 9 of .* cannot"
+    ):
+        evaluated(tmp_path / "run", sorted_shards, tmp_path / "other")
 
 
 def test_an_earlier_report_is_kept_unless_it_is_to_be_replaced(run: Path, shards: Path, tmp_path: Path) -> None:

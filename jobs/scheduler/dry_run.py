@@ -27,14 +27,15 @@ _FIXES = {
     "resources.partition; {nodes}",
 }
 """Part of Slurm's message -> the fix; the first match counts."""
+NO_SLURM = Finding(
+    "error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH"
+)
 
 
 def dry_run(recipe: Recipe, stages: Sequence[str]) -> Iterator[Finding]:
     """Let Slurm check the jobs of these stages that are not done, without submitting any."""
     if not slurm.has_commands():
-        yield Finding(
-            "error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH"
-        )
+        yield NO_SLURM
         return
     folder = submission_folder(recipe)
     try:

@@ -24,7 +24,6 @@ from pipeline.checkpoints.saved import if_repeated
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
-from pipeline.memory_estimate import host_advice
 from pipeline.monitoring.console import styled_text
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
 from pipeline.preflight.unused_settings import Facts, unused_settings
@@ -181,6 +180,8 @@ def _run_planned(plan: Plan, frozen: FrozenRecipe, console: Console, signals: St
 def _memory_advice(plan: Plan, folder: RunFolder) -> str:
     if not isinstance(plan, TrainPlan):
         return "Set resources.ranks or batch.micro_size to less"
+    from pipeline.memory_estimate import host_advice  # torch, which the launcher does without
+
     return host_advice(plan.stage, len(plan.classes), begun=bool(folder.events.of(Event.SAVE)))
 
 

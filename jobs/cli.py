@@ -11,6 +11,7 @@ import typer
 from jobs.lazy_commands import LazyCommand, lazy_group
 from jobs.packages import secure_packages
 
+_EXIT_CONFIG = 78  # data.errors.EXIT_CONFIG
 _EXIT_INTERRUPTED = 130  # data.errors.EXIT_INTERRUPTED, which may be out of reach here
 
 COMMANDS = {
@@ -78,6 +79,14 @@ def main() -> None:
 
     complete_account(os.environ)
     _escape_output()
+    level = os.environ.get("TORCH_DISTRIBUTED_DEBUG", "OFF")
+    if level.upper() not in ("OFF", "INFO", "DETAIL"):  # torch cannot even be imported
+        print(
+            f"error: TORCH_DISTRIBUTED_DEBUG={level} in the environment: torch takes OFF, INFO or DETAIL; correct it, "
+            "or unset it",
+            file=sys.stderr,
+        )
+        sys.exit(_EXIT_CONFIG)
     if os.environ.get("RANK", "0") == "0" and (remark := unused_temporary_folder()) is not None:
         print(f"warning: {remark}", file=sys.stderr)
     try:

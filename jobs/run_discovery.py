@@ -91,7 +91,7 @@ def find_runs(target: Path | None) -> list[RunRef]:
         ConfigError: `target` is none of these.
     """
     path = Path.cwd() if target is None else target.absolute()
-    if path.name.endswith(SWEEP_SUFFIX):
+    if path.name.endswith(SWEEP_SUFFIX) and path.name != SWEEP_SUFFIX:
         path = path.with_name(path.name.removesuffix(SWEEP_SUFFIX))
     if _sweep_file(path).is_file():
         return _of_sweep(_of_run_folder(path))
@@ -179,7 +179,7 @@ def _of_run_folder(run: Path, only: str | None = None, settings: Mapping[str, st
 
 
 def _sweep_file(run: Path) -> Path:
-    return run.with_name(run.name + SWEEP_SUFFIX)
+    return run.parent / (run.name + SWEEP_SUFFIX)  # `with_name` has none for the root
 
 
 def _of_sweep(base: RunRef) -> list[RunRef]:

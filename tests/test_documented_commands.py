@@ -49,14 +49,14 @@ def follow(page: str, folder: Path, shorter: Mapping[str, str]) -> list[str]:
             added = [extra for command, extra in shorter.items() if line.startswith(command)]
             unused -= {command for command in shorter if line.startswith(command)}
             words = shlex.split(" ".join([line, *added]), comments=True)[1:]
-            done = coatnet(*words, folder=folder, **variables)
+            done = coatnet(*words, folder=folder, fresh=False, **variables)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             outputs.append(done.stdout)
     assert unused == set(), f"{page} has no such command"
     return outputs
 
 
-def _exported(script: str, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+def _exported(script: str, folder: Path, variables: dict[str, str]) -> dict[str, str]:
     """Run a script of bash, and return the variables that it exports."""
     shown = folder / ".environment"
     _run(["bash", "-euo", "pipefail", "-c", f"{script}\nenv -0 > {shlex.quote(str(shown))}"], folder, variables)
@@ -69,7 +69,7 @@ def _exported(script: str, folder: Path, variables: Mapping[str, str]) -> dict[s
     }
 
 
-def _run(command: list[str], folder: Path, variables: Mapping[str, str]) -> None:
+def _run(command: list[str], folder: Path, variables: dict[str, str]) -> None:
     done = subprocess.run(command, cwd=folder, env=environment() | variables, capture_output=True, text=True)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}{done.stderr}"
 

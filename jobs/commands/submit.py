@@ -60,7 +60,7 @@ def submit(
         if doctor:
             if slurm.has_commands():  # without an answer, no recipe is wrong
                 slurm.find_cluster()
-            _refuse_errors(recipe, runs, extend)
+            _refuse_errors(recipe, runs, extend=extend, without_slurm=dry_run and not slurm.has_commands())
         shards = submission_folder(base)
         chains = [(run, submission_folder(run)) for run in runs]
         changes = {run.name: _extensions(run) if extend else [] for run in runs}
@@ -99,13 +99,21 @@ def _extensions(recipe: Recipe) -> list["Extension"]:
     return [change for change in found if change]
 
 
-def _refuse_errors(recipe: Path, runs: Sequence[Recipe], extend: bool) -> None:
-    """Check each run: print warnings, refuse errors."""
+def _refuse_errors(recipe: Path, runs: Sequence[Recipe], *, extend: bool, without_slurm: bool) -> None:
+    """Check each run: print warnings, refuse errors; `without_slurm`, say that Slurm was not asked."""
     from jobs.preflight import assess_recipe  # torch, which --no-doctor does without
+    from jobs.scheduler.dry_run import NO_SLURM
 
+    if without_slurm:
+        print_warning(
+            PrintableConsole(stderr=True),
+            "Slurm is not on this machine, so it was not asked whether it would take these jobs",
+        )
     found = dict.fromkeys(
         finding for run in runs for finding in assess_recipe(run, list(run.stages), slurm=True, extend=extend)
     )
+    if without_slurm:
+        found.pop(NO_SLURM, None)
     for finding in found:
         if finding.level == "warning":
             _print_remark(finding)

@@ -27,6 +27,9 @@ _FIXES = {
     "resources.partition; {nodes}",
 }
 """Part of Slurm's message -> the fix; the first match counts."""
+NO_SLURM = Finding(
+    "error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH"
+)
 
 
 def dry_run(recipe: Recipe, stages: Sequence[str], extended: Collection[str] = ()) -> Iterator[Finding]:
@@ -35,9 +38,7 @@ def dry_run(recipe: Recipe, stages: Sequence[str], extended: Collection[str] = (
     Those in `extended` are done with other settings, and are to go on with these.
     """
     if not slurm.has_commands():
-        yield Finding(
-            "error", "", "Slurm is not on this machine", "use a machine that has its commands, or put them on PATH"
-        )
+        yield NO_SLURM
         return
     folder = submission_folder(recipe)
     try:

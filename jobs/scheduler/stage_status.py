@@ -291,8 +291,9 @@ class _StageRecord:
         left = None if shown.seconds_left is None else max(0.0, shown.seconds_left - silent)
         if shown.step == shown.steps:
             return reason or "saving and evaluating", shown.images_per_second, None
-        every = settings.get("log", {}).get("every_steps", 1)
-        interval = every * (shown.seconds_left or 0.0) / (shown.steps - shown.step)
+        logged = settings.get("log")
+        every = logged.get("every_steps") if isinstance(logged, dict) else None
+        interval = (every if isinstance(every, int) else 1) * (shown.seconds_left or 0.0) / (shown.steps - shown.step)
         if silent > max(_HANG_SECONDS, 10 * interval):
             return reason or f"no step for {duration(silent)}", shown.images_per_second, None
         return reason, shown.images_per_second, left

@@ -30,7 +30,7 @@ from pipeline.monitoring.utilization import Utilization
 from pipeline.plan import Plan, TrainPlan
 from pipeline.preflight.class_mixing import assess_mixing, lanes_in_use
 from pipeline.ranks.distributed import Ranks
-from pipeline.runs.announcements import StartingWeights, announcements, changes_of_settings
+from pipeline.runs.announcements import StartingWeights, announcements, banner, changes_of_settings
 from pipeline.runs.continuation import Change
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
@@ -84,7 +84,7 @@ class Monitor:
         )
         if checkpoint:
             self.notify(f"continues from checkpoint {checkpoint}")
-        for line in announcements(self._plan):
+        for line in (*banner(self._plan, self._ranks, self._folder), *announcements(self._plan)):
             self.notify(line)
         if isinstance(self._plan, TrainPlan):
             self._note_mixing(self._plan, first=not checkpoint)

@@ -123,6 +123,12 @@ def _apply_override(document: _Document, override: str) -> None:
         ]
     else:
         known = [*Recipe.model_fields, *stages, *TrainStage.model_fields]
+        if len(keys) > 1:  # only stages and sections have keys of their own
+            sections = [key for key in TrainStage.model_fields if _is_section(TrainStage, key)]
+            near = difflib.get_close_matches(keys[0], [*stages, *sections], 1)
+            there = f"stages: {', '.join(stages)}; sections: {', '.join(sections)}"
+            hint = f"did you mean {near[0]}?" if near else there
+            raise ConfigError(f"{override}: the recipe has no stage or section {keys[0]}; {hint}")
         raise ConfigError(f"{override}: unknown key {keys[0]}{_nearest(keys[0], known)}")
     for path in paths:
         target = document.values
@@ -188,6 +194,12 @@ def _unknown_below(
         nested = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
         if nested and isinstance(value, dict):
             yield from _unknown_below(value, nested[0], here, document)
+
+
+def _is_section(section: type[BaseModel], key: str) -> bool:
+    """Whether the value of `key` has keys of its own."""
+    annotation = section.model_fields[key].annotation
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in (annotation, *get_args(annotation)))
 
 
 def _nearest(key: str, known: list[str]) -> str:

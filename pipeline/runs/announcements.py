@@ -1,17 +1,24 @@
 """What a start says about its stage before the first step: classes, evaluation, and which classifier it begins with."""
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+
+import torch
 
 from data.files.digest import json_sha256
 from data.images.augment import center_crop_share
 from data.settings_diff import changed_settings
 from data.text.counted import counted
+from models.complexity import count_parameters
+from pipeline.host import this_host
 from pipeline.plan import Plan, TrainPlan
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import Stage
 from pipeline.runs.event_log import Event, EventLog
-from pipeline.runs.run_folder import may_change
+from pipeline.runs.run_folder import RunFolder, may_change
 from pipeline.runs.stage_result import distinct_names
 
 
@@ -33,6 +40,24 @@ def evaluation_view(stage: Stage) -> str:
         return f"whole images, resized to {size} x {size} pixels"
     share = center_crop_share(size)
     return f"the central {share:.0%} of a square picture and less of others, so {1 - share:.0%} or more is cut away"
+
+
+def banner(plan: Plan, ranks: Ranks, folder: RunFolder) -> list[str]:
+    """Lines about what a start computes, on which devices, and where to watch it."""
+    stage, host = plan.stage, this_host().text
+    if ranks.device.type == "cuda":
+        device = torch.cuda.get_device_name(ranks.device)
+        where = f"{counted(ranks.world_size, 'rank')} on {device}, rank 0 on a machine with {host}"
+    else:
+        threads = counted(torch.get_num_threads(), "thread")
+        where = f"{counted(ranks.world_size, 'rank')} with {threads} each on CPUs, rank 0 on a machine with {host}"
+    parameters = count_parameters(stage.model.variant, stage.resolution, len(plan.classes))
+    size = f"{stage.model.name} with {parameters:,} parameters, {stage.resolution} pixels, {stage.precision}"
+    run = os.path.relpath(folder.path)
+    return [
+        f"{where}; {size}",
+        f"logs in {os.path.relpath(folder.logs)}; curves with: coatnet tensorboard {shlex.quote(run)}",
+    ]
 
 
 def announcements(plan: Plan) -> list[str]:

@@ -1,6 +1,7 @@
 """The whole chain of a recipe as a user runs it: pretrain, fine-tune at a larger size, evaluate, inspect."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ from data.images.augment import EvaluationTransform
 from data.images.decode import decode
 from data.index import read_index
 from data.shard import Shard
+from models.complexity import count_parameters
+from models.variants import VARIANTS
 from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.host import this_host
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.runs.announcements import list_name
@@ -68,6 +72,17 @@ def test_a_start_names_settings_that_have_no_effect(chain: tuple[Path, str]) -> 
     ]
     log = (stage_folder(chain[0], "finetune") / "logs/rank-00000.log").read_text()
     assert "finetune  warning: log.histograms_every_steps: 7 is longer" in log
+
+
+def test_a_start_says_what_it_computes_where_and_how_to_watch_it(chain: tuple[Path, str]) -> None:
+    lines = chain[1].splitlines()
+    folder = os.path.relpath(stage_folder(chain[0], "finetune"))
+    first = next(number for number, line in enumerate(lines) if line.startswith("finetune  "))
+    assert lines[first : first + 2] == [
+        f"finetune  2 ranks with 1 thread each on CPUs, rank 0 on a machine with {this_host().text}; coatnet_debug with "
+        f"{count_parameters(VARIANTS['coatnet_debug'], 48, 3):,} parameters, 48 pixels, fp32",
+        f"finetune  logs in {folder}/logs; curves with: coatnet tensorboard {folder}",
+    ]
 
 
 def test_a_run_folder_has_its_documented_files(chain: tuple[Path, str]) -> None:

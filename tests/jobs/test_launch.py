@@ -53,9 +53,7 @@ def test_the_cause_is_reported_rather_than_its_consequences(
 
 
 def test_a_kill_for_lack_of_memory_is_told_from_one_by_a_person_and_has_advice(tmp_path: Path) -> None:
-    outcome = _outcome(
-        [75, -9], tmp_path, RunFolder(Path("runs")), ReceivedSignals(), "the same command continues", lambda: "Use less"
-    )
+    outcome = _outcome([75, -9], tmp_path, GROUP, ReceivedSignals(), "the same command continues", lambda: "Use less")
     assert outcome == Outcome(
         137,
         f"rank 1 was killed by the kernel because the memory is full ({this_host().text}); the same command continues. "
@@ -67,7 +65,8 @@ def test_a_rank_that_could_not_report_its_outcome_is_quoted_from_its_log(tmp_pat
     folder = RunFolder(tmp_path)
     folder.logs.mkdir()
     folder.log_file(1).write_text("error: of an earlier start\nerror: /data/x: No space left on device\nINFO more\n")
-    outcome = _outcome([None, 1], tmp_path, folder, ReceivedSignals(), "the same command continues")
+    group = RankGroup(2, 1, folder.log_file)
+    outcome = _outcome([None, 1], tmp_path, group, ReceivedSignals(), "the same command continues")
     assert outcome.message == (f"rank 1 exited with 1: /data/x: No space left on device (log: {folder.log_file(1)})")
 
 

@@ -11,7 +11,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """Step and value of every point by tag, over all event files of a run folder; for scalars, images, texts and
     histograms alike."""
     found = {}
-    for part in (folder, folder / "validation"):
+    for part in filter(Path.is_dir, (folder, folder / "validation")):
         sizes = {"scalars": 0, "images": 0, "text": 0, "histograms": 0}
         events = EventAccumulator(str(part), tensor_size_guidance=sizes)
         events.Reload()

@@ -59,7 +59,7 @@ def write_recipe(folder: Path, shards: Path, **changes: Any) -> Path:
 def curves(run_folder: Path) -> dict[str, dict[int, float]]:
     """Tag -> step -> value of all scalars, as TensorBoard shows them across the starts of a run."""
     found = {}
-    for folder in (run_folder, run_folder / "validation"):
+    for folder in filter(Path.is_dir, (run_folder, run_folder / "validation")):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:

@@ -173,6 +173,7 @@ def test_shard_jobs_are_rows_and_done_when_the_shards_are_complete(
         (720, 100, {}, "no step for 12 min"),
         (720, 100, {"every_steps": 10}, ""),  # 100 s for ten steps
         (2000, 100, {"every_steps": 10}, "no step for 33 min"),
+        (720, 100, "nothing", "no step for 12 min"),  # a recipe that somebody has edited
         (720, None, {}, "no step for 12 min"),
     ],
 )

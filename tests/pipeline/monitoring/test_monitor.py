@@ -233,7 +233,7 @@ def test_speed_and_samples_follow_from_the_steps_of_the_interval(
     assert found["train/samples"] == [(12, 144.0), (14, 168.0)]
     assert found["wall_time/step_p50_seconds"] == [(12, 0.5), (14, 0.5)]
     # Thirteen seconds for 26 steps; the first interval of a start includes the warm-up.
-    assert started.output.getvalue().splitlines()[3:] == [  # after what the start announces
+    assert started.output.getvalue().splitlines()[5:] == [  # after what the start announces
         "pretrain  step 12/40  loss 0.2500  lr 1.00e-03  epoch 3.2/10.7  24 images/s  ETA -",
         "pretrain  step 14/40  loss 0.2500  lr 1.00e-03  epoch 3.7/10.7  24 images/s  ETA 0:00:13",
     ]

@@ -121,7 +121,7 @@ class Cache:
 
     def _living_requests(self) -> Iterator["CacheRequest"]:
         for path in (self.folder / "requests").glob("*.json"):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
                 lock = try_lock(path.with_suffix(".lock"), create=False)
                 if lock is None:
                     yield parse_json(CacheRequest, read_regular(path))

@@ -82,10 +82,10 @@ def _stage(run: RunRef, status: StageStatus) -> StageContent:
         return stage
     _read_settings(stage, run)
     _read_event_log(stage)
-    stage.recorded = read_events(folder.tensorboard)
-    stage.missing += [f"tensorboard/{problem}" for problem in stage.recorded.problems]
+    stage.recorded = read_events(folder)
+    stage.missing += stage.recorded.problems
     if not stage.recorded.files and stage.trains:
-        stage.missing.append("there are no curves: tensorboard/ has no event files")
+        stage.missing.append("there are no curves: there are no event files")
     elif stage.trains and not stage.recorded.scalars:
         stage.missing.append("there are no curves yet: no step has been logged")
     try:

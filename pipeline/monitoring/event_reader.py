@@ -15,6 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from data.files.regular_file import open_regular
 from data.text.counted import counted
+from pipeline.runs.run_folder import RunFolder
 
 _FILES = "events.out.tfevents.*"
 _LARGEST = 64 * 2**20  # bytes of a record
@@ -51,8 +52,18 @@ class RecordedEvents:
         self.images = {tag: [p for p in points if p[0] < step] for tag, points in self.images.items()}
 
 
-def read_events(folder: Path) -> RecordedEvents:
-    """The events in TensorBoard's log folder of a stage; nothing for one that does not exist."""
+def read_events(folder: RunFolder) -> RecordedEvents:
+    """The events of a stage, of training and of evaluations; nothing for one that has none."""
+    training, validation = (_read_folder(path) for path in (folder.tensorboard, folder.validation))
+    return RecordedEvents(
+        training.scalars | validation.scalars,
+        training.images | validation.images,
+        training.problems + [f"{folder.validation.name}/{problem}" for problem in validation.problems],
+        training.files + validation.files,
+    )
+
+
+def _read_folder(folder: Path) -> RecordedEvents:
     found = RecordedEvents()
     for path in sorted(folder.glob(_FILES)):  # TensorBoard's order, in which they were written
         found.files += 1

@@ -19,7 +19,7 @@ from data.remote.storage import Storage
 from data.stream import RankShare, evaluation_stream
 from models.model_facts import ModelFacts
 from pipeline.errors import ConfigError
-from pipeline.evaluate import hits
+from pipeline.evaluate import best_classes, hits
 from pipeline.predict import (
     ClassifiedImage,
     ImagesNotRead,
@@ -68,7 +68,7 @@ def test_scores_of_samples_are_those_of_their_evaluation_to_the_bit(
         scores = logits.softmax(dim=1) if loss == "softmax" else logits.sigmoid()
         used = int(batch.weights.sum())
         expected += scores[:used].sort(dim=1, descending=True).values.tolist()
-        first, five = hits(logits, torch.from_numpy(batch.labels))
+        first, five = hits(best_classes(logits), torch.from_numpy(batch.labels))
         right += first.any(dim=1)[:used].tolist()
         in_five += five.any(dim=1)[:used].tolist()
     assert [list(image.scores) for image in found] == expected

@@ -110,7 +110,7 @@ def test_every_damaged_file_is_named_and_the_rest_is_reported(tmp_path: Path) ->
     (stage.path / "result.json").write_text('{"stage": 1')
     with open(stage.events.path, "a") as log:
         log.write('{"time": "never"}\n{"half')
-    event_file = sorted(stage.tensorboard.glob("*"))[0]
+    event_file = next(stage.tensorboard.glob("events.out.*"))
     event_file.write_bytes(event_file.read_bytes()[:-100])
     (evaluation / "mistakes.png").write_bytes((evaluation / "mistakes.png").read_bytes()[:200])
     (evaluation / "confusion.png").unlink()
@@ -122,7 +122,7 @@ def test_every_damaged_file_is_named_and_the_rest_is_reported(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     text = page_of(run).text
     for problem in (
-        "result.json: damaged (", "events.jsonl: 2 lines of ", f"tensorboard/{event_file.name}: ends within a record",
+        "result.json: damaged (", "events.jsonl: 2 lines of ", f"{event_file.name}: ends within a record",
         "validation/mistakes.png cannot be shown", "validation/confusion.png cannot be shown: No such file",
         "other/evaluation.json: damaged", "recipe.yaml: damaged (",
     ):  # fmt: skip

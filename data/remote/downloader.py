@@ -332,10 +332,14 @@ def main(folder: Path) -> None:
         end_in_order()
 
     threading.Thread(target=end_with_the_reader, daemon=True).start()
-    while lock is not None:
-        downloader.update()
-        time.sleep(_POLL_INTERVAL)
-        lock = _kept(lock, path)
+    try:
+        while lock is not None:
+            downloader.update()
+            time.sleep(_POLL_INTERVAL)
+            lock = _kept(lock, path)
+    except BaseException:
+        log.exception("the downloader has failed")
+        os._exit(1)  # else it would wait for its downloads, and keep the lock, for as long as they are tried again
     os._exit(0)  # another one serves the cache, and its start is on record
 
 

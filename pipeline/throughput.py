@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,12 @@ class LoaderCosts:
     decoding: float
     cropping: float
     random_augment: float
+    color_jitter: float
+    random_erasing: float
 
     @property
     def total(self) -> float:
-        return self.reading + self.decoding + self.cropping + self.random_augment
+        return float(sum(astuple(self)))
 
 
 def demand(stage: TrainStage, device: str, utilization: float) -> float:
@@ -65,8 +67,8 @@ def demand(stage: TrainStage, device: str, utilization: float) -> float:
 
 def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
     """The time that one thread spends on a sample, by part: mean over the first `samples` usable samples of the run."""
-    transform, spent, done = train_transform(plan), [0.0, 0.0, 0.0, 0.0], 0
-    plain, augment = replace(transform, random_augment=None), transform.random_augment
+    transform, spent, done = train_transform(plan), [0.0] * len(fields(LoaderCosts)), 0
+    plain = replace(transform, random_augment=None, color_jitter=None, random_erasing=None)
     order = plan.order
     with closing(SampleReader(plan.train, plan.cache, open_shards=samples)) as reader:
         for step in range(-(-2 * samples // order.batch)):
@@ -85,8 +87,12 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
                 marks.append(time.thread_time())
                 pixels = plain(pixels, rng)
                 marks.append(time.thread_time())
-                if augment:
-                    augment(pixels, rng)
+                for augment in (transform.random_augment, transform.color_jitter):
+                    if augment:
+                        pixels = augment(pixels, rng)
+                    marks.append(time.thread_time())
+                if transform.random_erasing:
+                    transform.random_erasing.rectangles(transform.size, rng)
                 marks.append(time.thread_time())
                 spent = [a + b for a, b in zip(spent, np.diff(marks), strict=True)]
                 done += 1

@@ -143,8 +143,8 @@ def _details(entry: RunEvent) -> str:
             )
         case Event.SAVE:
             size = facts.get("bytes")
-            megabytes = _number(size / 1e6) if isinstance(size, int) else str(size)
-            return f"{facts.get('checkpoint')}, {megabytes} MB in {_number(facts.get('seconds'))} s"
+            amount = f"{size / 1e6:,.4g} MB" if isinstance(size, int) and size < 2**63 else _number(size)
+            return f"{facts.get('checkpoint')}, {amount} in {_number(facts.get('seconds'))} s"
         case Event.CHANGE:
             return f"{facts.get('what')}: {facts.get('before')} before, {facts.get('now')} now"
         case Event.ROLL_BACK:

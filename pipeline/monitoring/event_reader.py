@@ -99,12 +99,13 @@ def _records(file: BinaryIO, path: Path, problems: list[str]) -> Iterator[tuple[
     """The records of a file with their checksums, up to its end or to where it cannot be read any further."""
     start = 0
     while header := file.read(12):
-        size, check = struct.unpack("<QI", header.ljust(12, b"\0"))
-        if len(header) == 12 and (size > _LARGEST or not _are_whole([(header[:8], check)])[0]):
+        whole = len(header) == 12
+        size, check = struct.unpack("<QI", header) if whole else (0, 0)
+        if whole and (size > _LARGEST or not _are_whole([(header[:8], check)])[0]):
             problems.append(f"{path.name}: damaged {start:,} bytes from its beginning; what follows is left out")
             return
         record, footer = file.read(size), file.read(4)
-        if len(header) < 12 or len(record) < size or len(footer) < 4:
+        if not whole or len(record) < size or len(footer) < 4:
             problems.append(f"{path.name}: ends within a record, which is left out")
             return
         yield record, struct.unpack("<I", footer)[0]

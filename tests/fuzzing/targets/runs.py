@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from data.files.json_records import to_json
 from data.remote.storage import Storage
-from jobs.run_discovery import find_runs
+from jobs.report.content import read_run
+from jobs.report.page import page
+from jobs.run_discovery import find_run, find_runs
 from jobs.scheduler.submissions import SubmissionFolder
 from jobs.sweep import record
 from pipeline.checkpoints.checkpoint import open_checkpoint
@@ -21,6 +24,9 @@ from pipeline.checkpoints.claim import CLAIM, read_claim
 from pipeline.checkpoints.listing import checkpointed_stage, list_checkpoints
 from pipeline.checkpoints.locations import CheckpointLocations
 from pipeline.checkpoints.verification import find_damage
+from pipeline.monitoring import charts
+from pipeline.monitoring.event_file import EventFile
+from pipeline.monitoring.event_reader import read_events
 from pipeline.monitoring.progress import StageProgress
 from pipeline.preflight.finding import Findings
 from pipeline.preflight.report import read_report
@@ -174,6 +180,54 @@ def _events(folder: Path) -> Fuzz:
     return _lines(folder / "events.jsonl", seeds, read)
 
 
+def _event_files(folder: Path) -> Fuzz:
+    """TensorBoard's, as the report reads them."""
+    file = EventFile(folder / "written", 1, lambda message: None)
+    for step in range(1, 40):
+        file.add(charts.scalars({"train/loss": step / 7, "train/learning_rate": 0.1}), step)
+    file.close()
+    (path,) = (folder / "written").iterdir()
+    seed = path.read_bytes()
+    (folder / "read").mkdir()
+
+    def read(content: bytes) -> None:
+        (folder / "read" / path.name).write_bytes(content)
+        found = read_events(folder / "read")
+        points = [point for points in found.scalars.values() for point in points]
+        if content != seed and len(points) == 78 and not found.problems:
+            raise SilentAcceptance("a damaged file gives as many points as the whole one, without a word")
+        written = {float(np.float32(step / 7)) for step in range(1, 40)} | {float(np.float32(0.1))}
+        if any(value not in written for _, value in points):
+            raise SilentAcceptance("a value that was never written")
+
+    return Fuzz(lambda rng: damaged_bytes(rng, seed), read)
+
+
+def _run_report(folder: Path) -> Fuzz:
+    """The page of a run whose event log has been edited."""
+    when = "2026-01-01T00:00:00+0000"
+    run = folder / "run"
+    (run / "pretrain").mkdir(parents=True)
+    path = run / "pretrain" / "events.jsonl"
+    seeds = [
+        {"time": when, "event": "begin", "ranks": 2, "node": "n", "pid": 1},
+        {"time": when, "event": "resume", "step": 10, "ranks": 2},
+        {"time": when, "event": "save", "step": 10, "checkpoint": "step-00000010", "seconds": 1.5, "bytes": 3},
+        {"time": when, "event": "evaluation", "step": 10, "top1": 0.5, "samples": 3, "loss": 0.1},
+        {"time": when, "event": "sample_skipped", "shard": "s", "key": "k", "reason": "r"},
+        {"time": when, "event": "roll_back", "step": 20, "to": 10},
+        {"time": when, "event": "not_finite", "step": 19, "loss": "nan"},
+    ]
+    path.write_text("{}")
+
+    def read() -> None:
+        text = page(read_run(find_run(run)), "test")
+        if not text.endswith("</body></html>\n") or "<script" in text:
+            raise SilentAcceptance("a page that is not what was meant")
+
+    return _lines(path, seeds, read)
+
+
 def _progress(folder: Path) -> Fuzz:
     path = folder / "progress.json"
     seed = {"step": 3, "steps": 10, "loss": 0.5, "images_per_second": 12.5, "seconds_left": 70.0, "time": 1.7e9}
@@ -244,6 +298,8 @@ TARGETS = [
     Target("evaluation-report", _evaluation),
     Target("stage-recipe", _stage_recipe),
     Target("event-log", _events),
+    Target("event-files", _event_files),
+    Target("run-report", _run_report),
     Target("progress", _progress),
     Target("preflight-report", _report),
     Target("submissions", _submissions),

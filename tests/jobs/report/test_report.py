@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data.text.printable import printable
-from tests.jobs.report.runs import HOSTILE, made_run, report, write_curves, write_evaluation
+from tests.jobs.report.runs import HOSTILE, SETTINGS, made_run, report, write_curves, write_evaluation
 from tests.jobs.runs import MadeRun
 
 
@@ -80,6 +81,19 @@ def test_a_report_loads_nothing_and_obeys_no_name(tmp_path: Path) -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     for name in HOSTILE:
         assert printable(name) in page.text
+
+
+def test_addresses_are_shown_without_their_secrets(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    address = "https://me:secret@host.example/train?sv=1&X-Amz-Signature=50ff7a99"
+    changed = SETTINGS | {"data": {"train": address, "validation": "/v"}}
+    run.stage("pretrain").recipe.write_text(yaml.safe_dump(changed))
+    run.note("pretrain", "save_failed", step=1, reason=f"no answer from {address}")
+    assert report(run.path).exit_code == 0
+    content = (run.path / "report.html").read_text()
+    assert "host.example/train" in content
+    assert "50ff7a99" not in content
+    assert "secret" not in content
 
 
 def test_a_running_stage_is_reported_with_what_there_is(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_skipped_samples_are_counted_by_sample() -> None:
 def test_events_with_facts_of_any_kind_are_shown() -> None:
     """An event log may have been edited, or be of another version."""
     for event in Event:
-        facts = {"step": "x", "bytes": "many", "seconds": None, "top1": "high", "to": [1], "samples": {"a": 1}}
-        assert history_table([entry(event, **facts)])
-        assert marks([entry(event, **facts)]) == []
+        for number in (10**400, -1, True):
+            facts = {"step": "x", "bytes": number, "seconds": None, "top1": "high", "to": [1], "samples": {"a": 1}}
+            assert history_table([entry(event, **facts)])
+            assert marks([entry(event, **facts)]) == []

@@ -60,6 +60,14 @@ def test_a_file_that_was_cut_short_keeps_what_is_whole(tmp_path: Path) -> None:
         assert [step for step, _ in found.scalars["train/loss"]] == list(range(1, 50))[: 49 if missing < 300 else None]
 
 
+def test_a_file_that_was_cut_short_in_a_header_keeps_what_is_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, range(1, 50))
+    path.write_bytes(path.read_bytes() + b"\xff" * 9)  # which would be a record of 2**64 bytes
+    found = read_events(tmp_path)
+    assert found.problems == [f"{path.name}: ends within a record, which is left out"]
+    assert len(found.scalars["train/loss"]) == 49
+
+
 def test_a_changed_byte_costs_its_record_and_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, range(1, 50))
     whole = path.read_bytes()

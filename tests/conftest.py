@@ -19,6 +19,7 @@ from data.classes.class_lists import ClassList
 from data.index import ShardEntry, ShardIndex, read_index
 from data.indexing.index_shards import index_shards
 from data.indexing.inference import GivenFields
+from data.remote.storage import _filesystem
 from tests.servers.s3 import S3Server
 from tests.servers.s3 import program as s3_program
 from tests.servers.slurm import SlurmCluster
@@ -113,11 +114,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """The S3 server, with its credentials in the environment."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    return s3_server
+    if _filesystem.cache_info().misses != s3_server.clients:
+        _filesystem.cache_clear()  # a test without credentials may have made the client of the default settings
+    yield s3_server
+    s3_server.clients = _filesystem.cache_info().misses
 
 
 def _slurm(folder: Path, accounting: bool) -> Iterator[SlurmCluster]:

@@ -50,6 +50,8 @@ class S3Server:
     """SeaweedFS with two buckets: `test`, which the key above may write and `readonly` may read, and the public `public`."""
 
     def __init__(self, folder: Path) -> None:
+        self.clients = -1
+        """How many clients this process had made when a test last used the server."""
         self._folder = folder
         (folder / "data").mkdir(parents=True)
         identities = [

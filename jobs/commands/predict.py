@@ -1,7 +1,7 @@
 """`coatnet predict`: the classes of images by a trained model."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.accounting import listed
-from data.classes.display_names import read_display_names
+from data.classes.display_names import match_display_names
 from data.files.atomic_file import atomic_file, write_atomically
 from data.inputs.open_inputs import Inputs, open_inputs
 from data.remote.cache import Cache
@@ -79,8 +79,8 @@ def predict(
         Path | None, typer.Option("--picture", metavar="OUT.png", help="Draw the images with their classes.")
     ] = None,
     names: Annotated[
-        str | None,
-        typer.Option(help="Names of the classes for people: lines such as `n01440764 tench, Tinca tinca`."),
+        Path | None,
+        typer.Option(help="File with names for people, in lines such as `n01440764 tench, Tinca tinca`."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU if there is one.")] = "auto",
@@ -125,7 +125,7 @@ def predict(
             outputs = facts.arguments["num_classes"]
             if not outputs:
                 raise ConfigError(f"{facts.source.resolved}: the model has no classifier, so that it predicts nothing")
-            display_names = read_display_names(names, known, outputs, storage) if names else facts.display_names
+            display_names = _display_names(notes, names, known) if names else facts.display_names
             class_names = ClassNames(known, display_names)
             _announce(notes, inputs, facts, preprocessing, device_name(place), known is None)
             if top is not None and top > outputs:
@@ -192,6 +192,20 @@ def _check_outputs(json_file: str | None, csv_file: str | None, picture_file: Pa
             raise ConfigError(f"{option} {file}: no folder {path.parent}; create it first")
         if path.exists() and not path.is_file():
             raise ConfigError(f"{option} {file}: not a regular file; give another name")
+
+
+def _display_names(notes: Console, file: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """
+    Raises:
+        ConfigError: the names of the classes are not known.
+        DataError: as for `match_display_names`.
+    """
+    if classes is None:
+        raise ConfigError(f"--names {file}: the model's own names of its classes, which its lines need, are not known")
+    found = match_display_names(file, classes)
+    for remark in found.remarks(str(file)):
+        print_line(notes, remark)
+    return found.names
 
 
 def _announce(

@@ -1,52 +1,43 @@
-"""Names of classes for people."""
+"""Names for people, from lines as ImageNet's."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from data.classes.display_names import read_display_names
+from data.classes.display_names import match_display_names
 from data.errors import DataError
-from data.remote.storage import Storage
-
-SYNSETS = ("n01440764", "n01443537", "n02012849")
-WORDS = "n02012849 crane\nn01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\nn03126707 crane\n"
-NAMES = ("tench, Tinca tinca", "goldfish, Carassius auratus", "crane")
 
 
-@pytest.mark.parametrize(
-    ("text", "classes", "expected"),
-    [
-        (WORDS, SYNSETS, NAMES),
-        ("n02012849\tcrane\nn01440764\ttench\nn01443537\tgoldfish\n", SYNSETS, ("tench", "goldfish", "crane")),
-        ("a\tAnt\nb\tBee\n", ("b", "a"), ("Bee", "Ant")),
-        ("Ant\nBee\n", ("b", "a"), ("Ant", "Bee")),
-        ("n01440764 tench\nn01443537 goldfish\n", None, ("tench", "goldfish")),
-        ("n01440764 tench\nn01443537 goldfish\n", ("0", "1"), ("tench", "goldfish")),
-    ],
-    ids=["synset words", "tabs", "other ids", "in order", "unknown classes", "classes that are numbers"],
-)
-def test_names_are_for_the_classes_of_their_ids_or_else_in_order(
-    text: str, classes: tuple[str, ...] | None, expected: tuple[str, ...], tmp_path: Path
-) -> None:
-    path = tmp_path / "words.txt"
-    path.write_text(text)
-    assert read_display_names(str(path), classes, len(expected), Storage()) == expected
+def test_names_are_matched_by_class_and_the_rest_is_counted(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes(
+        "\ufeffn01 tench, Tinca tinca\r\n\r\nred apple\tApple, red\nn01 tench, Tinca tinca\nn99 x\n".encode()
+    )
+    found = match_display_names(file, ["red apple", "n02", "n01"])
+    assert found.names == ("Apple, red", "n02", "tench, Tinca tinca")
+    assert (found.without, found.unknown) == (("n02",), ("n99",))
+    assert match_display_names(file, ["n01", "n99", "red apple"]).remarks("f") == []
 
 
 @pytest.mark.parametrize(
-    ("text", "classes", "message"),
+    ("content", "reason"),
     [
-        (WORDS, (*SYNSETS, "n09999999"), r"no name for 1 of the 4 classes \(first: n09999999\)"),
-        (WORDS, ("a", "b", "c"), r"no name for 3 of the 3 classes \(first: a\); .* as ids, such as n02012849"),
-        ("Ant\nBee\n", ("a", "b", "c"), "2 names for 3 classes; it needs one line per class, in the order"),
-        ("b\na\n", ("a", "b"), "the names of the classes in another order"),
-        ("", ("a",), "no class in it"),
+        (b"", "names.txt: empty; give a file with a class"),
+        (b"n01 tench\nn02\n", "line 2 is 'n02'; lines must be a class and its name"),
+        (b"n01 tench\nn01 carp\n", "line 2 gives the class 'n01' a second name"),
+        (b"n05 tench\n", r"none of its 1 lines begins with the name of a class \(n05 there, n01, n02 in the model\)"),
+        (b"n01 \xff\n", "not UTF-8; save it as UTF-8"),
     ],
 )
-def test_names_that_do_not_fit_the_classes_are_refused(
-    text: str, classes: tuple[str, ...], message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "words.txt"
-    path.write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_display_names(str(path), classes, len(classes), Storage())
+def test_a_file_that_cannot_be_meant_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        match_display_names(tmp_path / "names.txt", ["n01", "n02"])
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in (("nowhere", "No such file"), ("pipe", "not a regular file")):
+        with pytest.raises(DataError, match=f"{name}: {reason}"):
+            match_display_names(tmp_path / name, ["n01"])

@@ -167,10 +167,27 @@ def test_names_for_people_are_taken_from_synsets_and_their_words(images: Path, t
     assert {one["class"]: one["name"] for one in content["images"][0]["predictions"]} == {
         "n01440764": "tench, Tinca tinca", "n01443537": "goldfish", "n02012849": "crane",
     }  # fmt: skip
+    (tmp_path / "words.txt").write_text("n01440764 tench\nn03126707 crane\n")
+    some = predict(*arguments)
+    assert "words.txt: has no name for 2 of the 3 classes, which keep their own (n01443537, n02012849)" in some.stderr
+    assert "words.txt: 1 of its lines name no class (n03126707)" in some.stderr
     (tmp_path / "words.txt").write_text("tench\ngoldfish\n")
     refused = predict(*arguments)
     assert (refused.exit_code, refused.stdout) == (78, "")
-    assert "words.txt: 2 names for 3 classes" in refused.stderr
+    assert "words.txt: line 1 is 'tench'; lines must be a class and its name" in refused.stderr
+
+
+def test_names_for_people_need_the_models_own(images: Path, tmp_path: Path) -> None:
+    save_trained(tmp_path / "nameless", 5, classes=None)
+    (tmp_path / "words.txt").write_text("a b\n")
+    result = predict("nameless", "in/a.jpg", "--names", "words.txt")
+    assert result.exit_code == 78
+    assert (
+        "--names words.txt: the model's own names of its classes, which its lines need, are not known" in result.stderr
+    )
+    result = predict("nameless", "in/a.jpg")
+    assert "warning: the names of the model's classes are not known; their numbers are shown" in result.stderr
+    assert "class 2" in result.stdout
 
 
 def test_an_exported_model_predicts_the_same_with_the_names_that_it_brings(run: Path, images: Path) -> None:

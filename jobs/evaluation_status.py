@@ -8,7 +8,7 @@ from rich.table import Table
 
 from jobs.console import make_table
 from pipeline.errors import ConfigError
-from pipeline.runs.evaluation_report import FOLDER, read_report, report_folders
+from pipeline.runs.evaluation_report import FOLDER, read_overview, report_folders
 
 _NUMBERS = ("step", "pixels", "images", "top-5", "loss", "calibration error")
 
@@ -46,7 +46,7 @@ def evaluations_of(stage: Path) -> tuple[EvaluationStatus, ...]:
 def _status(folder: Path, stage: Path) -> EvaluationStatus:
     name = str(folder.relative_to(stage)).removeprefix(f"{FOLDER}/")
     try:
-        report = read_report(folder)
+        report = read_overview(folder)
     except ConfigError as error:
         return EvaluationStatus(name, str(folder), str(error))
     average = report.average_precision

@@ -165,10 +165,11 @@ def default_folder(
     model: str, shards: str, *, weights: str, image_size: int | None, crop: str | None, label_map: Path | None
 ) -> Path:
     """The folder for the report: named by what is evaluated, in the run folder of the model if that is known."""
+    from data.index import FILE_NAME
     from pipeline.model_location import find_model_checkpoint
     from pipeline.runs.evaluation_report import FOLDER
 
-    name = split_query(shards)[0].rstrip("/").rpartition("/")[2] or "shards"
+    name = split_query(shards)[0].removesuffix(f"/{FILE_NAME}").rstrip("/").rpartition("/")[2] or "shards"
     name = "shards" if name in (".", "..") else name
     name += f"-{label_map.stem}" if label_map is not None else ""
     name = re.sub(r"[^\w.\-]+", "_", name)

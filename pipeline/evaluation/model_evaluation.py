@@ -1,14 +1,12 @@
 """`coatnet evaluate` on one rank: a trained model on any indexed shards, from opening both to the report."""
 
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from data.classes.class_matching import for_classes
@@ -24,9 +22,10 @@ from models.model_facts import ModelFacts
 from models.registry import create_model
 from models.variants import Variant, find_variant
 from pipeline.errors import ConfigError
-from pipeline.evaluate import Accuracy, EvaluationInput, evaluate_on
-from pipeline.evaluation.analysis import Analysis, Findings
+from pipeline.evaluate import EvaluationInput, evaluate_on
+from pipeline.evaluation.analysis import Analysis
 from pipeline.evaluation.report_files import file_names, write_report
+from pipeline.evaluation.report_parts import class_table, confused_pairs, left_out, mean_precision
 from pipeline.initial_weights.fitting import resized_tables
 from pipeline.model_location import find_model_checkpoint
 from pipeline.plan import check_cache_fits
@@ -35,16 +34,15 @@ from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost
 from pipeline.recipe.schema import Precision, TrainStage
 from pipeline.recipe.sections import DataSettings, WhichWeights
 from pipeline.runs.evaluation_report import (
-    AveragePrecision,
+    LOCK,
     Circumstances,
-    ClassFigures,
     Computation,
-    ConfusedPair,
     EvaluatedData,
     EvaluatedModel,
     EvaluationReport,
     ReportedMistake,
     create_folder,
+    lock_folder,
     refuse_existing,
 )
 from pipeline.runs.stage_result import distinct_names
@@ -53,7 +51,6 @@ from pipeline.training.training_batches import SkippedLimits
 from pipeline.weights import to_precision
 
 _BATCH = 64
-_CONFUSED_PAIRS = 100
 _UNUSABLE = 20
 """How many of them the report has; the CSV files have all."""
 
@@ -167,8 +164,11 @@ def evaluate_model(
         loss=facts.loss,
         cache=_cache(data, dataset, batch_size, ranks),
     )
+    lock = None
     if ranks.is_leader:
         create_folder(request.folder)
+        lock = lock_folder(request.folder)
+        refuse_existing(request.folder, overwrite=request.overwrite)  # written meanwhile
     for line in (*facts.remarks, *remarks(request, facts, stage, image_size, resized)):
         progress.say(line)
     analysis = Analysis(
@@ -230,10 +230,10 @@ def evaluate_model(
         ),
         figures=accuracy.figures,
         calibration=findings.calibration,
-        average_precision=_mean(findings),
+        average_precision=mean_precision(findings),
         not_finite=findings.not_finite,
-        classes=_class_table(accuracy, findings, names, facts.display_names),
-        confused=_confused(accuracy, findings, names),
+        classes=class_table(accuracy, findings, names, facts.display_names),
+        confused=confused_pairs(accuracy, findings, names),
         mistakes=tuple(
             ReportedMistake(
                 one.shard, one.key, tuple(names[label] for label in one.labels), names[one.predicted], one.score
@@ -242,9 +242,12 @@ def evaluate_model(
         ),
         unusable=tuple(findings.unusable[:_UNUSABLE]),
         files=file_names(findings),
-        left_out=_left_out(findings),
+        left_out=left_out(findings),
     )
     write_report(request.folder, report, findings, names)
+    if lock:
+        (request.folder / LOCK).unlink(missing_ok=True)
+        lock.close()
     return report
 
 
@@ -317,49 +320,3 @@ def _cache(data: DataSettings, dataset: Dataset, batch_size: int, ranks: Ranks) 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-def _mean(findings: Findings) -> AveragePrecision | None:
-    if findings.average_precision is None or findings.resolution is None:
-        return None
-    known = findings.average_precision[~np.isnan(findings.average_precision)]
-    return AveragePrecision(float(known.mean()) if len(known) else 0.0, len(known), findings.resolution)
-
-
-def _class_table(
-    accuracy: Accuracy, findings: Findings, names: Sequence[str], display_names: Sequence[str] | None
-) -> dict[str, ClassFigures]:
-    table = {}
-    precision = findings.average_precision
-    for number, (name, found) in enumerate(accuracy.table(names).items()):
-        predicted, right = int(findings.predicted[number]), int(accuracy.of_classes[number, 1])
-        average = None if precision is None or math.isnan(precision[number]) else round(float(precision[number]), 6)
-        table[name] = ClassFigures(
-            samples=found.samples,
-            top1=found.top1,
-            top5=found.top5,
-            predicted=predicted,
-            precision=round(right / predicted, 6) if predicted else None,
-            average_precision=average,
-            display_name=display_names[number] if display_names else None,
-        )
-    return table
-
-
-def _confused(accuracy: Accuracy, findings: Findings, names: Sequence[str]) -> tuple[ConfusedPair, ...]:
-    if findings.confusion is None:
-        return ()
-    samples = accuracy.of_classes[:, 0].tolist()
-    return tuple(
-        ConfusedPair(names[true], names[predicted], count, round(count / samples[true], 6))
-        for true, predicted, count in findings.confusion.worst(_CONFUSED_PAIRS)
-    )
-
-
-def _left_out(findings: Findings) -> dict[str, str]:
-    left_out = {}
-    if findings.confusion is None:
-        left_out["confusion"] = "samples have several labels, so that a wrong prediction is not for one of them"
-    if not findings.mistakes:
-        left_out["mistakes"] = "there are none, or none were asked for"
-    return left_out

@@ -5,14 +5,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from data.errors import raise_if_passing
-from data.files.json_records import check_at_least, load_json, parse_json, to_json, to_record
+from data.files.file_lock import NO_LOCKS, try_lock
+from data.files.json_records import check_at_least, load_json, to_json, to_record
 from data.files.regular_file import read_regular
 from data.remote.web_address import without_secrets
 from pipeline.errors import ConfigError
 from pipeline.runs.stage_result import ValidationFigures, check_shares
+
+Kind = TypeVar("Kind")
 
 REPORT = "evaluation.json"
 FOLDER = "evaluations"
@@ -24,7 +27,7 @@ CLASSES, CONFUSION, CONFUSION_PICTURE = "classes.csv", "confusion.csv", "confusi
 MISTAKES, MISTAKES_PICTURE, UNUSABLE = "mistakes.csv", "mistakes.png", "unusable.csv"
 FILES = (REPORT, CLASSES, CONFUSION, CONFUSION_PICTURE, MISTAKES, MISTAKES_PICTURE, UNUSABLE)
 """All that a report may consist of, apart from the folders for TensorBoard and logs."""
-TENSORBOARD = "tensorboard"
+TENSORBOARD, LOCK = "tensorboard", ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +182,8 @@ class UnusableSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationReport:
-    """The report; its fields are the keys of the file."""
+class ReportOverview:
+    """The report without its lists, which are long for many classes."""
 
     format: str = FORMAT
     version: int = VERSION
@@ -196,6 +199,17 @@ class EvaluationReport:
     average_precision: AveragePrecision | None = None
     not_finite: int
     """Samples with logits that are not finite; then the loss may be NaN."""
+
+    @property
+    def best_name(self) -> str:
+        """What the share of samples is called whose best class is right: of several labels it may be any."""
+        return "precision@1" if self.data.labels_per_sample > 1 or self.loss_kind == "sigmoid" else "top-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport(ReportOverview):
+    """The whole report; its fields are the keys of the file."""
+
     classes: Mapping[str, ClassFigures]
     """By the names of `stage_result.distinct_names`, in the order of the classes."""
     confused: tuple[ConfusedPair, ...]
@@ -208,11 +222,6 @@ class EvaluationReport:
     """What -> name of the file beside this one."""
     left_out: Mapping[str, str]
     """What is not among the files, and why."""
-
-    @property
-    def best_name(self) -> str:
-        """What the share of samples is called whose best class is right: of several labels it may be any."""
-        return "precision@1" if self.data.labels_per_sample > 1 or self.loss_kind == "sigmoid" else "top-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,16 +241,29 @@ def read_report(folder: Path) -> EvaluationReport:
     Raises:
         ConfigError: there is none, or it is damaged or of another version.
     """
+    return _read(EvaluationReport, folder)
+
+
+def read_overview(folder: Path) -> ReportOverview:
+    """The overview of the report in `folder`, which takes a fraction of the time for many classes.
+
+    Raises:
+        ConfigError: as for `read_report`; the lists may be damaged.
+    """
+    return _read(ReportOverview, folder)
+
+
+def _read(kind: type[Kind], folder: Path) -> Kind:
     path = folder / REPORT
     try:
-        content = read_regular(path)
-        header = to_record(_Header, load_json(content))
+        content = load_json(read_regular(path))
+        header = to_record(_Header, content)
         if (header.format, header.version) != (FORMAT, VERSION):
             raise ConfigError(
                 f"{path}: format {header.format} version {header.version}, and this program reads {FORMAT} version "
                 f"{VERSION}; evaluate again"
             )
-        return parse_json(EvaluationReport, content)
+        return to_record(kind, content)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder}: no {REPORT} there; it is written by: coatnet evaluate") from None
     except (OSError, ValueError) as error:
@@ -275,6 +297,28 @@ def create_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder}: the report cannot be written there ({error.strerror}); give another folder as --out"
         ) from None
+
+
+def lock_folder(folder: Path) -> BinaryIO | None:
+    """Keep other evaluations from writing into the folder, until the result is closed or this process ends.
+
+    None on a file system without locks.
+
+    Raises:
+        ConfigError: another process evaluates into the folder.
+    """
+    try:
+        file = try_lock(folder / LOCK)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    if file is None:
+        raise ConfigError(
+            f"{folder}: another process is evaluating into it; wait until that has ended, or give another --out. (To "
+            "share the work between processes, use --ranks, or torchrun)"
+        )
+    return file
 
 
 def report_folders(stage: Path) -> list[Path]:

@@ -1,10 +1,10 @@
 """A report of an evaluation in a few lines for people."""
 
 from data.text.counted import counted
-from pipeline.runs.evaluation_report import EvaluationReport
+from pipeline.runs.evaluation_report import ReportOverview
 
 
-def summary_rows(report: EvaluationReport) -> list[tuple[str, str]]:
+def summary_rows(report: ReportOverview) -> list[tuple[str, str]]:
     """Names and values: what was evaluated on what, and the figures over all classes."""
     model, data, figures, how = report.model, report.data, report.figures, report.computation
     kind = "moving average" if model.weights == "ema" else "raw weights"
@@ -30,7 +30,7 @@ def summary_rows(report: EvaluationReport) -> list[tuple[str, str]]:
     ]
 
 
-def _not_counted(report: EvaluationReport) -> str:
+def _not_counted(report: ReportOverview) -> str:
     parts = []
     if report.figures.skipped:
         parts.append(f"{report.figures.skipped:,} more cannot be used")
@@ -39,6 +39,6 @@ def _not_counted(report: EvaluationReport) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _classes(report: EvaluationReport) -> str:
+def _classes(report: ReportOverview) -> str:
     absent = report.data.classes_without_samples
     return f"{report.model.classes:,}" + (f", {absent:,} of them without samples" if absent else "")

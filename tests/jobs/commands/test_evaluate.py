@@ -107,6 +107,7 @@ def test_reports_of_different_evaluations_have_different_folders(run: Path, tmp_
 
     assert name(run) == name(run.parent) == "validation"
     assert name(run / "checkpoints/step-00000005") == "validation-step-00000005"
+    assert name(run, "shards/train/index.json") == "train"
     assert name(run, "https://host/a b.d/?X-Amz-Signature=x") == "a_b.d"
     assert name(run, image_size=384, crop="whole", weights="raw", label_map=Path("x/21k.yaml")) == (
         "validation-21k-384px-whole-raw"

@@ -9,7 +9,15 @@ import pytest
 
 from data.files.json_records import parse_json
 from pipeline.errors import ConfigError
-from pipeline.runs.evaluation_report import FILES, EvaluationReport, read_report, report_folders, report_text
+from pipeline.runs.evaluation_report import (
+    FILES,
+    EvaluationReport,
+    lock_folder,
+    read_overview,
+    read_report,
+    report_folders,
+    report_text,
+)
 from pipeline.runs.evaluation_summary import summary_rows
 from tests.support.paths import ROOT
 from tests.support.records import evaluation_report
@@ -19,6 +27,17 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     report = evaluation_report()
     (tmp_path / "evaluation.json").write_text(report_text(report))
     assert read_report(tmp_path) == report
+    overview = read_overview(tmp_path)
+    assert (overview.figures, overview.model, overview.best_name) == (report.figures, report.model, "precision@1")
+
+
+def test_one_process_at_a_time_evaluates_into_a_folder(tmp_path: Path) -> None:
+    refusal = pytest.raises(ConfigError, match=r"another process is evaluating into it; wait .* use --ranks")
+    with lock_folder(tmp_path) or pytest.fail("no lock"), refusal:
+        lock_folder(tmp_path)
+    again = lock_folder(tmp_path)
+    assert again is not None
+    again.close()
 
 
 def test_every_key_is_documented() -> None:

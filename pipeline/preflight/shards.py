@@ -110,7 +110,7 @@ class ShardAssessor:
 
     def _assess_run_folder(self, plan: Plan, found: Findings) -> None:
         folder = run_folder(self.recipe, plan.name)
-        folder.check(plan, start_digest(self.recipe, plan.name))
+        folder.check(plan, start_digest(self.recipe, plan.name, to_compare=True))
         if folder.result() is not None:
             remark = check_final_checkpoint(self.recipe, plan.name)
             found.ok(f"{folder.path}: done{'; ' if remark else ''}{remark}")

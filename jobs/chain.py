@@ -150,7 +150,7 @@ def _check_places(plan: Plan, recipe: Recipe) -> None:
         from pipeline.initial_weights.start import checked_start  # torch, which only such stages need here
 
         checked_start(plan, folder)
-    folder.check(plan, start_digest(recipe, plan.name))
+    folder.check(plan, start_digest(recipe, plan.name, to_compare=True))
     if isinstance(plan, TrainPlan):
         refuse_foreign_place(checkpoint_store(folder, plan.stage), folder)
 

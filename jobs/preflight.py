@@ -9,7 +9,7 @@ from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import continues_alone
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
-from pipeline.initial_weights.start import checked_start
+from pipeline.initial_weights.start import checked_start, openable_start
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
@@ -20,7 +20,7 @@ from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
 from pipeline.preflight.unused_settings import Facts, unused_settings, unused_shard_settings
 from pipeline.preflight.versions import assess_versions
-from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.recipe.schema import Recipe, Stage, TrainStage
 from pipeline.runs.announcements import class_list
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import run_folder
@@ -75,7 +75,8 @@ def _all(
         if plan is not None:
             plans[name] = plan
             yield from _assess_classes(plan, plans.get(stage.start_stage or ""))
-            yield from _assess_start(plan, recipe)
+        if _has_a_model(recipe, stage):
+            yield from _assess_start(recipe, name, plan)
         if plan is not None and not slurm and 0 < (need := _cache_need(plan)) <= plan.cache.bytes:
             caches.append(plan.cache)
             yield assess_cache_space(name, plan.cache, need)
@@ -117,18 +118,21 @@ def _assess_classes(plan: Plan, start: Plan | None) -> Findings:
     return found
 
 
-def _assess_start(plan: Plan, recipe: Recipe) -> Findings:
-    """What the stage takes from weights outside of the recipe, as long as it needs them."""
-    found = Findings(plan.name)
+def _assess_start(recipe: Recipe, name: str, plan: Plan | None) -> Findings:
+    """What a stage takes from weights outside of the recipe, as long as it needs them."""
+    found, folder = Findings(name), run_folder(recipe, name)
     with found.capture():
-        if plan.stage.start_source and not continues_alone(recipe, plan.name):
-            beginning = checked_start(plan, run_folder(recipe, plan.name))
-            for line in beginning.announcements(plan) if beginning else ():
-                warns = line.startswith("warning: ")
-                if warns:
-                    found.warning(f"start_from: {line.removeprefix('warning: ')}", "make sure that this is right")
-                else:
-                    found.ok(f"start_from: {line}")
+        if recipe.stages[name].start_source is None or continues_alone(recipe, name):
+            return found
+        if plan is None:  # its classes are not known yet
+            found.ok(f"start_from: {openable_start(recipe.stages[name], folder)}")
+            return found
+        beginning = checked_start(plan, folder)
+        for line in beginning.announcements(plan) if beginning else ():
+            if line.startswith("warning: "):
+                found.warning(f"start_from: {line.removeprefix('warning: ')}", "make sure that this is right")
+            else:
+                found.ok(f"start_from: {line}")
     return found
 
 
@@ -141,7 +145,7 @@ def _assess_place(recipe: Recipe, name: str, stage: TrainStage) -> Iterator[Find
         yield finding_of_error(name, error)
 
 
-def _has_a_model(recipe: Recipe, stage: TrainStage) -> bool:
+def _has_a_model(recipe: Recipe, stage: Stage) -> bool:
     try:
         check_model(recipe, stage, "")
     except ConfigError:

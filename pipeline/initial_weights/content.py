@@ -7,9 +7,12 @@ from data.errors import StorageRefused
 from data.files.digest import file_sha256, json_sha256
 from data.remote.storage import Storage, file_size, is_remote, join, parent, pieces, read_bytes
 from data.remote.web_address import without_signature
+from pipeline.checkpoints.lost import continues_alone
 from pipeline.checkpoints.manifest import manifest_bytes, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.model_location import find_model_checkpoint
+from pipeline.recipe.schema import Recipe
+from pipeline.runs.run_folder import run_folder
 
 TORCH_FILES = (".pth", ".pt", ".ckpt", ".tar", ".bin")
 SAFETENSORS = ".safetensors"
@@ -53,6 +56,22 @@ def content_digest(location: str, storage: Storage) -> str:
         raise ConfigError(f"{without_signature(file)}: there is no such file; correct the path") from None
     config = join(parent(file), "config.json")
     return json_sha256([own, _sha256(config, storage) if _exists(config, storage) else None])
+
+
+def source_digest(recipe: Recipe, stage: str, source: str, *, to_compare: bool) -> str | None:
+    """`content_digest` of what a stage starts from, as long as it needs that; later what its first start recorded.
+
+    None `to_compare` where nothing was recorded.
+
+    Raises:
+        ConfigError, StorageDown, StorageRefused: as for `content_digest`.
+    """
+    recorded = run_folder(recipe, stage).frozen()
+    if recorded is None and to_compare:
+        return None
+    if recorded is not None and continues_alone(recipe, stage):
+        return recorded.start_digest
+    return content_digest(source, Storage(**recipe.stages[stage].data.storage.model_dump()))
 
 
 def _sha256(location: str, storage: Storage) -> str:

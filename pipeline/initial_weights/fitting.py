@@ -59,10 +59,7 @@ def fit(source: Source, model: CoAtNet, classes: Sequence[str], location: str) -
     """
     known = EarlierClasses(source.num_classes, source.classes, source.classes_digest)
     keeps, sentence = classifier_announcement(classes, source.origin, known)
-    try:
-        parameters = adapt_parameters(dict(source.parameters), model)
-    except ValueError as error:
-        raise ConfigError(f"{source.location}: {error}; start from weights of the same model") from None
+    parameters = adapted(source, model)
     if not keeps:
         parameters = {name: tensor for name, tensor in parameters.items() if not name.startswith(CLASSIFIER)}
     buffers = dict(source.buffers)
@@ -83,6 +80,18 @@ def fit(source: Source, model: CoAtNet, classes: Sequence[str], location: str) -
         remarks=source.remarks,
     )
     return Fitted(parameters, buffers, beginning)
+
+
+def adapted(source: Source, model: CoAtNet) -> dict[str, Tensor]:
+    """The parameters of `source` adapted to `model`, see `adapt_parameters`.
+
+    Raises:
+        ConfigError: they are another model's.
+    """
+    try:
+        return adapt_parameters(dict(source.parameters), model)
+    except ValueError as error:
+        raise ConfigError(f"{source.location}: {error}; start from weights of the same model") from None
 
 
 def resized_tables(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:

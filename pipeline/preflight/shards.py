@@ -124,7 +124,7 @@ class ShardAssessor:
         folder = run_folder(self.recipe, plan.name)
         if plan.name in self.extended:
             return
-        folder.check(plan, start_digest(self.recipe, plan.name))
+        folder.check(plan, start_digest(self.recipe, plan.name, to_compare=True))
         if folder.result() is not None:
             remark = check_final_checkpoint(self.recipe, plan.name)
             found.ok(f"{folder.path}: done{'; ' if remark else ''}{remark}")

@@ -289,12 +289,12 @@ def relative_location(checkpoint: str, folder: RunFolder) -> str:
     return checkpoint
 
 
-def start_digest(recipe: "Recipe", stage: str) -> str | None:
+def start_digest(recipe: "Recipe", stage: str, *, to_compare: bool = False) -> str | None:
     """What identifies the weights that a stage starts from, see `weights_digest`.
 
     None if it starts from none, or from a stage that is not done. If these weights no longer exist, and the stage no
-    longer needs them, it is what its first start has recorded. Those from outside of the recipe are looked at only
-    while the stage needs them.
+    longer needs them, it is what its first start has recorded. Weights from outside of the recipe are read completely
+    for it, only while the stage needs them, and `to_compare` only if there is something to compare them with.
 
     Raises:
         ConfigError: the checkpoint no longer exists, or is another run's.
@@ -302,7 +302,9 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     """
     start, source = recipe.stages[stage].start_stage, recipe.stages[stage].start_source
     if source is not None:
-        return _source_digest(recipe, stage, source)
+        from pipeline.initial_weights.content import source_digest
+
+        return source_digest(recipe, stage, source, to_compare=to_compare)
     if start is None:
         return None
     from pipeline.checkpoints.lost import check_final_checkpoint, continues_alone, is_left_behind
@@ -326,16 +328,6 @@ def start_digest(recipe: "Recipe", stage: str) -> str | None:
     with suppress(ValueError):  # a damaged manifest, as reading it will say
         run_folder(recipe, start).refuse_other_run(checkpoint, json_object(content).get("run_id"))
     return weights_digest(content)
-
-
-def _source_digest(recipe: "Recipe", stage: str, source: str) -> str | None:
-    from pipeline.checkpoints.lost import continues_alone
-    from pipeline.initial_weights.content import content_digest
-
-    recorded = run_folder(recipe, stage).frozen()
-    if recorded is not None and continues_alone(recipe, stage):
-        return recorded.start_digest
-    return content_digest(source, Storage(**recipe.stages[stage].data.storage.model_dump()))
 
 
 def digests(plan: "TrainPlan") -> RunDigests:

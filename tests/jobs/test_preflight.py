@@ -25,6 +25,7 @@ from tests.jobs.findings import STAGES, found, the_finding, wrong
 from tests.servers.s3 import S3Server
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
+from tests.support.trained import save_trained
 
 
 def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, tmp_path: Path) -> None:
@@ -257,6 +258,13 @@ def test_shards_that_the_chain_builds_first_may_be_missing_and_their_source_may_
     assert findings[0] == Finding("ok", "shards", f"will be built from {pictures} into {tmp_path}/built")
     what = f"data.train: the chain builds the shards first, from {pictures}"
     assert Finding("ok", "pretrain", what) in findings
+    # What a stage starts from is looked at all the same.
+    checkpoint = save_trained(tmp_path / "runs/big/pretrain", 7)
+    model = "model={name: coatnet_debug, depths: [1, 1, 2, 1]}"
+    what = f"start_from: the raw weights in {checkpoint}, of stage pretrain of another run"
+    assert Finding("ok", "pretrain", what) in found(tmp_path, shards, *built, "pretrain.start_from=runs/big", model)
+    (other,) = wrong(found(tmp_path, shards, *built, "pretrain.start_from=runs/big"))
+    assert "\n  blocks: 8 C1x8 C1x16 T2x32 T1x32 (stride 1) there" in other.what
     gone = found(tmp_path, shards, f"shards={{source: {tmp_path}/gone, folder: built}}", *built[1:])
     assert wrong(gone) == [
         Finding("error", "shards", f"shards.source: {tmp_path}/gone: no such file or folder", "correct it")

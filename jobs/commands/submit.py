@@ -82,7 +82,8 @@ def submit(
                 from jobs.chain import record_extensions
 
                 for run, folder in chains:
-                    refuse_living_jobs([change.plan.name for change in changes[run.name]], folder)
+                    extended = [change.plan.name for change in changes[run.name]]
+                    refuse_living_jobs(chain_jobs(run, folder, (base, shards), extended), run, folder)
                 record_extensions([change for run in runs for change in changes[run.name]], console)
             if sweep:
                 record(sweep_file(base), found)

@@ -195,21 +195,23 @@ def submit_chain(
     return results
 
 
-def refuse_living_jobs(stages: Sequence[str], folder: SubmissionFolder) -> None:
-    """Refuse to change the settings of stages of which a job waits or runs: it would go on with those it was given.
+def refuse_living_jobs(chain: Sequence[ChainJob], recipe: Recipe, folder: SubmissionFolder) -> None:
+    """Refuse to go on with other settings in stages of which a job waits or runs: it has those it was submitted with.
 
     Raises:
         ConfigError: it names the job.
         SchedulerDown: Slurm does not answer.
     """
-    newest = folder.newest()
-    for name in stages:
-        before = newest.get(name)
+    newest, frozen = folder.newest(), frozen_recipe(recipe).recipe
+    for chain_job in chain:
+        before = newest.get(chain_job.name) if chain_job.name in recipe.stages and not chain_job.done else None
         job = slurm.jobs([before.job])[before.job] if before else None
-        if before and job and job.lives:
+        if before is None or job is None or not job.lives:
+            continue
+        if _difference(before, chain_job.name, chain_job.command(None), frozen) is not None:
             raise ConfigError(
-                f"stage {name}: --extend: job {before.job} {'waits' if job.waits else 'runs'} with the settings of "
-                "before; cancel it first (coatnet cancel), then repeat the command"
+                f"stage {chain_job.name}: --extend: job {before.job} {'waits' if job.waits else 'runs'} with the "
+                "settings of before; cancel it first (coatnet cancel), then repeat the command"
             )
 
 

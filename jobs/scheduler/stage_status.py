@@ -202,6 +202,10 @@ class _StageRecord:
             return "done", self._lost_checkpoint()
         if self.damage:
             return "failed", self.damage
+        last = self.entries[-1] if self.entries else None
+        submitted = self.submission.time if self.submission else 0.0
+        if last and last.event is Event.EXTEND and last.seconds > submitted and not self.folder.held():
+            return "stopped", f"goes on from step {last.step:,} with other settings when it is started"
         if self.submission is None:
             return self._state_here()
         if job is None or job.state == "UNKNOWN":

@@ -69,8 +69,10 @@ class Extension:
 
         Raises:
             ConfigError: the stage runs, has gone on since this was checked, or its folder cannot be written.
+            DiskFull: there is no room.
             RunInUse: another node runs it.
         """
+        self.folder.create()  # names what cannot be written
         with closing(self.folder.lock(node)):
             frozen = self.folder.frozen()
             if frozen is None or frozen.content != self.checked or _newest(self.recipe, self.plan.name) != self.step:

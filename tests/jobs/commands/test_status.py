@@ -338,3 +338,20 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 
 def test_times_are_formatted_as_a_clock() -> None:
     assert [clock(seconds) for seconds in (5, 110, 3661, 100000)] == ["0:05", "1:50", "1:01:01", "27:46:40"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stage_that_was_extended_and_not_started_since_says_from_where_it_goes_on(run: MadeRun, again: bool) -> None:
+    run.freeze()
+    run.note("pretrain", "begin", ago=60, ranks=1)
+    run.note("pretrain", "finish", ago=50)
+    run.note("pretrain", "extend", ago=40, step=40, steps=60)
+    if again:
+        run.note("pretrain", "begin", ago=30, ranks=1)
+    found = rows("runs/small")[0]
+    reason = (
+        "its processes ended without a message"
+        if again
+        else "goes on from step 40 with other settings when it is started"
+    )
+    assert (found["state"], found["reason"]) == ("stopped", reason)

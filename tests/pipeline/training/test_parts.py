@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.runs.run_folder import rank_digest
 from pipeline.runs.settings_history import VERSION, SettingsChange, SettingsHistory
 from tests.support.recipes import write_recipe
 
@@ -118,3 +119,12 @@ def test_settings_of_the_past_that_contradict_those_of_now_are_named(shards: Pat
         ConfigError, match="the settings before step 8 do not work with those of now: zero_stage 0 with"
     ):
         changed(shards, tmp_path, 8, ["precision=bf16"], ["precision=fp32", "zero_stage=0"])
+
+
+def test_ranks_that_have_read_another_history_are_told_apart(shards: Path, tmp_path: Path) -> None:
+    now = ["mixup_alpha=0.5"]
+    plans = [
+        changed(shards, tmp_path, step, before, now) for step, before in ((8, []), (7, []), (8, ["ema_decay=0.5"]))
+    ]
+    assert len({rank_digest(plan) for plan in plans}) == 3
+    assert rank_digest(plans[0]) == rank_digest(changed(shards, tmp_path, 8, [], now))

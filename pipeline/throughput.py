@@ -56,13 +56,18 @@ class LoaderCosts:
 
 
 def demand(stage: TrainStage, device: str, utilization: float) -> float:
-    """Images per second that one `device`, a key of `PEAKS`, trains on at a share `utilization` of its peak.
+    """Images per second that one `device`, a key of `PEAKS`, trains on at a share `utilization` of its peak."""
+    return images_per_second(stage, PEAKS[device] * utilization)
+
+
+def images_per_second(stage: TrainStage, operations_per_second: float) -> float:
+    """Images per second of training at this speed.
 
     Blocks that activation checkpointing recomputes count as work; a multiply-add is two operations.
     """
     policy = stage.activation_checkpointing
     cost = count_training_cost(stage.model.variant, stage.resolution, policy=policy)
-    return PEAKS[device] * utilization / (2 * cost.multiply_adds)
+    return operations_per_second / (2 * cost.multiply_adds)
 
 
 def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:

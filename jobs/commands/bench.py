@@ -1,6 +1,5 @@
 """`coatnet bench`: whether this machine can keep up with a recipe."""
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -11,21 +10,28 @@ from jobs.bundled_recipes import load_recipe
 from jobs.commands.arguments import AsJson, Overrides, RecipePath
 from jobs.console import make_console, make_table, print_json, print_line
 from jobs.exit_codes import exit_on_error
+from jobs.scheduler import slurm
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.preflight.machine import Machine, this_machine
+from pipeline.ranks.cpu_speed import training_rate
 from pipeline.ranks.gpus import PEAKS, present_gpu
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.throughput import LoaderCosts, LoaderThroughput, demand, measure, time_parts
+from pipeline.throughput import images_per_second as images_per_second_at
+
+_CORES = "the cores of this machine"
 
 bench = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @dataclass(frozen=True, slots=True)
 class AssumedDevice:
-    """The GPU whose demand was computed rather than given."""
+    """The device whose demand was computed rather than given."""
 
     device: str
-    utilization: float
+    utilization: float | None
+    """None for the cores of this machine, whose speed is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ def data(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to run the readers.")] = 20.0,
     device: Annotated[
-        str | None, typer.Option(help="GPU model of each rank.", show_default="the GPU of this machine, else H100")
+        str | None, typer.Option(help="GPU model of each rank.", show_default="that of this machine")
     ] = None,
     utilization: Annotated[
         float, typer.Option(min=0.01, max=1, help="Fraction of the GPU's peak that training reaches.")
@@ -83,32 +89,47 @@ def data(
         ranks = ranks or world_size
         if ranks > world_size:
             raise ConfigError(f"--ranks {ranks}: stage {plan.name} has {world_size}")
-        device = device or present_gpu() or "H100"
-        if device not in PEAKS:
+        if device is not None and device not in PEAKS:
             raise ConfigError(f"--device {device}: not one of {', '.join(PEAKS)}; give --images-per-second instead")
-        per_rank = images_per_second or demand(plan.stage, device, utilization)
-        console = make_console()
-        with console.status("reading samples of the recipe"):
+        machine, console = this_machine(), make_console()
+        assumed = None if images_per_second else _assumed(device, utilization, plan, machine)
+        with console.status("measuring how fast this machine trains, and reading samples of the recipe"):
+            per_rank = images_per_second or _needed(plan, ranks, machine, assumed)
             costs = time_parts(plan, samples=200)
             delivered = measure(recipe, changes, plan.name, ranks, world_size, seconds)
         found = LoaderBenchmark(
             stage=plan.name,
             model=plan.stage.model.name,
             resolution=plan.stage.resolution,
-            cores=len(os.sched_getaffinity(0)),
+            cores=machine.host.cores,
             ranks=ranks,
             workers=plan.stage.data.workers,
             delivered=delivered,
             milliseconds_per_image=costs,
             demand_per_rank=per_rank,
             demand=per_rank * ranks,
-            assumed=None if images_per_second else AssumedDevice(device, utilization),
+            assumed=assumed,
             enough=delivered.images_per_second >= per_rank * ranks,
         )
         if as_json:
             print_json(asdict(found))
         else:
             _show(found, console)
+
+
+def _assumed(device: str | None, utilization: float, plan: TrainPlan, machine: Machine) -> AssumedDevice:
+    """The named GPU, else that of this machine; without one, its cores, unless the recipe is for a cluster."""
+    if device is None and not machine.gpus and (plan.stage.resources.gpus_per_rank == 0 or not slurm.has_cluster()):
+        return AssumedDevice(_CORES, None)
+    return AssumedDevice(device or present_gpu() or "H100", utilization)
+
+
+def _needed(plan: TrainPlan, ranks: int, machine: Machine, assumed: AssumedDevice | None) -> float:
+    """Images per second of a rank on that device."""
+    if assumed is not None and assumed.utilization is not None:
+        return demand(plan.stage, assumed.device, assumed.utilization)
+    cores = min(machine.host.cores, ranks * plan.stage.resources.threads_per_rank)
+    return images_per_second_at(plan.stage, training_rate() * cores / ranks)
 
 
 def _training_plan(recipe: Recipe, stage: str | None) -> TrainPlan:
@@ -130,12 +151,12 @@ def _show(found: LoaderBenchmark, console: Console) -> None:
         share = milliseconds / found.milliseconds_per_image.total
         table.add_row(part.replace("_", " "), f"{milliseconds:.3f}", f"{share:.0%}")
     console.print(table)
-    source = (
-        f"{found.model} at {found.resolution} pixels on {found.assumed.device} at "
-        f"{found.assumed.utilization:.0%} of its peak"
-        if found.assumed
-        else "as given"
-    )
+    source = "as given"
+    if found.assumed and found.assumed.utilization is None:
+        source = f"{found.model} at {found.resolution} pixels on {found.assumed.device}, as measured with a small model"
+    elif found.assumed:
+        share = f"{found.assumed.utilization:.0%} of its peak"
+        source = f"{found.model} at {found.resolution} pixels on {found.assumed.device} at {share}"
     print_line(console, f"delivered  {rate:,.0f} images/s, {per_core:,.0f} per core-second")
     print_line(console, f"needed     {found.demand:,.0f} images/s, {found.demand_per_rank:,.0f} per rank ({source})")
     if found.delivered.skipped:

@@ -14,6 +14,8 @@ from jobs.exit_codes import exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.recipe.loader import load_recipe
 
+_ADAPTABLE = "own_images"
+
 recipes = typer.Typer(add_completion=False)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe, as `coatnet recipes` lists it.")]
@@ -57,10 +59,29 @@ def copy(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="The file to write.", show_default="./NAME.yaml")
     ] = None,
+    for_this_machine: Annotated[
+        bool,
+        typer.Option(
+            "--for-this-machine",
+            help="Of own_images: choose model, image size, ranks and batch so that it trains here in sensible time.",
+        ),
+    ] = False,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="With --for-this-machine: what pretraining may take.", show_default="1 on CPUs, 24 on GPUs"
+        ),
+    ] = None,
 ) -> None:
     """Copy a recipe to a file, to run or change it."""
     with exit_on_error():
         text, target = _file(name).read_text(), file or Path(f"{name}.yaml")
+        if target.exists():  # before the speed of the machine is measured
+            raise ConfigError(f"{target} exists; name another file: coatnet recipes copy {name} FILE")
+        if for_this_machine:
+            text = _for_this_machine(name, target, hours)
+        elif hours is not None:
+            raise ConfigError("--hours: without --for-this-machine nothing is chosen by it; give both, or neither")
         try:
             with open(target, "x") as new:
                 new.write(text)
@@ -69,6 +90,24 @@ def copy(
         except OSError as error:
             raise ConfigError(f"{target}: {error.strerror}") from None
         print_line(make_console(), f"wrote {target}")
+        for line in text.splitlines()[4:6] if for_this_machine else []:
+            print_line(make_console(), line.removeprefix("# "))
+
+
+def _for_this_machine(name: str, target: Path, hours: float | None) -> str:
+    if name != _ADAPTABLE:
+        raise ConfigError(
+            f"--for-this-machine: the settings of {name} do not depend on a machine; only {_ADAPTABLE} is written for "
+            "one"
+        )
+    from jobs.machine_recipe import machine_recipe, training_data  # torch, which the other commands do without
+    from pipeline.preflight.machine import this_machine
+    from pipeline.ranks.cpu_speed import training_rate
+
+    machine = this_machine()
+    with make_console().status("measuring how fast this machine trains"):
+        rate = 0.0 if machine.gpus else training_rate()
+    return machine_recipe(name, machine, rate, training_data(target.parent / "shards/train"), hours)
 
 
 def _facts() -> dict[str, dict[str, Any]]:

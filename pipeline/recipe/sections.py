@@ -349,7 +349,7 @@ class Resources(JobResources):
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] = 1
     """0 for machines without GPUs."""
     gpu_gigabytes: Annotated[float, Field(gt=0)] = 80.0
-    """Memory of a GPU, in units of 1e9 bytes, with which `coatnet doctor` compares what a rank needs."""
+    """Memory of a GPU, in units of 1e9 bytes, with which `coatnet doctor` compares what a rank of a job needs."""
     cpus_per_rank: PositiveInt | None = None
     """Processors of a rank; by default one for each of `data.workers` and, without GPUs, of `threads_per_rank`."""
     threads_per_rank: PositiveInt = 1

@@ -129,7 +129,7 @@ def extension(recipe: Recipe, name: str) -> Extension | None:
     history = SettingsHistory(VERSION, (*kept, *made))
     train, validation = (open_stage_dataset(stage, part, f"stage {name}: ") for part in ("train", "validation"))
     plan = train_plan(recipe, name, train, validation, history)
-    content = stage_settings(plan, start_digest(recipe, name))
+    content = stage_settings(plan, start_digest(recipe, name, to_compare=True))
     _refuse_fixed(_changed(_facts(frozen.content), _facts(content)), where)
     if history.entries:
         content[KEY] = to_json(history)

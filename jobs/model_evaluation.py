@@ -90,7 +90,8 @@ def report_tables(report: EvaluationReport) -> list[Table | Text]:
         parts += [Text(), broken]
     if report.not_finite:
         text = (
-            f"{report.not_finite:,} samples have logits that are not finite; they count as wrong, and the loss is NaN"
+            f"{report.not_finite:,} samples have logits that are not finite; the loss may be NaN, and calibration and "
+            "mistakes leave them out"
         )
         parts.append(styled_text(("warning: ", "yellow"), text))
     return parts

@@ -17,7 +17,6 @@ from data.stream import MicroBatch, RankShare, evaluation_stream
 from models.model_facts import Preprocessing
 from pipeline.plan import Plan
 from pipeline.ranks.distributed import Ranks
-from pipeline.recipe.sections import DataSettings
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stage_result import ClassAccuracy, ValidationFigures, distinct_names
 from pipeline.training.images import imagenet_preprocessing, normalized
@@ -80,8 +79,10 @@ class EvaluationInput:
 
     dataset: Dataset
     """Its classes are those of the model."""
-    data: DataSettings
-    """The reader threads, and how many samples may be unusable."""
+    limits: SkippedLimits
+    """How many samples may be unusable; new for every evaluation."""
+    workers: int
+    """Reader threads."""
     preprocessing: Preprocessing
     micro_size: int
     """Samples of one forward pass on one rank."""
@@ -92,8 +93,15 @@ class EvaluationInput:
     def of(cls, plan: Plan) -> Self:
         """What a stage is evaluated on."""
         stage = plan.stage
-        preprocessing = imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop)
-        return cls(plan.validation, stage.data, preprocessing, stage.batch.micro_size, stage.loss.kind, plan.cache)
+        return cls(
+            dataset=plan.validation,
+            limits=SkippedLimits(stage.data, stage.data.validation),
+            workers=stage.data.workers,
+            preprocessing=imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop),
+            micro_size=stage.batch.micro_size,
+            loss=stage.loss.kind,
+            cache=plan.cache,
+        )
 
 
 class EvaluatedBatch(NamedTuple):
@@ -174,12 +182,11 @@ def evaluate_on(
         EvaluationStopped: `stop_wanted` returned True on any rank; raised on all of them.
     """
     dataset, classes, view = given.dataset, len(given.dataset.classes), given.preprocessing
-    limits = SkippedLimits(given.data, given.data.validation)
     stream = evaluation_stream(
         dataset,
         EvaluationTransform(view.image_size, view.crop),
         RankShare(ranks.rank, ranks.world_size, given.micro_size),
-        workers=given.data.workers,
+        workers=given.workers,
         cache=given.cache,
     )
     # Correct in the first place, correct in the first five, samples; then the loss as of `_exact`.
@@ -193,7 +200,7 @@ def evaluate_on(
                 stream.close()
                 raise EvaluationStopped
         note(batch)
-        limits.count(batch)
+        given.limits.count(batch)
         labels = torch.from_numpy(batch.labels).to(ranks.device)
         counted = torch.from_numpy(batch.weights > 0).to(ranks.device)
         logits = network(normalized(batch.images, ranks.device, dtype, view.mean, view.std)).float()

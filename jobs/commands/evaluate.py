@@ -60,6 +60,9 @@ def evaluate(
     skipped_share: Annotated[
         float, typer.Option(min=0, max=1, help="End with an error if more than this share of the samples is unusable.")
     ] = 0.001,
+    skipped_run: Annotated[
+        int, typer.Option(min=1, help="End with an error if a rank reads more unusable samples than this in a row.")
+    ] = 32,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for remote shards, on a local disk.", show_default="as for training")
     ] = None,
@@ -103,6 +106,7 @@ def evaluate(
                 storage=storage,
                 cache=CacheSettings(folder=folder_of_cache, gigabytes=cache_gigabytes),
                 skipped_share=skipped_share,
+                skipped_run=skipped_run,
                 workers=workers,
             )
             request = EvaluationRequest(
@@ -142,6 +146,7 @@ def evaluate(
             "workers": workers,
             "mistakes": mistakes,
             "skipped-share": skipped_share,
+            "skipped-run": skipped_run,
             "cache": cache,
             "cache-gigabytes": cache_gigabytes,
             "endpoint": endpoint,

@@ -48,6 +48,7 @@ from pipeline.runs.evaluation_report import (
 )
 from pipeline.runs.stage_result import distinct_names
 from pipeline.trained_model import open_trained_model
+from pipeline.training.training_batches import SkippedLimits
 from pipeline.weights import resized_tables, to_precision
 
 _BATCH = 64
@@ -148,7 +149,6 @@ def evaluate_model(
         dataset = open_for_model(request.data, facts, stage)
         if ranks.is_leader:
             check_shards(dataset.index, dataset.storage)
-            create_folder(request.folder)
         image_size = request.image_size or facts.preprocessing.image_size
         _check_image_size(image_size, facts)
         model = trained.build(ranks.device, image_size)
@@ -157,7 +157,17 @@ def evaluate_model(
     to_precision(model, model_dtype(precision))
     data, crop = request.data, request.crop or facts.preprocessing.crop
     view = replace(facts.preprocessing, image_size=image_size, crop=crop)
-    given = EvaluationInput(dataset, data, view, batch_size, facts.loss, _cache(data, dataset, batch_size, ranks))
+    given = EvaluationInput(
+        dataset=dataset,
+        limits=SkippedLimits(data, data.validation, "--skipped-share", "--skipped-run"),
+        workers=data.workers,
+        preprocessing=view,
+        micro_size=batch_size,
+        loss=facts.loss,
+        cache=_cache(data, dataset, batch_size, ranks),
+    )
+    if ranks.is_leader:
+        create_folder(request.folder)
     for line in (*facts.remarks, *remarks(request, facts, stage, image_size, resized)):
         progress.say(line)
     analysis = Analysis(
@@ -241,9 +251,11 @@ def open_for_model(data: DataSettings, facts: ModelFacts, stage: TrainStage | No
     """The shards of `data.validation`, whose labels are those of the model.
 
     Raises:
-        ConfigError: samples have several labels, and the model was trained for one.
+        ConfigError: the model has no classifier, or samples have several labels and it was trained for one.
         DataError: they cannot be read, or have other classes than the model.
     """
+    if facts.arguments.get("num_classes") == 0:
+        raise ConfigError(f"{facts.source.given}: has no classifier; evaluate a model that has one")
     dataset = open_dataset(data.validation, Storage(**data.storage.model_dump()), data.validation_label_map)
     own_map = stage.data.validation_label_map if stage else None
     hint = f"; the stage of the model was evaluated with --label-map {own_map}" if own_map else ""
@@ -252,8 +264,8 @@ def open_for_model(data: DataSettings, facts: ModelFacts, stage: TrainStage | No
     elif json_sha256(dataset.classes) != facts.classes_digest:
         raise DataError(
             f"{facts.source.given}: does not have the names of its {facts.arguments['num_classes']:,} classes, and "
-            f"they are not the {len(dataset.classes):,} of {data.validation}, as their digests say; evaluate it on "
-            f"shards with the class list that it was trained with, or export it again, with its names{hint}"
+            f"that they are the {len(dataset.classes):,} of {data.validation} cannot be seen; evaluate it on shards "
+            f"with the class list that it was trained with, or export it again, with its names{hint}"
         )
     if dataset.labels_per_sample > 1 and facts.loss == "softmax":
         raise ConfigError(

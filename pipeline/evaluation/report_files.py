@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import image as image_summary
 
 from data.files.atomic_file import atomic_file, write_atomically
 from data.images.contact_sheet import WRONG, CaptionedImage, contact_sheet
+from data.remote.web_address import without_secrets
 from data.text.printable import printable
 from pipeline.errors import ConfigError
 from pipeline.evaluation.analysis import Findings
@@ -138,12 +139,13 @@ def mistakes_sheet(report: EvaluationReport, findings: Findings) -> Image.Image:
 
 
 def _write_table(path: Path, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """CSV as of RFC 4180 with a line of headings, in UTF-8; what is not UTF-8 in names is escaped."""
+    """CSV as of RFC 4180 with a line of headings, in UTF-8; what is not UTF-8 in names is escaped, and signatures and
+    logins in addresses are left out."""
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
         writer = csv.writer(text)
         writer.writerow(headings)
-        writer.writerows(rows)
+        writer.writerows([without_secrets(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
         text.flush()
         text.detach()
 

@@ -10,6 +10,7 @@ from typing import Literal
 from data.errors import raise_if_passing
 from data.files.json_records import check_at_least, load_json, parse_json, to_json, to_record
 from data.files.regular_file import read_regular
+from data.remote.web_address import without_secrets
 from pipeline.errors import ConfigError
 from pipeline.runs.stage_result import ValidationFigures, check_shares
 
@@ -194,7 +195,7 @@ class EvaluationReport:
     calibration: Calibration
     average_precision: AveragePrecision | None = None
     not_finite: int
-    """Samples with logits that are not finite; if there are any, the loss is NaN."""
+    """Samples with logits that are not finite; then the loss may be NaN."""
     classes: Mapping[str, ClassFigures]
     """By the names of `stage_result.distinct_names`, in the order of the classes."""
     confused: tuple[ConfusedPair, ...]
@@ -221,8 +222,8 @@ class _Header:
 
 
 def report_text(report: EvaluationReport) -> str:
-    """The content of the file."""
-    return json.dumps(to_json(report), indent=1) + "\n"
+    """The content of the file, without signatures and logins in addresses."""
+    return without_secrets(json.dumps(to_json(report), indent=1)) + "\n"
 
 
 def read_report(folder: Path) -> EvaluationReport:

@@ -63,10 +63,19 @@ def note_skipped(batch: MicroBatch, folder: RunFolder, ranks: Ranks) -> None:
 
 
 class SkippedLimits:
-    """Counts the samples of one rank that cannot be used, and ends the run when there are too many."""
+    """Counts the samples of one rank that cannot be used, and ends the run when there are too many.
 
-    def __init__(self, data: DataSettings, place: str) -> None:
+    Args:
+        data: has the limits.
+        place: of the samples, for the message.
+        share, run: the names of the two limits, for the message.
+    """
+
+    def __init__(
+        self, data: DataSettings, place: str, share: str = "data.skipped_share", run: str = "data.skipped_run"
+    ) -> None:
         self._data, self._place = data, place
+        self._share, self._run = share, run
         self._seen = self._skipped = self._in_a_row = 0
 
     def count(self, batch: MicroBatch) -> None:
@@ -81,9 +90,9 @@ class SkippedLimits:
         for position in range(len(batch.labels)):
             self._in_a_row = self._in_a_row + 1 if position in broken else 0
             if self._in_a_row > self._data.skipped_run:
-                self._stop(batch.skipped[-1], f"raise data.skipped_run ({self._data.skipped_run})")
+                self._stop(batch.skipped[-1], f"raise {self._run} ({self._data.skipped_run})")
         if self._skipped > max(_TOLERATED, self._data.skipped_share * self._seen):
-            self._stop(batch.skipped[-1], f"raise data.skipped_share ({self._data.skipped_share:g})")
+            self._stop(batch.skipped[-1], f"raise {self._share} ({self._data.skipped_share:g})")
 
     def _stop(self, last: SkippedSample, fix: str) -> None:
         raise DataError(

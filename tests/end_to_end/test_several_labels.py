@@ -34,3 +34,12 @@ def test_a_run_on_samples_with_several_labels_through_a_label_map(pictures: Path
     result = json.loads((run / "result.json").read_text())
     assert result["validation"]["samples"] == read_index(tmp_path / "shards/validation").samples >= 12
     assert result["validation"]["top1"] > 0.6
+    refused = coatnet("evaluate", run, "shards/validation", folder=tmp_path)
+    assert refused.returncode == 78
+    assert f"the stage of the model was evaluated with --label-map {tmp_path}/" in refused.stderr
+    done = coatnet("evaluate", run, "shards/validation", "--label-map=map.yaml", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["figures"] == result["validation"]
+    assert 0.6 < report["average_precision"]["mean"] <= 1
+    assert report["average_precision"]["classes"] == 3

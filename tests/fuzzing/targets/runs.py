@@ -30,13 +30,16 @@ from pipeline.monitoring.event_reader import read_events
 from pipeline.monitoring.progress import StageProgress
 from pipeline.preflight.finding import Findings
 from pipeline.preflight.report import read_report
+from pipeline.runs.evaluation_report import read_report as read_evaluation
+from pipeline.runs.evaluation_report import report_text
+from pipeline.runs.evaluation_summary import summary_rows
 from pipeline.runs.event_log import Event, EventLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.run_identity import identity_of
 from tests.fuzzing.campaign import Fuzz, SilentAcceptance, Target
 from tests.fuzzing.mutation import damaged_bytes, damaged_json, damaged_tensors, signed
 from tests.pipeline.checkpoints.small import STAGE, freeze, local, save
-from tests.support.records import stage_result
+from tests.support.records import evaluation_report, stage_result
 
 
 def _file(path: Path, seed: Any, read: Callable[[], object], sign: Callable[[Any], Any] = lambda value: value) -> Fuzz:
@@ -137,6 +140,11 @@ def _identity(folder: Path) -> Fuzz:
 def _result(folder: Path) -> Fuzz:
     seed = to_json(stage_result("pretrain/checkpoints/step-00000040"))
     return _file(folder / "result.json", seed, RunFolder(folder).result)
+
+
+def _evaluation(folder: Path) -> Fuzz:
+    seed = json.loads(report_text(evaluation_report()))
+    return _file(folder / "evaluation.json", seed, lambda: summary_rows(read_evaluation(folder)))
 
 
 def _stage_recipe(folder: Path) -> Fuzz:
@@ -287,6 +295,7 @@ TARGETS = [
     Target("claim", _claim),
     Target("run-identity", _identity),
     Target("stage-result", _result),
+    Target("evaluation-report", _evaluation),
     Target("stage-recipe", _stage_recipe),
     Target("event-log", _events),
     Target("event-files", _event_files),

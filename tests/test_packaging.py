@@ -19,7 +19,8 @@ from tests.support.paths import ROOT
 from tests.support.recipes import write_recipe
 
 PACKAGES = ("data", "jobs", "models", "pipeline")
-NOT_SOURCE = (".venv", ".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "demo", "runs")
+NOT_SOURCE = (".venv", ".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
+WRITTEN_BY_RUNS = ("build", "demo", "runs")  # in the root of a checkout; below it, a package may have such a name
 
 
 def source_files(folder: str, pattern: str) -> set[str]:
@@ -41,7 +42,12 @@ def test_every_folder_with_code_is_packaged() -> None:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, since setuptools writes beside what it builds; with a file that must not get out."""
     folder = tmp_path_factory.mktemp("source") / "checkout"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+
+    def ignored(parent: str, names: list[str]) -> set[str]:
+        found = set(shutil.ignore_patterns(*NOT_SOURCE)(parent, names))
+        return found | set(WRITTEN_BY_RUNS) if Path(parent) == ROOT else found
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
     (folder / "slurm" / "site.sh").write_text("export SECRET=1\n")
     return folder
 

@@ -82,10 +82,12 @@ def _stage(run: RunRef, status: StageStatus) -> StageContent:
         return stage
     _read_settings(stage, run)
     _read_event_log(stage)
-    stage.recorded = read_events(folder)
+    # Training, wherever this and earlier versions write it, and evaluations where they have a log of their own.
+    stage.recorded = read_events(*{folder.path / "tensorboard", folder.path, folder.tensorboard})
+    stage.recorded.merge(read_events(folder.path / "validation"))
     stage.missing += stage.recorded.problems
     if not stage.recorded.files and stage.trains:
-        stage.missing.append("there are no curves: there are no event files")
+        stage.missing.append("there are no curves: TensorBoard's event files are missing")
     elif stage.trains and not stage.recorded.scalars:
         stage.missing.append("there are no curves yet: no step has been logged")
     try:

@@ -15,7 +15,6 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from data.files.regular_file import open_regular
 from data.text.counted import counted
-from pipeline.runs.run_folder import RunFolder
 
 _FILES = "events.out.tfevents.*"
 _LARGEST = 64 * 2**20  # bytes of a record
@@ -47,25 +46,25 @@ class RecordedEvents:
             elif value.HasField("image"):
                 self.images.setdefault(value.tag, []).append((event.step, value.image.encoded_image_string))
 
+    def merge(self, other: "RecordedEvents") -> None:
+        """Add what another log has."""
+        for tag, points in other.scalars.items():
+            self.scalars[tag] = sorted([*self.scalars.get(tag, []), *points], key=lambda point: point[0])
+        for tag, images in other.images.items():
+            self.images.setdefault(tag, []).extend(images)
+        self.problems += other.problems
+        self.files += other.files
+
     def _undo_from(self, step: int) -> None:
         self.scalars = {tag: [p for p in points if p[0] < step] for tag, points in self.scalars.items()}
         self.images = {tag: [p for p in points if p[0] < step] for tag, points in self.images.items()}
 
 
-def read_events(folder: RunFolder) -> RecordedEvents:
-    """The events of a stage, of training and of evaluations; nothing for one that has none."""
-    training, validation = (_read_folder(path) for path in (folder.tensorboard, folder.validation))
-    return RecordedEvents(
-        training.scalars | validation.scalars,
-        training.images | validation.images,
-        training.problems + [f"{folder.validation.name}/{problem}" for problem in validation.problems],
-        training.files + validation.files,
-    )
-
-
-def _read_folder(folder: Path) -> RecordedEvents:
+def read_events(*folders: Path) -> RecordedEvents:
+    """The events in log folders of TensorBoard which are one log together; nothing for those that do not exist."""
     found = RecordedEvents()
-    for path in sorted(folder.glob(_FILES)):  # TensorBoard's order, in which they were written
+    # In the order in which they were written, which is TensorBoard's.
+    for path in sorted((path for folder in folders for path in folder.glob(_FILES)), key=lambda path: path.name):
         found.files += 1
         damaged = 0
         try:
@@ -78,12 +77,16 @@ def _read_folder(folder: Path) -> RecordedEvents:
                             continue
                         found.add(event)
         except OSError as error:
-            found.problems.append(f"{path.name}: {error.strerror or error}")
+            found.problems.append(f"{_shown(path)}: {error.strerror or error}")
         if damaged:
-            found.problems.append(f"{path.name}: {counted(damaged, 'record')} damaged and left out")
+            found.problems.append(f"{_shown(path)}: {counted(damaged, 'record')} damaged and left out")
     for points in found.scalars.values():
         points.sort(key=lambda point: point[0])
     return found
+
+
+def _shown(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _parsed(record: bytes) -> Event | None:
@@ -102,11 +105,11 @@ def _records(file: BinaryIO, path: Path, problems: list[str]) -> Iterator[tuple[
         whole = len(header) == 12
         size, check = struct.unpack("<QI", header) if whole else (0, 0)
         if whole and (size > _LARGEST or not _are_whole([(header[:8], check)])[0]):
-            problems.append(f"{path.name}: damaged {start:,} bytes from its beginning; what follows is left out")
+            problems.append(f"{_shown(path)}: damaged {start:,} bytes from its beginning; what follows is left out")
             return
         record, footer = file.read(size), file.read(4)
         if not whole or len(record) < size or len(footer) < 4:
-            problems.append(f"{path.name}: ends within a record, which is left out")
+            problems.append(f"{_shown(path)}: ends within a record, which is left out")
             return
         yield record, struct.unpack("<I", footer)[0]
         start += 16 + size

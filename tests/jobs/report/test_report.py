@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from data.text.printable import printable
+from pipeline.monitoring import charts
+from pipeline.monitoring.event_file import EventFile
 from tests.jobs.report.runs import HOSTILE, SETTINGS, made_run, report, write_curves, write_evaluation
 from tests.jobs.runs import MadeRun
 
@@ -83,6 +85,20 @@ def test_a_report_loads_nothing_and_obeys_no_name(tmp_path: Path) -> None:
         assert printable(name) in page.text
 
 
+def test_evaluations_with_an_event_file_of_their_own_are_in_the_curves(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    stage = run.stage("pretrain")
+    for path in stage.tensorboard.glob("events*"):
+        path.rename(stage.path / path.name)
+    file = EventFile(stage.path / "validation", 1, pytest.fail)
+    file.add(charts.scalars({"validation/top1": 0.625}), 350)
+    file.close()
+    assert report(run.path).exit_code == 0
+    page = page_of(run)
+    assert page.count("polyline") == 9
+    assert "top-1: 62.5% at step 350" in page.text
+
+
 def test_addresses_are_shown_without_their_secrets(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     address = "https://me:secret@host.example/train?sv=1&X-Amz-Signature=50ff7a99"
@@ -124,7 +140,7 @@ def test_every_damaged_file_is_named_and_the_rest_is_reported(tmp_path: Path) ->
     (stage.path / "result.json").write_text('{"stage": 1')
     with open(stage.events.path, "a") as log:
         log.write('{"time": "never"}\n{"half')
-    event_file = next(stage.tensorboard.glob("events.out.*"))
+    event_file = sorted(stage.tensorboard.glob("*"))[0]
     event_file.write_bytes(event_file.read_bytes()[:-100])
     (evaluation / "mistakes.png").write_bytes((evaluation / "mistakes.png").read_bytes()[:200])
     (evaluation / "confusion.png").unlink()
@@ -136,7 +152,7 @@ def test_every_damaged_file_is_named_and_the_rest_is_reported(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     text = page_of(run).text
     for problem in (
-        "result.json: damaged (", "events.jsonl: 2 lines of ", f"{event_file.name}: ends within a record",
+        "result.json: damaged (", "events.jsonl: 2 lines of ", f"{event_file.parent.name}/{event_file.name}: ends within a record",
         "validation/mistakes.png cannot be shown", "validation/confusion.png cannot be shown: No such file",
         "other/evaluation.json: damaged", "recipe.yaml: damaged (",
     ):  # fmt: skip

@@ -25,7 +25,7 @@ COMMANDS = {
     "logs": "Print the end of a job's log, or of rank 0's for a run without Slurm.",
     "cancel": "Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows.",
     "checkpoints": "List and verify the checkpoints of a run.",
-    "export": "Write the weights of a checkpoint to a safetensors file for models.registry.create_model.",
+    "export": "Write a trained model for use elsewhere: safetensors with a config, timm's form, ONNX or torch.export.",
     "models": "List the model variants with layers, parameters, multiply-adds and memory, and the paper's figures.",
     "order": "Print the samples of one step: rank, position in the batch, shard, index in the shard, key.",
     "bench": "Measure whether this machine can keep up with a recipe.",

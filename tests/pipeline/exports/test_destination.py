@@ -112,10 +112,18 @@ def test_the_command_says_what_was_written_and_what_does_not_match(run: str, tmp
     assert not (tmp_path / "x").exists()
 
 
-def test_a_recipe_that_has_not_run_is_named(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    done = CliRunner().invoke(app, ["recipes", "copy", "own_images", str(recipe)])
+def test_a_recipe_means_the_run_that_it_describes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["recipes", "copy", "own_images"])
     assert done.exit_code == 0, done.output
-    refused = CliRunner().invoke(app, ["export", str(recipe), str(tmp_path / "out")])
+    refused = CliRunner().invoke(app, ["export", "own_images.yaml", "out"])
     assert refused.exit_code == 78
-    assert "recipe.yaml: has not run yet (" in " ".join(refused.stderr.split())
+    assert (
+        f"own_images.yaml: has not run yet ({tmp_path}/runs/own_images does not exist); run it first" in refused.stderr
+    )
+    save_trained(tmp_path / "runs" / "own_images" / "pretrain", 5)
+    done = CliRunner().invoke(app, ["export", "own_images.yaml", "out"])
+    assert done.exit_code == 0, done.output
+    assert f"raw weights of {tmp_path}/runs/own_images/pretrain/checkpoints/step-00000005" in " ".join(
+        done.stdout.split()
+    )

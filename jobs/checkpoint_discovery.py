@@ -1,4 +1,4 @@
-"""Which checkpoints a path means: those of the training stages that it names, or one checkpoint."""
+"""Which training stages a path names, and which trained model."""
 
 from pathlib import Path
 
@@ -6,8 +6,6 @@ from data.remote.storage import is_remote
 from jobs.bundled_recipes import load_recipe
 from jobs.run_discovery import RunRef, find_runs
 from pipeline.checkpoints.listing import CheckpointedStage, checkpointed_stage, stage_of_recipe
-from pipeline.checkpoints.lost import refuse_lost_checkpoint
-from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage
 
@@ -31,22 +29,17 @@ def find_training_stages(target: Path) -> list[tuple[RunRef, CheckpointedStage]]
     return found
 
 
-def find_checkpoint(source: str) -> str:
-    """The path or URL of one checkpoint: `source` itself, or that of the stage there: of its result, or its newest.
+def model_location(source: str) -> str:
+    """Where the trained model that a command names is: `source` itself or, for a recipe file, the folder of its run.
 
     Raises:
-        ConfigError: there is none, or there are several stages, or the one of the result no longer exists.
+        ConfigError: the recipe is wrong, or its run has no folder yet.
     """
-    if is_remote(source) or (Path(source) / MANIFEST).exists():
+    path = Path(source)
+    if is_remote(source) or path.suffix not in (".yaml", ".yml") or not path.is_file():
         return source
-    stages = find_training_stages(Path(source))
-    if len(stages) > 1:
-        names = ", ".join(stage.stage for _, stage in stages)
-        raise ConfigError(f"{source}: has several stages ({names}); give the folder of one")
-    stage = stages[0][1]
-    if stage.folder.result() is not None:
-        refuse_lost_checkpoint(stage)
-    checkpoint = stage.final_or_newest()
-    if checkpoint is None:
-        raise ConfigError(f"{source}: no checkpoint yet; train the stage until it has saved one")
-    return checkpoint
+    recipe = load_recipe(path)
+    folder = Path(recipe.runs) / recipe.name
+    if not folder.is_dir():
+        raise ConfigError(f"{source}: has not run yet ({folder} does not exist); run it first")
+    return str(folder)

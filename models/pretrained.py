@@ -131,7 +131,7 @@ def model_without_values(arguments: Mapping[str, Any], tensors: int) -> CoAtNet:
         return create_model(**arguments, device="meta")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"no model can be made of the arguments in it ({reason})") from None
+        raise ValueError(f"no model can be made of its arguments ({reason})") from None
 
 
 def config_of(facts: ModelFacts) -> dict[str, Any]:
@@ -156,6 +156,8 @@ def facts_of_config(config: Mapping[str, Any], source: ModelSource) -> ModelFact
         ValueError: it says what is missing, or is of another kind.
     """
     found = {key: config.get(key) for key in _FORMAT}
+    if "architecture" in config and "pretrained_cfg" in config:
+        raise ValueError("its config is timm's, and here the one of --format safetensors is needed")
     if found != _FORMAT:
         raise ValueError(
             f"its config has the format {str(found['format'])[:40]!r}, version {str(found['version'])[:40]}"

@@ -1,5 +1,6 @@
 """Which checkpoint a path or URL of a trained model means, and what the run folder around it knows. Needs no torch."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def find_model_checkpoint(location: str) -> CheckpointLocation:
     if is_remote(location):
         return CheckpointLocation(location.rstrip("/"))
     path = Path(location)
-    if (path / MANIFEST).exists():
+    if os.path.lexists(path / MANIFEST):
         return CheckpointLocation(str(path), folder=_around(path))
     if not path.is_dir():
         what = "no such file or folder" if not path.exists() else "a file, and no safetensors file"
@@ -85,7 +86,9 @@ def _last_stage(run: Path) -> CheckpointedStage:
             f"{run}: stage {frozen.stage} only evaluates and has no model of its own; give the folder of the stage "
             f"that it evaluates, {run.absolute().parent / str(frozen.settings.get('start_from'))}"
         )
-    found = [stage for below in sorted(run.iterdir()) if (stage := checkpointed_stage(RunFolder(below)))]
+    found = [
+        stage for below in sorted(run.iterdir()) if below.is_dir() and (stage := checkpointed_stage(RunFolder(below)))
+    ]
     trained = {stage.stage: stage for stage in found if stage.final_or_newest() is not None}
     if not trained:
         if found:

@@ -16,8 +16,8 @@ from data.remote.storage import is_remote
 from models.coatnet import CoAtNet
 from models.model_facts import ModelFacts, ModelSource
 from models.pretrained import WEIGHTS_FILE, build_trained, model_without_values, open_pretrained
+from models.variants import Variant
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.manifest import MANIFEST
 from pipeline.checkpoints.resume import open_verified
 from pipeline.errors import ConfigError
 from pipeline.model_location import CheckpointLocation, find_model_checkpoint
@@ -50,6 +50,11 @@ class TrainedModel:
         self.facts = facts
         self._model, self._parameters, self._buffers, self._close = model, parameters, buffers, close
 
+    @property
+    def variant(self) -> Variant:
+        """The blocks and options of the model."""
+        return self._model.variant
+
     def parameters(self) -> dict[str, Tensor]:
         """The parameters, whole, float32 on the CPU, by the model's names.
 
@@ -81,13 +86,8 @@ class TrainedModel:
             raise ConfigError(f"{self.facts.source.resolved}: {error}") from None
 
     def _checked(self, found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for name in sorted(expected.keys() | found.keys()):
-            there, here = (_kind(tensors.get(name)) for tensors in (found, expected))
-            if there != here:
-                raise ConfigError(
-                    f"{self.facts.source.resolved}: {name} is {there} there and {here} in the model that its manifest "
-                    "describes; restore it from a copy"
-                )
+        kinds = ({name: _kind(tensor) for name, tensor in tensors.items()} for tensors in (found, expected))
+        _refuse_other(self.facts.source.resolved, *kinds)
         return found
 
     def close(self) -> None:
@@ -151,8 +151,8 @@ def _of_checkpoint(given: str, found: CheckpointLocation, which: WhichWeights) -
     checkpoint = open_verified(found.location, Ranks(0, 1, torch.device("cpu")), found.storage)
     try:
         chosen = chosen_weights(checkpoint, which)
-        facts = _checkpoint_facts(given, found, checkpoint, chosen)
         model = _without_values(checkpoint)
+        facts = _checkpoint_facts(given, found, checkpoint, chosen)
     except BaseException:
         checkpoint.close()
         raise
@@ -206,10 +206,24 @@ def _checkpoint_facts(
 def _without_values(checkpoint: Checkpoint) -> CoAtNet:
     """The model that the manifest describes, on the meta device."""
     try:
-        return model_without_values(checkpoint.manifest.facts.run.model, len(checkpoint.shapes))
+        model = model_without_values(checkpoint.manifest.facts.run.model, len(checkpoint.shapes))
     except ValueError as error:
-        raise ConfigError(f"{checkpoint.location}: {MANIFEST}: {error}; restore it from a copy") from None
+        raise ConfigError(f"{checkpoint.location}: {error}; restore it from a copy") from None
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    _refuse_other(checkpoint.location, checkpoint.shapes, expected)
+    return model
 
 
-def _kind(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+def _refuse_other(location: str, found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    """Refuse tensors that are not those of the model that the manifest describes."""
+    for name in sorted(expected.keys() | found.keys()):
+        there, here = found.get(name, "absent"), expected.get(name, "absent")
+        if there != here:
+            raise ConfigError(
+                f"{location}: {name} is {there} there and {here} in the model that its manifest describes; restore it "
+                "from a copy"
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

@@ -20,6 +20,7 @@ from data.images.augment import EvaluationTransform
 from data.images.decode import decode
 from data.index import read_index
 from data.shard import Shard
+from models import load_pretrained
 from models.complexity import count_parameters
 from models.variants import VARIANTS
 from pipeline.checkpoints.checkpoint import open_checkpoint
@@ -32,7 +33,6 @@ from pipeline.training.images import normalized
 from pipeline.weights import build_model, load_weights
 from tests.support.command import coatnet, environment, wait_until
 from tests.support.event_files import steps
-from tests.support.exported import load_exported
 from tests.support.ports import free_ports
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
@@ -275,11 +275,12 @@ def test_an_exported_model_gives_the_logits_of_its_checkpoint(chain: tuple[Path,
     assert done.returncode == 0, done.stderr
     checkpoint = run / "checkpoints/step-00000006"
     classes = list_name(open_checkpoint(checkpoint).manifest.facts.run.digests.classes_digest)
-    assert done.stdout == f"{file}: coatnet_debug, 3 classes ({classes}), 48 pixels; raw weights of {checkpoint}\n"
+    described = f"coatnet_debug, 3 classes ({classes}), 48 pixels; raw weights of {checkpoint}\n"
+    assert done.stdout == f"{file}: safetensors, {file.stat().st_size / 1e6:.1f} MB; {described}"
     plain = build_model(plan_stage(load_recipe(chain[0]), "evaluate"))
     load_weights(plain, open_checkpoint(checkpoint))
     pictures = torch.randn(2, 48, 48, 3)
-    assert torch.equal(load_exported(file).eval()(pictures), plain.eval()(pictures))
+    assert torch.equal(load_pretrained(file)(pictures), plain.eval()(pictures))
 
 
 def test_the_accuracy_is_that_of_the_final_weights(chain: tuple[Path, str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.files.digest import json_sha256
 from models.coatnet import CoAtNet
@@ -25,8 +26,8 @@ PREPROCESSING: Preprocessing = imagenet_preprocessing(32, "whole")
 
 
 def trained_model(seed: int, **arguments: Any) -> CoAtNet:
-    """A model whose weights and statistics depend on the seed; `arguments` change those of `MODEL`."""
-    made = create_model(**MODEL | arguments, seed=seed)
+    """A model whose weights and statistics depend on the seed, of the `arguments`, by default `MODEL`."""
+    made = create_model(**arguments or MODEL, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for buffer in persistent_buffers(made).values():
         buffer += torch.rand(buffer.shape, generator=generator)
@@ -74,9 +75,11 @@ def save_trained(
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def assert_same_model(one: CoAtNet, other: CoAtNet) -> None:
-    """Their weights, statistics and logits are equal to the bit."""
+def assert_same_model(one: CoAtNet, other: CoAtNet, pictures: Tensor | None = None) -> None:
+    """Their weights, statistics and logits are equal to the bit; `pictures` must be of another size than 32 x 32 where
+    that is the models'."""
     wanted = other.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in one.state_dict().items())
-    pictures = torch.randn(2, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+    if pictures is None:
+        pictures = torch.randn(2, 32, 32, 3, generator=torch.Generator().manual_seed(1))
     assert torch.equal(one.eval()(pictures), other.eval()(pictures))

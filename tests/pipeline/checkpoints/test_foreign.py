@@ -22,12 +22,12 @@ from pipeline.checkpoints.manifest import read_manifest, signed, step_of
 from pipeline.checkpoints.resume import open_verified
 from pipeline.checkpoints.verification import find_damage
 from pipeline.errors import ConfigError
-from pipeline.export import export
+from pipeline.exports.export import export
 from pipeline.recipe.loader import load_recipe
 from pipeline.runs.run_folder import RunFolder, run_folder
 from pipeline.runs.run_identity import establish_identity, identity_of
 from tests.pipeline.checkpoints.small import ALONE, SHAPES, live, local, save
-from tests.pipeline.test_export import save as save_model
+from tests.pipeline.exports.test_export import save as save_model
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
 
@@ -260,7 +260,7 @@ def test_a_record_that_is_larger_than_any_is_not_read(given: Path) -> None:
         ({"device": "cuda"}, "no model can be made"),
         ({"image_size": 33}, "no model can be made"),
         ({"widths": [10**30] * 5}, "no model can be made"),
-        ({"num_classes": 4}, r"head.classifier.* \(3.* there and .* \(4.* in the model"),
+        ({"num_classes": 4}, r"head.classifier.* \(3.* there and .*\(4.* in the model"),
         ({"depths": [1, 1, 1, 1]}, "stages.* there and absent in the model|absent"),
     ],
 )

@@ -7,21 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from data.files.digest import json_sha256
-from jobs.checkpoint_discovery import find_checkpoint
 from jobs.cli import app
+from models.pretrained import load_pretrained
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.manifest import signed
 from pipeline.errors import ConfigError
-from pipeline.export import export
+from pipeline.exports.export import export
 from pipeline.runs.run_folder import RunFolder
 from pipeline.weights import fitted_weights, load_weights, persistent_buffers
-from tests.support.exported import load_exported
 from tests.support.records import stage_result
 from tests.support.trained import CLASSES, MODEL, assert_same_model, save_trained, trained_model
 
@@ -37,13 +35,11 @@ def save(run: Path, step: int, averaged: bool) -> Path:
 )
 def test_export_and_loading_take_the_requested_weights(averaged: bool, which: Any, taken: str, tmp_path: Path) -> None:
     path, file = save(tmp_path, 5, averaged), tmp_path / "out.safetensors"
-    metadata = export(str(path), file, which)
-    assert (metadata["weights"], metadata["step"], metadata["source"]) == (taken, "5", str(path))
-    assert metadata["classes"] == json_sha256(CLASSES)
+    facts = export(str(path), file, which).facts
+    assert (facts.weights, facts.step, facts.source.resolved) == (taken, 5, str(path))
+    assert facts.classes_digest == json_sha256(CLASSES)
     wanted = trained_model(6 if taken == "ema" else 5)
-    assert_same_model(load_exported(file), wanted)
-    with safe_open(file, framework="pt") as tensors:
-        assert tensors.metadata() == metadata
+    assert_same_model(load_pretrained(file), wanted)
     assert all(tensor.dtype == torch.float32 for tensor in load_file(file).values())
 
     loaded = create_model(**MODEL)
@@ -70,10 +66,10 @@ def test_a_run_folder_means_the_checkpoint_of_its_result_or_else_the_newest(tmp_
     save(run, 5, averaged=False)
     save(run, 6, averaged=False)
     file = tmp_path / "out.safetensors"
-    assert export(find_checkpoint(str(run)), file)["step"] == "6"
+    assert export(str(run), file).facts.step == 6
     RunFolder(run).finish(stage_result("pretrain/checkpoints/step-00000005"))
-    assert export(find_checkpoint(str(run)), file)["step"] == "5"
-    assert_same_model(load_exported(file), trained_model(5))
+    assert export(str(run), file).facts.step == 5
+    assert_same_model(load_pretrained(file), trained_model(5))
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.safetensors"]
 
 
@@ -106,13 +102,8 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> N
         ConfigError, match="step-00000005: damaged: not a checkpoint .manifest.json: model is missing.; restore it"
     ):
         export(str(anonymous), file)
-    with pytest.raises(ConfigError, match="nowhere: not a recipe file or run folder"):
-        find_checkpoint(str(tmp_path / "nowhere"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="empty: not a run folder, and contains none"):
-        find_checkpoint(str(tmp_path / "empty"))
     with pytest.raises(
-        ConfigError, match="cannot be written .*No such file or directory.*; give another file, or free some space"
+        ConfigError, match="cannot be written .*No such file or directory.*; give another file, or make that folder"
     ):
         export(str(path), tmp_path / "missing" / "out.safetensors")
     with open(path / "rank-00000.safetensors", "r+b") as damaged:

@@ -122,8 +122,10 @@ def test_remote_shards_are_evaluated_through_the_cache_with_the_figures_of_local
 ) -> None:
     url = s3.put(shards / "validation", "evaluated")
     figures = []
-    for number, (place, options) in enumerate(((shards / "validation", []), (url, [f"--cache={tmp_path}/cache"]))):
-        done = coatnet("evaluate", run, place, *options, "--out", str(number), "--json", folder=tmp_path)
+    for out, place, cache in (("local", shards / "validation", "unused"), ("remote", url, "cache")):
+        done = coatnet(
+            "evaluate", run, place, f"--cache={tmp_path}/{cache}", f"--out={out}", "--json", folder=tmp_path
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         figures.append(json.loads(done.stdout)["figures"])
     assert figures[0] == figures[1]

@@ -292,6 +292,10 @@ def remarks(
             f"{count} relative position tables are resized from {sizes}, for {image_size} pixels instead of "
             f"{facts.preprocessing.image_size}"
         )
+    if stage and stage.evaluation.weights == "raw" and request.weights == "auto" and facts.weights == "ema":
+        found.append(
+            "the stage evaluates its raw weights and this is their moving average; --weights raw has the former"
+        )
     if stage and stage.compile:
         found.append("the stage computes with torch.compile and this evaluation without, so the last digits may differ")
     if stage is None and request.precision is None:

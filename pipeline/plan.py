@@ -126,14 +126,14 @@ def plan_stage(
     if look_at_shards:
         check_shards(validation.index, storage)
     if not isinstance(stage, TrainStage):
-        check_cache_fits(cache, required_cache_bytes(stage, world_size, validation), where)
+        _check_cache_fits(cache, required_cache_bytes(stage, world_size, validation), where)
         return Plan(name, recipe.seed, stage, validation, cache)
     check_ranks(stage, world_size, where)
     train = open_stage_dataset(stage, "train", where)
     if look_at_shards:
         check_shards(train.index, storage)
     plan = train_plan(recipe, name, train, validation, history)
-    check_cache_fits(cache, required_cache_bytes(stage, world_size, validation, plan), where)
+    _check_cache_fits(cache, required_cache_bytes(stage, world_size, validation, plan), where)
     return plan
 
 
@@ -340,12 +340,8 @@ def check_cache_size(cache: Cache, need: int, where: str) -> None:
         )
 
 
-def check_cache_fits(cache: Cache, need: int, where: str) -> None:
-    """Check the size of the cache, and the free space of its disk.
-
-    Raises:
-        ConfigError: one of them is too small for the `need` bytes of shards that a node needs at the same time.
-    """
+def _check_cache_fits(cache: Cache, need: int, where: str) -> None:
+    """Check the size of the cache, and the free space of its disk."""
     check_cache_size(cache, need, where)
     if need:
         cache.make()

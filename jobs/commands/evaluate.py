@@ -66,7 +66,7 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for remote shards, on a local disk.", show_default="as for training")
     ] = None,
-    cache_gigabytes: Annotated[float, typer.Option(min=0.001, help="Greatest size of that folder.")] = 100.0,
+    cache_gigabytes: Annotated[float, typer.Option(min=1e-6, help="Greatest size of that folder.")] = 100.0,
     as_json: AsJson = False,
     endpoint: Endpoint = None,
     profile: Profile = None,

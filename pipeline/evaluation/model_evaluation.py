@@ -1,5 +1,6 @@
 """`coatnet evaluate` on one rank: a trained model on any indexed shards, from opening both to the report."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -28,7 +29,6 @@ from pipeline.evaluation.report_files import file_names, write_report
 from pipeline.evaluation.report_parts import class_table, confused_pairs, left_out, mean_precision
 from pipeline.initial_weights.fitting import resized_tables
 from pipeline.model_location import find_model_checkpoint
-from pipeline.plan import check_cache_fits
 from pipeline.precision import autocast, model_dtype
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.recipe.schema import Precision, TrainStage
@@ -293,6 +293,10 @@ def remarks(
             f"{count} relative position tables are resized from {sizes}, for {image_size} pixels instead of "
             f"{facts.preprocessing.image_size}"
         )
+    if stage and stage.evaluation.weights == "raw" and request.weights == "auto" and facts.weights == "ema":
+        found.append(
+            "the stage evaluates its raw weights and this is their moving average; --weights raw has the former"
+        )
     if stage and stage.compile:
         found.append("the stage computes with torch.compile and this evaluation without, so the last digits may differ")
     if stage is None and request.precision is None:
@@ -313,8 +317,20 @@ def _check_image_size(image_size: int, facts: ModelFacts) -> None:
 def _cache(data: DataSettings, dataset: Dataset, batch_size: int, ranks: Ranks) -> Cache:
     settings = data.cache
     cache = Cache(Path(settings.folder), int(settings.gigabytes * 1e9), settings.downloads)
-    if is_remote(dataset.index.folder):
-        check_cache_fits(cache, evaluation_need(dataset, batch_size * ranks.world_size, data.workers), "")
+    if not is_remote(dataset.index.folder):
+        return cache
+    need = evaluation_need(dataset, batch_size * ranks.world_size, data.workers)
+    if need > cache.bytes:
+        raise ConfigError(
+            f"--cache-gigabytes {settings.gigabytes:g}: too little for the shards that are needed at the same time; "
+            f"set it to {math.ceil(need / 1e6) / 1e3:g}"
+        )
+    cache.make()
+    if (room := cache.room_for_another_run()) < need:
+        raise ConfigError(
+            f"--cache {cache.folder}: has room for {max(0, room) / 1e9:.1f} GB of shards beside those that running "
+            f"jobs read, and {need / 1e9:.1f} are needed at the same time; give a folder on another disk"
+        )
     return cache
 
 

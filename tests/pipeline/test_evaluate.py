@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate import Accuracy, best_classes, hits
+from pipeline.evaluate import _FRACTIONS, Accuracy, _exact, best_classes, hits
 from pipeline.runs.stage_result import ClassAccuracy
 
 
@@ -42,3 +42,17 @@ def test_classes_of_one_name_have_rows_of_their_own() -> None:
     accuracy = Accuracy(0.5, 1.0, 0.1, 4, 0, np.array([[3, 1, 2], [1, 0, 0], [2, 1, 1]]))
     table = accuracy.table(["crane", "dog", "crane"])
     assert {name: row.samples for name, row in table.items()} == {"crane (class 0)": 3, "dog": 1, "crane (class 2)": 2}
+
+
+def test_sums_of_losses_do_not_depend_on_their_order_as_sums_of_floats_do() -> None:
+    losses = 10 ** torch.linspace(-9, 3, 1001)
+    parts = [_exact(losses[rank::3]).sum(dim=0) for rank in range(3)]
+    assert torch.equal(sum(parts, torch.zeros(3, dtype=torch.int64)), _exact(losses.flip(0)).sum(dim=0))
+    whole, fractions, not_finite = _exact(losses).sum(dim=0).tolist()
+    assert whole + fractions / _FRACTIONS == pytest.approx(losses.double().sum().item(), rel=1e-9)
+    assert not_finite == 0
+
+
+def test_losses_that_are_not_finite_or_beyond_every_sum_are_counted_instead_of_added() -> None:
+    losses = torch.tensor([1.5, torch.nan, torch.inf, 2.0**41])
+    assert _exact(losses).tolist() == [[1, _FRACTIONS // 2, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]]

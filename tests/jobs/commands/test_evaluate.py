@@ -10,6 +10,7 @@ from data.index import read_index
 from jobs.commands.evaluate import default_folder
 from pipeline.runs.run_folder import RunFolder
 from tests.conftest import CLASSES, with_broken_member
+from tests.servers.s3 import S3Server
 from tests.support.command import coatnet
 from tests.support.records import stage_result
 from tests.support.trained import save_trained
@@ -114,3 +115,23 @@ def test_reports_of_different_evaluations_have_different_folders(run: Path, tmp_
     )
     shutil.rmtree(run.parent)
     assert name(tmp_path, ".") == "shards"
+
+
+def test_remote_shards_are_evaluated_through_the_cache_with_the_figures_of_local_ones(
+    run: Path, shards: Path, s3: S3Server, tmp_path: Path
+) -> None:
+    url = s3.put(shards / "validation", "evaluated")
+    figures = []
+    for out, place, cache in (("local", shards / "validation", "unused"), ("remote", url, "cache")):
+        done = coatnet(
+            "evaluate", run, place, f"--cache={tmp_path}/{cache}", f"--out={out}", "--json", folder=tmp_path
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(done.stdout)["figures"])
+    assert figures[0] == figures[1]
+    assert list((tmp_path / "cache").rglob("*.tar"))
+    refused = coatnet(
+        "evaluate", run, url, "--out=small", f"--cache={tmp_path}/other", "--cache-gigabytes=0.00001", folder=tmp_path
+    )
+    assert refused.returncode == 78
+    assert "--cache-gigabytes 1e-05: too little for the shards that are needed" in " ".join(refused.stderr.split())

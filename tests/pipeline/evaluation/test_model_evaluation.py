@@ -25,7 +25,7 @@ from data.sample_reader import SampleReader
 from models.pretrained import config_of
 from pipeline.errors import ConfigError
 from pipeline.evaluation.average_precision import LIMIT, bins_of
-from pipeline.evaluation.model_evaluation import EvaluationRequest, Progress, evaluate_model
+from pipeline.evaluation.model_evaluation import EvaluationRequest, Progress, evaluate_model, known_stage, remarks
 from pipeline.recipe.sections import DataSettings
 from pipeline.runs.evaluation_report import EvaluationReport, read_report
 from pipeline.trained_model import open_trained_model
@@ -229,6 +229,21 @@ def test_another_image_size_and_crop_are_computed_and_the_resized_tables_said(
         "relative position tables are resized from 3 x 3 to 7 x 7, for 64 pixels instead of 32" in line for line in said
     )
     assert sum(report.model.resized_tables.values()) > 0
+
+
+def test_what_differs_from_the_stages_own_evaluation_is_said(run: Path, shards: Path, tmp_path: Path) -> None:
+    stage = known_stage(str(run))
+    assert stage is not None
+    raw = stage.model_copy(
+        update={"compile": True, "evaluation": stage.evaluation.model_copy(update={"weights": "raw"})}
+    )
+    facts = open_trained_model(str(run)).facts
+    asked = request(run, shards / "validation", tmp_path)
+    assert remarks(asked, facts, stage, 32, {}) == []
+    assert [line.partition(" and ")[0] for line in remarks(asked, facts, raw, 32, {})] == [
+        "the stage evaluates its raw weights",
+        "the stage computes with torch.compile",
+    ]
 
 
 def test_raw_weights_and_average_differ(run: Path, shards: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from data.remote.cache import Cache
 from pipeline.errors import ConfigError
-from pipeline.plan import check_cache_fits
+from pipeline.plan import _check_cache_fits
 from pipeline.preflight.disk_space import assess_cache_space, assess_disk_space
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
@@ -40,9 +40,9 @@ def test_a_cache_whose_disk_has_no_room_for_what_a_node_reads_is_an_error(tmp_pa
 
 def test_a_run_does_not_start_without_room_for_what_a_node_reads(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 100 * GB)
-    check_cache_fits(cache, 10 * GB, "")
+    _check_cache_fits(cache, 10 * GB, "")
     with pytest.raises(ConfigError, match=r"room for 10.0 GB of shards beside those that running jobs read, and needs"):
-        check_cache_fits(cache, 10 * GB + 1, "")
+        _check_cache_fits(cache, 10 * GB + 1, "")
 
 
 @pytest.mark.parametrize(("cap", "level"), [(10.9, "ok"), (20, "warning")])

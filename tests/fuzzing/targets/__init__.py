@@ -1,8 +1,8 @@
 """The readers that are fuzzed, by name."""
 
 from tests.fuzzing.campaign import Target
-from tests.fuzzing.targets import datasets, runs, services, texts
+from tests.fuzzing.targets import datasets, runs, services, texts, weights
 
 TARGETS: dict[str, Target] = {
-    target.name: target for part in (datasets, texts, runs, services) for target in part.TARGETS
+    target.name: target for part in (datasets, texts, runs, services, weights) for target in part.TARGETS
 }

@@ -42,7 +42,7 @@ class TimmWeights:
         arguments: `model_args` from there.
 
     Raises:
-        ValueError: they are not a CoAtNet's.
+        ValueError: they are not a CoAtNet's, or the arguments are none of timm's.
     """
 
     def __init__(
@@ -61,7 +61,10 @@ class TimmWeights:
             raise ValueError(
                 "its tensors are not those of a CoAtNet: there is no stem.conv1.weight with stages.0.blocks.0"
             )
-        own = {key: value for key, value in (arguments or {}).items() if key in _PAPER}
+        own = {key: value for key, value in (arguments or {}).items() if key in _PAPER and value is not None}
+        for key, value in own.items():
+            if not isinstance(value, type(_PAPER[key])):
+                raise ValueError(f"{key} {str(value)[:40]!r} in its model_args is none of timm's values")
         registered = _PAPER_NAME.fullmatch(architecture) if architecture else self._is_as_registered()
         self.arguments: Mapping[str, Any] = _PAPER | own if registered else own
         """What tensors do not show, by the arguments of timm, as far as it is known."""

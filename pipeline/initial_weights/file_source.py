@@ -132,6 +132,8 @@ def _timm(
     """Weights with timm's names, matched with the requested model or refused."""
     architecture = config.get("architecture", file.architecture)
     arguments = config.get("model_args", file.arguments) or {}
+    if not isinstance(architecture, str | None) or not isinstance(arguments, dict):
+        raise ConfigError(f"{location}: architecture or model_args in its config.json are none of timm's; restore it")
     variant = request.model.variant
     try:
         weights = TimmWeights({name: tuple(tensor.shape) for name, tensor in tensors.items()}, architecture, arguments)
@@ -220,6 +222,6 @@ def _remarks(weights: TimmWeights, config: Mapping[str, Any], request: Request) 
     ours = imagenet_preprocessing(request.model.image_size[0], "center")
     for key, own in (("mean", ours.mean), ("std", ours.std)):
         value = pixels.get(key) if isinstance(pixels, dict) else None
-        if isinstance(value, list) and [round(float(x), 4) for x in value] != [round(x, 4) for x in own]:
-            remarks.append(f"its images were normalized with the {key} {value}, and here it is {list(own)}")
+        if value is not None and value != list(own):
+            remarks.append(f"its images were normalized with the {key} {str(value)[:80]}, and here it is {list(own)}")
     return remarks

@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import shutil
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,12 @@ _DTYPES = {
 }  # fmt: skip
 _RAW = ("state_dict", "model", "model_state_dict")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError, struct.error,
+)  # fmt: skip
+"""What torch raises for files that are damaged."""
+_ZIP = b"PK\x03\x04"
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -159,15 +166,15 @@ def _nested(content: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[Any, Any]
 
 
 def _loaded(path: Path, location: str, values: bool) -> Any:
-    device = "cpu" if values else "meta"
+    with open(path, "rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            # The older format states sizes that nothing bounds.
+            raise ConfigError(f"{_shown(location)}: no torch file, or of a version before 1.6; save its tensors again")
     # timm's training script stores its options in a Namespace, which holds plain values and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about files of other versions, which are read or refused all the same
         try:
-            try:
-                return torch.load(path, map_location=device, weights_only=True, mmap=True)
-            except (RuntimeError, ValueError):  # files of old versions cannot be mapped
-                return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             reason = " ".join(str(error).split())
             named = re.search(r"GLOBAL (\S+)", reason)
@@ -176,7 +183,7 @@ def _loaded(path: Path, location: str, values: bool) -> Any:
                 f"{_shown(location)}: holds more than tensors and plain values ({reason[:120]}), and is not unpickled, "
                 "since that can run any code; where you trust it, save its state_dict alone as a safetensors file"
             ) from None
-        except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
+        except _BROKEN as error:
             reason = " ".join(str(error).split())[:120]
             raise ConfigError(f"{_shown(location)}: cannot be read ({reason}); restore it from a copy") from None
 

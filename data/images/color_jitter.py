@@ -2,15 +2,11 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from data.images.decode import Pixels
-
-# Pillow's weights of red, green and blue in grey (ITU-R 601), in 1 / 65536.
-_RED, _GREEN, _BLUE = 19595, 38470, 7471
-_LEVELS = np.arange(256, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +42,18 @@ class ColorJitter:
 
 def brightened(pixels: Pixels, factor: float) -> Pixels:
     """Levels times `factor`."""
-    return _blended(np.float32(0), _LEVELS, factor)[pixels]
+    return _spread(pixels, 0, factor)
 
 
 def contrasted(pixels: Pixels, factor: float) -> Pixels:
     """Distances from the mean grey times `factor`."""
-    mean = int(_grey(pixels).mean() + 0.5)
-    return _blended(np.float32(mean), _LEVELS, factor)[pixels]
+    return _spread(pixels, int(np.asarray(Image.fromarray(pixels).convert("L")).mean() + 0.5), factor)
 
 
 def saturated(pixels: Pixels, factor: float) -> Pixels:
     """Distances from each pixel's grey times `factor`."""
-    return _blended(_grey(pixels).astype(np.float32)[:, :, None], pixels.astype(np.float32), factor)
+    image = Image.fromarray(pixels)
+    return np.array(Image.blend(image.convert("L").convert("RGB"), image, factor))
 
 
 def turned_hue(pixels: Pixels, share: float) -> Pixels:
@@ -67,13 +63,11 @@ def turned_hue(pixels: Pixels, share: float) -> Pixels:
     return np.array(Image.fromarray(hsv, "HSV").convert("RGB"))
 
 
-def _grey(pixels: Pixels) -> NDArray[np.uint32]:
-    """(H, W) of (H, W, 3), rounded as Pillow does."""
-    red, green, blue = (pixels[:, :, channel].astype(np.uint32) for channel in range(3))
-    grey: NDArray[np.uint32] = (red * _RED + green * _GREEN + blue * _BLUE + 0x8000) // 65536
-    return grey
+def _spread(pixels: Pixels, level: int, factor: float) -> Pixels:
+    """Distances from `level` times `factor`, clipped and rounded down in float32, as Pillow does.
 
-
-def _blended(degenerate: NDArray[np.float32] | np.float32, levels: NDArray[np.float32], factor: float) -> Pixels:
-    """degenerate + factor * (levels - degenerate), clipped and rounded down in float32, as Pillow does."""
-    return np.clip(degenerate + np.float32(factor) * (levels - degenerate), 0, 255).astype(np.uint8)
+    By a table, because Pillow computes every pixel.
+    """
+    levels = np.arange(256, dtype=np.float32)
+    table = np.clip(level + np.float32(factor) * (levels - level), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(pixels, table), np.uint8)

@@ -19,7 +19,8 @@ from tests.support.paths import ROOT
 from tests.support.recipes import write_recipe
 
 PACKAGES = ("data", "jobs", "models", "pipeline")
-NOT_SOURCE = (".venv", ".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "demo", "runs")
+NOT_SOURCE = (".venv", ".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
+NOT_SOURCE_AT_THE_TOP = ("build", "demo", "runs")  # pipeline/runs is source
 
 
 def source_files(folder: str, pattern: str) -> set[str]:
@@ -41,7 +42,12 @@ def test_every_folder_with_code_is_packaged() -> None:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, since setuptools writes beside what it builds; with a file that must not get out."""
     folder = tmp_path_factory.mktemp("source") / "checkout"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    anywhere, at_the_top = shutil.ignore_patterns(*NOT_SOURCE), shutil.ignore_patterns(*NOT_SOURCE_AT_THE_TOP)
+
+    def ignored(place: str, names: list[str]) -> set[str]:
+        return anywhere(place, names) | (at_the_top(place, names) if Path(place) == ROOT else set())
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
     (folder / "slurm" / "site.sh").write_text("export SECRET=1\n")
     return folder
 

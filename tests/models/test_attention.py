@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.attention import ATTENTION_BACKENDS, RelativeAttention, TransformerBlock
 from models.options import BiasPlace
+from models.registry import create_model
 from models.relative_bias import expand_relative_bias, resize_relative_bias
 from models.variants import VARIANTS
 
@@ -155,3 +156,17 @@ def test_a_strided_block_pools_after_the_norm_and_projects_the_shortcut() -> Non
         F.gelu(block.feed_forward.expand(F.layer_norm(y, (16,))), approximate="tanh")
     )
     torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.slow
+def test_an_exported_model_can_be_decomposed_as_for_onnx_and_keeps_its_bits() -> None:
+    """With gradients, as `torch.onnx.export` is called by most, another kernel with other strides is recorded."""
+    model = create_model("coatnet_debug", num_classes=3, image_size=32).eval()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (torch.randn(2, 32, 32, 3),), dynamic_shapes=({0: batch},))
+    table = torch.export.default_decompositions()
+    del table[torch.ops.aten.scaled_dot_product_attention.default]
+    decomposed = program.run_decompositions(table)
+    images = torch.randn(3, 32, 32, 3)
+    assert torch.equal(program.module()(images), model(images))
+    torch.testing.assert_close(decomposed.module()(images), model(images), atol=1e-5, rtol=0)

@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.adaptation import adapt_parameters
 from models.coatnet import CoAtNet
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -29,46 +28,6 @@ def chosen_weights(checkpoint: Checkpoint, which: WhichWeights) -> Literal["raw"
     if which == "ema" and not checkpoint.has_average:
         raise ConfigError(f"{checkpoint.location}: holds no moving average; use the raw weights, or auto")
     return "ema" if checkpoint.has_average and which != "raw" else "raw"
-
-
-def fitted_weights(
-    model: CoAtNet, checkpoint: Checkpoint, which: WhichWeights = "auto", classes_digest: str | None = None
-) -> dict[str, Tensor]:
-    """The checkpoint's weights resized to `model`; its buffers are copied into `model` directly.
-
-    The classifier is left out if it is for other classes: another number of them, or another `classes_digest`.
-
-    Raises:
-        ConfigError: the checkpoint is another model's, or the moving average is requested and there is none.
-    """
-    chosen = chosen_weights(checkpoint, which)
-    try:
-        weights = adapt_parameters(checkpoint.parameters(chosen), model)
-    except ValueError as error:
-        raise ConfigError(f"{checkpoint.location}: {error}; start from a stage that trained the same model") from None
-    load_buffers(model, checkpoint, chosen)
-    if classes_digest is not None and checkpoint.manifest.facts.run.digests.classes_digest != classes_digest:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.classifier.")}
-    return weights
-
-
-def load_weights(
-    model: CoAtNet, checkpoint: Checkpoint, which: WhichWeights = "auto", classes_digest: str | None = None
-) -> None:
-    """Fill `model` with the checkpoint's weights and buffers.
-
-    Raises:
-        ConfigError: the checkpoint is another model's, its classifier has other classes, or the moving average
-            is requested and there is none.
-    """
-    weights = fitted_weights(model, checkpoint, which, classes_digest)
-    missing = dict(model.named_parameters()).keys() - weights.keys()
-    if missing:
-        raise ConfigError(
-            f"{checkpoint.location}: trained for other classes than the {model.num_classes} of the data "
-            f"({', '.join(sorted(missing))}); evaluate it on data of its own classes"
-        )
-    copy_tensors(weights, dict(model.named_parameters()))
 
 
 def load_buffers(model: nn.Module, checkpoint: Checkpoint, chosen: Literal["raw", "ema"]) -> None:

@@ -21,6 +21,7 @@ from data.images.decode import decode
 from data.index import read_index
 from data.shard import Shard
 from models import load_pretrained
+from models.coatnet import CoAtNet
 from models.complexity import count_parameters
 from models.variants import VARIANTS
 from pipeline.checkpoints.checkpoint import open_checkpoint
@@ -30,13 +31,19 @@ from pipeline.recipe.loader import load_recipe
 from pipeline.runs.announcements import list_name
 from pipeline.trained_model import open_trained_model
 from pipeline.training.images import normalized
-from pipeline.weights import build_model, load_weights
+from pipeline.weights import build_model
 from tests.support.command import coatnet, environment, wait_until
 from tests.support.event_files import steps
 from tests.support.ports import free_ports
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 
 pytestmark = pytest.mark.slow
+
+
+def fill(model: CoAtNet, checkpoint: str | Path) -> None:
+    """Load the raw weights and statistics of a checkpoint by their names alone."""
+    found = open_checkpoint(checkpoint)
+    model.load_state_dict(found.parameters("raw") | found.buffers("raw"))
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +285,7 @@ def test_an_exported_model_gives_the_logits_of_its_checkpoint(chain: tuple[Path,
     described = f"coatnet_debug, 3 classes ({classes}), 48 pixels; raw weights of {checkpoint}\n"
     assert done.stdout == f"{file}: safetensors, {file.stat().st_size / 1e6:.1f} MB; {described}"
     plain = build_model(plan_stage(load_recipe(chain[0]), "evaluate"))
-    load_weights(plain, open_checkpoint(checkpoint))
+    fill(plain, checkpoint)
     pictures = torch.randn(2, 48, 48, 3)
     assert torch.equal(load_pretrained(file)(pictures), plain.eval()(pictures))
 
@@ -288,7 +295,7 @@ def test_the_accuracy_is_that_of_the_final_weights(chain: tuple[Path, str]) -> N
     recipe = load_recipe(chain[0])
     plan = plan_stage(recipe, "evaluate")
     model = build_model(plan)
-    load_weights(model, open_checkpoint(stage_folder(chain[0], "finetune") / "checkpoints/step-00000006"))
+    fill(model, stage_folder(chain[0], "finetune") / "checkpoints/step-00000006")
     model.eval()
     index = read_index(plan.stage.data.validation)
     transform, right = EvaluationTransform(48, "whole"), 0

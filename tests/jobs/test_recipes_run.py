@@ -10,12 +10,11 @@ import torch
 
 from data.building.build import build_shards
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.runs.run_folder import classes_digest, final_checkpoint
-from pipeline.weights import build_model, fitted_weights, load_weights
+from pipeline.runs.run_folder import final_checkpoint
+from pipeline.weights import build_model
 from tests.conftest import CLASSES
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
@@ -92,17 +91,3 @@ def test_a_stage_with_other_classes_reinitializes_only_its_classifier(folder: Pa
     assert before.keys() == after.keys() == fresh.keys() > anew
     assert all(torch.equal(tensor, fresh[name] if name in anew else before[name]) for name, tensor in after.items())
     assert not any(torch.equal(before[name], fresh[name]) for name in ("head.hidden.weight", "stem.conv1.weight"))
-
-
-def test_a_classifier_for_equally_many_other_classes_is_reinitialized_and_never_evaluated(folder: Path) -> None:
-    recipe = load_recipe(folder / "coatnet-2-in21k.yaml", small(folder / "coatnet-2-in21k.yaml"))
-    plan, checkpoint = plan_stage(recipe, "pretrain", 1), open_checkpoint(final_checkpoint(recipe, "pretrain"))
-    model, own, other = build_model(plan), classes_digest(plan), classes_digest(plan_stage(recipe, "finetune_224", 1))
-    parameters = dict(model.named_parameters()).keys()
-    assert fitted_weights(model, checkpoint, "auto", own).keys() == parameters
-    assert fitted_weights(model, checkpoint, "auto", other).keys() == parameters - {
-        "head.classifier.weight", "head.classifier.bias",
-    }  # fmt: skip
-    load_weights(model, checkpoint, "auto", own)
-    with pytest.raises(ConfigError, match=r"trained for other classes than the 5 of the data"):
-        load_weights(model, checkpoint, "auto", other)

@@ -13,15 +13,13 @@ from typer.testing import CliRunner
 from data.files.digest import json_sha256
 from jobs.cli import app
 from models.pretrained import load_pretrained
-from models.registry import create_model
-from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.manifest import signed
 from pipeline.errors import ConfigError
 from pipeline.exports.export import export
 from pipeline.runs.run_folder import RunFolder
-from pipeline.weights import fitted_weights, load_weights, persistent_buffers
+from pipeline.trained_model import open_trained_model
 from tests.support.records import stage_result
-from tests.support.trained import CLASSES, MODEL, assert_same_model, save_trained, trained_model
+from tests.support.trained import CLASSES, assert_same_model, save_trained, trained_model
 
 
 def save(run: Path, step: int, averaged: bool) -> Path:
@@ -42,20 +40,15 @@ def test_export_and_loading_take_the_requested_weights(averaged: bool, which: An
     assert_same_model(load_pretrained(file), wanted)
     assert all(tensor.dtype == torch.float32 for tensor in load_file(file).values())
 
-    loaded = create_model(**MODEL)
-    load_weights(loaded, open_checkpoint(path), which)
-    assert_same_model(loaded, wanted)
-    begun = create_model(**MODEL)
-    weights = fitted_weights(begun, open_checkpoint(path), which)
-    assert all(torch.equal(weights[name], parameter) for name, parameter in wanted.named_parameters())
-    assert all(torch.equal(persistent_buffers(begun)[n], b) for n, b in persistent_buffers(wanted).items())
+    with open_trained_model(str(path), which) as trained:
+        assert_same_model(trained.build(), wanted)
 
 
 def test_an_average_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 5, averaged=False)
     for use in (
         lambda: export(str(path), tmp_path / "out.safetensors", "ema"),
-        lambda: load_weights(create_model(**MODEL), open_checkpoint(path), "ema"),
+        lambda: open_trained_model(str(path), "ema"),
     ):
         with pytest.raises(ConfigError, match="holds no moving average; use the raw weights, or auto"):
             use()

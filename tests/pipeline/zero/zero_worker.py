@@ -33,8 +33,9 @@ from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import WhichWeights
 from pipeline.runs.run_folder import RunFolder
+from pipeline.trained_model import open_trained_model
 from pipeline.training.training_state import TrainingState
-from pipeline.weights import build_model, copy_tensors, load_weights, to_precision
+from pipeline.weights import build_model, copy_tensors, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import ZeroEngine, build_engine
 from tests.support.records import RUN
@@ -135,8 +136,8 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
         return [name for name in one if not torch.equal(one[name], other[name])]
 
     def without_engine(which: WhichWeights) -> Tensor:
-        model = build_model(planned)
-        load_weights(model, open_checkpoint(folder / "checkpoints/step-00000001"), which)
+        with open_trained_model(str(folder / "checkpoints/step-00000001"), which) as trained:
+            model = trained.build()
         to_precision(model, model_dtype(precision))
         with autocast(precision, device):
             return logits(model)

@@ -31,7 +31,8 @@ from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.runs.event_log import Event
 from pipeline.runs.extension import Extension, extension
-from pipeline.runs.run_folder import RunFolder, checked_data, final_checkpoint, run_folder, start_digest
+from pipeline.runs.run_folder import RunFolder, final_checkpoint, run_folder, start_digest
+from pipeline.runs.stage_settings import checked_data
 
 
 def run_chain(

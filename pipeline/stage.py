@@ -28,15 +28,10 @@ from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost
 from pipeline.ranks.rendezvous import check_world_size, read_rendezvous
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.event_log import Event, EventLog
-from pipeline.runs.run_folder import (
-    final_checkpoint,
-    rank_digest,
-    refuse_other_data,
-    run_folder,
-    start_digest,
-)
+from pipeline.runs.run_folder import final_checkpoint, run_folder, start_digest
 from pipeline.runs.run_identity import establish_identity
 from pipeline.runs.stage_result import StageResult
+from pipeline.runs.stage_settings import rank_digest, refuse_other_data
 from pipeline.shard_verification import ShardVerification
 from pipeline.train import train
 from pipeline.training.training_run import RunContext

@@ -18,8 +18,9 @@ from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan, check_ranks
 from pipeline.runs.announcements import started_with
 from pipeline.runs.continuation import changes_since, computed_with
-from pipeline.runs.run_folder import digests, relative_location
+from pipeline.runs.run_folder import relative_location
 from pipeline.runs.stage_result import StageResult
+from pipeline.runs.stage_settings import digests
 from pipeline.shard_verification import ShardVerification
 from pipeline.training.images import imagenet_preprocessing
 from pipeline.training.training_run import RunContext, StartPoint, TrainingRun

@@ -18,8 +18,9 @@ from pipeline.plan import Plan, TrainPlan
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import Stage
 from pipeline.runs.event_log import Event, EventLog
-from pipeline.runs.run_folder import RunFolder, may_change
+from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stage_result import distinct_names
+from pipeline.runs.stage_settings import may_change
 
 
 def class_list(classes: Sequence[str]) -> str:

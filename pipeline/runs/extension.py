@@ -22,8 +22,9 @@ from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.runs.event_log import Event
 from pipeline.runs.fixed_settings import why_fixed
 from pipeline.runs.run_access import cannot_be_written
-from pipeline.runs.run_folder import RunFolder, may_change, run_folder, stage_settings, start_digest
+from pipeline.runs.run_folder import RunFolder, run_folder, start_digest
 from pipeline.runs.settings_history import KEY, VERSION, SettingsChange, SettingsHistory, before
+from pipeline.runs.stage_settings import may_change, stage_settings
 
 _NO_AVERAGE = "ema_decay: a moving average cannot begin or end under way; add a stage with start_from"
 

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage
-from pipeline.runs.run_folder import may_change, run_folder
+from pipeline.runs.run_folder import run_folder
 from pipeline.runs.settings_history import NO_CHANGES, SettingsHistory, settings_as_of
+from pipeline.runs.stage_settings import may_change
 
 if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe

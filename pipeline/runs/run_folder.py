@@ -5,7 +5,6 @@ runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  events.jsonl  logs/  progress
 """
 
 import fcntl
-import functools
 import json
 import math
 import os
@@ -19,15 +18,14 @@ import yaml
 
 from data.errors import raise_if_passing
 from data.files.atomic_file import write_atomically
-from data.files.digest import json_sha256
 from data.files.file_lock import check_locks
 from data.files.json_records import parse_json, to_json, to_record
 from data.files.regular_file import open_regular, read_regular
 from data.files.yaml_text import YamlError, load_plain_yaml, yaml_file
 from data.remote.storage import Storage, is_remote
 from data.remote.web_address import without_secrets
-from data.settings_diff import changed_settings, flatten
-from pipeline.checkpoints.manifest import RunDigests, json_object, manifest_bytes, weights_digest
+from data.settings_diff import changed_settings
+from pipeline.checkpoints.manifest import json_object, manifest_bytes, weights_digest
 from pipeline.errors import ConfigError
 from pipeline.runs.event_log import Event, EventLog
 from pipeline.runs.fixed_settings import why_fixed
@@ -36,12 +34,11 @@ from pipeline.runs.run_access import cannot_be_written, check_writable, hold
 from pipeline.runs.run_identity import identity_of
 from pipeline.runs.settings_history import is_history
 from pipeline.runs.stage_result import StageResult
+from pipeline.runs.stage_settings import may_change, own_settings, stage_settings
 
 if TYPE_CHECKING:  # commands that only look at a folder start in half the time without numpy and pydantic
-    from pipeline.plan import Plan, TrainPlan
-    from pipeline.recipe.schema import Recipe, Stage
-
-_CHECKED_DATA = "COATNET_CHECKED_DATA"
+    from pipeline.plan import Plan
+    from pipeline.recipe.schema import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +131,7 @@ class RunFolder:
     def check_settings(self, recipe: "Recipe") -> None:
         """As `check`, for the settings of the stage alone, when its data cannot be read yet."""
         name = self.path.name
-        own = _own_settings(name, recipe.seed, recipe.stages[name])
+        own = own_settings(name, recipe.seed, recipe.stages[name])
         frozen = self.frozen() if self.recipe.exists() else None
         rest = {key: frozen.content.get(key) for key in ("index_digests", "start_digest")} if frozen else {}
         self._compare(own | rest)
@@ -328,77 +325,3 @@ def start_digest(recipe: "Recipe", stage: str, *, to_compare: bool = False) -> s
     with suppress(ValueError):  # a damaged manifest, as reading it will say
         run_folder(recipe, start).refuse_other_run(checkpoint, json_object(content).get("run_id"))
     return weights_digest(content)
-
-
-def digests(plan: "TrainPlan") -> RunDigests:
-    """What distinguishes a run from others in its checkpoints: its settings that may not change, and its data."""
-    settings = {key: value for key, value in flatten(stage_settings(plan, None)).items() if not may_change(key)}
-    return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
-
-
-def classes_digest(plan: "Plan") -> str:
-    """What identifies the classes in their order: a classifier fits no others, even if there are as many."""
-    return json_sha256(plan.classes)
-
-
-def checked_data(plan: "Plan") -> dict[str, str]:
-    """The environment variable by which ranks learn what data the command that starts them has checked."""
-    return {_CHECKED_DATA: json.dumps(_index_digests(plan))}
-
-
-def refuse_other_data(plan: "Plan") -> None:
-    """In a rank: refuse data other than what the command that started it has checked.
-
-    Raises:
-        ConfigError: an index or label map has changed since; it names both digests.
-    """
-    checked = json.loads(os.environ.get(_CHECKED_DATA, "{}"))
-    for part, found in _index_digests(plan).items():
-        if part in checked and checked[part] != found:
-            raise ConfigError(
-                f"stage {plan.name}: data.{part}: the shards have changed since the command started (digest "
-                f"{found[:16]} instead of {checked[part][:16]}); restore them, or repeat the command to check these"
-            )
-
-
-def rank_digest(plan: "Plan") -> str:
-    """What must be equal on all ranks of a start: the settings of the stage with their history, and its data."""
-    settings = flatten(stage_settings(plan, None))
-    own = {key: value for key, value in settings.items() if key != "data.cache.folder"}
-    # A rank may have read the run folder before its history was changed.
-    parts = getattr(plan, "parts", ())
-    return json_sha256([own, [[part.first_step, to_json(digests(part))] for part in parts]])
-
-
-def stage_settings(plan: "Plan", start_digest: str | None) -> dict[str, Any]:
-    """What a run folder records of a stage."""
-    return {
-        **_own_settings(plan.name, plan.seed, plan.stage),
-        "index_digests": _index_digests(plan),
-        "start_digest": start_digest,
-    }
-
-
-def _own_settings(name: str, seed: int, stage: "Stage") -> dict[str, Any]:
-    return {"stage": name, "seed": seed, **stage.model_dump(mode="json")}
-
-
-def _index_digests(plan: "Plan") -> dict[str, str]:
-    from pipeline.plan import TrainPlan
-
-    digests = {"validation": plan.validation.digest}
-    return {"train": plan.train.digest, **digests} if isinstance(plan, TrainPlan) else digests
-
-
-@functools.cache
-def _changeable() -> frozenset[str]:
-    from pipeline.recipe.schema import TrainStage
-    from pipeline.recipe.sections import changeable_settings
-
-    return changeable_settings(TrainStage)  # an evaluation stage has some of the same
-
-
-def may_change(key: str) -> bool:
-    """Whether the setting, or a section that it is in, may change between two starts."""
-    parts = key.split(".")
-    return any(".".join(parts[:count]) in _changeable() for count in range(1, len(parts) + 1))

@@ -21,8 +21,9 @@ from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.runs.extension import Extension, extension
-from pipeline.runs.run_folder import RunFolder, run_folder, stage_settings
+from pipeline.runs.run_folder import RunFolder, run_folder
 from pipeline.runs.settings_history import KEY, NO_CHANGES
+from pipeline.runs.stage_settings import stage_settings
 from tests.support.command import coatnet
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
 

@@ -38,7 +38,12 @@ def steps(monkeypatch: pytest.MonkeyPatch, moments: list[float]) -> list[str]:
         return plan_stage(recipe, name)
 
     def launch(
-        command: list[str], stage: Stage, folder: RunFolder, signals: StopSignals, variables: Mapping[str, str]
+        command: list[str],
+        stage: Stage,
+        folder: RunFolder,
+        signals: StopSignals,
+        variables: Mapping[str, str],
+        memory_advice: Callable[[], str],
     ) -> None:
         name = command[2]
         done.append(f"launch {name}")

@@ -11,7 +11,8 @@ from jobs.scheduler.chain_jobs import chain_jobs
 from jobs.scheduler.submissions import submission_folder
 from pipeline.errors import ConfigError
 from pipeline.plan import plan_stage
-from pipeline.runs.run_folder import checked_data, refuse_other_data, run_folder
+from pipeline.runs.run_folder import run_folder
+from pipeline.runs.stage_settings import checked_data, refuse_other_data
 from tests.support.recipes import write_recipe
 from tests.support.records import stage_result
 

@@ -14,7 +14,8 @@ from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import EvaluateStage, TrainStage
 from pipeline.recipe.sections import changeable_settings
-from pipeline.runs.run_folder import digests, run_folder
+from pipeline.runs.run_folder import run_folder
+from pipeline.runs.stage_settings import digests
 from tests.pipeline.recipe.test_recipe import RECIPE
 from tests.support.recipes import write_recipe
 

@@ -8,8 +8,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
-from pipeline.runs.run_folder import rank_digest
 from pipeline.runs.settings_history import VERSION, SettingsChange, SettingsHistory
+from pipeline.runs.stage_settings import rank_digest
 from tests.support.recipes import write_recipe
 
 

@@ -17,10 +17,11 @@ _UNKNOWN_PEAK = 100e12  # operations per second of a GPU that is not in the tabl
 _RANK_BYTES = 10**9  # on CPUs, with room for activations
 _MOST_RANKS = 16
 _CPU_HOURS, _GPU_HOURS = 1.0, 24.0
-_CPU_CHOICES = (("coatnet_0", 224), ("coatnet_0", 128), ("coatnet_nano", 128), ("coatnet_nano", 96),
-                ("coatnet_nano", 64), ("coatnet_nano", 48), ("coatnet_nano", 32))  # fmt: skip
-"""Models and image sizes for pretraining, the best first: the first that has time for `_CPU_EPOCHS` is taken."""
-_CPU_EPOCHS = (30, 100)
+_CPU_CHOICES = (("coatnet_0", 224, 30), ("coatnet_0", 128, 30), ("coatnet_micro", 128, 30), ("coatnet_micro", 96, 30),
+                ("coatnet_micro", 64, 15), ("coatnet_nano", 32, 15))  # fmt: skip
+"""Model, image size and least number of epochs of pretraining, the best first: the first that has time is taken, else
+the last one. timm cannot express `coatnet_nano`, so it is for images of which there is no time to see more."""
+_CPU_EPOCHS = 100
 _GPU_EPOCHS = (30, 300)
 
 _TEXT = Template("""\
@@ -127,11 +128,9 @@ def machine_recipe(name: str, machine: Machine, rate: float, data: TrainingData,
         model, resolution = "coatnet_0", 224
         micro = min(batch // ranks, _fitting_micro_batch(model, 384, min(gpu.memory for gpu in machine.gpus)))
     else:
-        speed, hours, (least, most) = ranks * rate, hours or _CPU_HOURS, _CPU_EPOCHS
-        model, resolution = next(
-            (choice for choice in _CPU_CHOICES if least * _epoch_seconds(*choice, speed, data) <= 3600 * hours),
-            _CPU_CHOICES[-1],
-        )
+        speed, hours, most = ranks * rate, hours or _CPU_HOURS, _CPU_EPOCHS
+        in_time = (choice for choice in _CPU_CHOICES if _least_seconds(*choice, speed, data) <= 3600 * hours)
+        model, resolution, least = next(in_time, _CPU_CHOICES[-1])
         micro = min(64, batch // ranks)
         while micro > 1 and ranks * _host_bytes(model, _larger(resolution), micro) > 0.8 * machine.host.memory:
             micro //= 2
@@ -176,7 +175,7 @@ def machine_recipe(name: str, machine: Machine, rate: float, data: TrainingData,
 
 def _larger(resolution: int) -> int:
     """The image size of fine-tuning: the paper's 384 after 224, else about half as much again."""
-    return {32: 48, 48: 64, 224: 384}.get(resolution, resolution * 3 // 2 // 32 * 32)
+    return {32: 48, 224: 384}.get(resolution, resolution * 3 // 2 // 32 * 32)
 
 
 def _host_bytes(model: str, resolution: int, micro: int) -> int:
@@ -189,6 +188,10 @@ def _host_bytes(model: str, resolution: int, micro: int) -> int:
 def _epoch_seconds(model: str, resolution: int, speed: float, data: TrainingData) -> float:
     """Seconds of an epoch at `speed` operations per second."""
     return 2 * count_training_cost(VARIANTS[model], resolution).multiply_adds * data.samples / speed
+
+
+def _least_seconds(model: str, resolution: int, least: int, speed: float, data: TrainingData) -> float:
+    return least * _epoch_seconds(model, resolution, speed, data)
 
 
 def _cpu_ranks(machine: Machine) -> int:

@@ -84,7 +84,7 @@ def test_names_are_timms_and_what_it_lacks_is_refused() -> None:
 def test_published_variants_without_mixed_stages_have_timms_parameters() -> None:
     assert {name for name, variant in VARIANTS.items() if not why_not_timm(variant)} == {
         *(f"coatnet_{number}" for number in range(6)), *(f"coatnet_{number}_dw" for number in range(6)),
-        "coatnet_2_cccc", "coatnet_2_ccct", "coatnet_2_cctt", "coatnet_2_cttt",
+        "coatnet_2_cccc", "coatnet_2_ccct", "coatnet_2_cctt", "coatnet_2_cttt", "coatnet_micro",
     }  # fmt: skip
     for name in ("coatnet_0", "coatnet_5"):
         with torch.device("meta"):

@@ -93,7 +93,7 @@ def assert_equal(run: Path, other: Path) -> None:
 
 def texts(run: Path, tag: str) -> dict[int, str]:
     """Step -> text, as TensorBoard shows them."""
-    found = EventAccumulator(str(run / "tensorboard"))
+    found = EventAccumulator(str(run))
     found.Reload()
     points = found.Tensors(tag)
     return {point.step: point.tensor_proto.string_val[0].decode() for point in points}

@@ -55,7 +55,7 @@ def test_accepted_jobs_are_reported_with_their_expected_start(
         ("resources.memory_gigabytes=900", "Requested node configuration is not available", "request less (resources.nodes, ranks, cpus_per_rank, memory_gigabytes) or set resources.partition; " + NODES),
         ("resources.partition=nope", "invalid partition specified: nope", "set resources.partition; there are: high, low, lowgrace, main"),
         ("resources.constraint=fast", "Invalid feature specification", "correct resources.constraint"),
-        ("resources.flags=[--bogus]", 'unrecognized option \'--bogus\' Try "sbatch --help" for more information', "correct resources.flags"),
+        ("resources.flags=[--bogus=1]", 'unrecognized option \'--bogus=1\' Try "sbatch --help" for more information', "correct resources.flags"),
     ],
 )  # fmt: skip
 def test_a_refused_job_is_reported_with_the_available_resources(

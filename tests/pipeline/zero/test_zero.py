@@ -11,13 +11,13 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from data.images.augment import TrainTransform
 from data.stream import RankShare, training_stream
 from models.norm import move_running_statistics, recorded_statistics
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
-from pipeline.training.images import normalized
+from pipeline.training.images import erase, normalized
+from pipeline.training.training_batches import train_transform
 from pipeline.weights import build_model
 from tests.support.ranks import run_ranks
 from tests.support.recipes import checkpoint_bytes, events, scalars, write_recipe
@@ -196,8 +196,7 @@ def test_two_ranks_train_like_a_plain_loop_over_the_micro_batches(runs: Path) ->
     optimizer = torch.optim.AdamW(groups)
     averages = {name: t.clone() for name, t in model.state_dict().items()}
     stream = training_stream(
-        planned.train, planned.order, TrainTransform(32, "random", (0.5, 1.0)), RankShare(0, 1, 3),
-        first_step=0, workers=1,
+        planned.train, planned.order, train_transform(planned), RankShare(0, 1, 3), first_step=0, workers=1,
     )  # fmt: skip
     losses, norms = {}, {}
     for step in range(4):
@@ -205,9 +204,22 @@ def test_two_ranks_train_like_a_plain_loop_over_the_micro_batches(runs: Path) ->
         for number, batch in zip(range(4), stream, strict=False):
             seed = np.random.SeedSequence([planned.seed, 4, step, number]).generate_state(1, np.uint64)
             torch.manual_seed(int(seed[0]))
-            share = np.random.default_rng([planned.seed, 5, step, number]).beta(0.8, 0.8)
             images = normalized(batch.images, torch.device("cpu"), torch.float32)
-            logits = model(share * images + (1 - share) * images.flip(0))
+            erase(images, batch.erased)
+            draws = np.random.default_rng([planned.seed, 8, step, number])
+            if draws.random(2)[1] < 0.5:  # CutMix
+                side = int(32 * math.sqrt(1 - draws.beta(1.0, 1.0)))
+                rows, columns = (
+                    slice(max(0, at - side // 2), min(32, at + (side + 1) // 2)) for at in draws.integers(32, size=2)
+                )
+                from_partner = torch.zeros(32, 32, 1)
+                from_partner[rows, columns] = 1
+                mixed = torch.where(from_partner == 1, images.flip(0), images)
+                share = 1 - from_partner.mean().item()
+            else:
+                share = np.random.default_rng([planned.seed, 5, step, number]).beta(0.8, 0.8)
+                mixed = share * images + (1 - share) * images.flip(0)
+            logits = model(mixed)
             labels = torch.from_numpy(batch.labels[:, 0])
             own, partners = (F.cross_entropy(logits, wanted) for wanted in (labels, labels.flip(0)))
             loss = share * own + (1 - share) * partners

@@ -19,7 +19,7 @@ def expand_relative_bias(table: Tensor, grid: tuple[int, int], dtype: torch.dtyp
     """
     dtype = dtype or table.dtype
     if torch.is_grad_enabled() and table.requires_grad and not torch.compiler.is_exporting():
-        expanded: Tensor = _Expansion.apply(table, grid, dtype)
+        expanded: Tensor = _Expansion.apply(table, grid, dtype)  # type: ignore[no-untyped-call]
         return expanded
     return _expanded(table, grid, dtype)
 
@@ -59,7 +59,7 @@ def _sums_of_antidiagonals(squares: Tensor, dtype: torch.dtype) -> Tensor:
     side = squares.shape[-1]
     length = -(-(2 * side - 1) // 32) * 32
     flat = F.pad(squares, (0, length + 1 - side)).flatten(-2)[..., :-side]
-    return flat.unflatten(-1, (side, length)).sum(-2, dtype=dtype)[..., : 2 * side - 1]
+    return flat.view(*flat.shape[:-1], side, length).sum(-2, dtype=dtype)[..., : 2 * side - 1]
 
 
 def resize_relative_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -60,11 +60,11 @@ def test_the_gradient_of_a_bf16_bias_is_summed_in_float32() -> None:
     assert error(torch.bfloat16, torch.bfloat16) < 1.01 * rounding < relative_error(in_bf16, exact) / 2
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Names of the operations inside."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

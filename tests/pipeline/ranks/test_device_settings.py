@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation import model_evaluation
+from pipeline.predict import chosen_device
 from pipeline.ranks.device_settings import gpu_of_rank, gpu_variables, prepare_devices
 from pipeline.ranks.distributed import join_ranks
 from pipeline.ranks.rendezvous import STORE_FOLDER
+from pipeline.recipe.loader import load_recipe
 from tests.support.command import environment
+from tests.support.recipes import write_recipe
 
 SETTINGS = """
 import sys
@@ -132,7 +138,7 @@ def test_more_ranks_than_gpus_are_refused_with_the_settings_to_change(visible: i
 
 
 @pytest.fixture
-def one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[dict[str, Any]]:
+def one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
     """A machine with one GPU and a rank of two; returns how process groups are created."""
     created: list[dict[str, Any]] = []
     tmp_path.chmod(0o700)
@@ -167,3 +173,33 @@ def test_nccl_is_given_the_gpu_of_the_rank(one_gpu: list[dict[str, Any]], monkey
     gpu = torch.device("cuda", 0)
     assert join_ranks(1).device == gpu
     assert (one_gpu[0]["backend"], one_gpu[0]["device_id"]) == ("nccl", gpu)
+
+
+@pytest.mark.parametrize(("gpus_per_rank", "device"), [(0, "cpu"), (1, "cuda"), (None, "cuda")])
+def test_a_model_is_evaluated_as_its_stage_did_and_on_a_gpu_if_that_is_not_known(
+    gpus_per_rank: int | None, device: str, monkeypatch: pytest.MonkeyPatch, shards: Path, tmp_path: Path
+) -> None:
+    stage = None
+    if gpus_per_rank is not None:
+        resources = {"ranks": 1, "gpus_per_rank": gpus_per_rank}
+        stage = load_recipe(write_recipe(tmp_path, shards, resources=resources)).stages["pretrain"]
+    devices: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(model_evaluation, "known_stage", lambda model: stage)
+    monkeypatch.setattr(
+        model_evaluation, "evaluate_model", lambda request, stage, ranks, progress: devices.append(ranks.device)
+    )
+    monkeypatch.delenv("RANK", raising=False)
+    request: Any = SimpleNamespace(model="model", threads=1)
+    nothing: Any = None
+    model_evaluation.evaluate_here(request, nothing)
+    assert devices == [torch.device(device)]
+
+
+@pytest.mark.parametrize(("name", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_predictions_take_the_gpu_that_is_there_unless_they_are_to_use_cpus(
+    name: Any, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen_device(name) == torch.device(device)

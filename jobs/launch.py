@@ -19,12 +19,11 @@ from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
 from pipeline.faults.preemption import STOP_SIGNALS, ReceivedSignals, StopSignals
 from pipeline.host import out_of_memory_kills, this_host
-from pipeline.ranks.rendezvous import STORE_FOLDER
+from pipeline.ranks.rendezvous import LAUNCHER, STORE_FOLDER
 from pipeline.recipe.schema import Stage, TrainStage
 from pipeline.runs.event_log import Event, EventLog
 from pipeline.runs.run_folder import RunFolder
 
-_LAUNCHER = "COATNET_LAUNCHER"
 _STARTED = "COATNET_STARTED"
 _LEAVE_SECONDS = 10
 """After one rank has failed, time for the others to notice and report what they know; then they are killed."""
@@ -135,7 +134,7 @@ def launch_group(
     ):
         signals.set_handler(pass_on)
         try:
-            own = {_STARTED: str(signals.started), _LAUNCHER: str(os.getpid()), STORE_FOLDER: store, **variables}
+            own = {_STARTED: str(signals.started), LAUNCHER: str(os.getpid()), STORE_FOLDER: store, **variables}
             _start(processes, command, group, Path(outcomes), own)
             if received.first is not None:  # while only some of the ranks had been started
                 for process in processes:
@@ -163,7 +162,7 @@ def _record_interrupt(events: EventLog, first: signal.Signals, begun: int) -> No
 
 def die_with_launcher() -> None:
     """In a rank: let the kernel kill this process when the launcher dies, so that no rank keeps training unnoticed."""
-    launcher = os.environ.get(_LAUNCHER)
+    launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # rank 0 writes to a terminal whose foreground group it is not in

@@ -93,7 +93,7 @@ def _all(
     if slurm:
         yield from dry_run(recipe, stages, assessor.extended)
     else:
-        yield from assess_interface()
+        yield from assess_interface(recipe.stages[name] for name in stages)
     clock = assess_clock(recipe)
     if clock is not None:
         yield clock

@@ -66,6 +66,13 @@ class DeviceFailed(CoatnetError):
     retryable = True
 
 
+class NetworkFailed(CoatnetError):
+    """This rank could not communicate with the others, which may all be there; it may be able to later."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
 class PortTaken(CoatnetError):
     """The port at which the ranks of a job meet is in use; it may be free later, or on another machine."""
 

@@ -166,7 +166,7 @@ def out_of_host_memory(error: BaseException, plan: TrainPlan, *, begun: bool) ->
 
 def host_advice(stage: TrainStage, classes: int, *, begun: bool) -> str:
     """What the ranks of this machine need, what it has, and what to change; `begun` as for `out_of_memory`."""
-    on_gpus = torch.cuda.is_available()
+    on_gpus = stage.resources.gpus_per_rank > 0 and torch.cuda.is_available()
     need, held = host_need(stage, classes, on_gpus=on_gpus)
     return (
         f"By estimate {counted(stage.resources.ranks_per_node, 'rank')} of this machine ({this_host().text}) need "

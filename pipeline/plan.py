@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from data.prefetch import evaluation_need, prefetched_steps
 from data.remote.cache import Cache
 from data.remote.storage import Storage, is_remote
 from pipeline.built_shards import check_built
+from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -376,21 +376,6 @@ def check_model(recipe: Recipe, stage: Stage, where: str) -> None:
         raise ConfigError(
             f"{where}model: {_described(stage.model)} cannot start from stage {start}, which trains "
             f"{_described(other)}; use one model"
-        )
-
-
-def check_compiler(where: str) -> None:
-    """Check that this machine has the compiler that torch.compile needs.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    # Torch generates C++ for CPUs, and C for the launchers of its GPU kernels.
-    names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc"]
-    if not any(name and shutil.which(name) for name in names):
-        raise ConfigError(
-            f"{where}compile: torch.compile needs a C++ compiler and there is none on PATH; "
-            "install one (on Debian: apt-get install g++) or leave compile out"
         )
 
 

@@ -17,6 +17,7 @@ from data.inputs.image_stream import InputImage, image_batches
 from data.text.counted import counted
 from models.model_facts import LossKind, ModelFacts, Preprocessing
 from pipeline.errors import ConfigError
+from pipeline.ranks.device_settings import prepare_devices
 from pipeline.training.images import normalized
 
 _IN_FIVE = 5  # as in evaluations, whose ties are resolved by the same selection
@@ -98,6 +99,7 @@ def chosen_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     Raises:
         ConfigError: a GPU is requested and there is none.
     """
+    prepare_devices(gpus=name != "cpu", deterministic=True)
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU on this machine; use --device auto or cpu")
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")

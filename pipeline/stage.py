@@ -24,6 +24,7 @@ from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.precision import autocast, model_dtype
 from pipeline.preflight.unused_settings import Facts, unused_settings
+from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.ranks.rendezvous import check_world_size, read_rendezvous
 from pipeline.recipe.schema import Recipe
@@ -79,7 +80,9 @@ def run_stage(
     console = redirect_output(folder, rank)
     log_file = folder.log_file(rank)
     with name_lost_ranks(), Watchdog(plan.stage.watchdog, rank, world_size, node, log_file, signals.end) as watchdog:
-        ranks = join_ranks(plan.stage.resources.threads_per_rank)
+        resources = plan.stage.resources
+        prepare_devices(gpus=resources.gpus_per_rank > 0, deterministic=plan.stage.deterministic)
+        ranks = join_ranks(resources.threads_per_rank, gpus=resources.gpus_per_rank > 0)
         watchdog.listen()
         _refuse_different_recipes(plan, ranks)
         lock = folder.lock(node) if ranks.is_leader else None
@@ -198,5 +201,6 @@ def _evaluate_stage(plan: Plan, context: RunContext, start_from: str) -> None:
                 weights=chosen,
                 validation=accuracy.figures,
                 classes=accuracy.table(plan.classes),
+                deterministic=stage.deterministic if ranks.device.type == "cuda" else None,
             )
         )

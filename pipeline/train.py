@@ -175,6 +175,7 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
                 weights="ema" if run.evaluates_average else "raw",
                 validation=accuracy.figures,
                 classes=accuracy.table(plan.classes),
+                deterministic=stage.deterministic if ranks.device.type == "cuda" else None,
             )
         )
     return plan.steps

@@ -8,6 +8,7 @@ import logging
 import math
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -124,5 +125,15 @@ def _pin(memory: Tensor) -> None:
     failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), portable))
     if failed:
         log.warning("memory for checkpoints cannot be pinned (CUDA error %d); saves take longer", failed)
+        _forget_last_error()
     else:
         weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
+
+
+def _forget_last_error() -> None:
+    """Take the error of a failed call from where CUDA keeps it, or the next kernel would be reported as failed.
+
+    Torch has no function for that, but asks for the last error after each kernel that it launches, which forgets it.
+    """
+    with suppress(torch.AcceleratorError):
+        torch.zeros(1, device="cuda")

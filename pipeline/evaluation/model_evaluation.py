@@ -30,6 +30,7 @@ from pipeline.evaluation.report_parts import class_table, confused_pairs, left_o
 from pipeline.initial_weights.fitting import resized_tables
 from pipeline.model_location import find_model_checkpoint
 from pipeline.precision import autocast, model_dtype
+from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.recipe.schema import Precision, TrainStage
 from pipeline.recipe.sections import DataSettings, WhichWeights
@@ -113,12 +114,15 @@ def evaluate_here(request: EvaluationRequest, progress: Progress) -> EvaluationR
     is_rank = "RANK" in os.environ
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) if is_rank else 1
     threads = request.threads or (stage.resources.threads_per_rank if stage else max(1, (os.cpu_count() or 1) // here))
+    # As the stage itself evaluated, if that is known.
+    gpus = stage is None or stage.resources.gpus_per_rank > 0
+    prepare_devices(gpus=gpus, deterministic=stage.deterministic if stage else True)
     if not is_rank:
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
         return evaluate_model(request, stage, Ranks(0, 1, device), progress)
     with name_lost_ranks():
-        ranks = join_ranks(threads)
+        ranks = join_ranks(threads, gpus=gpus)
         report = evaluate_model(request, stage, ranks, progress)
         ranks.barrier()
     leave_ranks()

@@ -27,6 +27,7 @@ from pipeline.faults.hang_report import (
 )
 from pipeline.faults.preemption import EndProcess
 from pipeline.ranks.distributed import KeyValueStore, connect_store
+from pipeline.ranks.flight_recorder import PREFIX, save_flight_record
 from pipeline.recipe.sections import WatchdogSettings
 
 log = logging.getLogger(__name__)
@@ -165,6 +166,7 @@ class Watchdog:
         position = RankPosition(self._node, section.name, section.transitions, step, micro_batch, phase)
         self._log_file.write(f"hang: {reason}; the stacks of all threads of rank {self._rank}:\n".encode())
         faulthandler.dump_traceback(self._log_file)
+        record = save_flight_record(self._log_path.parent, self._rank)
         found: list[str] = []
 
         def gather() -> None:
@@ -182,8 +184,9 @@ class Watchdog:
         what = (
             found[0] if found else f"rank 0 does not answer; rank {self._rank} on {self._node} is {position} ({reason})"
         )
+        recorded = f", and what NCCL was exchanging in its {PREFIX}* (torchfrtrace reads them)" if record else ""
         self._end(
             EXIT_TRY_AGAIN,
-            f"hang: {what}. The stacks of every rank's threads are in {self._log_path.parent}; if nothing hangs, raise "
-            f"the limits of watchdog; {CONTINUES_IF_SAVED}",
+            f"hang: {what}. The stacks of every rank's threads are in {self._log_path.parent}{recorded}; if nothing "
+            f"hangs, raise the limits of watchdog; {CONTINUES_IF_SAVED}",
         )

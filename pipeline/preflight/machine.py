@@ -1,6 +1,7 @@
 """Whether this machine has what a stage that runs on it asks for: GPUs, cores, a processor that is fast enough."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from data.text.counted import counted
 from pipeline.host import Host, this_host
@@ -23,6 +24,10 @@ class Machine:
         gpus = f"{len(self.gpus)} x {' and '.join(names)}" if self.gpus else "no GPU"
         return f"{self.host.text}, {gpus}"
 
+    def seen_by(self, stage: Stage) -> Self:
+        """The machine as the ranks of a stage see it: without GPUs if they have none."""
+        return self if stage.resources.gpus_per_rank else replace(self, gpus=())
+
 
 def this_machine() -> Machine:
     """The machine of this process."""
@@ -31,13 +36,13 @@ def this_machine() -> Machine:
 
 def assess_machine(name: str, stage: Stage, machine: Machine) -> Findings:
     """Hold what a stage asks for against the machine that it will run on."""
-    found, resources = Findings(name), stage.resources
+    found, resources, machine = Findings(name), stage.resources, machine.seen_by(stage)
     ranks = resources.ranks_per_node
     if machine.gpus:
         if ranks > len(machine.gpus):
             gpus = counted(len(machine.gpus), "GPU")
             what = f"resources.ranks: {ranks} ranks on a machine with {gpus}, and each rank needs one"
-            found.error(what, f"set resources.ranks={len(machine.gpus)}")
+            found.error(what, f"set resources.ranks={len(machine.gpus)}, or resources.gpus_per_rank=0 to use CPUs")
         return found
     threads = ranks * resources.threads_per_rank
     if threads > machine.host.cores:

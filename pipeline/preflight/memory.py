@@ -18,6 +18,7 @@ def assess_memory(
     `machine` is where it will run; None if that is another one, which only the recipe describes.
     """
     found, resources = Findings(name), stage.resources
+    machine = machine.seen_by(stage) if machine else None
     on_gpus = bool(machine.gpus) if machine else resources.gpus_per_rank > 0
     if on_gpus:
         _assess_gpu(found, stage, classes, begun, machine)

@@ -39,6 +39,8 @@ from pipeline.preflight.disk_space import existing_parent
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.preflight.report import append_to_report, finish_report
 from pipeline.preflight.versions import versions
+from pipeline.ranks.communication_errors import short_reason
+from pipeline.ranks.device_settings import gpu_of_rank, prepare_devices
 from pipeline.ranks.distributed import Ranks, join_without_gpus, leave_ranks, name_lost_ranks, with_gpus
 from pipeline.ranks.gpus import present_gpu
 from pipeline.ranks.rendezvous import check_interface, read_rendezvous
@@ -89,6 +91,8 @@ def run_node_checks(
 
     limit = _LIMIT_SECONDS + seconds
     settings = WatchdogSettings(setup_seconds=limit, least_seconds=limit)
+    stage = recipe.stages[name]
+    prepare_devices(gpus=stage.resources.gpus_per_rank > 0, deterministic=stage.deterministic)
     with name_lost_ranks(), Watchdog(settings, rank, world_size, node, folder.log_file(rank), end) as watchdog:
         checks = _NodeChecks(join_without_gpus(), node, watchdog, report)
         watchdog.listen()
@@ -161,7 +165,8 @@ def _inspect_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[P
     has_interface = True
     local_rank = int(os.environ["LOCAL_RANK"])
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_gpu = local_rank < gpus
+    number = _gpu_number(gpus)
+    has_gpu = number is not None
     try:
         # One rank of each node looks for the shards.
         plan = plan_stage(recipe, name, ranks.world_size, look_at_shards=local_rank == 0)
@@ -172,11 +177,11 @@ def _inspect_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[P
             check_interface("nccl")
     except ConfigError as error:
         problem, has_interface = finding_of_error(name, error), False
-    free, total = torch.cuda.mem_get_info(local_rank) if has_gpu else (0, 0)
+    free, total = torch.cuda.mem_get_info(number) if has_gpu else (0, 0)
     ranks.barrier()
     return plan, NodeFacts(
         node=node,
-        gpu=torch.cuda.get_device_name(local_rank) if has_gpu else None,
+        gpu=torch.cuda.get_device_name(number) if has_gpu else None,
         gpus=gpus,
         gpu_bytes=total,
         gpu_free=free,
@@ -187,6 +192,14 @@ def _inspect_node(recipe: Recipe, name: str, ranks: Ranks, node: str) -> tuple[P
         fix=problem.fix if problem else "",
         has_interface=has_interface,
     )
+
+
+def _gpu_number(gpus: int) -> int | None:
+    """The GPU of this rank among those that it sees; None if there is none for it."""
+    try:
+        return gpu_of_rank(int(os.environ["LOCAL_RANK"]), gpus, os.environ, "")
+    except ConfigError:
+        return None
 
 
 def _load(plan: TrainPlan, folder: RunFolder, world_size: int) -> StepLoad:
@@ -214,7 +227,8 @@ def _pace(plan: TrainPlan, folder: RunFolder, world_size: int) -> RankSpeed | No
 
 def _time_all_reduce(ranks: Ranks, node: str, on_gpus: bool) -> AllReduceFacts:
     try:
-        group = with_gpus(ranks, torch.device("cuda", int(os.environ["LOCAL_RANK"]))) if on_gpus else ranks
+        number = _gpu_number(torch.cuda.device_count()) if on_gpus else None
+        group = ranks if number is None else with_gpus(ranks, torch.device("cuda", number))
         tensor = torch.zeros(_ALL_REDUCE_BYTES // 4, device=group.device)
         began = 0.0
         for number in range(_WARM_UP + _ALL_REDUCES):
@@ -229,7 +243,7 @@ def _time_all_reduce(ranks: Ranks, node: str, on_gpus: bool) -> AllReduceFacts:
         if not on_gpus:
             raise  # the ranks exchange their facts the same way, so nothing could be reported
         logging.getLogger(__name__).exception("all-reduce")
-        return AllReduceFacts(node, _ALL_REDUCE_BYTES, 0.0, str(error).strip().partition("\n")[0])
+        return AllReduceFacts(node, _ALL_REDUCE_BYTES, 0.0, short_reason(error))
 
 
 def _synchronize(device: torch.device) -> None:

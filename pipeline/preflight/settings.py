@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data.text.counted import counted
-from pipeline.plan import check_compiler, check_model, check_ranks, sample_order
+from pipeline.compiler import check_compiler
+from pipeline.plan import check_model, check_ranks, sample_order
 from pipeline.preflight.finding import Findings
 from pipeline.recipe.schema import SMALL_IMAGES, Recipe, TrainStage
 from pipeline.runs.announcements import evaluation_view

@@ -289,6 +289,10 @@ TABLE: tuple[Row, ...] = (
         f"{_LONGER}, so there are no histograms",
     ),
     Row(
+        "deterministic", lambda f: f.stage.resources.gpus_per_rank == 0,
+        "has no effect with resources.gpus_per_rank: 0, since all algorithms for CPUs are deterministic",
+    ),
+    Row(
         "resources.gpu_gigabytes", lambda f: f.stage.resources.gpus_per_rank == 0,
         "has no effect with resources.gpus_per_rank: 0",
     ),

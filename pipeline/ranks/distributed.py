@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from pipeline.errors import ConfigError, DeviceFailed, LostRank
+from pipeline.ranks.communication_errors import explain_error
+from pipeline.ranks.device_settings import gpu_of_rank
 from pipeline.ranks.rendezvous import (
     Rendezvous,
     check_reachable,
@@ -100,21 +101,19 @@ class KeyValueStore(Protocol):
         """Set the value if the key has the expected one, or does not exist and that is empty; return the new value."""
 
 
-def join_ranks(threads: int) -> Ranks:
-    """Join the process group that the environment describes, see `read_rendezvous`.
+def join_ranks(threads: int, *, gpus: bool = True) -> Ranks:
+    """Join the process group that the environment describes, see `read_rendezvous`; after `prepare_devices`.
 
-    Without a GPU, this rank computes with `threads` threads.
+    Without a GPU, or without `gpus`, this rank computes on CPUs with `threads` threads.
 
     Raises:
         ConfigError: these variables or those of network interfaces are wrong, or there are more ranks than GPUs.
         PortTaken: the port of a job is taken.
     """
     found = read_rendezvous(os.environ)
-    if torch.cuda.is_available():
-        devices = torch.cuda.device_count()
-        if found.local_rank >= devices:
-            raise ConfigError(f"resources.ranks asks for GPU number {found.local_rank} of a machine that has {devices}")
-        device = torch.device("cuda", found.local_rank)
+    if gpus and torch.cuda.is_available():
+        number = gpu_of_rank(found.local_rank, torch.cuda.device_count(), os.environ, socket.gethostname())
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
@@ -124,8 +123,10 @@ def join_ranks(threads: int) -> Ranks:
     # For the process groups that DeepSpeed creates.
     dist.distributed_c10d.default_pg_timeout = _NEVER
     dist.distributed_c10d.default_pg_nccl_timeout = _NEVER  # type: ignore[attr-defined]
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    _join(found, backend)
+    if device.type == "cuda":
+        _join(found, "nccl", device)
+    else:
+        _join(found, "gloo")
     return Ranks(found.rank, found.world_size, device)
 
 
@@ -148,7 +149,9 @@ def with_gpus(ranks: Ranks, device: torch.device) -> Ranks:
         RuntimeError: NCCL does not start.
     """
     torch.cuda.set_device(device)
-    return GroupRanks(ranks.rank, ranks.world_size, device, dist.new_group(backend="nccl", timeout=_NEVER))
+    return GroupRanks(
+        ranks.rank, ranks.world_size, device, dist.new_group(backend="nccl", timeout=_NEVER, device_id=device)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,20 +171,17 @@ def name_lost_ranks() -> Iterator[None]:
     """Turn the errors of torch about another rank that is gone, or a GPU that fails, into ones that name the cause.
 
     Raises:
-        LostRank: a process group of gloo or NCCL, or its store, lost a rank.
+        LostRank: a process group of gloo or NCCL, or its store, lost the connection to a rank.
         DeviceFailed: the GPU reports an error, such as a memory error.
+        ConfigError, RunFailed, NetworkFailed: NCCL names another cause, or a connection fails that is not closed.
     """
     try:
         yield
     except RuntimeError as error:
-        who = f"rank {os.environ['RANK']}"
-        reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
-        if isinstance(error, torch.AcceleratorError):
-            raise DeviceFailed(f"{who} on {socket.gethostname()}: its GPU failed ({reason})") from error
-        # Gloo raises no subclass of RuntimeError.
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            raise LostRank(f"{who} lost another rank, whose log has the reason ({reason})") from error
-        raise
+        explained = explain_error(error, f"rank {os.environ['RANK']} on {socket.gethostname()}")
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def connect_store(name: str) -> KeyValueStore:
@@ -196,15 +196,21 @@ def connect_store(name: str) -> KeyValueStore:
     return _named(_open_store(read_rendezvous(os.environ), timedelta(seconds=_CONNECT_SECONDS)), name)
 
 
-def _join(found: Rendezvous, backend: str) -> None:
+def _join(found: Rendezvous, backend: str, device: torch.device | None = None) -> None:
     check_reachable(found, backend)
     if found.is_local:
         keep_to_this_machine()
     # torchrun holds a store of its own at this address.
     holds = found.rank == 0 and found.folder is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = _open_store(found, _NEVER, listen_for_ranks(found) if holds else None)
+    # With its GPU, NCCL connects at once: what is wrong with it shows here, and no collective has to guess the device.
     dist.init_process_group(
-        backend, timeout=_NEVER, store=_named(store, "ranks"), rank=found.rank, world_size=found.world_size
+        backend,
+        timeout=_NEVER,
+        store=_named(store, "ranks"),
+        rank=found.rank,
+        world_size=found.world_size,
+        device_id=device,
     )
 
 

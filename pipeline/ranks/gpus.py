@@ -1,19 +1,29 @@
-"""GPUs whose peak performance is known."""
+"""GPUs whose peak performance is known: the one table of them."""
 
 from dataclasses import dataclass
 
 import torch
 
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "MI300X": 1307e12, "A100": 312e12, "L40S": 362e12}
-"""Dense bf16 peaks in FLOP/s from the makers' data sheets, by a part of the name that torch gives the device."""
+PEAKS = {
+    "GB200": 2500e12, "B200": 2250e12,
+    "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12,
+    "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12,
+    "A100": 312e12, "L40S": 362e12,
+    "RTX 6000 Ada": 364e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+}  # fmt: skip
+"""Dense bf16 peaks in FLOP/s, with sums in float32, from the makers' data sheets, by a part of the name that torch
+has for a device. The first key that is in a name counts, so those with more words stand before those with fewer."""
+
+
+def known_name(name: str) -> str | None:
+    """The key in `PEAKS` of a GPU that torch calls `name`; None for one that is not in the table."""
+    return next((key for key in PEAKS if key in name), None)
 
 
 def known_gpu(device: torch.device) -> str | None:
     """The key in `PEAKS` of `device`; None for a GPU that is not in the table, or for a CPU."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((key for key in PEAKS if key in name), None)
+    return known_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def present_gpu() -> str | None:
@@ -33,7 +43,8 @@ class Gpu:
     @property
     def peak(self) -> float | None:
         """Dense bf16 operations per second by `PEAKS`; None for one that is not in the table."""
-        return next((peak for key, peak in PEAKS.items() if key in self.name), None)
+        key = known_name(self.name)
+        return PEAKS[key] if key else None
 
 
 def present_gpus() -> tuple[Gpu, ...]:

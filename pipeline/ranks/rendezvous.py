@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 STORE_FOLDER = "COATNET_STORE_FOLDER"
 """Environment variable with a folder that belongs to this account alone, in which the ranks of one machine meet."""
+LAUNCHER = "COATNET_LAUNCHER"
+"""Environment variable of ranks that this program has started on their machine, with the number of that process."""
 STORE_SECRET = "COATNET_STORE_SECRET"  # noqa: S105
 """Environment variable with what the keys of a job's ranks begin with in the store at MASTER_ADDR and MASTER_PORT, so
 that ranks of another job that come to the same port neither read nor change them."""

@@ -68,6 +68,8 @@ class Stage(Section):
     loss: LossSettings = LossSettings()
     precision: Precision = RECOMMENDED_OTHERWISE[0]
     """Of weights and arithmetic; by default what is recommended for the variant."""
+    deterministic: MayChange[bool] = True
+    """Whether GPUs use deterministic algorithms alone, so that two runs have equal bits."""
     log: MayChange[LogSettings] = LogSettings()
     watchdog: MayChange[WatchdogSettings] = WatchdogSettings()
     resources: MayChange[Resources] = Resources()

@@ -15,6 +15,7 @@ from data.text.counted import counted
 from models.complexity import count_parameters
 from pipeline.host import this_host
 from pipeline.plan import Plan, TrainPlan
+from pipeline.ranks.device_settings import GPU_PROMISES
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import Stage
 from pipeline.runs.event_log import Event, EventLog
@@ -45,10 +46,11 @@ def evaluation_view(stage: Stage) -> str:
 
 def banner(plan: Plan, ranks: Ranks, folder: RunFolder) -> list[str]:
     """Lines about what a start computes, on which devices, and where to watch it."""
-    stage, host = plan.stage, this_host().text
+    stage, host, promise = plan.stage, this_host().text, list[str]()
     if ranks.device.type == "cuda":
         device = torch.cuda.get_device_name(ranks.device)
         where = f"{counted(ranks.world_size, 'rank')} on {device}, rank 0 on a machine with {host}"
+        promise = [f"deterministic: {str(stage.deterministic).lower()}, {GPU_PROMISES[stage.deterministic]}"]
     else:
         threads = counted(torch.get_num_threads(), "thread")
         where = f"{counted(ranks.world_size, 'rank')} with {threads} each on CPUs, rank 0 on a machine with {host}"
@@ -57,6 +59,7 @@ def banner(plan: Plan, ranks: Ranks, folder: RunFolder) -> list[str]:
     run = os.path.relpath(folder.path)
     return [
         f"{where}; {size}",
+        *promise,
         f"logs in {os.path.relpath(folder.logs)}; curves with: coatnet tensorboard {shlex.quote(run)}",
     ]
 

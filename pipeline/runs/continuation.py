@@ -42,7 +42,9 @@ def computed_with(plan: TrainPlan, ranks: Ranks) -> dict[str, str]:
         "deepspeed": metadata.version("deepspeed"),
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "CPU",
     }
-    return found if on_gpu else found | {"resources.threads_per_rank": str(stage.resources.threads_per_rank)}
+    if on_gpu:
+        return found | {"deterministic": str(stage.deterministic).lower()}
+    return found | {"resources.threads_per_rank": str(stage.resources.threads_per_rank)}
 
 
 def changes_since(checkpoint: CheckpointFacts, now: Mapping[str, str], world_size: int) -> list[Change]:

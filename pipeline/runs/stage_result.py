@@ -64,6 +64,9 @@ class StageResult:
     """What the stage took from weights that it did not train, as its event `weights` has it; None if it took none, or
     in results of earlier versions."""
 
+    deterministic: bool | None = None
+    """The setting, if GPUs computed; None on CPUs, where all algorithms are deterministic, and in earlier versions."""
+
     def __post_init__(self) -> None:
         check_at_least(0, steps=self.steps, samples=self.samples or 0)
         if ".." in self.checkpoint.split("/") or "\0" in self.checkpoint or not self.checkpoint:

@@ -88,9 +88,11 @@ def test_more_ranks_than_gpus_or_cores_are_named_with_how_many_would_do(shards: 
     assert wrong(found(tmp_path, shards, machine=one_gpu)) == [
         Finding(
             "error", "pretrain", "resources.ranks: 2 ranks on a machine with 1 GPU, and each rank needs one",
-            "set resources.ranks=1",
+            "set resources.ranks=1, or resources.gpus_per_rank=0 to use CPUs",
         )
     ]  # fmt: skip
+    # Ranks without GPUs do not count those that are there.
+    assert wrong(found(tmp_path, shards, "resources.gpus_per_rank=0", machine=one_gpu)) == []
     three_cores = Machine(Host(3, 10**12, False), ())
     assert wrong(found(tmp_path, shards, "resources.ranks=4", machine=three_cores)) == [
         Finding(

@@ -107,13 +107,20 @@ def test_ranks_that_do_not_divide_the_micro_batches_are_refused(shards: Path, tm
         plan(tmp_path, shards, world_size=8)
 
 
-def test_compilation_needs_a_compiler(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_needs_a_compiler_and_the_headers_of_python(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler and there is none on PATH; install one"):
         plan(tmp_path, shards, "compile=true")
     (tmp_path / "clang").touch(mode=0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: f"{tmp_path}/include")
+    with pytest.raises(ConfigError, match=r"needs Python's headers and there is no .*/include/Python\.h; install them"):
+        plan(tmp_path, shards, "compile=true")
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/Python.h").touch()
     assert plan(tmp_path, shards, "compile=true").stage.compile
 
 

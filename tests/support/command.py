@@ -23,9 +23,18 @@ Process = Forked | subprocess.Popen[bytes]
 
 
 def environment() -> dict[str, str]:
-    """The current environment, without the variables that make a process a rank."""
+    """The current environment, without the variables that make a process a rank, and without GPUs.
+
+    Tests start two ranks on any machine, and compare their results with those of CPUs.
+    """
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "COATNET_OUTCOME_FILE")}
-    return kept | {"COLUMNS": "120", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HIP_VISIBLE_DEVICES": "",
+        "COLUMNS": "120",
+        "TERM": "dumb",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 @cache

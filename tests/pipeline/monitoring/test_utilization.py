@@ -8,6 +8,7 @@ import torch
 from pipeline.monitoring.utilization import Utilization, operations_per_image, peak_operations
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.ranks.distributed import Ranks
+from pipeline.ranks.gpus import Gpu
 from pipeline.recipe.loader import load_recipe
 from tests.support.recipes import write_recipe
 
@@ -35,13 +36,34 @@ def test_recomputing_blocks_does_not_raise_utilization(plan: TrainPlan) -> None:
 
 @pytest.mark.parametrize(
     ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA GeForce RTX 3060", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364e12),
+        ("NVIDIA GeForce RTX 5090", 209e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 3090 Ti", 71e12),
+        ("NVIDIA GeForce RTX 3060", None),
+        ("Quadro RTX 6000", None),
+        ("NVIDIA L40", None),
+    ],
 )
 def test_the_peak_is_found_by_the_name_of_the_gpu(
     name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_operations(GPU) == peak
+    assert Gpu(name, 0).peak == peak
 
 
 def test_utilization_is_a_share_of_the_peak_of_all_gpus(plan: TrainPlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,10 @@ EXAMPLES = [
         "log.histograms_every_steps=41", (), "is longer than the stage's 40 steps, so there are no histograms",
         ("pretrain.steps=41",),
     ),
+    Example(
+        "deterministic=false", NO_GPU,
+        "has no effect with resources.gpus_per_rank: 0, since all algorithms for CPUs are deterministic",
+    ),
     Example("resources.gpu_gigabytes=80", NO_GPU, "has no effect with resources.gpus_per_rank: 0"),
     Example(
         "resources.threads_per_rank=2", (),

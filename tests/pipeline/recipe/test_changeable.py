@@ -23,7 +23,7 @@ CHANGEABLE = {
     "data.train", "data.validation", "data.label_map", "data.validation_label_map",
     "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
     "data.verify_shards", "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
-    "resources",
+    "deterministic", "resources",
 }  # fmt: skip
 ONLY_IN_TRAINING = {"zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite"}
 DOCUMENT = Path(__file__).parents[3] / "docs/recipe.md"
@@ -93,6 +93,7 @@ def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:
         ("data.train=elsewhere", False),
         ("data.cache.gigabytes=7", False),
         ("zero_stage=2", False),
+        ("deterministic=false", False),
         ("checkpoint.folder=elsewhere", False),
         ("resources.ranks=2", False),
         ("data.lanes=8", True),

@@ -3,18 +3,23 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.files.digest import json_sha256
-from pipeline.plan import plan_stage
+from pipeline.plan import TrainPlan, plan_stage
+from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
 from pipeline.runs.announcements import (
     EarlierClasses,
     StartingWeights,
     TableRow,
     announcements,
+    banner,
     class_list,
     classifier_announcement,
 )
+from pipeline.runs.continuation import computed_with
+from pipeline.runs.run_folder import run_folder
 from tests.support.recipes import write_recipe
 
 CLASSES = ("bright", "dark", "striped")
@@ -145,3 +150,28 @@ def test_classes_that_are_only_numbered_may_mean_anything() -> None:
     keeps, said = classifier_announcement(("0", "1", "2"), "stage first", earlier("0", "1", "2"))
     assert keeps
     assert said.endswith("they are only numbered, so whether they mean the same is for you to know")
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "promise"),
+    [
+        (
+            True,
+            "deterministic: true, equal bits on the same kind and number of machines; other nodes may reorder NCCL's sums",
+        ),
+        (False, "deterministic: false, the bits of two runs may differ, since GPUs add in any order"),
+    ],
+)
+def test_a_start_on_gpus_says_what_its_results_promise(
+    deterministic: bool, promise: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no GPU here: its name is faked."""
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    recipe = load_recipe(write_recipe(tmp_path, shards), [f"deterministic={str(deterministic).lower()}"])
+    plan, folder = plan_stage(recipe, "pretrain"), run_folder(recipe, "pretrain")
+    assert isinstance(plan, TrainPlan)
+    on_gpus, on_cpus = Ranks(0, 2, torch.device("cuda", 0)), Ranks(0, 2, torch.device("cpu"))
+    assert promise in banner(plan, on_gpus, folder)
+    assert not [line for line in banner(plan, on_cpus, folder) if "deterministic" in line]
+    assert computed_with(plan, on_gpus)["deterministic"] == str(deterministic).lower()
+    assert "deterministic" not in computed_with(plan, on_cpus)

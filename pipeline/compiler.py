@@ -1,0 +1,30 @@
+"""What torch.compile needs of a machine."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+
+def check_compiler(where: str) -> None:
+    """Check that this machine has the compiler that torch.compile needs, and Python's headers.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    # Torch generates C++ for CPUs, and C for the launchers of its GPU kernels.
+    names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc"]
+    if not any(name and shutil.which(name) for name in names):
+        raise ConfigError(
+            f"{where}compile: torch.compile needs a C++ compiler and there is none on PATH; "
+            "install one (on Debian: apt-get install g++) or leave compile out"
+        )
+    # Both kinds of generated code are modules of Python.
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise ConfigError(
+            f"{where}compile: torch.compile needs Python's headers and there is no {header}; install them (on Debian: "
+            "apt-get install python3-dev) or leave compile out"
+        )

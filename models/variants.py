@@ -160,7 +160,8 @@ _SMALL: dict[str, Variant] = {
     ),
     # Halves the resolution in every stage, as the published ones do.
     "coatnet_micro": Variant(
-        32, (_conv(2, 32), _conv(2, 64), _attention(1, 96), _attention(1, 128)), batch_norm_momentum=0.1, weight_std=None,
+        32, (_conv(2, 32), _conv(2, 64), _attention(1, 96), _attention(1, 128)),
+        batch_norm_momentum=0.1, weight_std=None,
     ),
     "coatnet_debug": Variant(
         8, (_conv(1, 8), _conv(1, 16), _attention(1, 32), _attention(1, 32, stride=1)), 16,

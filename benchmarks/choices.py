@@ -135,7 +135,7 @@ def _attention(variant: Variant, width: int, batch: int) -> Iterator[Choice]:
     def gather() -> None:
         torch.autograd.grad(table[:, down, right].sum(), table)
 
-    yield "S3 relative bias", "unfolded table", expand, "gather by index", gather
+    yield "S3 relative bias", "unfolded table, gradient by sums", expand, "gather by index", gather
     bias = RelativeBias(heads, (14, 14)).eval()
     yield (
         "S3 relative bias, evaluation",

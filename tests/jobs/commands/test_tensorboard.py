@@ -57,6 +57,17 @@ def test_the_csv_has_every_point_that_tensorboard_shows_equal_to_the_bit(folder:
     assert coatnet("tensorboard", "runs", "--csv", "-", folder=tmp_path).stdout == (tmp_path / "curves.csv").read_text()
 
 
+def test_the_csv_names_damage_and_has_the_rest(folder: RunFolder, tmp_path: Path) -> None:
+    path = next(folder.tensorboard.glob("events.out.tfevents.*"))
+    whole = path.read_bytes()
+    at = whole.rindex(b"train/learning_rate")
+    path.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+    done = coatnet("tensorboard", "runs/flowers", "--csv", "curves.csv", folder=tmp_path)
+    assert done.returncode == 0
+    assert f"{path.name}: 1 record damaged and left out" in done.stderr
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) > 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -70,17 +70,21 @@ def _folder(run: RunRef) -> Path:
 
 def _write_csv(runs: Sequence[RunRef], destination: Path) -> None:
     from pipeline.monitoring.curves import COLUMNS, write_csv
-    from pipeline.monitoring.event_reader import read_stage_events
+    from pipeline.monitoring.event_reader import read_events, read_stage_events
+    from pipeline.runs.evaluation_report import TENSORBOARD, report_folders
 
     text, count, notes = io.StringIO(), 0, PrintableConsole(stderr=True)
     csv.writer(text, lineterminator="\n").writerow(COLUMNS)
     for run in runs:
         for stage in run.stages():
-            if run.folder(stage).path.is_dir():
-                recorded = read_stage_events(run.folder(stage))
-                count += write_csv(text, run.name, stage, recorded.scalars)
+            folder = run.folder(stage)
+            logs = {stage: read_stage_events(folder)}
+            for report in report_folders(folder.path):
+                logs[f"{stage}/{report.relative_to(folder.path)}"] = read_events(report / TENSORBOARD)
+            for name, recorded in logs.items():
+                count += write_csv(text, run.name, name, recorded.scalars)
                 for problem in recorded.problems:
-                    print_warning(notes, f"{run.name}: {problem}")
+                    print_warning(notes, f"{run.name}/{name}: {problem}")
     if str(destination) == _NOWHERE:
         sys.stdout.write(text.getvalue())
         return

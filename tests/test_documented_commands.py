@@ -82,6 +82,14 @@ def page_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_ones_own_images_from_a_folder_to_predictions(page_folder: Path) -> None:
+    write_pictures(page_folder / "my_images", per_class=20)
+    outputs = follow("own-images.md", page_folder, {"coatnet doctor": OWN_IMAGES, "coatnet run": OWN_IMAGES})
+    assert any("probability" in output and "striped" in output for output in outputs)
+    for file in ("predictions.png", "evaluation/confusion.png", "runs/own_images/report.html", "my_model/config.json"):
+        assert (page_folder / file).stat().st_size > 0
+
+
 def test_operating_a_run(page_folder: Path) -> None:
     write_pictures(page_folder / "my_images", per_class=20)
     assert (

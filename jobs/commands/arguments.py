@@ -1,7 +1,7 @@
 """Arguments and options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,22 @@ Extend = Annotated[
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)]
+ModelLocation = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The run folder of a stage or run, a recipe that has run, a checkpoint, or an exported file or folder.",
+    ),
+]
+Weights = Annotated[
+    Literal["auto", "raw", "ema"],
+    typer.Option(help="The trained weights (raw) or their moving average (ema); auto prefers ema."),
+]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.", show_default="as trained")]
+Crop = Annotated[
+    Literal["center", "whole"] | None,
+    typer.Option(help="The central S / (S + 32), or the whole image resized.", show_default="as trained"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Processes that read, check and write.", show_default="one per processor")

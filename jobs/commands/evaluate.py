@@ -8,36 +8,35 @@ from typing import Annotated, Literal
 import typer
 
 from data.remote.web_address import split_query
-from jobs.commands.arguments import Anonymous, AsJson, Endpoint, GiveUpAfter, Profile, ShardsElsewhere
+from jobs.checkpoint_discovery import model_location
+from jobs.commands.arguments import (
+    Anonymous,
+    AsJson,
+    Crop,
+    Endpoint,
+    GiveUpAfter,
+    ImageSize,
+    ModelLocation,
+    Profile,
+    ShardsElsewhere,
+    Weights,
+)
 from jobs.exit_codes import STARTS_OVER, end_process, exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run folder, that of a stage, a checkpoint, or an exported file or folder."
-        ),
-    ],
+    model: ModelLocation,
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder or URL of indexed shards.")],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the report.", show_default="in `evaluations` of the run folder, or here"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
-    weights: Annotated[
-        Literal["auto", "raw", "ema"],
-        typer.Option(help="The trained weights (raw) or their moving average (ema); auto prefers ema."),
-    ] = "auto",
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images in pixels.", show_default="as trained")
-    ] = None,
-    crop: Annotated[
-        Literal["center", "whole"] | None,
-        typer.Option(help="The central S / (S + 32), or the whole image resized.", show_default="as trained"),
-    ] = None,
+    weights: Weights = "auto",
+    image_size: ImageSize = None,
+    crop: Crop = None,
     label_map: Annotated[
         Path | None,
         typer.Option(help="YAML file that renames classes of the shards to those of the model, or drops some."),
@@ -78,6 +77,7 @@ def evaluate(
     with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
         from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
 
+        model = model_location(model)
         folder = out or default_folder(
             model, shards, weights=weights, image_size=image_size, crop=crop, label_map=label_map
         )

@@ -7,6 +7,7 @@ import typer
 
 from data.text.printable import one_line
 from jobs.checkpoint_discovery import model_location
+from jobs.commands.arguments import ModelLocation, Weights
 from jobs.console import make_console, print_line, print_warning
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from pipeline.exports.export import ExportReport
@@ -15,12 +16,7 @@ from pipeline.runs.announcements import list_name
 
 
 def export(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="The run folder of a stage or run, one of its checkpoints, or an exported model."
-        ),
-    ],
+    source: ModelLocation,
     destination: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="A folder, or a file: model.safetensors, model.onnx or model.pt2."),
@@ -32,10 +28,7 @@ def export(
             help="By default that of OUT's suffix. timm is a folder that timm loads; torch is torch.export's.",
         ),
     ] = None,
-    weights: Annotated[
-        Literal["auto", "raw", "ema"],
-        typer.Option(help="The trained weights (raw) or their moving average (ema); auto prefers ema."),
-    ] = "auto",
+    weights: Weights = "auto",
     names: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of the classes for people: lines as `n01440764 tench, Tinca tinca`."),

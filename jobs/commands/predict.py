@@ -18,7 +18,18 @@ from data.inputs.open_inputs import Inputs, open_inputs
 from data.remote.cache import Cache
 from data.remote.storage import Storage
 from data.text.counted import counted
-from jobs.commands.arguments import Anonymous, Endpoint, GiveUpAfter, Profile, ShardsElsewhere
+from jobs.checkpoint_discovery import model_location
+from jobs.commands.arguments import (
+    Anonymous,
+    Crop,
+    Endpoint,
+    GiveUpAfter,
+    ImageSize,
+    ModelLocation,
+    Profile,
+    ShardsElsewhere,
+    Weights,
+)
 from jobs.console import make_console, print_json, print_line, print_warning
 from jobs.exit_codes import STARTS_OVER, exit_on_error
 from jobs.predictions import (
@@ -52,12 +63,7 @@ _SHOWN = 20  # images in the table if a file has all of them
 
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run folder, that of a stage, a checkpoint, or an exported file or folder."
-        ),
-    ],
+    model: ModelLocation,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -82,19 +88,11 @@ def predict(
         Path | None,
         typer.Option(help="File with names for people, in lines such as `n01440764 tench, Tinca tinca`."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 32,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU if there is one.")] = "auto",
-    weights: Annotated[
-        Literal["auto", "raw", "ema"],
-        typer.Option(help="The trained weights (raw) or their moving average (ema); auto prefers ema."),
-    ] = "auto",
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images in pixels.", show_default="as trained")
-    ] = None,
-    crop: Annotated[
-        Literal["center", "whole"] | None,
-        typer.Option(help="The central S / (S + 32), or the whole image resized.", show_default="as trained"),
-    ] = None,
+    weights: Weights = "auto",
+    image_size: ImageSize = None,
+    crop: Crop = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")] = 4,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for remote shards, on a local disk.", show_default="as for training")
@@ -113,7 +111,7 @@ def predict(
         shard_cache = Cache(cache or Path(settings.folder), int(settings.gigabytes * 1e9), settings.downloads)
         notes = PrintableConsole(stderr=True)
         inputs = open_inputs(images, storage, shard_cache)
-        with closing(inputs.sources), open_trained_model(model, weights) as trained:
+        with closing(inputs.sources), open_trained_model(model_location(model), weights) as trained:
             facts, place = trained.facts, chosen_device(device)
             if picture_file and inputs.include(picture_file):
                 raise ConfigError(f"--picture {picture_file}: is one of the images to classify; give another file")
@@ -140,7 +138,7 @@ def predict(
                     facts,
                     device=place,
                     top=min(top or _TOP, outputs),
-                    batch=min(batch, len(inputs.sources)),
+                    batch=min(batch_size, len(inputs.sources)),
                     workers=workers,
                     thumbnails=PICTURE_IMAGES if picture_file else 0,
                     thumbnail_size=PICTURE_CELL,

@@ -19,10 +19,11 @@ import typer
 
 from data.files.atomic_file import write_atomically
 from data.text.counted import counted
-from jobs.console import make_console, print_line
+from jobs.console import make_console, print_line, print_warning
 from jobs.exit_codes import exit_on_error
 from jobs.run_discovery import RunRef, find_runs
 from pipeline.errors import ConfigError
+from pipeline.monitoring.console import PrintableConsole
 
 _LOOPBACK = "127.0.0.1"
 _PORTS = range(6006, 6106)
@@ -68,14 +69,22 @@ def _folder(run: RunRef) -> Path:
 
 
 def _write_csv(runs: Sequence[RunRef], destination: Path) -> None:
-    from pipeline.monitoring.curves import COLUMNS, read_curves, write_csv
+    from pipeline.monitoring.curves import COLUMNS, write_csv
+    from pipeline.monitoring.event_reader import read_events, read_stage_events
+    from pipeline.runs.evaluation_report import TENSORBOARD, report_folders
 
-    text, count = io.StringIO(), 0
+    text, count, notes = io.StringIO(), 0, PrintableConsole(stderr=True)
     csv.writer(text, lineterminator="\n").writerow(COLUMNS)
     for run in runs:
         for stage in run.stages():
-            if run.folder(stage).path.is_dir():
-                count += write_csv(text, run.name, stage, read_curves(run.folder(stage)))
+            folder = run.folder(stage)
+            logs = {stage: read_stage_events(folder)}
+            for report in report_folders(folder.path):
+                logs[f"{stage}/{report.relative_to(folder.path)}"] = read_events(report / TENSORBOARD)
+            for name, recorded in logs.items():
+                count += write_csv(text, run.name, name, recorded.scalars)
+                for problem in recorded.problems:
+                    print_warning(notes, f"{run.name}/{name}: {problem}")
     if str(destination) == _NOWHERE:
         sys.stdout.write(text.getvalue())
         return

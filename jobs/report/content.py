@@ -13,7 +13,7 @@ from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler.stage_status import StageStatus, stage_statuses
 from pipeline.checkpoints.manifest import read_manifest, step_of
 from pipeline.errors import ConfigError
-from pipeline.monitoring.event_reader import RecordedEvents, read_events
+from pipeline.monitoring.event_reader import RecordedEvents, read_stage_events
 from pipeline.runs.evaluation_report import EvaluationReport, read_report, report_folders
 from pipeline.runs.event_log import RunEvent
 from pipeline.runs.run_folder import RunFolder
@@ -82,9 +82,7 @@ def _stage(run: RunRef, status: StageStatus) -> StageContent:
         return stage
     _read_settings(stage, run)
     _read_event_log(stage)
-    # Training, wherever this and earlier versions write it, and evaluations where they have a log of their own.
-    stage.recorded = read_events(*{folder.path / "tensorboard", folder.path, folder.tensorboard})
-    stage.recorded.merge(read_events(folder.path / "validation"))
+    stage.recorded = read_stage_events(folder)
     stage.missing += stage.recorded.problems
     if not stage.recorded.files and stage.trains:
         stage.missing.append("there are no curves: TensorBoard's event files are missing")

@@ -145,12 +145,16 @@ def _section(stage: StageContent, missing: list[str]) -> Markup:
 def _charts(stage: StageContent) -> Markup:
     scalars = stage.recorded.scalars
     placed = marks(stage.entries)
-    steps = [points[-1][0] for points in scalars.values() if points]
+    steps = [points[-1].step for points in scalars.values() if points]
     last = max([stage.status.step or 0, *steps])
     drawn = [
         line_chart(
             title,
-            [Series(name, scalars[tag], color) for tag, name, color in curves if scalars.get(tag)],
+            [
+                Series(name, [(p.step, p.value) for p in scalars[tag]], color)
+                for tag, name, color in curves
+                if scalars.get(tag)
+            ],
             placed,
             axis,
             last,

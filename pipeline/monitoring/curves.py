@@ -1,54 +1,31 @@
-"""The curves of a stage, read back from its event files as TensorBoard shows them over all starts."""
+"""The curves of a stage as CSV."""
 
 import csv
-import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from pipeline.runs.run_folder import RunFolder
+from pipeline.monitoring.event_reader import CurvePoint
 
 COLUMNS = ("run", "stage", "tag", "step", "time", "value")
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One point of a curve."""
+def write_csv(file: IO[str], run: str, stage: str, curves: Mapping[str, Sequence[CurvePoint]]) -> int:
+    """Write a row with `COLUMNS` for each point, tag by tag in the order of the steps.
 
-    tag: str
-    step: int
-    time: float
-    """When it was written, in seconds since the epoch."""
-    value: float
-    """As in the event file, which has float32."""
-
-
-def read_curves(folder: RunFolder) -> Iterator[CurvePoint]:
-    """All points, tag by tag in the order of the steps; those that a later start has replaced are left out."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about every restart of a run
-    for events_folder in filter(Path.is_dir, (folder.tensorboard, folder.validation)):
-        events = EventAccumulator(str(events_folder), size_guidance={SCALARS: 0})
-        events.Reload()
-        for tag in sorted(events.Tags()[SCALARS]):
-            for point in events.Scalars(tag):
-                yield CurvePoint(tag, point.step, point.wall_time, point.value)
-
-
-def write_csv(file: IO[str], run: str, stage: str, points: Iterable[CurvePoint]) -> int:
-    """Write a row for each point, with `COLUMNS`: the time in UTC, the shortest decimal number of the float32 value.
+    The time is in UTC, and the value the shortest decimal number of its float32.
 
     Returns the number of rows.
     """
     writer, count = csv.writer(file, lineterminator="\n"), 0
-    for point in points:
-        count += 1
-        when = datetime.fromtimestamp(point.time, UTC).isoformat(timespec="milliseconds")
-        writer.writerow((run, stage, point.tag, point.step, when, str(np.float32(point.value))))
+    for tag, points in sorted(curves.items()):
+        for step, value, time in points:
+            when = datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+            writer.writerow((run, stage, tag, step, when, str(np.float32(value))))
+        count += len(points)
     return count
 
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from data.files.regular_file import open_regular
 from data.text.counted import counted
+from pipeline.runs.run_folder import RunFolder
 
 _FILES = "events.out.tfevents.*"
 _LARGEST = 64 * 2**20  # bytes of a record
@@ -24,12 +25,22 @@ _TOGETHER = 8192  # records whose checksums are computed at a time
 _CRC32C = 0x82F63B78  # Castagnoli's polynomial, reflected
 
 
+class CurvePoint(NamedTuple):
+    """One point of a curve."""
+
+    step: int
+    value: float
+    """As in the event file, which has float32; it may be infinite or NaN."""
+    time: float
+    """When it was written, in seconds since the epoch."""
+
+
 @dataclass(slots=True)
 class RecordedEvents:
     """What the starts of a stage have recorded, as TensorBoard shows it: without what later starts have undone."""
 
-    scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """Steps and values by tag, in the order of the steps; values may be infinite or NaN."""
+    scalars: dict[str, list[CurvePoint]] = field(default_factory=dict)
+    """By tag, in the order of the steps."""
     images: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     """Steps and encoded images by tag."""
     problems: list[str] = field(default_factory=list)
@@ -42,22 +53,32 @@ class RecordedEvents:
             self._undo_from(event.step)
         for value in event.summary.value:
             if value.HasField("simple_value"):
-                self.scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+                self.scalars.setdefault(value.tag, []).append(
+                    CurvePoint(event.step, value.simple_value, event.wall_time)
+                )
             elif value.HasField("image"):
                 self.images.setdefault(value.tag, []).append((event.step, value.image.encoded_image_string))
 
     def merge(self, other: "RecordedEvents") -> None:
         """Add what another log has."""
         for tag, points in other.scalars.items():
-            self.scalars[tag] = sorted([*self.scalars.get(tag, []), *points], key=lambda point: point[0])
+            self.scalars[tag] = sorted([*self.scalars.get(tag, []), *points], key=lambda point: point.step)
         for tag, images in other.images.items():
             self.images.setdefault(tag, []).extend(images)
         self.problems += other.problems
         self.files += other.files
 
     def _undo_from(self, step: int) -> None:
-        self.scalars = {tag: [p for p in points if p[0] < step] for tag, points in self.scalars.items()}
+        self.scalars = {tag: [p for p in points if p.step < step] for tag, points in self.scalars.items()}
         self.images = {tag: [p for p in points if p[0] < step] for tag, points in self.images.items()}
+
+
+def read_stage_events(folder: RunFolder) -> RecordedEvents:
+    """All that a stage has recorded: training, wherever this and earlier versions write it, and evaluations where they
+    have a log of their own."""
+    found = read_events(*{folder.path / "tensorboard", folder.path, folder.tensorboard})
+    found.merge(read_events(folder.validation))
+    return found
 
 
 def read_events(*folders: Path) -> RecordedEvents:
@@ -81,7 +102,7 @@ def read_events(*folders: Path) -> RecordedEvents:
         if damaged:
             found.problems.append(f"{_shown(path)}: {counted(damaged, 'record')} damaged and left out")
     for points in found.scalars.values():
-        points.sort(key=lambda point: point[0])
+        points.sort(key=lambda point: point.step)
     return found
 
 

@@ -197,7 +197,7 @@ def _event_files(folder: Path) -> Fuzz:
         if content != seed and len(points) == 78 and not found.problems:
             raise SilentAcceptance("a damaged file gives as many points as the whole one, without a word")
         written = {float(np.float32(step / 7)) for step in range(1, 40)} | {float(np.float32(0.1))}
-        if any(value not in written for _, value in points):
+        if any(point.value not in written for point in points):
             raise SilentAcceptance("a value that was never written")
 
     return Fuzz(lambda rng: damaged_bytes(rng, seed), read)

@@ -323,7 +323,7 @@ def test_accuracies_over_validation_shards_are_the_trainers_own(shards: Path, tm
     assert trained.returncode == 0, trained.stderr
     result = json.loads((tmp_path / "runs/test/pretrain/result.json").read_text())
     done = coatnet(
-        "predict", "runs/test/pretrain", shards / "validation", "--batch", "3", "--json", "-", folder=tmp_path
+        "predict", "runs/test/pretrain", shards / "validation", "--batch-size", "3", "--json", "-", folder=tmp_path
     )
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)

@@ -57,6 +57,31 @@ def test_the_csv_has_every_point_that_tensorboard_shows_equal_to_the_bit(folder:
     assert coatnet("tensorboard", "runs", "--csv", "-", folder=tmp_path).stdout == (tmp_path / "curves.csv").read_text()
 
 
+def test_the_csv_has_the_points_of_reports_of_evaluations(folder: RunFolder, tmp_path: Path) -> None:
+    report = folder.path / "evaluations" / "other"
+    report.mkdir(parents=True)
+    (report / "evaluation.json").write_text("{}")
+    file = EventFile(report / "tensorboard", 5, print)
+    file.add(charts.scalars({"validation/top1": 0.75}), 5)
+    file.close()
+    done = coatnet("tensorboard", "runs/flowers", "--csv", "-", folder=tmp_path)
+    rows = [row for row in csv.DictReader(done.stdout.splitlines()) if row["stage"] != "pretrain"]
+    assert [(row["stage"], row["tag"], row["step"], row["value"]) for row in rows] == [
+        ("pretrain/evaluations/other", "validation/top1", "5", "0.75")
+    ]
+
+
+def test_the_csv_names_damage_and_has_the_rest(folder: RunFolder, tmp_path: Path) -> None:
+    path = next(folder.tensorboard.glob("events.out.tfevents.*"))
+    whole = path.read_bytes()
+    at = whole.rindex(b"train/learning_rate")
+    path.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+    done = coatnet("tensorboard", "runs/flowers", "--csv", "curves.csv", folder=tmp_path)
+    assert done.returncode == 0
+    assert f"{path.name}: 1 record damaged and left out" in done.stderr
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) > 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

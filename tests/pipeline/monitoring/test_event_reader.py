@@ -33,8 +33,8 @@ def test_what_is_read_is_what_tensorboard_shows_across_restarts(tmp_path: Path) 
     shown = points(tmp_path)
     assert found.scalars.keys() == {"train/loss", "train/learning_rate"}
     for tag, values in found.scalars.items():
-        assert values == [(step, float(value)) for step, value in shown[tag]]
-    assert [step for step, _ in found.scalars["train/loss"]] == list(range(1, 260))
+        assert [(point.step, point.value) for point in values] == [(step, float(value)) for step, value in shown[tag]]
+    assert [point.step for point in found.scalars["train/loss"]] == list(range(1, 260))
     assert [step for step, _ in found.images["train/images"]] == [1, 150]
 
 
@@ -46,9 +46,9 @@ def test_logs_in_several_folders_are_one_or_are_merged(tmp_path: Path) -> None:
     old.rename(old.with_name("events.out.tfevents.1.host.1.0"))
     new.rename(new.with_name("events.out.tfevents.2.host.1.0"))
     found = read_events(tmp_path / "new", tmp_path / "old")
-    assert [step for step, _ in found.scalars["train/loss"]] == list(range(1, 30))
+    assert [point.step for point in found.scalars["train/loss"]] == list(range(1, 30))
     found.merge(read_events(tmp_path / "other"))
-    assert [step for step, _ in found.scalars["train/loss"]] == sorted([*range(1, 30), *range(10, 15)])
+    assert [point.step for point in found.scalars["train/loss"]] == sorted([*range(1, 30), *range(10, 15)])
     assert found.files == 3
 
 
@@ -56,7 +56,8 @@ def test_values_that_are_not_finite_are_kept(tmp_path: Path) -> None:
     file = EventFile(tmp_path, 1, pytest.fail)
     file.add(charts.scalars({"train/loss": float("inf")}), 1)
     file.close()
-    assert read_events(tmp_path).scalars == {"train/loss": [(1, float("inf"))]}
+    (point,) = read_events(tmp_path).scalars["train/loss"]
+    assert (point.step, point.value) == (1, float("inf"))
 
 
 def test_no_folder_has_no_events(tmp_path: Path) -> None:
@@ -70,7 +71,9 @@ def test_a_file_that_was_cut_short_keeps_what_is_whole(tmp_path: Path) -> None:
         path.write_bytes(whole[:-missing])
         found = read_events(tmp_path)
         assert found.problems == [f"{tmp_path.name}/{path.name}: ends within a record, which is left out"]
-        assert [step for step, _ in found.scalars["train/loss"]] == list(range(1, 50))[: 49 if missing < 300 else None]
+        assert [point.step for point in found.scalars["train/loss"]] == list(range(1, 50))[
+            : 49 if missing < 300 else None
+        ]
 
 
 def test_a_file_that_was_cut_short_in_a_header_keeps_what_is_whole(tmp_path: Path) -> None:

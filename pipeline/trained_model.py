@@ -22,7 +22,7 @@ from pipeline.checkpoints.resume import open_verified
 from pipeline.errors import ConfigError
 from pipeline.model_location import CheckpointLocation, find_model_checkpoint
 from pipeline.ranks.distributed import Ranks
-from pipeline.recipe.sections import WhichWeights
+from pipeline.recipe.section import WhichWeights
 from pipeline.training.images import imagenet_preprocessing
 from pipeline.weights import chosen_weights, persistent_buffers
 

@@ -10,7 +10,7 @@ from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan
-from pipeline.recipe.sections import WhichWeights
+from pipeline.recipe.section import WhichWeights
 
 
 def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:

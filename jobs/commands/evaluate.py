@@ -90,7 +90,7 @@ def evaluate(
                 die_with_launcher()
             from jobs.model_evaluation import evaluate_and_print
             from pipeline.evaluation.model_evaluation import EvaluationRequest
-            from pipeline.recipe.sections import CacheSettings, DataSettings, StorageSettings
+            from pipeline.recipe.data_sections import CacheSettings, DataSettings, StorageSettings
 
             storage = StorageSettings(
                 endpoint=endpoint,

@@ -54,7 +54,7 @@ from pipeline.predict import (
     device_name,
     known_classes,
 )
-from pipeline.recipe.sections import CacheSettings
+from pipeline.recipe.data_sections import CacheSettings
 from pipeline.trained_model import open_trained_model
 
 _STDOUT = "-"

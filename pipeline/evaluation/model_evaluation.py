@@ -32,8 +32,9 @@ from pipeline.model_location import find_model_checkpoint
 from pipeline.precision import autocast, model_dtype
 from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
+from pipeline.recipe.data_sections import DataSettings
 from pipeline.recipe.schema import Precision, TrainStage
-from pipeline.recipe.sections import DataSettings, WhichWeights
+from pipeline.recipe.section import WhichWeights
 from pipeline.runs.evaluation_report import (
     LOCK,
     Circumstances,

@@ -16,7 +16,7 @@ from pipeline.exports.formats import (
     save_timm,
     save_torch,
 )
-from pipeline.recipe.sections import WhichWeights
+from pipeline.recipe.section import WhichWeights
 from pipeline.trained_model import TrainedModel, open_trained_model
 
 

@@ -13,7 +13,7 @@ from models.differences import differences_text, variant_differences
 from models.registry import create_model
 from models.variants import find_variant
 from pipeline.errors import ConfigError
-from pipeline.recipe.sections import WhichWeights
+from pipeline.recipe.section import WhichWeights
 from pipeline.runs.run_folder import RunFolder
 
 

@@ -6,7 +6,8 @@ from typing import Protocol, TypeVar
 
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
-from pipeline.recipe.sections import DataSettings, Resources
+from pipeline.recipe.data_sections import DataSettings
+from pipeline.recipe.sections import Resources
 
 _CLOCKS_APART = 5.0  # seconds
 _HELD_SHARE = 0.05  # of a GPU's memory; a CUDA context takes a hundredth

@@ -15,7 +15,8 @@ from models.variants import Variant
 from pipeline.plan import TrainPlan
 from pipeline.preflight.finding import Finding, Level
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage, recommended
-from pipeline.recipe.sections import OptimizerSettings, Section
+from pipeline.recipe.section import Section
+from pipeline.recipe.sections import OptimizerSettings
 
 
 @dataclass(frozen=True, slots=True)

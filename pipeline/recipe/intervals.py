@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from pipeline.recipe.locations import PathOrUrl
-from pipeline.recipe.sections import PositiveInt, Section, WhichWeights
+from pipeline.recipe.section import PositiveInt, Section, WhichWeights
 
 _SAVE_EVERY = 1000  # steps
 

@@ -7,22 +7,19 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.options import CheckpointingPolicy
+from pipeline.recipe.data_sections import DataSettings
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings, LogSettings
 from pipeline.recipe.locations import RunsPath, StageOrPath
+from pipeline.recipe.section import MayChange, PositiveInt, Section, WhichWeights
 from pipeline.recipe.sections import (
     BatchSettings,
-    DataSettings,
     LossSettings,
-    MayChange,
     ModelSettings,
     NonFiniteSettings,
     OptimizerSettings,
-    PositiveInt,
     Resources,
-    Section,
     ShardBuildSettings,
     WatchdogSettings,
-    WhichWeights,
 )
 
 SMALL_IMAGES = 160

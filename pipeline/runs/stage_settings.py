@@ -83,7 +83,7 @@ def index_digests(plan: "Plan") -> dict[str, str]:
 @functools.cache
 def _changeable() -> frozenset[str]:
     from pipeline.recipe.schema import TrainStage
-    from pipeline.recipe.sections import changeable_settings
+    from pipeline.recipe.section import changeable_settings
 
     return changeable_settings(TrainStage)  # an evaluation stage has some of the same
 

@@ -10,7 +10,7 @@ from data.images.random_erasing import RandomErasing
 from data.stream import MicroBatch, RankShare, SkippedSample, training_stream
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
-from pipeline.recipe.sections import DataSettings
+from pipeline.recipe.data_sections import DataSettings
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
 

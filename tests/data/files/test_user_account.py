@@ -8,7 +8,7 @@ import pytest
 
 from data.errors import EXIT_CONFIG, DataError
 from data.files.user_account import account_name, complete_account, temporary_folder, unused_temporary_folder
-from pipeline.recipe.sections import CacheSettings
+from pipeline.recipe.data_sections import CacheSettings
 from tests.support.accounts import NAMELESS, as_nameless, open_to_all
 
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")

@@ -26,7 +26,7 @@ from models.pretrained import config_of
 from pipeline.errors import ConfigError
 from pipeline.evaluation.average_precision import LIMIT, bins_of
 from pipeline.evaluation.model_evaluation import EvaluationRequest, Progress, evaluate_model, known_stage, remarks
-from pipeline.recipe.sections import DataSettings
+from pipeline.recipe.data_sections import DataSettings
 from pipeline.runs.evaluation_report import EvaluationReport, read_report
 from pipeline.trained_model import open_trained_model
 from pipeline.training.images import normalized

@@ -19,7 +19,8 @@ from pipeline.preflight.assessment import (
     assess_writing,
 )
 from pipeline.preflight.finding import Finding, finding_of_error
-from pipeline.recipe.sections import DataSettings, Resources
+from pipeline.recipe.data_sections import DataSettings
+from pipeline.recipe.sections import Resources
 
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0", "coatnet": "0123"}
 H100 = NodeFacts("n1", "NVIDIA H100", 8, 85 * 10**9, 84 * 10**9, 12, 1000.0, VERSIONS, None)

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import EvaluateStage, TrainStage
-from pipeline.recipe.sections import changeable_settings
+from pipeline.recipe.section import changeable_settings
 from pipeline.runs.run_folder import run_folder
 from pipeline.runs.stage_settings import digests
 from tests.pipeline.recipe.test_recipe import RECIPE

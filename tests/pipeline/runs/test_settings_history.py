@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from data.files.json_records import to_record
 from pipeline.recipe.schema import TrainStage
-from pipeline.recipe.sections import changeable_settings
+from pipeline.recipe.section import changeable_settings
 from pipeline.runs.fixed_settings import EXTENDABLE, FIXED, why_fixed
 from pipeline.runs.settings_history import SettingsChange, SettingsHistory, before, settings_as_of
 

@@ -31,7 +31,7 @@ from pipeline.precision import autocast, model_dtype
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
-from pipeline.recipe.sections import WhichWeights
+from pipeline.recipe.section import WhichWeights
 from pipeline.runs.run_folder import RunFolder
 from pipeline.trained_model import open_trained_model
 from pipeline.training.training_state import TrainingState

@@ -26,7 +26,8 @@ from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
 from pipeline.monitoring.console import styled_text
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
-from pipeline.preflight.unused_settings import Facts, unused_settings
+from pipeline.preflight.stage_facts import Facts
+from pipeline.preflight.unused_settings import unused_settings
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import ShardBuildSettings
 from pipeline.runs.event_log import Event

@@ -18,7 +18,8 @@ from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.network import assess_interface
 from pipeline.preflight.settings import assess_settings
 from pipeline.preflight.shards import ShardAssessor, assess_source
-from pipeline.preflight.unused_settings import Facts, unused_settings, unused_shard_settings
+from pipeline.preflight.stage_facts import Facts
+from pipeline.preflight.unused_settings import unused_settings, unused_shard_settings
 from pipeline.preflight.versions import assess_versions
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
 from pipeline.runs.announcements import class_list

@@ -23,7 +23,8 @@ from pipeline.monitoring.monitor import Monitor
 from pipeline.monitoring.output import redirect_output
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.precision import autocast, model_dtype
-from pipeline.preflight.unused_settings import Facts, unused_settings
+from pipeline.preflight.stage_facts import Facts
+from pipeline.preflight.unused_settings import unused_settings
 from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.ranks.rendezvous import check_world_size, read_rendezvous

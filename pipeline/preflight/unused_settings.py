@@ -4,69 +4,30 @@ Only what a person wrote counts. A setting that several stages have in common, a
 of them uses it.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from data.remote.storage import is_remote
 from data.text.counted import counted
-from models.variants import Variant
-from pipeline.plan import TrainPlan
 from pipeline.preflight.finding import Finding, Level
-from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage, recommended
+from pipeline.preflight.stage_facts import (
+    Facts,
+    below_a_step,
+    evaluates,
+    is_constant,
+    keeps_no_best,
+    keeps_none,
+    lacks,
+    longer,
+    mixes,
+    mixes_both,
+    one_rank,
+    remote,
+    switch,
+)
+from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import Section
-from pipeline.recipe.sections import OptimizerSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What decides whether the settings of a stage have an effect.
-
-    Args:
-        recipe: as a person wrote it, or a frozen one.
-        name: of the stage.
-        plan: of the stage, if it trains and its data are known.
-        slurm: whether it will run as a job of Slurm; None if that is not known.
-    """
-
-    recipe: Recipe
-    name: str
-    plan: TrainPlan | None = None
-    slurm: bool | None = None
-
-    @property
-    def stage(self) -> Stage:
-        return self.recipe.stages[self.name]
-
-    @property
-    def training(self) -> TrainStage | None:
-        """The stage, if it trains."""
-        return self.stage if isinstance(self.stage, TrainStage) else None
-
-    @property
-    def variant(self) -> Variant | None:
-        """The model; None for one that does not exist, which other checks report."""
-        try:
-            return self.stage.model.variant
-        except ValueError:
-            return None
-
-    @property
-    def shards(self) -> list[str]:
-        """Folders of the shards."""
-        data = self.stage.data
-        return [folder for folder in (data.train if self.training else None, data.validation) if folder]
-
-    @property
-    def locations(self) -> list[str]:
-        """Everything that the stage reads and writes by `data.storage`."""
-        data = self.stage.data
-        stage = self.stage
-        stages = [stage, *([self.recipe.stages[stage.start_stage]] if stage.start_stage else [])]
-        checkpoints = [stage.checkpoint.folder for stage in stages if isinstance(stage, TrainStage)]
-        others = (data.label_map, data.validation_label_map, stage.start_source, *checkpoints)
-        return [*self.shards, *(location for location in others if location)]
 
 
 class Row(NamedTuple):
@@ -81,85 +42,6 @@ class Row(NamedTuple):
     level: Level = "warning"
 
 
-def _evaluates(facts: Facts) -> bool:
-    return isinstance(facts.stage, EvaluateStage)
-
-
-def _remote(locations: list[str], schemes: str = "") -> bool:
-    """Whether one of the locations is a URL, with `schemes` of that kind."""
-    return any(is_remote(location) and location.startswith(schemes) for location in locations)
-
-
-def _lacks(kind: str) -> Callable[[Facts], bool]:
-    """Whether no block of the model is of this kind."""
-    return lambda facts: facts.variant is not None and all(stage.kind != kind for stage in facts.variant.stages)
-
-
-def _longer(section: str, setting: str = "every_steps") -> Callable[[Facts], bool]:
-    """Whether a number of steps, as the plan has it, is more than those of the stage."""
-
-    def longer(facts: Facts) -> bool:
-        plan = facts.plan
-        every = getattr(getattr(plan.stage, section), setting) if plan else None
-        return plan is not None and every is not None and every > plan.steps
-
-    return longer
-
-
-def _below_a_step(section: str) -> Callable[[Facts], bool]:
-    def below(facts: Facts) -> bool:
-        plan, stage = facts.plan, facts.training
-        epochs = getattr(getattr(stage, section), "every_epochs", None)
-        return (
-            plan is not None and epochs is not None and epochs * plan.train.samples < plan.stage.batch.global_size / 2
-        )
-
-    return below
-
-
-def _never_together(facts: Facts, *intervals: int | None) -> bool:
-    """Whether what happens at multiples of each of these steps never happens at the same one before the last."""
-    plan = facts.plan
-    return plan is not None and None not in intervals and math.lcm(*(n for n in intervals if n)) >= plan.steps
-
-
-def _keeps_none(facts: Facts) -> bool:
-    checkpoint = facts.plan.stage.checkpoint if facts.plan else None
-    return checkpoint is not None and _never_together(facts, checkpoint.interval, checkpoint.keep_every)
-
-
-def _keeps_no_best(facts: Facts) -> bool:
-    stage = facts.plan.stage if facts.plan else None
-    if stage is None or not stage.checkpoint.keep_best:
-        return False
-    return _never_together(facts, stage.checkpoint.interval, stage.evaluation.every_steps)
-
-
-def _one_rank(facts: Facts) -> bool:
-    stage = facts.training
-    if stage is None or stage.resources.ranks > 1:
-        return False
-    return stage.zero_stage >= 2 and stage.zero_stage != recommended(stage.model.name)[1]
-
-
-def _mixes(stage: TrainStage) -> bool:
-    return stage.mixup_alpha > 0 or stage.cutmix_alpha > 0
-
-
-def _mixes_both(facts: Facts) -> bool:
-    stage = facts.training
-    return stage is not None and stage.mixup_alpha > 0 and stage.cutmix_alpha > 0
-
-
-def _switch(facts: Facts) -> float | None:
-    return facts.training.mixup_switch_probability if facts.training else None
-
-
-def _is_constant(optimizer: OptimizerSettings) -> bool:
-    """Whether the learning rate never reaches the minimum."""
-    return optimizer.schedule == "constant" and optimizer.minimum_learning_rate != optimizer.peak_learning_rate
-
-
 _ONLY_EVALUATES = "has no effect, since the stage only evaluates"
 _NOT_ON_S3 = "has no effect, since none of the stage's shards and checkpoints are on S3"
 _NO_CACHE = "has no effect, since the shards are local and not cached"
@@ -171,7 +53,7 @@ _EVERY_STEP = "is less than half a step, so it happens after every step"
 TABLE: tuple[Row, ...] = (
     Row("start_weights", lambda f: f.stage.start_from is None, "has no effect without start_from"),
     *(
-        Row(setting, _evaluates, _ONLY_EVALUATES)
+        Row(setting, evaluates, _ONLY_EVALUATES)
         for setting in (
             "data.train", "data.label_map", "data.lanes", "data.shuffle_window", "data.crop", "data.crop_area",
             "data.flip", "data.random_augment", "data.color_jitter", "data.random_erasing", "model.drop_path_rate",
@@ -180,40 +62,40 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("data.crop_area", lambda f: f.stage.data.crop == "whole", "has no effect with data.crop: whole"),
     Row(
-        "data.storage.give_up_after", lambda f: not _remote(f.locations),
+        "data.storage.give_up_after", lambda f: not remote(f.locations),
         "has no effect, since the shards and checkpoints of the stage are local",
     ),
     *(
-        Row(f"data.storage.{setting}", lambda f: not _remote(f.locations, "s3"), _NOT_ON_S3)
+        Row(f"data.storage.{setting}", lambda f: not remote(f.locations, "s3"), _NOT_ON_S3)
         for setting in ("endpoint", "profile", "anonymous", "requester_pays")
     ),
     Row(
-        "data.storage.shards_elsewhere", lambda f: not _remote(f.shards),
+        "data.storage.shards_elsewhere", lambda f: not remote(f.shards),
         "has no effect, since the indexes of the stage are local",
     ),
     Row(
         "data.storage.profile", lambda f: f.stage.data.storage.anonymous, "has no effect with data.storage.anonymous",
     ),
     *(
-        Row(f"data.cache.{setting}", lambda f: not _remote(f.shards), _NO_CACHE)
+        Row(f"data.cache.{setting}", lambda f: not remote(f.shards), _NO_CACHE)
         for setting in ("folder", "gigabytes", "downloads")
     ),
     Row(
         "data.verify_shards", lambda f: all(is_remote(folder) for folder in f.shards),
         "has no effect, since remote shards are verified as they are downloaded",
     ),
-    Row("model.head_size", _lacks("transformer"), _NO_ATTENTION),
-    Row("model.relative_attention", _lacks("transformer"), _NO_ATTENTION),
+    Row("model.head_size", lacks("transformer"), _NO_ATTENTION),
+    Row("model.relative_attention", lacks("transformer"), _NO_ATTENTION),
     Row(
         "model.batch_norm_epsilon",
         lambda f: f.variant is not None
-        and (f.variant.convolution_norm == "layer" or (_lacks("mbconv")(f) and f.variant.stem == "patches")),
+        and (f.variant.convolution_norm == "layer" or (lacks("mbconv")(f) and f.variant.stem == "patches")),
         "has no effect, since the model has no BatchNorm",
     ),
-    Row("model.stride_in", _lacks("mbconv"), "has no effect, since the model has no MBConv"),
+    Row("model.stride_in", lacks("mbconv"), "has no effect, since the model has no MBConv"),
     Row(
         "model.convolution_norm",
-        lambda f: _lacks("mbconv")(f) and f.variant is not None and f.variant.stem == "patches",
+        lambda f: lacks("mbconv")(f) and f.variant is not None and f.variant.stem == "patches",
         "has no effect, since the model has neither MBConv nor a stem of convolutions",
     ),
     Row(
@@ -222,7 +104,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "optimizer.minimum_learning_rate",
-        lambda f: f.training is not None and _is_constant(f.training.optimizer),
+        lambda f: f.training is not None and is_constant(f.training.optimizer),
         "has no effect with optimizer.schedule: constant",
     ),
     Row(
@@ -239,19 +121,19 @@ TABLE: tuple[Row, ...] = (
         "has no effect with batch.micro_size: 1, since CutMix mixes the images of a micro-batch",
     ),
     Row(
-        "mixup_alpha", lambda f: _mixes_both(f) and _switch(f) == 1,
+        "mixup_alpha", lambda f: mixes_both(f) and switch(f) == 1,
         "has no effect with mixup_switch_probability: 1, since every micro-batch is mixed by CutMix",
     ),
     Row(
-        "cutmix_alpha", lambda f: _mixes_both(f) and _switch(f) == 0,
+        "cutmix_alpha", lambda f: mixes_both(f) and switch(f) == 0,
         "has no effect with mixup_switch_probability: 0, since every micro-batch is mixed by MixUp",
     ),
     Row(
-        "mixup_probability", lambda f: f.training is not None and not _mixes(f.training),
+        "mixup_probability", lambda f: f.training is not None and not mixes(f.training),
         "has no effect without mixup_alpha or cutmix_alpha",
     ),
     Row(
-        "mixup_switch_probability", lambda f: f.training is not None and not _mixes_both(f),
+        "mixup_switch_probability", lambda f: f.training is not None and not mixes_both(f),
         "has no effect unless both mixup_alpha and cutmix_alpha are set",
     ),
     *(
@@ -271,22 +153,22 @@ TABLE: tuple[Row, ...] = (
         lambda f: f.stage.data.color_jitter is not None and not any(f.stage.data.color_jitter.model_dump().values()),
         "changes nothing, since all of its amounts are 0",
     ),
-    Row("zero_stage", _one_rank, "shards nothing, since there is one rank"),
+    Row("zero_stage", one_rank, "shards nothing, since there is one rank"),
     *(
-        Row(f"checkpoint.{setting}", _longer("checkpoint"), f"{_LONGER}, so it saves only at its end")
+        Row(f"checkpoint.{setting}", longer("checkpoint"), f"{_LONGER}, so it saves only at its end")
         for setting in ("every_steps", "every_epochs")
     ),
-    Row("checkpoint.every_epochs", _below_a_step("checkpoint"), _EVERY_STEP),
-    Row("checkpoint.keep_every", _keeps_none, "has no effect, since no save before the last is at a multiple of it"),
-    Row("checkpoint.keep_best", _keeps_no_best, "has no effect, since no save before the last is at an evaluation"),
+    Row("checkpoint.every_epochs", below_a_step("checkpoint"), _EVERY_STEP),
+    Row("checkpoint.keep_every", keeps_none, "has no effect, since no save before the last is at a multiple of it"),
+    Row("checkpoint.keep_best", keeps_no_best, "has no effect, since no save before the last is at an evaluation"),
     *(
-        Row(f"evaluation.{setting}", _longer("evaluation"), f"{_LONGER}, so it evaluates only at its end", "ok")
+        Row(f"evaluation.{setting}", longer("evaluation"), f"{_LONGER}, so it evaluates only at its end", "ok")
         for setting in ("every_steps", "every_epochs")
     ),
-    Row("evaluation.every_epochs", _below_a_step("evaluation"), _EVERY_STEP),
-    Row("log.every_steps", _longer("log"), f"{_LONGER}, so it logs only the first and the last one"),
+    Row("evaluation.every_epochs", below_a_step("evaluation"), _EVERY_STEP),
+    Row("log.every_steps", longer("log"), f"{_LONGER}, so it logs only the first and the last one"),
     Row(
-        "log.histograms_every_steps", _longer("log", "histograms_every_steps"),
+        "log.histograms_every_steps", longer("log", "histograms_every_steps"),
         f"{_LONGER}, so there are no histograms",
     ),
     Row(

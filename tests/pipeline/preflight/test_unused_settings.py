@@ -12,7 +12,8 @@ from jobs.bundled_recipes import bundled_recipes
 from jobs.frozen_recipe import recipe_text
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.preflight.finding import Finding
-from pipeline.preflight.unused_settings import ALWAYS_USED, TABLE, Facts, unused_settings, unused_shard_settings
+from pipeline.preflight.stage_facts import Facts
+from pipeline.preflight.unused_settings import ALWAYS_USED, TABLE, unused_settings, unused_shard_settings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import EvaluateStage, Recipe, TrainStage
 from tests.pipeline.recipe.test_changeable import settings_of

@@ -27,11 +27,12 @@ class DisplayNames:
         remarks = []
         if self.without:
             remarks.append(
-                f"{file}: has no name for {len(self.without):,} of the {len(self.names):,} classes, which keep their "
-                f"own ({_first(self.without)})"
+                f"{file}: has no name for {len(self.without):,} of the {len(self.names):,} classes, which "
+                f"{'keeps its' if len(self.without) == 1 else 'keep their'} own ({_first(self.without)})"
             )
         if self.unknown:
-            remarks.append(f"{file}: {len(self.unknown):,} of its lines name no class ({_first(self.unknown)})")
+            verb = "names" if len(self.unknown) == 1 else "name"
+            remarks.append(f"{file}: {len(self.unknown):,} of its lines {verb} no class ({_first(self.unknown)})")
         return remarks
 
 

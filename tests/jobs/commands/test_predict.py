@@ -170,7 +170,7 @@ def test_names_for_people_are_taken_from_synsets_and_their_words(images: Path, t
     (tmp_path / "words.txt").write_text("n01440764 tench\nn03126707 crane\n")
     some = predict(*arguments)
     assert "words.txt: has no name for 2 of the 3 classes, which keep their own (n01443537, n02012849)" in some.stderr
-    assert "words.txt: 1 of its lines name no class (n03126707)" in some.stderr
+    assert "words.txt: 1 of its lines names no class (n03126707)" in some.stderr
     (tmp_path / "words.txt").write_text("tench\ngoldfish\n")
     refused = predict(*arguments)
     assert (refused.exit_code, refused.stdout) == (78, "")

@@ -104,7 +104,7 @@ def test_the_command_says_what_was_written_and_what_does_not_match(run: str, tmp
     assert done.exit_code == 0, done.output
     text = " ".join(done.stdout.split())
     assert "has no name for 2 of the 3 classes, which keep their own (goldfish, [red]shark[/])" in text
-    assert "1 of its lines name no class (n02)" in text
+    assert "1 of its lines names no class (n02)" in text
     assert f"{tmp_path / 'out'}: safetensors, 0." in text
     refused = CliRunner().invoke(app, ["export", run, str(tmp_path / "x"), "--format", "timm"])
     assert refused.exit_code == 78

@@ -81,8 +81,8 @@ def test_every_export_has_the_facts_of_the_model(exported: tuple[Path, dict[str,
         assert json.loads(file.metadata()["config"]) == config
     for report in reports.values():
         assert report.remarks == (
-            f"{folder / 'names.txt'}: has no name for 1 of the 3 classes, which keep their own ({CLASSES[2]})",
-            f"{folder / 'names.txt'}: 1 of its lines name no class (n99)",
+            f"{folder / 'names.txt'}: has no name for 1 of the 3 classes, which keeps its own ({CLASSES[2]})",
+            f"{folder / 'names.txt'}: 1 of its lines names no class (n99)",
         )
 
 

@@ -297,9 +297,9 @@ class CoAtNet(nn.Module):
             return [None] * len(self.blocks)
         kept = draw_kept([rate for rates in self.drop_rates for rate in rates], x.shape[0], x.device)
         if self.compiled:
-            for samples, _ in kept:
+            for draw in kept:
                 # Otherwise every number of kept samples would be compiled anew.
-                torch._dynamo.maybe_mark_dynamic(samples, 0)
+                torch._dynamo.maybe_mark_dynamic(draw.samples, 0)
         drawn = iter(kept)
         return [tuple(islice(drawn, len(rates))) or None for rates in self.drop_rates]
 

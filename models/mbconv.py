@@ -87,4 +87,4 @@ class MBConv(nn.Module):
         y = F.gelu(self.depthwise_norm(y), approximate=self.gelu)
         y = self.shrink(y, self.squeeze_excitation(y))
         # All samples are computed, for BatchNorm's statistics.
-        return shortcut + y if kept is None else kept[0].add(shortcut, kept[0].of(y))
+        return shortcut + y if kept is None else kept[0].add_computed_for_all(shortcut, y)

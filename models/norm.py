@@ -28,32 +28,33 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.recorded_mean: Tensor
-        self.recorded_var: Tensor
+        self.recorded: Tensor
+        """(2, width) float32: the sums over micro-batches of means and unbiased variances."""
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
-        self.register_buffer("recorded_mean", torch.zeros(width), persistent=False)
-        self.register_buffer("recorded_var", torch.zeros(width), persistent=False)
+        self.register_buffer("recorded", torch.zeros(2, width), persistent=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = x_BHWC.permute(0, 3, 1, 2)
+        # The kernel takes bf16 activations with float32 for all the rest, and casts none of them.
         weight, bias = self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)
         if not self.training:
             y_BCHW = F.batch_norm(x_BCHW, self.running_mean, self.running_var, weight, bias, eps=self.eps)
             return y_BCHW.permute(0, 2, 3, 1)
-        # With momentum 1 the kernel leaves the batch's own mean and unbiased variance in these two.
-        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        # With momentum 1 the kernel leaves the batch's own mean and unbiased variance in these two. Not empty: it adds
+        # 0 times what was there, which may be NaN. In one tensor, that is zeroed and added by one kernel each.
+        statistics = torch.zeros_like(self.recorded)
+        mean, variance = statistics.unbind()
         y_BCHW = F.batch_norm(x_BCHW, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
         if self.recording:
-            self.recorded_mean += mean
-            self.recorded_var += variance
+            self.recorded += statistics
         return y_BCHW.permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def reset_statistics(self) -> None:
         """Reset the running statistics to those of normalized activations, and clear the records."""
-        for buffer in (self.running_mean, self.recorded_mean, self.recorded_var):
-            buffer.zero_()
+        self.running_mean.zero_()
+        self.recorded.zero_()
         self.running_var.fill_(1.0)
 
 
@@ -85,7 +86,7 @@ def recording_paused(model: nn.Module) -> Iterator[None]:
 def recorded_statistics(model: nn.Module) -> Tensor:
     """The sums over the micro-batches since the last movement: one flat float32 tensor, means then variances."""
     norms = batch_norms(model)
-    records = [norm.recorded_mean for norm in norms] + [norm.recorded_var for norm in norms]
+    records = [norm.recorded[kind] for kind in (0, 1) for norm in norms]
     return torch.cat(records) if records else torch.zeros(0, device=next(model.parameters()).device)
 
 
@@ -98,15 +99,15 @@ def move_running_statistics(model: nn.Module, statistics: Tensor) -> None:
     norms = batch_norms(model)
     widths = [norm.running_mean.numel() for norm in norms]
     parts = torch.split(statistics, widths * 2)
-    for norm, mean, variance in zip(norms, parts[: len(norms)], parts[len(norms) :], strict=True):
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance, norm.momentum)
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    if running:
+        torch._foreach_lerp_(running, parts, [norm.momentum for norm in norms] * 2)
     discard_recorded_statistics(model)
 
 
 @torch.no_grad()
 def discard_recorded_statistics(model: nn.Module) -> None:
     """Clear the records, for a step that is not applied."""
-    for norm in batch_norms(model):
-        norm.recorded_mean.zero_()
-        norm.recorded_var.zero_()
+    records = [norm.recorded for norm in batch_norms(model)]
+    if records:
+        torch._foreach_zero_(records)

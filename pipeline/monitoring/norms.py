@@ -1,7 +1,8 @@
 """Norms of the weights and of their last update, by stage of the model, from the sharded state of AdamW."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -13,7 +14,13 @@ from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
 
-_CHUNK = 2**22  # elements taken at a time, so that temporaries fit beside a full GPU
+_CHUNK = 2**22
+"""Elements of one tensor; longer ones are cut."""
+_TOGETHER = 2**23
+"""Elements taken at a time, so that temporaries, two of that size, fit beside a full GPU."""
+
+_State = tuple[Tensor, Tensor, Tensor]
+"""Weights and AdamW's two moments, each (n,) float32."""
 
 
 def stage_names(variant: Variant) -> tuple[str, ...]:
@@ -48,15 +55,24 @@ class AdamWStep:
     rate_scale: Mapping[str, float]
     """Factor on the rate, by parameter; 1 if missing."""
 
-    def update(self, parameter: str, weight: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        """What the step subtracted from (part of) `parameter`, whose weights and moments after it are given."""
+    def rate_and_decay(self, parameter: str) -> tuple[float, float]:
+        """The learning rate of `parameter`, and the share of its weights that decayed."""
         rate = self.rate * self.rate_scale.get(parameter, 1.0)
-        decay = 0.0 if parameter in self.undecayed else rate * self.settings.weight_decay
+        return rate, 0.0 if parameter in self.undecayed else rate * self.settings.weight_decay
+
+    def updates(self, state: Sequence[_State], rate: float, decay: float) -> list[Tensor]:
+        """What the step subtracted from parameters of one `rate` and `decay`, whose state after it is given."""
+        weights, means, variances = (list(kind) for kind in zip(*state, strict=True))
         first, second = self.settings.betas
-        moved = mean / (variance.sqrt().div_((1 - second**self.number) ** 0.5).add_(self.settings.eps))
-        moved *= rate / (1 - first**self.number)
+        roots = torch._foreach_sqrt(variances)
+        torch._foreach_div_(roots, (1 - second**self.number) ** 0.5)
+        torch._foreach_add_(roots, self.settings.eps)
+        moved = torch._foreach_div(means, roots)
+        torch._foreach_mul_(moved, rate / (1 - first**self.number))
         # after = (1 - decay) before - moved, solved for before - after.
-        return moved.add_(weight, alpha=decay).div_(1 - decay)
+        torch._foreach_add_(moved, weights, alpha=decay)
+        torch._foreach_div_(moved, 1 - decay)
+        return list(moved)
 
 
 @torch.no_grad()
@@ -77,16 +93,20 @@ def weight_and_update_norms(
         `weight_norm/<stage>` and `update_ratio/<stage>`, with `all` for the whole model.
     """
     names, index = stage_names(variant), stage_index(variant)
+    stages: list[int] = []
+    found: list[list[Tensor]] = [[], []]
+    for (rate, decay), parts in _together(fragments, step):
+        state = [tensors for _, tensors in parts]
+        stages += [index(parameter) for parameter, _ in parts]
+        found[0] += _norms([weight for weight, _, _ in state])
+        if step.number:
+            found[1] += _norms(step.updates(state, rate, decay))
     sums = torch.zeros(2, len(names), dtype=torch.float64, device=ranks.device)
-    for fragment in fragments:
-        if not fragment.saved_here:  # replicated state counts once
-            continue
-        stage = index(fragment.parameter)
-        state = (torch.split(fragment.tensors[kind], _CHUNK) for kind in ("master", "exp_avg", "exp_avg_sq"))
-        for weight, mean, variance in zip(*state, strict=True):
-            sums[0, stage] += _square_sum(weight)
-            if step.number:
-                sums[1, stage] += _square_sum(step.update(fragment.parameter, weight, mean, variance))
+    # Not index_add, which adds in any order on GPUs.
+    member = (torch.arange(len(names))[:, None] == torch.tensor(stages)).to(ranks.device, non_blocking=True)
+    for total, of_pieces in zip(sums, found, strict=True):
+        if of_pieces:
+            total += torch.where(member, torch.stack(of_pieces).square(), 0.0).sum(dim=1)
     squares = ranks.sum(sums).cpu()
     squares = torch.cat([squares, squares.sum(dim=1, keepdim=True)], dim=1)
     norms, updates = squares.sqrt().tolist()
@@ -97,6 +117,26 @@ def weight_and_update_norms(
     return scalars
 
 
-def _square_sum(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm.square()
+def _together(
+    fragments: Sequence[Fragment], step: AdamWStep
+) -> Iterator[tuple[tuple[float, float], list[tuple[str, _State]]]]:
+    """Rate and decay, and pieces of parameters that have them, with their names: few lists of many small tensors."""
+    groups: dict[tuple[float, float], list[tuple[str, _State]]] = {}
+    sizes: Counter[tuple[float, float]] = Counter()
+    for fragment in fragments:
+        if not fragment.saved_here:  # replicated state counts once
+            continue
+        key = step.rate_and_decay(fragment.parameter)
+        pieces = (torch.split(fragment.tensors[kind], _CHUNK) for kind in ("master", "exp_avg", "exp_avg_sq"))
+        for weight, mean, variance in zip(*pieces, strict=True):
+            if key in groups and sizes[key] + weight.numel() > _TOGETHER:
+                yield key, groups.pop(key)
+                sizes[key] = 0
+            groups.setdefault(key, []).append((fragment.parameter, (weight, mean, variance)))
+            sizes[key] += weight.numel()
+    yield from groups.items()
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each tensor, () float64."""
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))

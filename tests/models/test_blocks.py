@@ -137,8 +137,11 @@ def test_mbconv_passes_the_numeric_gradient_check(stride: int) -> None:
     assert torch.autograd.gradcheck(forward, (x, *parameters.values()), eps=1e-7, atol=1e-5)
 
 
-def kept(*samples: int, scale: float = 1.0) -> Kept:
-    return Kept(torch.tensor(samples), torch.tensor(scale))
+def kept(*samples: int, scale: float = 1.0, batch: int = 3) -> Kept:
+    places = torch.full((batch,), len(samples))
+    places[list(samples)] = torch.arange(len(samples))
+    factors = torch.where(places < len(samples), scale, 0.0)
+    return Kept(torch.tensor(samples), places, torch.tensor(scale), factors)
 
 
 def test_draws_keep_the_expectation() -> None:

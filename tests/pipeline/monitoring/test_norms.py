@@ -12,6 +12,7 @@ from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weigh
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
+from tests.support.operators import Recorded
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SETTINGS = OptimizerSettings(peak_learning_rate=3e-3, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-3)
@@ -102,3 +103,40 @@ def test_before_the_first_step_nothing_has_moved() -> None:
     before_any_step = AdamWStep(SETTINGS, rate=1.0, number=0, undecayed=(), rate_scale={})
     found = weight_and_update_norms([fragment], VARIANTS["coatnet_debug"], before_any_step, ALONE)
     assert (found["weight_norm/stem"], found["update_ratio/stem"], found["update_ratio/head"]) == (2.0, 0.0, 0.0)
+
+
+VIEWS = ("split", "detach", "slice", "unbind", "select", "unsqueeze")
+
+
+def of_numbers(count: int, size: int, stage: str = "blocks.0") -> list[Fragment]:
+    """`count` parameters of `size` numbers each."""
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for number in range(count):
+        tensors = {kind: torch.rand(size, generator=generator) for kind in ("master", "exp_avg", "exp_avg_sq")}
+        result.append(Fragment(f"{stage}.{number}", 0, size, tensors, True))
+    return result
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_the_number_of_operators_does_not_depend_on_that_of_the_parameters(number: int) -> None:
+    step = AdamWStep(SETTINGS, 1e-3, number, undecayed={"blocks.0.0", "blocks.0.1"}, rate_scale={})
+    counts = []
+    for parameters in (5, 500):
+        fragments = of_numbers(parameters, 3)
+        with Recorded() as recorded:
+            weight_and_update_norms(fragments, VARIANTS["coatnet_debug"], step, ALONE)
+        counts.append(sum(recorded.counts.values()) - sum(recorded.counts[view] for view in VIEWS))
+    assert counts[0] == counts[1] < 50
+
+
+def test_more_numbers_than_are_taken_at_a_time_give_the_same_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the order in which float64 squares are added."""
+    step = AdamWStep(SETTINGS, 1e-3, 5, undecayed={"blocks.0.3"}, rate_scale={"blocks.0.4": 0.5})
+    fragments = of_numbers(20, 50) + of_numbers(3, 0) + of_numbers(5, 70, "head")
+    variant = VARIANTS["coatnet_debug"]
+    at_once = weight_and_update_norms(fragments, variant, step, ALONE)
+    monkeypatch.setattr("pipeline.monitoring.norms._TOGETHER", 120)
+    assert weight_and_update_norms(fragments, variant, step, ALONE) == pytest.approx(at_once, rel=1e-14)
+    monkeypatch.setattr("pipeline.monitoring.norms._CHUNK", 7)
+    assert weight_and_update_norms(fragments, variant, step, ALONE) == pytest.approx(at_once, rel=1e-12)

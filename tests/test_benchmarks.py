@@ -11,8 +11,8 @@ from tests.support.command import start_program
 pytestmark = pytest.mark.slow(seconds=8)
 
 
-def run(path: Path, benchmark: str, *arguments: str) -> list[dict[str, object]]:
-    options = (*arguments, "--rounds", "1", "--device", "cpu", "--json", str(path))
+def run(path: Path, benchmark: str, *arguments: str, measures: bool = True) -> list[dict[str, object]]:
+    options = (*arguments, *(("--rounds", "1", "--device", "cpu") if measures else ()), "--json", str(path))
     with tempfile.NamedTemporaryFile("ab") as output:
         code = start_program(benchmark, *options, output=output).wait(600)
         assert code == 0, Path(output.name).read_text()
@@ -35,6 +35,16 @@ def test_whole_models(tmp_path: Path) -> None:
 def test_choices(tmp_path: Path) -> None:
     rows = run(tmp_path / "rows.json", "benchmarks.choices", "--variant", "coatnet_debug", "--batch", "2")
     assert len(rows) == 12
+
+
+def test_kernels(tmp_path: Path) -> None:
+    small = ["--variant", "coatnet_debug", "--image-size", "32", "--micro-batch", "2"]
+    rows = run(tmp_path / "rows.json", "benchmarks.kernels", *small, measures=False)
+    counts = {str(row["operator"]): int(str(row["calls"])) for row in rows}
+    assert counts.pop("all") == sum(counts.values())
+    # Stem and two MBConv blocks, in two micro-batches.
+    assert counts["native_batch_norm"] == counts["native_batch_norm_backward"] == 2 * (1 + 2 * 3)
+    assert counts["_scaled_dot_product_efficient_attention"] == 2 * 2
 
 
 def test_decoders(tmp_path: Path) -> None:

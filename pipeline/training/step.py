@@ -63,23 +63,25 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
     rounds = plan.stage.batch.micro_batches // ranks.world_size
     first = ranks.rank * rounds
     batches, losses, first_images = [], [], torch.empty(0)
-    for turn in range(rounds):
-        watchdog.at("reading", step, turn)
-        with context.clock.waiting_for_data():
-            batch = next(reader)
-        watchdog.at("computing", step, turn)
-        images, targets = _inputs(batch, plan, step, first + turn, ranks.device)
-        # Which samples are dropped depends on the micro-batch's position in the run, not on the rank that computes it.
-        torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, first + turn))
-        with context.clock.computing():
-            logits = engine(images.to(engine.dtype))
-            loss = classification_loss(logits, targets, plan.stage.loss.kind).mean()
-        engine.backward(loss)
-        batches.append(batch)
-        losses.append(loss.detach())
-        first_images = images if turn == 0 else first_images
-        if turn + 1 < rounds:
-            engine.accumulate()
+    with engine.micro_batches(rounds):
+        for turn in range(rounds):
+            watchdog.at("reading", step, turn)
+            with context.clock.waiting_for_data():
+                batch = next(reader)
+            watchdog.at("computing", step, turn)
+            images, targets = _inputs(batch, plan, step, first + turn, ranks.device)
+            # Which samples are dropped depends on the micro-batch's position in the run, not on the rank that computes
+            # it.
+            torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, first + turn))
+            with context.clock.computing():
+                logits = engine(images.to(engine.dtype))
+                loss = classification_loss(logits, targets, plan.stage.loss.kind).mean()
+            engine.backward(loss)
+            batches.append(batch)
+            losses.append(loss.detach())
+            first_images = images if turn == 0 else first_images
+            if turn + 1 < rounds:
+                engine.accumulate()
 
     watchdog.at("exchanging", step, rounds - 1)
     own = torch.stack(losses)

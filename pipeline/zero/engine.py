@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -39,7 +39,7 @@ class ZeroEngine:
         self._zero = None if engine.optimizer is adamw else engine.optimizer
         """DeepSpeed's optimizer around AdamW; stage 0 without bf16 has none."""
         assert self._zero is None or self._zero.optimizer is adamw
-        self._zero_stage = stage.zero_stage
+        self._zero_stage, self._device = stage.zero_stage, ranks.device
         self._slices = parameter_slices(engine, ranks)
         self.masters = holders(self._slices)
         adamw.without_gradient = ranges_without_gradient(self._slices, parameters.without_gradient)
@@ -58,6 +58,18 @@ class ZeroEngine:
     def eval(self) -> None:
         """Switch to evaluation mode."""
         self._engine.eval()
+
+    def micro_batches(self, number: int) -> AbstractContextManager[None]:
+        """Inside, forwards and recomputations under autocast cast each weight once; leave it before `step`.
+
+        For the `number` micro-batches of one step, whose weights are the same. Without effect for a single one, where
+        the casts would be held during its whole backward for nothing, and with ZeRO 3, as they are whole weights.
+        """
+        # Autocast drops its casts at the end of the outermost context, and this is one, though it enables nothing:
+        # otherwise that of each forward, which DeepSpeed opens, or of each recomputation.
+        if number == 1 or self._zero_stage == 3:
+            return nullcontext()
+        return torch.autocast(self._device.type, enabled=False)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's mean loss to that of the step."""

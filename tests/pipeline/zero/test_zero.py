@@ -173,6 +173,20 @@ def test_activation_checkpointing_changes_no_bit_of_a_step(runs: Path, case: str
         assert [on_rank[f"after {policy}"] for policy in ("every_block", "mbconv", "2")] == [[], [], []]
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_micro_batches_of_a_step_share_their_casts_of_weights_and_change_no_bit(
+    runs: Path, folder: str, case: str
+) -> None:
+    for on_rank in checked(runs, folder, case):
+        assert on_rank["after micro-batches apart"] == []
+        together, apart = on_rank["casts to bf16"]
+        if case in ("1-bf16_autocast", "2-bf16_autocast"):
+            assert apart / 4 < apart - together < on_rank["parameters"]
+        else:
+            assert together == apart
+
+
 def test_two_ranks_train_like_a_plain_loop_over_the_micro_batches(runs: Path) -> None:
     """The definition of a step, written out: no ranks, no DeepSpeed, gradients averaged over micro-batches.
 

@@ -11,6 +11,7 @@ A case -checked is `check` on one engine; it leaves what was found in FOLDER/CAS
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model, copy_tensors, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import ZeroEngine, build_engine
+from tests.support.operators import Recorded
 from tests.support.records import RUN
 from tests.support.training import train_here
 
@@ -98,16 +100,19 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     engine.set_learning_rate(1e-3)
     probe = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(engine.dtype)
 
-    def step(seed: int, spoiled_by: float | None = None, apply: bool = True) -> tuple[float, Tensor]:
-        for number in range(2):
-            torch.manual_seed(1000 * seed + 10 * ranks.rank + number)
-            images, labels = torch.randn(3, 32, 32, 3), torch.randint(3, (3,))
-            loss = F.cross_entropy(engine(images.to(engine.dtype)).float(), labels)
-            # On the last rank alone, and only in its first micro-batch.
-            spoiled = number == 0 and ranks.rank == ranks.world_size - 1
-            engine.backward(loss * spoiled_by if spoiled and spoiled_by is not None else loss)
-            if number == 0:
-                engine.accumulate()
+    def step(
+        seed: int, spoiled_by: float | None = None, apply: bool = True, together: bool = True
+    ) -> tuple[float, Tensor]:
+        with engine.micro_batches(2) if together else nullcontext():
+            for number in range(2):
+                torch.manual_seed(1000 * seed + 10 * ranks.rank + number)
+                images, labels = torch.randn(3, 32, 32, 3), torch.randint(3, (3,))
+                loss = F.cross_entropy(engine(images.to(engine.dtype)).float(), labels)
+                # On the last rank alone, and only in its first micro-batch.
+                spoiled = number == 0 and ranks.rank == ranks.world_size - 1
+                engine.backward(loss * spoiled_by if spoiled and spoiled_by is not None else loss)
+                if number == 0:
+                    engine.accumulate()
         statistics = recorded_statistics(engine.module).clone()
         discard_recorded_statistics(engine.module)
         return engine.step(apply=apply), statistics
@@ -179,7 +184,8 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     found["raw alike without engine"] = torch.equal(before["logits"], without_engine("raw"))
     found["averaged alike without engine"] = torch.equal(averaged, without_engine("ema"))
 
-    norm, statistics = step(2)
+    with Recorded() as recorded:
+        norm, statistics = step(2)
     after = snapshot()
     found["a step changes"] = len(differences(before, after))
     # Which blocks are recomputed is independent of the number of ranks, so one of the two is enough.
@@ -191,6 +197,19 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
             after | {"statistics": statistics, "norm": torch.tensor(norm)},
             snapshot() | {"statistics": statistics_again, "norm": torch.tensor(again)},
         )
+
+    engine.module.set_grad_checkpointing(policy="none")
+    restore(before)
+    with Recorded() as recorded_alone:
+        again, statistics_again = step(2, together=False)
+    found["after micro-batches apart"] = differences(
+        after | {"statistics": statistics, "norm": torch.tensor(norm)},
+        snapshot() | {"statistics": statistics_again, "norm": torch.tensor(again)},
+    )
+    found["casts to bf16"] = [
+        sum(cast[1:] == (torch.float32, torch.bfloat16) for cast in one.casts) for one in (recorded, recorded_alone)
+    ]
+    found["parameters"] = len(initial)
 
     found["moved"], found["moved without gradient"] = [], []
     for fragment in state.fragments:

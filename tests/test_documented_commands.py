@@ -88,6 +88,11 @@ def test_ones_own_images_from_a_folder_to_predictions(page_folder: Path) -> None
     assert any("probability" in output and "striped" in output for output in outputs)
     for file in ("predictions.png", "evaluation/confusion.png", "runs/own_images/report.html", "my_model/config.json"):
         assert (page_folder / file).stat().st_size > 0
+    by_recipe = coatnet("predict", "own_images.yaml", "my_images/dark/0000.jpg", folder=page_folder)
+    assert by_recipe.returncode == 0, by_recipe.stderr
+    by_recipe = coatnet("evaluate", "own_images.yaml", "shards/validation", folder=page_folder)
+    assert by_recipe.returncode == 0, by_recipe.stderr
+    assert (page_folder / "runs/own_images/finetune/evaluations/validation/evaluation.json").exists()
 
 
 def test_operating_a_run(page_folder: Path) -> None:

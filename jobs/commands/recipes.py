@@ -81,7 +81,7 @@ def copy(
         if for_this_machine:
             text = _for_this_machine(name, target, hours)
         elif hours is not None:
-            raise ConfigError("--hours: without --for-this-machine nothing is chosen by it; give both, or neither")
+            raise ConfigError("--hours: has no effect without --for-this-machine; give both, or neither")
         try:
             with open(target, "x") as new:
                 new.write(text)

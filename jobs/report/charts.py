@@ -8,7 +8,7 @@ from typing import Literal
 from jobs.report.markup import Markup, element, escaped
 
 Point = tuple[int, float]
-MarkKind = Literal["resume", "roll-back", "not applied", "save"]
+MarkKind = Literal["resume", "settings changed", "roll-back", "not applied", "save"]
 
 WIDTH, HEIGHT = 640, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 24, 14, 40

@@ -20,6 +20,7 @@ _TITLES = {
     Event.START: "start",
     Event.RESUME: "resume",
     Event.CHANGE: "change",
+    Event.EXTEND: "settings changed",
     Event.WEIGHTS: "starting weights",
     Event.SAVE: "save",
     Event.SAVE_FAILED: "save failed",
@@ -41,6 +42,11 @@ def marks(entries: Sequence[RunEvent]) -> list[Mark]:
         for e in entries
         if e.event is Event.RESUME and e.step >= 0
     ]
+    extensions = [
+        Mark("settings changed", e.step, f"settings changed after step {e.step:,}: {_changed(e)}")
+        for e in entries
+        if e.event is Event.EXTEND and e.step >= 0
+    ]
     roll_backs = [
         Mark("roll-back", e.step, f"roll-back at step {e.step:,} to the weights of step {e.facts.get('to')}")
         for e in entries
@@ -51,16 +57,30 @@ def marks(entries: Sequence[RunEvent]) -> list[Mark]:
         for step in sorted({e.step for e in entries if e.event is Event.NOT_FINITE and e.step >= 0})
     ]
     saves = [Mark("save", step, f"save of step {step:,}") for step in _steps(entries, Event.SAVE)]
-    kinds = ((saves, _MOST_SAVES), (refused, _MOST_MARKS), (resumes, _MOST_MARKS), (roll_backs, _MOST_MARKS))
+    kinds = (
+        (saves, _MOST_SAVES),
+        (refused, _MOST_MARKS),
+        (resumes, _MOST_MARKS),
+        (extensions, _MOST_MARKS),
+        (roll_backs, _MOST_MARKS),
+    )
     return [mark for kind, most in kinds for mark in _some(kind, most)]
 
 
 def marks_legend(entries: Sequence[RunEvent]) -> Markup:
     """What the marks in the charts mean, and how many there are of each; empty without any."""
-    resumes, roll_backs = (sum(e.event is kind for e in entries) for kind in (Event.RESUME, Event.ROLL_BACK))
+    resumes, roll_backs, extensions = (
+        sum(e.event is kind for e in entries) for kind in (Event.RESUME, Event.ROLL_BACK, Event.EXTEND)
+    )
     refused, saves = (len(_steps(entries, kind)) for kind in (Event.NOT_FINITE, Event.SAVE))
     counts = (
         ("mark resume", counted(resumes, "resume"), resumes, _MOST_MARKS),
+        (
+            "mark settings-changed",
+            counted(extensions, "change of settings", "changes of settings"),
+            extensions,
+            _MOST_MARKS,
+        ),
         ("mark roll-back", counted(roll_backs, "roll-back"), roll_backs, _MOST_MARKS),
         ("mark not-applied", f"{counted(refused, 'step')} not finite", refused, _MOST_MARKS),
         ("triangle", counted(saves, "save"), saves, _MOST_SAVES),
@@ -132,6 +152,11 @@ def _title(entry: RunEvent) -> str:
     return _TITLES.get(entry.event, entry.event.value) + (f", step {entry.step:,}" if entry.step >= 0 else "")
 
 
+def _changed(entry: RunEvent) -> str:
+    changed = entry.facts.get("changed")
+    return "; ".join(map(str, changed)) if isinstance(changed, list) else str(changed)
+
+
 def _details(entry: RunEvent) -> str:
     facts = entry.facts
     match entry.event:
@@ -147,6 +172,8 @@ def _details(entry: RunEvent) -> str:
             return f"{facts.get('checkpoint')}, {amount} in {_number(facts.get('seconds'))} s"
         case Event.CHANGE:
             return f"{facts.get('what')}: {facts.get('before')} before, {facts.get('now')} now"
+        case Event.EXTEND:
+            return f"{_changed(entry)}; until step {_number(facts.get('steps'))}"
         case Event.ROLL_BACK:
             return f"to the weights of step {facts.get('to')}"
     return ", ".join(f"{name}: {_number(value)}" for name, value in facts.items() if name not in _NOT_SHOWN)

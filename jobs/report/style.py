@@ -57,6 +57,7 @@ svg text { font-size: 12.5px; fill: var(--soft); font-family: inherit; }
 .dot.c0 { fill: var(--blue); } .dot.c1 { fill: var(--orange); } .dot.c2 { fill: var(--teal); }
 .share { fill: #8fb1df; } .diagonal { stroke: var(--orange); stroke-width: 1.6; stroke-dasharray: 5 4; }
 .mark { stroke-width: 1.4; stroke-dasharray: 5 4; }
+.settings-changed { stroke: var(--teal); color: var(--teal); stroke-dashoffset: 5; }
 .resume { stroke: var(--purple); color: var(--purple); } .roll-back { stroke: var(--red); color: var(--red); }
 .not-applied { stroke: #d97706; color: #d97706; } .save { fill: var(--soft); }
 .bar { display: inline-block; width: 110px; height: 9px; background: #e8ecf1; border-radius: 3px;

@@ -98,7 +98,7 @@ def test_the_command_writes_one_that_the_doctor_accepts_and_that_trains(shards: 
     ("arguments", "message"),
     [
         (["demo", "--for-this-machine"], "the settings of demo do not depend on a machine; only own_images is"),
-        (["own_images", "--hours", "1"], "--hours: without --for-this-machine nothing is chosen by it"),
+        (["own_images", "--hours", "1"], "--hours: has no effect without --for-this-machine"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:

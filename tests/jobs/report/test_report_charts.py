@@ -96,6 +96,16 @@ def test_of_many_events_some_are_marked_and_the_legend_says_so() -> None:
     assert marks_legend([entry(Event.BEGIN)]) == ""
 
 
+def test_changed_settings_are_marked_where_they_begin_and_said() -> None:
+    changed = ["epochs: 3 -> 4", "optimizer.peak_learning_rate: 0.002 -> 0.001"]
+    entries = [entry(Event.EXTEND, step=53, samples=848, steps=70, changed=changed)]
+    (mark,) = marks(entries)
+    assert (mark.kind, mark.step) == ("settings changed", 53)
+    assert "1 change of settings" in marks_legend(entries)
+    said = "epochs: 3 -&gt; 4; optimizer.peak_learning_rate: 0.002 -&gt; 0.001; until step 70"
+    assert said in history_table(entries)
+
+
 def test_a_long_history_is_shortened_and_says_so() -> None:
     entries = [entry(kind, step=n) for n in range(100) for kind in (Event.RESUME, Event.STOP)]
     text = history_table(entries)

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from data.remote.web_address import split_query
-from jobs.checkpoint_discovery import model_location
 from jobs.commands.arguments import (
     Anonymous,
     AsJson,
@@ -75,6 +74,7 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on shards: accuracy, calibration, every class, confusion, mistakes."""
     with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
+        from jobs.checkpoint_discovery import model_location
         from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
 
         model = model_location(model)

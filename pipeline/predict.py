@@ -105,11 +105,6 @@ def chosen_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
-def device_name(device: torch.device) -> str:
-    """What a device is called in messages."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
 def classify(
     network: Callable[[Tensor], Tensor],
     sources: JoinedSources,

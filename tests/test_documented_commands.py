@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow(seconds=60)
 
-SMALL = "model.name=coatnet_nano precision=fp32 batch.global_size=8 batch.micro_size=4 data.lanes=2 data.workers=1"
+SMALL = "model.name=coatnet_micro precision=fp32 batch.global_size=8 batch.micro_size=4 data.lanes=2 data.workers=1"
 OWN_IMAGES = (
     f"{SMALL} resources.ranks=1 pretrain.epochs=1 pretrain.optimizer.warmup_epochs=0 finetune.epochs=1 "
     "pretrain.resolution=32 finetune.resolution=32 evaluate.resolution=32 finetune.batch.global_size=8 "
@@ -86,7 +86,13 @@ def test_ones_own_images_from_a_folder_to_predictions(page_folder: Path) -> None
     write_pictures(page_folder / "my_images", per_class=20)
     outputs = follow("own-images.md", page_folder, {"coatnet doctor": OWN_IMAGES, "coatnet run": OWN_IMAGES})
     assert any("probability" in output and "striped" in output for output in outputs)
-    for file in ("predictions.png", "evaluation/confusion.png", "runs/own_images/report.html", "my_model/config.json"):
+    for file in (
+        "predictions.png",
+        "evaluation/confusion.png",
+        "runs/own_images/report.html",
+        "my_model/config.json",
+        "my_timm_model/config.json",
+    ):
         assert (page_folder / file).stat().st_size > 0
     by_recipe = coatnet("predict", "own_images.yaml", "my_images/dark/0000.jpg", folder=page_folder)
     assert by_recipe.returncode == 0, by_recipe.stderr

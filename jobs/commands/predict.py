@@ -51,9 +51,9 @@ from pipeline.predict import (
     PredictionCounts,
     chosen_device,
     classify,
-    device_name,
     known_classes,
 )
+from pipeline.ranks.gpus import device_name
 from pipeline.recipe.data_sections import CacheSettings
 from pipeline.trained_model import open_trained_model
 

@@ -32,6 +32,7 @@ from pipeline.model_location import find_model_checkpoint
 from pipeline.precision import autocast, model_dtype
 from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
+from pipeline.ranks.gpus import device_name
 from pipeline.recipe.data_sections import DataSettings
 from pipeline.recipe.schema import Precision, TrainStage
 from pipeline.recipe.section import WhichWeights
@@ -231,7 +232,7 @@ def evaluate_model(
             seconds=seconds,
             images_per_second=round(accuracy.samples / max(1e-9, seconds), 1),
             ranks=ranks.world_size,
-            device=_device_name(ranks.device),
+            device=device_name(ranks.device),
         ),
         figures=accuracy.figures,
         calibration=findings.calibration,
@@ -337,7 +338,3 @@ def _cache(data: DataSettings, dataset: Dataset, batch_size: int, ranks: Ranks) 
             f"jobs read, and {need / 1e9:.1f} are needed at the same time; give a folder on another disk"
         )
     return cache
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -53,3 +53,8 @@ def present_gpus() -> tuple[Gpu, ...]:
         return ()
     found = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
     return tuple(Gpu(properties.name, properties.total_memory) for properties in found)
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called in messages."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

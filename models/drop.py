@@ -6,6 +6,7 @@ and the number of kept samples is known without waiting for the device.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -124,7 +125,8 @@ def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[
             # If one rank skipped a branch altogether, its collectives for sharded parameters would be missing.
             kept[0] = True
         samples.append(kept.nonzero().squeeze(1))
-        places.append(torch.where(kept, kept.cumsum(0) - 1, len(samples[-1])))
+        before = torch.tensor(list(accumulate(kept.tolist(), initial=0))[:-1])
+        places.append(torch.where(kept, before, len(samples[-1])))
     factors = scales[:, None] * torch.stack([place < len(one) for place, one in zip(places, samples, strict=True)])
     # Two copies to the device for all blocks.
     sizes = [len(one) for one in samples]

@@ -58,7 +58,7 @@ def test_the_output_says_whether_the_node_is_fast_enough(
     [
         (["evaluate"], "stage evaluate evaluates; name a stage that trains"),
         (["--ranks", "3"], "--ranks 3: stage pretrain has 2"),
-        (["--device", "TPU"], "--device TPU: not one of B200, H200"),
+        (["--device", "TPU"], "--device TPU: not one of GB200"),
     ],
 )
 def test_a_stage_or_option_that_cannot_be_measured_is_refused(

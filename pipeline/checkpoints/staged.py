@@ -9,17 +9,20 @@ import ctypes
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from data.errors import StorageDown
+from data.errors import StorageDown, StorageRefused
 from data.files.atomic_file import sync_folder, write_atomically
 from data.files.json_records import parse_json, to_json
-from data.remote.storage import join, list_files, pieces, read_bytes, remove, upload, write_bytes
+from data.remote.storage import file_size, join, list_files, pieces, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, step_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
+
+log = logging.getLogger(__name__)
 
 _PIECE = 16 * 2**20  # bytes written at a time
 _FLUSHED = 256 * 2**20  # bytes between flushes, so that the last one is short
@@ -70,7 +73,12 @@ class StagedCheckpoint:
         """Report to the leader that the files of this rank are complete, or why not."""
         name, data = self._record_name(self._rank), json.dumps(to_json(record)).encode()
         if self._store.remote:
+            # A manifest that is there before is of an earlier attempt, and the leader still needs the record.
+            published_before = self._has_manifest()
             write_bytes(self._at(name), data, self._store.storage)
+            # If the answer to a request is lost, the leader may publish before the request is repeated.
+            if not published_before and self._has_manifest():
+                remove(self._at(name), self._store.storage)
             return
         write_atomically(self._folder / name, data)
 
@@ -93,9 +101,7 @@ class StagedCheckpoint:
         although it succeeded.
         """
         data = json.dumps(manifest.as_json(), indent=1).encode()
-        for name in self._sizes().keys() - manifest.files.keys() - {MANIFEST}:
-            remove(self._at(name), self._store.storage)
-            self._on_progress()
+        self._remove_others(manifest)
         try:
             self._make_visible(data)
         except (OSError, StorageDown):
@@ -104,6 +110,16 @@ class StagedCheckpoint:
         if not self._store.remote:
             shutil.rmtree(self._folder, ignore_errors=True)  # what is left of it if it was published already
             sync_folder(self._folder.parent)
+            return
+        try:
+            self._remove_others(manifest)  # records that came again before the manifest, see `write_record`
+        except (OSError, StorageDown, StorageRefused) as error:
+            log.warning("%s is published, and may have files that are no part of it: %s", self._at(""), error)
+
+    def _remove_others(self, manifest: Manifest) -> None:
+        for name in self._sizes().keys() - manifest.files.keys() - {MANIFEST}:
+            remove(self._at(name), self._store.storage)
+            self._on_progress()
 
     def settled(self) -> bool:
         """Whether the leader has published the checkpoint, or has discarded what this rank has written."""
@@ -125,6 +141,13 @@ class StagedCheckpoint:
         for name in names:
             if writer_of(name) == self._rank:
                 remove(self._at(name), self._store.storage)
+
+    def _has_manifest(self) -> bool:
+        try:
+            file_size(self._at(MANIFEST), self._store.storage)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _make_visible(self, manifest: bytes) -> None:
         if self._store.remote:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from data.errors import StorageDown, StorageRefused
 from data.remote.storage import Storage, file_size, read_bytes, remove, upload, write_bytes
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.resume import newest_intact, open_verified
+from pipeline.checkpoints.staged import StagedCheckpoint
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError
 from pipeline.ranks.distributed import Ranks
@@ -214,6 +217,48 @@ def test_a_manifest_that_arrives_without_an_answer_is_published(
     monkeypatch.setattr("pipeline.checkpoints.staged.write_bytes", lost)
     save(tmp_path / "run", 3, store=store)
     assert store.contents().steps == [3]
+
+
+@pytest.mark.parametrize("when", ["before the manifest", "after the manifest"])
+def test_a_record_that_is_sent_again_after_the_leader_has_read_it_does_not_stay(
+    when: str, s3: S3Server, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the first request was lost; the second one is as slow as it takes."""
+    first_arrived, leader_has_come_so_far, arrived_again = (threading.Event() for _ in range(3))
+    make_visible = StagedCheckpoint._make_visible
+
+    def visible(self: StagedCheckpoint, manifest: bytes) -> None:
+        if when == "before the manifest":
+            leader_has_come_so_far.set()
+            assert arrived_again.wait(60)
+        make_visible(self, manifest)
+
+    def repeated(location: str, data: bytes, storage: Storage) -> None:
+        write_bytes(location, data, storage)
+        if "rank-00001" in location:
+            first_arrived.set()
+            assert leader_has_come_so_far.wait(60)
+            write_bytes(location, data, storage)
+            arrived_again.set()
+
+    monkeypatch.setattr(StagedCheckpoint, "_make_visible", visible)
+    monkeypatch.setattr("pipeline.checkpoints.staged.write_bytes", repeated)
+
+    def work(ranks: Ranks) -> None:
+        with saver(tmp_path / "run", ranks, store) as one:
+            one.save(live(3, ranks))
+            if ranks.is_leader and when == "after the manifest":
+                assert first_arrived.wait(60)
+                while 3 not in store.contents().steps:
+                    time.sleep(0.02)
+                leader_has_come_so_far.set()
+            assert one.finish()
+
+    together(2, work)
+    assert remote_names(s3, store) == [
+        f"{STEP_3}/{name}"
+        for name in ("buffers.safetensors", "manifest.json", "rank-00000.safetensors", "rank-00001.safetensors")
+    ]
 
 
 def test_an_upload_that_arrives_altered_is_not_published(

@@ -1,11 +1,11 @@
 """A recipe for one's own images that trains on this machine in sensible time: model, image size, ranks and batch."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from data.errors import CoatnetError
-from data.index import read_index
+from data.index import FILE_NAME, read_index
 from data.text.counted import counted
 from models.complexity import count_parameters, count_training_cost
 from models.variants import VARIANTS
@@ -96,12 +96,15 @@ class TrainingData:
 
 
 def training_data(folder: Path) -> TrainingData:
-    """The size of the shards in `folder`, or an assumption where there are none yet."""
-    try:
-        index = read_index(folder)
-    except CoatnetError:
+    """The size of the shards in `folder`, or an assumption where there are none yet.
+
+    Raises:
+        DataError: their index is damaged or cannot be read.
+    """
+    if not os.path.lexists(folder / FILE_NAME):
         assumed = f"{_ASSUMED_SAMPLES:,} images are assumed, since {folder} has no shards yet."
         return TrainingData(_ASSUMED_SAMPLES, assumed)
+    index = read_index(folder)
     return TrainingData(
         index.samples, f"{folder} has {index.samples:,} images of {counted(len(index.classes), 'class', 'classes')}."
     )

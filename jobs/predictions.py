@@ -8,8 +8,7 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from data.images.contact_sheet import FAINT, INK, RIGHT, WRONG, CaptionedImage, contact_sheet
-from data.images.decode import Pixels
+from data.images.contact_sheet import FAINT, INK, RIGHT, WRONG, CaptionedImage, contact_sheet, enlarged
 from data.text.printable import one_line
 from jobs.console import make_table
 from models.model_facts import ModelFacts, Preprocessing
@@ -31,7 +30,7 @@ SCORES = {
 """What the scores of a model are, by its loss."""
 
 
-class ClassNames:
+class ShownClassNames:
     """How the classes of a model are called: by its names, which may be ids, and by names for people.
 
     Args:
@@ -62,7 +61,7 @@ class ClassNames:
         return self.display_name(number) or self.text(number)
 
 
-def prediction_table(images: Sequence[ClassifiedImage], names: ClassNames) -> Table:
+def prediction_table(images: Sequence[ClassifiedImage], names: ShownClassNames) -> Table:
     """A section for each image, with a row for each of its best classes, or with the reason why it has none."""
     labelled = any(image.labels for image in images)
     table = make_table(
@@ -103,7 +102,7 @@ def _shortened(problem: str) -> str:
 def as_json(
     images: Sequence[ClassifiedImage],
     counts: PredictionCounts,
-    names: ClassNames,
+    names: ShownClassNames,
     facts: ModelFacts,
     preprocessing: Preprocessing,
     device: str,
@@ -152,7 +151,7 @@ def as_json(
     }
 
 
-def as_csv(images: Sequence[ClassifiedImage], names: ClassNames) -> str:
+def as_csv(images: Sequence[ClassifiedImage], names: ShownClassNames) -> str:
     """A row for each image and rank, and one for each image that cannot be used; names have visible escapes."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -172,14 +171,14 @@ def exact(score: float) -> float:
     return float(f"{score:.9g}")
 
 
-def picture(images: Sequence[ClassifiedImage], names: ClassNames) -> Image.Image:
+def picture(images: Sequence[ClassifiedImage], names: ShownClassNames) -> Image.Image:
     """The first `PICTURE_IMAGES` images with their best classes, and with their labels if they have any."""
     return contact_sheet(
         [_captioned(image, names) for image in images[:PICTURE_IMAGES]], PICTURE_CELL, _PICTURE_COLUMNS
     )
 
 
-def _captioned(image: ClassifiedImage, names: ClassNames) -> CaptionedImage:
+def _captioned(image: ClassifiedImage, names: ShownClassNames) -> CaptionedImage:
     best = [
         f"{readable_score(score)} {names.short(number)}"
         for number, score in zip(image.classes[:_PICTURE_CLASSES], image.scores, strict=False)
@@ -187,14 +186,8 @@ def _captioned(image: ClassifiedImage, names: ClassNames) -> CaptionedImage:
     labels = [f"label: {', '.join(image.labels)}"] if image.labels else []
     title, subtitle, *lines = [*(best or [image.problem]), *labels, _file_name(image)]
     ink = FAINT if image.problem else INK if image.right is None else RIGHT if image.right[0] else WRONG
-    pixels = None if image.thumbnail is None else _enlarged(image.thumbnail)
+    pixels = None if image.thumbnail is None else enlarged(image.thumbnail, PICTURE_CELL)
     return CaptionedImage(pixels, title, subtitle, ink, tuple(lines))
-
-
-def _enlarged(pixels: Pixels) -> Pixels:
-    """A small picture with each pixel repeated as often as fits a cell."""
-    times = max(1, PICTURE_CELL // max(pixels.shape))
-    return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _file_name(image: ClassifiedImage) -> str:

@@ -11,7 +11,7 @@ _NO_PART = ("stages", "stem_width", "batch_norm_momentum", "weight_std")
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ArchitectureDifference:
     """A part of the model that the weights have in another form than the variant."""
 
     part: str
@@ -54,23 +54,23 @@ def matching_blocks(theirs: str, variant: Variant) -> str | None:
     return settings if same else f"model.name: {fits[0]} with {settings}"
 
 
-def variant_differences(theirs: Variant, ours: Variant) -> list[Difference]:
+def variant_differences(theirs: Variant, ours: Variant) -> list[ArchitectureDifference]:
     """Every part in which a trained model of the variant `theirs` differs from `ours`."""
     found = []
     blocks = [layout_text(variant.stem_width, variant.stages) for variant in (theirs, ours)]
     if blocks[0] != blocks[1]:
-        found.append(Difference("blocks", blocks[0], blocks[1], matching_blocks(blocks[0], ours)))
+        found.append(ArchitectureDifference("blocks", blocks[0], blocks[1], matching_blocks(blocks[0], ours)))
     for name in (field.name for field in fields(Variant) if field.name not in _NO_PART):
         there, here = getattr(theirs, name), getattr(ours, name)
         if there != here:
             setting = (
                 None if name == "stem" else f"model.{name}: {str(there).lower() if there in (True, False) else there}"
             )
-            found.append(Difference(name, str(there), str(here), setting))
+            found.append(ArchitectureDifference(name, str(there), str(here), setting))
     return found
 
 
-def differences_text(differences: Sequence[Difference], model: str) -> str:
+def differences_text(differences: Sequence[ArchitectureDifference], model: str) -> str:
     """A line for each difference from the `model` of a recipe, and which settings match those weights, if all can."""
     lines = "\n  ".join(map(str, differences))
     options = [difference.option for difference in differences]

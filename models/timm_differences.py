@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from models.differences import Difference, layout_text, matching_blocks
+from models.differences import ArchitectureDifference, layout_text, matching_blocks
 from models.mbconv import EXPANSION, SQUEEZE
 from models.timm_layout import GELUS, POOL_TYPES, STRIDE_MODES, table_shape
 from models.variants import VARIANTS, BlockStage, Variant
@@ -75,13 +75,13 @@ class TimmWeights:
         visible = (part.theirs(self) == part.ours(_AS_TIMM) for part in _PARTS if part.fixed)
         return "stem.conv1.bias" not in self.shapes and tables <= {2} and all(visible)
 
-    def differences(self, variant: Variant) -> list[Difference]:
+    def differences(self, variant: Variant) -> list[ArchitectureDifference]:
         """Every part in which the weights differ from `variant`, in the order of the model."""
         found = []
         for part in _PARTS:
             theirs, ours = part.theirs(self), part.ours(variant)
             if theirs is not None and theirs != ours:
-                found.append(Difference(part.name, str(theirs), str(ours), part.option(theirs, variant)))
+                found.append(ArchitectureDifference(part.name, str(theirs), str(ours), part.option(theirs, variant)))
         return found
 
     def unknown(self) -> list[str]:

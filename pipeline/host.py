@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.text.counted import counted
+
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -23,7 +25,7 @@ class Host:
     def text(self) -> str:
         """`2 cores, 24.0 GB of memory`."""
         limit = " (the limit of its cgroup)" if self.limited else ""
-        return f"{self.cores} {'core' if self.cores == 1 else 'cores'}, {self.memory / 1e9:.1f} GB of memory{limit}"
+        return f"{counted(self.cores, 'core')}, {self.memory / 1e9:.1f} GB of memory{limit}"
 
 
 def this_host(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Host:

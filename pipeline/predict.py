@@ -17,6 +17,7 @@ from data.inputs.image_stream import InputImage, image_batches
 from data.text.counted import counted
 from models.model_facts import LossKind, ModelFacts, Preprocessing
 from pipeline.errors import ConfigError
+from pipeline.memory_estimate import is_host_memory_full
 from pipeline.ranks.device_settings import prepare_devices
 from pipeline.training.images import normalized
 
@@ -186,12 +187,14 @@ def _best(
         best = logits.topk(min(count, logits.shape[1]), dim=1).indices
         finite = logits.isfinite().all(dim=1)
         return best.tolist(), scores.gather(1, best).tolist(), finite.tolist()
-    except RuntimeError as error:  # torch has no class of its own for the memory of a CPU
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not is_host_memory_full(error):
             raise
         size = images.shape[1]
         fix = (
-            f"lower --batch, now {batch:,}" if batch > 1 else "use a smaller --image-size, or a device with more memory"
+            f"lower --batch-size, now {batch:,}"
+            if batch > 1
+            else "use a smaller --image-size, or a device with more memory"
         )
         raise ConfigError(
             f"too little memory for {batch:,} images of {size} x {size} pixels at a time; {fix}"

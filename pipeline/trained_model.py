@@ -15,7 +15,7 @@ from data.errors import raise_if_passing
 from data.remote.storage import is_remote
 from models.coatnet import CoAtNet
 from models.model_facts import ModelFacts, ModelSource
-from models.pretrained import WEIGHTS_FILE, build_trained, model_without_values, open_pretrained
+from models.pretrained import WEIGHTS_FILE, build_trained, open_pretrained
 from models.variants import Variant
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.resume import open_verified
@@ -24,7 +24,7 @@ from pipeline.model_location import CheckpointLocation, find_model_checkpoint
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.section import WhichWeights
 from pipeline.training.images import imagenet_preprocessing
-from pipeline.weights import chosen_weights, persistent_buffers
+from pipeline.weights import chosen_weights, described_model, persistent_buffers
 
 SUFFIX = ".safetensors"
 
@@ -151,7 +151,9 @@ def _of_checkpoint(given: str, found: CheckpointLocation, which: WhichWeights) -
     checkpoint = open_verified(found.location, Ranks(0, 1, torch.device("cpu")), found.storage)
     try:
         chosen = chosen_weights(checkpoint, which)
-        model = _without_values(checkpoint)
+        model = described_model(checkpoint)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        _refuse_other(checkpoint.location, checkpoint.shapes, shapes)
         facts = _checkpoint_facts(given, found, checkpoint, chosen)
     except BaseException:
         checkpoint.close()
@@ -201,17 +203,6 @@ def _checkpoint_facts(
         source=ModelSource(given, checkpoint.location),
         remarks=tuple(remarks),
     )
-
-
-def _without_values(checkpoint: Checkpoint) -> CoAtNet:
-    """The model that the manifest describes, on the meta device."""
-    try:
-        model = model_without_values(checkpoint.manifest.facts.run.model, len(checkpoint.shapes))
-    except ValueError as error:
-        raise ConfigError(f"{checkpoint.location}: {error}; restore it from a copy") from None
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    _refuse_other(checkpoint.location, checkpoint.shapes, expected)
-    return model
 
 
 def _refuse_other(location: str, found: Mapping[str, object], expected: Mapping[str, object]) -> None:

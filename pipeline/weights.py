@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.coatnet import CoAtNet
+from models.pretrained import model_without_values
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
@@ -17,6 +18,18 @@ def build_model(plan: Plan, device: torch.device | None = None) -> CoAtNet:
     """The stage's model with its initial weights, float32 on `device`, by default the CPU: the same on every rank."""
     rate = plan.stage.model.drop_path_rate
     return create_model(**plan.model_arguments, drop_path_rate=rate, seed=plan.seed, device=device)
+
+
+def described_model(checkpoint: Checkpoint) -> CoAtNet:
+    """The model that the manifest of a checkpoint describes, on the meta device.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    try:
+        return model_without_values(checkpoint.manifest.facts.run.model, len(checkpoint.shapes))
+    except ValueError as error:
+        raise ConfigError(f"{checkpoint.location}: {error}; restore it from a copy") from None
 
 
 def chosen_weights(checkpoint: Checkpoint, which: WhichWeights) -> Literal["raw", "ema"]:

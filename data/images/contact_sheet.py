@@ -50,7 +50,8 @@ def contact_sheet(images: Sequence[CaptionedImage], cell: int = CELL, columns: i
             sheet.paste(image, (left + (cell - image.width) // 2, top + (cell - image.height) // 2))
         for line, text in enumerate((captioned.title, captioned.subtitle, *captioned.lines)):
             ink = FAINT if line else captioned.ink
-            draw.text((left, top + cell + line * _LINE), _cut(one_line(text), font, cell), ink, font)
+            shown = cut_to_width(" ".join(one_line(text).split()), font, cell)
+            draw.text((left, top + cell + line * _LINE), shown, ink, font)
     return sheet
 
 
@@ -61,14 +62,19 @@ def thumbnail(pixels: Pixels, cell: int = CELL) -> Pixels:
     return np.asarray(image)
 
 
+def enlarged(pixels: Pixels, cell: int = CELL) -> Pixels:
+    """A small image with each pixel repeated as often as fits into a cell; one that is larger as it is."""
+    times = max(1, cell // max(pixels.shape[:2]))
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def sheet_size(columns: int, rows: int, cell: int = CELL, lines: int = 2) -> tuple[int, int]:
     """Width and height in pixels of a sheet of cells with `lines` lines of caption."""
     return _GAP + columns * (cell + _GAP), _GAP + rows * (cell + lines * _LINE + _GAP)
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of one line of text as fits below an image."""
-    text = " ".join(text.split())
+def cut_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of a line of text as fits into `width` pixels, with "..." after it if that is not all."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -32,7 +32,7 @@ class InputImage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ImageBatch:
+class InputBatch:
     """Images of one forward pass."""
 
     pixels: Pixels
@@ -48,21 +48,21 @@ def image_batches(
     workers: int,
     thumbnails: int = 0,
     thumbnail_size: int = 0,
-) -> Iterator[ImageBatch]:
+) -> Iterator[InputBatch]:
     """All images of `sources` in batches of `batch`, decoded and transformed as for an evaluation.
 
     The first `thumbnails` of them that can be used also come as pictures of at most `thumbnail_size` pixels a side.
     """
 
-    def load(first: int, last: int) -> ImageBatch:
+    def load(first: int, last: int) -> InputBatch:
         pixels = np.zeros((batch, transform.size, transform.size, 3), np.uint8)
         size = thumbnail_size if first < thumbnails else 0
         images = [
             _load(*sources.place(number), transform, pixels[number - first], size) for number in range(first, last)
         ]
-        return ImageBatch(pixels, images)
+        return InputBatch(pixels, images)
 
-    def tasks() -> Iterator[Callable[[], ImageBatch]]:
+    def tasks() -> Iterator[Callable[[], InputBatch]]:
         for first in range(0, len(sources), batch):
             last = min(first + batch, len(sources))
             sources.prepare(max(0, first - 2 * workers * batch), last)  # earlier batches may still be read

@@ -36,7 +36,7 @@ from jobs.predictions import (
     PICTURE_CELL,
     PICTURE_IMAGES,
     SCORES,
-    ClassNames,
+    ShownClassNames,
     as_csv,
     as_json,
     picture,
@@ -124,7 +124,7 @@ def predict(
             if not outputs:
                 raise ConfigError(f"{facts.source.resolved}: the model has no classifier, so that it predicts nothing")
             display_names = _display_names(notes, names, known) if names else facts.display_names
-            class_names = ClassNames(known, display_names)
+            class_names = ShownClassNames(known, display_names)
             _announce(notes, inputs, facts, preprocessing, device_name(place), known is None)
             if top is not None and top > outputs:
                 print_line(notes, f"--top {top}: the model has {counted(outputs, 'class', 'classes')}; all are shown")
@@ -246,7 +246,7 @@ def _progress(notes: Console, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _draw(notes: Console, file: Path, found: list[ClassifiedImage], names: ClassNames) -> None:
+def _draw(notes: Console, file: Path, found: list[ClassifiedImage], names: ShownClassNames) -> None:
     if all(image.problem for image in found):
         print_line(notes, f"{file}: not written, as there is no image to draw")
         return

@@ -20,7 +20,7 @@ from pipeline.training.loss import LossKind
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class EvaluationFindings:
     """What an evaluation has found, on the leader."""
 
     calibration: Calibration
@@ -91,13 +91,13 @@ class Analysis:
                 batch.images[position],
             )
 
-    def result(self, ranks: Ranks) -> Findings:
+    def result(self, ranks: Ranks) -> EvaluationFindings:
         """What all ranks together have found; all of them call this, and it is complete on the leader."""
         counts = ranks.sum(self._counts).cpu().numpy()
         histograms = self._histograms
         texts = ranks.gather_texts(json.dumps(self._unusable))
         unusable = sorted((int(number), *rest) for text in texts for number, *rest in json.loads(text))
-        return Findings(
+        return EvaluationFindings(
             calibration=self._calibration.result(ranks),
             predicted=counts[:-1],
             confusion=self._confusion.result(ranks) if self._confusion else None,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from data.images.contact_sheet import cut_to_width
 from data.text.printable import one_line
 from pipeline.evaluation.confusion import Confusion
 
@@ -51,7 +52,7 @@ def _draw(matrix: NDArray[np.int64], names: Sequence[str], remark: str) -> Image
     font, small = ImageFont.load_default(_FONT_SIZE), ImageFont.load_default(_SMALL)
     size = len(matrix)
     cell = next(side for most, side in _CELLS if size <= most)
-    shown = [_cut(name, font) for name in names]
+    shown = [cut_to_width(name, font, _LONGEST_NAME) for name in names]
     margin = math.ceil(max(font.getlength(name) for name in shown)) + _GAP
     top = _GAP + 3 * _LINE + margin
     left = _GAP + _LINE + margin
@@ -115,11 +116,3 @@ def _short(count: int) -> str:
         if count >= unit and unit > 10**3:
             return f"{count / unit:.1f}{letter}"
     return str(count)
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if font.getlength(text) <= _LONGEST_NAME:
-        return text
-    while text and font.getlength(text + "...") > _LONGEST_NAME:
-        text = text[:-1]
-    return text + "..."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.images.contact_sheet import CELL, thumbnail
+from data.images.contact_sheet import enlarged, thumbnail
 from data.images.decode import Pixels
 from data.stream import SampleOrigin
 from pipeline.ranks.distributed import Ranks
@@ -48,7 +48,7 @@ class MostConfidentMistakes:
         """Keep a mistake if it is one of the most confident so far; `pixels` (S, S, 3) are copied."""
         if score < self.threshold:
             return
-        small = np.array(thumbnail(_enlarged(pixels)))
+        small = np.array(thumbnail(enlarged(pixels)))
         mistake = Mistake(score, -origin.id, origin.shard, origin.key, tuple(labels), predicted, small)
         if len(self._kept) < self._count:
             heapq.heappush(self._kept, mistake)
@@ -69,12 +69,6 @@ class MostConfidentMistakes:
         chosen = set(sorted(places, reverse=True)[: self._count])
         texts = ranks.gather_texts(json.dumps([_packed(one) for one in own if (one.score, one.reversed_id) in chosen]))
         return sorted((_unpacked(item) for text in texts for item in json.loads(text)), reverse=True)
-
-
-def _enlarged(pixels: Pixels) -> Pixels:
-    """Small images with every pixel as a square, as large as they fit into a cell."""
-    times = max(1, CELL // max(pixels.shape[:2]))
-    return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _packed(mistake: Mistake) -> list[object]:

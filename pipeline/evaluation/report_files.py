@@ -16,7 +16,7 @@ from data.images.contact_sheet import WRONG, CaptionedImage, contact_sheet
 from data.remote.web_address import without_secrets
 from data.text.printable import printable
 from pipeline.errors import ConfigError
-from pipeline.evaluation.analysis import Findings
+from pipeline.evaluation.analysis import EvaluationFindings
 from pipeline.evaluation.confusion_picture import confusion_picture
 from pipeline.monitoring import charts
 from pipeline.monitoring.event_file import EventFile
@@ -36,7 +36,7 @@ from pipeline.runs.evaluation_report import (
 from pipeline.runs.evaluation_summary import summary_rows
 
 
-def write_report(folder: Path, report: EvaluationReport, findings: Findings, names: Sequence[str]) -> None:
+def write_report(folder: Path, report: EvaluationReport, findings: EvaluationFindings, names: Sequence[str]) -> None:
     """Write the report and all that its `files` name, in place of an earlier report.
 
     Args:
@@ -104,7 +104,7 @@ def write_report(folder: Path, report: EvaluationReport, findings: Findings, nam
     write_atomically(folder / REPORT, report_text(report))
 
 
-def file_names(findings: Findings) -> dict[str, str]:
+def file_names(findings: EvaluationFindings) -> dict[str, str]:
     """What is in a file of the report -> its name."""
     found = {"classes": CLASSES}
     if findings.confusion:
@@ -121,7 +121,7 @@ def shown_names(report: EvaluationReport) -> list[str]:
     return [row.display_name or name for name, row in report.classes.items()]
 
 
-def mistakes_sheet(report: EvaluationReport, findings: Findings) -> Image.Image:
+def mistakes_sheet(report: EvaluationReport, findings: EvaluationFindings) -> Image.Image:
     """The most confident mistakes as the model saw them, with prediction, score, label and key."""
     shown = dict(zip(report.classes, shown_names(report), strict=True))
     return contact_sheet(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.evaluate import Accuracy
-from pipeline.evaluation.analysis import Findings
+from pipeline.evaluation.analysis import EvaluationFindings
 from pipeline.runs.evaluation_report import AveragePrecision, ClassFigures, ConfusedPair
 
 _CONFUSED_PAIRS = 100
 
 
-def mean_precision(findings: Findings) -> AveragePrecision | None:
+def mean_precision(findings: EvaluationFindings) -> AveragePrecision | None:
     """The mean over the classes with samples; None unless samples have several labels."""
     if findings.average_precision is None or findings.resolution is None:
         return None
@@ -21,7 +21,7 @@ def mean_precision(findings: Findings) -> AveragePrecision | None:
 
 
 def class_table(
-    accuracy: Accuracy, findings: Findings, names: Sequence[str], display_names: Sequence[str] | None
+    accuracy: Accuracy, findings: EvaluationFindings, names: Sequence[str], display_names: Sequence[str] | None
 ) -> dict[str, ClassFigures]:
     """The figures of each class, by `names`."""
     table = {}
@@ -41,7 +41,7 @@ def class_table(
     return table
 
 
-def confused_pairs(accuracy: Accuracy, findings: Findings, names: Sequence[str]) -> tuple[ConfusedPair, ...]:
+def confused_pairs(accuracy: Accuracy, findings: EvaluationFindings, names: Sequence[str]) -> tuple[ConfusedPair, ...]:
     """The pairs of classes with the most samples; empty if samples have several labels."""
     if findings.confusion is None:
         return ()
@@ -52,7 +52,7 @@ def confused_pairs(accuracy: Accuracy, findings: Findings, names: Sequence[str])
     )
 
 
-def left_out(findings: Findings) -> dict[str, str]:
+def left_out(findings: EvaluationFindings) -> dict[str, str]:
     """What the report does not have, and why."""
     missing = {}
     if findings.confusion is None:

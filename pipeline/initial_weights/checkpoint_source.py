@@ -7,14 +7,14 @@ from data.remote.storage import is_remote, list_files
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.resume import open_verified
 from pipeline.errors import ConfigError
-from pipeline.initial_weights.source import Request, Source, meta, refuse_other_variant, without_values
+from pipeline.initial_weights.source import Request, WeightSource, meta, refuse_other_variant
 from pipeline.model_location import find_model_checkpoint
 from pipeline.ranks.distributed import Ranks
 from pipeline.runs.run_folder import RunFolder
-from pipeline.weights import chosen_weights, persistent_buffers
+from pipeline.weights import chosen_weights, described_model, persistent_buffers
 
 
-def open_checkpoint_source(request: Request, ranks: Ranks | None, scratch: Path | None) -> Source:
+def open_checkpoint_source(request: Request, ranks: Ranks | None, scratch: Path | None) -> WeightSource:
     """As `open_source`, for a run folder or a checkpoint."""
     location, storage, folder = request.location, request.storage, request.earlier
     if folder is None:
@@ -34,12 +34,12 @@ def open_checkpoint_source(request: Request, ranks: Ranks | None, scratch: Path 
         return _source(request, checkpoint, folder, values=True)
 
 
-def _source(request: Request, checkpoint: Checkpoint, folder: RunFolder | None, *, values: bool) -> Source:
+def _source(request: Request, checkpoint: Checkpoint, folder: RunFolder | None, *, values: bool) -> WeightSource:
     run, location = checkpoint.manifest.facts.run, checkpoint.location
     chosen = chosen_weights(checkpoint, request.which)
     refuse_other_variant(request, location, run.model)
-    plain = without_values(location, run.model)
-    return Source(
+    plain = described_model(checkpoint)
+    return WeightSource(
         location=location,
         origin=f"stage {run.stage}" if request.earlier else f"stage {run.stage} of another run",
         weights=chosen,

@@ -16,7 +16,7 @@ from models.pretrained import CONFIG_KEY, facts_of_config
 from models.timm_differences import TimmWeights
 from models.timm_layout import STEM_BIASES, from_timm, timm_name
 from pipeline.errors import ConfigError
-from pipeline.initial_weights.source import Request, Source, refuse_other_variant
+from pipeline.initial_weights.source import Request, WeightSource, refuse_other_variant
 from pipeline.initial_weights.weight_file import WeightFile, read_weight_file
 from pipeline.training.images import imagenet_preprocessing
 from pipeline.weights import persistent_buffers
@@ -25,7 +25,7 @@ _LARGEST_CONFIG = 10_000_000  # bytes; 21,841 names of classes with descriptions
 _COUNTERS = "num_batches_tracked"
 
 
-def open_file_source(request: Request, location: str, *, values: bool) -> Source:
+def open_file_source(request: Request, location: str, *, values: bool) -> WeightSource:
     """As `open_source`, for the file at `location`."""
     file = read_weight_file(location, request.storage, values=values)
     config = _config(location, request.storage)
@@ -52,7 +52,7 @@ def _chosen(file: WeightFile, request: Request, location: str) -> tuple[Literal[
     return "raw", file.raw
 
 
-def _exported(request: Request, location: str, file: WeightFile, config: Mapping[str, Any]) -> Source:
+def _exported(request: Request, location: str, file: WeightFile, config: Mapping[str, Any]) -> WeightSource:
     """A file that `coatnet export` has written, with its config."""
     try:
         facts = facts_of_config(config, ModelSource(request.location, location))
@@ -63,7 +63,7 @@ def _exported(request: Request, location: str, file: WeightFile, config: Mapping
         raise ConfigError(f"{location}: holds {have} alone; use auto, or export the others")
     refuse_other_variant(request, location, facts.arguments)
     parameters, buffers, others = _sorted(request, location, file.raw)
-    return Source(
+    return WeightSource(
         location=location,
         origin="the exported model",
         weights=facts.weights,
@@ -80,11 +80,11 @@ def _exported(request: Request, location: str, file: WeightFile, config: Mapping
 
 def _ours(
     request: Request, location: str, file: WeightFile, tensors: Mapping[str, Tensor], chosen: Literal["raw", "ema"]
-) -> Source:
+) -> WeightSource:
     """Tensors with our names, which do not say what model they are of beyond their shapes."""
     parameters, buffers, others = _sorted(request, location, tensors)
     classifier = parameters.get("head.classifier.weight")
-    return Source(
+    return WeightSource(
         location=location,
         origin="the file",
         weights=chosen,
@@ -128,7 +128,7 @@ def _timm(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     chosen: Literal["raw", "ema"],
-) -> Source:
+) -> WeightSource:
     """Weights with timm's names, matched with the requested model or refused."""
     architecture = config.get("architecture", file.architecture)
     arguments = config.get("model_args", file.arguments) or {}
@@ -159,7 +159,7 @@ def _timm(
     left_out = {name: 1 for name in (*others, *file.others) if not name.endswith(_COUNTERS)}
     classifier = tensors.get("head.fc.weight")
     classes = _label_names(config)
-    return Source(
+    return WeightSource(
         location=location,
         origin=f"timm's {architecture or 'CoAtNet'}",
         weights=chosen,

@@ -10,7 +10,7 @@ from data.text.counted import counted
 from models.adaptation import CLASSIFIER, adapt_parameters
 from models.coatnet import CoAtNet
 from pipeline.errors import ConfigError
-from pipeline.initial_weights.source import Source
+from pipeline.initial_weights.source import WeightSource
 from pipeline.runs.announcements import EarlierClasses, StartingWeights, TableRow, classifier_announcement
 from pipeline.weights import copy_tensors, persistent_buffers
 
@@ -45,7 +45,7 @@ class Fitted:
         self.fill_buffers(model)
 
 
-def fit(source: Source, model: CoAtNet, classes: Sequence[str], location: str) -> Fitted:
+def fit(source: WeightSource, model: CoAtNet, classes: Sequence[str], location: str) -> Fitted:
     """Fit `source` to `model`, whose outputs are `classes`; the tensors of both may be without values.
 
     Args:
@@ -82,7 +82,7 @@ def fit(source: Source, model: CoAtNet, classes: Sequence[str], location: str) -
     return Fitted(parameters, buffers, beginning)
 
 
-def adapted(source: Source, model: CoAtNet) -> dict[str, Tensor]:
+def adapted(source: WeightSource, model: CoAtNet) -> dict[str, Tensor]:
     """The parameters of `source` adapted to `model`, see `adapt_parameters`.
 
     Raises:
@@ -105,7 +105,7 @@ def resized_tables(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) ->
 
 
 def _table(
-    source: Source, parameters: Mapping[str, Tensor], model: CoAtNet, resized: Mapping[str, int]
+    source: WeightSource, parameters: Mapping[str, Tensor], model: CoAtNet, resized: Mapping[str, int]
 ) -> tuple[TableRow, ...]:
     anew = [name for name, _ in model.named_parameters() if name not in parameters]
     left_out = {name: 1 for name in source.parameters if name not in parameters} | dict(source.left_out)

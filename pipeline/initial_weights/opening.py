@@ -9,11 +9,11 @@ from pathlib import Path
 from pipeline.initial_weights.checkpoint_source import open_checkpoint_source
 from pipeline.initial_weights.content import weight_file_at
 from pipeline.initial_weights.file_source import open_file_source
-from pipeline.initial_weights.source import Request, Source
+from pipeline.initial_weights.source import Request, WeightSource
 from pipeline.ranks.distributed import Ranks
 
 
-def open_source(request: Request, ranks: Ranks | None = None, scratch: Path | None = None) -> Source:
+def open_source(request: Request, ranks: Ranks | None = None, scratch: Path | None = None) -> WeightSource:
     """The weights that are requested.
 
     Args:

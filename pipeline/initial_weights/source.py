@@ -10,7 +10,6 @@ from torch import Tensor
 from data.remote.storage import Storage
 from models.coatnet import CoAtNet
 from models.differences import differences_text, variant_differences
-from models.registry import create_model
 from models.variants import find_variant
 from pipeline.errors import ConfigError
 from pipeline.recipe.section import WhichWeights
@@ -18,7 +17,7 @@ from pipeline.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WeightSource:
     """Weights to start from.
 
     Args:
@@ -85,18 +84,6 @@ def refuse_other_variant(request: Request, location: str, arguments: Mapping[str
         raise ConfigError(f"{location}: its model cannot be made ({error}); restore it from a copy") from None
     if differences := variant_differences(theirs, request.model.variant):
         raise ConfigError(f"{location}: {differences_text(differences, request.model_name)}")
-
-
-def without_values(location: str, arguments: Mapping[str, Any]) -> CoAtNet:
-    """The model of these arguments, on the meta device.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        return create_model(**arguments, device="meta")
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{location}: its model cannot be made ({error}); restore it from a copy") from None
 
 
 def meta(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

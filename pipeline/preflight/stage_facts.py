@@ -61,32 +61,35 @@ class Facts:
         return [*self.shards, *(location for location in others if location)]
 
 
-def evaluates(facts: Facts) -> bool:
+def only_evaluates(facts: Facts) -> bool:
+    """Whether the stage does not train."""
     return isinstance(facts.stage, EvaluateStage)
 
 
-def remote(locations: list[str], schemes: str = "") -> bool:
+def any_remote(locations: list[str], schemes: str = "") -> bool:
     """Whether one of the locations is a URL, with `schemes` of that kind."""
     return any(is_remote(location) and location.startswith(schemes) for location in locations)
 
 
-def lacks(kind: str) -> Callable[[Facts], bool]:
+def lacks_blocks(kind: str) -> Callable[[Facts], bool]:
     """Whether no block of the model is of this kind."""
     return lambda facts: facts.variant is not None and all(stage.kind != kind for stage in facts.variant.stages)
 
 
-def longer(section: str, setting: str = "every_steps") -> Callable[[Facts], bool]:
+def exceeds_stage(section: str, setting: str = "every_steps") -> Callable[[Facts], bool]:
     """Whether a number of steps, as the plan has it, is more than those of the stage."""
 
-    def longer(facts: Facts) -> bool:
+    def exceeds(facts: Facts) -> bool:
         plan = facts.plan
         every = getattr(getattr(plan.stage, section), setting) if plan else None
         return plan is not None and every is not None and every > plan.steps
 
-    return longer
+    return exceeds
 
 
 def below_a_step(section: str) -> Callable[[Facts], bool]:
+    """Whether `every_epochs` of a section is less than half a step."""
+
     def below(facts: Facts) -> bool:
         plan, stage = facts.plan, facts.training
         epochs = getattr(getattr(stage, section), "every_epochs", None)
@@ -104,34 +107,40 @@ def never_together(facts: Facts, *intervals: int | None) -> bool:
 
 
 def keeps_none(facts: Facts) -> bool:
+    """Whether no checkpoint before the last is written at a step of `keep_every`."""
     checkpoint = facts.plan.stage.checkpoint if facts.plan else None
     return checkpoint is not None and never_together(facts, checkpoint.interval, checkpoint.keep_every)
 
 
 def keeps_no_best(facts: Facts) -> bool:
+    """Whether no checkpoint before the last is written at a step of an evaluation."""
     stage = facts.plan.stage if facts.plan else None
     if stage is None or not stage.checkpoint.keep_best:
         return False
     return never_together(facts, stage.checkpoint.interval, stage.evaluation.every_steps)
 
 
-def one_rank(facts: Facts) -> bool:
+def shards_on_one_rank(facts: Facts) -> bool:
+    """Whether a ZeRO stage that was chosen for it shards gradients or parameters over a single rank."""
     stage = facts.training
     if stage is None or stage.resources.ranks > 1:
         return False
     return stage.zero_stage >= 2 and stage.zero_stage != recommended(stage.model.name)[1]
 
 
-def mixes(stage: TrainStage) -> bool:
+def is_mixed(stage: TrainStage) -> bool:
+    """Whether MixUp or CutMix mixes the images."""
     return stage.mixup_alpha > 0 or stage.cutmix_alpha > 0
 
 
-def mixes_both(facts: Facts) -> bool:
+def has_both_mixings(facts: Facts) -> bool:
+    """Whether each batch is mixed by MixUp or CutMix."""
     stage = facts.training
     return stage is not None and stage.mixup_alpha > 0 and stage.cutmix_alpha > 0
 
 
-def switch(facts: Facts) -> float | None:
+def switch_probability(facts: Facts) -> float | None:
+    """Probability of CutMix where both could mix a batch; None for a stage that does not train."""
     return facts.training.mixup_switch_probability if facts.training else None
 
 

@@ -13,18 +13,18 @@ from data.text.counted import counted
 from pipeline.preflight.finding import Finding, Level
 from pipeline.preflight.stage_facts import (
     Facts,
+    any_remote,
     below_a_step,
-    evaluates,
+    exceeds_stage,
+    has_both_mixings,
     is_constant,
+    is_mixed,
     keeps_no_best,
     keeps_none,
-    lacks,
-    longer,
-    mixes,
-    mixes_both,
-    one_rank,
-    remote,
-    switch,
+    lacks_blocks,
+    only_evaluates,
+    shards_on_one_rank,
+    switch_probability,
 )
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import Section
@@ -53,7 +53,7 @@ _EVERY_STEP = "is less than half a step, so it happens after every step"
 TABLE: tuple[Row, ...] = (
     Row("start_weights", lambda f: f.stage.start_from is None, "has no effect without start_from"),
     *(
-        Row(setting, evaluates, _ONLY_EVALUATES)
+        Row(setting, only_evaluates, _ONLY_EVALUATES)
         for setting in (
             "data.train", "data.label_map", "data.lanes", "data.shuffle_window", "data.crop", "data.crop_area",
             "data.flip", "data.random_augment", "data.color_jitter", "data.random_erasing", "model.drop_path_rate",
@@ -62,40 +62,40 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("data.crop_area", lambda f: f.stage.data.crop == "whole", "has no effect with data.crop: whole"),
     Row(
-        "data.storage.give_up_after", lambda f: not remote(f.locations),
+        "data.storage.give_up_after", lambda f: not any_remote(f.locations),
         "has no effect, since the shards and checkpoints of the stage are local",
     ),
     *(
-        Row(f"data.storage.{setting}", lambda f: not remote(f.locations, "s3"), _NOT_ON_S3)
+        Row(f"data.storage.{setting}", lambda f: not any_remote(f.locations, "s3"), _NOT_ON_S3)
         for setting in ("endpoint", "profile", "anonymous", "requester_pays")
     ),
     Row(
-        "data.storage.shards_elsewhere", lambda f: not remote(f.shards),
+        "data.storage.shards_elsewhere", lambda f: not any_remote(f.shards),
         "has no effect, since the indexes of the stage are local",
     ),
     Row(
         "data.storage.profile", lambda f: f.stage.data.storage.anonymous, "has no effect with data.storage.anonymous",
     ),
     *(
-        Row(f"data.cache.{setting}", lambda f: not remote(f.shards), _NO_CACHE)
+        Row(f"data.cache.{setting}", lambda f: not any_remote(f.shards), _NO_CACHE)
         for setting in ("folder", "gigabytes", "downloads")
     ),
     Row(
         "data.verify_shards", lambda f: all(is_remote(folder) for folder in f.shards),
         "has no effect, since remote shards are verified as they are downloaded",
     ),
-    Row("model.head_size", lacks("transformer"), _NO_ATTENTION),
-    Row("model.relative_attention", lacks("transformer"), _NO_ATTENTION),
+    Row("model.head_size", lacks_blocks("transformer"), _NO_ATTENTION),
+    Row("model.relative_attention", lacks_blocks("transformer"), _NO_ATTENTION),
     Row(
         "model.batch_norm_epsilon",
         lambda f: f.variant is not None
-        and (f.variant.convolution_norm == "layer" or (lacks("mbconv")(f) and f.variant.stem == "patches")),
+        and (f.variant.convolution_norm == "layer" or (lacks_blocks("mbconv")(f) and f.variant.stem == "patches")),
         "has no effect, since the model has no BatchNorm",
     ),
-    Row("model.stride_in", lacks("mbconv"), "has no effect, since the model has no MBConv"),
+    Row("model.stride_in", lacks_blocks("mbconv"), "has no effect, since the model has no MBConv"),
     Row(
         "model.convolution_norm",
-        lambda f: lacks("mbconv")(f) and f.variant is not None and f.variant.stem == "patches",
+        lambda f: lacks_blocks("mbconv")(f) and f.variant is not None and f.variant.stem == "patches",
         "has no effect, since the model has neither MBConv nor a stem of convolutions",
     ),
     Row(
@@ -121,19 +121,19 @@ TABLE: tuple[Row, ...] = (
         "has no effect with batch.micro_size: 1, since CutMix mixes the images of a micro-batch",
     ),
     Row(
-        "mixup_alpha", lambda f: mixes_both(f) and switch(f) == 1,
+        "mixup_alpha", lambda f: has_both_mixings(f) and switch_probability(f) == 1,
         "has no effect with mixup_switch_probability: 1, since every micro-batch is mixed by CutMix",
     ),
     Row(
-        "cutmix_alpha", lambda f: mixes_both(f) and switch(f) == 0,
+        "cutmix_alpha", lambda f: has_both_mixings(f) and switch_probability(f) == 0,
         "has no effect with mixup_switch_probability: 0, since every micro-batch is mixed by MixUp",
     ),
     Row(
-        "mixup_probability", lambda f: f.training is not None and not mixes(f.training),
+        "mixup_probability", lambda f: f.training is not None and not is_mixed(f.training),
         "has no effect without mixup_alpha or cutmix_alpha",
     ),
     Row(
-        "mixup_switch_probability", lambda f: f.training is not None and not mixes_both(f),
+        "mixup_switch_probability", lambda f: f.training is not None and not has_both_mixings(f),
         "has no effect unless both mixup_alpha and cutmix_alpha are set",
     ),
     *(
@@ -153,22 +153,22 @@ TABLE: tuple[Row, ...] = (
         lambda f: f.stage.data.color_jitter is not None and not any(f.stage.data.color_jitter.model_dump().values()),
         "changes nothing, since all of its amounts are 0",
     ),
-    Row("zero_stage", one_rank, "shards nothing, since there is one rank"),
+    Row("zero_stage", shards_on_one_rank, "shards nothing, since there is one rank"),
     *(
-        Row(f"checkpoint.{setting}", longer("checkpoint"), f"{_LONGER}, so it saves only at its end")
+        Row(f"checkpoint.{setting}", exceeds_stage("checkpoint"), f"{_LONGER}, so it saves only at its end")
         for setting in ("every_steps", "every_epochs")
     ),
     Row("checkpoint.every_epochs", below_a_step("checkpoint"), _EVERY_STEP),
     Row("checkpoint.keep_every", keeps_none, "has no effect, since no save before the last is at a multiple of it"),
     Row("checkpoint.keep_best", keeps_no_best, "has no effect, since no save before the last is at an evaluation"),
     *(
-        Row(f"evaluation.{setting}", longer("evaluation"), f"{_LONGER}, so it evaluates only at its end", "ok")
+        Row(f"evaluation.{setting}", exceeds_stage("evaluation"), f"{_LONGER}, so it evaluates only at its end", "ok")
         for setting in ("every_steps", "every_epochs")
     ),
     Row("evaluation.every_epochs", below_a_step("evaluation"), _EVERY_STEP),
-    Row("log.every_steps", longer("log"), f"{_LONGER}, so it logs only the first and the last one"),
+    Row("log.every_steps", exceeds_stage("log"), f"{_LONGER}, so it logs only the first and the last one"),
     Row(
-        "log.histograms_every_steps", longer("log", "histograms_every_steps"),
+        "log.histograms_every_steps", exceeds_stage("log", "histograms_every_steps"),
         f"{_LONGER}, so there are no histograms",
     ),
     Row(

@@ -17,7 +17,7 @@ _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLO
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")
 """Sizes of its workspace with which cuBLAS is deterministic (https://docs.nvidia.com/cuda/cublas, reproducibility)."""
-_RECORDER = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+_RECORDER = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")  # since torch 2.9, and before, still read
 _RECORDED = 2000
 """Collectives that NCCL's flight recorder keeps."""
 
@@ -65,7 +65,7 @@ def gpu_variables(environment: Mapping[str, str], *, deterministic: bool) -> dic
         # Micro-batches of stochastic depth have ever other sizes, which fragment memory in fixed segments.
         wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if not any(environment.get(name) for name in _RECORDER):
-        wanted |= dict.fromkeys(_RECORDER, str(_RECORDED))  # the second is the name in older versions of torch
+        wanted[_RECORDER[0]] = str(_RECORDED)  # torch warns about the other one
     found = {name: value for name, value in wanted.items() if not environment.get(name)}
     if deterministic and environment.get(_WORKSPACE) not in _WORKSPACES:
         found[_WORKSPACE] = _WORKSPACES[0]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import DataError
 from jobs.machine_recipe import TrainingData, machine_recipe, training_data
 from pipeline.host import Host
 from pipeline.memory_estimate import estimate_memory
@@ -69,6 +70,12 @@ def test_shards_that_are_there_are_counted_and_missing_ones_assumed(shards: Path
     assert (assumed.samples, assumed.found) == (
         10_000, f"10,000 images are assumed, since {tmp_path}/shards/train has no shards yet.",
     )  # fmt: skip
+
+
+def test_a_damaged_index_is_not_taken_for_missing_shards(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(DataError, match="index.json"):
+        training_data(tmp_path)
 
 
 def test_every_choice_has_its_reason_and_the_time_is_estimated(tmp_path: Path) -> None:

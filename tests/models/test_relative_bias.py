@@ -1,13 +1,11 @@
 """The relative bias: its expansion, its gradient, its resize, and attention with it."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.relative_bias import RelativeBias, expand_relative_bias, resize_relative_bias
+from tests.support.operators import Recorded
 
 GRIDS = [(1, 1), (2, 2), (3, 5), (7, 7)]
 
@@ -60,25 +58,13 @@ def test_the_gradient_of_a_bf16_bias_is_summed_in_float32() -> None:
     assert error(torch.bfloat16, torch.bfloat16) < 1.01 * rounding < relative_error(in_bf16, exact) / 2
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Names of the operations inside."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_gradient_is_computed_without_a_scatter() -> None:
     table = torch.randn(2, 5, 7, requires_grad=True)
     expanded = expand_relative_bias(table, (3, 4), torch.bfloat16)
-    with Operations() as seen:
+    with Recorded() as seen:
         torch.autograd.grad(expanded, table, torch.ones_like(expanded))
-    assert {"constant_pad_nd", "sum"} <= seen.names
-    assert not [name for name in seen.names if "scatter" in name or "index" in name or "unfold" in name], seen.names
+    assert {"constant_pad_nd", "sum"} <= seen.counts.keys()
+    assert not [name for name in seen.counts if "scatter" in name or "index" in name or "unfold" in name], seen.counts
 
 
 @pytest.mark.parametrize(("before", "after"), [((2, 2), (3, 3)), ((7, 7), (12, 12)), ((4, 6), (8, 3))])

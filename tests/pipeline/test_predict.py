@@ -144,7 +144,7 @@ def test_outputs_that_are_not_finite_are_refused_with_the_image(trained: Trained
         (
             4,
             torch.OutOfMemoryError("CUDA out of memory"),
-            "for 4 images of 32 x 32 pixels at a time; lower --batch, now 4",
+            "for 4 images of 32 x 32 pixels at a time; lower --batch-size, now 4",
         ),
         (1, RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use a smaller --image-size, or a device"),
     ],

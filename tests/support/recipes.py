@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.checkpoints.manifest import signed
@@ -96,3 +97,13 @@ def checkpoint_bytes(path: Path) -> dict[str, bytes]:
     for key in ("run_id", "computed_with"):
         manifest.pop(key, None)
     return files | {"manifest.json": json.dumps(signed(manifest)).encode()}
+
+
+def settings_of(section: type[BaseModel]) -> set[str]:
+    """Dotted keys of all settings below a section."""
+    found = set()
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        found |= {f"{name}.{below}" for below in settings_of(nested[0])} if nested else {name}
+    return found

@@ -16,8 +16,7 @@ from pipeline.preflight.stage_facts import Facts
 from pipeline.preflight.unused_settings import ALWAYS_USED, TABLE, unused_settings, unused_shard_settings
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import EvaluateStage, Recipe, TrainStage
-from tests.pipeline.recipe.test_changeable import settings_of
-from tests.support.recipes import write_recipe
+from tests.support.recipes import settings_of, write_recipe
 
 REMOTE = ("data.train=https://example.org/train",)
 S3 = ("data.train=s3://bucket/train",)

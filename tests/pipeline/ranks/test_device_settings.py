@@ -67,7 +67,7 @@ def test_deterministic_algorithms_are_set_without_importing_the_compiler_which_f
 def test_the_variables_of_cuda_and_nccl_are_set_where_nobody_has() -> None:
     expected = {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-        "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_ENABLE_MONITORING": "0",
+        "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_ENABLE_MONITORING": "0",
     }  # fmt: skip
     assert gpu_variables({}, deterministic=True) == expected
     fast = gpu_variables({}, deterministic=False)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from pipeline.checkpoints.manifest import RunDigests
 from pipeline.errors import ConfigError
@@ -17,7 +16,7 @@ from pipeline.recipe.section import changeable_settings
 from pipeline.runs.run_folder import run_folder
 from pipeline.runs.stage_settings import digests
 from tests.pipeline.recipe.test_recipe import RECIPE
-from tests.support.recipes import write_recipe
+from tests.support.recipes import settings_of, write_recipe
 
 CHANGEABLE = {
     "data.train", "data.validation", "data.label_map", "data.validation_label_map",
@@ -32,16 +31,6 @@ DOCUMENT = Path(__file__).parents[3] / "docs/recipe.md"
 def test_what_may_change_is_declared_on_these_fields() -> None:
     assert changeable_settings(TrainStage) == CHANGEABLE
     assert changeable_settings(EvaluateStage) == CHANGEABLE - ONLY_IN_TRAINING
-
-
-def settings_of(section: type[BaseModel]) -> set[str]:
-    """Dotted keys of all settings below a section."""
-    found = set()
-    for name, field in section.model_fields.items():
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        found |= {f"{name}.{below}" for below in settings_of(nested[0])} if nested else {name}
-    return found
 
 
 def documented_settings() -> dict[str, bool]:

@@ -3,23 +3,13 @@
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from data.files.json_records import to_record
 from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.section import changeable_settings
 from pipeline.runs.fixed_settings import EXTENDABLE, FIXED, why_fixed
 from pipeline.runs.settings_history import SettingsChange, SettingsHistory, before, settings_as_of
-
-
-def settings_of(section: type[BaseModel]) -> set[str]:
-    """Dotted keys of all settings below a section."""
-    found = set()
-    for name, field in section.model_fields.items():
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        found |= {f"{name}.{below}" for below in settings_of(nested[0])} if nested else {name}
-    return found
+from tests.support.recipes import settings_of
 
 
 def is_below(key: str, names: Any) -> bool:

@@ -1,12 +1,14 @@
 """Checks a stage's nodes from here: by a short Slurm job, or by ranks on this machine."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import CoatnetError
 from jobs.exit_codes import StageFailed, end_process
 from jobs.inherited_environment import discard_foreign_variables
 from jobs.launch import launch_ranks, refuse_other_machines
@@ -84,18 +86,27 @@ def _check_by_slurm(check: _NodeCheck) -> list[Finding]:
     with ThreadPoolExecutor(1) as pool:  # a signal does not reach it: what sbatch has submitted becomes known
         submission = pool.submit(slurm.submit, command, stage_job.variables)
 
+        cancelling = threading.Lock()
+
         def cancel(received: signal.Signals) -> None:
-            if submission.exception() is not None:  # Ctrl-C has ended sbatch, too
-                end_process(stop_exit_code(received.name), f"stopped by {received.name}; no job was submitted")
-            slurm.cancel([submission.result()])
-            end_process(
-                stop_exit_code(received.name),
-                f"stopped by {received.name}; job {submission.result()} is cancelled",
-            )
+            with cancelling:
+                code, stopped = stop_exit_code(received.name), f"stopped by {received.name}"
+                if submission.exception() is not None:  # Ctrl-C has ended sbatch, too
+                    end_process(code, f"{stopped}; no job was submitted")
+                number = submission.result()
+                try:
+                    slurm.cancel([number])
+                except CoatnetError as error:
+                    end_process(
+                        code, f"{stopped}; job {number} may still run, cancel it with `scancel {number}`: {error}"
+                    )
+                end_process(code, f"{stopped}; job {number} is cancelled")
 
         check.signals.set_handler(cancel)
         try:
             job = _wait(submission.result(), check.show_progress)
+            with cancelling:  # a signal that has ended the job ends this process, too
+                pass
         except BaseException:
             if submission.exception() is None:
                 slurm.cancel([submission.result()])

@@ -145,12 +145,14 @@ def test_ending_the_command_cancels_its_job(
     number: signal.Signals,
     code: int,
 ) -> None:
-    """Also while `sbatch`, slow here, has submitted the job and not yet said its number."""
+    """Also while `sbatch`, slow here, has submitted the job and not yet said its number, and if Slurm ends the job long
+    before `scancel` returns."""
     slurm.run("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
     (tmp_path / "bin").mkdir()
-    slow = tmp_path / "bin" / "sbatch"
-    slow.write_text(f'#!/bin/sh\nsaid=$({shutil.which("sbatch")} "$@") || exit\nsleep 2\necho "$said"\n')
-    slow.chmod(0o755)
+    for program in ("sbatch", "scancel"):
+        slow = tmp_path / "bin" / program
+        slow.write_text(f'#!/bin/sh\nsaid=$({shutil.which(program)} "$@") || exit\nsleep 2\necho "$said"\n')
+        slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     process = start("doctor", write_recipe(tmp_path, shards, resources=CPUS), "--nodes", "--seconds=600")
     wait_until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)

@@ -62,6 +62,10 @@ class MicroBatch:
     """Positions in the micro-batch and what to erase there once the images are normalized."""
 
 
+def _new_pixels(shape: tuple[int, ...]) -> Pixels:
+    return np.empty(shape, np.uint8)
+
+
 class RankShare(NamedTuple):
     """The share of every step's samples that one rank reads, in micro-batches."""
 
@@ -79,8 +83,9 @@ def training_stream(
     first_step: int,
     workers: int,
     cache: Cache | None = None,
+    allocate: Callable[[tuple[int, ...]], Pixels] = _new_pixels,
 ) -> Generator[MicroBatch]:
-    """One rank's endless micro-batches, starting with those of step `first_step`.
+    """One rank's endless micro-batches, starting with those of step `first_step`, in memory from `allocate`.
 
     The pixels of a sample depend on (seed, epoch, sample id) only. An unusable sample is replaced by another one of its
     shard, drawn by the same three numbers, and reported in the micro-batch.
@@ -99,7 +104,8 @@ def training_stream(
     with closing(SampleReader(dataset, cache, 16 + 2 * len(concurrent_shards))) as reader:
 
         def load(step: int, start: int) -> MicroBatch:
-            return _load_training(reader, order.at(step, start, start + share.micro_batch), transform, order.seed)
+            samples = order.at(step, start, start + share.micro_batch)
+            return _load_training(reader, samples, transform, order.seed, allocate)
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             step = first_step
@@ -166,9 +172,15 @@ def evaluation_stream(
         yield from results_in_order(tasks(), workers, reader.stop)
 
 
-def _load_training(reader: SampleReader, samples: Samples, transform: TrainTransform, seed: int) -> MicroBatch:
+def _load_training(
+    reader: SampleReader,
+    samples: Samples,
+    transform: TrainTransform,
+    seed: int,
+    allocate: Callable[[tuple[int, ...]], Pixels],
+) -> MicroBatch:
     size = len(samples.id)
-    images = np.empty((size, transform.size, transform.size, 3), np.uint8)
+    images = allocate((size, transform.size, transform.size, 3))
     labels = np.full((size, reader.dataset.labels_per_sample), -1, np.int64)
     skipped: list[SkippedSample] = []
     origins, erased = [], []

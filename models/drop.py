@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from models.host_tensors import to_device
+
 
 class Kept(NamedTuple):
     """The samples of a micro-batch of B that take part in one residual branch, as tensors on the device."""
@@ -130,8 +132,8 @@ def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[
     factors = scales[:, None] * torch.stack([place < len(one) for place, one in zip(places, samples, strict=True)])
     # Two copies to the device for all blocks.
     sizes = [len(one) for one in samples]
-    positions = torch.cat([*samples, *places]).to(device, non_blocking=True)
-    numbers = torch.cat([scales, factors.flatten()]).to(device, non_blocking=True)
+    positions = to_device(torch.cat([*samples, *places]), device)
+    numbers = to_device(torch.cat([scales, factors.flatten()]), device)
     parts = torch.split(positions, [*sizes, *[batch] * len(rates)])
     scale_of, factors_of = numbers[: len(rates)].unbind(), numbers[len(rates) :].view(len(rates), batch).unbind()
     return [Kept(*one) for one in zip(parts[: len(rates)], parts[len(rates) :], scale_of, factors_of, strict=True)]

@@ -1,5 +1,6 @@
 """Images of micro-batches: normalized on the device, and back to a form that can be viewed."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.images.random_erasing import ErasedRectangle
+from models.host_tensors import to_device
 from models.model_facts import Preprocessing
+from pipeline.training.pixels import pixels_to_device
 
 # Mean and standard deviation of ImageNet's training pixels, on the scale 0 .. 1.
 _MEAN = (0.485, 0.456, 0.406)
@@ -32,15 +35,20 @@ def normalized(
 
     `mean` and `std` are on the scale 0 .. 1, by default those of training.
     """
-    on_device = torch.from_numpy(images).to(device, non_blocking=True)
-    return ((on_device.float() - _levels(mean, device)) / _levels(std, device)).to(dtype)
+    on_device = pixels_to_device(images, device)
+    mean_levels, std_levels = _levels(tuple(mean), device), _levels(tuple(std), device)
+    return ((on_device.float() - mean_levels) / std_levels).to(dtype)
 
 
 def erase(images: Tensor, erased: Sequence[tuple[int, ErasedRectangle]]) -> None:
     """Erase rectangles, each with its position in the micro-batch, in normalized images (B, H, W, 3), in place."""
-    for position, rectangle in erased:
-        values = torch.from_numpy(rectangle.values).to(images.device, images.dtype, non_blocking=True)
-        images[position, rectangle.rows, rectangle.columns] = values
+    if not erased:
+        return
+    values = [torch.from_numpy(rectangle.values) for _, rectangle in erased]
+    flat = to_device(torch.cat([one.flatten() for one in values]), images.device).to(images.dtype)
+    parts = torch.split(flat, [one.numel() for one in values])
+    for (position, rectangle), one, part in zip(erased, values, parts, strict=True):
+        images[position, rectangle.rows, rectangle.columns] = part.view(one.shape)
 
 
 def viewable(images: Tensor) -> NDArray[np.uint8]:
@@ -50,8 +58,9 @@ def viewable(images: Tensor) -> NDArray[np.uint8]:
     return pixels
 
 
-def _levels(shares: Sequence[float], device: torch.device) -> Tensor:
-    """Shares of the brightest level, as float32 levels 0 .. 255."""
+@functools.cache
+def _levels(shares: tuple[float, ...], device: torch.device) -> Tensor:
+    """Shares of the brightest level, as float32 levels 0 .. 255. On a GPU once, as making it there waits."""
     return torch.tensor([255 * share for share in shares], device=device)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.random_streams import RandomStream
 from data.stream import MicroBatch
+from models.host_tensors import to_device
 from models.norm import discard_recorded_statistics, move_running_statistics, recorded_statistics
 from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.step_clock import StepClock
@@ -85,13 +86,15 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
 
     watchdog.at("exchanging", step, rounds - 1)
     own = torch.stack(losses)
-    numbers = own.new_tensor([sum(len(batch.skipped) for batch in batches), *message.pack()])
+    skipped_here = sum(len(batch.skipped) for batch in batches)
+    numbers = to_device(torch.tensor([skipped_here, *message.pack()], dtype=torch.float32), ranks.device)
     sums = ranks.sum(torch.cat([own.sum()[None], numbers, recorded_statistics(engine.module)]))
     statistics = sums[1 + len(numbers) :] / plan.stage.batch.micro_batches
-    loss_sum, skipped, *packed = sums[: 1 + len(numbers)].tolist()
+    norm = engine.step(sums[0])
+    # The one place where a step waits for the device.
+    norm_read, loss_sum, skipped, *packed = torch.cat([norm[None], sums[: 1 + len(numbers)]]).tolist()
     mean = loss_sum / plan.stage.batch.micro_batches
-    norm = engine.step(apply=bool(np.isfinite(mean)))
-    result = StepResult(mean, norm, round(skipped), StepMessage.unpack(packed), batches, own, first_images)
+    result = StepResult(mean, norm_read, round(skipped), StepMessage.unpack(packed), batches, own, first_images)
     if result.applied:
         move_running_statistics(engine.module, statistics)
     else:
@@ -104,7 +107,7 @@ def _inputs(batch: MicroBatch, plan: TrainPlan, step: int, number: int, device: 
     stage = plan.stage
     images = normalized(batch.images, device, torch.float32)
     erase(images, batch.erased)
-    labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
+    labels = to_device(torch.from_numpy(batch.labels), device)
     smoothing = stage.loss.label_smoothing
     targets = class_targets(labels, len(plan.classes), kind=stage.loss.kind, label_smoothing=smoothing)
     settings = MixingSettings(

@@ -2,6 +2,8 @@
 
 from collections.abc import Generator
 
+import torch
+
 from data.errors import DataError
 from data.images.augment import TrainTransform
 from data.images.color_jitter import ColorJitter
@@ -13,7 +15,9 @@ from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.data_sections import DataSettings
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
+from pipeline.training.pixels import pixel_allocator
 
+_CPU = torch.device("cpu")
 _TOLERATED = 10  # broken samples whatever their share, so that an early one does not end a run
 
 
@@ -26,14 +30,19 @@ def read_micro_batches(plan: TrainPlan, folder: RunFolder, ranks: Ranks, first_s
     """
     data = plan.stage.data
     limits = SkippedLimits(data, data.train or "")
-    for batch in open_stream(plan, ranks.rank, ranks.world_size, first_step):
+    for batch in open_stream(plan, ranks.rank, ranks.world_size, first_step, ranks.device):
         note_skipped(batch, folder, ranks)
         limits.count(batch)
         yield batch
 
 
-def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) -> Generator[MicroBatch]:
-    """The micro-batches of one rank in the order of the plan, from `first_step` on, endlessly."""
+def open_stream(
+    plan: TrainPlan, rank: int, world_size: int, first_step: int, device: torch.device = _CPU
+) -> Generator[MicroBatch]:
+    """The micro-batches of one rank in the order of the plan, from `first_step` on, endlessly; `device` is the rank's.
+
+    `pixels_to_device` says how long their pixels must be kept.
+    """
     return training_stream(
         plan.train,
         plan.order,
@@ -42,6 +51,7 @@ def open_stream(plan: TrainPlan, rank: int, world_size: int, first_step: int) ->
         first_step=first_step,
         workers=plan.stage.data.workers,
         cache=plan.cache,
+        allocate=pixel_allocator(device),
     )
 
 

@@ -79,30 +79,39 @@ class ZeroEngine:
         """Continue with the next micro-batch of the step: called after each `backward` but the last."""
         self._engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
 
-    def step(self, *, apply: bool = True) -> float:
-        """Apply the accumulated gradient, unless its norm is not finite or `apply`, the same on all ranks, is False.
+    def step(self, loss: Tensor) -> Tensor:
+        """Apply the accumulated gradient, unless its norm or `loss` is not finite, without waiting for either.
 
         A step that is not applied changes nothing: the next one is as if this one's gradient had never existed.
 
+        Args:
+            loss: () float32 on the device, the same on all ranks.
+
         Returns:
-            The global norm of the gradient before clipping; nan or inf if it is not finite.
+            The global norm of the gradient before clipping, () float32 on the device; nan or inf if it is not finite.
         """
         if self._zero is None:
             # DeepSpeed keeps no norm here. The gradients are averaged by now and equal on all ranks.
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            self._adamw.allowed = lambda: apply and math.isfinite(norm)
-            self._engine.step()
+            total = torch.nn.utils.get_total_norm(gradients)
+
+            def norm() -> Tensor:
+                return total
         else:
             # DeepSpeed sets the norm before it calls AdamW; in case it does not, that of an earlier step must not be
-            # used. Its norm of gradients that are not finite is inf or -1.
+            # used. Its norm of gradients that are not finite is inf or -1, and a number where it checks them itself.
             zero = self._zero
             zero._global_grad_norm = math.nan
-            self._adamw.allowed = lambda: apply and 0.0 <= float(zero._global_grad_norm) < math.inf
-            self._engine.step()
-            norm = float(zero._global_grad_norm)
-        self._adamw.allowed = lambda: False
-        return norm
+
+            def norm() -> Tensor:
+                found = zero._global_grad_norm
+                return found if isinstance(found, Tensor) else torch.full_like(loss, found)
+
+        self._adamw.gradient_norm = lambda: torch.where(loss.isfinite(), norm(), math.nan)
+        self._engine.step()
+        self._adamw.gradient_norm = None
+        found = norm()
+        return torch.where(found < 0, math.inf, found)
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the next step, of which each layer takes its fraction."""
@@ -220,7 +229,8 @@ def _configuration(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
         "train_batch_size": stage.batch.global_size,
         "train_micro_batch_size_per_gpu": stage.batch.micro_size,
         "gradient_accumulation_steps": stage.batch.micro_batches // ranks.world_size,
-        "gradient_clipping": stage.optimizer.gradient_clip,
+        # Our AdamW clips.
+        "gradient_clipping": 0.0,
         # memory_efficient_linear patches F.linear for the whole process.
         "zero_optimization": {"stage": stage.zero_stage, "memory_efficient_linear": False},
         # Otherwise gradients, however they are accumulated, are rounded to bf16 and summed over the ranks as such.
@@ -229,7 +239,8 @@ def _configuration(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
     }
     if stage.precision == "bf16":
         # Immediately: each bf16 gradient is freed when it has been added to its float32 sum, not after the step.
-        configuration["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        # Our AdamW checks the gradient, without a pass over it and without waiting for the result.
+        configuration["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": False}
         configuration["data_types"] = {"grad_accum_dtype": "fp32"}
     elif stage.precision == "bf16_autocast":
         # No modules whose gradients, and parameters in ZeRO 3, would be communicated in bf16.

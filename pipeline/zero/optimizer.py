@@ -1,4 +1,4 @@
-"""AdamW for one stage: two parameter groups, a learning rate for each layer, and steps that can be refused.
+"""AdamW for one stage: clipping, two parameter groups, a learning rate for each layer, and steps that can be refused.
 
 The gradient of some parameters is zero, and what is computed for it is rounding error. AdamW divides a gradient by its
 usual size, and so would move them at the full learning rate. They keep their initial values instead.
@@ -21,16 +21,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamW(torch.optim.AdamW):
-    """Fused AdamW that steps only while `allowed`, and with a fraction of the learning rate in ranges of its tensors.
+    """Fused AdamW that clips the gradient, and takes a fraction of the learning rate in ranges of its tensors.
+
+    It steps only if the norm of the gradient is finite, which is decided on the device: nothing waits for the norm.
 
     DeepSpeed flattens a parameter group into one tensor. A group for each layer's learning rate would cost a partition
     and its collectives each; instead `scales` holds the fraction for each range of a tensor. The arithmetic of a step
     is the same as with separate groups.
     """
 
-    allowed: Callable[[], bool]
-    """Called at each step; if it returns False, the step changes nothing. Refuses by default, because DeepSpeed also
-    steps at times when no step is wanted."""
+    gradient_norm: Callable[[], Tensor] | None
+    """Called at each step: the global norm of the gradient, () float32. If it is negative or not finite, the step
+    changes nothing. None refuses every step, because DeepSpeed also steps at times when no step is wanted."""
     scales: dict[Tensor, list[tuple[int, int, float]]]
     """Tensor -> (start, stop, fraction) of ranges that cover all elements in use; empty if every fraction is 1."""
 
@@ -39,16 +41,24 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, parameters: Any, settings: OptimizerSettings) -> None:
         super().__init__(parameters, lr=settings.peak_learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
-        self.allowed = lambda: False
+        self.gradient_norm = None
+        self._clip = settings.gradient_clip
         self.scales = {}
         self.without_gradient = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of all parameters that have a gradient, if it is allowed."""
+        """One step of all parameters that have a gradient, which is clipped in place."""
         assert closure is None
-        if not self.allowed():
+        if self.gradient_norm is None:
             return
+        norm = self.gradient_norm()
+        # The kernel does nothing where this is 1, and torch takes it off the step counts again.
+        self.found_inf = (~(norm.isfinite() & (norm >= 0))).float()
+        if self._clip > 0:
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            # As in DeepSpeed's ZeRO optimizers, which would wait for the norm before they clip.
+            torch._foreach_mul_(gradients, 1.0 / torch.clamp((norm + 1e-6) / self._clip, min=1.0))
         rounding = [
             gradient.view(-1)[start:stop]
             for holder, ranges in self.without_gradient.items()
@@ -94,7 +104,7 @@ class AdamW(torch.optim.AdamW):
                 # A copy of the step count, since the kernel increments it for every range.
                 parts = (*(_part(tensor, start, stop) for tensor in tensors), state["step"].clone())
                 ranges.setdefault(scale, []).append(parts)
-            state["step"] += 1
+            state["step"] += 1 - self.found_inf
         beta1, beta2 = group["betas"]
         for scale, parts_of_ranges in ranges.items():
             parameters, gradients, exp_avgs, exp_avg_sqs, steps = (
@@ -103,6 +113,7 @@ class AdamW(torch.optim.AdamW):
             adamw(
                 parameters, gradients, exp_avgs, exp_avg_sqs, [], steps, fused=True, amsgrad=False, maximize=False,
                 beta1=beta1, beta2=beta2, lr=group["lr"] * scale, weight_decay=group["weight_decay"], eps=group["eps"],
+                found_inf=self.found_inf,
             )  # fmt: skip
 
 

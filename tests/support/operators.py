@@ -1,9 +1,13 @@
-"""Which operators run: a record of what autograd and modules dispatch, below them."""
+"""Which operators run: a record of what autograd and modules dispatch, below them, and of what the host reads."""
 
+import sys
 from collections import Counter
 from typing import Any
 
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_READS = frozenset({"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"})
 
 
 class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,3 +32,24 @@ class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if before.dtype != result.dtype:
                 self.casts.append((tuple(before.shape), before.dtype, result.dtype))
         return result
+
+
+class HostReads(TorchFunctionMode):
+    """Inside, notes where Python reads the values of tensors: there, a host waits for its GPU.
+
+    Attributes:
+        modules: the module of each such place, but for `models.drop`, which draws on the host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if getattr(function, "__name__", "") in _READS:
+            frame = sys._getframe(1)
+            while frame.f_back and frame.f_globals["__name__"].startswith("torch."):
+                frame = frame.f_back
+            if frame.f_globals["__name__"] != "models.drop":
+                self.modules.append(frame.f_globals["__name__"])
+        return function(*arguments, **(keywords or {}))

@@ -1,5 +1,8 @@
 """AdamW by itself: rates of layers inside one tensor, refused steps, and which layer a parameter belongs to."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,7 +18,7 @@ from pipeline.zero.optimizer import (
     scaled_ranges,
 )
 
-SETTINGS = OptimizerSettings(peak_learning_rate=1e-2, weight_decay=0.1)
+SETTINGS = OptimizerSettings(peak_learning_rate=1e-2, weight_decay=0.1, gradient_clip=0)
 
 
 def three_steps(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:
@@ -28,7 +31,7 @@ def three_steps(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]
 
 def allowed(parameters: list[torch.Tensor]) -> AdamW:
     optimizer = AdamW([{"params": parameters, "weight_decay": 0.1}], SETTINGS)
-    optimizer.allowed = lambda: True
+    optimizer.gradient_norm = lambda: torch.ones(())
     return optimizer
 
 
@@ -59,15 +62,57 @@ def test_without_ranges_a_step_is_that_of_torch() -> None:
     assert torch.equal(one, other)
 
 
-def test_a_step_that_is_not_allowed_changes_nothing() -> None:
+def test_without_a_norm_no_step_is_taken() -> None:
     parameter = torch.ones(100, requires_grad=True)
-    three_steps(AdamW([parameter], SETTINGS), [parameter])
-    assert torch.equal(parameter, torch.ones(100))
-    optimizer = allowed([parameter])
-    optimizer.allowed = lambda: False
+    optimizer = AdamW([parameter], SETTINGS)
     three_steps(optimizer, [parameter])
     assert torch.equal(parameter, torch.ones(100))
     assert not optimizer.state[parameter]
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_whose_norm_is_not_finite_changes_nothing(norm: float, scaled: bool, clip: float) -> None:
+    """Not the weights, the moments or the number of steps, before the first step and after one."""
+    parameter = torch.ones(100, requires_grad=True)
+    optimizer = AdamW([parameter], SETTINGS.model_copy(update={"gradient_clip": clip}))
+    optimizer.scales = {parameter: [(0, 48, 0.25), (48, 100, 1.0)]} if scaled else {}
+    optimizer.moments(parameter)
+    for good in (True, False):
+        before = [tensor.clone() for tensor in (parameter.data, *optimizer.state[parameter].values())]
+        steps = optimizer.steps
+        optimizer.gradient_norm = lambda: torch.tensor(norm)
+        parameter.grad = torch.full((100,), 2.0).index_fill_(0, torch.tensor([7, 60]), norm)
+        optimizer.step()
+        after = [parameter.data, *optimizer.state[parameter].values()]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert optimizer.steps == steps
+        if good:
+            optimizer.gradient_norm = lambda: torch.ones(())
+            three_steps(optimizer, [parameter])
+            assert optimizer.steps == 3
+
+
+def test_gradients_are_clipped_as_by_the_zero_optimizers_of_deepspeed() -> None:
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    settings = SETTINGS.model_copy(update={"gradient_clip": 0.5})
+    start, gradient = torch.randn(2, 1000, generator=torch.Generator().manual_seed(9))
+    for factor in (1e-3, 1.0, 1e3):
+        one, other = start.clone().requires_grad_(), start.clone().requires_grad_()
+        one.grad = gradient * factor
+        norm = one.grad.norm()
+        zero = SimpleNamespace(clip_grad=0.5, loss_scale=1.0)
+        clipped = one.grad.clone()
+        DeepSpeedZeroOptimizer.unscale_and_clip_grads(zero, [clipped], norm)
+        ours = AdamW([{"params": [one], "weight_decay": 0.1}], settings)
+        ours.gradient_norm = lambda norm=norm: norm
+        ours.step()
+        other.grad = clipped
+        torch.optim.AdamW([other], lr=1e-2, weight_decay=0.1, fused=True).step()
+        assert torch.equal(one, other)
+        assert torch.equal(clipped, gradient * factor) == (norm < 0.5)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -76,7 +121,7 @@ def test_ranges_without_gradient_keep_their_values_and_the_others_step_as_before
     one, other = start.clone().requires_grad_(), start.clone().requires_grad_()
     optimizers = [AdamW([{"params": [flat], "weight_decay": 0.0}], SETTINGS) for flat in (one, other)]
     for optimizer, flat in zip(optimizers, (one, other), strict=True):
-        optimizer.allowed = lambda: True
+        optimizer.gradient_norm = lambda: torch.ones(())
         optimizer.moments(flat)
         optimizer.scales = {flat: [(0, 48, 0.25), (48, 100, 1.0)]} if scaled else {}
     optimizers[0].without_gradient = ranges_without_gradient(

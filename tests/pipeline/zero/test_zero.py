@@ -133,7 +133,7 @@ def test_training_starts_from_float32_weights_and_forwards_use_their_cast(runs: 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
 def test_a_step_that_is_refused_changes_nothing_now_or_later(runs: Path, folder: str, case: str) -> None:
-    """Steps with `apply=False`, and with nan or inf in the gradient of one micro-batch of one rank."""
+    """Steps with a loss that is not finite, and with nan or inf in the gradient of one micro-batch of one rank."""
     found = checked(runs, folder, case)
     for on_rank in found:
         assert [on_rank[f"refused by {why}"] for why in ("apply", "nan", "inf")] == [[], [], []]
@@ -144,6 +144,16 @@ def test_a_step_that_is_refused_changes_nothing_now_or_later(runs: Path, folder:
         # The next step equals one from the restored state without them, and does change the state.
         assert on_rank["after none"] == []
         assert on_rank["a step changes"] > 50
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_a_step_waits_for_the_device_once_and_deepspeed_once_more_at_most(runs: Path, folder: str, case: str) -> None:
+    """On a GPU, each place where Python reads a tensor waits for everything that was started before."""
+    for on_rank in checked(runs, folder, case):
+        ours = [module for module in on_rank["reads of the host"] if not module.startswith("deepspeed.")]
+        assert ours == ["pipeline.training.step"]
+        assert len(on_rank["reads of the host"]) <= 2
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,9 +9,10 @@ A case -checked is `check` on one engine; it leaves what was found in FOLDER/CAS
 """
 
 import json
+import math
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from pipeline.checkpoints.manifest import NonFiniteRecord
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
+from pipeline.faults.preemption import REASONS
+from pipeline.faults.watchdog import Watchdog
+from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.precision import autocast, model_dtype
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
@@ -35,13 +39,16 @@ from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.section import WhichWeights
 from pipeline.runs.run_folder import RunFolder
 from pipeline.trained_model import open_trained_model
+from pipeline.training.step import StepContext, take_step
+from pipeline.training.step_message import StepMessage
+from pipeline.training.training_batches import open_stream
 from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model, copy_tensors, to_precision
 from pipeline.zero import engine as engine_module
 from pipeline.zero.engine import ZeroEngine, build_engine
-from tests.support.operators import Recorded
+from tests.support.operators import HostReads, Recorded
 from tests.support.records import RUN
-from tests.support.training import train_here
+from tests.support.training import end_here, train_here
 
 COMPILE_BLOCKS = CoAtNet.compile_blocks
 CONFIGURATION = engine_module._configuration
@@ -115,7 +122,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
                     engine.accumulate()
         statistics = recorded_statistics(engine.module).clone()
         discard_recorded_statistics(engine.module)
-        return engine.step(apply=apply), statistics
+        return engine.step(torch.tensor(0.0 if apply else math.nan)).item(), statistics
 
     @torch.no_grad()
     def logits(network: CoAtNet | ZeroEngine) -> Tensor:
@@ -220,6 +227,13 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
                 found["moved without gradient"].append(f"{kind}.{fragment.parameter}")
             elif moved.numel() and fragment.parameter.endswith(".bias"):
                 found["moved"].append(f"{kind}.{fragment.parameter}")
+
+    with HostReads() as reads, closing(open_stream(planned, ranks.rank, ranks.world_size, 1)) as stream:
+        watchdog = Watchdog(planned.stage.watchdog, ranks.rank, ranks.world_size, "node", folder / "log", end_here)
+        context = StepContext(engine, planned, ranks, StepClock(device), watchdog)
+        message = StepMessage([0.0] * len(REASONS), 0.0, [0.0] * (2 * ranks.world_size))
+        assert take_step(context, stream, 1, message).applied
+    found["reads of the host"] = reads.modules
 
     bare = TrainingState(engine, ranks)
     save(bare, planned, folder / "bare", 1, ranks)

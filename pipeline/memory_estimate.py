@@ -11,9 +11,9 @@ from pipeline.errors import RunFailed
 from pipeline.host import this_host
 from pipeline.plan import TrainPlan
 from pipeline.recipe.schema import Precision, TrainStage
+from pipeline.recipe.sections import CommunicationSettings
 
-# Elements: DeepSpeed's reduce_bucket_size, and stage3_max_live_parameters up to which ZeRO 3 leaves weights gathered.
-_BUCKET = 500_000_000
+# Elements: DeepSpeed's stage3_max_live_parameters up to which ZeRO 3 leaves weights gathered.
 _GATHERED = 1_000_000_000
 _PROCESS = 450_000_000
 """Bytes of a rank on the host before it has a model: Python, torch for CPUs and DeepSpeed, as measured on Linux."""
@@ -80,7 +80,7 @@ def estimate_memory(stage: TrainStage, classes: int, world_size: int) -> MemoryE
         gradients=gradients,
         optimizer_state=state,
         moving_average=average * (share if stage.zero_stage else parameters),
-        buckets=bucket_bytes(parameters, stage.precision, stage.zero_stage, world_size),
+        buckets=bucket_bytes(parameters, stage.precision, stage.zero_stage, world_size, stage.communication),
         activations=stage.batch.micro_size * per_image,
         staging=(12 + average) * share,
     )
@@ -105,15 +105,24 @@ def bytes_of_state(parameters: int, precision: Precision, zero_stage: int, world
     return weights, gradients, 12 * share
 
 
-def bucket_bytes(parameters: int, precision: Precision, zero_stage: int, world_size: int) -> int:
+def sums_after_backward(precision: Precision, zero_stage: int) -> bool:
+    """Whether DeepSpeed sums the gradients of the ranks in place, when all of them are there."""
+    # With bf16 at ZeRO 1 it uses another optimizer than with float32.
+    return zero_stage == 0 or (zero_stage == 1 and precision == "bf16")
+
+
+def bucket_bytes(
+    parameters: int, precision: Precision, zero_stage: int, world_size: int, communication: CommunicationSettings
+) -> int:
     """Bytes that communication needs on each rank, beside weights and gradients."""
-    # With bf16 at ZeRO 1 DeepSpeed uses another optimizer, which reduces the gradients in place.
-    if zero_stage == 0 or (zero_stage == 1 and precision == "bf16"):
+    if sums_after_backward(precision, zero_stage):
         return 0
-    bucket = 4 * _BUCKET
+    size = communication.bucket_size
+    # One is filled while the other is summed. With ZeRO 3 there is one in any case.
+    bucket = (2 if communication.overlap and zero_stage < 3 else 1) * 4 * size
     if zero_stage == 2 and precision == "bf16":
         # Gradients are collected in a bucket of bf16, which is copied to be summed in float32.
-        bucket = 2 * _BUCKET + 4 * min(parameters, _BUCKET)
+        bucket = bucket // 2 + (4 * min(parameters, size) if communication.gradients == "fp32" else 0)
     gathered = min(parameters, _GATHERED) if zero_stage == 3 and world_size > 1 else 0
     return bucket + (2 if precision == "bf16" else 4) * gathered
 

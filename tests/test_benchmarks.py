@@ -47,6 +47,13 @@ def test_kernels(tmp_path: Path) -> None:
     assert counts["_scaled_dot_product_efficient_attention"] == 2 * 2
 
 
+def test_sums_of_gradients(tmp_path: Path) -> None:
+    rows = run(tmp_path / "rows.json", "benchmarks.gradient_sums", "--ranks", "1", "4", measures=False)
+    errors = [[float(str(row[f"summed as {kind}"])) for kind in ("fp32", "bf16")] for row in rows]
+    assert errors[0] == [0, 0]  # rounded already
+    assert 100 * errors[1][0] < errors[1][1] < 0.01
+
+
 def test_decoders(tmp_path: Path) -> None:
     rows = run(tmp_path / "rows.json", "benchmarks.decode", "--limit", "20")
     assert "Pillow" in [row["what"] for row in rows]

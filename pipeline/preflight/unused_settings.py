@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from data.remote.storage import is_remote
 from data.text.counted import counted
+from pipeline.memory_estimate import sums_after_backward
 from pipeline.preflight.finding import Finding, Level
 from pipeline.preflight.stage_facts import (
     Facts,
@@ -101,6 +102,21 @@ TABLE: tuple[Row, ...] = (
     Row(
         "model.pool", lambda f: f.variant is not None and all(stage.stride == 1 for stage in f.variant.stages),
         "has no effect, since no stage of the model strides",
+    ),
+    *(
+        Row(
+            f"communication.{setting}",
+            lambda f: f.training is not None
+            and sums_after_backward(f.training.precision, f.training.zero_stage),
+            "has no effect with this precision and zero_stage, whose gradients are summed after the backward",
+        )
+        for setting in ("overlap", "bucket_size")
+    ),
+    *(
+        Row(
+            f"communication.{setting}", lambda f: f.stage.resources.ranks == 1, "has no effect on one rank", "ok",
+        )
+        for setting in ("gradients", "overlap", "bucket_size")
     ),
     Row(
         "optimizer.minimum_learning_rate",

@@ -13,6 +13,7 @@ from pipeline.recipe.locations import RunsPath, StageOrPath
 from pipeline.recipe.section import MayChange, PositiveInt, Section, WhichWeights
 from pipeline.recipe.sections import (
     BatchSettings,
+    CommunicationSettings,
     LossSettings,
     ModelSettings,
     NonFiniteSettings,
@@ -129,6 +130,10 @@ class TrainStage(Stage):
     """Blocks whose activations are recomputed in the backward pass: all, the convolutional ones, or every k-th."""
     compile: MayChange[bool] = False
     """Whether each block is compiled with torch.compile."""
+    communication: MayChange[
+        Annotated[CommunicationSettings, Field(exclude_if=lambda settings: settings == CommunicationSettings())]
+    ] = CommunicationSettings()
+    """How the gradients of the ranks are summed."""
     checkpoint: MayChange[CheckpointSettings] = CheckpointSettings()
     evaluation: MayChange[EvaluationSettings] = EvaluationSettings()
     non_finite: MayChange[NonFiniteSettings] = NonFiniteSettings()
@@ -155,6 +160,11 @@ class TrainStage(Stage):
         if self.zero_stage == 3 and self.compile:
             # Its hooks gather parameters inside the blocks, which breaks their graphs.
             raise ValueError("compile does not work with zero_stage 3; use zero_stage 2, or leave compile out")
+        if self.communication.gradients == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                f"communication.gradients: with {self.precision} they are float32, and are summed as such; leave it "
+                "out, or use precision bf16"
+            )
         if self.evaluation.weights == "ema" and self.ema_decay is None:
             raise ValueError("evaluation.weights: without ema_decay there is no moving average; set it, or use raw")
         return self

@@ -122,6 +122,17 @@ class OptimizerSettings(Section):
         return self
 
 
+class CommunicationSettings(Section):
+    """How the gradients of the ranks are summed; docs/gpus.md has the reasons."""
+
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What they are summed as. bf16 halves what is sent, and rounds each sum at every rank that adds to it."""
+    overlap: bool | None = None
+    """Whether they are summed in a stream of their own during the backward; by default with ZeRO 3 alone."""
+    bucket_size: Annotated[PositiveInt, Field(le=4_000_000_000)] = 500_000_000
+    """Elements that are summed together, in a buffer of this size."""
+
+
 class LossSettings(Section):
     """The training objective."""
 

@@ -39,7 +39,8 @@ class ZeroEngine:
         self._zero = None if engine.optimizer is adamw else engine.optimizer
         """DeepSpeed's optimizer around AdamW; stage 0 without bf16 has none."""
         assert self._zero is None or self._zero.optimizer is adamw
-        self._zero_stage, self._device = stage.zero_stage, ranks.device
+        self._zero_stage, self._ranks = stage.zero_stage, ranks
+        self._no_gradient = torch.zeros((), device=ranks.device)
         self._slices = parameter_slices(engine, ranks)
         self.masters = holders(self._slices)
         adamw.without_gradient = ranges_without_gradient(self._slices, parameters.without_gradient)
@@ -69,7 +70,7 @@ class ZeroEngine:
         # otherwise that of each forward, which DeepSpeed opens, or of each recomputation.
         if number == 1 or self._zero_stage == 3:
             return nullcontext()
-        return torch.autocast(self._device.type, enabled=False)
+        return torch.autocast(self._ranks.device.type, enabled=False)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's mean loss to that of the step."""
@@ -90,28 +91,41 @@ class ZeroEngine:
         Returns:
             The global norm of the gradient before clipping, () float32 on the device; nan or inf if it is not finite.
         """
-        if self._zero is None:
-            # DeepSpeed keeps no norm here. The gradients are averaged by now and equal on all ranks.
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            total = torch.nn.utils.get_total_norm(gradients)
-
-            def norm() -> Tensor:
-                return total
-        else:
+        zero: Any = self._zero
+        own = self._gradient_norm()
+        if own is None:
             # DeepSpeed sets the norm before it calls AdamW; in case it does not, that of an earlier step must not be
             # used. Its norm of gradients that are not finite is inf or -1, and a number where it checks them itself.
-            zero = self._zero
             zero._global_grad_norm = math.nan
 
-            def norm() -> Tensor:
-                found = zero._global_grad_norm
-                return found if isinstance(found, Tensor) else torch.full_like(loss, found)
+        def norm() -> Tensor:
+            found = zero._global_grad_norm if own is None else own
+            return found if isinstance(found, Tensor) else torch.full_like(loss, found)
 
         self._adamw.gradient_norm = lambda: torch.where(loss.isfinite(), norm(), math.nan)
         self._engine.step()
         self._adamw.gradient_norm = None
         found = norm()
         return torch.where(found < 0, math.inf, found)
+
+    @torch.no_grad()
+    def _gradient_norm(self) -> Tensor | None:
+        """The global norm of the averaged gradients, () float32, by a few kernels and without waiting.
+
+        None where DeepSpeed computes it in any case: for bf16 weights with ZeRO 1, and with ZeRO 3.
+        """
+        if self._zero is None:  # the gradients are whole, and equal on all ranks
+            return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        if getattr(self._zero, "compute_grad_norm", True):
+            return None
+        # As DeepSpeed's own to the bit, which launches three kernels for each parameter and waits once for each group.
+        squares = [
+            torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else self._no_gradient
+            for group in self._zero.averaged_gradients.values()
+            for gradients in [[g for g in group if not getattr(g, "_zero_padding", False)]]
+        ]
+        norm: Tensor = torch.linalg.vector_norm(self._ranks.sum(torch.stack(squares)).sqrt())
+        return norm
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the next step, of which each layer takes its fraction."""
@@ -231,10 +245,14 @@ def _configuration(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
         "gradient_accumulation_steps": stage.batch.micro_batches // ranks.world_size,
         # Our AdamW clips.
         "gradient_clipping": 0.0,
-        # memory_efficient_linear patches F.linear for the whole process.
-        "zero_optimization": {"stage": stage.zero_stage, "memory_efficient_linear": False},
-        # Otherwise gradients, however they are accumulated, are rounded to bf16 and summed over the ranks as such.
-        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": stage.zero_stage,
+            "memory_efficient_linear": False,  # it patches F.linear for the whole process
+            "reduce_bucket_size": stage.communication.bucket_size,
+            **({} if stage.communication.overlap is None else {"overlap_comm": stage.communication.overlap}),
+        },
+        # By default, gradients are rounded to bf16 and summed over the ranks as such, however they are accumulated.
+        "communication_data_type": stage.communication.gradients,
         "steps_per_print": sys.maxsize,
     }
     if stage.precision == "bf16":
@@ -247,4 +265,6 @@ def _configuration(stage: TrainStage, ranks: Ranks) -> dict[str, Any]:
         configuration["torch_autocast"] = {
             "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": [],
         }  # fmt: skip
+    if stage.zero_stage == 2 or (stage.zero_stage == 1 and stage.precision != "bf16"):
+        configuration["zero_optimization"]["compute_grad_norm"] = False  # see `ZeroEngine._gradient_norm`
     return configuration

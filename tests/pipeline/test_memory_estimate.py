@@ -13,6 +13,7 @@ from models.variants import VARIANTS
 from pipeline.errors import RunFailed
 from pipeline.host import this_host
 from pipeline.memory_estimate import (
+    bucket_bytes,
     bytes_of_state,
     estimate_memory,
     is_host_memory_full,
@@ -21,6 +22,7 @@ from pipeline.memory_estimate import (
 )
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.sections import CommunicationSettings
 from tests.support.recipes import write_recipe
 
 LARGE = 10**9
@@ -188,3 +190,17 @@ def test_host_memory_that_runs_out_is_recognized_and_gets_the_advice(planned: Ca
     for change in ("activation_checkpointing=every_block, ", "resources.ranks=2, ", "batch.micro_size=32 (another run"):
         assert change in message
     assert "batch.micro_size=" not in str(out_of_host_memory(MemoryError(), plan, begun=True)).partition("Change ")[2]
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "changes", "per_element"),
+    [
+        (1, {}, 0), (2, {}, 2 + 4), (2, {"gradients": "bf16"}, 2), (2, {"overlap": True}, 4 + 4), (3, {}, 4),
+        (3, {"overlap": True}, 4),
+    ],
+)  # fmt: skip
+def test_buckets_follow_the_settings_of_communication(
+    zero_stage: int, changes: dict[str, Any], per_element: int
+) -> None:
+    settings = CommunicationSettings(bucket_size=1000, **changes)
+    assert bucket_bytes(LARGE, "bf16", zero_stage, 1, settings) == 1000 * per_element

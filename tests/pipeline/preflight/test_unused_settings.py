@@ -131,6 +131,21 @@ EXAMPLES = [
     Example(
         "pretrain.data.color_jitter={brightness: 0}", (), "changes nothing, since all of its amounts are 0", None,
     ),
+    *(
+        Example(
+            f"communication.{setting}", ("precision=bf16", "zero_stage=1"),
+            "has no effect with this precision and zero_stage, whose gradients are summed after the backward", used,
+        )
+        for setting in ("overlap=true", "bucket_size=1000000")
+        for used in (("precision=bf16", "zero_stage=2"), ("precision=fp32", "zero_stage=1"))
+    ),
+    *(
+        Example(
+            f"communication.{setting}", ("resources.ranks=1", "precision=bf16", "zero_stage=2"),
+            "has no effect on one rank", ("precision=bf16", "zero_stage=2"),
+        )
+        for setting in ("gradients=bf16", "overlap=true", "bucket_size=1000000")
+    ),
     Example("zero_stage=2", ("resources.ranks=1",), "shards nothing, since there is one rank"),
     Example("pretrain.checkpoint.every_steps=41", (), AT_THE_END, ("pretrain.steps=41",)),
     Example("pretrain.checkpoint.every_epochs=11", NO_EPOCHS, AT_THE_END, (*NO_EPOCHS, "pretrain.steps=42")),

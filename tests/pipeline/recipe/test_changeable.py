@@ -21,10 +21,10 @@ from tests.support.recipes import settings_of, write_recipe
 CHANGEABLE = {
     "data.train", "data.validation", "data.label_map", "data.validation_label_map",
     "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
-    "data.verify_shards", "zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
+    "data.verify_shards", "zero_stage", "activation_checkpointing", "compile", "communication", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
     "deterministic", "resources",
 }  # fmt: skip
-ONLY_IN_TRAINING = {"zero_stage", "activation_checkpointing", "compile", "checkpoint", "evaluation", "non_finite"}
+ONLY_IN_TRAINING = {"zero_stage", "activation_checkpointing", "compile", "communication", "checkpoint", "evaluation", "non_finite"}
 DOCUMENT = Path(__file__).parents[3] / "docs/recipe.md"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.memory_estimate import bucket_bytes, bytes_of_state
+from pipeline.recipe.sections import CommunicationSettings
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ def test_engines_use_the_estimated_memory(measured: Measured, case: str, count: 
     found = measured[case, count]
     parameters = found["parameters"]
     state = sum(bytes_of_state(parameters, precision, stage, count))  # type: ignore[arg-type]
-    communication = bucket_bytes(parameters, precision, stage, count)  # type: ignore[arg-type]
+    communication = bucket_bytes(parameters, precision, stage, count, CommunicationSettings())  # type: ignore[arg-type]
     # What ZeRO 3 has gathered is smaller than a bucket here and counts with the state. So does the float32 copy of
     # gradients, which exists only while they are summed.
     gathered = (2 if precision == "bf16" else 4) * parameters if stage == 3 and count == 2 else 0

@@ -9,7 +9,6 @@ B, H, W, C: images, rows, columns and channels. Arithmetic is in float32 (or flo
 is stored is rounded to the images' dtype.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -52,11 +51,6 @@ def fused_depthwise(
     for norm, count, (mean, variance) in zip((norm1, norm2), counts, moments.detach().split(2), strict=True):
         norm.record(torch.stack((mean, variance * (count / (count - 1)))))
     return out, pooled
-
-
-def kernels_installed() -> bool:
-    """Whether Triton is installed, with which the kernels are compiled."""
-    return find_spec("triton") is not None
 
 
 def _normalized(x: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

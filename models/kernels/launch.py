@@ -35,6 +35,10 @@ def _check(x_BHWC: Tensor) -> None:
         raise ValueError(
             f"fused depthwise convolution of {x_BHWC.dtype}: the kernels take {', '.join(map(str, _DTYPES))}"
         )
+    if x_BHWC[0].numel() >= 2**31:
+        raise ValueError(
+            f"fused depthwise convolution of {tuple(x_BHWC.shape)}: the kernels take images of less than 2^31 elements"
+        )
 
 
 def _channels(C: int) -> int:
@@ -113,7 +117,7 @@ def backward(
     (B, H, W, C), (_, OUT_H, OUT_W, _) = x.shape, y.shape
     mean1, variance1, mean2, variance2 = moments.unbind()
     norm = normalization(mean2, variance2, scale2, shift2, epsilon2)
-    pooled = pooled_gradient.float() / (OUT_H * OUT_W)
+    pooled = pooled_gradient.float().contiguous() / (OUT_H * OUT_W)
     parts, launch = _through_images(activate_backward, y)
     partial = x.new_empty((parts, 2, C), dtype=torch.float32)
     launch(gradient, pooled, y, norm, partial, TANH=tanh)

@@ -129,6 +129,9 @@ class TrainStage(Stage):
     """Blocks whose activations are recomputed in the backward pass: all, the convolutional ones, or every k-th."""
     compile: MayChange[bool] = False
     """Whether each block is compiled with torch.compile."""
+    # Left out of a frozen recipe at its default, as above.
+    fused_depthwise: MayChange[Annotated[bool, Field(exclude_if=lambda fused: not fused)]] = False
+    """Whether MBConv's depthwise convolutions, norms and GELUs are computed by fused kernels on GPUs."""
     checkpoint: MayChange[CheckpointSettings] = CheckpointSettings()
     evaluation: MayChange[EvaluationSettings] = EvaluationSettings()
     non_finite: MayChange[NonFiniteSettings] = NonFiniteSettings()
@@ -155,6 +158,11 @@ class TrainStage(Stage):
         if self.zero_stage == 3 and self.compile:
             # Its hooks gather parameters inside the blocks, which breaks their graphs.
             raise ValueError("compile does not work with zero_stage 3; use zero_stage 2, or leave compile out")
+        if self.zero_stage == 3 and self.fused_depthwise:
+            # It takes parameters of three layers, which ZeRO 3 gathers for each layer's own forward alone.
+            raise ValueError(
+                "fused_depthwise does not work with zero_stage 3; use zero_stage 2, or leave fused_depthwise out"
+            )
         if self.evaluation.weights == "ema" and self.ema_decay is None:
             raise ValueError("evaluation.weights: without ema_decay there is no moving average; set it, or use raw")
         return self

@@ -66,7 +66,8 @@ def compare(shape: tuple[int, int, int, int], stride: int, gelu: str, dtype: tor
     others: list[Any] = [*narrow, 1e-3, 1e-3, stride, gelu]
     ours, plain = launch.forward(x, *others), fused_depthwise._forward(x, *others)
     out, pooled, y, moments = plain
-    upstream = (torch.randn(out.shape).to(dtype), torch.randn(pooled.shape).to(dtype))
+    # As autograd may hand them on: not contiguous.
+    upstream = (torch.randn(out.mT.shape).to(dtype).mT, torch.randn(pooled.mT.shape).to(dtype).mT)
     gradients = [
         list(backward(*upstream, x, y, moments, *others)) for backward in (launch.backward, fused_depthwise._backward)
     ]

@@ -170,6 +170,28 @@ def test_three_wide_tensors_are_stored_in_place_of_six() -> None:
     assert counts == [6, 3]
 
 
+PASSES = {
+    "native_batch_norm": 3, "native_batch_norm_backward": 5, "convolution_backward": 4, "div": 1,
+    "fused_depthwise": 5, "fused_depthwise_backward": 11,
+}  # fmt: skip
+"""Of operators that read an argument twice: norms, for statistics and values; gradients of images and weights. `div`
+reads one number of each channel. Of the fused ones, `test_kernels.py` counts them."""
+
+
+def test_it_halves_the_passes_over_wide_tensors() -> None:
+    """Reads and writes of a training step of MBConv at stride 1, as docs/gpus.md has them."""
+    counts = []
+    for fused in (False, True):
+        block = MBConv(8, 8, stride=1, variant=DEBUG)
+        block.fused = fused
+        x = torch.randn(2, 16, 16, 8, requires_grad=True)
+        with Recorded(size=2 * 16 * 16 * 32) as recorded:
+            y = block(x)
+            y.backward(torch.ones_like(y))
+        counts.append(sum(PASSES.get(name, read + written) for name, read, written in recorded.of_size))
+    assert counts == [43, 22]
+
+
 @pytest.mark.slow(seconds=5)
 def test_a_compiled_block_is_one_graph_and_trains_as_the_eager_one_with_and_without_recomputation() -> None:
     torch._dynamo.reset()

@@ -67,6 +67,21 @@ def test_the_variance_of_values_far_from_zero_keeps_its_digits(interpreted: dict
 
 
 @pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 2, 2, 4), torch.float64, "of torch.float64: the kernels take torch.float32, torch.bfloat16"),
+        ((1, 2**14, 2**14, 16), torch.float32, "the kernels take images of less than 2\\^31 elements"),
+    ],
+)
+def test_other_dtypes_and_images_are_refused(shape: tuple[int, ...], dtype: torch.dtype, message: str) -> None:
+    from models.kernels.launch import forward
+
+    x, one = torch.empty(shape, dtype=dtype, device="meta"), torch.ones(1)
+    with pytest.raises(ValueError, match=message):
+        forward(x, one, one, one, one, one, 1e-3, 1e-3, 1, "tanh")
+
+
+@pytest.mark.parametrize(
     ("name", "architecture", "tanh"),
     [
         ("moments", 90, True), ("depthwise", 90, True), ("activate", 90, True), ("activate_backward", 90, True),

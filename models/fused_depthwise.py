@@ -69,7 +69,8 @@ def _forward(
     variance1, mean1 = torch.var_mean(x.to(scale1.dtype), _PIXELS, correction=0)
     z, _ = _normalized(x, mean1, variance1, epsilon1)
     activated = F.gelu(z * scale1 + shift1, approximate=gelu).permute(0, 3, 1, 2)
-    y = F.conv2d(activated, weight, stride=stride, padding=1, groups=x.shape[-1])
+    with torch.autocast(x.device.type, enabled=False):  # which would round both to bfloat16
+        y = F.conv2d(activated, weight, stride=stride, padding=1, groups=x.shape[-1])
     y = y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
     variance2, mean2 = torch.var_mean(y.to(scale2.dtype), _PIXELS, correction=0)
     z, _ = _normalized(y, mean2, variance2, epsilon2)

@@ -52,7 +52,7 @@ def _merged(partial: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return mean, (squares + counts * (means - mean).square()).sum(0) / count
 
 
-def normalization(mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
+def _normalization(mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
     """(4, C): a and b of a x + b, the mean, and the reciprocal of the standard deviation."""
     reciprocal = (variance + epsilon).rsqrt()
     a = scale * reciprocal
@@ -88,7 +88,7 @@ def forward(
     B, H, W, C = x.shape
     OUT_H, OUT_W = _divided(H, stride), _divided(W, stride)
     mean1, variance1 = _moments(x)
-    norm = normalization(mean1, variance1, scale1, shift1, epsilon1)
+    norm = _normalization(mean1, variance1, scale1, shift1, epsilon1)
     y = x.new_empty((B, OUT_H, OUT_W, C))
     chunks, channels = _divided(OUT_H, ROWS_OF_A_PROGRAM), _channels(C)
     parts = B * chunks * _divided(OUT_W, COLUMNS)
@@ -98,7 +98,7 @@ def forward(
         STRIDE=stride, TANH=tanh, BW=COLUMNS, BC=channels,
     )  # fmt: skip
     mean2, variance2 = _merged(partial, B * OUT_H * OUT_W)
-    norm = normalization(mean2, variance2, scale2, shift2, epsilon2)
+    norm = _normalization(mean2, variance2, scale2, shift2, epsilon2)
     out = torch.empty_like(y)
     parts, launch = _through_images(activate, y)
     sums = x.new_empty((parts, C), dtype=torch.float32)
@@ -116,7 +116,7 @@ def backward(
     gradient, x, tanh = gradient.contiguous(), x.contiguous(), gelu == "tanh"
     (B, H, W, C), (_, OUT_H, OUT_W, _) = x.shape, y.shape
     mean1, variance1, mean2, variance2 = moments.unbind()
-    norm = normalization(mean2, variance2, scale2, shift2, epsilon2)
+    norm = _normalization(mean2, variance2, scale2, shift2, epsilon2)
     pooled = pooled_gradient.float().contiguous() / (OUT_H * OUT_W)
     parts, launch = _through_images(activate_backward, y)
     partial = x.new_empty((parts, 2, C), dtype=torch.float32)
@@ -125,7 +125,7 @@ def backward(
     dy = torch.empty_like(y)
     _, launch = _through_images(input_gradient, y)
     launch(gradient, pooled, y, norm, sums2 / (B * OUT_H * OUT_W), dy, ACTIVATED=True, TANH=tanh)
-    norm = normalization(mean1, variance1, scale1, shift1, epsilon1)
+    norm = _normalization(mean1, variance1, scale1, shift1, epsilon1)
     channels, rows = _channels(C), B * H
     parts = _divided(rows, ROWS_OF_A_BACKWARD_PROGRAM) * _divided(W, COLUMNS)
     partial = x.new_empty((parts, 11, C), dtype=torch.float32)
@@ -136,7 +136,7 @@ def backward(
     )  # fmt: skip
     sums1 = partial.sum(0)
     _, launch = _through_images(input_gradient, x)
-    # In place: what was the gradient before GELU becomes that of x. The fifth argument is not read.
+    # In place: what was the gradient before GELU becomes that of x. `pooled` is not read.
     launch(dx, pooled, x, norm, sums1[:2] / (B * H * W), dx, ACTIVATED=False, TANH=tanh)
     weight_gradient = sums1[2:].t().reshape(weight.shape)
     return dx, sums1[1].clone(), sums1[0].clone(), weight_gradient.contiguous(), sums2[1].clone(), sums2[0].clone()

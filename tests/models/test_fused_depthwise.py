@@ -213,3 +213,15 @@ def test_a_compiled_block_is_one_graph_and_trains_as_the_eager_one_with_and_with
         assert all(torch.equal(ours, expected) for ours, expected in zip(*results, strict=True))
         assert counter.frame_count == graphs
     torch._dynamo.reset()
+
+
+def test_autocast_rounds_nothing_inside() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 4, 8).bfloat16(), torch.randn(8, 1, 3, 3)
+    results = []
+    for enabled in (False, True):
+        norms = BatchNorm(8), BatchNorm(8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out, pooled = fused_depthwise(x, norms[0], weight, norms[1], stride=1, gelu="tanh")
+        results.append([out, pooled, norms[1].recorded])
+    assert all(torch.equal(under, without) for without, under in zip(*results, strict=True))

@@ -63,7 +63,7 @@ def test_the_variance_of_values_far_from_zero_keeps_its_digits(interpreted: dict
     exact = values.double().flatten(0, 2).var(0, correction=0)
     torch.testing.assert_close(variance.double(), exact, rtol=1e-3, atol=0)
     torch.testing.assert_close(mean.double(), moments(values.double())[0], rtol=1e-6, atol=0)
-    assert ((moments(values)[1] - exact).abs() > exact).all()
+    assert ((moments(values)[1] - exact).abs() > exact / 2).all()
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,22 @@ class CoAtNet(nn.Module):
         convolves = [isinstance(self.stem, Stem), *(isinstance(block, MBConv) for block in self.blocks)]
         self.recomputed = recomputed_blocks(policy if enable else "none", convolves)
 
+    def set_fused_depthwise(self, enable: bool = True) -> None:
+        """Compute the middle of MBConv in training by `models.fused_depthwise`: on GPUs by kernels that need Triton.
+
+        The result is the same up to rounding. Evaluation, blocks with LayerNorm and the stem compute as without it.
+
+        Raises:
+            ValueError: no block is an MBConv with BatchNorm.
+        """
+        blocks = [block for block in self.blocks if isinstance(block, MBConv)]
+        if enable and (not blocks or self.variant.convolution_norm != "batch"):
+            raise ValueError(
+                "a fused depthwise convolution needs MBConv blocks with BatchNorm, and this model has none"
+            )
+        for block in blocks:
+            block.fused = enable
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay: biases, norms and relative tables."""
         names = set()

@@ -1,11 +1,16 @@
 """The MBConv block: inverted bottleneck with a depthwise convolution and squeeze-and-excitation, pre-activation."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.drop import Kept
-from models.norm import convolution_norm
+from models.fused_depthwise import fused_depthwise
+from models.norm import BatchNorm, convolution_norm
 from models.options import APPROXIMATION
 from models.pool import pool_by_two
 from models.variants import Variant
@@ -15,15 +20,15 @@ SQUEEZE = 0.25
 
 
 class SqueezeExcitation(nn.Module):
-    """A gate for each channel from its mean, (B, H, W, C) -> (B, C) (Hu et al., arXiv 1709.01507)."""
+    """A gate for each channel from its mean over an image, (B, C) -> (B, C) (Hu et al., arXiv 1709.01507)."""
 
     def __init__(self, width: int, squeezed_width: int) -> None:
         super().__init__()
         self.squeeze = nn.Linear(width, squeezed_width)
         self.excite = nn.Linear(squeezed_width, width)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        gate_BC: Tensor = self.excite(F.silu(self.squeeze(x_BHWC.mean(dim=(1, 2)))))
+    def forward(self, mean_BC: Tensor) -> Tensor:
+        gate_BC: Tensor = self.excite(F.silu(self.squeeze(mean_BC)))
         return gate_BC.sigmoid()
 
 
@@ -77,14 +82,82 @@ class MBConv(nn.Module):
         self.depthwise_norm = norm(hidden)
         self.squeeze_excitation = SqueezeExcitation(hidden, max(1, int(SQUEEZE * width)))
         self.shrink = GatedLinear(hidden, width)
+        self.fused = False
+        """Whether training computes what is between `expand` and `shrink` by `fused_depthwise`."""
 
     def forward(self, x_BHWC: Tensor, kept: tuple[Kept, ...] | None = None) -> Tensor:
         """(B, H, W, in_width) -> (B, H/stride, W/stride, width); `kept` has one entry."""
         shortcut: Tensor = self.shortcut(pool_by_two(x_BHWC, self.pool) if self.stride == 2 else x_BHWC)
         y: Tensor = self.norm(x_BHWC)[:, :: self.expansion_stride, :: self.expansion_stride]
-        y = F.gelu(self.expand_norm(self.expand(y)), approximate=self.gelu)
-        y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = F.gelu(self.depthwise_norm(y), approximate=self.gelu)
-        y = self.shrink(y, self.squeeze_excitation(y))
+        y, mean_BC = self.convolve(self.expand(y))
+        y = self.shrink(y, self.squeeze_excitation(mean_BC))
         # All samples are computed, for BatchNorm's statistics.
         return shortcut + y if kept is None else kept[0].add_computed_for_all(shortcut, y)
+
+    def convolve(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """What is between `expand` and `shrink`, and its mean over pixels (B, hidden)."""
+        if self.fused and self.training:
+            assert isinstance(self.expand_norm, BatchNorm)
+            assert isinstance(self.depthwise_norm, BatchNorm)
+            weight, stride = self.depthwise.weight, self.depthwise.stride[0]
+            return fused_depthwise(x_BHWC, self.expand_norm, weight, self.depthwise_norm, stride=stride, gelu=self.gelu)
+        y = F.gelu(self.expand_norm(x_BHWC), approximate=self.gelu)
+        y = self.depthwise(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = F.gelu(self.depthwise_norm(y), approximate=self.gelu)
+        return y, y.mean(dim=(1, 2))
+
+
+def plain_and_fused(
+    shape: tuple[int, int, int, int],
+    *,
+    stride: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: Variant,
+) -> tuple[Callable[[], list[Tensor]], Callable[[], list[Tensor]]]:
+    """The two ways to compute `MBConv.convolve` in training, for comparing what they return and how long it takes.
+
+    Args:
+        shape: (B, H, W, C) of its input; C is a multiple of 4.
+        stride: of the depthwise convolution, 1 or 2.
+        dtype: of the images; the parameters are float32, as under autocast.
+        device: where the tensors are.
+        variant: has GELU and the epsilon of BatchNorm.
+
+    Returns:
+        The plain and the fused way: functions that compute forward and backward from the same values, and return the
+        result (B, H/stride, W/stride, C), its mean (B, C), the gradients of the input, of the first norm's scale and
+        shift, of the convolution, and of the second norm's scale and shift; and the recorded statistics (4, C).
+    """
+    width = shape[3] // EXPANSION
+    generator = torch.Generator().manual_seed(0)
+    x, *values = (
+        torch.randn(size, generator=generator).to(device)
+        for size in (shape, *((4 * width,),) * 2, (4 * width, 1, 3, 3), *((4 * width,),) * 2)
+    )
+    x = x.to(dtype).requires_grad_()
+
+    def way(fused: bool) -> Callable[[], list[Tensor]]:
+        options = replace(variant, stride_in="depthwise", convolution_norm="batch")
+        block = MBConv(width, width, stride=stride, variant=options).to(device)
+        block.fused = fused
+        inner: tuple[Any, ...] = (block.expand_norm, block.depthwise, block.depthwise_norm)
+        parameters = [parameter for layer in inner for parameter in layer.parameters()]
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data.copy_(value)
+
+        def run() -> list[Tensor]:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                out, mean = block.convolve(x)
+            upstream = [
+                torch.linspace(-1, 1, t.numel(), device=device).view_as(t).to(t.dtype).sin() for t in (out, mean)
+            ]
+            gradients = torch.autograd.grad([out, mean], [x, *parameters], upstream)
+            statistics = torch.cat([norm.recorded for norm in (inner[0], inner[2])])
+            for norm in (inner[0], inner[2]):
+                norm.reset_statistics()
+            return [out.detach(), mean.detach(), *gradients, statistics]
+
+        return run
+
+    return way(False), way(True)

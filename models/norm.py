@@ -46,9 +46,13 @@ class BatchNorm(nn.Module):
         statistics = torch.zeros_like(self.recorded)
         mean, variance = statistics.unbind()
         y_BCHW = F.batch_norm(x_BCHW, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        self.record(statistics)
+        return y_BCHW.permute(0, 2, 3, 1)
+
+    def record(self, statistics: Tensor) -> None:
+        """Add the mean and the unbiased variance of a micro-batch, (2, width), unless recording is paused."""
         if self.recording:
             self.recorded += statistics
-        return y_BCHW.permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def reset_statistics(self) -> None:

@@ -1,4 +1,4 @@
-"""What torch.compile needs of a machine."""
+"""What torch.compile and Triton need of a machine."""
 
 import os
 import shutil
@@ -8,8 +8,13 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 
 
-def check_compiler(where: str) -> None:
-    """Check that this machine has the compiler that torch.compile needs, and Python's headers.
+def check_compiler(where: str, setting: str = "compile", what: str = "torch.compile") -> None:
+    """Check that this machine has the compiler that torch.compile and Triton need, and Python's headers.
+
+    Args:
+        where: begins the message.
+        setting: that needs them.
+        what: it uses.
 
     Raises:
         ConfigError: it has not.
@@ -18,13 +23,13 @@ def check_compiler(where: str) -> None:
     names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc"]
     if not any(name and shutil.which(name) for name in names):
         raise ConfigError(
-            f"{where}compile: torch.compile needs a C++ compiler and there is none on PATH; "
-            "install one (on Debian: apt-get install g++) or leave compile out"
+            f"{where}{setting}: {what} needs a C++ compiler and there is none on PATH; "
+            f"install one (on Debian: apt-get install g++) or leave {setting} out"
         )
     # Both kinds of generated code are modules of Python.
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         raise ConfigError(
-            f"{where}compile: torch.compile needs Python's headers and there is no {header}; install them (on Debian: "
-            "apt-get install python3-dev) or leave compile out"
+            f"{where}{setting}: {what} needs Python's headers and there is no {header}; install them (on Debian: "
+            f"apt-get install python3-dev) or leave {setting} out"
         )

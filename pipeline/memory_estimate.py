@@ -217,7 +217,7 @@ def remedies(stage: TrainStage, classes: int, world_size: int, *, begun: bool, o
 
     for policy in ("mbconv", "every_block"):
         consider(f"activation_checkpointing={policy}", activation_checkpointing=policy)
-    for zero_stage in range(stage.zero_stage + 1, 3 if stage.compile else 4):
+    for zero_stage in range(stage.zero_stage + 1, 3 if stage.compile or stage.fused_depthwise else 4):
         consider(f"zero_stage={zero_stage}", zero_stage=zero_stage)
     if on_host and world_size % 2 == 0 and world_size // 2 % stage.resources.nodes == 0:
         consider(f"resources.ranks={world_size // 2}", world_size // 2)

@@ -21,6 +21,7 @@ from data.remote.storage import Storage, is_remote
 from pipeline.built_shards import check_built
 from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError
+from pipeline.fused_kernels import check_fused_depthwise
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
 from pipeline.recipe.sections import ModelSettings
@@ -104,9 +105,9 @@ def plan_stage(
     With `look_at_shards` every shard file is checked for, which one rank does for all; `history` as in `train_plan`.
 
     Raises:
-        ConfigError: an unknown stage, model or option, a missing compiler, an image size that the model does not
-            support, ranks that do not divide the micro-batches, lanes that do not fit, an earlier stage with another
-            model, or existing shards that were not built as the recipe says.
+        ConfigError: an unknown stage, model or option, a missing compiler, a fused convolution that cannot be had, an
+            image size that the model does not support, ranks that do not divide the micro-batches, lanes that do not
+            fit, an earlier stage with another model, or existing shards that were not built as the recipe says.
         DataError: shards that are missing or truncated.
         StorageDown: remote shards that cannot be reached at present.
     """
@@ -117,8 +118,10 @@ def plan_stage(
     check_model(recipe, stage, where)
     if recipe.shards and look_at_shards:
         check_built(recipe.shards)
-    if isinstance(stage, TrainStage) and stage.compile:
-        check_compiler(where)
+    if isinstance(stage, TrainStage):
+        if stage.compile:
+            check_compiler(where)
+        check_fused_depthwise(stage, where)
     world_size = world_size or stage.resources.ranks
     storage = Storage(**stage.data.storage.model_dump())
     cache = stage_cache(stage)

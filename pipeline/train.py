@@ -13,6 +13,7 @@ from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
+from pipeline.fused_kernels import check_kernel_device
 from pipeline.initial_weights.start import fitted_start
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan, check_ranks
@@ -73,6 +74,7 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
         )
     stage, now = plan.stage, computed_with(plan, ranks)
     check_ranks(stage, ranks.world_size, f"stage {plan.name}: ")
+    check_kernel_device(stage, ranks.device, f"stage {plan.name}: ")
     facts = RunFacts(
         plan.name,
         stage.precision,

@@ -6,6 +6,7 @@ import numpy as np
 
 from data.text.counted import counted
 from pipeline.compiler import check_compiler
+from pipeline.fused_kernels import check_fused_depthwise
 from pipeline.plan import check_model, check_ranks, sample_order
 from pipeline.preflight.finding import Findings
 from pipeline.recipe.schema import SMALL_IMAGES, Recipe, TrainStage
@@ -28,6 +29,8 @@ def assess_settings(recipe: Recipe, name: str, *, elsewhere: bool) -> Findings:
         if stage.compile and not elsewhere:
             with found.capture():
                 check_compiler("")
+        with found.capture():
+            check_fused_depthwise(stage, "", elsewhere=elsewhere)
         with found.capture():
             check_ranks(stage, resources.ranks, "")
             found.ok(

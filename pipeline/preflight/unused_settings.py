@@ -215,8 +215,8 @@ TABLE: tuple[Row, ...] = (
 
 ALWAYS_USED = frozenset({
     "task", "start_from", "resolution", "epochs", "steps", "precision", "ema_decay", "activation_checkpointing",
-    "compile", "data.validation", "data.validation_label_map", "data.evaluation_crop", "data.skipped_share",
-    "data.skipped_run", "data.workers", "model.name",
+    "compile", "fused_depthwise", "data.validation", "data.validation_label_map", "data.evaluation_crop",
+    "data.skipped_share", "data.skipped_run", "data.workers", "model.name",
     "model.head_hidden_layer", "model.gelu", "model.layer_norm_epsilon", "model.depths", "model.widths",
     "batch.global_size", "batch.micro_size",
     "optimizer.peak_learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.weight_decay",

@@ -130,6 +130,9 @@ class TrainStage(Stage):
     """Blocks whose activations are recomputed in the backward pass: all, the convolutional ones, or every k-th."""
     compile: MayChange[bool] = False
     """Whether each block is compiled with torch.compile."""
+    # Left out of a frozen recipe at its default, as above.
+    fused_depthwise: MayChange[Annotated[bool, Field(exclude_if=lambda fused: not fused)]] = False
+    """Whether MBConv's depthwise convolutions, norms and GELUs are computed by fused kernels on GPUs."""
     communication: MayChange[
         Annotated[CommunicationSettings, Field(exclude_if=lambda settings: settings == CommunicationSettings())]
     ] = CommunicationSettings()
@@ -160,6 +163,11 @@ class TrainStage(Stage):
         if self.zero_stage == 3 and self.compile:
             # Its hooks gather parameters inside the blocks, which breaks their graphs.
             raise ValueError("compile does not work with zero_stage 3; use zero_stage 2, or leave compile out")
+        if self.zero_stage == 3 and self.fused_depthwise:
+            # It takes parameters of three layers, which ZeRO 3 gathers for each layer's own forward alone.
+            raise ValueError(
+                "fused_depthwise does not work with zero_stage 3; use zero_stage 2, or leave fused_depthwise out"
+            )
         if self.communication.gradients == "bf16" and self.precision != "bf16":
             raise ValueError(
                 f"communication.gradients: with {self.precision} they are float32, and are summed as such; leave it "

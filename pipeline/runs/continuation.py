@@ -38,6 +38,7 @@ def computed_with(plan: TrainPlan, ranks: Ranks) -> dict[str, str]:
         "zero_stage": str(stage.zero_stage),
         "activation_checkpointing": str(stage.activation_checkpointing),
         "compile": str(stage.compile).lower(),
+        "fused_depthwise": str(stage.fused_depthwise).lower(),
         "torch": torch.__version__,
         "deepspeed": metadata.version("deepspeed"),
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "CPU",

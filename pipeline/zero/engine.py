@@ -181,7 +181,7 @@ class ZeroEngine:
 def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> ZeroEngine:
     """Put `model` under DeepSpeed with AdamW; weight decay only where the model wants it.
 
-    The stage's activation checkpointing and compilation are applied to the model.
+    The stage's activation checkpointing, fused convolutions and compilation are applied to the model.
     """
     import deepspeed
     from deepspeed.runtime import torch_autocast
@@ -200,6 +200,7 @@ def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> ZeroEngine:
         # DeepSpeed checks for the exact class, and would warn about ours.
         ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)
     model.set_grad_checkpointing(policy=stage.activation_checkpointing)
+    model.set_fused_depthwise(stage.fused_depthwise)
     parameters = ParameterTable.of(model, stage.optimizer)
     model = model.to(ranks.device)
     # Their storage, which the cast of the model to bf16 replaces. DeepSpeed would start the masters from the cast.

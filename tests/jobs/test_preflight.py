@@ -167,6 +167,25 @@ def test_a_compiler_is_required_only_if_the_stage_runs_here(
     assert not [finding for finding in elsewhere if finding.what.startswith("compile")]
 
 
+def test_triton_is_required_only_if_the_stage_runs_here_and_gpus_everywhere(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.fused_kernels.find_spec", lambda name: None)
+    fused = ["pretrain.fused_depthwise=true", "resources.gpus_per_rank=1"]
+
+    def of_setting(overrides: list[str], *, slurm: bool) -> list[str]:
+        recipe = load_recipe(tmp_path / "recipe.yaml", overrides)
+        findings = list(assess_recipe(recipe, ["pretrain"], slurm=slurm))
+        return [finding.what for finding in wrong(findings) if finding.what.startswith("fused_depthwise")]
+
+    write_recipe(tmp_path, shards)
+    what = "fused_depthwise: its kernels are compiled by Triton, which is not installed here"
+    assert of_setting(fused, slurm=False) == [what]
+    assert of_setting(fused, slurm=True) == []
+    (found_everywhere,) = of_setting([fused[0], "resources.gpus_per_rank=0"], slurm=True)
+    assert "the ranks of this stage have none" in found_everywhere
+
+
 def test_a_network_interface_is_required_only_if_the_stage_runs_here(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,8 +147,9 @@ def test_a_smaller_micro_batch_is_only_advised_before_the_first_save(planned: Ca
 
 
 def test_impossible_settings_are_not_advised(planned: Callable[..., TrainPlan]) -> None:
-    compiled = planned("compile=true", "zero_stage=2")
-    assert not any("zero_stage" in change for change in advice(failure(compiled, 8)))
+    for setting in ("compile", "fused_depthwise"):
+        without_zero_3 = planned(f"{setting}=true", "zero_stage=2")
+        assert not any("zero_stage" in change for change in advice(failure(without_zero_3, 8)))
     # 64 micro-batches cannot be shared by 128 ranks.
     assert not any("resources.ranks" in change for change in advice(failure(planned(), 64)))
 

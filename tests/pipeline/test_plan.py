@@ -4,11 +4,14 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+import torch
 
 from data.building.build import build_shards
 from pipeline.errors import ConfigError
+from pipeline.fused_kernels import check_kernel_device
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 from tests.support.recipes import write_recipe
 
 
@@ -122,6 +125,44 @@ def test_compilation_needs_a_compiler_and_the_headers_of_python(
     (tmp_path / "include").mkdir()
     (tmp_path / "include/Python.h").touch()
     assert plan(tmp_path, shards, "compile=true").stage.compile
+
+
+FUSED = ["pretrain.fused_depthwise=true", "resources.gpus_per_rank=1"]
+
+
+def test_the_fused_convolution_needs_gpus_triton_a_compiler_and_such_a_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"stage pretrain: fused_depthwise: its kernels run on GPUs.*gpus_per_rank: 0.*leave"
+    ):
+        plan(tmp_path, shards, FUSED[0], "resources.gpus_per_rank=0")
+    with pytest.raises(
+        ConfigError, match="fused_depthwise: it is for MBConv blocks with BatchNorm, and coatnet_debug as"
+    ):
+        plan(tmp_path, shards, *FUSED, "model.convolution_norm=layer")
+    monkeypatch.setattr("pipeline.fused_kernels.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match="compiled by Triton, which is not installed here; install a build of torch for GPUs"
+    ):
+        plan(tmp_path, shards, *FUSED)
+    monkeypatch.setattr("pipeline.fused_kernels.find_spec", lambda name: name)
+    assert plan(tmp_path, shards, *FUSED).stage.fused_depthwise
+    for name, value in (("PATH", str(tmp_path)), ("CC", ""), ("CXX", "")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ConfigError, match=r"fused_depthwise: Triton needs a C\+\+ compiler .* or leave fused_depthwise out"
+    ):
+        plan(tmp_path, shards, *FUSED)
+
+
+def test_a_rank_that_finds_no_gpu_refuses_the_fused_convolution(shards: Path, tmp_path: Path) -> None:
+    stage = load_recipe(write_recipe(tmp_path, shards), FUSED).stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    with pytest.raises(ConfigError, match="stage pretrain: fused_depthwise: .* torch finds none on this machine"):
+        check_kernel_device(stage, torch.device("cpu"), "stage pretrain: ")
+    check_kernel_device(stage, torch.device("cuda"), "stage pretrain: ")
+    check_kernel_device(stage.model_copy(update={"fused_depthwise": False}), torch.device("cpu"), "")
 
 
 def test_an_unknown_stage_is_refused_by_name(shards: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,10 +17,14 @@ class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         counts: name, such as `native_batch_norm` -> number of calls.
         casts: (shape, dtype before, dtype after) of each conversion.
+        of_size: names of the operators, views left out, that have tensors of `size` elements, each with the numbers of
+            those among its arguments and among its results.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.size = size
+        self.of_size: list[tuple[str, int, int]] = []
         self.counts: Counter[str] = Counter()
         self.casts: list[tuple[Any, ...]] = []
 
@@ -27,6 +32,11 @@ class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = function.overloadpacket.__name__
         self.counts[name] += 1
         result = function(*arguments, **(keywords or {}))
+        if self.size and not function.is_view and name != "_unsafe_view":
+            sides = (arguments, result if isinstance(result, tuple) else (result,))
+            found = [sum(isinstance(t, Tensor) and t.numel() == self.size for t in side) for side in sides]
+            if any(found):
+                self.of_size.append((name, found[0], found[1]))
         if name in ("_to_copy", "copy_"):
             before = arguments[1] if name == "copy_" else arguments[0]
             if before.dtype != result.dtype:

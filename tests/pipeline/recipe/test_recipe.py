@@ -114,6 +114,7 @@ def test_an_override_of_one_stage_does_not_change_the_shared_defaults(tmp_path: 
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 0", r"zero_stage 0 with bf16_autocast"),
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 3\n    compile: true", r"compile does not work with zero_stage 3"),
         ("    epochs: 2", "    epochs: 2\n    communication: {gradients: bf16}", r"communication.gradients: with bf16_autocast they are float32, and are summed as such; leave it out, or use precision bf16"),
+        ("    epochs: 2", "    epochs: 2\n    zero_stage: 3\n    fused_depthwise: true", r"fused_depthwise does not work with zero_stage 3; use zero_stage 2"),
         ("stages:\n", "stages: 5\nmore:\n", r"unknown key more"),
     ],
 )  # fmt: skip

@@ -30,6 +30,7 @@ CASES = [
 ]  # fmt: skip
 COMPILED = ["2-fp32-recomputed-compiled"]
 OVERLAPPED = ["1-fp32-overlapped", "2-bf16-overlapped"]
+FUSED = ["2-fp32-recomputed-fused", "1-bf16-fused", "1-bf16_autocast-fused"]
 RESHAPED = [
     "3-fp32-from-1-fp32", "1-fp32-from-3-fp32", "2-bf16-from-1-bf16", "0-fp32-from-2-fp32",
     "1-bf16_autocast-from-3-bf16_autocast",
@@ -52,7 +53,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     checked = [f"{case}-checked" for case in CASES]
-    run_ranks(2, WORKER, recipe, folder, *CASES, *COMPILED, *OVERLAPPED, *RESHAPED, *checked)
+    run_ranks(2, WORKER, recipe, folder, *CASES, *COMPILED, *FUSED, *OVERLAPPED, *RESHAPED, *checked)
     alone = folder / "alone"
     alone.mkdir()
     for case in CASES:
@@ -92,6 +93,14 @@ def test_sums_during_the_backward_in_small_buckets_change_no_bit_on_two_ranks(ru
     plain = case.removesuffix("-overlapped")
     assert scalars(runs / f"{case}-whole", "train/loss") == scalars(runs / f"{plain}-whole", "train/loss")
     assert checkpoint_bytes(runs / f"{case}-whole" / FINAL) == checkpoint_bytes(runs / f"{plain}-whole" / FINAL)
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_the_fused_convolution_trains_alike(runs: Path, case: str) -> None:
+    plain = "-".join(case.split("-")[:2])
+    losses = [scalars(runs / f"{name}-whole", "train/loss") for name in (case, plain)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5 if "fp32" in case else 1e-2)
 
 
 @pytest.mark.parametrize("case", RESHAPED)

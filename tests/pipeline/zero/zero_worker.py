@@ -1,9 +1,9 @@
 """One rank of the ZeRO tests: `python zero_worker.py RECIPE FOLDER CASE...`.
 
-A case is STAGE-PRECISION, then -recomputed for activation checkpointing, -compiled or -overlapped, then -from-CASE. For
+A case is STAGE-PRECISION, then -recomputed for activation checkpointing, -compiled, -fused or -overlapped, then -from-CASE. For
 each case, four steps into FOLDER/CASE-whole, and again into FOLDER/CASE from the checkpoint of step 2 of that run or of
-the case named. FOLDER/CASE-again has that checkpoint loaded and saved again without a step between. A compiled or
-overlapped case is only run whole, one that another process left only loaded and saved again, and two ranks do not
+the case named. FOLDER/CASE-again has that checkpoint loaded and saved again without a step between. A compiled,
+fused or overlapped case is only run whole, one that another process left only loaded and saved again, and two ranks do not
 continue -from- another case.
 
 A case -checked is `check` on one engine; it leaves what was found in FOLDER/CASE.json.
@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from models.coatnet import CoAtNet
 from models.norm import discard_recorded_statistics, recorded_statistics
+from pipeline import plan as plan_module
+from pipeline import train as train_module
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.manifest import NonFiniteRecord
 from pipeline.checkpoints.saver import Saver
@@ -75,6 +77,8 @@ def plan(recipe: str, case: str, ranks: Ranks) -> TrainPlan:
         changes.append("compile=true")
     if "overlapped" in case:
         changes += ["communication.overlap=true", "communication.bucket_size=5000"]
+    if "fused" in case:
+        changes.append("fused_depthwise=true")
     if "checked" in case:
         changes += [f"batch.global_size={6 * ranks.world_size}", "data.lanes=3"]  # two micro-batches on each rank
     planned = plan_stage(load_recipe(Path(recipe), changes), "pretrain", ranks.world_size)
@@ -251,6 +255,10 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
 def main(recipe: str, folder: Path, cases: list[str]) -> None:
     ranks = join_ranks(1)
     engine_module._configuration = sharded_at_debug_size
+    # The fused convolution in plain torch, which stages on CPUs are not given.
+    for module, name in ((plan_module, "check_fused_depthwise"), (train_module, "check_kernel_device")):
+        assert hasattr(module, name)
+        setattr(module, name, lambda *_: None)
     for case in cases:
         planned = plan(recipe, case, ranks)
         if "checked" in case:
@@ -261,7 +269,7 @@ def main(recipe: str, folder: Path, cases: list[str]) -> None:
         reshaped, left = "-from-" in case, before.is_symlink()
         if not ranks.broadcast(before.exists()):  # its folder is there as soon as any rank begins
             train_here(planned, RunFolder(before), ranks)
-        if "compiled" in case or "overlapped" in case:
+        if any(kind in case for kind in ("compiled", "fused", "overlapped")):
             continue
         save_again(planned, before / "checkpoints/step-00000002", folder / f"{case}-again", ranks)
         if ranks.world_size > 1 if reshaped else left:

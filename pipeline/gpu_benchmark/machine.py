@@ -9,6 +9,7 @@ from pipeline.gpu_benchmark.record import Device
 from pipeline.ranks.gpus import PEAKS, known_name, memory_bandwidth
 
 _SECONDS = 20.0
+_MEMORY_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def this_device(device: torch.device) -> Device:
@@ -46,3 +47,10 @@ def _driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(done.stdout.split()), None)
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Whether `error` means that the memory of a GPU is full: that of torch's allocator, or of a library beside it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _MEMORY_FULL)

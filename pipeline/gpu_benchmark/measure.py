@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.compiler import check_compiler
+from pipeline.errors import ConfigError
 from pipeline.gpu_benchmark.choices import choices, efficiencies
 from pipeline.gpu_benchmark.micro_batches import first_size, search
 from pipeline.gpu_benchmark.processes import Processes
@@ -158,6 +160,8 @@ class _Session:
 
     def run(self, name: str, kind: type[Record], measurement: str, subject: Subject, most: float) -> Record | None:
         """The record of a measurement; without one, the reason is noted."""
+        if subject.changes.get("compile", self.plan.stage.compile):
+            most = max(most, _COMPILED_SECONDS)
         result = self.processes.measure(name, kind, measurement, subject, most)
         if not isinstance(result, Unmeasured):
             self.say(f"{name}: done")
@@ -195,9 +199,8 @@ class _Session:
 
     def steps(self, name: str, changes: dict[str, Any]) -> StepsRun | None:
         """Steps of the stage with `changes`."""
-        compiled = changes.get("compile", self.plan.stage.compile)
-        most = _COMPILED_SECONDS if compiled else _STEPS_SECONDS
-        return self.run(name, StepsRun, "steps", replace(self.subject, changes=changes), most)
+        subject = replace(self.subject, changes=changes)
+        return self.run(name, StepsRun, "steps", subject, _STEPS_SECONDS)
 
     def equal_bits(self, step: StepsRun) -> None:
         """Two runs with `deterministic` and two without, in turn."""
@@ -232,6 +235,12 @@ class _Session:
         settings = all_settings(variant)
         if is_that_of(variant, self.plan.stage):
             return VariantRun(variant.name, settings, step)
+        try:
+            if settings["compile"]:
+                check_compiler("")
+            replace(self.subject, changes=settings).plan()
+        except ConfigError as error:
+            return VariantRun(variant.name, settings, not_run=str(error))
         run = self.steps(f"variant {variant.name}", settings)
         return VariantRun(variant.name, settings, run, None if run else self.unmeasured[-1].reason)
 
@@ -250,16 +259,21 @@ class _Session:
         """The largest micro-batch, of steps that have one."""
         attempts: list[MicroBatchAttempt] = []
 
+        one, two = (_estimate(self.plan, True, size) for size in (1, 2))
+
+        def estimate(size: int) -> int:
+            return one + (size - 1) * (two - one)  # activations alone grow with it
+
         def fits(size: int) -> bool | None:
             subject = replace(self.subject, micro_size=size, rounds=1)
             attempt = self.run(f"micro-batch of {size}", MicroBatchAttempt, "micro-batch", subject, _STEPS_SECONDS)
             if attempt is None:
                 return None
-            attempts.append(replace(attempt, estimated_bytes=_estimate(self.plan, True, size)))
+            attempts.append(replace(attempt, estimated_bytes=estimate(size)))
             return attempt.fits
 
         usable = int(_USABLE * (device.memory_bytes or 0))
-        search(first_size(lambda size: _estimate(self.plan, True, size), usable), fits)
+        search(first_size(estimate, usable), fits)
         self.found["micro_batches"] = tuple(sorted(attempts, key=lambda attempt: attempt.micro_size))
 
 

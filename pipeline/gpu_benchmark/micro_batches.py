@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-import torch
-
+from pipeline.gpu_benchmark.machine import is_memory_full
 from pipeline.gpu_benchmark.record import MicroBatchAttempt
 from pipeline.gpu_benchmark.subject import Subject, join
 from pipeline.gpu_benchmark.timing import wait_for
@@ -23,7 +22,9 @@ def try_micro_batch(subject: Subject) -> MicroBatchAttempt:
         for _ in range(_STEPS):
             rank.take_step()
         wait_for(ranks.device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_memory_full(error):
+            raise
         fits = False
     return MicroBatchAttempt(plan.stage.batch.micro_size, fits, peak_bytes(ranks.device), 0)
 

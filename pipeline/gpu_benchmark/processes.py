@@ -26,6 +26,7 @@ _TAIL = 6000  # bytes of what it printed
 _LEAST_SECONDS = 5.0
 """With less time left, nothing is begun."""
 _TICK = 0.5
+_STACKS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,12 @@ class Processes:
                 self._show(f"{name}: {spent:.0f} s; {max(0.0, self.left):.0f} s left for all")
                 with suppress(subprocess.TimeoutExpired):
                     return process.wait(min(_TICK, limit - spent))
-            return process.poll()
+            if process.poll() is None:
+                process.send_signal(signal.SIGABRT)  # it prints the stacks of its threads
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STACKS_SECONDS)
+                return None
+            return process.returncode
         finally:
             if process.poll() is None:
                 with suppress(ProcessLookupError):  # with the compilers that it has started

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from data.errors import EXIT_FAILED, CoatnetError
 from data.files.atomic_file import write_atomically
 from data.files.child_process import end_with_parent
 from data.files.json_records import parse_json, to_json
 from pipeline.gpu_benchmark.copies import measure_copies
-from pipeline.gpu_benchmark.machine import present_device
+from pipeline.gpu_benchmark.machine import is_memory_full, present_device
 from pipeline.gpu_benchmark.micro_batches import try_micro_batch
 from pipeline.gpu_benchmark.operations import measure_operations
 from pipeline.gpu_benchmark.parts import measure_parts
@@ -51,7 +49,7 @@ def main() -> NoReturn:
         code = 0
     except BaseException as error:
         code, reason = EXIT_FAILED, str(error).strip().partition("\n")[0]
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_memory_full(error):
             print(f"{FAILED}{OUT_OF_MEMORY} ({reason})", file=sys.stderr)
         elif isinstance(error, CoatnetError):
             print(f"{FAILED}{reason}", file=sys.stderr)

@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from data.errors import CoatnetError
+from data.errors import EXIT_TRY_AGAIN, CoatnetError
 from data.files.atomic_file import write_atomically
 from data.files.json_records import to_json
 from data.text.counted import counted
@@ -98,9 +102,31 @@ def gpu(
         )
         if not as_json:
             _introduce(console, request, source, on_gpu)
-        with progress.status("starting") as status:
+        with _ended_by_signals(), progress.status("starting") as status:
             result = measure(request, show=status.update, say=lambda line: print_line(progress, line))
         _finish(result, request, recipe, console, as_json=as_json, out=out, write=write)
+
+
+class _Stopped(CoatnetError):
+    """A signal has arrived; what was measured so far is not shown."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Inside, signals to stop raise, so that measurements are ended and large files removed."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(f"stopped by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finish(
@@ -192,7 +218,9 @@ def _introduce(console: Console, request: Request, source: str, on_gpu: bool) ->
     own = rounds_of(stage)
     capped = f" ({own} on each rank of the stage)" if own != request.rounds else ""
     micro = f"{counted(request.rounds, 'micro-batch', 'micro-batches')} of {stage.batch.micro_size}"
-    print_line(console, f"a step has {micro}{capped}; this rank holds what the {stage.resources.ranks} ranks share")
+    ranks = stage.resources.ranks
+    shared = f"; it holds what the {ranks} ranks of the stage share" if ranks > 1 else ""
+    print_line(console, f"a step has {micro}{capped}{shared}")
 
 
 def _write(result: GpuBenchmark, request: Request, recipe: Path, console: Console) -> None:

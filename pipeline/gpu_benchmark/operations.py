@@ -42,17 +42,17 @@ def measure_operations(subject: Subject) -> Operations:
     device = join(plan).device
     roofline = Roofline.of(this_device(device), plan.stage.precision)
     dtype = torch.float32 if plan.stage.precision == "fp32" else torch.bfloat16
-    found = []
-    for make in _makers(plan, device, dtype):
-        operation = make()
-        try:
-            seconds = median_seconds(operation.run, device, most_seconds=0.5)
-        except RuntimeError as error:
-            found.append(OperationWork(operation.kind, operation.what, None, _why(error)))
-            continue
-        work = roofline.work(seconds, operation.operations, operation.bytes)
-        found.append(OperationWork(operation.kind, operation.what, work))
-    return Operations(tuple(found))
+    return Operations(tuple(_measured(make, device, roofline) for make in _makers(plan, device, dtype)))
+
+
+def _measured(make: Callable[[], _Operation], device: torch.device, roofline: Roofline) -> OperationWork:
+    """One operation; its tensors are gone when this returns."""
+    operation = make()
+    try:
+        seconds = median_seconds(operation.run, device, most_seconds=0.5)
+    except RuntimeError as error:
+        return OperationWork(operation.kind, operation.what, None, _why(error))
+    return OperationWork(operation.kind, operation.what, roofline.work(seconds, operation.operations, operation.bytes))
 
 
 def _why(error: RuntimeError) -> str:
@@ -62,7 +62,7 @@ def _why(error: RuntimeError) -> str:
 
 
 def _makers(plan: TrainPlan, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], _Operation]]:
-    """A function for each operation that makes its tensors, so that those of one exist at a time."""
+    """A function for each operation that makes its tensors, so that those of all do not exist at a time."""
     variant, images = plan.stage.model.variant, plan.stage.batch.micro_size
     side = plan.stage.resolution // variant.stem_stride
     tensors = _Tensors(device, dtype)

@@ -1,7 +1,6 @@
 """`coatnet bench gpu` on a CPU: the same processes and measurements, of a very small stage."""
 
 import json
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -113,19 +112,25 @@ def test_measurements_that_hang_crash_or_fill_the_memory_do_not_take_others_with
     assert "in hang_in_parts" in hung["output"]  # where it hung
 
 
-def test_a_measurement_ends_with_the_command_however_that_ends(recipe: Path, scratch: Path) -> None:
-    for how in ("killed", "interrupted"):
-        running = start("bench", "gpu", recipe, "--scratch", scratch)
-        wait_until(lambda: bool(ranks(running)), running)  # noqa: B023
-        if how == "killed":
-            kill(running, "launcher")
-            for left in scratch.iterdir():
-                shutil.rmtree(left)
-            continue
-        running.send_signal(signal.SIGINT)
-        assert "stopped; the same command starts over" in ended(running)
-        assert running.returncode == 130
-        assert list(scratch.iterdir()) == []
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGINT, 130, "stopped; the same command"), (signal.SIGTERM, 75, "stopped by SIGTERM; the same command")],
+)
+def test_a_signal_ends_the_measurement_and_leaves_no_files(
+    recipe: Path, tmp_path: Path, number: signal.Signals, code: int, message: str
+) -> None:
+    running = start("bench", "gpu", recipe, "--scratch", tmp_path)
+    wait_until(lambda: bool(ranks(running)), running)
+    running.send_signal(number)
+    assert f"{message} starts over" in ended(running)  # no process outlives it
+    assert running.returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measurement_does_not_outlive_a_command_that_is_killed(recipe: Path, tmp_path: Path) -> None:
+    running = start("bench", "gpu", recipe, "--scratch", tmp_path)
+    wait_until(lambda: bool(ranks(running)), running)
+    kill(running, "launcher")
 
 
 def test_the_fastest_variant_is_written_into_the_recipe_with_its_origin(shards: Path, tmp_path: Path) -> None:

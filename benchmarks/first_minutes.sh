@@ -93,8 +93,10 @@ resume() {
 
 # What one GPU does with the first stage of a recipe that comes with the program.
 bench() { # RECIPE CLASSES SECONDS [OPTION]...
-  local recipe=$1 classes=$2 minutes
-  minutes=$(awk "BEGIN { print $3 * $SLOW / 60 }")
+  local recipe=$1 classes=$2 seconds=$(($3 * SLOW)) minutes
+  [ "$seconds" -gt $((PART_SECONDS - 20)) ] && seconds=$((PART_SECONDS - 20)) # so that it ends by itself, and says what it found
+  [ "$seconds" -lt 6 ] && seconds=6
+  minutes=$(awk "BEGIN { print $seconds / 60 }")
   shift 3
   [ -e "$OUT/$recipe.yaml" ] || coatnet recipes copy "$recipe" "$OUT/$recipe.yaml" || return
   if [ "$CPU" = 1 ]; then
@@ -136,7 +138,7 @@ part() { # NAME, SECONDS at most, FUNCTION and its arguments
   fi
   [ $left -lt "$most" ] && most=$left
   echo "--- $name, at $SECONDS s, at most $most s"
-  timeout -k 10 "$most" bash "${BASH_SOURCE[0]}" part "$@" >"$OUT/$name.log" 2>&1
+  PART_SECONDS=$most timeout -k 10 "$most" bash "${BASH_SOURCE[0]}" part "$@" >"$OUT/$name.log" 2>&1
   code=$?
   tail -n 60 "$OUT/$name.log"
   case $code in

@@ -37,6 +37,7 @@ from pipeline.errors import ConfigError, RunFailed
 from pipeline.gpu_benchmark.measure import OPTIONAL, Request, measure
 from pipeline.gpu_benchmark.record import GpuBenchmark
 from pipeline.gpu_benchmark.subject import MOST_ROUNDS, rounds_of
+from pipeline.gpu_benchmark.variants import EAGER, all_settings
 from pipeline.monitoring.console import PrintableConsole
 from pipeline.plan import check_model, check_ranks, open_stage_dataset
 from pipeline.ranks.gpus import has_gpu
@@ -182,7 +183,7 @@ def _check_write(path: Path, name: str, stage: TrainStage, on_gpu: bool) -> None
             f"--write: stage {name} is for GPUs and there is none here, so what would be written is measured on the "
             "wrong device; leave --write out"
         )
-    check_editable(path, name, {"compile": stage.compile, "deterministic": stage.deterministic})
+    check_editable(path, name, all_settings(EAGER) | {"deterministic": stage.deterministic})
 
 
 def _classes(stage: TrainStage, given: int | None) -> tuple[int, str]:
@@ -226,12 +227,11 @@ def _introduce(console: Console, request: Request, source: str, on_gpu: bool) ->
 def _write(result: GpuBenchmark, request: Request, recipe: Path, console: Console) -> None:
     """Write the choices that may be written, each with what it was measured on."""
     settings = {one.setting: one.value for one in result.choices if one.writable}
-    known = {name: value for name, value in settings.items() if name in type(request.settings).model_fields}
-    if not known:
+    if not settings:
         print_line(console, f"nothing was written to {recipe}: what decides was not measured")
         return
     given = f" with {' '.join(request.overrides)}" if request.overrides else ""
     comment = f"measured on {result.device.name}, {result.date}, by coatnet bench gpu{given}"
-    write_settings(recipe, request.stage, known, printable(comment))
-    lines = ", ".join(f"{name}: {str(value).lower()}" for name, value in known.items())
+    write_settings(recipe, request.stage, settings, printable(comment))
+    lines = ", ".join(f"{name}: {str(value).lower()}" for name, value in settings.items())
     print_line(console, f"wrote to stage {request.stage} of {recipe}: {lines}")

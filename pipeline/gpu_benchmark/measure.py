@@ -189,7 +189,7 @@ class _Session:
             elif not device.is_gpu and name in ("copies", "micro-batch"):
                 self.leave_out(name, "not on a CPU")
             elif name == "equal-bits" and step is not None:
-                self.equal_bits(step)
+                self.equal_bits(step, device)
             elif name == "variants" and step is not None:
                 self.variants(step)
             elif name == "micro-batch":
@@ -202,8 +202,8 @@ class _Session:
         subject = replace(self.subject, changes=changes)
         return self.run(name, StepsRun, "steps", subject, _STEPS_SECONDS)
 
-    def equal_bits(self, step: StepsRun) -> None:
-        """Two runs with `deterministic` and two without, in turn."""
+    def equal_bits(self, step: StepsRun, device: Device) -> None:
+        """Two runs with `deterministic` and two without, in turn; on a CPU it costs nothing."""
         own = self.plan.stage.deterministic
         runs: dict[bool, list[StepsRun]] = {own: [step], not own: []}
         for value in (not own, own, not own):
@@ -214,7 +214,7 @@ class _Session:
             _compared(value, *pair) for value in (True, False) if len(pair := runs[value]) == 2
         )
         pairs = list(zip(runs[True], runs[False], strict=False))
-        if pairs:
+        if pairs and device.is_gpu:
             spent = [sum(run.step_milliseconds for run in side) for side in zip(*pairs, strict=True)]
             self.found["cost_of_determinism"] = spent[0] / spent[1] - 1
 
@@ -258,7 +258,6 @@ class _Session:
     def micro_batches(self, device: Device) -> None:
         """The largest micro-batch, of steps that have one."""
         attempts: list[MicroBatchAttempt] = []
-
         one, two = (_estimate(self.plan, True, size) for size in (1, 2))
 
         def estimate(size: int) -> int:

@@ -245,7 +245,7 @@ class GpuBenchmark:
     """MFU of `step`: the share of the GPU's peak; None for a device that is not in the table."""
     equal_bits: tuple[EqualBits, ...] = ()
     cost_of_determinism: float | None = None
-    """By what share a step takes longer with `deterministic: true` than without it."""
+    """By what share a step takes longer with `deterministic: true` than without it, on a GPU."""
     variants: tuple[VariantRun, ...] = ()
     parts: tuple[PartWork, ...] = ()
     operations: tuple[OperationWork, ...] = ()

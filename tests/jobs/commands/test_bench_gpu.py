@@ -53,7 +53,7 @@ def test_a_step_is_that_of_the_stage_with_at_most_four_micro_batches(facts: dict
 
 def test_two_runs_are_compared_with_the_switch_and_without_it(facts: dict[str, Any]) -> None:
     assert facts["equal_bits"] == [{"deterministic": True, "equal": True}, {"deterministic": False, "equal": True}]
-    assert facts["cost_of_determinism"] > -1
+    assert "cost_of_determinism" not in facts  # on a CPU the switch has no effect
 
 
 def test_every_part_of_the_model_is_timed(facts: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ COMMANDS = {
     "export": "Write a trained model for use elsewhere: safetensors with a config, timm's form, ONNX or torch.export.",
     "models": "List the model variants with layers, parameters, multiply-adds and memory, and the paper's figures.",
     "order": "Print the samples of one step: rank, position in the batch, shard, index in the shard, key.",
-    "bench": "Measure whether this machine can keep up with a recipe.",
+    "bench": "Measure whether this machine can keep up with a recipe, and what its GPU does with it.",
 }
 
 app = typer.Typer(

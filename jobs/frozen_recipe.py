@@ -83,13 +83,18 @@ def frozen_recipe(recipe: "Recipe") -> FrozenRecipe:
     return FrozenRecipe(recipe, folder / f"{_digest(recipe_content(recipe))}.yaml", label_maps)
 
 
+def is_frozen(path: Path) -> bool:
+    """Whether the file at `path` is a frozen recipe, by its place and name."""
+    return path.parent.name == FOLDER and _NAME.fullmatch(path.stem) is not None and path.is_file()
+
+
 def check_frozen(path: Path) -> None:
     """If the file at `path` is a frozen recipe, make sure that it is what was frozen.
 
     Raises:
         ConfigError: it was changed; the message names both digests.
     """
-    if path.parent.name != FOLDER or not _NAME.fullmatch(path.stem) or not path.is_file():
+    if not is_frozen(path):
         return
     content = frozen_content(path)
     found = _digest(content) if content is not None else "unreadable"

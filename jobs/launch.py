@@ -1,6 +1,5 @@
 """The ranks of a stage as processes of this machine: started, stopped and ended together."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 
 from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN
-from data.files.child_process import own_packages_first, python_module
+from data.files.child_process import end_with_parent, own_packages_first, python_module
 from data.files.json_records import parse_json
 from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
 from pipeline.errors import ConfigError, stop_exit_code
@@ -166,10 +165,7 @@ def die_with_launcher() -> None:
     if launcher is None:
         return
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # rank 0 writes to a terminal whose foreground group it is not in
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(launcher):
-        os._exit(EXIT_INTERRUPTED)
+    end_with_parent(int(launcher), EXIT_INTERRUPTED)
 
 
 def is_rank() -> bool:

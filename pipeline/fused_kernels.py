@@ -1,14 +1,10 @@
 """What the fused depthwise convolution needs: GPUs, Triton, and a model that has such convolutions."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage
-
-if TYPE_CHECKING:
-    import torch
 
 _SETTING = "fused_depthwise"
 
@@ -42,13 +38,13 @@ def check_fused_depthwise(stage: TrainStage, where: str, *, elsewhere: bool = Fa
     check_compiler(where, _SETTING, "Triton")
 
 
-def check_kernel_device(stage: TrainStage, device: "torch.device", where: str) -> None:
+def check_kernel_device(stage: TrainStage, *, on_gpu: bool, where: str) -> None:
     """Check that a rank of a stage with `fused_depthwise` has found a GPU.
 
     Raises:
         ConfigError: it computes on a CPU, where the same in plain torch would be slower than without the setting.
     """
-    if stage.fused_depthwise and device.type == "cpu":
+    if stage.fused_depthwise and not on_gpu:
         raise ConfigError(
             f"{where}{_SETTING}: its kernels run on GPUs, and torch finds none on this machine, so this rank computes "
             f"on CPUs; leave {_SETTING} out, or see why torch.cuda.is_available() is false"

@@ -74,7 +74,7 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
         )
     stage, now = plan.stage, computed_with(plan, ranks)
     check_ranks(stage, ranks.world_size, f"stage {plan.name}: ")
-    check_kernel_device(stage, ranks.device, f"stage {plan.name}: ")
+    check_kernel_device(stage, on_gpu=ranks.device.type == "cuda", where=f"stage {plan.name}: ")
     facts = RunFacts(
         plan.name,
         stage.precision,

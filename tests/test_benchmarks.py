@@ -1,12 +1,16 @@
 """The benchmarks run; their measurements are not tested."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from jobs.bundled_recipes import bundled_recipes, load_recipe
+from pipeline.gpu_benchmark.measure import OPTIONAL
 from tests.support.command import start_program
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow(seconds=8)
 
@@ -89,3 +93,12 @@ def test_reading(tmp_path: Path) -> None:
     assert [row["shards"] for row in rows] == [100, 303]
     rows = run(tmp_path / "rows.json", "benchmarks.reading", "--stream", "640")
     assert rows[-1]["samples"] == "640"
+
+
+def test_the_script_for_the_first_minutes_names_recipes_and_measurements_that_exist() -> None:
+    text = (ROOT / "benchmarks/first_minutes.sh").read_text()
+    recipes = re.findall(r"^part \S+ \d+ bench (\S+)", text, re.MULTILINE)
+    assert len(recipes) == 4
+    for name in recipes:
+        assert "pretrain" in load_recipe(bundled_recipes()[name]).stages
+    assert set(re.findall(r"--only (\S+)", text)) <= set(OPTIONAL)

@@ -8,6 +8,7 @@ import pytest
 
 from data import limits
 from data.tar import NO_END_MARK, SEVERAL_TARS
+from pipeline.gpu_benchmark.measure import OPTIONAL
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,3 +73,8 @@ def test_all_limits_on_files_from_outside_are_documented_with_their_numbers() ->
     )
     documented = {name: int(number.replace(",", "")) for name, number in rows}
     assert documented == {name: value for name, value in vars(limits).items() if name.isupper()}
+
+
+def test_all_measurements_of_a_gpu_are_documented_in_their_order() -> None:
+    table = (ROOT / "docs" / "gpus.md").read_text().partition("| `--only` |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\S+)` \|", table, flags=re.MULTILINE)) == OPTIONAL

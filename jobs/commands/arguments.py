@@ -1,14 +1,20 @@
 """Arguments and options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:  # commands that only look at a folder start in half the time without pydantic
+    from pipeline.recipe.schema import Recipe
 
 RUN_HELP = "A recipe file, a run folder (runs/NAME), or the folder of one of its stages."
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the recipe.")]
+OptionalStage = Annotated[
+    str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the first")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe's.", show_default=False),
@@ -55,3 +61,26 @@ ShardsElsewhere = Annotated[
 GiveUpAfter = Annotated[
     float, typer.Option(min=0, help="Stop when the storage has not answered for this many seconds.")
 ]
+
+
+def stage_and_changes(stage: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """The stage and the overrides of a command whose STAGE may be left out before a KEY=VALUE."""
+    changes = [text for text in [stage, *(overrides or [])] if text is not None and "=" in text]
+    return None if stage is None or "=" in stage else stage, changes
+
+
+def training_stage(recipe: "Recipe", stage: str | None) -> str:
+    """The name of a training stage: that given, or the first one.
+
+    Raises:
+        ConfigError: there is none, or it only evaluates.
+    """
+    from pipeline.errors import ConfigError
+
+    tasks = {name: one.task for name, one in recipe.stages.items()}
+    name = stage or next((name for name, task in tasks.items() if task == "train"), "")
+    if name not in tasks:
+        raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(tasks)}")
+    if tasks[name] != "train":
+        raise ConfigError(f"stage {name} evaluates; name a stage that trains")
+    return name

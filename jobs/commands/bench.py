@@ -1,4 +1,4 @@
-"""`coatnet bench`: whether this machine can keep up with a recipe."""
+"""`coatnet bench`: whether this machine can keep up with a recipe, and what its GPU does with it."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 
 from jobs.bundled_recipes import load_recipe
-from jobs.commands.arguments import AsJson, Overrides, RecipePath
+from jobs.commands.arguments import AsJson, OptionalStage, Overrides, RecipePath, stage_and_changes, training_stage
+from jobs.commands.bench_gpu import gpu
 from jobs.console import make_console, make_table, print_json, print_line
 from jobs.exit_codes import exit_on_error
 from jobs.scheduler import slurm
@@ -16,7 +17,7 @@ from pipeline.plan import TrainPlan, plan_stage
 from pipeline.preflight.machine import Machine, this_machine
 from pipeline.ranks.cpu_speed import training_rate
 from pipeline.ranks.gpus import PEAKS, present_gpu
-from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.recipe.schema import Recipe
 from pipeline.throughput import LoaderCosts, LoaderThroughput, demand, measure, time_parts
 from pipeline.throughput import images_per_second as images_per_second_at
 
@@ -55,15 +56,16 @@ class LoaderBenchmark:
 
 @bench.callback()
 def _bench() -> None:
-    """Measure whether this machine can keep up with a recipe."""
+    """Measure whether this machine can keep up with a recipe, and what its GPU does with it."""
+
+
+bench.command()(gpu)
 
 
 @bench.command()
 def data(
     recipe: RecipePath,
-    stage: Annotated[
-        str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the first")
-    ] = None,
+    stage: OptionalStage = None,
     overrides: Overrides = None,
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Number of ranks on this node.", show_default="all of the stage")
@@ -82,9 +84,8 @@ def data(
 ) -> None:
     """Measure whether this node can feed its GPUs: images per second, where the time goes, and the recipe's demand."""
     with exit_on_error():
-        # STAGE may be left out before a KEY=VALUE.
-        changes = [text for text in [stage, *(overrides or [])] if text is not None and "=" in text]
-        plan = _training_plan(load_recipe(recipe, changes), None if stage is None or "=" in stage else stage)
+        stage, changes = stage_and_changes(stage, overrides)
+        plan = _training_plan(load_recipe(recipe, changes), stage)
         world_size = plan.stage.resources.ranks
         ranks = ranks or world_size
         if ranks > world_size:
@@ -134,10 +135,8 @@ def _needed(plan: TrainPlan, ranks: int, machine: Machine, assumed: AssumedDevic
 
 def _training_plan(recipe: Recipe, stage: str | None) -> TrainPlan:
     """The plan of a stage, by default of the first that trains."""
-    name = stage or next((name for name, one in recipe.stages.items() if isinstance(one, TrainStage)), "")
-    plan = plan_stage(recipe, name)
-    if not isinstance(plan, TrainPlan):
-        raise ConfigError(f"stage {name} evaluates; name a stage that trains")
+    plan = plan_stage(recipe, training_stage(recipe, stage))
+    assert isinstance(plan, TrainPlan)
     return plan
 
 

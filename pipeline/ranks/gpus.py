@@ -15,15 +15,37 @@ PEAKS = {
 """Dense bf16 peaks in FLOP/s, with sums in float32, from the makers' data sheets, by a part of the name that torch
 has for a device. The first key that is in a name counts, so those with more words stand before those with fewer."""
 
+BANDWIDTHS = {
+    "GB200": 8.0e12, "B200": 8.0e12,
+    "GH200 144G": 4.9e12, "GH200": 4.0e12, "H200": 4.8e12,
+    "H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12,
+    "A100-SXM4-80GB": 2.039e12, "A100 80GB PCIe": 1.935e12, "A100": 1.555e12, "L40S": 0.864e12,
+    "RTX 6000 Ada": 0.96e12, "RTX 5090": 1.792e12, "RTX 4090": 1.008e12, "RTX 3090": 0.936e12,
+    "MI300X": 5.3e12,
+}  # fmt: skip
+"""Peaks of the GPU's own memory in bytes per second, from the makers' data sheets, by names as in `PEAKS`. An A100
+whose name does not say 80 GB has 40."""
+
 
 def known_name(name: str) -> str | None:
     """The key in `PEAKS` of a GPU that torch calls `name`; None for one that is not in the table."""
-    return next((key for key in PEAKS if key in name), None)
+    return _key(PEAKS, name)
+
+
+def memory_bandwidth(name: str) -> float | None:
+    """Bytes per second by `BANDWIDTHS` of a GPU that torch calls `name`; None for one that is not in the table."""
+    key = _key(BANDWIDTHS, name)
+    return BANDWIDTHS[key] if key else None
 
 
 def known_gpu(device: torch.device) -> str | None:
     """The key in `PEAKS` of `device`; None for a GPU that is not in the table, or for a CPU."""
     return known_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def has_gpu() -> bool:
+    """Whether this process may use a GPU. Takes none of its memory, as asking for its name does."""
+    return torch.cuda.is_available()
 
 
 def present_gpu() -> str | None:
@@ -58,3 +80,7 @@ def present_gpus() -> tuple[Gpu, ...]:
 def device_name(device: torch.device) -> str:
     """What a device is called in messages."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _key(table: dict[str, float], name: str) -> str | None:
+    return next((key for key in table if key in name), None)

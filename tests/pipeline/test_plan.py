@@ -4,7 +4,6 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-import torch
 
 from data.building.build import build_shards
 from pipeline.errors import ConfigError
@@ -160,9 +159,9 @@ def test_a_rank_that_finds_no_gpu_refuses_the_fused_convolution(shards: Path, tm
     stage = load_recipe(write_recipe(tmp_path, shards), FUSED).stages["pretrain"]
     assert isinstance(stage, TrainStage)
     with pytest.raises(ConfigError, match="stage pretrain: fused_depthwise: .* torch finds none on this machine"):
-        check_kernel_device(stage, torch.device("cpu"), "stage pretrain: ")
-    check_kernel_device(stage, torch.device("cuda"), "stage pretrain: ")
-    check_kernel_device(stage.model_copy(update={"fused_depthwise": False}), torch.device("cpu"), "")
+        check_kernel_device(stage, on_gpu=False, where="stage pretrain: ")
+    check_kernel_device(stage, on_gpu=True, where="stage pretrain: ")
+    check_kernel_device(stage.model_copy(update={"fused_depthwise": False}), on_gpu=False, where="")
 
 
 def test_an_unknown_stage_is_refused_by_name(shards: Path, tmp_path: Path) -> None:

@@ -235,20 +235,23 @@ def _run_program(program: str, arguments: list[str]) -> None:
 
 _real_popen = subprocess.Popen
 _RANK_PROGRAMS = ([sys.executable, "-m", "jobs"], [sys.executable, "-P", "-m", "jobs"])
+_MEASUREMENT = "pipeline.gpu_benchmark.worker"
 
 
 def _popen(command: list[str], **options: Any) -> Any:
-    """Replaces `subprocess.Popen` in a command: a rank becomes a fork, everything else starts as usual."""
+    """Replaces `subprocess.Popen` in a command: a rank, or a measurement, becomes a fork; all else starts as usual."""
     for program in _RANK_PROGRAMS:
         if command[: len(program)] == program:
             return _Rank(command[len(program) :], options)
+    if command[1:4] == ["-P", "-m", _MEASUREMENT]:
+        return _Rank(command[4:], options, _MEASUREMENT)
     return _real_popen(command, **options)
 
 
 class _Rank:
-    """The part of `subprocess.Popen` that `jobs/launch.py` uses."""
+    """The part of `subprocess.Popen` that `jobs/launch.py` and `pipeline/gpu_benchmark/processes.py` use."""
 
-    def __init__(self, arguments: list[str], options: dict[str, Any]) -> None:
+    def __init__(self, arguments: list[str], options: dict[str, Any], program: str = "") -> None:
         self.args = arguments
         self.returncode: int | None = None
         # A signal that arrives meanwhile must not find one process with the handlers of the other.
@@ -266,7 +269,8 @@ class _Rank:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             out = options.get("stdout")
             stdout = 1 if out is None else out.fileno()
-            _run(arguments, options["env"], os.open(os.devnull, os.O_RDONLY), stdout, options["stderr"].fileno())
+            devnull = os.open(os.devnull, os.O_RDONLY)
+            _run(arguments, options["env"], devnull, stdout, options["stderr"].fileno(), program)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def poll(self) -> int | None:

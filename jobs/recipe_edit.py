@@ -1,0 +1,150 @@
+"""Settings written into a person's recipe file: comments, order and everything else stay as they are."""
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import raise_if_passing
+from data.files.atomic_file import atomic_path
+from data.files.yaml_text import yaml_file
+from jobs.bundled_recipes import bundled_recipes
+from jobs.frozen_recipe import is_frozen
+from pipeline.errors import ConfigError
+from pipeline.recipe.loader import load_recipe
+
+Edit = tuple[int, int, str]
+"""Where a piece of the text begins and ends, and what replaces it."""
+
+
+def check_editable(path: Path, stage: str, settings: Mapping[str, Any]) -> None:
+    """Check that `write_settings` could write these, before anybody waits for their values.
+
+    Raises:
+        ConfigError: it could not; the message says why.
+    """
+    if path.resolve() in {bundled.resolve() for bundled in bundled_recipes().values()}:
+        raise ConfigError(
+            f"recipe {path} comes with the program and stays as it is; copy it: coatnet recipes copy {path.stem}"
+        )
+    if is_frozen(path):
+        raise ConfigError(f"recipe {path} is that of a run and stays as it is; write to your own recipe file")
+    if not os.access(path, os.W_OK) or not os.access(path.resolve().parent, os.W_OK):
+        raise ConfigError(f"recipe {path}: it, or its folder, cannot be written; copy it to a folder of yours")
+    _edited(path, _text(path), stage, settings, "")
+
+
+def write_settings(path: Path, stage: str, settings: Mapping[str, Any], comment: str) -> None:
+    """Set keys of a stage in the recipe file at `path`, each with `comment` behind it.
+
+    Args:
+        path: of the file.
+        stage: its name.
+        settings: scalars by the names of their keys, which are directly below the stage.
+        comment: without the `#`; one line.
+
+    Raises:
+        ConfigError: the stage is written in a form that cannot be edited, the settings would not mean what they should,
+            or would change another stage as well, or the file cannot be written. It is then unchanged.
+    """
+    before = load_recipe(path)
+    text = _edited(path, _text(path), stage, settings, comment)
+    target = path.resolve()
+    try:
+        mode = stat.S_IMODE(target.stat().st_mode)
+        with atomic_path(target, shared=True) as unfinished:
+            with open(unfinished, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+            after = load_recipe(unfinished)
+            wanted = before.model_copy(
+                update={"stages": before.stages | {stage: before.stages[stage].model_copy(update=dict(settings))}}
+            )
+            if after != wanted:
+                others = [name for name in before.stages if after.stages.get(name) != wanted.stages[name]]
+                raise ConfigError(
+                    f"recipe {path}: writing {_listed(settings)} to stage {stage} would change "
+                    f"{', '.join(others) or 'more than that'}, which takes settings from it; write them by hand"
+                )
+        os.chmod(target, mode)
+    except OSError as error:
+        raise_if_passing(error)
+        raise ConfigError(f"recipe {path}: {error.strerror}; it is unchanged") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return yaml_file(path).decode()
+    except OSError as error:
+        raise_if_passing(error)
+        raise ConfigError(f"recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {path}: is not UTF-8; save it as that to have settings written into it") from None
+
+
+def _edited(path: Path, text: str, stage: str, settings: Mapping[str, Any], comment: str) -> str:
+    """The text with the settings."""
+    node = _stage_node(path, text, stage, settings)
+    edits: list[Edit] = []
+    for name, value in settings.items():
+        edits.append(_edit(path, text, stage, node, f"{name}: {_scalar(value)}", comment))
+    for start, end, piece in sorted(edits, key=lambda edit: -edit[0]):
+        text = text[:start] + piece + text[end:]
+    return text
+
+
+def _edit(path: Path, text: str, stage: str, node: yaml.MappingNode, line: str, comment: str) -> Edit:
+    """The edit that makes `line`, a key and its value, a line of the stage."""
+    name = line.partition(":")[0]
+    written = f"{line} # {comment}" if comment else line
+    for key, value in node.value:
+        if key.value != name:
+            continue
+        if not isinstance(value, yaml.ScalarNode) or value.start_mark.line != key.start_mark.line:
+            raise _refusal(path, stage, f"the value of {name} is not a plain one on its line", line)
+        return key.start_mark.index, _line_end(text, value.end_mark.index), written
+    first = node.value[0][0].start_mark
+    place = first.index - first.column
+    ending = "\r\n" if "\r\n" in text else "\n"
+    return place, place, f"{' ' * first.column}{written}{ending}"
+
+
+def _line_end(text: str, place: int) -> int:
+    end = text.find("\n", place)
+    end = len(text) if end < 0 else end
+    return end - 1 if text[place:end].endswith("\r") else end
+
+
+def _stage_node(path: Path, text: str, stage: str, settings: Mapping[str, Any]) -> yaml.MappingNode:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    found = _value_of(root, "stages")
+    pair = next(((k, v) for k, v in (found.value if found else []) if k.value == stage), None)
+    if pair is None:
+        raise _refusal(path, stage, "it is not below `stages`", _listed(settings))
+    key, value = pair
+    if not isinstance(value, yaml.MappingNode) or value.start_mark.index < key.start_mark.index:
+        raise _refusal(path, stage, "it repeats another one by an alias", _listed(settings))
+    if value.flow_style or not value.value or value.value[0][0].start_mark.line == key.start_mark.line:
+        raise _refusal(path, stage, "it is written in braces, or on one line", _listed(settings))
+    return value
+
+
+def _value_of(node: yaml.Node | None, name: str) -> yaml.MappingNode | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    value = next((value for key, value in node.value if key.value == name), None)
+    return value if isinstance(value, yaml.MappingNode) else None
+
+
+def _refusal(path: Path, stage: str, why: str, lines: str) -> ConfigError:
+    return ConfigError(f"recipe {path}: stage {stage} cannot be edited, since {why}; write by hand: {lines}")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {_scalar(value)}" for name, value in settings.items())
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

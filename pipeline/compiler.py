@@ -28,3 +28,12 @@ def check_compiler(where: str) -> None:
             f"{where}compile: torch.compile needs Python's headers and there is no {header}; install them (on Debian: "
             "apt-get install python3-dev) or leave compile out"
         )
+
+
+def compiler_options(*, deterministic: bool) -> dict[str, bool] | None:
+    """Options of torch.compile for a stage.
+
+    Inductor's deterministic mode still times some configurations of the kernels that compute element by element. Their
+    results do not depend on it; with one configuration all ranks and all starts run the same code, and none is timed.
+    """
+    return {"triton.autotune_pointwise": False} if deterministic else None

@@ -1,9 +1,9 @@
-"""One block as torch.compile lowers it for an H100 that is not there: kernels, atomics, configurations chosen by a timing.
+"""One block as torch.compile lowers it for an H100 that is not there: kernels, atomics, timed configurations.
 
 bash benchmarks/rehearsal/run.sh lower --kind transformer
 bash benchmarks/rehearsal/run.sh lower --kind mbconv --stochastic-depth
 
-The block is compiled as `CoAtNet.compile_blocks` does, as one graph, forward and backward, with the settings of
+The block is compiled as `build_engine` does, as one graph, forward and backward, with the settings of
 `prepare_devices`; its kernels are compiled to machine code. Exit code 1 if the settings ask for deterministic code and
 there is an atomic addition, or a kernel with several configurations.
 """
@@ -27,6 +27,7 @@ from models.complexity import _MemoryEfficientAttention
 from models.drop import Kept, draw_kept
 from models.mbconv import MBConv
 from models.variants import find_variant
+from pipeline.compiler import compiler_options
 from pipeline.ranks.device_settings import prepare_devices
 
 _SIDES = {"transformer": 14, "mbconv": 56}
@@ -49,7 +50,9 @@ def main() -> None:
     graphs = [read_generated_code(code) for code in codes]
     rows: list[dict[str, Any]] = []
     for name, graph in zip(("forward", "backward"), graphs, strict=True):
-        print(f"{name}: {len(graph.kernels)} Triton kernels, {graph.atomics} atomic additions; calls {dict(graph.calls)}")
+        print(
+            f"{name}: {len(graph.kernels)} Triton kernels, {graph.atomics} atomic additions; calls {dict(graph.calls)}"
+        )
         rows += [
             {
                 "graph": name, "kernel": kernel.name, "configurations": len(sizes := cubin_bytes(kernel)),
@@ -81,7 +84,8 @@ def _lower(arguments: argparse.Namespace) -> list[str]:
         for parameter in block.parameters():
             parameter.data = parameter.data.to(dtype)
         kept = _kept(block.branches, arguments.micro_batch) if arguments.stochastic_depth else None
-        nn.Module.compile(block.train(), fullgraph=True, dynamic=False)  # type: ignore[no-untyped-call]
+        options = compiler_options(deterministic=arguments.deterministic)
+        nn.Module.compile(block.train(), fullgraph=True, dynamic=False, options=options)  # type: ignore[no-untyped-call]
         autocast = arguments.precision == "bf16_autocast"
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast), _MemoryEfficientAttention():
             return lowered(lambda: block(x_BHWC, kept))

@@ -66,7 +66,8 @@ def cubin_bytes(kernel: GeneratedKernel) -> list[int]:
         path = Path(folder) / f"{kernel.name}.py"
         path.write_text(kernel.source)
         spec = importlib.util.spec_from_file_location(kernel.name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[kernel.name] = module
         spec.loader.exec_module(module)  # Triton reads the file

@@ -1,7 +1,7 @@
 """A CUDA device that is not there: what torch has to be told so that fake tensors on it train a model.
 
-Tensors on the device have a shape, a dtype and a place in memory that is counted, and no values. Tensors on the host are
-real. Needs the CUDA build of torch and what run.sh builds of native/.
+Tensors on the device have a shape, a dtype and memory that is counted, and no values. Tensors on the host are real.
+Needs the CUDA build of torch and what run.sh builds of native/.
 """
 
 import contextlib
@@ -79,13 +79,14 @@ def pretended_gpu(on_wait: Callable[[str], None] | None = None) -> Iterator[Fake
     _replace(fake_tensor, {"init_gpu_context": lambda device: None})
     _replace(FakeTensorMode, {"avoid_device_init": property(lambda self: True)})
     _replace(nn.Module, {"_apply": _apply_in_place})
+    _replace(torch.Tensor, {"record_stream": lambda tensor, stream: None})
     # With a device autograd runs on a thread of its own, which would not be in the modes of this one.
-    torch._C._set_multithreading_enabled(False)  # type: ignore[attr-defined]
+    torch._C._set_multithreading_enabled(False)
     _count_devices_in_backwards(count)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         guard.install_guard()
         _replace(torch._C, {"_ensureCUDADeviceGuardSet": lambda: None})  # it would put the real one back
-        torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]
+        torch._C._set_only_lift_cpu_tensors(True)
         yield mode
 
 

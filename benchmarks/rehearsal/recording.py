@@ -1,4 +1,4 @@
-"""Records what a step does on a pretended GPU: kernels, waits of the host, copies, exchanges, live bytes, least times."""
+"""Records what a step does on a pretended GPU: kernels, waits of the host, copies, exchanges, live bytes."""
 
 import traceback
 import weakref
@@ -63,7 +63,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rates = rates or Rates()
         self.recorded = Recorded()
         self._sizes: dict[int, int] = {}
-        self._pinned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._pinned: set[int] = set()
+        """Addresses, which tensors share with the arrays that they are made of."""
 
     def start_over(self) -> None:
         """Begin a new record; what is live stays so."""
@@ -110,13 +111,19 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _on_host(self, function: Any, name: str, arguments: Any, keywords: dict[str, Any]) -> Any:
         """Run it, in memory that is not pinned, which needs a driver, but remembered as if it were."""
         if name == "is_pinned":
-            return arguments[0].untyped_storage() in self._pinned
+            return self._is_pinned(arguments[0])
         pinned = keywords.pop("pin_memory", False) or name == "_pin_memory"
         with unset_fake_temporarily():
             result = arguments[0].clone() if name == "_pin_memory" else function(*arguments, **keywords)
         if pinned:
-            self._pinned.add(result.untyped_storage())
+            storage = result.untyped_storage()
+            self._pinned.add(storage.data_ptr())
+            weakref.finalize(storage, self._pinned.discard, storage.data_ptr())
         return result
+
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        with unset_fake_temporarily():
+            return tensor.untyped_storage().data_ptr() in self._pinned
 
     def _copied(self, name: str, tensors: list[Tensor], arguments: Any, keywords: dict[str, Any]) -> Tensor | None:
         """Record a copy between host and device; for one to the host, the tensor there."""
@@ -125,7 +132,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if to.type == source.device.type:
             return None
         on_host = source if source.device.type == "cpu" else target
-        pinned = on_host is not None and on_host.untyped_storage() in self._pinned or keywords.get("pin_memory", False)
+        pinned = keywords.get("pin_memory", False) or (on_host is not None and self._is_pinned(on_host))
         asked = bool(keywords.get("non_blocking") or (name == "copy_" and len(arguments) > 2 and arguments[2]))
         size = source.numel() * source.element_size()
         kind = f"{source.device.type} to {to.type}, {size:,} bytes, {'pinned' if pinned else 'pageable'}"
@@ -143,7 +150,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _exchanged(self, name: str, tensors: list[Tensor]) -> None:
         given = [tensor for tensor in tensors if tensor.device.type == "cuda"]
         for tensor in given:
-            exchange = self.recorded.exchanges.setdefault(f"{name.strip('_')} {tensor.dtype}".replace("torch.", ""), Operation())
+            exchange = self.recorded.exchanges.setdefault(
+                f"{name.strip('_')} {tensor.dtype}".replace("torch.", ""), Operation()
+            )
             exchange.calls += 1
             exchange.bytes += tensor.numel() * tensor.element_size()
 

@@ -25,9 +25,7 @@ class Rates:
     """Operations per second of matrix products and convolutions in bf16."""
     matrix_float32: float = 50e12
     """The same in float32, without TF32."""
-    attention: dict[str, float] = field(
-        default_factory=lambda: {_ATTENTION: 150e12, f"{_ATTENTION}_backward": 110e12}
-    )
+    attention: dict[str, float] = field(default_factory=lambda: {_ATTENTION: 150e12, f"{_ATTENTION}_backward": 110e12})
     """Operations per second of the attention kernels, which are not made for this GPU."""
     slow: dict[str, float] = field(
         default_factory=lambda: {

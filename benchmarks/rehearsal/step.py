@@ -2,8 +2,8 @@
 
 bash benchmarks/rehearsal/run.sh step --variant coatnet_5 --micro-batch 64 --micro-batches 2
 
-The step is `take_step` with the engine of `build_engine`, on the first of `--world-size` ranks. README.md says what this
-shows and what it cannot show.
+The step is `take_step` with the engine of `build_engine`, on the first of `--world-size` ranks. README.md says what
+this shows and what it cannot show.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks
 from pipeline.ranks.gpus import PEAKS
 from pipeline.recipe.schema import TrainStage
+from pipeline.training.pixels import pixel_allocator
 from pipeline.training.step import StepContext, take_step
 from pipeline.training.step_message import StepMessage
 from pipeline.training.training_state import TrainingState
@@ -138,7 +139,7 @@ def _rehearse(stage: TrainStage, world_size: int) -> tuple[Recorded, dict[str, i
 
 def _micro_batch(stage: TrainStage) -> MicroBatch:
     size, side = stage.batch.micro_size, stage.resolution
-    images, labels = np.zeros((size, side, side, 3), np.uint8), np.zeros((size, 1), np.int64)
+    images, labels = pixel_allocator(DEVICE)((size, side, side, 3)), np.zeros((size, 1), np.int64)
     return MicroBatch(images, labels, np.ones(size, np.float32), [], [])
 
 
@@ -166,9 +167,7 @@ def _summary(
         "peak_bytes": recorded.peak,
         "estimated_bytes": estimate_memory(stage, _CLASSES, arguments.world_size).device,
         "live_bytes": {**marks, "step": recorded.live},
-        "waits": [
-            {"count": count, "kind": kind, "line": line} for (kind, line), count in recorded.waits.most_common()
-        ],
+        "waits": [{"count": count, "kind": kind, "line": line} for (kind, line), count in recorded.waits.most_common()],
         "copies": [
             {"count": count, "kind": kind, "line": line} for (kind, line), count in recorded.copies.most_common()
         ],

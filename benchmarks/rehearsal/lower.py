@@ -85,7 +85,7 @@ def _lower(arguments: argparse.Namespace) -> list[str]:
             parameter.data = parameter.data.to(dtype)
         kept = _kept(block.branches, arguments.micro_batch) if arguments.stochastic_depth else None
         options = compiler_options(deterministic=arguments.deterministic)
-        nn.Module.compile(block.train(), fullgraph=True, dynamic=False, options=options)  # type: ignore[no-untyped-call]
+        nn.Module.compile(block.train(), fullgraph=True, dynamic=False, options=options)
         autocast = arguments.precision == "bf16_autocast"
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast), _MemoryEfficientAttention():
             return lowered(lambda: block(x_BHWC, kept))

@@ -108,7 +108,7 @@ def _rehearse(stage: TrainStage, world_size: int) -> tuple[Recorded, dict[str, i
     """The second step, when everything that is made once is there, and the live bytes before it, by what made them."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     ranks = Ranks(0, world_size, DEVICE)
     # All that a step asks of a plan; a whole one needs shards.
     plan = cast(TrainPlan, SimpleNamespace(stage=stage, classes=[str(n) for n in range(_CLASSES)], seed=0))

@@ -34,6 +34,6 @@ def compiler_options(*, deterministic: bool) -> dict[str, bool] | None:
     """Options of torch.compile for a stage.
 
     Inductor's deterministic mode still times configurations of the kernels that compute element by element, as their
-    results should not depend on it. With one configuration all ranks and all starts run the same code, and none is timed.
+    results should not depend on it. With one configuration all ranks and all starts run the same code.
     """
     return {"triton.autotune_pointwise": False} if deterministic else None

@@ -33,7 +33,7 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/shellcheck slurm/*.sbatch slurm/launch.sh benchmarks/*.sh
+	@$(BIN)/shellcheck slurm/*.sbatch slurm/launch.sh benchmarks/*.sh benchmarks/rehearsal/run.sh
 
 format: setup
 	@$(BIN)/ruff format .

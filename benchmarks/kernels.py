@@ -21,12 +21,13 @@ from models.norm import move_running_statistics, recorded_statistics
 from models.registry import create_model
 from models.variants import VARIANTS
 
-# What launches no kernel.
-_FREE = {
+LAUNCH_NOTHING = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided",
     "expand", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute", "select", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+    "device", "resize_", "set_",
 }  # fmt: skip
+"""Operators that launch no kernel."""
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -38,7 +39,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*arguments, **(keywords or {}))
         tensors = (x for x in tree_leaves((arguments, keywords, result)) if isinstance(x, torch.Tensor))
         name = function.overloadpacket.__name__
-        if name not in _FREE and any(tensor.is_meta for tensor in tensors):  # draws are made on the host
+        if name not in LAUNCH_NOTHING and any(tensor.is_meta for tensor in tensors):  # draws are made on the host
             self.counts[name] += 1
         return result
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.drop import Kept
+from models.exporting import exporting
 from models.options import APPROXIMATION
 from models.pool import pool_by_two
 from models.relative_bias import RelativeBias
@@ -50,7 +51,7 @@ class RelativeAttention(nn.Module):
         if self.form == "post_normalization":
             y_BAND = y_BAND + bias_1ANN @ v_BAND
         y_BNAD = y_BAND.transpose(1, 2)
-        if torch.compiler.is_exporting():
+        if exporting():
             # Export records `reshape` as the view that it is after this device's kernel. Where attention is decomposed,
             # as for ONNX, the strides are others, and no view of them has this shape.
             y_BNAD = y_BNAD.clone(memory_format=torch.contiguous_format)

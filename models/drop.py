@@ -52,6 +52,9 @@ class Kept(NamedTuple):
 # (scale into the buffer, gather, add) instead of 2 + 2p + 3p (clone, scale, index_add), and the backward of the
 # selection 2p + (1 + p) instead of 1 + 3p, the same. Gathering any row for the others and masking it takes 6 + 3p and
 # 3 + p.
+#
+# Compiled, the forwards write into no tensor and return what their last operation has made. Torch 2.11 would otherwise
+# compile a gradient of zeros, without an error; and the compiler needs no such forms to save passes.
 
 
 class _Select(Function):
@@ -77,6 +80,10 @@ class _AddAtKept(Function):
 
     @staticmethod
     def forward(shortcut: Tensor, branch: Tensor, samples: Tensor, places: Tensor, scale: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            scaled = _cast(branch * scale, shortcut.dtype)
+            padded = torch.cat((scaled, scaled.new_full((1, *scaled.shape[1:]), -0.0)))
+            return padded.index_select(0, places) + shortcut
         padded = shortcut.new_empty(branch.shape[0] + 1, *branch.shape[1:])
         torch.mul(branch, scale, out=padded[:-1])
         padded[-1].fill_(-0.0)  # the sum with it is the shortcut to the bit, whatever the sign of its zeros
@@ -99,8 +106,11 @@ class _ScaleSamples(Function):
 
     @staticmethod
     def forward(x: Tensor, factors: Tensor) -> Tensor:
+        factors = factors.view(-1, *[1] * (x.dim() - 1))
+        if torch.compiler.is_compiling():
+            return _cast(x * factors, x.dtype)
         # Not `x * factors`, which would be float32 and as large again. The factors are not rounded to bf16.
-        return torch.mul(x, factors.view(-1, *[1] * (x.dim() - 1)), out=torch.empty_like(x))
+        return torch.mul(x, factors, out=torch.empty_like(x))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -109,6 +119,10 @@ class _ScaleSamples(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _ScaleSamples.forward(grad, *ctx.saved_tensors), None
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[Kept]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.exporting import exporting
+
 
 def expand_relative_bias(table: Tensor, grid: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
     """The bias of every pair of cells from the table of displacements.
@@ -18,7 +20,7 @@ def expand_relative_bias(table: Tensor, grid: tuple[int, int], dtype: torch.dtyp
     device, rather than by a scatter.
     """
     dtype = dtype or table.dtype
-    if torch.is_grad_enabled() and table.requires_grad and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and table.requires_grad and not exporting():
         expanded: Tensor = _Expansion.apply(table, grid, dtype)  # type: ignore[no-untyped-call]
         return expanded
     return _expanded(table, grid, dtype)

@@ -33,3 +33,12 @@ def check_compiler(where: str, setting: str = "compile", what: str = "torch.comp
             f"{where}{setting}: {what} needs Python's headers and there is no {header}; install them (on Debian: "
             f"apt-get install python3-dev) or leave {setting} out"
         )
+
+
+def compiler_options(*, deterministic: bool) -> dict[str, bool] | None:
+    """Options of torch.compile for a stage.
+
+    Inductor's deterministic mode still times configurations of the kernels that compute element by element, as their
+    results should not depend on it. With one configuration all ranks and all starts run the same code.
+    """
+    return {"triton.autotune_pointwise": False} if deterministic else None

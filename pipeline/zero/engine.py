@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.coatnet import CoAtNet
+from pipeline.compiler import compiler_options
 from pipeline.precision import model_dtype
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import TrainStage
@@ -216,7 +217,7 @@ def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> ZeroEngine:
     if stage.compile:
         # Last, because DeepSpeed has moved the parameters into its flat buffers by now. Checkpointing wraps the
         # compiled blocks, and recomputes them.
-        model.compile_blocks(dynamic=False)
+        model.compile_blocks(dynamic=False, options=compiler_options(deterministic=stage.deterministic))
     return zero_engine
 
 

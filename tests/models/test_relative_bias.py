@@ -67,6 +67,19 @@ def test_the_gradient_is_computed_without_a_scatter() -> None:
     assert not [name for name in seen.counts if "scatter" in name or "index" in name or "unfold" in name], seen.counts
 
 
+def test_dynamo_that_takes_torch_compile_for_an_export_keeps_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As that of torch 2.11 does.
+    for name in ("is_exporting", "is_dynamo_compiling"):
+        monkeypatch.setattr(torch.compiler, name, lambda: True)
+    expanded = expand_relative_bias(torch.zeros(2, 3, 3, requires_grad=True), (2, 2))
+    assert expanded.grad_fn is not None
+    assert expanded.grad_fn.name() == "_ExpansionBackward"
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: False)
+    exported = expand_relative_bias(torch.zeros(2, 3, 3, requires_grad=True), (2, 2))
+    assert exported.grad_fn is not None
+    assert exported.grad_fn.name() != "_ExpansionBackward"
+
+
 @pytest.mark.parametrize(("before", "after"), [((2, 2), (3, 3)), ((7, 7), (12, 12)), ((4, 6), (8, 3))])
 def test_resize_keeps_a_constant_and_the_centre(before: tuple[int, int], after: tuple[int, int]) -> None:
     constant = torch.full((2, 2 * before[0] - 1, 2 * before[1] - 1), 0.75)

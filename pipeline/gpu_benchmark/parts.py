@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.activation_checkpointing import recompute_in_backward
 from models.coatnet import CoAtNet
 from models.complexity import Cost, count_costs
+from pipeline.compiler import compiler_options
 from pipeline.gpu_benchmark.machine import this_device
 from pipeline.gpu_benchmark.record import Parts, PartWork
 from pipeline.gpu_benchmark.subject import Subject, join, noise, noise_images
@@ -69,7 +70,7 @@ def measure_parts(subject: Subject) -> Parts:
     model.set_grad_checkpointing(policy=stage.activation_checkpointing)
     model.set_fused_depthwise(stage.fused_depthwise)
     if stage.compile:
-        model.compile_blocks(dynamic=False)
+        model.compile_blocks(dynamic=False, options=compiler_options(deterministic=stage.deterministic))
     model.train()
     found = [_input(plan, device, roofline)]
     x = noise_images(plan, device, dtype)

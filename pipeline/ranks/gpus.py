@@ -26,6 +26,16 @@ BANDWIDTHS = {
 """Peaks of the GPU's own memory in bytes per second, from the makers' data sheets, by names as in `PEAKS`. An A100
 whose name does not say 80 GB has 40."""
 
+FLOAT32_PEAKS = {
+    "GB200": 80e12, "B200": 75e12,
+    "GH200": 67e12, "H200 NVL": 60e12, "H200": 67e12,
+    "H100 NVL": 60e12, "H100 PCIe": 51e12, "H100": 67e12,
+    "A100": 19.5e12, "L40S": 91.6e12,
+    "RTX 6000 Ada": 91.1e12, "RTX 5090": 104.8e12, "RTX 4090": 82.6e12, "RTX 3090": 35.6e12,
+    "MI300X": 163.4e12,
+}  # fmt: skip
+"""Float32 peaks in FLOP/s outside of tensor cores, from the makers' data sheets, by names as in `PEAKS`."""
+
 
 def known_name(name: str) -> str | None:
     """The key in `PEAKS` of a GPU that torch calls `name`; None for one that is not in the table."""

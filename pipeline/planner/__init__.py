@@ -1,0 +1,1 @@
+"""What a stage will cost before it runs: its operations, their time on a GPU, and its memory."""

@@ -62,7 +62,12 @@ class MicroBatch:
     """Positions in the micro-batch and what to erase there once the images are normalized."""
 
 
-def _new_pixels(shape: tuple[int, ...]) -> Pixels:
+AllocatePixels = Callable[[tuple[int, ...]], Pixels]
+"""Makes pixels with undefined values: (shape) -> uint8."""
+
+
+def new_pixels(shape: tuple[int, ...]) -> Pixels:
+    """Pixels in ordinary memory, with undefined values."""
     return np.empty(shape, np.uint8)
 
 
@@ -83,7 +88,7 @@ def training_stream(
     first_step: int,
     workers: int,
     cache: Cache | None = None,
-    allocate: Callable[[tuple[int, ...]], Pixels] = _new_pixels,
+    allocate: AllocatePixels = new_pixels,
 ) -> Generator[MicroBatch]:
     """One rank's endless micro-batches, starting with those of step `first_step`, in memory from `allocate`.
 
@@ -177,7 +182,7 @@ def _load_training(
     samples: Samples,
     transform: TrainTransform,
     seed: int,
-    allocate: Callable[[tuple[int, ...]], Pixels],
+    allocate: AllocatePixels,
 ) -> MicroBatch:
     size = len(samples.id)
     images = allocate((size, transform.size, transform.size, 3))

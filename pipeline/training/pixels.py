@@ -6,22 +6,19 @@ computes the micro-batch before: inside a step the host runs ahead of the GPU, a
 
 import functools
 import logging
-from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data.images.decode import Pixels
+from data.stream import AllocatePixels, new_pixels
 
 log = logging.getLogger(__name__)
 
-AllocatePixels = Callable[[tuple[int, ...]], Pixels]
-
 
 def pixel_allocator(device: torch.device) -> AllocatePixels:
-    """Allocates pixels for `pixels_to_device`, in any thread: (shape) -> uint8 with undefined values."""
-    return _pinned if device.type == "cuda" else _pageable
+    """Allocates pixels for `pixels_to_device`, in any thread."""
+    return _pinned if device.type == "cuda" else new_pixels
 
 
 def pixels_to_device(pixels: Pixels, device: torch.device) -> Tensor:
@@ -47,17 +44,13 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _pageable(shape: tuple[int, ...]) -> Pixels:
-    return np.empty(shape, np.uint8)
-
-
 def _pinned(shape: tuple[int, ...]) -> Pixels:
     try:
         # Torch keeps the memory for the next micro-batch when the array is gone.
         pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
     except RuntimeError as error:
         _warn_once(str(error).strip().partition("\n")[0])
-        return _pageable(shape)
+        return new_pixels(shape)
     return pixels
 
 

@@ -102,12 +102,12 @@ def working_bytes(
     autocast = torch.bfloat16 if subject.precision == "bf16_autocast" else None
     functions = GpuFunctions(autocast, on_cpu=on_cpu)
     shape = (subject.micro_batch, subject.image_size, subject.image_size, 3)
-    torch.manual_seed(0)  # for which images stochastic depth drops
     for module in (model.stem, *model.blocks, model.head):
         module.forward = _inside(functions, module.forward)  # a recomputation in the backward is outside of any other
     rounds = 2 if holds_casts and autocast else 1  # the casts of the first exist during all of the second
     for _ in range(rounds):
-        with live:
+        with torch.random.fork_rng(devices=[]), live:
+            torch.manual_seed(0)  # for which images stochastic depth drops
             images = torch.empty(shape, dtype=torch.float32, device="meta")
             logits = model(images.to(dtype))
             if not holds_casts:

@@ -123,9 +123,8 @@ def _operations(
     found = replace(found, **_pass(name, arguments, inputs, outputs))
     if found.kind == "normalization" and (found.crosses_rows or name == "native_layer_norm_backward"):
         return _two_passes(found, number)
-    if (
-        name == "native_layer_norm" and not inputs[0].is_contiguous()
-    ):  # torch's kernel takes rows, and copies them first
+    if name == "native_layer_norm" and not inputs[0].is_contiguous():
+        # Torch's kernel takes rows, and copies them first.
         rows = Access(number(), read[0].bytes)
         copy = Operation("copy", "clone", read[:1], (rows,), in_float32=found.in_float32, strided=True)
         return [copy, replace(found, reads=(rows, *read[1:]))]

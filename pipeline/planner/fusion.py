@@ -16,7 +16,7 @@ def fuse(operations: Sequence[Operation], used_later: Container[int] = ()) -> li
     sums over rows, such as BatchNorm's statistics, for what uses their result. Between such calls, everything that is
     connected is one kernel, which reads what it needs once and writes what is used elsewhere once; LayerNorm and
     softmax, whose rows fit into a kernel, are a part of it. A kernel that comes later reads a cast from its source and
-    repeats the cast. What is never used is not computed.
+    repeats the cast; one that nothing else reads is not stored.
     """
     operations = _used(_through_casts(operations), used_later)
     depth: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Torch's choices on a GPU, made on the meta device: casts of autocast, and the kernel of attention.
+"""Torch's choices on a GPU or a CPU, made on the meta device: casts of autocast, and the kernel of attention.
 
 The meta device has neither: autocast knows no such device, and attention is the plain formula there.
 """
@@ -22,6 +22,8 @@ _FLOAT32 = {
     "log1p", "log2", "log_softmax", "mse_loss", "nll_loss", "norm", "pow", "prod", "reciprocal", "rsqrt", "sinh",
     "softmax", "sum", "tan",
 }  # fmt: skip
+# The same for CPUs: of what a model calls, nothing is float32 there for autocast's sake.
+_FLOAT32_ON_CPU: set[str] = set()
 
 
 class GpuFunctions(TorchFunctionMode):
@@ -29,11 +31,17 @@ class GpuFunctions(TorchFunctionMode):
 
     Attention without a bias is flash attention in half precision; with a bias, or in float32, it is the
     memory-efficient kernel. With `autocast` to a dtype its rules apply, and weights are cast once while the mode lasts.
+
+    Args:
+        autocast: the dtype.
+        on_cpu: choose as on CPUs instead: attention whose bias is trained is the plain formula there, and autocast
+            leaves norms and softmax in half precision.
     """
 
-    def __init__(self, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, autocast: torch.dtype | None = None, *, on_cpu: bool = False) -> None:
         super().__init__()
-        self._autocast = autocast
+        self._autocast, self._on_cpu = autocast, on_cpu
+        self._float32 = _FLOAT32_ON_CPU if on_cpu else _FLOAT32
         self._cast_weights: dict[int, tuple[Tensor, Tensor]] = {}  # holds the weights, whose ids are the keys
 
     def __torch_function__(
@@ -43,11 +51,15 @@ class GpuFunctions(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if self._autocast is not None and name in _HALF:
             arguments, keywords = self._cast(arguments, self._autocast), self._cast(keywords, self._autocast)
-        elif self._autocast is not None and name in _FLOAT32:
+        elif self._autocast is not None and name in self._float32:
             arguments, keywords = self._cast(arguments, torch.float32), self._cast(keywords, torch.float32)
-        if function is F.scaled_dot_product_attention:
+        if function is F.scaled_dot_product_attention and not self._on_cpu:
             return _attention(*arguments, **keywords)
         return function(*arguments, **keywords)
+
+    def forget_casts(self) -> None:
+        """Drop the casts of weights, as the end of an autocast context does."""
+        self._cast_weights.clear()
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, Tensor):

@@ -50,7 +50,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         keywords = keywords or {}
         name = function.overloadpacket.__name__
-        result = _in_layout(name, arguments, function(*arguments, **keywords))
+        result = in_layout(name, arguments, function(*arguments, **keywords))
         inputs = _tensors((arguments, keywords))
         outputs = _tensors(result)
         if name in FREE or not any(tensor.is_meta for tensor in [*inputs, *outputs]):
@@ -87,8 +87,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values[tensor.untyped_storage()._cdata] = self._number()
 
 
-def _in_layout(name: str, arguments: Sequence[Any], result: Any) -> Any:
-    """The result of a convolution in the layout that cuDNN gives it; on the meta device it is always (B, C, H, W)."""
+def in_layout(name: str, arguments: Sequence[Any], result: Any) -> Any:
+    """The result of an operator; that of a convolution in its layout, which on the meta device is (B, C, H, W)."""
     if name not in ("convolution", "convolution_backward"):
         return result
     tensors = arguments[:3] if name == "convolution_backward" else arguments[:2]
@@ -123,9 +123,8 @@ def _operations(
     found = replace(found, **_pass(name, arguments, inputs, outputs))
     if found.kind == "normalization" and (found.crosses_rows or name == "native_layer_norm_backward"):
         return _two_passes(found, number)
-    if (
-        name == "native_layer_norm" and not inputs[0].is_contiguous()
-    ):  # torch's kernel takes rows, and copies them first
+    if name == "native_layer_norm" and not inputs[0].is_contiguous():
+        # Torch's kernel takes rows, and copies them first.
         rows = Access(number(), read[0].bytes)
         copy = Operation("copy", "clone", read[:1], (rows,), in_float32=found.in_float32, strided=True)
         return [copy, replace(found, reads=(rows, *read[1:]))]

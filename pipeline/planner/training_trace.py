@@ -80,7 +80,7 @@ class StepTrace:
 
 def trace_evaluation(subject: Subject) -> Traced:
     """A forward of one micro-batch without gradients."""
-    model = _model(subject).eval()
+    model = build_on_meta(subject).eval()
     counts: Counter[Operation] = Counter()
     for part in _parts(model, subject):
         with torch.no_grad():
@@ -92,7 +92,7 @@ def trace_evaluation(subject: Subject) -> Traced:
 
 def trace_training(subject: Subject, *, shares: int = 1, moving_average: bool = False) -> StepTrace:
     """A training step, whose optimizer state is divided among `shares` ranks."""
-    model = _model(subject).train()
+    model = build_on_meta(subject).train()
     counts: Counter[Operation] = Counter()
     casts: Counter[Operation] = Counter()
     for part in _parts(model, subject):
@@ -127,7 +127,8 @@ class _Part:
     count: int
 
 
-def _model(subject: Subject) -> CoAtNet:
+def build_on_meta(subject: Subject) -> CoAtNet:
+    """The model without memory, in the dtype of its weights, with its activation checkpointing."""
     size = (subject.image_size, subject.image_size)
     with torch.device("meta"):
         model = CoAtNet(

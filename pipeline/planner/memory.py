@@ -12,6 +12,7 @@ from pipeline.memory_estimate import bucket_bytes, bytes_of_state
 from pipeline.planner.gpu_functions import GpuFunctions
 from pipeline.planner.live_bytes import LiveBytes
 from pipeline.planner.training_trace import Subject, build_on_meta
+from pipeline.recipe.sections import CommunicationSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ def step_memory(
     *,
     moving_average: bool = False,
     rounds: int = 2,
+    communication: CommunicationSettings | None = None,
     on_cpu: bool = False,
 ) -> StepMemory:
     """The memory of each of `ranks` ranks that compute `rounds` micro-batches each in a step.
@@ -65,7 +67,9 @@ def step_memory(
         optimizer_state=state,
         moving_average=average,
         buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
-        buckets=bucket_bytes(parameters, subject.precision, zero_stage, ranks),
+        buckets=bucket_bytes(
+            parameters, subject.precision, zero_stage, ranks, communication or CommunicationSettings()
+        ),
         working=working_bytes(
             subject,
             holds_casts=rounds > 1 and zero_stage < 3,

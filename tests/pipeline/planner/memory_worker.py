@@ -59,7 +59,7 @@ def peak(case: str, ranks: Ranks) -> int:
                     engine.backward(loss)
                     if turn == 0:
                         engine.accumulate()
-            assert math.isfinite(engine.step()), "AdamW has no moments before a step is applied"
+            assert math.isfinite(engine.step(loss.detach())), "AdamW has no moments before a step is applied"
             move_running_statistics(engine.module, recorded_statistics(engine.module))
     return live.peak
 

@@ -10,7 +10,7 @@ from models.complexity import count_parameters, count_training_cost
 from pipeline.errors import RunFailed
 from pipeline.host import this_host
 from pipeline.plan import TrainPlan
-from pipeline.recipe.schema import Precision, TrainStage
+from pipeline.recipe.schema import Precision, TrainStage, sums_after_backward
 from pipeline.recipe.sections import CommunicationSettings
 
 # Elements: DeepSpeed's stage3_max_live_parameters up to which ZeRO 3 leaves weights gathered.
@@ -103,12 +103,6 @@ def bytes_of_state(parameters: int, precision: Precision, zero_stage: int, world
     weights = weight * (share if zero_stage == 3 else parameters)
     gradients = 4 * (share if zero_stage >= 2 else parameters)
     return weights, gradients, 12 * share
-
-
-def sums_after_backward(precision: Precision, zero_stage: int) -> bool:
-    """Whether DeepSpeed sums the gradients of the ranks in place, when all of them are there."""
-    # With bf16 at ZeRO 1 it uses another optimizer than with float32.
-    return zero_stage == 0 or (zero_stage == 1 and precision == "bf16")
 
 
 def bucket_bytes(

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from data.remote.storage import is_remote
 from data.text.counted import counted
-from pipeline.memory_estimate import sums_after_backward
 from pipeline.preflight.finding import Finding, Level
 from pipeline.preflight.stage_facts import (
     Facts,
@@ -27,7 +26,7 @@ from pipeline.preflight.stage_facts import (
     shards_on_one_rank,
     switch_probability,
 )
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe, sums_after_backward
 from pipeline.recipe.section import Section
 
 

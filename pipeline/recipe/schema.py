@@ -45,6 +45,12 @@ def recommended(model: str) -> tuple[Precision, int]:
     return next((value for name, value in RECOMMENDED.items() if model.startswith(name)), RECOMMENDED_OTHERWISE)
 
 
+def sums_after_backward(precision: Precision, zero_stage: int) -> bool:
+    """Whether DeepSpeed sums the gradients of the ranks in place, when all of them are there."""
+    # With bf16 at ZeRO 1 it uses another optimizer than with float32.
+    return zero_stage == 0 or (zero_stage == 1 and precision == "bf16")
+
+
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".npz")
 """Endings of files of weights; not all of them can be read."""
 _GREATEST_RESOLUTION = 8192  # sizes of tensors overflow beyond some millions

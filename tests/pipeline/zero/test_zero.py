@@ -180,6 +180,18 @@ def test_a_step_waits_for_the_device_once_and_deepspeed_once_more_where_it_compu
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_the_norm_of_the_gradient_is_that_of_deepspeed_to_float32_rounding(runs: Path, folder: str, case: str) -> None:
+    """Where the engine computes it instead: ZeRO 1 and 2, but not bf16 weights with ZeRO 1."""
+    for on_rank in checked(runs, folder, case):
+        norms = on_rank["norms beside DeepSpeed's"]
+        assert bool(norms) == (case.startswith(("1", "2")) and case != "1-bf16")
+        finite = [(ours, theirs) for ours, theirs in norms if math.isfinite(ours) or math.isfinite(theirs)]
+        assert all(ours == pytest.approx(theirs, rel=1e-6) for ours, theirs in finite)
+        assert len(finite) == len(norms) - 2  # those of the steps that are spoiled by nan and inf
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
 def test_averages_are_swapped_in_for_an_evaluation_and_out_again(runs: Path, folder: str, case: str) -> None:
     """Logits in the engine are those of a model that a checkpoint's raw or averaged weights were loaded into."""
     for on_rank in checked(runs, folder, case):

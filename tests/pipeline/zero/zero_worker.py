@@ -112,6 +112,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     state = built(planned, ranks)
     engine = state.engine
     engine.set_learning_rate(1e-3)
+    norms_beside_deepspeed: list[tuple[float, float]] = []
     probe = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(engine.dtype)
 
     def step(
@@ -129,7 +130,12 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
                     engine.accumulate()
         statistics = recorded_statistics(engine.module).clone()
         discard_recorded_statistics(engine.module)
-        return engine.step(torch.tensor(0.0 if apply else math.nan)).item(), statistics
+        zero: Any = engine._zero
+        theirs = zero.scaled_global_norm().item() if not getattr(zero, "compute_grad_norm", True) else None
+        norm = engine.step(torch.tensor(0.0 if apply else math.nan)).item()
+        if theirs is not None:
+            norms_beside_deepspeed.append((norm, theirs))
+        return norm, statistics
 
     @torch.no_grad()
     def logits(network: CoAtNet | ZeroEngine) -> Tensor:
@@ -241,6 +247,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
         message = StepMessage([0.0] * len(REASONS), 0.0, [0.0] * (2 * ranks.world_size))
         assert take_step(context, stream, 1, message).applied
     found["reads of the host"] = reads.modules
+    found["norms beside DeepSpeed's"] = norms_beside_deepspeed
 
     bare = TrainingState(engine, ranks)
     save(bare, planned, folder / "bare", 1, ranks)

@@ -119,8 +119,8 @@ class ZeroEngine:
             return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         if getattr(self._zero, "compute_grad_norm", True):
             return None
-        # Like DeepSpeed's own in float64 up to the sum over the ranks; seen to differ by one bit at most. That launches three kernels for each
-        # parameter and waits once for each group.
+        # Like DeepSpeed's own in float64 up to the sum over the ranks, and seen to differ by one bit at most. That one
+        # launches three kernels for each parameter, and waits once for each group.
         squares = [
             torch.stack(torch._foreach_norm(gradients, 2, torch.float64)).square().sum().float()
             if gradients

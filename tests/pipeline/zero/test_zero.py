@@ -187,7 +187,7 @@ def test_the_norm_of_the_gradient_is_that_of_deepspeed_to_float32_rounding(runs:
         assert bool(norms) == (case.startswith(("1", "2")) and case != "1-bf16")
         finite = [(ours, theirs) for ours, theirs in norms if math.isfinite(ours) or math.isfinite(theirs)]
         assert all(ours == pytest.approx(theirs, rel=1e-6) for ours, theirs in finite)
-        assert len(finite) == len(norms) - 2  # those of the steps that are spoiled by nan and inf
+        assert len(finite) == max(0, len(norms) - 2)  # without those of the steps that are spoiled by nan and inf
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,7 +5,7 @@
 #   bash benchmarks/first_minutes.sh --cpu [FOLDER]   the same with tiny models on CPUs, to try the script out
 #
 # Each part has a time limit of its own and a log in FOLDER, and one that fails or hangs does not stop the others; the
-# most valuable come first. Nothing is downloaded: the images are the demo's. Ends with 1 if a part failed.
+# most valuable come first. Nothing is downloaded: the images are the demo's. Ends with 1 if a part failed or was left out.
 #
 # LIMIT=SECONDS   for all parts, by default 600 (with --cpu 1800): those that no time is left for are named
 # PYTHON=COMMAND  an interpreter that has what the program needs; by default that of .venv, else python3
@@ -133,7 +133,7 @@ part() { # NAME, SECONDS at most, FUNCTION and its arguments
   local name=$1 most=$(($2 * SLOW)) left=$((limit - SECONDS)) began=$SECONDS code
   shift 2
   if [ $left -lt 10 ]; then
-    summary+=("$name: left out, $left s were left")
+    summary+=("$name: left out, $left s were left") failed=1
     return
   fi
   [ $left -lt "$most" ] && most=$left

@@ -20,14 +20,7 @@ from models.complexity import _MemoryEfficientAttention
 from models.norm import move_running_statistics, recorded_statistics
 from models.registry import create_model
 from models.variants import VARIANTS
-
-LAUNCH_NOTHING = {
-    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided",
-    "expand", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute", "select", "slice", "split",
-    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
-    "device", "resize_", "set_",
-}  # fmt: skip
-"""Operators that launch no kernel."""
+from pipeline.planner.recording import LAUNCH_NOTHING
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.kernels import LAUNCH_NOTHING
 from benchmarks.rehearsal.roofline import Rates, computes_in_float32, count_operations, label, operation_seconds
+from pipeline.planner.recording import LAUNCH_NOTHING
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _NOT_THE_CAUSE = (str(Path(__file__).parent), str(_PROJECT / "models" / "complexity.py"))

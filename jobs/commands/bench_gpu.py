@@ -34,7 +34,7 @@ from jobs.gpu_benchmark_tables import show_benchmark
 from jobs.recipe_edit import check_editable, write_settings
 from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError, RunFailed
-from pipeline.gpu_benchmark.measure import OPTIONAL, Request, measure
+from pipeline.gpu_benchmark.measure import OPTIONAL, BenchmarkRequest, measure
 from pipeline.gpu_benchmark.record import GpuBenchmark
 from pipeline.gpu_benchmark.subject import MOST_ROUNDS, rounds_of
 from pipeline.gpu_benchmark.variants import EAGER, all_settings
@@ -91,7 +91,7 @@ def gpu(
         if write:
             _check_write(recipe, name, settings, on_gpu)
         count, source = _classes(settings, classes)
-        request = Request(
+        request = BenchmarkRequest(
             recipe=found,
             stage=name,
             classes=count,
@@ -110,7 +110,7 @@ def gpu(
                 status.update(text)
 
             result = measure(request, show=show, say=lambda line: print_line(progress, line))
-        _finish(result, request, recipe, console, as_json=as_json, out=out, write=write)
+        _finish(result, request, recipe, console, only=only, as_json=as_json, out=out, write=write)
 
 
 class _Stopped(CoatnetError):
@@ -154,15 +154,21 @@ def _noted_signals() -> Iterator[Callable[[], None]]:
 
 def _finish(
     result: GpuBenchmark,
-    request: Request,
+    request: BenchmarkRequest,
     recipe: Path,
     console: Console,
     *,
+    only: list[str] | None,
     as_json: bool,
     out: Path | None,
     write: bool,
 ) -> None:
-    """Show and write what was found; an error if a measurement failed."""
+    """Show and write what was found.
+
+    Raises:
+        RunFailed: a measurement failed, or what was asked for by name was not measured or could not be written.
+        ConfigError: `out` cannot be written.
+    """
     if out is not None:
         try:
             write_atomically(out, json.dumps(to_json(result), indent=1) + "\n")
@@ -172,13 +178,20 @@ def _finish(
         print_json(to_json(result))
     else:
         show_benchmark(result, console)
-    if write:
-        _write(result, request, recipe, PrintableConsole(stderr=True) if as_json else console)
     if result.failed:
         names = ", ".join(one.name for one in result.failed)
-        raise RunFailed(f"of the measurements, {names} failed; the others stand, and --json has what these printed")
-    if result.step is None:
-        raise RunFailed("not even a step was measured: give it more time with --minutes")
+        problem = f"of the measurements, {names} failed; the others stand, and --json has what these printed"
+    elif result.step is None:
+        problem = "not even a step was measured: give it more time with --minutes"
+    elif asked_for := [one for one in result.unmeasured if one.name in (only or ())]:
+        missing = ", ".join(f"{one.name} ({one.reason})" for one in asked_for)
+        problem = f"--only: not measured: {missing}"
+    else:
+        problem = None
+    if write:
+        _write(result, request, recipe, PrintableConsole(stderr=True) if as_json else console)
+    if problem is not None:
+        raise RunFailed(problem)
 
 
 def _check(recipe: Recipe, name: str, stage: TrainStage, only: list[str] | None) -> None:
@@ -228,7 +241,7 @@ def _scratch(folder: Path | None) -> Path:
     return found
 
 
-def _introduce(console: Console, request: Request, source: str, on_gpu: bool) -> None:
+def _introduce(console: Console, request: BenchmarkRequest, source: str, on_gpu: bool) -> None:
     stage = request.settings
     if not on_gpu:
         why = "there is no GPU here" if stage.resources.gpus_per_rank else "resources.gpus_per_rank is 0"
@@ -246,12 +259,11 @@ def _introduce(console: Console, request: Request, source: str, on_gpu: bool) ->
     print_line(console, f"a step has {micro}{capped}{shared}")
 
 
-def _write(result: GpuBenchmark, request: Request, recipe: Path, console: Console) -> None:
+def _write(result: GpuBenchmark, request: BenchmarkRequest, recipe: Path, console: Console) -> None:
     """Write the choices that may be written, each with what it was measured on."""
     settings = {one.setting: one.value for one in result.choices if one.writable}
     if not settings:
-        print_line(console, f"nothing was written to {recipe}: what decides was not measured")
-        return
+        raise RunFailed(f"--write: nothing was written to {recipe}, since what decides was not measured")
     given = f" with {' '.join(request.overrides)}" if request.overrides else ""
     comment = f"measured on {result.device.name}, {result.date}, by coatnet bench gpu{given}"
     write_settings(recipe, request.stage, settings, printable(comment))

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from pipeline.gpu_benchmark.record import Copies, CopySpeed
-from pipeline.gpu_benchmark.subject import Subject, join
+from pipeline.gpu_benchmark.subject import MeasuredStage, join
 from pipeline.gpu_benchmark.timing import median_seconds
 
 _BYTES = 1 << 28
 
 
-def measure_copies(subject: Subject) -> Copies:
-    """Both directions, from pageable memory, which micro-batches are in, and from pinned, which saves copy to."""
+def measure_copies(subject: MeasuredStage) -> Copies:
+    """Both directions, with pageable memory and with pinned, which micro-batches come from and saves go to."""
     device = join(subject.plan()).device
     assert device.type == "cuda", "there is nothing to copy to"
     return copy_speeds(device, _BYTES, torch.Tensor.pin_memory)

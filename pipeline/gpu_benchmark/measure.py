@@ -27,11 +27,11 @@ from pipeline.gpu_benchmark.record import (
     Unmeasured,
     VariantRun,
 )
-from pipeline.gpu_benchmark.subject import Subject, rounds_of
+from pipeline.gpu_benchmark.subject import MeasuredStage, rounds_of
 from pipeline.gpu_benchmark.variants import (
     EAGER,
     VARIANTS,
-    Variant,
+    ExecutionVariant,
     all_settings,
     is_that_of,
     loss_difference,
@@ -52,7 +52,7 @@ _USABLE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BenchmarkRequest:
     """What a person asks for.
 
     Args:
@@ -83,13 +83,13 @@ class Request:
         return stage
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> MeasuredStage:
         """The stage as it is in the recipe."""
-        return Subject(self.recipe.model_dump(mode="json"), self.stage, self.classes, self.rounds)
+        return MeasuredStage(self.recipe.model_dump(mode="json"), self.stage, self.classes, self.rounds)
 
 
 def measure(
-    request: Request,
+    request: BenchmarkRequest,
     *,
     show: Callable[[str], None] = lambda text: None,
     say: Callable[[str], None] = lambda text: None,
@@ -147,7 +147,7 @@ def _estimate(plan: TrainPlan, on_gpu: bool, micro_size: int | None = None) -> i
 
 @dataclass
 class _Session:
-    request: Request
+    request: BenchmarkRequest
     plan: TrainPlan
     processes: Processes
     say: Callable[[str], None]
@@ -156,10 +156,12 @@ class _Session:
     unmeasured: list[Unmeasured] = field(default_factory=list)
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> MeasuredStage:
         return self.request.subject
 
-    def run(self, name: str, kind: type[Record], measurement: str, subject: Subject, most: float) -> Record | None:
+    def run(
+        self, name: str, kind: type[Record], measurement: str, subject: MeasuredStage, most: float
+    ) -> Record | None:
         """The record of a measurement; without one, the reason is noted."""
         if subject.changes.get("compile", self.plan.stage.compile):
             most = max(most, _COMPILED_SECONDS)
@@ -230,7 +232,7 @@ class _Session:
             found.append(run)
         self.found["variants"] = tuple(found)
 
-    def _variant(self, variant: Variant, step: StepsRun, device: Device) -> VariantRun:
+    def _variant(self, variant: ExecutionVariant, step: StepsRun, device: Device) -> VariantRun:
         if (setting := unknown_setting(variant)) is not None:
             return VariantRun(variant.name, variant.settings, not_run=f"stages have no setting {setting}")
         settings = all_settings(variant)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from pipeline.gpu_benchmark.machine import is_memory_full
 from pipeline.gpu_benchmark.record import MicroBatchAttempt
-from pipeline.gpu_benchmark.subject import Subject, join
+from pipeline.gpu_benchmark.subject import MeasuredStage, join
 from pipeline.gpu_benchmark.timing import wait_for
 from pipeline.gpu_benchmark.training_steps import Rank, peak_bytes
 
@@ -12,7 +12,7 @@ _STEPS = 2  # AdamW makes its state in the first one
 _LARGEST = 1 << 14
 
 
-def try_micro_batch(subject: Subject) -> MicroBatchAttempt:
+def try_micro_batch(subject: MeasuredStage) -> MicroBatchAttempt:
     """Whether steps of the subject's micro-batch fit; the estimate is left to the caller."""
     plan = subject.plan()
     ranks = join(plan)

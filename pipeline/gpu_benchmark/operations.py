@@ -17,7 +17,7 @@ from models.options import APPROXIMATION
 from models.variants import Variant
 from pipeline.gpu_benchmark.machine import this_device
 from pipeline.gpu_benchmark.record import Operations, OperationWork
-from pipeline.gpu_benchmark.subject import Subject, join
+from pipeline.gpu_benchmark.subject import MeasuredStage, join
 from pipeline.gpu_benchmark.timing import Roofline, median_seconds
 from pipeline.plan import TrainPlan
 
@@ -36,7 +36,7 @@ class _Operation:
     bytes: int
 
 
-def measure_operations(subject: Subject) -> Operations:
+def measure_operations(subject: MeasuredStage) -> Operations:
     """Each operation in the dtype in which the stage computes it, eager."""
     plan = subject.plan()
     device = join(plan).device

@@ -14,7 +14,7 @@ from models.complexity import Cost, count_costs
 from pipeline.compiler import compiler_options
 from pipeline.gpu_benchmark.machine import this_device
 from pipeline.gpu_benchmark.record import Parts, PartWork
-from pipeline.gpu_benchmark.subject import Subject, join, noise, noise_images
+from pipeline.gpu_benchmark.subject import MeasuredStage, join, noise, noise_images
 from pipeline.gpu_benchmark.timing import Roofline, median_seconds
 from pipeline.plan import TrainPlan
 from pipeline.precision import autocast, model_dtype
@@ -56,7 +56,7 @@ class _Part:
         return 2 * stored + 3 * weights
 
 
-def measure_parts(subject: Subject) -> Parts:
+def measure_parts(subject: MeasuredStage) -> Parts:
     """The input, stem, stages and head of the model, compiled, fused and recomputed as the stage says.
 
     All samples are computed, as without stochastic depth, so that the parts add up to more than a step with it.

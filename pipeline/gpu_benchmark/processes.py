@@ -15,7 +15,7 @@ from typing import TypeVar
 from data.files.child_process import own_packages_first, python_module
 from data.files.json_records import parse_json, to_json
 from pipeline.gpu_benchmark.record import Unmeasured
-from pipeline.gpu_benchmark.subject import Subject
+from pipeline.gpu_benchmark.subject import MeasuredStage
 from pipeline.ranks.rendezvous import LAUNCHER, STORE_FOLDER
 
 Record = TypeVar("Record")
@@ -30,12 +30,12 @@ _STACKS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class WorkerRequest:
     """What one process measures."""
 
     measurement: str
     """A key of `worker.MEASUREMENTS`."""
-    subject: Subject
+    subject: MeasuredStage
     folder: str
     """Where it may write; it is removed afterwards."""
     parent: int
@@ -63,7 +63,7 @@ class Processes:
         return self._began + self._seconds - time.monotonic()
 
     def measure(
-        self, name: str, kind: type[Record], measurement: str, subject: Subject, most_seconds: float
+        self, name: str, kind: type[Record], measurement: str, subject: MeasuredStage, most_seconds: float
     ) -> Record | Unmeasured:
         """The result of a measurement called `name` to people, or why there is none.
 
@@ -76,7 +76,7 @@ class Processes:
         folder = self._scratch / f"{self._count:02d}"
         for part in ("store", "files", "compiler"):
             (folder / part).mkdir(parents=True, mode=0o700)
-        request = Request(measurement, subject, str(folder / "files"), os.getpid())
+        request = WorkerRequest(measurement, subject, str(folder / "files"), os.getpid())
         (folder / "request.json").write_text(json.dumps(to_json(request)))
         limit = min(most_seconds, left)
         try:

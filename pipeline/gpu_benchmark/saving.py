@@ -10,7 +10,7 @@ from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.gpu_benchmark.record import Saves
-from pipeline.gpu_benchmark.subject import Subject, join
+from pipeline.gpu_benchmark.subject import MeasuredStage, join
 from pipeline.gpu_benchmark.training_steps import Rank
 from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.recipe.intervals import CheckpointSettings
@@ -20,7 +20,7 @@ from pipeline.runs.stage_settings import digests
 _SAVES = 2
 
 
-def measure_saves(subject: Subject, folder: Path) -> Saves:
+def measure_saves(subject: MeasuredStage, folder: Path) -> Saves:
     """Take a step before each save, and wait for its end before the next one. One rank saves the whole state.
 
     `folder` is that of a request, three levels below the one whose disk is written to.

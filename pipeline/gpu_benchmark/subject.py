@@ -28,7 +28,7 @@ _SHARDS, _KEPT = 64, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class MeasuredStage:
     """A stage to be measured on one rank; `data.files.json_records` reads it from JSON.
 
     Args:

@@ -18,7 +18,7 @@ from pipeline.faults.watchdog import Watchdog
 from pipeline.gpu_benchmark.fingerprint import fingerprint
 from pipeline.gpu_benchmark.machine import this_device
 from pipeline.gpu_benchmark.record import StepsRun, Work
-from pipeline.gpu_benchmark.subject import Subject, join, noise
+from pipeline.gpu_benchmark.subject import MeasuredStage, join, noise
 from pipeline.gpu_benchmark.timing import Roofline, wait_for
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
@@ -103,7 +103,7 @@ class Rank:
         return seconds
 
 
-def measure_steps(subject: Subject) -> StepsRun:
+def measure_steps(subject: MeasuredStage) -> StepsRun:
     """Take `COMPARED_STEPS` steps from the seed, then time further ones.
 
     Raises:

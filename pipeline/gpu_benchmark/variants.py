@@ -9,19 +9,19 @@ from pipeline.recipe.schema import TrainStage
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class ExecutionVariant:
     """A name, and the settings of the stage that make it."""
 
     name: str
     settings: Mapping[str, Any]
 
 
-EAGER = Variant("eager", {"compile": False})
+EAGER = ExecutionVariant("eager", {"compile": False})
 VARIANTS = (
     EAGER,
-    Variant("compiled", {"compile": True}),
-    Variant("eager, fused depthwise", {"compile": False, "fused_depthwise": True}),
-    Variant("compiled, fused depthwise", {"compile": True, "fused_depthwise": True}),
+    ExecutionVariant("compiled", {"compile": True}),
+    ExecutionVariant("eager, fused depthwise", {"compile": False, "fused_depthwise": True}),
+    ExecutionVariant("compiled, fused depthwise", {"compile": True, "fused_depthwise": True}),
 )
 
 ROUNDING: Mapping[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "bf16_autocast": 2e-2}
@@ -29,18 +29,18 @@ ROUNDING: Mapping[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "bf16_autocast": 2e
 arithmetic, as sums in another order do."""
 
 
-def unknown_setting(variant: Variant) -> str | None:
+def unknown_setting(variant: ExecutionVariant) -> str | None:
     """The first of its settings that the stages of this version do not have."""
     return next((name for name in variant.settings if name not in TrainStage.model_fields), None)
 
 
-def all_settings(variant: Variant) -> dict[str, Any]:
+def all_settings(variant: ExecutionVariant) -> dict[str, Any]:
     """Its settings, and the defaults of those that only other variants name."""
     named = {name for one in VARIANTS for name in one.settings if name in TrainStage.model_fields}
     return {name: TrainStage.model_fields[name].default for name in sorted(named)} | dict(variant.settings)
 
 
-def is_that_of(variant: Variant, stage: TrainStage) -> bool:
+def is_that_of(variant: ExecutionVariant, stage: TrainStage) -> bool:
     """Whether the stage has the settings of the variant already."""
     return unknown_setting(variant) is None and all(
         getattr(stage, name) == value for name, value in all_settings(variant).items()

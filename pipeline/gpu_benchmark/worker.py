@@ -21,12 +21,12 @@ from pipeline.gpu_benchmark.machine import is_memory_full, present_device
 from pipeline.gpu_benchmark.micro_batches import try_micro_batch
 from pipeline.gpu_benchmark.operations import measure_operations
 from pipeline.gpu_benchmark.parts import measure_parts
-from pipeline.gpu_benchmark.processes import FAILED, Request
+from pipeline.gpu_benchmark.processes import FAILED, WorkerRequest
 from pipeline.gpu_benchmark.record import OUT_OF_MEMORY
 from pipeline.gpu_benchmark.saving import measure_saves
 from pipeline.gpu_benchmark.training_steps import measure_steps
 
-MEASUREMENTS: Mapping[str, Callable[[Request], Any]] = {
+MEASUREMENTS: Mapping[str, Callable[[WorkerRequest], Any]] = {
     "device": lambda request: present_device(request.subject.uses_gpus),
     "steps": lambda request: measure_steps(request.subject),
     "parts": lambda request: measure_parts(request.subject),
@@ -40,7 +40,7 @@ MEASUREMENTS: Mapping[str, Callable[[Request], Any]] = {
 def main() -> NoReturn:
     """Measure what the request says, and end without the finalizers of libraries, which may hang."""
     _, request_file, result_file = sys.argv
-    request = parse_json(Request, Path(request_file).read_bytes())
+    request = parse_json(WorkerRequest, Path(request_file).read_bytes())
     end_with_parent(request.parent, EXIT_FAILED)
     faulthandler.enable()
     try:

@@ -11,7 +11,7 @@ from models.norm import discard_recorded_statistics
 from pipeline.memory_estimate import bucket_bytes, bytes_of_state
 from pipeline.planner.gpu_functions import GpuFunctions
 from pipeline.planner.live_bytes import LiveBytes
-from pipeline.planner.training_trace import Subject, build_on_meta
+from pipeline.planner.training_trace import Workload, build_on_meta
 from pipeline.recipe.sections import CommunicationSettings
 
 
@@ -43,7 +43,7 @@ class StepMemory:
 
 
 def step_memory(
-    subject: Subject,
+    subject: Workload,
     zero_stage: int,
     ranks: int,
     *,
@@ -82,7 +82,7 @@ def step_memory(
 
 
 def working_bytes(
-    subject: Subject, *, holds_casts: bool = True, holds_gradients: bool = False, on_cpu: bool = False
+    subject: Workload, *, holds_casts: bool = True, holds_gradients: bool = False, on_cpu: bool = False
 ) -> int:
     """The most bytes beside weights and summed gradients that are alive in forward and backward of a micro-batch.
 

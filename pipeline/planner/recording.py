@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.planner.operations import Access, Kind, Operation, Product, Scores, Taps
 
-FREE = {
+LAUNCH_NOTHING = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided",
     "expand", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute", "select", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+    "device", "resize_", "set_",
 }  # fmt: skip
 """Operators that make views or allocate, and launch no kernel."""
 
@@ -53,7 +54,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = in_layout(name, arguments, function(*arguments, **keywords))
         inputs = _tensors((arguments, keywords))
         outputs = _tensors(result)
-        if name in FREE or not any(tensor.is_meta for tensor in [*inputs, *outputs]):
+        if name in LAUNCH_NOTHING or not any(tensor.is_meta for tensor in [*inputs, *outputs]):
             return result
         written = _written_in_place(function, arguments, keywords)
         kept = {id(tensor) for tensor in written}

@@ -23,7 +23,7 @@ from pipeline.recipe.schema import Precision
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Workload:
     """What is traced."""
 
     variant: Variant
@@ -78,7 +78,7 @@ class StepTrace:
     """AdamW on the rank's share, casts of weights, and the moving average of the weights."""
 
 
-def trace_evaluation(subject: Subject) -> Traced:
+def trace_evaluation(subject: Workload) -> Traced:
     """A forward of one micro-batch without gradients."""
     model = build_on_meta(subject).eval()
     counts: Counter[Operation] = Counter()
@@ -90,7 +90,7 @@ def trace_evaluation(subject: Subject) -> Traced:
     return Traced(tuple(counts.items()), subject.compiled)
 
 
-def trace_training(subject: Subject, *, shares: int = 1, moving_average: bool = False) -> StepTrace:
+def trace_training(subject: Workload, *, shares: int = 1, moving_average: bool = False) -> StepTrace:
     """A training step, whose optimizer state is divided among `shares` ranks."""
     model = build_on_meta(subject).train()
     counts: Counter[Operation] = Counter()
@@ -127,7 +127,7 @@ class _Part:
     count: int
 
 
-def build_on_meta(subject: Subject) -> CoAtNet:
+def build_on_meta(subject: Workload) -> CoAtNet:
     """The model without memory, in the dtype of its weights, with its activation checkpointing."""
     size = (subject.image_size, subject.image_size)
     with torch.device("meta"):
@@ -141,7 +141,7 @@ def build_on_meta(subject: Subject) -> CoAtNet:
     return model
 
 
-def _parts(model: CoAtNet, subject: Subject) -> list[_Part]:
+def _parts(model: CoAtNet, subject: Workload) -> list[_Part]:
     variant, images = subject.variant, subject.micro_batch
     side, width = subject.image_size // variant.stem_stride, variant.stem_width
     found = [_Part(model.stem, (subject.image_size, 3), (), model.recomputed[0], True, False, 1)]
@@ -170,7 +170,7 @@ def _distinct(parts: Iterable[_Part]) -> list[_Part]:
 
 
 def _record(
-    part: _Part, subject: Subject, backward: bool | None
+    part: _Part, subject: Workload, backward: bool | None
 ) -> tuple[list[Operation], list[Operation], list[Operation]]:
     """The operations of the forward, those of the backward, and the casts of weights under autocast."""
     dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32

@@ -11,11 +11,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from models.activation_checkpointing import recompute_in_backward
 from models.coatnet import CoAtNet
 from models.fused_depthwise import fused_depthwise
-from models.mbconv import MBConv, plain_and_fused
+from models.mbconv import MBConv
 from models.norm import BatchNorm, discard_recorded_statistics, recorded_statistics, recording_paused
 from models.options import CheckpointingPolicy, Gelu
 from models.registry import create_model
 from models.variants import VARIANTS, find_variant
+from tests.models.plain_and_fused import plain_and_fused
 from tests.support.operators import Recorded
 
 DEBUG = VARIANTS["coatnet_debug"]

@@ -33,7 +33,9 @@ def facts(recipe: Path, scratch: Path) -> dict[str, Any]:
     chosen = [word for name in parts for word in ("--only", name)]
     out = recipe.with_name("found.json")
     done = coatnet("bench", "gpu", recipe, *chosen, "--scratch", scratch, "--json", "--out", out)
-    assert done.returncode == 0, done.stderr
+    # Two of them were asked for by name and are not there.
+    assert done.returncode == 70, done.stderr
+    assert "--only: not measured: copies (not on a CPU), micro-batch (not on a CPU)" in done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert json.loads(out.read_text()) == found
     return found
@@ -183,3 +185,15 @@ def test_recipes_that_come_with_the_program_are_measured_but_not_written(tmp_pat
     done = coatnet("bench", "gpu", demo, "--write", folder=tmp_path)
     assert done.returncode == 78
     assert "comes with the program and stays as it is; copy it: coatnet recipes copy demo" in done.stderr
+
+
+def test_settings_that_were_to_be_written_and_were_not_measured_are_an_error(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path, shards, batch={"global_size": 4, "micro_size": 2}, resources={"ranks": 1, "gpus_per_rank": 0}
+    )
+    before = recipe.read_text()
+    done = coatnet("bench", "gpu", recipe, "--only", "parts", "--write")
+    assert done.returncode == 70
+    assert f"--write: nothing was written to {recipe}, since what decides was not measured" in done.stderr
+    assert "S0 stem" in done.stdout
+    assert recipe.read_text() == before

@@ -17,7 +17,7 @@ from models.variants import VARIANTS
 from pipeline.gpu_benchmark import machine, measure, micro_batches, processes, timing
 from pipeline.gpu_benchmark.copies import copy_speeds
 from pipeline.gpu_benchmark.fingerprint import fingerprint
-from pipeline.gpu_benchmark.measure import OPTIONAL, Request
+from pipeline.gpu_benchmark.measure import OPTIONAL, BenchmarkRequest
 from pipeline.gpu_benchmark.processes import Processes
 from pipeline.gpu_benchmark.record import (
     Copies,
@@ -31,7 +31,7 @@ from pipeline.gpu_benchmark.record import (
     StepsRun,
     Unmeasured,
 )
-from pipeline.gpu_benchmark.subject import Subject, noise
+from pipeline.gpu_benchmark.subject import MeasuredStage, noise
 from pipeline.gpu_benchmark.timing import Roofline
 from pipeline.ranks.gpus import BANDWIDTHS, PEAKS, memory_bandwidth
 from pipeline.recipe.loader import load_recipe
@@ -41,10 +41,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> Request:
+def request_(tmp_path: Path) -> BenchmarkRequest:
     """For a stage whose shards do not exist."""
     recipe = load_recipe(write_recipe(tmp_path, tmp_path / "nowhere"))
-    return Request(recipe, "finetune", 10, 2, 1.0, tmp_path)
+    return BenchmarkRequest(recipe, "finetune", 10, 2, 1.0, tmp_path)
 
 
 def test_a_fingerprint_changes_with_any_bit_name_or_place() -> None:
@@ -68,7 +68,7 @@ def test_a_fingerprint_is_that_of_the_whole_tensor(monkeypatch: pytest.MonkeyPat
     assert fingerprint({"x": x}) == whole
 
 
-def test_a_stage_is_planned_for_one_rank_and_without_its_shards(request_: Request) -> None:
+def test_a_stage_is_planned_for_one_rank_and_without_its_shards(request_: BenchmarkRequest) -> None:
     plan = request_.subject.plan()
     assert (plan.stage.resources.ranks, plan.stage.batch.micro_size, plan.stage.batch.micro_batches) == (1, 3, 2)
     assert (plan.stage.start_from, len(plan.classes)) == (None, 10)
@@ -108,7 +108,7 @@ def test_a_search_ends_when_it_cannot_go_on() -> None:
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when ...")],
 )
 def test_a_micro_batch_that_fills_the_memory_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch, request_: Request, error: RuntimeError
+    monkeypatch: pytest.MonkeyPatch, request_: BenchmarkRequest, error: RuntimeError
 ) -> None:
     class Full:
         def __init__(self, *_: object) -> None:
@@ -180,7 +180,7 @@ def test_every_gpu_with_a_peak_has_a_bandwidth() -> None:
 
 def finished(tmp_path: Path, program: str, most: float, seconds: float = 600) -> Any:
     """The outcome of a measurement whose process runs `program` instead."""
-    subject = Subject({}, "stage", 1, 1)
+    subject = MeasuredStage({}, "stage", 1, 1)
     return Processes(tmp_path, seconds).measure("it", Device, program, subject, most)
 
 
@@ -255,7 +255,7 @@ class FakeProcesses:
         self.asked: list[str] = []
         instances.append(self)
 
-    def measure(self, name: str, kind: type, measurement: str, subject: Subject, most: float) -> Any:
+    def measure(self, name: str, kind: type, measurement: str, subject: MeasuredStage, most: float) -> Any:
         self.asked.append(name)
         if name in self.broken:
             return Unmeasured(name, "broken", failed=True)
@@ -283,7 +283,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcesses]:
 
 
 @pytest.mark.slow(seconds=2)
-def test_on_a_gpu_everything_is_measured_the_most_valuable_first(gpu: type[FakeProcesses], request_: Request) -> None:
+def test_on_a_gpu_everything_is_measured_the_most_valuable_first(
+    gpu: type[FakeProcesses], request_: BenchmarkRequest
+) -> None:
     found = measure.measure(request_)
     asked = instances[-1].asked
     assert asked[:11] == [
@@ -306,7 +308,7 @@ def test_on_a_gpu_everything_is_measured_the_most_valuable_first(gpu: type[FakeP
 
 
 def test_what_needs_a_step_is_left_out_without_one(
-    gpu: type[FakeProcesses], request_: Request, monkeypatch: pytest.MonkeyPatch
+    gpu: type[FakeProcesses], request_: BenchmarkRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "broken", ("step",))
     found = measure.measure(request_)
@@ -316,13 +318,15 @@ def test_what_needs_a_step_is_left_out_without_one(
     assert found.micro_batches
 
 
-def test_only_what_is_asked_for_is_measured(gpu: type[FakeProcesses], request_: Request) -> None:
+def test_only_what_is_asked_for_is_measured(gpu: type[FakeProcesses], request_: BenchmarkRequest) -> None:
     measure.measure(replace(request_, only=("copies",)))
     assert instances[-1].asked == ["device", "step", "copies"]
     assert set(OPTIONAL) > {"copies"}
 
 
-def test_a_variant_that_contradicts_the_stage_is_no_failure(gpu: type[FakeProcesses], request_: Request) -> None:
+def test_a_variant_that_contradicts_the_stage_is_no_failure(
+    gpu: type[FakeProcesses], request_: BenchmarkRequest
+) -> None:
     stages = request_.recipe.stages
     sharded = {"finetune": stages["finetune"].model_copy(update={"zero_stage": 3})}
     recipe = request_.recipe.model_copy(update={"stages": stages | sharded})
@@ -334,7 +338,7 @@ def test_a_variant_that_contradicts_the_stage_is_no_failure(gpu: type[FakeProces
 
 
 def test_without_a_device_nothing_is_measured(
-    gpu: type[FakeProcesses], request_: Request, monkeypatch: pytest.MonkeyPatch
+    gpu: type[FakeProcesses], request_: BenchmarkRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "broken", ("device",))
     found = measure.measure(request_)

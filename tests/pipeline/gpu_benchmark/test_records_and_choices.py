@@ -22,7 +22,7 @@ from pipeline.gpu_benchmark.timing import Roofline
 from pipeline.gpu_benchmark.variants import (
     EAGER,
     VARIANTS,
-    Variant,
+    ExecutionVariant,
     all_settings,
     is_that_of,
     loss_difference,
@@ -170,7 +170,7 @@ def test_the_record_is_read_back_as_it_was() -> None:
 
 
 def test_a_variant_says_all_settings_that_variants_differ_in() -> None:
-    assert unknown_setting(Variant("new", {"compile": True, "no_such_setting": True})) == "no_such_setting"
+    assert unknown_setting(ExecutionVariant("new", {"compile": True, "no_such_setting": True})) == "no_such_setting"
     assert all_settings(EAGER)["compile"] is False
     assert is_that_of(EAGER, stage())
     assert not is_that_of(EAGER, stage(compile=True))

@@ -12,12 +12,12 @@ from models.registry import create_model
 from models.variants import find_variant
 from pipeline.planner.live_bytes import LiveBytes
 from pipeline.planner.memory import StepMemory, step_memory, working_bytes
-from pipeline.planner.training_trace import Subject
+from pipeline.planner.training_trace import Workload
 from pipeline.recipe.schema import Precision
 from tests.pipeline.planner import memory_worker
 from tests.support.ranks import run_ranks
 
-SUBJECT = Subject(find_variant("coatnet_nano"), 32, 10, memory_worker.MICRO_BATCH)
+SUBJECT = Workload(find_variant("coatnet_nano"), 32, 10, memory_worker.MICRO_BATCH)
 CASES = ("0-fp32-none", "1-bf16-none", "2-bf16_autocast-every_block", "3-bf16-mbconv")
 
 

@@ -11,11 +11,11 @@ from models.variants import find_variant
 from pipeline.planner.gpu_functions import GpuFunctions
 from pipeline.planner.operations import Scores
 from pipeline.planner.recording import Recording
-from pipeline.planner.training_trace import StepTrace, Subject, Traced, trace_evaluation, trace_training
+from pipeline.planner.training_trace import StepTrace, Traced, Workload, trace_evaluation, trace_training
 
 DEPTHS = (2, 3, 3, 2)
 VARIANT = find_variant("coatnet_debug", depths=DEPTHS)
-SUBJECT = Subject(VARIANT, 64, 10, micro_batch=4)
+SUBJECT = Workload(VARIANT, 64, 10, micro_batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +106,5 @@ def test_the_optimizer_works_on_the_share_of_a_rank() -> None:
 
 def test_the_largest_variant_is_counted_without_taking_memory() -> None:
     variant = find_variant("coatnet_7")
-    flops = trace_evaluation(Subject(variant, 224, 1000, micro_batch=2)).flops
+    flops = trace_evaluation(Workload(variant, 224, 1000, micro_batch=2)).flops
     assert flops == 2 * 2 * sum(cost.multiply_adds for cost in count_costs(variant, 224))

@@ -2,6 +2,7 @@
 
 runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  events.jsonl  logs/  progress.json  result.json  samples/
                         verified_shards/  events.out.tfevents.*  validation/events.out.tfevents.*
+                        plan/events.out.tfevents.*
 """
 
 import fcntl
@@ -64,6 +65,11 @@ class RunFolder:
     def validation(self) -> Path:
         """The folder of the event files of evaluations: to TensorBoard another run, with a colour of its own."""
         return self.path / "validation"
+
+    @property
+    def plan(self) -> Path:
+        """The folder of the event file with the planner's pictures, which no start of the run writes."""
+        return self.path / "plan"
 
     @property
     def logs(self) -> Path:

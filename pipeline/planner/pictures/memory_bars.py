@@ -1,6 +1,6 @@
 """The memory of a GPU by kind, as a bar for each configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,15 +37,15 @@ from pipeline.planner.pictures.drawing import (
 from pipeline.planner.pictures.heading import LegendEntry, Subject, add_heading, add_legend
 from pipeline.planner.pictures.ticks import exact, linear_ticks, percent, round_step, rounded
 
-_Place = Callable[[float], float]  # of an amount of bytes on the axis, in pixels
 _LONGEST_NAME = 340  # pixels
-_BAR, _PITCH, _TAGGED_PITCH = 24, 36, 44  # pixels
+_BAR, _PITCH, _MARKED_PITCH = 24, 36, 44  # pixels
 _LONGEST_AXIS = 2.0
 """Times the GPU's memory; longer bars are broken off."""
 _SHORT = 1 / 8  # of the GPU's memory: if all bars are shorter, the axis ends with them
+_TICKS = 80  # pixels between two, at least
 _FARTHEST = 36  # pixels from the end of a bar to the text of its amount
 _IN_MARGIN_BACK, _BEYOND_BACK = "#fff5e0", "#fdecec"
-_AMBER = "#a16207"
+_AMBER, _MARGIN_LINE = "#a16207", "#d9a441"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,70 +130,110 @@ def memory_drawing(
     assert bars, "there is nothing to draw"
     assert 0 < usable <= capacity, f"{usable} of {capacity} bytes"
     assert all(amount >= 0 for bar in bars for amount in bar.kinds.values()), "less than no bytes"
-    longest = max(bar.total for bar in bars)
-    assert longest > 0, "nothing in any bar"
     parts = Parts()
     y = add_heading(parts, "Memory per GPU", subject, "" if error is None else f"within {percent(error)}")
     used = [kind for kind in _COLOURS if any(bar.kinds[kind] for bar in bars)]
-    legend = [LegendEntry("area", _COLOURS[kind], kind) for kind in used]
-    y = add_legend(parts, legend, MARGIN, y, WIDTH - MARGIN) + 14
-
-    names = [fitted(one_line(bar.name), _LONGEST_NAME) for bar in bars]
-    ends = [_end(bar, capacity, usable) for bar in bars]
-    marked = any(bar.mark for bar in bars)
-    captions = [(name, NORMAL) for name in names] + [(bar.mark, SMALL) for bar in bars]
-    left = MARGIN + max(text_width(text, size) for text, size in captions) + 14
-    right = WIDTH - MARGIN - max(text_width(text) for text, _ in ends) - 12
-    top = y + 44
-    pitch = _TAGGED_PITCH if marked else _PITCH
-    bottom = top + pitch * len(bars) + 4
-    reach = longest * (1 + (error or 0))
-    shows_capacity = reach >= capacity * _SHORT
-    limit = min(max(reach * 1.03, capacity * 1.1), capacity * _LONGEST_AXIS) if shows_capacity else reach * 1.03
-
-    def x(amount: float) -> float:
-        return left + (right - left) * min(1.0, amount / limit)
-
-    # The background and the grid.
-    if shows_capacity:
-        parts.add(Rectangle(x(usable), top, x(capacity), bottom, _IN_MARGIN_BACK))
-        parts.add(Rectangle(x(capacity), top, right, bottom, _BEYOND_BACK))
-    step = round_step(limit / 1e9 / max(2, (right - left) / 80))
-    for value in linear_ticks(0, limit / 1e9, step):
-        parts.add(vertical(x(value * 1e9), top, bottom + 5, GRID))
-        parts.add(Text(x(value * 1e9), bottom + 16, exact(value), SOFT, SMALL, "mm"))
-    parts.add(Line(((left, bottom), (right, bottom)), AXIS))
-    parts.add(Text(right + 14, bottom + 16, "GB", SOFT, SMALL))
-
-    if not shows_capacity:
-        note = f"the GPU's {_gigabytes(capacity)}, of which a plan may use {_gigabytes(usable)}, lie beyond this axis"
-        parts.add(Text(right, top - 14, note, SOFT, SMALL, "rm"))
-    lines = sorted({x(usable), x(capacity)}) if shows_capacity else []
+    y = add_legend(parts, [LegendEntry("area", _COLOURS[kind], kind) for kind in used], MARGIN, y, WIDTH - MARGIN)
+    plot = _plot(bars, capacity, usable, error or 0.0, top=y + 58)
+    _add_axis(parts, plot)
     for number, bar in enumerate(bars):
-        middle = top + pitch * (number + 0.5) + 2
-        _add_bar(parts, bar, x, middle, limit, error or 0.0, lines)
-        shift = 9 if bar.mark else 0
-        parts.add(Text(left - 14, middle - shift, names[number], INK, anchor="rm"))
-        if bar.mark:
-            parts.add(Text(left - 14, middle + 9, bar.mark, GREEN if bar.recommended else BLUE, SMALL, "rm"))
-    if shows_capacity:
-        _add_limits(parts, x, capacity, usable, top, bottom)
+        _add_name(parts, plot, bar, plot.middle(number))
+        _add_bar(parts, plot, bar, plot.middle(number))
+    _add_limits(parts, plot)
     for number, bar in enumerate(bars):
-        text, ink = ends[number]
-        end = x(bar.total * (1 + (error or 0))) + 8
-        start = _beside(end, text_width(text), lines)
-        parts.add(Text(start, top + pitch * (number + 0.5) + 2, text, ink, halo=bool(lines) and start == end))
-    return parts.drawing(bottom + 16 + MARGIN)
+        text, ink = _end(bar, capacity, usable)
+        end = plot.x(bar.total * (1 + plot.error)) + 8
+        place = _beside(end, text_width(text), plot.lines)
+        parts.add(Text(place, plot.middle(number), text, ink, halo=place == end))
+    return parts.drawing(plot.bottom + 16 + MARGIN)
 
 
-def _add_bar(
-    parts: Parts, bar: MemoryBar, x: _Place, middle: float, limit: float, error: float, lines: Sequence[float]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    """Where the bars are, in pixels, and the axis, in bytes."""
+
+    left: float
+    right: float
+    top: float
+    pitch: int
+    bars: int
+    limit: float
+    """The end of the axis."""
+    capacity: int
+    usable: int
+    error: float
+    shows_capacity: bool
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.pitch * self.bars + 4
+
+    @property
+    def lines(self) -> list[float]:
+        """The places of the vertical lines."""
+        return sorted({self.x(self.usable), self.x(self.capacity)}) if self.shows_capacity else []
+
+    def x(self, amount: float) -> float:
+        """The place of an amount of bytes, or the end of the axis."""
+        return self.left + (self.right - self.left) * min(1.0, amount / self.limit)
+
+    def middle(self, bar: int) -> float:
+        """The vertical place of a bar."""
+        return self.top + self.pitch * (bar + 0.5) + 2
+
+
+def _plot(bars: Sequence[MemoryBar], capacity: int, usable: int, error: float, top: float) -> _Plot:
+    captions = [(_shown_name(bar), NORMAL) for bar in bars] + [(bar.mark, SMALL) for bar in bars]
+    ends = max(text_width(_end(bar, capacity, usable)[0]) for bar in bars)
+    longest = max(bar.total for bar in bars) * (1 + error)
+    assert longest > 0, "nothing in any bar"
+    shows_capacity = longest >= capacity * _SHORT
+    limit = longest * 1.03
+    if shows_capacity:
+        limit = min(max(limit, capacity * 1.1), capacity * _LONGEST_AXIS)
+    return _Plot(
+        left=MARGIN + max(text_width(text, size) for text, size in captions) + 14,
+        right=WIDTH - MARGIN - ends - 12,
+        top=top,
+        pitch=_MARKED_PITCH if any(bar.mark for bar in bars) else _PITCH,
+        bars=len(bars),
+        limit=limit,
+        capacity=capacity,
+        usable=usable,
+        error=error,
+        shows_capacity=shows_capacity,
+    )
+
+
+def _shown_name(bar: MemoryBar) -> str:
+    return fitted(one_line(bar.name), _LONGEST_NAME)
+
+
+def _add_axis(parts: Parts, plot: _Plot) -> None:
+    if plot.shows_capacity:
+        parts.add(Rectangle(plot.x(plot.usable), plot.top, plot.x(plot.capacity), plot.bottom, _IN_MARGIN_BACK))
+        parts.add(Rectangle(plot.x(plot.capacity), plot.top, plot.right, plot.bottom, _BEYOND_BACK))
+    most = plot.limit / 1e9
+    for value in linear_ticks(0, most, round_step(most * _TICKS / (plot.right - plot.left))):
+        parts.add(vertical(plot.x(value * 1e9), plot.top, plot.bottom + 5, GRID))
+        parts.add(Text(plot.x(value * 1e9), plot.bottom + 16, exact(value), SOFT, SMALL, "mm"))
+    parts.add(Line(((plot.left, plot.bottom), (plot.right, plot.bottom)), AXIS))
+    parts.add(Text(plot.right + 18, plot.bottom + 16, "GB", SOFT, SMALL))
+
+
+def _add_name(parts: Parts, plot: _Plot, bar: MemoryBar, middle: float) -> None:
+    parts.add(Text(plot.left - 14, middle - 9 if bar.mark else middle, _shown_name(bar), INK, anchor="rm"))
+    if bar.mark:
+        parts.add(Text(plot.left - 14, middle + 9, bar.mark, GREEN if bar.recommended else BLUE, SMALL, "rm"))
+
+
+def _add_bar(parts: Parts, plot: _Plot, bar: MemoryBar, middle: float) -> None:
     """The segments of a bar with their amounts, and the line of its error."""
     begun = 0
     segments: list[Rectangle] = []
+    least, most = bar.total * (1 - plot.error), bar.total * (1 + plot.error)
     for kind, amount in bar.kinds.items():
-        left, right = x(begun), x(begun + amount)
+        left, right = plot.x(begun), plot.x(begun + amount)
         begun += amount
         if right == left:
             continue
@@ -201,36 +241,38 @@ def _add_bar(
         segments.append(segment)
         parts.add(segment)
         text = rounded(amount / 1e9)
-        free = _widest(left, min(right, x(bar.total * (1 - error)) - 4) if error else right, lines)
-        if text_width(text, SMALL) + 8 <= free[1] - free[0] and begun <= limit:
+        free = _widest(left, min(right, plot.x(least) - 4) if plot.error else right, plot.lines)
+        if text_width(text, SMALL) + 8 <= free[1] - free[0] and begun <= plot.limit:
             parts.add(Text(sum(free) / 2, middle, text, ink_on(segment.fill), SMALL, "mm"))
     for before, after in pairwise(segments):  # a white line, where it would not hide one of them
         if min(before.width, after.width) > 3:
             parts.add(vertical(after.left, after.top, after.bottom, "white"))
-    if bar.total > limit:
-        end = x(limit) - 16
+    if bar.total > plot.limit:
+        end = plot.right - 16
         corners = ((end + 4, middle - 13), (end + 9, middle - 13), (end + 1, middle + 13), (end - 4, middle + 13))
         parts.add(Polygon(corners, "white", (bar.name, "broken off")))
-    elif error:
-        ends = x(bar.total * (1 - error)), x(bar.total * (1 + error))
-        parts.add(Line(tuple((end, middle) for end in ends), INK, of=(bar.name, "error")))
-        parts.add(vertical(ends[0], middle - 4, middle + 4, INK))
-        if bar.total * (1 + error) <= limit:
-            parts.add(vertical(ends[1], middle - 4, middle + 4, INK))
+    elif plot.error:
+        parts.add(Line(((plot.x(least), middle), (plot.x(most), middle)), INK, of=(bar.name, "error")))
+        parts.add(*(vertical(plot.x(end), middle - 4, middle + 4, INK) for end in (least, most) if end <= plot.limit))
 
 
-def _add_limits(parts: Parts, x: _Place, capacity: int, usable: int, top: float, bottom: float) -> None:
-    """The lines at the GPU's memory and at its margin."""
-    text = f"GPU memory {_gigabytes(capacity)}"
-    parts.add(vertical(x(capacity), top - 32, bottom, RED, 2.0, "capacity"))
-    # To the side where there is more room.
-    room = WIDTH - MARGIN - x(capacity)
-    beside = (8, "lm") if room > text_width(text) + 8 else (-8, "rm")
-    parts.add(Text(x(capacity) + beside[0], top - 26, text, RED, anchor=beside[1]))
-    if usable < capacity:
-        parts.add(vertical(x(usable), top - 14, bottom, "#d9a441", 1.0, "usable"))
-        less = f"{_gigabytes(usable)} with a margin of {percent(1 - usable / capacity)}"
-        parts.add(Text(x(usable) - 8, top - 8, less, _AMBER, SMALL, "rm"))
+def _add_limits(parts: Parts, plot: _Plot) -> None:
+    """The lines at the GPU's memory and at its margin, or a note if they are beyond the axis."""
+    capacity, usable = _gigabytes(plot.capacity), _gigabytes(plot.usable)
+    if not plot.shows_capacity:
+        note = f"the GPU's {capacity}, of which a plan may use {usable}, lie beyond this axis"
+        parts.add(Text(plot.right, plot.top - 14, note, SOFT, SMALL, "rm"))
+        return
+    text, place = f"GPU memory {capacity}", plot.x(plot.capacity)
+    parts.add(vertical(place, plot.top - 32, plot.bottom, RED, 2.0, "capacity"))
+    if WIDTH - MARGIN - place > text_width(text) + 8:
+        parts.add(Text(place + 8, plot.top - 26, text, RED))
+    else:
+        parts.add(Text(place - 8, plot.top - 26, text, RED, anchor="rm"))
+    if plot.usable < plot.capacity:
+        text, place = f"{usable} with a margin of {percent(1 - plot.usable / plot.capacity)}", plot.x(plot.usable)
+        parts.add(vertical(place, plot.top - 14, plot.bottom, _MARGIN_LINE, 1.0, "usable"))
+        parts.add(Text(place - 8, plot.top - 8, text, _AMBER, SMALL, "rm"))
 
 
 def _end(bar: MemoryBar, capacity: int, usable: int) -> tuple[str, str]:

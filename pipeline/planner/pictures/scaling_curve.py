@@ -21,7 +21,6 @@ from pipeline.planner.pictures.drawing import (
     Drawing,
     Line,
     Parts,
-    Point,
     Polygon,
     Text,
     text_width,
@@ -35,6 +34,7 @@ _PLOT_HEIGHT = 400
 _ROW = 20  # pixels from one row of figures below the axis to the next
 _SPACE = 14  # pixels between columns of figures
 _INSET = 40  # pixels from the ends of the horizontal axis to the first and the last point
+_FIGURES = ("GPUs", "images/s", "of ideal")
 _MANY = 20  # points; their dots are smaller
 
 
@@ -91,52 +91,56 @@ def scaling_drawing(subject: Subject, points: Sequence[ScalingPoint]) -> Drawing
     parts = Parts()
     y = add_heading(parts, "Images per second by number of GPUs", subject, _range(last))
     y = add_legend(parts, _legend(subject, points), MARGIN, y, WIDTH - MARGIN) + 34
-    columns = [_figures(point, first) for point in points]
-    heads = ("GPUs", "images/s", "of ideal")
     axes = _axes(points, y)
-    bottom = axes.bottom
+    columns = [_figures(point, first) for point in points]
+    widths = [max(text_width(text, SMALL) for text in column) for column in columns]
+    places = [axes.x(point.gpus) for point in points]
+    named = columns_that_fit(list(zip(places, widths, strict=True)))
+    _add_range(parts, axes, points)
+    _add_grid(parts, axes, [places[number] for number in named])
+    _add_curves(parts, axes, points)
+    for row, head in enumerate(_FIGURES):
+        parts.add(Text(axes.left - 10, axes.bottom + 18 + row * _ROW, head, SOFT, SMALL, "rm"))
+    for number in named:
+        x, y = places[number], axes.y(points[number].images_per_second)
+        for row, text in enumerate(columns[number]):
+            parts.add(Text(x, axes.bottom + 18 + row * _ROW, text, SOFT if row else INK, SMALL, "mm"))
+        # Below the point, or above it where the curve falls.
+        falls = any(after.images_per_second < points[number].images_per_second for after in points[number + 1 :][:1])
+        place, anchor = (y - 9, "ls") if falls else (y + 9, "la")
+        share = percent(points[number].exposed_communication)
+        parts.add(Text(x + 7, place, share, RED, SMALL, anchor, halo=True))
+    return parts.drawing(axes.bottom + 18 + (len(_FIGURES) - 1) * _ROW + MARGIN)
 
-    band = [point for point in points if point.least is not None and point.most is not None]
-    if band:
-        edge = [(axes.x(point.gpus), axes.y(point.most or 0.0)) for point in band]
-        edge += [(axes.x(point.gpus), axes.y(point.least or 0.0)) for point in reversed(band)]
-        if len(band) == 1:  # a range of one point has no width
-            edge = [(x + shift, y) for x, y in edge for shift in ((-4, 4) if y == edge[0][1] else (4, -4))]
-        parts.add(Polygon(tuple(edge), _BAND, ("range",)))
+
+def _add_range(parts: Parts, axes: Axes, points: Sequence[ScalingPoint]) -> None:
+    upper = [(axes.x(point.gpus), axes.y(point.most)) for point in points if point.most is not None]
+    lower = [(axes.x(point.gpus), axes.y(point.least)) for point in points if point.least is not None]
+    if len(upper) == len(lower) == 1:  # which would have no width
+        (x, above), (_, below) = upper[0], lower[0]
+        upper, lower = [(x - 4, above), (x + 4, above)], [(x - 4, below), (x + 4, below)]
+    if upper and lower:
+        parts.add(Polygon((*upper, *reversed(lower)), _BAND, ("range",)))
+
+
+def _add_grid(parts: Parts, axes: Axes, columns: Sequence[float]) -> None:
     for value in logarithmic_ticks(*axes.speeds):
         parts.add(Line(((axes.left, axes.y(value)), (axes.right, axes.y(value))), GRID))
         parts.add(Text(axes.left - 10, axes.y(value), exact(value), SOFT, SMALL, "rm"))
     parts.add(Text(MARGIN, axes.top - 18, "images per second", SOFT, SMALL))
-    places = [axes.x(point.gpus) for point in points]
-    widths = [max(text_width(text, SMALL) for text in column) for column in columns]
-    named = columns_that_fit(list(zip(places, widths, strict=True)))
-    for number in named:
-        parts.add(vertical(places[number], axes.top, bottom + 5, GRID))
-    parts.add(Line(((axes.left, bottom), (axes.right, bottom)), AXIS))
-    ideal = tuple((axes.x(gpus), axes.y(_ideal(first, gpus))) for gpus in (first.gpus, axes.gpus[1]))
-    parts.add(Line(ideal, AXIS, 1.5, (7.0, 5.0), ("ideal",)))
-    line: list[Point] = [(axes.x(point.gpus), axes.y(point.images_per_second)) for point in points]
-    if len(line) > 1:
-        parts.add(Line(tuple(line), BLUE, 2.5, of=("line",)))
-    parts.add(
-        *(
-            Dot(x, y, 4.5 if len(points) <= _MANY else 3.0, BLUE, ("point", str(point.gpus)))
-            for (x, y), point in zip(line, points, strict=True)
-        )
-    )
+    for x in columns:
+        parts.add(vertical(x, axes.top, axes.bottom + 5, GRID))
+    parts.add(Line(((axes.left, axes.bottom), (axes.right, axes.bottom)), AXIS))
 
-    for number, head in enumerate(heads):
-        parts.add(Text(axes.left - 10, bottom + 18 + number * _ROW, head, SOFT, SMALL, "rm"))
-    for shown in named:
-        x, y = line[shown]
-        for number, text in enumerate(columns[shown]):
-            ink = INK if number == 0 else SOFT
-            parts.add(Text(x, bottom + 18 + number * _ROW, text, ink, SMALL, "mm"))
-        falls = any(line[near][1] > y for near in (shown + 1,) if near < len(line))
-        place, anchor = (y - 9, "ls") if falls else (y + 9, "la")
-        label = percent(points[shown].exposed_communication)
-        parts.add(Text(x + 7, place, label, RED, SMALL, anchor, halo=True))
-    return parts.drawing(bottom + 18 + len(heads) * _ROW + MARGIN - 14)
+
+def _add_curves(parts: Parts, axes: Axes, points: Sequence[ScalingPoint]) -> None:
+    ideal = [(axes.x(gpus), axes.y(_ideal(points[0], gpus))) for gpus in (points[0].gpus, axes.gpus[1])]
+    parts.add(Line(tuple(ideal), AXIS, 1.5, (7.0, 5.0), ("ideal",)))
+    curve = [(axes.x(point.gpus), axes.y(point.images_per_second)) for point in points]
+    parts.add(Line(tuple(curve), BLUE, 2.5, of=("curve",)))
+    radius = 4.5 if len(points) <= _MANY else 3.0
+    for (x, y), point in zip(curve, points, strict=True):
+        parts.add(Dot(x, y, radius, BLUE, ("point", str(point.gpus))))
 
 
 def columns_that_fit(columns: Sequence[tuple[float, float]]) -> list[int]:
@@ -157,9 +161,12 @@ def columns_that_fit(columns: Sequence[tuple[float, float]]) -> list[int]:
 
 def _check(points: Sequence[ScalingPoint]) -> None:
     assert points, "there is nothing to draw"
+    ranges = sum(point.least is not None for point in points)
+    assert ranges in (0, len(points)), f"{ranges} of {len(points)} points have a range"
     for before, after in pairwise(points):
         assert before.gpus < after.gpus, f"{after.gpus} GPUs twice"
     for point in points:
+        assert (point.least is None) == (point.most is None), f"{point.gpus} GPUs: half a range"
         least, most = _reach(point)
         assert point.gpus > 0, f"{point.gpus} GPUs"
         assert 0 < least <= point.images_per_second <= most, f"{point.images_per_second} is not in its range"
@@ -174,7 +181,7 @@ def _axes(points: Sequence[ScalingPoint], top: float) -> Axes:
     room = (most / least) ** 0.06 * 1.15
     speeds = (least / room, most * room)
     ticks = [exact(value) for value in logarithmic_ticks(*speeds)]
-    left = MARGIN + max(text_width(text, SMALL) for text in (*ticks, "of ideal", "images/s")) + 12
+    left = MARGIN + max(text_width(text, SMALL) for text in (*ticks, *_FIGURES)) + 12
     return Axes(gpus, speeds, left, top, WIDTH - MARGIN - 36, top + _PLOT_HEIGHT)
 
 

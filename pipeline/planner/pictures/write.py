@@ -52,7 +52,7 @@ def show_in_tensorboard(run: RunFolder, pictures: Mapping[str, Image.Image]) -> 
         ConfigError: the event file cannot be written; what earlier calls wrote is still there.
     """
     folder = run.plan
-    earlier = list(folder.glob("events.out.tfevents.*"))
+    earlier = sorted(folder.glob("events.out.tfevents.*"))
     failures: list[str] = []
     # It is later by its name, and begins at step 0: a server that has read the earlier one drops its pictures.
     events = EventFile(folder, 0, failures.append)
@@ -61,7 +61,8 @@ def show_in_tensorboard(run: RunFolder, pictures: Mapping[str, Image.Image]) -> 
     events.close()
     if failures:
         raise ConfigError(f"run folder {run.path}: plan cannot be written; have its rights changed, or make room")
-    for path in earlier:
+    # TensorBoard's server does not get beyond a file that is gone before it has seen the next one.
+    for path in earlier[:-1]:
         with suppress(OSError):  # it is superseded all the same
             path.unlink()
 

@@ -43,7 +43,7 @@ _LONGEST_AXIS = 2.0
 """Times the GPU's memory; longer bars are broken off."""
 _SHORT = 1 / 8  # of the GPU's memory: if all bars are shorter, the axis ends with them
 _TICKS = 80  # pixels between two, at least
-_FARTHEST = 36  # pixels from the end of a bar to the text of its amount
+_FARTHEST = 60  # pixels from the end of a bar to the text of its amount
 _IN_MARGIN_BACK, _BEYOND_BACK = "#fff5e0", "#fdecec"
 _AMBER, _MARGIN_LINE = "#a16207", "#d9a441"
 

@@ -213,16 +213,10 @@ def _add_axis(parts: Parts, sections: Sequence[Section], top: float, bottom: flo
     pixels = sum(section.right - section.left for section in sections)
     time = sum(section.end - section.start for section in sections)
     step = round_step(time / pixels * _TICKS)
-    occupied = -float("inf")
     for section in sections:
         for value in linear_ticks(section.start, section.end, step):
-            place = section.x(value)
-            parts.add(vertical(place, top, bottom + 5, GRID))
-            text = exact(value)
-            half = text_width(text, SMALL) / 2
-            if place - half > occupied and place + half < WIDTH:
-                parts.add(Text(place, bottom + 18, text, SOFT, SMALL, "mm"))
-                occupied = place + half + 8
+            parts.add(vertical(section.x(value), top, bottom + 5, GRID))
+            parts.add(Text(section.x(value), bottom + 18, exact(value), SOFT, SMALL, "mm"))
         parts.add(Line(((section.left, bottom), (section.right, bottom)), AXIS))
     left = sections[0].left
     parts.add(Text(left - 16, bottom + 18, "ms", SOFT, SMALL, "rm"))

@@ -1,6 +1,7 @@
 """Bars of memory: lengths and order of the segments, what fits, and that everything can be read."""
 
 import math
+import re
 
 import pytest
 
@@ -75,6 +76,25 @@ def test_a_bar_longer_than_twice_the_memory_is_broken_off_at_the_end_of_the_axis
     assert len(drawing.standing_for("a", "broken off")) == 1
     assert not drawing.standing_for("b", "broken off")
     assert "500 GB, does not fit" in words(drawing)
+    assert words(drawing).count("71.4") == 2  # not at the segment that is cut
+
+
+def test_no_vertical_line_goes_through_an_amount() -> None:
+    drawing = memory_drawing(SUBJECT, [even("a", size) for size in (77, 84, 100, 120, 140, 160)], CAPACITY, USABLE)
+    amounts = [text for text in drawing.texts if re.fullmatch(r"\d+\.\d|77\.0 GB", text.text)]
+    assert len(amounts) == 6 * 7 + 1
+    for text in amounts:
+        for line in ("usable", "capacity"):
+            assert not text.box[0] <= place(drawing, line) <= text.box[2], (text, line)
+
+
+def test_long_names_are_cut_where_they_would_leave_no_room_for_the_bars() -> None:
+    drawing = memory_drawing(LONG, [even("W" * 200, 80), even("a" * 40, 30)], CAPACITY, USABLE)
+    first = drawing.standing_for("a" * 40)[0]
+    assert isinstance(first, Rectangle)
+    assert place(drawing, "capacity") - first.left > 300
+    assert "a" * 40 in words(drawing)
+    assert_readable(drawing)
 
 
 def test_if_all_bars_are_short_the_axis_ends_with_them_and_the_memory_is_named() -> None:

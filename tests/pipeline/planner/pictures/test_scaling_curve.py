@@ -60,6 +60,14 @@ def test_points_have_their_figures_and_the_share_of_exposed_communication() -> N
     assert {"1", "100", "0 %", "100 %", "1,024", "76,800", "75 %", "22 %"} <= set(found)
 
 
+def test_shares_stand_on_the_side_where_the_curve_is_not() -> None:
+    points = [ScalingPoint(8, 1000, 0.11), ScalingPoint(16, 1500, 0.12), ScalingPoint(24, 1200, 0.13)]
+    drawing = scaling_drawing(SUBJECT, points)
+    tops = {text.text: text.box[1] for text in drawing.texts}
+    below = [tops[share] > dot.y for share, dot in zip(("11 %", "12 %", "13 %"), dots(drawing), strict=True)]
+    assert below == [True, False, True]
+
+
 def test_measured_points_have_no_range() -> None:
     drawing = scaling_drawing(LONG, [ScalingPoint(1, 100, 0), ScalingPoint(2, 190, 0.05)])
     assert not drawing.standing_for("range")

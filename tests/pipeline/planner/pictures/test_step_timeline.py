@@ -71,8 +71,12 @@ def test_of_many_micro_batches_the_first_two_and_the_last_are_drawn(micro_batche
     assert [int(shape.of[1]) for shape in rectangles(drawing, "backward")] == drawn
     named = [text for text in words(drawing) if text.startswith("micro-batch")]
     assert named == [f"micro-batch {number + 1}" for number in drawn]
-    left_out = [text for text in words(drawing) if text.endswith("more")]
-    assert left_out == ([f"... {micro_batches - 3} more"] if micro_batches > 4 else [])
+    left_out = [text for text in drawing.texts if text.text.endswith("more")]
+    assert [text.text for text in left_out] == ([f"... {micro_batches - 3} more"] if micro_batches > 4 else [])
+    for text in left_out:
+        left, _, right, _ = text.box
+        before, after = rectangles(drawing, "backward", "1")[0].right, rectangles(drawing, "forward")[-1].left
+        assert before + 10 < left < right < after - 10
 
 
 def test_before_and_after_the_micro_batches_that_are_left_out_the_scale_is_the_same() -> None:

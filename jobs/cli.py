@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "Pretrain, fine-tune and evaluate a small CoAtNet on 10,000 product photos: minutes on two CPU cores.",
     "shards": "Build, index, verify and show WebDataset shards.",
     "recipes": "List, show and copy the recipes that come with the program.",
+    "plan": "Plan a stage on a cluster before it runs: time, memory, cost, communication, and what to set there.",
     "doctor": "Check a recipe for everything that would stop it or slow it down, with fixes.",
     "submit": "Submit all stages to Slurm; run again, submit only those that failed or are new.",
     "status": "Show job, state, progress, last checkpoint and time left of each stage; compare the runs of a sweep.",

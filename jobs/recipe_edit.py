@@ -43,7 +43,7 @@ def write_settings(path: Path, stage: str, settings: Mapping[str, Any], comment:
     Args:
         path: of the file.
         stage: its name.
-        settings: scalars by the names of their keys, which are directly below the stage.
+        settings: scalars by their keys below the stage; `batch.micro_size` is in the section `batch`.
         comment: without the `#`; one line.
 
     Raises:
@@ -59,9 +59,8 @@ def write_settings(path: Path, stage: str, settings: Mapping[str, Any], comment:
             with open(unfinished, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
             after = load_recipe(unfinished)
-            wanted = before.model_copy(
-                update={"stages": before.stages | {stage: before.stages[stage].model_copy(update=dict(settings))}}
-            )
+            changed = with_settings(before.stages[stage], settings)
+            wanted = before.model_copy(update={"stages": before.stages | {stage: changed}})
             if after != wanted:
                 others = [name for name in before.stages if after.stages.get(name) != wanted.stages[name]]
                 raise ConfigError(
@@ -84,19 +83,66 @@ def _text(path: Path) -> str:
         raise ConfigError(f"recipe {path}: is not UTF-8; save it as that to have settings written into it") from None
 
 
+def with_settings(section: Any, settings: Mapping[str, Any]) -> Any:
+    """A stage, or a section of one, with settings by their keys, as `batch.micro_size`; they are not checked."""
+    update: dict[str, Any] = {}
+    for key, value in settings.items():
+        name, _, rest = key.partition(".")
+        held = update.get(name, getattr(section, name))
+        update[name] = with_settings(held, {rest: value}) if rest else value
+    return section.model_copy(update=update)
+
+
 def _edited(path: Path, text: str, stage: str, settings: Mapping[str, Any], comment: str) -> str:
     """The text with the settings."""
     node = _stage_node(path, text, stage, settings)
     edits: list[Edit] = []
-    for name, value in settings.items():
-        edits.append(_edit(path, text, stage, node, f"{name}: {_scalar(value)}", comment))
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    for section, values in sections.items():
+        held = next((value for key, value in node.value if key.value == section), None)
+        if not section:
+            edits += [_edit(path, text, stage, node, f"{k}: {_scalar(v)}", comment) for k, v in values.items()]
+        elif held is None:
+            edits.append(_edit(path, text, stage, node, f"{section}: {{{_listed(values)}}}", comment))
+        elif not isinstance(held, yaml.MappingNode) or not node.start_mark.index < held.start_mark.index:
+            raise _refusal(path, stage, f"{section} is not written out in it", _listed(settings))
+        elif held.flow_style:
+            edits += _edits_in_braces(path, text, stage, held, values, comment)
+        else:
+            edits += [_edit(path, text, stage, held, f"{k}: {_scalar(v)}", comment) for k, v in values.items()]
     for start, end, piece in sorted(edits, key=lambda edit: -edit[0]):
         text = text[:start] + piece + text[end:]
     return text
 
 
+def _edits_in_braces(
+    path: Path, text: str, stage: str, node: yaml.MappingNode, values: Mapping[str, Any], comment: str
+) -> list[Edit]:
+    """The edits of a section in braces, on one line, behind which the comment stands."""
+    if node.start_mark.line != node.end_mark.line:
+        raise _refusal(path, stage, "a section in braces is on several lines", _listed(values))
+    closing = node.end_mark.index - 1
+    end = _line_end(text, closing)
+    edits: list[Edit] = []
+    for name, value in values.items():
+        held = next((found for key, found in node.value if key.value == name), None)
+        if held is None:
+            separator = ", " if node.value else ""
+            edits.append((closing, closing, f"{separator}{name}: {_scalar(value)}"))
+        elif isinstance(held, yaml.ScalarNode):
+            edits.append((held.start_mark.index, held.end_mark.index, _scalar(value)))
+        else:
+            raise _refusal(path, stage, f"the value of {name} is not a plain one", _listed(values))
+    if comment:
+        edits.append((closing + 1, end, f" # {comment}"))
+    return edits
+
+
 def _edit(path: Path, text: str, stage: str, node: yaml.MappingNode, line: str, comment: str) -> Edit:
-    """The edit that makes `line`, a key and its value, a line of the stage."""
+    """The edit that makes `line`, a key and its value, a line of the stage or of a section."""
     name = line.partition(":")[0]
     written = f"{line} # {comment}" if comment else line
     for key, value in node.value:

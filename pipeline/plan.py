@@ -179,7 +179,7 @@ def train_plan(
             if plan
             else sample_order(settings, recipe.seed, train.shard_samples, where)
         )
-        _check_length(settings, train.samples, where)
+        check_length(settings, train.samples, where)
         begun = Begun(plan.stage, plan.rate, first, plan.samples_after(first)) if plan else None
         part = plan_part(settings, train.samples, begun, where)
         plan = TrainPlan(
@@ -197,8 +197,12 @@ def _with_end(plan: TrainPlan, steps: int) -> TrainPlan:
     return replace(plan, stage=stage, steps=steps, earlier=_with_end(plan.earlier, steps) if plan.earlier else None)
 
 
-def _check_length(stage: TrainStage, samples: int, where: str) -> None:
-    """Refuse an epoch, or a stage, that is shorter than a step."""
+def check_length(stage: TrainStage, samples: int, where: str) -> None:
+    """Check that neither an epoch nor the stage is shorter than a step.
+
+    Raises:
+        ConfigError: one is.
+    """
     batch, epochs = stage.batch.global_size, stage.epochs
     if samples < batch:
         raise ConfigError(

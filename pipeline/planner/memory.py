@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class StepMemory:
     buckets: int
     """DeepSpeed's `reduce_bucket_size`, and what ZeRO 3 gathers up to `stage3_max_live_parameters`."""
     working: int
-    """The peak of a micro-batch: activations, gradients on their way, temporary tensors, casts of weights, input."""
+    """The peak of a micro-batch: activations, gradients on their way, temporary tensors, casts of weights, input, and
+    a bucket's float32 copy while it is summed."""
 
     @property
     def total(self) -> int:
@@ -58,7 +60,10 @@ def step_memory(
     `on_cpu` is for ranks without GPUs, where attention stores its scores.
     """
     model = build_on_meta(subject)
+    settings = communication or CommunicationSettings()
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    copied = zero_stage == 2 and subject.precision == "bf16" and settings.gradients == "fp32"
+    copy_bytes = 4 * min(parameters, settings.bucket_size) if copied else 0
     weights, gradients, state = bytes_of_state(parameters, subject.precision, zero_stage, ranks)
     average = (-(-parameters // ranks) if zero_stage else parameters) * 4 if moving_average else 0
     return StepMemory(
@@ -67,36 +72,49 @@ def step_memory(
         optimizer_state=state,
         moving_average=average,
         buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
-        buckets=bucket_bytes(
-            parameters, subject.precision, zero_stage, ranks, communication or CommunicationSettings()
-        ),
+        buckets=bucket_bytes(parameters, subject.precision, zero_stage, ranks, settings) - copy_bytes,
         working=working_bytes(
             subject,
             holds_casts=rounds > 1 and zero_stage < 3,
             # Seen with DeepSpeed 0.19.8: bf16 gradients live on beside their places in the bucket. Not all of them do:
             # the peaks of small models are 1 % lower.
             holds_gradients=zero_stage == 3 and subject.precision == "bf16",
+            copied_bucket=settings.bucket_size if copied else None,
             on_cpu=on_cpu,
         ),
     )
 
 
+@cache
 def working_bytes(
-    subject: Workload, *, holds_casts: bool = True, holds_gradients: bool = False, on_cpu: bool = False
+    subject: Workload,
+    *,
+    holds_casts: bool = True,
+    holds_gradients: bool = False,
+    copied_bucket: int | None = None,
+    on_cpu: bool = False,
 ) -> int:
     """The most bytes beside weights and summed gradients that are alive in forward and backward of a micro-batch.
 
     From a run of the whole model on the meta device. Each gradient of a weight exists until it has been added up, or
     with `holds_gradients` until the end of the backward. With `holds_casts`, casts of weights under autocast live until
-    the end of the step, as they serve all its micro-batches; otherwise those of one forward.
+    the end of the step, as they serve all its micro-batches; otherwise those of one forward. `copied_bucket` is the
+    number of gradients that are copied to float32 together when a bucket is full, for as long as they are summed.
     """
     model = build_on_meta(subject).train()
+    in_bucket = 0
 
     def drop(parameter: Tensor) -> None:
+        nonlocal in_bucket
         assert parameter.grad is not None
         if not holds_gradients:
             parameter.grad.float()  # as which it is added to the sum
             parameter.grad = None
+        if copied_bucket is not None:
+            if in_bucket and in_bucket + parameter.numel() > copied_bucket:
+                torch.empty(in_bucket, dtype=torch.float32, device="meta")
+                in_bucket = 0
+            in_bucket += parameter.numel()
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(drop)  # type: ignore[no-untyped-call]
@@ -121,6 +139,10 @@ def working_bytes(
             del logits
             torch.autograd.backward(loss)
             model.zero_grad()
+        with live:
+            if in_bucket:  # what is left when the backward ends
+                torch.empty(in_bucket, dtype=torch.float32, device="meta")
+                in_bucket = 0
     discard_recorded_statistics(model)
     return live.peak - held
 

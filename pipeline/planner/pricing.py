@@ -19,11 +19,13 @@ from pipeline.planner.operations import Operation, Product, Scores, Taps
 from pipeline.ranks.gpus import FLOAT32_PEAKS, PEAKS, known_name, memory_bandwidth
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """A part of a data file; fields that it does not have are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Figure(_Strict):
+class Figure(StrictModel):
     """A number with what it may be at least and at most, and where it is from."""
 
     value: float
@@ -37,7 +39,7 @@ class Figure(_Strict):
         return self.least is None and self.most is None
 
 
-class Law(_Strict):
+class Law(StrictModel):
     """What holds for all GPUs."""
 
     tile_columns: Figure
@@ -66,7 +68,7 @@ class Law(_Strict):
     """Factor between a predicted time and a measured one of models that were not fitted."""
 
 
-class GpuEfficiency(_Strict):
+class GpuEfficiency(StrictModel):
     """What holds for one kind of GPU."""
 
     matmul: Figure
@@ -77,7 +79,7 @@ class GpuEfficiency(_Strict):
     """Factor on the time of eager kernels."""
 
 
-class EfficiencyFile(_Strict):
+class EfficiencyFile(StrictModel):
     """`efficiencies.yaml`."""
 
     version: int

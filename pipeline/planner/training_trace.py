@@ -72,10 +72,19 @@ class Traced:
 class StepTrace:
     """One training step on one rank: each of its micro-batches, and once at its end what `optimizer` has."""
 
-    micro_batch: Traced
-    """Forward, recomputation and backward, and the addition of the gradients to those of earlier micro-batches."""
+    forward: Traced
+    recomputation: Traced
+    """Forwards of the blocks whose activations were not kept."""
+    backward: Traced
+    """With the addition of the gradients to those of earlier micro-batches."""
     optimizer: Traced
     """AdamW on the rank's share, casts of weights, and the moving average of the weights."""
+
+    @property
+    def micro_batch(self) -> Traced:
+        """Forward, recomputation and backward."""
+        parts = (self.forward, self.recomputation, self.backward)
+        return Traced(tuple(count for part in parts for count in part.counts), self.forward.compiled)
 
 
 def trace_evaluation(subject: Workload) -> Traced:
@@ -93,7 +102,9 @@ def trace_evaluation(subject: Workload) -> Traced:
 def trace_training(subject: Workload, *, shares: int = 1, moving_average: bool = False) -> StepTrace:
     """A training step, whose optimizer state is divided among `shares` ranks."""
     model = build_on_meta(subject).train()
-    counts: Counter[Operation] = Counter()
+    first: Counter[Operation] = Counter()
+    repeated: Counter[Operation] = Counter()
+    last: Counter[Operation] = Counter()
     casts: Counter[Operation] = Counter()
     for part in _parts(model, subject):
         forward, backward, weight_casts = _record(part, subject, True)
@@ -101,16 +112,18 @@ def trace_training(subject: Workload, *, shares: int = 1, moving_average: bool =
             forward, again, backward = _compiled(forward, backward, recomputed=part.recomputed)
         else:
             again = forward if part.recomputed else []
-        counts.update(_without_identity([*forward, *again, *backward], part.count))
+        first.update(_without_identity(forward, part.count))
+        repeated.update(_without_identity(again, part.count))
+        last.update(_without_identity(backward, part.count))
         casts.update(_without_identity(weight_casts, part.count))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    counts[_accumulation(parameters, subject.precision)] += 1
+    last[_accumulation(parameters, subject.precision)] += 1
     optimizer = [_adamw(parameters, subject.precision, shares)]
     if moving_average:
         share = -(-parameters // shares)
         optimizer.append(Operation("elementwise", "moving_average", _sizes(8 * share), _sizes(4 * share)))
     casts.update(optimizer)
-    return StepTrace(Traced(tuple(counts.items()), subject.compiled), Traced(tuple(casts.items()), subject.compiled))
+    return StepTrace(*(Traced(tuple(part.items()), subject.compiled) for part in (first, repeated, last, casts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def planned(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         base = ["model.name=coatnet_7", "resolution=224", "precision=bf16", "zero_stage=1", "batch.global_size=4096",
                 "batch.micro_size=64", "data.lanes=4"]  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:  # the shards have fewer samples than such a batch
-            patch.setattr("pipeline.plan._check_length", lambda *arguments: None)
+            patch.setattr("pipeline.plan.check_length", lambda *arguments: None)
             made = plan_stage(load_recipe(recipe, [*base, *changes]), "pretrain", 1)
         assert isinstance(made, TrainPlan)
         return made

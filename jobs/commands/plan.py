@@ -1,0 +1,203 @@
+"""`coatnet plan`: what a stage will cost on a cluster, and what to set there."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.bundled_recipes import bundled_recipes, load_recipe
+from jobs.commands.arguments import AsJson, OptionalStage, Overrides, stage_and_changes, training_stage
+from jobs.console import make_console, print_json, print_line
+from jobs.exit_codes import exit_on_error
+from jobs.planning.measured import MeasuredGpu, measured_gpu
+from jobs.planning.record import plan_record
+from jobs.planning.view import show_plan
+from jobs.planning.write import check_recommended, write_recommended
+from jobs.recipe_edit import check_editable
+from pipeline.errors import ConfigError
+from pipeline.monitoring.console import PrintableConsole
+from pipeline.planner.datasets import planned_dataset
+from pipeline.planner.hardware import Cluster, find_cluster
+from pipeline.planner.stage_plan import StagePlan, plan_cost
+from pipeline.planner.step_estimate import MeasuredSpeed
+from pipeline.recipe.schema import Recipe, TrainStage
+
+_CLUSTER = "Cluster"
+_OUTPUT = "Output"
+_DEFAULT_GPU = "h100"
+
+
+def plan(
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A recipe file (YAML), or the name of one that comes with the program."),
+    ],
+    stage: OptionalStage = None,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of the GPUs, with their memory in GB if there are several, as a100-80.",
+            show_default="that of --measured, else h100",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Their number.", show_default="the recipe's ranks", rich_help_panel=_CLUSTER),
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs of a node.", show_default="as in the recipe", rich_help_panel=_CLUSTER),
+    ] = None,
+    link: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="GB/s and direction between GPUs of a node.",
+            show_default="data sheet",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    network: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="GB/s and direction of the network for each GPU.",
+            show_default="usual for the GPU",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores of a node, to compare with the demand.", rich_help_panel=_CLUSTER)
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of a GPU for an hour.", rich_help_panel=_CLUSTER)
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measurements of such a GPU, as `coatnet bench gpu --out FILE` writes them.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Training images.", show_default="of the shards, or of known datasets")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Their classes.", show_default="the same")] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write memory, timeline and scaling as PNG.", rich_help_panel=_OUTPUT),
+    ] = None,
+    in_tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard", help="Show these pictures in the TensorBoard of the run.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write", help="Write the recommended settings into the recipe, with comments.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a training stage on a cluster: time, memory, cost, communication, storage, and what to set.
+
+    From the recipe alone, on any machine, without GPUs and before shards exist. Exits with 78 if the recipe cannot
+    run on that cluster.
+    """
+    with exit_on_error():
+        name, changes = stage_and_changes(stage, overrides)
+        path = _found(recipe)
+        loaded = load_recipe(path, changes)
+        name = training_stage(loaded, name)
+        found = loaded.stages[name]
+        assert isinstance(found, TrainStage)
+        bench = None if measured is None else measured_gpu(measured)
+        cluster = _cluster(found, gpu, gpus, gpus_per_node, link, network, cores, bench)
+        console, progress = make_console(), PrintableConsole(stderr=True)
+        if write:
+            check_recommended(loaded, name)
+            check_editable(path, name, {"zero_stage": 1})
+        with progress.status("tracing a step"):
+            speed = None if bench is None else bench.speed(found, cluster)
+            dataset = planned_dataset(found, samples, classes)
+            result = plan_cost(loaded, name, cluster, dataset, price=price, measured=speed)
+        if as_json:
+            print_json(plan_record(result))
+        else:
+            show_plan(result, console)
+        said = progress if as_json else console
+        if pictures is not None or in_tensorboard:
+            _draw(result, loaded, pictures, in_tensorboard, said, speed)
+        if write:
+            for line in write_recommended(path, loaded, result):
+                print_line(said, line)
+        if not result.memory.fits and not write:
+            raise ConfigError(
+                f"stage {name} does not fit: a GPU needs {result.memory.needed / 1e9:.1f} of "
+                f"{result.memory.size / 1e9:.1f} GB; set what is recommended above, or plan other GPUs"
+            )
+
+
+def _found(recipe: Path) -> Path:
+    """The file of the recipe: itself, or that of a recipe that comes with the program."""
+    bundled = bundled_recipes().get(recipe.name)
+    return bundled if bundled is not None and recipe.parent == Path() and not recipe.exists() else recipe
+
+
+def _cluster(
+    stage: TrainStage,
+    gpu: str | None,
+    gpus: int | None,
+    gpus_per_node: int | None,
+    link: float | None,
+    network: float | None,
+    cores: int | None,
+    bench: MeasuredGpu | None,
+) -> Cluster:
+    resources = stage.resources
+    number = gpus or resources.ranks
+    name = gpu or (bench.name if bench else None) or _named_by_size(resources.gpu_gigabytes)
+    return find_cluster(
+        name,
+        number,
+        gpus_per_node or min(number, max(8, resources.ranks_per_node) if gpus else resources.ranks_per_node),
+        link=None if link is None else link * 1e9,
+        network=None if network is None else network * 1e9,
+        cores_per_node=cores,
+        efficiencies=None if bench is None else bench.efficiencies(),
+    )
+
+
+def _named_by_size(gigabytes: float) -> str:
+    """The GPU that is planned for if none is named: an H100 of the memory that the recipe expects."""
+    return f"{_DEFAULT_GPU}-{gigabytes:.0f}"
+
+
+def _draw(
+    result: StagePlan,
+    recipe: Recipe,
+    folder: Path | None,
+    in_tensorboard: bool,
+    console: Console,
+    speed: MeasuredSpeed | None,
+) -> None:
+    from jobs.planning.pictures import plan_pictures
+    from pipeline.planner.pictures.write import show_in_tensorboard, write_pictures
+    from pipeline.runs.run_folder import run_folder
+
+    drawn = plan_pictures(result, speed)
+    if folder is not None:
+        for path in write_pictures(folder, drawn):
+            print_line(console, f"wrote {path}")
+    if in_tensorboard:
+        run = run_folder(recipe, result.name)
+        if not run.path.is_dir():
+            raise ConfigError(f"--tensorboard: {run.path} does not exist yet; the run has not begun")
+        show_in_tensorboard(run, drawn)
+        print_line(console, f"TensorBoard shows them as plan/memory, plan/timeline and plan/scaling of {run.path}")

@@ -1,0 +1,1 @@
+"""What `coatnet plan` prints, draws and writes."""

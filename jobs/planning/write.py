@@ -1,0 +1,59 @@
+"""Writes what a plan recommends into the recipe."""
+
+from pathlib import Path
+from typing import Any
+
+from data.text.printable import printable
+from jobs.recipe_edit import write_settings
+from pipeline.errors import ConfigError
+from pipeline.planner.stage_plan import StagePlan
+from pipeline.recipe.schema import Recipe
+from pipeline.runs.run_folder import run_folder
+
+MAKES_ANOTHER_RUN = ("batch.micro_size", "data.lanes", "precision")
+"""Settings that a stage cannot change once it has begun."""
+
+
+def check_recommended(recipe: Recipe, stage: str) -> None:
+    """Check that the recipe's own settings are those that would be written to.
+
+    Raises:
+        ConfigError: the stage has begun with a recipe that cannot be read.
+    """
+    run_folder(recipe, stage).frozen()
+
+
+def write_recommended(path: Path, recipe: Recipe, plan: StagePlan) -> list[str]:
+    """Write the recommended settings that differ from the recipe's, each with where it is from.
+
+    Returns:
+        What was written, and what was not and why, in lines for people.
+
+    Raises:
+        ConfigError: nothing fits, or the recipe cannot be edited; it is unchanged.
+    """
+    recommended = plan.recommended
+    if not recommended.fits:
+        raise ConfigError(
+            f"--write: nothing was written to {path}, since not even one image of stage {plan.name} fits; plan other "
+            "GPUs"
+        )
+    changes = dict(recommended.changes)
+    lines = []
+    if run_folder(recipe, plan.name).frozen() is not None:
+        for key in MAKES_ANOTHER_RUN:
+            if key in changes:
+                value = changes.pop(key)
+                lines.append(f"not written: {key}={value}, since stage {plan.name} has begun and would be another run")
+    if not changes:
+        return [*lines, f"nothing to write: stage {plan.name} of {path} has what is recommended"]
+    cluster = plan.cluster
+    kind = "measured" if plan.is_measured else "estimate"
+    comment = f"by coatnet plan for {cluster.gpus} x {cluster.gpu.kind} of {cluster.memory / 1e9:g} GB, {kind}"
+    write_settings(path, plan.name, changes, printable(comment))
+    written = ", ".join(f"{key}: {_shown(value)}" for key, value in changes.items())
+    return [*lines, f"wrote to stage {plan.name} of {path}: {written}"]
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,168 @@
+"""The plan of a training stage on a cluster: its size, time, memory, cost and loads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data.order import default_lanes
+from pipeline.plan import check_length, check_model, check_ranks, with_intervals
+from pipeline.planner.alternatives import Alternative, Recommendation, alternatives, recommend
+from pipeline.planner.datasets import PlannedDataset
+from pipeline.planner.hardware import Cluster, figure_range
+from pipeline.planner.ranges import Range
+from pipeline.planner.stage_loads import (
+    CheckpointLoad,
+    LoaderLoad,
+    ShardLoad,
+    checkpoint_load,
+    loader_load,
+    shard_load,
+)
+from pipeline.planner.stage_memory import GpuMemory, gpu_memory
+from pipeline.planner.step_estimate import (
+    MeasuredSpeed,
+    StepEstimate,
+    estimate_step,
+    multiply_adds_of,
+    parameters_of,
+)
+from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.training.parts import plan_part
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a whole stage, if nothing stops it; evaluations and starts are not counted."""
+
+    hours: Range
+    gpu_hours: Range
+    energy: Range
+    """Kilowatt-hours of the data centre."""
+    price: Range | None
+    """In the currency of the price that was given; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What a training stage costs and needs."""
+
+    recipe: str
+    name: str
+    stage: TrainStage
+    """As in the recipe."""
+    cluster: Cluster
+    dataset: PlannedDataset
+    parameters: int
+    multiply_adds: int
+    """Of a forward of one image."""
+    steps: int
+    step: StepEstimate
+    memory: GpuMemory
+    cost: Cost
+    loader: LoaderLoad
+    shards: ShardLoad
+    checkpoints: CheckpointLoad
+    alternatives: tuple[Alternative, ...]
+    recommended: Recommendation
+    remarks: tuple[str, ...]
+    """What is not counted, or does not hold, in sentences."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a step of such a GPU was measured; otherwise times are estimates with a range."""
+        return self.step.measured
+
+
+def plan_cost(
+    recipe: Recipe,
+    name: str,
+    cluster: Cluster,
+    dataset: PlannedDataset,
+    *,
+    price: float | None = None,
+    measured: MeasuredSpeed | None = None,
+) -> StagePlan:
+    """The plan of training stage `name` on `cluster`, whose number of GPUs replaces that of the recipe.
+
+    Args:
+        recipe: with the stage.
+        name: of the stage.
+        cluster: where it runs.
+        dataset: what it trains on.
+        price: of a GPU for an hour.
+        measured: how a measured step on such a GPU compares with the estimate.
+
+    Raises:
+        ConfigError: the GPUs do not divide the micro-batches, or another setting that needs no shards to be wrong.
+    """
+    stage = recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    where = f"stage {name}: "
+    check_model(recipe, stage, where)
+    check_ranks(stage, cluster.gpus, where)
+    classes, batch = dataset.classes, stage.batch.global_size
+    check_length(stage, dataset.samples, where)
+    steps = plan_part(stage, dataset.samples, None, where).steps
+    step = estimate_step(stage, classes, cluster, measured)
+    memory = gpu_memory(stage, classes, cluster)
+    found = alternatives(stage, classes, cluster, measured)
+    every = with_intervals(stage, steps, dataset.samples / batch).checkpoint.interval
+    lanes = stage.data.lanes or default_lanes(batch, dataset.samples)
+    loader = loader_load(stage, step, cluster)
+    return StagePlan(
+        recipe=recipe.name,
+        name=name,
+        stage=stage,
+        cluster=cluster,
+        dataset=dataset,
+        parameters=parameters_of(stage, classes),
+        multiply_adds=multiply_adds_of(stage, classes),
+        steps=steps,
+        step=step,
+        memory=memory,
+        cost=_cost(steps, step, cluster, price),
+        loader=loader,
+        shards=shard_load(dataset, step, cluster, lanes),
+        checkpoints=checkpoint_load(stage, classes, steps, every, step, cluster),
+        alternatives=found,
+        recommended=recommend(stage, classes, cluster, found, dataset.samples),
+        remarks=tuple(_remarks(stage, cluster, memory, loader, step)),
+    )
+
+
+def _cost(steps: int, step: StepEstimate, cluster: Cluster, price: float | None) -> Cost:
+    hours = step.seconds * (steps / _HOUR)
+    gpu_hours = hours * cluster.gpus
+    facility = figure_range(cluster.law.facility)
+    kilowatts = cluster.power / 1e3
+    energy = Range(
+        gpu_hours.value * kilowatts * facility.value,
+        gpu_hours.least * kilowatts * facility.least,
+        gpu_hours.most * kilowatts * facility.most,
+    )
+    return Cost(hours, gpu_hours, energy, None if price is None else gpu_hours * price)
+
+
+def _remarks(
+    stage: TrainStage, cluster: Cluster, memory: GpuMemory, loader: LoaderLoad, step: StepEstimate
+) -> Iterator[str]:
+    if not memory.fits:
+        yield (
+            f"it does not fit: a GPU needs {memory.needed / 1e9:.1f} of {memory.size / 1e9:.1f} GB, so the times are "
+            "those of a step that cannot run"
+        )
+    if stage.fused_depthwise:
+        yield "fused_depthwise is not in the estimate: time and memory are those of the operations that it replaces"
+    if stage.zero_stage == 3:
+        yield "with ZeRO 3 the time of gathering weights is an upper bound above a billion parameters"
+    if step.issuing.value >= step.computing.value:
+        yield "the host issues kernels more slowly than the GPU runs them; larger micro-batches or compile would help"
+    cores = cluster.cores_per_node
+    if cores is not None and loader.cores.value > cores:
+        share = cores / loader.cores.value
+        yield (
+            f"a node has {cores} cores and its readers keep {loader.cores.value:.0f} busy: by estimate data comes at "
+            f"{share:.0%} of the speed of training, which the times do not include"
+        )
+    yield "hours are those of training alone: without evaluations, starts and failures"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from benchmarks.recipes import DATASETS
+from data.remote.storage import PIECE
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.planner.load import ScaledRun, lanes_of_nodes
@@ -162,22 +163,23 @@ def limit_table(found: Sequence[Limit]) -> str:
 
 
 def data_table(stage: ScaledStage, gpus: Sequence[int], remote: bool) -> str:
-    """Reading shards and writing checkpoints."""
+    """Reading shards and writing checkpoints; a shared file system has no downloads."""
     run, rows = stage.scaled(remote), []
     for ranks in gpus:
-        lanes = lanes_of_nodes(run, ranks) / lanes_of_nodes(run, 1)
+        lanes = lanes_of_nodes(run, ranks) / lanes_of_nodes(run, 1) if remote else 1.0
         per_second = run.images_per_second(ranks) * run.sample_bytes * lanes
+        downloads = (f"{lanes:,.1f}", f"{per_second / PIECE:,.0f}") if remote else ()
         cost = save_cost(run.state_bytes, ranks, min(ranks, run.ranks_per_node), remote=remote)
         rows.append(
-            (f"{ranks:,}", f"{per_second / 1e9:,.2f}", f"{lanes:,.1f}", f"{per_second / 2**24:,.0f}",
-             f"{run.state_bytes / ranks / 1e6:,.0f}", f"{ranks + 3:,}", _seconds(cost.stall), _seconds(cost.write),
+            (f"{ranks:,}", f"{per_second / 1e9:,.2f}", *downloads, f"{run.state_bytes / ranks / 1e6:,.0f}",
+             f"{ranks + 3:,}", _seconds(cost.stall), _seconds(cost.write),
              _seconds(publishing_seconds(ranks, remote=remote)))
         )  # fmt: skip
     headings = (
-        "GPUs", "GB/s of shards", "downloads of each", "GET/s", "MB of a rank's file", "files of a save", "stall",
-        "until it counts", "of which the leader alone",
+        "GPUs", "GB/s of shards", *(("downloads of each", "GET/s") if remote else ()), "MB of a rank's file",
+        "files of a save", "stall", "until it counts", "of which the leader alone",
     )  # fmt: skip
-    return _markdown(headings, rows, right=range(9))
+    return _markdown(headings, rows, right=range(len(headings)))
 
 
 def failure_table(stage: ScaledStage, gpus: Sequence[int], remote: bool) -> str:

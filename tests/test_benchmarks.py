@@ -131,3 +131,22 @@ def test_the_script_for_the_first_minutes_names_recipes_and_measurements_that_ex
     for name in recipes:
         assert "pretrain" in load_recipe(bundled_recipes()[name]).stages
     assert set(re.findall(r"--only (\S+)", text)) <= set(OPTIONAL)
+
+
+def test_starts(tmp_path: Path) -> None:
+    small = ["--part", "index", "checkpoint", "--shards", "100", "--megabytes", "1", "--rounds", "1"]
+    rows = run(tmp_path / "rows.json", "benchmarks.start_up", *small, measures=False)
+    assert [row.get("shards") or row.get("what") for row in rows] == [
+        100, "write, flush and read back, hashed", "hash", "copy",
+    ]  # fmt: skip
+
+
+def test_what_a_start_is_timed_at_exists() -> None:
+    """Its ranks take seconds to start, so that they are left to whoever measures."""
+    from pipeline import stage, train
+
+    in_stage, in_train = vars(stage), vars(train)
+    assert {"plan_stage", "join_ranks"} <= in_stage.keys()
+    assert {"newest_intact", "build_engine"} <= in_train.keys()
+    assert callable(in_train["TrainingRun"].take_step)
+    assert callable(in_train["TrainingState"].load)

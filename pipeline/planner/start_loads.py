@@ -1,0 +1,166 @@
+"""What the start of a run asks of what its ranks share: the file system, the object store, the leader.
+
+The ranks of a node share its cache: a name or a byte that several of them need is counted once for each node where the
+kernel keeps it, and once for each rank where the program asks again.
+"""
+
+from pipeline.planner.load import Basis, Load, ScaledRun
+from pipeline.planner.run_timing import looking_at_shards_seconds
+
+_LISTED = 1000  # names on a page of a listing
+_PIECE = 16 * 2**20  # bytes of a range request, as in data/remote/storage.py
+_FRAGMENT_BYTES = 150  # of a manifest, see data/limits.py
+_FILE_BYTES = 120  # of a manifest: name, size and sha256 of a rank's file
+_VERIFIED_BYTES = 250  # of a line of verified_shards
+
+
+def start_loads(run: ScaledRun, ranks: int) -> tuple[Load, ...]:
+    """What a start on `ranks` ranks needs that continues from a checkpoint of as many, the largest share first."""
+    found = [_names(run, ranks), _program(run, ranks), _store(run, ranks), _store_polls(run, ranks)]
+    found += [_indexes(run, ranks), _shards_looked_at(run), _checkpoint_looked_at(run, ranks), _manifest(run, ranks)]
+    found.append(_state(run, ranks))
+    if run.verify_shards and not run.remote:
+        found.append(_verified_records(run, ranks))
+    return tuple(sorted(found, key=lambda load: -load.share))
+
+
+def index_bytes(run: ScaledRun) -> float:
+    """Of the index of the training shards."""
+    return run.shards * run.known.starts.index_shard_bytes.value
+
+
+def fragments(run: ScaledRun, ranks: int) -> int:
+    """Ranges of parameters in a manifest: with ZeRO 3, each rank has one of every parameter."""
+    return run.tensors * ranks if run.zero_stage == 3 else run.tensors + (ranks if run.zero_stage else 0)
+
+
+def manifest_bytes(run: ScaledRun, ranks: int) -> int:
+    """Of the manifest of a checkpoint."""
+    return _FRAGMENT_BYTES * fragments(run, ranks) + _FILE_BYTES * ranks
+
+
+def _names(run: ScaledRun, ranks: int) -> Load:
+    starts, limits = run.known.starts, run.known.limits
+    demand = run.nodes(ranks) * (starts.names.value + run.ranks_per_node * starts.opens.value)
+    return Load(
+        "names and files of Python and its packages", "start", demand, "file operations", limits.start_patience.value,
+        limits.file_operations.value, Basis.MEASURED,
+        f"one start asks for {starts.names.value:,.0f} different names, in {starts.name_calls.value:,.0f} calls, and "
+        f"opens {starts.opens.value:,.0f} files; law: names once for each node, opened files once for each rank",
+        "resources.container brings the environment as one image; nothing else in the program makes it less",
+    )  # fmt: skip
+
+
+def _program(run: ScaledRun, ranks: int) -> Load:
+    starts, limits = run.known.starts, run.known.limits
+    demand = run.nodes(ranks) * (starts.file_bytes.value + starts.library_bytes.value)
+    return Load(
+        "bytes of Python and its packages", "start", demand, "bytes", limits.start_patience.value,
+        limits.shared_bandwidth.value, Basis.ASSUMED,
+        f"{starts.file_bytes.value / 1e6:,.0f} MB of Python's files (measured), "
+        f"{starts.library_bytes.value / 1e9:.1f} GB of libraries with CUDA (assumed); law: once for each node",
+        "the ranks of a node share the kernel's page cache; resources.container brings one image",
+    )  # fmt: skip
+
+
+def _store(run: ScaledRun, ranks: int) -> Load:
+    starts, limits = run.known.starts, run.known.limits
+    return Load(
+        "connections to the store of the ranks", "start", ranks * starts.store_connections.value, "descriptors", 1.0,
+        limits.open_files.value, Basis.MEASURED,
+        f"{starts.store_connections.value:.0f} for each rank, with 2 and 3 ranks; law: linear",
+        "rank 0 holds the store, and raises its limit of open files only later, for shards: set `ulimit -n` in "
+        "slurm/site.sh; ranks that get no connection try again until watchdog.setup_seconds",
+    )  # fmt: skip
+
+
+def _store_polls(run: ScaledRun, ranks: int) -> Load:
+    return Load(
+        "questions to the store of the ranks", "step", ranks, "requests", 1.0, run.known.limits.store_requests.value,
+        Basis.SIMULATED, "each watchdog asks once a second whether there is an alarm; law: linear",
+        "it asks for one key, which is all that it exchanges while nothing is wrong",
+    )  # fmt: skip
+
+
+def _indexes(run: ScaledRun, ranks: int) -> Load:
+    starts, limits = run.known.starts, run.known.limits
+    readers = ranks if run.remote else run.nodes(ranks)
+    return Load(
+        "bytes of the index of the shards", "start", readers * index_bytes(run), "bytes", limits.start_patience.value,
+        limits.shared_bandwidth.value, Basis.MEASURED,
+        f"{starts.index_shard_bytes.value:.0f} bytes for each of {run.shards:,} shards; law: linear; once for each "
+        + ("rank" if run.remote else "node"),
+        "every rank reads and checks the whole index itself"
+        + ("" if run.remote else ", through the page cache of its node"),
+    )  # fmt: skip
+
+
+def _shards_looked_at(run: ScaledRun) -> Load:
+    seconds = looking_at_shards_seconds(run.shards, remote=run.remote, figures=run.figures)
+    looks = "a page for 1,000 shards" if run.remote else "two looks at each shard"
+    return Load(
+        "the leader's look at every shard", "start", seconds, "seconds", run.known.limits.start_patience.value, 1.0,
+        Basis.SIMULATED, f"{looks}, one after the other; law: linear in shards, the same for all numbers of ranks",
+        "rank 0 alone looks, and the others wait for it where the ranks meet, at most watchdog.setup_seconds",
+    )  # fmt: skip
+
+
+def _checkpoint_looked_at(run: ScaledRun, ranks: int) -> Load:
+    files, limits = ranks + 3, run.known.limits
+    name = "every rank's look at all files of the checkpoint"
+    if run.remote:
+        return Load(
+            name, "start", ranks * -(-files // _LISTED), "pages of a listing", limits.start_patience.value,
+            limits.lists.value, Basis.SIMULATED, "each rank lists the checkpoint; law: ranks x files / 1,000",
+            "the leader chooses the checkpoint for all, but each rank lists its folder before it hashes its own file",
+        )  # fmt: skip
+    return Load(
+        name, "start", run.nodes(ranks) * files, "file operations", limits.start_patience.value,
+        limits.file_operations.value, Basis.SIMULATED,
+        "each rank lists the folder and asks twice for each file; law: nodes x files if the client of a node remembers "
+        f"what it was told, else 2 x ranks x files ({2 * ranks * files:,.0f})",
+        "the leader chooses the checkpoint for all, but each rank lists its folder before it hashes its own file",
+    )  # fmt: skip
+
+
+def _manifest(run: ScaledRun, ranks: int) -> Load:
+    limits = run.known.limits
+    readers = ranks if run.remote else run.nodes(ranks)
+    return Load(
+        "bytes of the checkpoint's manifest", "start", readers * manifest_bytes(run, ranks), "bytes",
+        limits.start_patience.value, limits.shared_bandwidth.value, Basis.SIMULATED,
+        f"{fragments(run, ranks):,} ranges of parameters and {ranks:,} files, "
+        f"{manifest_bytes(run, ranks) / 1e6:,.1f} MB, read by each "
+        + ("rank" if run.remote else "node") + "; law: linear in ranks, and with ZeRO 3 in ranks x tensors",
+        "a rank saves contiguous ranges, so that ZeRO 1 and 2 add one range for each rank",
+    )  # fmt: skip
+
+
+def _state(run: ScaledRun, ranks: int) -> Load:
+    limits = run.known.limits
+    if run.remote:
+        pieces = -(-run.state_bytes // ranks // _PIECE) * ranks
+        return Load(
+            "requests for the state in the checkpoint", "start", pieces, "GET requests", limits.start_patience.value,
+            limits.prefix_gets.value, Basis.SIMULATED, "pieces of 16 MiB of each rank's file; law: the bytes, at least "
+            "one for each rank", "each rank downloads only the files that it needs, and hashes them on the way",
+        )  # fmt: skip
+    return Load(
+        "bytes of the state in the checkpoint", "start", run.state_bytes, "bytes", limits.start_patience.value,
+        limits.shared_bandwidth.value, Basis.SIMULATED,
+        "each file is read once, by the rank that wrote it; law: the same for all numbers of ranks",
+        "each rank hashes the files that the same rank wrote, and then finds them in its page cache",
+    )  # fmt: skip
+
+
+def _verified_records(run: ScaledRun, ranks: int) -> Load:
+    limits = run.known.limits
+    megabytes = run.shards * _VERIFIED_BYTES / 1e6
+    return Load(
+        "every rank's look at the verified shards of all", "start", ranks * ranks, "file operations",
+        limits.start_patience.value, limits.file_operations.value, Basis.SIMULATED,
+        f"each rank opens the record of each rank, together {megabytes:,.0f} MB once all shards are verified; law: the "
+        "square of the ranks",
+        "each shard is hashed by one rank alone and never again, but each start reads all records on all ranks; "
+        "data.verify_shards: false leaves them out",
+    )  # fmt: skip

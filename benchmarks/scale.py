@@ -3,32 +3,35 @@
     python -m benchmarks.scale                        # pretraining of the recipe coatnet-7-jft3b on H100s, 8 in a node
     python -m benchmarks.scale --gpus 8 512 --remote  # with shards and checkpoints in an object store
 
-Computed; nothing is measured on GPUs. Each figure names what it rests on: pipeline/planner/cluster_figures.yaml.
+Computed; nothing is measured on GPUs. Each figure names what it rests on: efficiencies.yaml, hardware.yaml and
+cluster_figures.yaml in pipeline/planner/.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from benchmarks.recipes import DATASETS
 from data.remote.storage import PIECE
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from pipeline.memory_estimate import checkpoint_bytes
+from pipeline.planner.datasets import PlannedDataset, planned_dataset
+from pipeline.planner.hardware import Cluster, find_cluster
 from pipeline.planner.load import ScaledRun, lanes_of_nodes
-from pipeline.planner.pricing import GpuModel, gpu_model, total_seconds
-from pipeline.planner.run_timing import RunTiming, publishing_seconds, save_cost, start_seconds
+from pipeline.planner.run_timing import RunTiming, publishing_seconds, save_cost
 from pipeline.planner.save_interval import best_interval
 from pipeline.planner.scaling import Limit, limits, loads
-from pipeline.planner.training_trace import Workload, build_on_meta, trace_training
+from pipeline.planner.stage_memory import with_micro_batch
+from pipeline.planner.stage_timing import stage_timing
+from pipeline.planner.step_estimate import StepEstimate, estimate_step
+from pipeline.planner.training_trace import Workload, build_on_meta
 from pipeline.planner.useful_time import MONTH, simulate, useful_time
 from pipeline.recipe.schema import TrainStage
 
-RECIPE, STAGE, DATASET = "coatnet-7-jft3b", "pretrain", "jft3b"
+RECIPE, STAGE = "coatnet-7-jft3b", "pretrain"
 GPUS = (8, 64, 512, 1024, 4096)
 GPU, GPUS_OF_A_NODE = "H100", 8
-SAMPLE_BYTES, SAMPLES_OF_A_SHARD = 100_000, 4096
-"""Assumed: JPEGs as large as ImageNet's, in shards as `coatnet shards build` makes them by default."""
+SAMPLE_BYTES = 100_000
+"""Assumed: JPEGs as large as ImageNet's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,7 @@ class ScaledStage:
     """The stage of the recipe, on GPUs whose number is open."""
 
     stage: TrainStage
-    gpu: GpuModel
-    samples: int
-    classes: int
+    dataset: PlannedDataset
     parameters: int
     tensors: int
 
@@ -51,24 +52,23 @@ class ScaledStage:
         """Images of one forward."""
         return min(self.stage.batch.micro_size, self.stage.batch.global_size // ranks)
 
+    def cluster(self, ranks: int) -> Cluster:
+        """So many GPUs."""
+        return find_cluster(GPU, ranks, GPUS_OF_A_NODE)
+
+    def step(self, ranks: int) -> StepEstimate:
+        """A step of the recipe's global batch, if the data is there in time."""
+        changed = with_micro_batch(self.stage, self.micro_batch(ranks))
+        return estimate_step(changed, self.dataset.classes, self.cluster(ranks))
+
     def step_seconds(self, ranks: int) -> float:
-        """A step of the recipe's global batch, without communication and without waiting for data."""
-        micro = self.micro_batch(ranks)
-        rounds = self.stage.batch.global_size // ranks // micro
-        return rounds * _micro_batch_seconds(self, micro) + _optimizer_seconds(self, ranks)
+        """Seconds of `step`."""
+        return self.step(ranks).seconds.value
 
     @property
     def state_bytes(self) -> int:
         """Of a checkpoint."""
         return checkpoint_bytes(self.stage, self.parameters)
-
-    def workload(self, micro_batch: int) -> Workload:
-        """What a rank computes."""
-        stage = self.stage
-        return Workload(
-            stage.model.variant, stage.resolution, self.classes, micro_batch, stage.precision,
-            stage.activation_checkpointing, stage.model.drop_path_rate, bool(stage.compile),
-        )  # fmt: skip
 
     def scaled(self, remote: bool) -> ScaledRun:
         """As the loads of a run see it."""
@@ -79,9 +79,9 @@ class ScaledStage:
             state_bytes=self.state_bytes,
             zero_stage=stage.zero_stage,
             batch=stage.batch.global_size,
-            samples=self.samples,
+            samples=self.dataset.samples,
             sample_bytes=SAMPLE_BYTES,
-            shards=-(-self.samples // SAMPLES_OF_A_SHARD),
+            shards=self.dataset.shards,
             interval=stage.checkpoint.interval,
             step_seconds=self.step_seconds,
             ranks_per_node=GPUS_OF_A_NODE,
@@ -93,36 +93,19 @@ class ScaledStage:
 
     def timing(self, ranks: int, remote: bool) -> RunTiming:
         """As failures see it."""
-        of_node = min(ranks, GPUS_OF_A_NODE)
-        return RunTiming(
-            nodes=-(-ranks // GPUS_OF_A_NODE),
-            ranks_per_node=of_node,
-            batch=self.stage.batch.global_size,
-            step=self.step_seconds(ranks),
-            interval=self.stage.checkpoint.interval,
-            save=save_cost(self.state_bytes, ranks, of_node, remote=remote),
-            start=start_seconds(
-                self.state_bytes,
-                ranks,
-                of_node,
-                parameters=self.parameters,
-                shards=self.scaled(remote).shards,
-                compiled=bool(self.stage.compile),
-                remote=remote,
-            ),
-            watchdog=self.stage.watchdog,
-            grace=self.stage.checkpoint.grace_seconds,
-        )
+        seconds, interval = self.step_seconds(ranks), self.stage.checkpoint.interval
+        cluster, dataset = self.cluster(ranks), self.dataset
+        return stage_timing(self.stage, dataset.classes, dataset.shards, cluster, seconds, interval, remote=remote)
 
 
 def stage_of_recipe() -> ScaledStage:
     """The stage that the tables are about."""
     stage = load_recipe(bundled_recipes()[RECIPE]).stages[STAGE]
     assert isinstance(stage, TrainStage)
-    dataset = DATASETS[DATASET]
+    dataset = planned_dataset(stage)
     model = build_on_meta(Workload(stage.model.variant, stage.resolution, dataset.classes, 1))
     sizes = [parameter.numel() for parameter in model.parameters()]
-    return ScaledStage(stage, gpu_model(GPU), dataset.samples, dataset.classes, sum(sizes), len(sizes))
+    return ScaledStage(stage, dataset, sum(sizes), len(sizes))
 
 
 def step_table(stage: ScaledStage, gpus: Sequence[int]) -> str:
@@ -130,15 +113,20 @@ def step_table(stage: ScaledStage, gpus: Sequence[int]) -> str:
     rows = []
     for ranks in gpus:
         micro = stage.micro_batch(ranks)
-        seconds = stage.step_seconds(ranks)
+        step = stage.step(ranks)
+        seconds, exposed = step.seconds, step.communication.exposed
         changed = "" if ranks <= stage.most_ranks else f"needs `micro_size: {micro}`, another run"
         rows.append(
-            (f"{ranks:,}", str(micro), str(stage.stage.batch.global_size // ranks // micro), _seconds(seconds),
-             f"{stage.stage.batch.global_size / seconds:,.0f}", _seconds(stage.stage.checkpoint.interval * seconds),
-             changed)
+            (f"{ranks:,}", str(micro), str(step.micro_batches),
+             f"{_seconds(seconds.value)} ({_seconds(seconds.least)} to {_seconds(seconds.most)})",
+             f"{_seconds(exposed.value)} = {exposed.value / seconds.value:.0%}",
+             f"{step.images_per_second.value:,.0f}", f"{step.utilization.value:.1%}",
+             _seconds(stage.stage.checkpoint.interval * seconds.value), changed)
         )  # fmt: skip
-    headings = ("GPUs", "micro-batch", "a step has", "step", "images/s", "between saves", "")
-    return _markdown(headings, rows, right=range(6))
+    headings = (
+        "GPUs", "micro-batch", "a step has", "step", "exposed communication", "images/s", "MFU", "between saves", ""
+    )  # fmt: skip
+    return _markdown(headings, rows, right=range(8))
 
 
 def load_table(stage: ScaledStage, gpus: Sequence[int], remote: bool) -> str:
@@ -211,12 +199,13 @@ def main() -> None:
     stage, gpus, remote = stage_of_recipe(), arguments.gpus, arguments.remote
     place = "an object store" if remote else "a shared file system"
     batch = stage.stage.batch
+    dataset = stage.dataset
     print(
-        f"Stage `{STAGE}` of `{RECIPE}`: {stage.parameters / 1e9:.2f} billion parameters, {stage.samples:,} images of "
-        f"{SAMPLE_BYTES:,} bytes (assumed), {stage.classes:,} classes, {stage.scaled(remote).shards:,} shards, on "
-        f"{GPU}s, {GPUS_OF_A_NODE} in a node, with its data in {place}. Steps are without communication. The recipe "
-        f"itself runs on at most {stage.most_ranks:,} GPUs: its {batch.global_size:,} images are "
-        f"{batch.micro_batches:,} micro-batches of {batch.micro_size}.\n"
+        f"Stage `{STAGE}` of `{RECIPE}`: {stage.parameters / 1e9:.2f} billion parameters, {dataset.samples:,} images of "
+        f"{SAMPLE_BYTES:,} bytes (assumed), {dataset.classes:,} classes, {dataset.shards:,} shards, on {GPU}s, "
+        f"{GPUS_OF_A_NODE} in a node, with its data in {place}. The recipe itself runs on at most "
+        f"{stage.most_ranks:,} GPUs: its {batch.global_size:,} images are {batch.micro_batches:,} micro-batches of "
+        f"{batch.micro_size}.\n"
     )
     tables = {
         "A step": step_table(stage, gpus),
@@ -226,20 +215,6 @@ def main() -> None:
         "What breaks first": limit_table(limits(stage.scaled(remote), max(gpus))),
     }
     print("\n".join(f"## {title}\n\n{table}" for title, table in tables.items()), end="")
-
-
-@lru_cache(maxsize=16)
-def _micro_batch_seconds(stage: ScaledStage, micro_batch: int) -> float:
-    trace = trace_training(stage.workload(micro_batch))
-    return total_seconds(trace.micro_batch.operations, stage.gpu, compiled=trace.micro_batch.compiled)
-
-
-@lru_cache(maxsize=64)
-def _optimizer_seconds(stage: ScaledStage, ranks: int) -> float:
-    shares = ranks if stage.stage.zero_stage else 1
-    average = stage.stage.ema_decay is not None
-    trace = trace_training(stage.workload(1), shares=shares, moving_average=average)
-    return total_seconds(trace.optimizer.operations, stage.gpu, compiled=trace.optimizer.compiled)
 
 
 def _seconds(value: float) -> str:

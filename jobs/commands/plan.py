@@ -10,20 +10,24 @@ from jobs.bundled_recipes import bundled_recipes, load_recipe
 from jobs.commands.arguments import AsJson, OptionalStage, Overrides, stage_and_changes, training_stage
 from jobs.console import make_console, print_json, print_line
 from jobs.exit_codes import exit_on_error
+from jobs.planning.failures import show_failures
 from jobs.planning.measured import MeasuredGpu, measured_gpu
-from jobs.planning.record import plan_record
+from jobs.planning.record import json_value, plan_record
 from jobs.planning.view import show_plan
 from jobs.planning.write import check_recommended, write_recommended
 from jobs.recipe_edit import check_editable
 from pipeline.errors import ConfigError
 from pipeline.monitoring.console import PrintableConsole
 from pipeline.planner.datasets import planned_dataset
+from pipeline.planner.failure_report import FailureReport, failure_report
 from pipeline.planner.hardware import Cluster, find_cluster
-from pipeline.planner.stage_plan import StagePlan, plan_cost
+from pipeline.planner.stage_plan import StagePlan, plan_cost, plan_time
 from pipeline.planner.step_estimate import MeasuredSpeed
+from pipeline.planner.useful_time import DAY
 from pipeline.recipe.schema import Recipe, TrainStage
 
 _CLUSTER = "Cluster"
+_FAILURES = "Failures"
 _OUTPUT = "Output"
 _DEFAULT_GPU = "h100"
 
@@ -87,6 +91,42 @@ def plan(
         int | None, typer.Option(min=1, help="Training images.", show_default="of the shards, or of known datasets")
     ] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Their classes.", show_default="the same")] = None,
+    failures: Annotated[
+        bool,
+        typer.Option(
+            "--failures",
+            help="Simulate failures instead: what they cost, how often to save.",
+            rich_help_panel=_FAILURES,
+        ),
+    ] = False,
+    node: Annotated[int, typer.Option(min=0, help="The node that fails, from 0.", rich_help_panel=_FAILURES)] = 0,
+    at_step: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Steps taken when it fails.", show_default="half of the stage", rich_help_panel=_FAILURES
+        ),
+    ] = None,
+    during_save: Annotated[
+        bool | None,
+        typer.Option(
+            "--during-save/--between-saves",
+            help="Whether a save is in flight then.",
+            show_default="as its duration says",
+            rich_help_panel=_FAILURES,
+        ),
+    ] = None,
+    node_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Mean hours between failures of one node.",
+            show_default="those of Llama 3's training",
+            rich_help_panel=_FAILURES,
+        ),
+    ] = None,
+    days: Annotated[
+        float, typer.Option(min=0.01, help="Duration of the useful time.", rich_help_panel=_FAILURES)
+    ] = 30.0,
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write memory, timeline and scaling as PNG.", rich_help_panel=_OUTPUT),
@@ -126,7 +166,17 @@ def plan(
         with progress.status("tracing a step"):
             speed = None if bench is None else bench.speed(found, cluster)
             dataset = planned_dataset(found, samples, classes)
-            result = plan_cost(loaded, name, cluster, dataset, price=price, measured=speed)
+            if failures:
+                planned = plan_time(loaded, name, cluster, dataset, speed)
+                step = planned.steps // 2 if at_step is None else at_step
+                report = failure_report(
+                    planned.timing, node, step, in_flight=during_save, node_hours=node_hours, duration=days * DAY
+                )
+            else:
+                result = plan_cost(loaded, name, cluster, dataset, price=price, measured=speed)
+        if failures:
+            _show_failures(report, console, as_json=as_json)
+            return
         if as_json:
             print_json(plan_record(result))
         else:
@@ -142,6 +192,13 @@ def plan(
                 f"stage {name} does not fit: a GPU needs {result.memory.needed / 1e9:.1f} of "
                 f"{result.memory.size / 1e9:.1f} GB; set what is recommended above, or plan other GPUs"
             )
+
+
+def _show_failures(report: FailureReport, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        print_json(json_value(report))
+    else:
+        show_failures(report, console)
 
 
 def _found(recipe: Path) -> Path:

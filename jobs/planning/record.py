@@ -3,6 +3,8 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.planner.alternatives import Alternative
 from pipeline.planner.ranges import Range
 from pipeline.planner.stage_memory import GpuMemory
@@ -28,16 +30,22 @@ def plan_record(plan: StagePlan) -> dict[str, Any]:
             "link_bytes_per_second": cluster.link.value,
             "network_bytes_per_second": cluster.network.value,
         },
-        "dataset": _json(plan.dataset),
+        "dataset": json_value(plan.dataset),
         "parameters": plan.parameters,
         "multiply_adds": plan.multiply_adds,
         "steps": plan.steps,
         "step": _step(plan.step),
         "memory": _memory(plan.memory),
-        "cost": _json(plan.cost),
-        "loader": _json(plan.loader),
-        "shards": _json(plan.shards),
-        "checkpoints": _json(plan.checkpoints),
+        "cost": json_value(plan.cost),
+        "loader": json_value(plan.loader),
+        "shards": json_value(plan.shards),
+        "checkpoints": json_value(plan.checkpoints),
+        "failures": {
+            "save": json_value(plan.timing.save),
+            "start_seconds": plan.timing.start,
+            "useful": json_value(plan.useful),
+            "intervals": json_value(plan.intervals),
+        },
         "alternatives": [_alternative(one) for one in plan.alternatives],
         "recommended": {
             "fits": recommended.fits,
@@ -51,11 +59,11 @@ def plan_record(plan: StagePlan) -> dict[str, Any]:
 
 def _step(step: StepEstimate) -> dict[str, Any]:
     return {
-        **_json(step),
-        "seconds": _json(step.seconds),
-        "computing": _json(step.computing),
-        "images_per_second": _json(step.images_per_second),
-        "utilization": _json(step.utilization),
+        **json_value(step),
+        "seconds": json_value(step.seconds),
+        "computing": json_value(step.computing),
+        "images_per_second": json_value(step.images_per_second),
+        "utilization": json_value(step.utilization),
     }
 
 
@@ -70,19 +78,24 @@ def _alternative(one: Alternative) -> dict[str, Any]:
         "micro_size": one.micro_size,
         "largest_micro_size": one.largest_micro_size,
         "memory": _memory(one.memory),
-        "seconds": None if one.step is None else _json(one.step.seconds),
-        "images_per_second": None if one.step is None else _json(one.step.images_per_second),
+        "seconds": None if one.step is None else json_value(one.step.seconds),
+        "images_per_second": None if one.step is None else json_value(one.step.images_per_second),
         "of_the_recipe": one.is_own,
     }
 
 
-def _json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """A record of the planner for JSON; a range as an object, or as its value if it has no ends."""
     if isinstance(value, Range) and value.is_exact:
         return value.value
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, range):
+        return [value.start, value.stop]
     if is_dataclass(value):
-        return {field.name: _json(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple | list):
-        return [_json(one) for one in value]
+        return [json_value(one) for one in value]
     if isinstance(value, dict):
-        return {key: _json(one) for key, one in value.items()}
+        return {key: json_value(one) for key, one in value.items()}
     return value

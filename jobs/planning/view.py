@@ -6,6 +6,7 @@ from rich.table import Table
 from data.remote.storage import is_remote
 from data.text.counted import counted
 from jobs.console import make_table, print_line
+from jobs.planning.failures import duration
 from jobs.planning.paper import PRINTED
 from pipeline.planner.alternatives import Alternative, policy_name
 from pipeline.planner.ranges import Range
@@ -56,6 +57,8 @@ def _cost(plan: StagePlan, console: Console) -> None:
     table.add_row("FLOPs of a step on each GPU", f"{step.model_flops / 1e12:,.1f} TFLOP; executed "
                   f"{step.executed_flops / 1e12:,.1f}")  # fmt: skip
     table.add_row("time", f"{with_range(cost.hours, ',.1f')} hours, {cost.hours.value / _DAY:,.1f} days")
+    table.add_row("with starts and failures", f"{with_range(cost.hours_with_failures, ',.1f')} hours; "
+                  f"{plan.useful.failures:,.2f} failures, {plan.useful.exact:.2%} of the time useful")  # fmt: skip
     table.add_row("GPU-hours", f"{with_range(cost.gpu_hours, ',.0f')}; {cost.gpu_hours.value / _DAY:,.0f} GPU-days")
     table.add_row("energy", with_range(cost.energy * 1e-3, ",.2f", " MWh"))
     if cost.price is not None:
@@ -136,8 +139,11 @@ def _loads(plan: StagePlan, console: Console) -> None:
                   f"{saves.between.value / 60:,.0f} min")  # fmt: skip
     table.add_row("storage for them", f"{saves.kept:,} are kept, {_size(saves.kept_bytes)}; at most "
                   f"{_size(saves.most_bytes)}")  # fmt: skip
-    table.add_row("a save", f"holds training up for {milliseconds(saves.stall)}, and is written behind it in "
-                  f"{with_range(saves.write, ',.1f', ' s')}")  # fmt: skip
+    table.add_row("a save", f"holds training up for {duration(saves.cost.stall)}, and counts "
+                  f"{duration(saves.cost.write)} later")  # fmt: skip
+    best = plan.intervals.best
+    table.add_row("best time between saves", f"{best.steps:,} steps = {duration(best.seconds)}: {best.share:.2%} "
+                  f"useful, and {plan.intervals.own.share:.2%} with the recipe's")  # fmt: skip
     console.print(table)
 
 

@@ -31,10 +31,6 @@ class ClusterLaw(StrictModel):
     """Seconds that the host takes to issue an eager kernel."""
     zero3_tensor: Figure
     """Seconds of the host for each parameter tensor in a micro-batch, to gather and release it with ZeRO 3."""
-    host_copy: Figure
-    """Bytes per second from a GPU to pinned memory of its host."""
-    checkpoint_write: Figure
-    """Bytes per second that a node writes to the storage of checkpoints."""
     loader_milliseconds: Figure
     """Of one core for an image that is read, decoded, cropped and augmented."""
     download_milliseconds: Figure

@@ -8,6 +8,7 @@ from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.planner.datasets import PlannedDataset
 from pipeline.planner.hardware import Cluster, figure_range
 from pipeline.planner.ranges import Range
+from pipeline.planner.run_timing import SaveCost, save_cost
 from pipeline.planner.step_estimate import StepEstimate, parameters_of
 from pipeline.recipe.schema import TrainStage
 
@@ -47,10 +48,7 @@ class CheckpointLoad:
     kept_bytes: int
     most_bytes: int
     """While one more is being written, before the oldest is removed."""
-    stall: Range
-    """Seconds that a save holds up training: the copy to main memory."""
-    write: Range
-    """Seconds from the beginning of a save to a complete checkpoint, behind the training."""
+    cost: SaveCost
     between: Range
     """Seconds between the beginnings of two saves."""
 
@@ -101,13 +99,12 @@ def checkpoint_load(
     The last step is saved as well. What is kept follows `checkpoint.keep_last`, `keep_every` and `keep_best`; the best
     ones are counted as others than those.
     """
-    law, size = cluster.law, checkpoint_bytes(stage, parameters_of(stage, classes))
+    size = checkpoint_bytes(stage, parameters_of(stage, classes))
     saved = sorted({*range(every_steps, steps + 1, every_steps), steps})
     kept = {number for number, reasons in reasons_to_keep(saved, stage.checkpoint, {}).items() if reasons}
     best = min(stage.checkpoint.keep_best, len(saved) - len(kept))
     count = len(kept) + best
-    copied = figure_range(law.host_copy).dividing(size / cluster.gpus)
-    written = (figure_range(law.checkpoint_write) * cluster.nodes).dividing(size)
+    remote = is_remote(stage.checkpoint.folder or "")
     return CheckpointLoad(
         bytes=size,
         every_steps=every_steps,
@@ -115,7 +112,6 @@ def checkpoint_load(
         kept=count,
         kept_bytes=count * size,
         most_bytes=min(len(saved), count + 1) * size,
-        stall=copied,
-        write=written,
+        cost=save_cost(size, cluster.gpus, cluster.gpus_per_node, remote=remote),
         between=step.seconds * every_steps,
     )

@@ -9,6 +9,8 @@ from pipeline.planner.alternatives import Alternative, Recommendation, alternati
 from pipeline.planner.datasets import PlannedDataset
 from pipeline.planner.hardware import Cluster, figure_range
 from pipeline.planner.ranges import Range
+from pipeline.planner.run_timing import RunTiming
+from pipeline.planner.save_interval import IntervalAdvice, best_interval
 from pipeline.planner.stage_loads import (
     CheckpointLoad,
     LoaderLoad,
@@ -18,6 +20,7 @@ from pipeline.planner.stage_loads import (
     shard_load,
 )
 from pipeline.planner.stage_memory import GpuMemory, gpu_memory
+from pipeline.planner.stage_timing import stage_timing
 from pipeline.planner.step_estimate import (
     MeasuredSpeed,
     StepEstimate,
@@ -25,6 +28,7 @@ from pipeline.planner.step_estimate import (
     multiply_adds_of,
     parameters_of,
 )
+from pipeline.planner.useful_time import UsefulTime, useful_time
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.training.parts import plan_part
 
@@ -36,6 +40,8 @@ class Cost:
     """Of a whole stage, if nothing stops it; evaluations and starts are not counted."""
 
     hours: Range
+    hours_with_failures: Range
+    """With the first start, and what failures cost at their usual rate."""
     gpu_hours: Range
     energy: Range
     """Kilowatt-hours of the data centre."""
@@ -63,6 +69,10 @@ class StagePlan:
     loader: LoaderLoad
     shards: ShardLoad
     checkpoints: CheckpointLoad
+    timing: RunTiming
+    useful: UsefulTime
+    """Of the time of the stage, with failures at their usual rate."""
+    intervals: IntervalAdvice
     alternatives: tuple[Alternative, ...]
     recommended: Recommendation
     remarks: tuple[str, ...]
@@ -72,6 +82,34 @@ class StagePlan:
     def is_measured(self) -> bool:
         """Whether a step of such a GPU was measured; otherwise times are estimates with a range."""
         return self.step.measured
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTime:
+    """How long a stage takes, without what else it costs."""
+
+    stage: TrainStage
+    step: StepEstimate
+    steps: int
+    """Of the stage."""
+    timing: RunTiming
+
+
+def plan_time(
+    recipe: Recipe, name: str, cluster: Cluster, dataset: PlannedDataset, measured: MeasuredSpeed | None = None
+) -> PlannedTime:
+    """The step, its number, and the timing of training stage `name`; arguments and errors as for `plan_cost`."""
+    stage = recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    where = f"stage {name}: "
+    check_model(recipe, stage, where)
+    check_ranks(stage, cluster.gpus, where)
+    check_length(stage, dataset.samples, where)
+    steps = plan_part(stage, dataset.samples, None, where).steps
+    step = estimate_step(stage, dataset.classes, cluster, measured)
+    interval = with_intervals(stage, steps, dataset.samples / stage.batch.global_size).checkpoint.interval
+    timing = stage_timing(stage, dataset.classes, dataset.shards, cluster, step.seconds.value, interval)
+    return PlannedTime(stage, step, steps, timing)
 
 
 def plan_cost(
@@ -96,20 +134,14 @@ def plan_cost(
     Raises:
         ConfigError: the GPUs do not divide the micro-batches, or another setting that needs no shards to be wrong.
     """
-    stage = recipe.stages[name]
-    assert isinstance(stage, TrainStage)
-    where = f"stage {name}: "
-    check_model(recipe, stage, where)
-    check_ranks(stage, cluster.gpus, where)
+    planned = plan_time(recipe, name, cluster, dataset, measured)
+    stage, step, steps, timing = planned.stage, planned.step, planned.steps, planned.timing
     classes, batch = dataset.classes, stage.batch.global_size
-    check_length(stage, dataset.samples, where)
-    steps = plan_part(stage, dataset.samples, None, where).steps
-    step = estimate_step(stage, classes, cluster, measured)
     memory = gpu_memory(stage, classes, cluster)
     found = alternatives(stage, classes, cluster, measured)
-    every = with_intervals(stage, steps, dataset.samples / batch).checkpoint.interval
     lanes = stage.data.lanes or default_lanes(batch, dataset.samples)
     loader = loader_load(stage, step, cluster)
+    useful = useful_time(timing, duration=steps * timing.step)
     return StagePlan(
         recipe=recipe.name,
         name=name,
@@ -121,18 +153,24 @@ def plan_cost(
         steps=steps,
         step=step,
         memory=memory,
-        cost=_cost(steps, step, cluster, price),
+        cost=_cost(steps, step, cluster, price, timing.start, useful),
         loader=loader,
         shards=shard_load(dataset, step, cluster, lanes),
-        checkpoints=checkpoint_load(stage, classes, steps, every, step, cluster),
+        checkpoints=checkpoint_load(stage, classes, steps, timing.interval, step, cluster),
+        timing=timing,
+        useful=useful,
+        intervals=best_interval(timing),
         alternatives=found,
         recommended=recommend(stage, classes, cluster, found, dataset.samples),
         remarks=tuple(_remarks(stage, cluster, memory, loader, step)),
     )
 
 
-def _cost(steps: int, step: StepEstimate, cluster: Cluster, price: float | None) -> Cost:
+def _cost(
+    steps: int, step: StepEstimate, cluster: Cluster, price: float | None, start: float, useful: UsefulTime
+) -> Cost:
     hours = step.seconds * (steps / _HOUR)
+    with_failures = hours * (1 / useful.exact) + Range.exactly(start / _HOUR)
     gpu_hours = hours * cluster.gpus
     facility = figure_range(cluster.law.facility)
     kilowatts = cluster.power / 1e3
@@ -141,7 +179,7 @@ def _cost(steps: int, step: StepEstimate, cluster: Cluster, price: float | None)
         gpu_hours.least * kilowatts * facility.least,
         gpu_hours.most * kilowatts * facility.most,
     )
-    return Cost(hours, gpu_hours, energy, None if price is None else gpu_hours * price)
+    return Cost(hours, with_failures, gpu_hours, energy, None if price is None else gpu_hours * price)
 
 
 def _remarks(
@@ -165,4 +203,4 @@ def _remarks(
             f"a node has {cores} cores and its readers keep {loader.cores.value:.0f} busy: by estimate data comes at "
             f"{share:.0%} of the speed of training, which the times do not include"
         )
-    yield "hours are those of training alone: without evaluations, starts and failures"
+    yield "hours and GPU-hours are those of training alone: evaluations are not counted"

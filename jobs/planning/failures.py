@@ -23,15 +23,15 @@ def _timing(result: FailureReport, console: Console) -> None:
     run = result.run
     print_line(
         console,
-        f"{counted(run.nodes, 'node')} of {counted(run.ranks_per_node, 'rank')}: a step takes {_time(run.step)}, a "
-        f"start {_time(run.start)}, and every {run.interval:,} steps ({_time(run.work)}) a save, for which training "
-        f"waits {_time(run.save.stall)} and which counts {_time(run.save.write)} later",
+        f"{counted(run.nodes, 'node')} of {counted(run.ranks_per_node, 'rank')}: a step takes {duration(run.step)}, a "
+        f"start {duration(run.start)}, and every {run.interval:,} steps ({duration(run.work)}) a save, for which "
+        f"training waits {duration(run.save.stall)} and which counts {duration(run.save.write)} later",
     )
     if run.write_binds:
         print_line(
             console,
             ("a save takes longer than the steps between two, so that training waits for it: ", "yellow"),
-            f"{_time(run.cycle - run.work)} at each",
+            f"{duration(run.cycle - run.work)} at each",
         )
 
 
@@ -42,7 +42,9 @@ def _outcomes(result: FailureReport, console: Console) -> None:
         print_line(console, "  no save is in flight")
     else:
         left = first.in_flight.seconds_left
-        print_line(console, f"  the save of step {first.in_flight.step:,} is in flight, {_time(left)} before it counts")
+        print_line(
+            console, f"  the save of step {first.in_flight.step:,} is in flight, {duration(left)} before it counts"
+        )
     right = (
         "ended by",
         "after",
@@ -57,9 +59,9 @@ def _outcomes(result: FailureReport, console: Console) -> None:
     table = make_table("what happens", *right, right=right)
     for one in result.outcomes:
         table.add_row(
-            _what(result, one), _ended_by(one), _time(one.notice_seconds), f"{one.continues_from:,}",
-            f"{one.lost_steps:,}", f"{one.lost_samples:,}", _time(one.requeue_seconds), _time(one.start_seconds),
-            _time(one.redone_seconds), _time(one.seconds),
+            _what(result, one), _ended_by(one), duration(one.notice_seconds), f"{one.continues_from:,}",
+            f"{one.lost_steps:,}", f"{one.lost_samples:,}", duration(one.requeue_seconds), duration(one.start_seconds),
+            duration(one.redone_seconds), duration(one.seconds),
         )  # fmt: skip
     console.print(table)
     print_line(console, "  lost samples are trained on again: the run counts each once, and ends with the same weights")
@@ -84,8 +86,8 @@ def _useful_time(result: FailureReport, console: Console) -> None:
     _heading(console, f"useful time in {result.duration / _DAY:,.3g} days")
     print_line(
         console,
-        f"  a failure every {_time(found.seconds_between_failures)}, {found.failures:,.1f} in all, if one node has one "
-        f"every {result.node_hours:,.0f} h",
+        f"  a failure every {duration(found.seconds_between_failures)}, {found.failures:,.1f} in all, if one node has "
+        f"one every {result.node_hours:,.0f} h",
     )
     error = f" ± {simulated.error:.2%}" if len(simulated.runs) > 1 else ""
     print_line(
@@ -111,7 +113,7 @@ def _intervals(result: FailureReport, console: Console) -> None:
         ("of the recipe", advice.own), ("by Young", advice.young), ("by Daly", advice.daly), ("best", advice.best),
     )  # fmt: skip
     for name, one in rows:
-        table.add_row(name, f"{one.steps:,}", _time(one.seconds), f"{one.share:.2%}")
+        table.add_row(name, f"{one.steps:,}", duration(one.seconds), f"{one.share:.2%}")
     console.print(table)
     if advice.write_binds:
         print_line(
@@ -152,7 +154,8 @@ def _heading(console: Console, text: str) -> None:
     print_line(console, (text, "bold"))
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people, in the unit that suits their number."""
     for unit, length in (("days", 2 * _DAY), ("h", 5400.0), ("min", 90.0)):
         if seconds >= length:
             return f"{seconds / {'days': _DAY, 'h': 3600.0, 'min': 60.0}[unit]:,.1f} {unit}"

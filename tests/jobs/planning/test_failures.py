@@ -3,7 +3,7 @@
 import io
 from dataclasses import replace
 
-from jobs.failures_view import show_failures
+from jobs.planning.failures import show_failures
 from pipeline.monitoring.console import PrintableConsole
 from pipeline.planner.failure_report import FailureReport, failure_report
 from pipeline.planner.failures import NOT_COUNTED

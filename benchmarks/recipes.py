@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.bundled_recipes import bundled_recipes
-from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.planner.datasets import KNOWN, planned_dataset
 from pipeline.planner.hardware import Cluster, find_cluster
 from pipeline.planner.ranges import Range
@@ -20,6 +19,7 @@ from pipeline.planner.stage_plan import PlannedTime, plan_time
 from pipeline.planner.step_estimate import parameters_of
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import TrainStage
+from pipeline.state_bytes import checkpoint_bytes
 
 GPUS_OF_A_NODE = 8
 
@@ -59,8 +59,8 @@ def row(planned: PlannedTime, cluster: Cluster, classes: int) -> tuple[str, ...]
 def markdown(recipes: list[Path], gpu: str) -> Iterator[str]:
     """The lines of the table, with the name of a recipe at its first stage."""
     headings = (
-        "recipe", "stage", "nodes x GPUs", "micro-batch", "precision, ZeRO", "recomputed", "GB of a GPU", "steps", "MFU",
-        "saved every", "GB of a save", "hours", "GPU-days",
+        "recipe", "stage", "nodes x GPUs", "micro-batch", "precision, ZeRO", "recomputed", "GB of a GPU", "steps",
+        "MFU", "saved every", "GB of a save", "hours", "GPU-days",
     )  # fmt: skip
     yield _line(headings)
     yield _line(("---",) * 6 + ("---:",) * 7)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from data.remote.storage import PIECE
 from jobs.bundled_recipes import bundled_recipes, load_recipe
-from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.planner.datasets import PlannedDataset, planned_dataset
 from pipeline.planner.hardware import Cluster, find_cluster
 from pipeline.planner.load import ScaledRun, lanes_of_nodes
@@ -26,6 +25,7 @@ from pipeline.planner.step_estimate import StepEstimate, estimate_step
 from pipeline.planner.training_trace import Workload, build_on_meta
 from pipeline.planner.useful_time import MONTH, simulate, useful_time
 from pipeline.recipe.schema import TrainStage
+from pipeline.state_bytes import checkpoint_bytes
 
 RECIPE, STAGE = "coatnet-7-jft3b", "pretrain"
 GPUS = (8, 64, 512, 1024, 4096)
@@ -201,8 +201,8 @@ def main() -> None:
     batch = stage.stage.batch
     dataset = stage.dataset
     print(
-        f"Stage `{STAGE}` of `{RECIPE}`: {stage.parameters / 1e9:.2f} billion parameters, {dataset.samples:,} images of "
-        f"{SAMPLE_BYTES:,} bytes (assumed), {dataset.classes:,} classes, {dataset.shards:,} shards, on {GPU}s, "
+        f"Stage `{STAGE}` of `{RECIPE}`: {stage.parameters / 1e9:.2f} billion parameters, {dataset.samples:,} images "
+        f"of {SAMPLE_BYTES:,} bytes (assumed), {dataset.classes:,} classes, {dataset.shards:,} shards, on {GPU}s, "
         f"{GPUS_OF_A_NODE} in a node, with its data in {place}. The recipe itself runs on at most "
         f"{stage.most_ranks:,} GPUs: its {batch.global_size:,} images are {batch.micro_batches:,} micro-batches of "
         f"{batch.micro_size}.\n"

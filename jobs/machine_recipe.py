@@ -9,11 +9,13 @@ from data.index import FILE_NAME, read_index
 from data.text.counted import counted
 from models.complexity import count_parameters, count_training_cost
 from models.variants import VARIANTS
+from pipeline.planner.step_estimate import computing_speed
 from pipeline.preflight.machine import Machine
+from pipeline.ranks.gpus import Gpu
+from pipeline.recipe.schema import TrainStage
 
 _ASSUMED_SAMPLES = 10_000
-_UTILIZATION = 0.3  # of a GPU's peak: small models do not reach what large ones do
-_UNKNOWN_PEAK = 100e12  # operations per second of a GPU that is not in the table
+_UNKNOWN_GPU = "RTX 3090"  # as which one that is not in the table counts: the slowest there
 _RANK_BYTES = 10**9  # on CPUs, with room for activations
 _MOST_RANKS = 16
 _CPU_HOURS, _GPU_HOURS = 1.0, 24.0
@@ -126,7 +128,7 @@ def machine_recipe(name: str, machine: Machine, rate: float, data: TrainingData,
     while batch > 2 * ranks and data.samples < 20 * batch:
         batch //= 2
     if on_gpus:
-        speed = ranks * sum(gpu.peak or _UNKNOWN_PEAK for gpu in machine.gpus) / len(machine.gpus) * _UTILIZATION
+        speed = ranks * min(_gpu_speed(gpu) for gpu in machine.gpus)
         hours, (least, most) = hours or _GPU_HOURS, _GPU_EPOCHS
         model, resolution = "coatnet_0", 224
         micro = min(batch // ranks, _fitting_micro_batch(model, 384, min(gpu.memory for gpu in machine.gpus)))
@@ -186,6 +188,19 @@ def _host_bytes(model: str, resolution: int, micro: int) -> int:
     variant = VARIANTS[model]
     activations = 2 * count_training_cost(variant, resolution).activation_bytes  # counted in bf16
     return 500_000_000 + 20 * count_parameters(variant, resolution, 1000) + micro * activations
+
+
+def _gpu_speed(gpu: Gpu) -> float:
+    """Operations per second at which a GPU trains coatnet_0 at 224 pixels, by the planner's estimate."""
+    stage = TrainStage.model_validate(
+        {
+            "resolution": 224, "epochs": 1, "data": {"train": "none", "validation": "none"},
+            "model": {"name": "coatnet_0"}, "batch": {"global_size": 128, "micro_size": 128}, "precision": "bf16",
+            "optimizer": {"peak_learning_rate": 1e-3},
+        }
+    )  # fmt: skip
+    images = computing_speed(stage, 1000, gpu.name if gpu.peak else _UNKNOWN_GPU).value
+    return 2 * count_training_cost(VARIANTS["coatnet_0"], 224).multiply_adds * images
 
 
 def _epoch_seconds(model: str, resolution: int, speed: float, data: TrainingData) -> float:

@@ -6,15 +6,14 @@ from typing import Any
 import torch
 
 from data.text.counted import counted
-from models.complexity import count_parameters, count_training_cost
 from pipeline.errors import RunFailed
 from pipeline.host import this_host
 from pipeline.plan import TrainPlan
-from pipeline.recipe.schema import Precision, TrainStage, sums_after_backward
-from pipeline.recipe.sections import CommunicationSettings
+from pipeline.planner.memory import step_memory
+from pipeline.planner.training_trace import workload
+from pipeline.recipe.schema import TrainStage
+from pipeline.state_bytes import checkpoint_bytes
 
-# Elements: DeepSpeed's stage3_max_live_parameters up to which ZeRO 3 leaves weights gathered.
-_GATHERED = 1_000_000_000
 _PROCESS = 450_000_000
 """Bytes of a rank on the host before it has a model: Python, torch for CPUs and DeepSpeed, as measured on Linux."""
 _ALLOCATION_FAILURES = ("DefaultCPUAllocator", "Cannot allocate memory", "not enough memory: you tried to allocate")
@@ -23,9 +22,10 @@ _ALLOCATION_FAILURES = ("DefaultCPUAllocator", "Cannot allocate memory", "not en
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of one rank at the end of a backward, when most is in use."""
+    """Bytes of one rank at the moment of a step when most is in use, beside what kernels allocate for themselves."""
 
     weights: int
+    """With BatchNorm's statistics."""
     gradients: int
     optimizer_state: int
     """Float32 master weights, unless they are the weights themselves, and AdamW's two moments."""
@@ -33,7 +33,7 @@ class MemoryEstimate:
     buckets: int
     """Buffers in which gradients are reduced during the backward, and weights that ZeRO 3 has gathered."""
     activations: int
-    """Of a micro-batch; somewhat more under bf16_autocast, where norms compute in float32."""
+    """Of a micro-batch, with temporary tensors, and gradients and casts of weights that live meanwhile."""
     staging: int
     """On the host: the copy from which a checkpoint is written while training continues."""
 
@@ -66,67 +66,30 @@ def _largest_first(sizes: dict[str, int], least: int = 1) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {_gigabytes(size)}" for size, name in held if size >= least)
 
 
-def estimate_memory(stage: TrainStage, classes: int, world_size: int) -> MemoryEstimate:
-    """The memory of each of `world_size` ranks that train `stage`, from counted parameters and activations."""
-    variant = stage.model.variant
-    parameters = count_parameters(variant, stage.resolution, classes)
-    weights, gradients, state = bytes_of_state(parameters, stage.precision, stage.zero_stage, world_size)
-    share = -(-parameters // world_size)
-    average = 4 if stage.ema_decay is not None else 0
-    cost = count_training_cost(variant, stage.resolution, classes, stage.activation_checkpointing)
-    per_image = cost.activation_bytes * (2 if stage.precision == "fp32" else 1)  # counted in bf16
-    return MemoryEstimate(
-        weights=weights,
-        gradients=gradients,
-        optimizer_state=state,
-        moving_average=average * (share if stage.zero_stage else parameters),
-        buckets=bucket_bytes(parameters, stage.precision, stage.zero_stage, world_size, stage.communication),
-        activations=stage.batch.micro_size * per_image,
-        staging=(12 + average) * share,
+def estimate_memory(stage: TrainStage, classes: int, world_size: int, *, on_cpu: bool = False) -> MemoryEstimate:
+    """The memory of each of `world_size` ranks that train `stage`: the planner's, from a trace of a micro-batch.
+
+    `on_cpu` is for ranks without GPUs, where attention stores its scores.
+    """
+    step = step_memory(
+        workload(stage, classes),
+        stage.zero_stage,
+        world_size,
+        moving_average=stage.ema_decay is not None,
+        rounds=max(1, stage.batch.micro_batches // world_size),
+        communication=stage.communication,
+        on_cpu=on_cpu,
     )
-
-
-def bytes_of_state(parameters: int, precision: Precision, zero_stage: int, world_size: int) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer state on each rank; with N ranks, for each parameter
-
-    | ZeRO | fp32, bf16_autocast | bf16 |
-    |---|---|---|
-    | 0 | 4 + 4 + 8 | |
-    | 1 | 4 + 4 + 12/N | 2 + 4 + 12/N |
-    | 2 | 4 + 4/N + 12/N | 2 + 4/N + 12/N |
-    | 3 | 4/N + 4/N + 12/N | 2/N + 4/N + 12/N |
-    """
-    share = -(-parameters // world_size)
-    if zero_stage == 0:
-        return 4 * parameters, 4 * parameters, 8 * parameters
-    weight = 2 if precision == "bf16" else 4
-    weights = weight * (share if zero_stage == 3 else parameters)
-    gradients = 4 * (share if zero_stage >= 2 else parameters)
-    return weights, gradients, 12 * share
-
-
-def bucket_bytes(
-    parameters: int, precision: Precision, zero_stage: int, world_size: int, communication: CommunicationSettings
-) -> int:
-    """Bytes that communication needs on each rank, beside weights and gradients."""
-    if sums_after_backward(precision, zero_stage):
-        return 0
-    size = communication.bucket_size
-    # One is filled while the other is summed. With ZeRO 3 there is one in any case.
-    bucket = (2 if communication.overlap and zero_stage < 3 else 1) * 4 * size
-    if zero_stage == 2 and precision == "bf16":
-        # Gradients are collected in a bucket of bf16, which is copied to be summed in float32.
-        bucket = bucket // 2 + (4 * min(parameters, size) if communication.gradients == "fp32" else 0)
-    gathered = min(parameters, _GATHERED) if zero_stage == 3 and world_size > 1 else 0
-    return bucket + (2 if precision == "bf16" else 4) * gathered
-
-
-def checkpoint_bytes(stage: TrainStage, parameters: int) -> int:
-    """Bytes of a checkpoint: master weight, AdamW's two moments and the moving average of each parameter.
-
-    Buffers, a thousandth of that, are not counted.
-    """
-    return parameters * (12 + (4 if stage.ema_decay is not None else 0))
+    share = checkpoint_bytes(stage, -(-step.parameters // world_size))
+    return MemoryEstimate(
+        weights=step.weights + step.buffers,
+        gradients=step.gradients,
+        optimizer_state=step.optimizer_state,
+        moving_average=step.moving_average,
+        buckets=step.buckets,
+        activations=step.working,
+        staging=share,
+    )
 
 
 def out_of_memory(error: BaseException, plan: TrainPlan, world_size: int, *, begun: bool) -> RunFailed:
@@ -180,7 +143,8 @@ def host_advice(stage: TrainStage, classes: int, *, begun: bool) -> str:
 
 def host_need(stage: TrainStage, classes: int, *, on_gpus: bool) -> tuple[int, str]:
     """Bytes of main memory of all ranks of a machine, and what each of them holds there, for people."""
-    memory, ranks = estimate_memory(stage, classes, stage.resources.ranks), stage.resources.ranks_per_node
+    ranks = stage.resources.ranks_per_node
+    memory = estimate_memory(stage, classes, stage.resources.ranks, on_cpu=not on_gpus)
     if not on_gpus:
         return ranks * memory.host, memory.host_kinds
     held = _largest_first({"process": _PROCESS, "staging": memory.staging})
@@ -200,7 +164,7 @@ def remedies(stage: TrainStage, classes: int, world_size: int, *, begun: bool, o
     """
 
     def needed(changed: TrainStage, ranks: int) -> int:
-        memory = estimate_memory(changed, classes, ranks)
+        memory = estimate_memory(changed, classes, ranks, on_cpu=on_host)
         return memory.host * (ranks // stage.resources.nodes) if on_host else memory.device
 
     now = needed(stage, world_size)

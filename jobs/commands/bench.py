@@ -14,6 +14,7 @@ from jobs.exit_codes import exit_on_error
 from jobs.scheduler import slurm
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
+from pipeline.planner.step_estimate import computing_speed
 from pipeline.preflight.machine import Machine, this_machine
 from pipeline.ranks.cpu_speed import training_rate
 from pipeline.ranks.gpus import PEAKS, present_gpu
@@ -32,7 +33,8 @@ class AssumedDevice:
 
     device: str
     utilization: float | None
-    """None for the cores of this machine, whose speed is measured."""
+    """Share of its peak, as given; None for an estimate, as by `coatnet plan`, and for the cores of this machine, whose
+    speed is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,11 @@ def data(
         str | None, typer.Option(help="GPU model of each rank.", show_default="that of this machine")
     ] = None,
     utilization: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Fraction of the GPU's peak that training reaches.")
-    ] = 0.4,
+        float | None,
+        typer.Option(
+            min=0.001, max=1, help="Fraction of the GPU's peak that training reaches.", show_default="by estimate"
+        ),
+    ] = None,
     images_per_second: Annotated[
         float | None, typer.Option(min=0.01, help="Training speed of one rank, if known; replaces the estimate.")
     ] = None,
@@ -118,7 +123,7 @@ def data(
             _show(found, console)
 
 
-def _assumed(device: str | None, utilization: float, plan: TrainPlan, machine: Machine) -> AssumedDevice:
+def _assumed(device: str | None, utilization: float | None, plan: TrainPlan, machine: Machine) -> AssumedDevice:
     """The named GPU, else that of this machine; without one, its cores, unless the recipe is for a cluster."""
     if device is None and not machine.gpus and (plan.stage.resources.gpus_per_rank == 0 or not slurm.has_cluster()):
         return AssumedDevice(_CORES, None)
@@ -127,8 +132,10 @@ def _assumed(device: str | None, utilization: float, plan: TrainPlan, machine: M
 
 def _needed(plan: TrainPlan, ranks: int, machine: Machine, assumed: AssumedDevice | None) -> float:
     """Images per second of a rank on that device."""
-    if assumed is not None and assumed.utilization is not None:
-        return demand(plan.stage, assumed.device, assumed.utilization)
+    if assumed is not None and assumed.device != _CORES:
+        if assumed.utilization is not None:
+            return demand(plan.stage, assumed.device, assumed.utilization)
+        return computing_speed(plan.stage, len(plan.classes), assumed.device).value
     cores = min(machine.host.cores, ranks * plan.stage.resources.threads_per_rank)
     return images_per_second_at(plan.stage, training_rate() * cores / ranks)
 
@@ -151,11 +158,12 @@ def _show(found: LoaderBenchmark, console: Console) -> None:
         table.add_row(part.replace("_", " "), f"{milliseconds:.3f}", f"{share:.0%}")
     console.print(table)
     source = "as given"
-    if found.assumed and found.assumed.utilization is None:
+    if found.assumed and found.assumed.device == _CORES:
         source = f"{found.model} at {found.resolution} pixels on {found.assumed.device}, as measured with a small model"
     elif found.assumed:
-        share = f"{found.assumed.utilization:.0%} of its peak"
-        source = f"{found.model} at {found.resolution} pixels on {found.assumed.device} at {share}"
+        share = found.assumed.utilization
+        speed = "by estimate, as `coatnet plan`" if share is None else f"at {share:.0%} of its peak"
+        source = f"{found.model} at {found.resolution} pixels on {found.assumed.device} {speed}"
     print_line(console, f"delivered  {rate:,.0f} images/s, {per_core:,.0f} per core-second")
     print_line(console, f"needed     {found.demand:,.0f} images/s, {found.demand_per_rank:,.0f} per rank ({source})")
     if found.delivered.skipped:

@@ -141,7 +141,8 @@ def _by_estimate(found: GpuBenchmark, plan: TrainPlan) -> dict[str, Any]:
 def _estimate(plan: TrainPlan, on_gpu: bool, micro_size: int | None = None) -> int:
     """Bytes that one rank should hold that saves nothing."""
     batch = plan.stage.batch.model_copy(update={"micro_size": micro_size or plan.stage.batch.micro_size})
-    memory = estimate_memory(plan.stage.model_copy(update={"batch": batch}), len(plan.classes), 1)
+    stage = plan.stage.model_copy(update={"batch": batch})
+    memory = estimate_memory(stage, len(plan.classes), 1, on_cpu=not on_gpu)
     return memory.device if on_gpu else memory.host - memory.staging
 
 

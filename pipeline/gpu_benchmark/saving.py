@@ -12,10 +12,10 @@ from pipeline.errors import ConfigError, RunFailed
 from pipeline.gpu_benchmark.record import Saves
 from pipeline.gpu_benchmark.subject import MeasuredStage, join
 from pipeline.gpu_benchmark.training_steps import Rank
-from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.recipe.intervals import CheckpointSettings
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stage_settings import digests
+from pipeline.state_bytes import checkpoint_bytes
 
 _SAVES = 2
 

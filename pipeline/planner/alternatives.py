@@ -100,7 +100,8 @@ class Recommendation:
 def recommend(
     stage: TrainStage, classes: int, cluster: Cluster, found: tuple[Alternative, ...], samples: int
 ) -> Recommendation:
-    """The fastest of the alternatives that fit, in the recipe's micro-batch if any does.
+    """The fastest of the alternatives that fit, in the recipe's micro-batch if any does, and with the upper end of the
+    reserve if any does.
 
     ZeRO 3 only where no other fits: that its gathers hide behind the computation, and what they cost the host, are
     assumptions that no measurement on a GPU supports. If nothing fits in the recipe's micro-batch, that becomes the
@@ -108,6 +109,7 @@ def recommend(
     matter of accuracy. Lanes are chosen so that no two nodes share one.
     """
     fitting = [one for one in found if one.step is not None]
+    fitting = [one for one in fitting if one.memory.is_safe] or fitting
     fitting = [one for one in fitting if one.zero_stage < 3] or fitting
     if fitting:
         best = _fastest(fitting)
@@ -184,5 +186,5 @@ def _why_fastest(best: Alternative, fitting: list[Alternative]) -> str:
     if best.is_own:
         return f"none that fits is faster by more than {_EQUAL - 1:.0%}, by estimate"
     if own is None or own.step is None:
-        return "the fastest that fits by estimate; the recipe's own does not"
+        return "the fastest that fits by estimate; the recipe's own does not, or only just"
     return f"{own.step.seconds.value / best.step.seconds.value:.2f} times as fast as the recipe's by estimate"

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from models.norm import discard_recorded_statistics
-from pipeline.memory_estimate import bucket_bytes, bytes_of_state
 from pipeline.planner.gpu_functions import GpuFunctions
 from pipeline.planner.live_bytes import LiveBytes
 from pipeline.planner.training_trace import Workload, build_on_meta
 from pipeline.recipe.sections import CommunicationSettings
+from pipeline.state_bytes import bucket_bytes, bytes_of_state
 
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
     """Bytes of one rank at the moment of a step when most is in use, beside what kernels allocate for themselves."""
 
+    parameters: int
+    """Of the model: their number."""
     weights: int
     gradients: int
     optimizer_state: int
@@ -67,6 +69,7 @@ def step_memory(
     weights, gradients, state = bytes_of_state(parameters, subject.precision, zero_stage, ranks)
     average = (-(-parameters // ranks) if zero_stage else parameters) * 4 if moving_average else 0
     return StepMemory(
+        parameters=parameters,
         weights=weights,
         gradients=gradients,
         optimizer_state=state,

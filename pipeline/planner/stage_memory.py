@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.planner.hardware import Cluster
+from pipeline.planner.hardware import Cluster, bundled_hardware, figure_range
 from pipeline.planner.memory import StepMemory, step_memory
-from pipeline.planner.step_estimate import workload
+from pipeline.planner.ranges import Range
+from pipeline.planner.training_trace import workload
 from pipeline.recipe.schema import TrainStage
 
 
@@ -16,6 +17,8 @@ class GpuMemory:
     step: StepMemory
     reserve: int
     """What CUDA, its libraries and the allocator take beyond what is counted: an assumption."""
+    most_reserve: int
+    """The upper end of what is assumed."""
     size: int
     """Of the GPU."""
 
@@ -28,6 +31,11 @@ class GpuMemory:
     def fits(self) -> bool:
         """Whether that is there."""
         return self.needed <= self.size
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether it fits with the upper end of the reserve."""
+        return self.step.total + self.most_reserve <= self.size
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -56,9 +64,15 @@ def gpu_memory(stage: TrainStage, classes: int, cluster: Cluster) -> GpuMemory:
         rounds=max(1, stage.batch.micro_batches // cluster.gpus),
         communication=stage.communication,
     )
-    law = cluster.law
-    reserve = law.context.value + law.fragmentation.value * step.working
-    return GpuMemory(step, round(reserve), round(cluster.memory))
+    reserve = gpu_reserve(step.working)
+    return GpuMemory(step, round(reserve.value), round(reserve.most), round(cluster.memory))
+
+
+def gpu_reserve(working: int) -> Range:
+    """Bytes that CUDA, its libraries and the allocator take beyond what is counted; `working` is the peak of a
+    micro-batch, of which the allocator holds a share more."""
+    law = bundled_hardware().law
+    return figure_range(law.context) + figure_range(law.fragmentation) * working
 
 
 def largest_micro_batch(stage: TrainStage, classes: int, cluster: Cluster) -> int | None:

@@ -1,11 +1,11 @@
 """The timing of a planned stage as failures see it."""
 
 from data.remote.storage import is_remote
-from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.planner.hardware import Cluster
 from pipeline.planner.run_timing import RunTiming, save_cost, start_seconds
 from pipeline.planner.step_estimate import parameters_of
 from pipeline.recipe.schema import TrainStage
+from pipeline.state_bytes import checkpoint_bytes
 
 
 def stage_timing(

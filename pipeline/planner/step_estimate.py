@@ -6,10 +6,17 @@ from functools import cache
 from models.complexity import count_costs, count_parameters
 from models.variants import Variant
 from pipeline.planner.collectives import Collective, CommunicationTime, collectives, communication_seconds
-from pipeline.planner.hardware import Cluster, figure_range
+from pipeline.planner.hardware import Cluster, figure_range, find_cluster
 from pipeline.planner.pricing import GpuModel, seconds_by_kind, seconds_range, total_seconds
 from pipeline.planner.ranges import Range
-from pipeline.planner.training_trace import StepTrace, Traced, Workload, build_on_meta, trace_training
+from pipeline.planner.training_trace import (
+    StepTrace,
+    Traced,
+    Workload,
+    build_on_meta,
+    trace_training,
+    workload,
+)
 from pipeline.recipe.schema import TrainStage
 
 
@@ -77,23 +84,6 @@ class MeasuredSpeed:
     origin: str
 
 
-def workload(stage: TrainStage, classes: int) -> Workload:
-    """What of a stage decides the operations of a micro-batch.
-
-    Fused depthwise convolutions are not traced: they count as the operations that they replace.
-    """
-    return Workload(
-        variant=stage.model.variant,
-        image_size=stage.resolution,
-        classes=classes,
-        micro_batch=stage.batch.micro_size,
-        precision=stage.precision,
-        policy=stage.activation_checkpointing,
-        drop_path_rate=stage.model.drop_path_rate,
-        compiled=stage.compile,
-    )
-
-
 def estimate_step(
     stage: TrainStage, classes: int, cluster: Cluster, measured: MeasuredSpeed | None = None
 ) -> StepEstimate:
@@ -138,6 +128,17 @@ def estimate_step(
         peak=cluster.gpu.peak,
         measured=measured is not None,
     )
+
+
+def computing_speed(stage: TrainStage, classes: int, gpu: str) -> Range:
+    """Images per second that each GPU of kind `gpu` trains on while neither data nor other ranks hold it up.
+
+    Raises:
+        ConfigError: the kind is not known.
+    """
+    ranks = stage.resources.ranks
+    step = estimate_step(stage, classes, find_cluster(gpu, ranks, ranks))
+    return step.computing.dividing(step.images / ranks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pipeline.planner.fusion import fuse
 from pipeline.planner.gpu_functions import GpuFunctions
 from pipeline.planner.operations import Access, Operation
 from pipeline.planner.recording import Recording
-from pipeline.recipe.schema import Precision
+from pipeline.recipe.schema import Precision, TrainStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,23 @@ class Workload:
     drop_path_rate: float = 0.0
     compiled: bool = False
     """Whether stem and blocks are compiled, each as one graph; the head is eager."""
+
+
+def workload(stage: TrainStage, classes: int) -> Workload:
+    """What of a stage decides the operations of a micro-batch.
+
+    Fused depthwise convolutions are not traced: they count as the operations that they replace.
+    """
+    return Workload(
+        variant=stage.model.variant,
+        image_size=stage.resolution,
+        classes=classes,
+        micro_batch=stage.batch.micro_size,
+        precision=stage.precision,
+        policy=stage.activation_checkpointing,
+        drop_path_rate=stage.model.drop_path_rate,
+        compiled=stage.compile,
+    )
 
 
 @dataclass(frozen=True, slots=True)

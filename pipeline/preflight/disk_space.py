@@ -16,10 +16,10 @@ from data.remote.storage import check_writable
 from models.complexity import count_parameters
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.errors import ConfigError
-from pipeline.memory_estimate import checkpoint_bytes
 from pipeline.preflight.finding import Finding, finding_of_error
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.runs.run_folder import run_folder
+from pipeline.state_bytes import checkpoint_bytes
 
 _CLOCKS_APART = 5.0  # seconds
 

@@ -2,12 +2,13 @@
 
 from data.text.counted import counted
 from pipeline.memory_estimate import estimate_memory, host_need, host_remedies, remedies
+from pipeline.planner.stage_memory import gpu_reserve
 from pipeline.preflight.finding import Findings
 from pipeline.preflight.machine import Machine
 from pipeline.recipe.schema import TrainStage
 
 _TIGHT = 0.9
-"""Share of a GPU above which what the estimate omits may not fit: buffers of kernels and collectives, fragmentation."""
+"""Share of a machine's memory above which what the estimate omits may not fit."""
 
 
 def assess_memory(
@@ -27,7 +28,7 @@ def assess_memory(
     if machine is not None:
         _assess_host(found, stage, classes, begun, machine)
     if resources.memory_gigabytes is not None:
-        memory = estimate_memory(stage, classes, resources.ranks)
+        memory = estimate_memory(stage, classes, resources.ranks, on_cpu=resources.gpus_per_rank == 0)
         # Pages of buckets in main memory that no gradient fills are never touched.
         need = resources.ranks_per_node * (
             memory.staging + (0 if resources.gpus_per_rank else memory.device - memory.buckets)
@@ -52,16 +53,16 @@ def _assess_gpu(found: Findings, stage: TrainStage, classes: int, begun: bool, m
     smallest = min(machine.gpus, key=lambda gpu: gpu.memory) if machine and machine.gpus else None
     size = smallest.memory if smallest else resources.gpu_gigabytes * 1e9
     whose = f"a GPU here ({smallest.name})" if smallest else "a GPU (resources.gpu_gigabytes)"
+    reserve = gpu_reserve(memory.activations)
     what = (
-        f"memory: a rank needs {memory.device / 1e9:.1f} of the {size / 1e9:.3g} GB of {whose}, by estimate: "
-        f"{memory.kinds}"
+        f"memory: a rank needs {(memory.device + reserve.value) / 1e9:.1f} of the {size / 1e9:.3g} GB of {whose}, by "
+        f"estimate: {memory.kinds}, and {reserve.value / 1e9:.1f} GB for CUDA and fragmentation (assumed)"
     )
-    share = memory.device / size
-    if share <= _TIGHT:
+    if memory.device + reserve.most <= size:
         found.ok(what)
-    else:
-        fix = remedies(stage, classes, resources.ranks, begun=begun)
-        found.error(what, fix) if share > 1 else found.warning(what, fix)
+        return
+    fix = remedies(stage, classes, resources.ranks, begun=begun)
+    found.error(what, fix) if memory.device + reserve.value > size else found.warning(what, fix)
 
 
 def _assess_host(found: Findings, stage: TrainStage, classes: int, begun: bool, machine: Machine) -> None:

@@ -20,9 +20,10 @@ from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
 from pipeline.faults.watchdog import Watchdog
-from pipeline.memory_estimate import checkpoint_bytes, estimate_memory
+from pipeline.memory_estimate import estimate_memory
 from pipeline.monitoring.progress import StageProgress
 from pipeline.plan import Plan, TrainPlan, plan_stage
+from pipeline.planner.step_estimate import computing_speed
 from pipeline.preflight.assessment import (
     AllReduceFacts,
     NodeFacts,
@@ -47,7 +48,7 @@ from pipeline.ranks.rendezvous import check_interface, read_rendezvous
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.runs.run_folder import RunFolder, run_folder
-from pipeline.throughput import demand
+from pipeline.state_bytes import checkpoint_bytes
 from pipeline.training.training_batches import open_stream
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ _ALL_REDUCES = 5
 _WARM_UP = 2  # all-reduces, and micro-batches
 _MOST_WRITTEN = 256 * 2**20  # bytes
 _LEAST_WRITTEN = 2**20
-_UTILIZATION = 0.4
-"""Share of a GPU's peak that training is assumed to reach, as in docs/recipes.md."""
 
 
 def run_node_checks(
@@ -215,14 +214,15 @@ def _load(plan: TrainPlan, folder: RunFolder, world_size: int) -> StepLoad:
 
 
 def _pace(plan: TrainPlan, folder: RunFolder, world_size: int) -> RankSpeed | None:
-    """From an earlier start, or else from the GPU's peak; None if neither is known."""
+    """From an earlier start, or else by the planner's estimate for the GPU; None if its kind is not known."""
     before = StageProgress.read(folder.progress)
     if before is not None and before.images_per_second > 0:
         return RankSpeed(before.images_per_second / world_size, "as in an earlier start")
     device = present_gpu()
     if device is None:
         return None
-    return RankSpeed(demand(plan.stage, device, _UTILIZATION), f"{device} at {_UTILIZATION:.0%} of its peak")
+    speed = computing_speed(plan.stage, len(plan.classes), device)
+    return RankSpeed(speed.value, f"{device} by estimate, from {speed.least:,.0f} to {speed.most:,.0f} on each rank")
 
 
 def _time_all_reduce(ranks: Ranks, node: str, on_gpus: bool) -> AllReduceFacts:

@@ -59,7 +59,7 @@ def test_model_size_ranks_and_batch_follow_from_the_machine_and_the_images(
     for one in recipe.stages.values():
         assert one.batch.global_size // one.batch.micro_size % one.resources.ranks == 0
         if isinstance(one, TrainStage):
-            memory = estimate_memory(one, 100, one.resources.ranks)
+            memory = estimate_memory(one, 100, one.resources.ranks, on_cpu=not machine.gpus)
             assert memory.host * resources.ranks < machine.host.memory
             assert all(memory.device < gpu.memory for gpu in machine.gpus)
 

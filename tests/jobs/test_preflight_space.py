@@ -9,6 +9,7 @@ from models.complexity import count_parameters
 from models.variants import VARIANTS
 from pipeline.host import Host
 from pipeline.memory_estimate import estimate_memory
+from pipeline.planner.stage_memory import gpu_reserve
 from pipeline.preflight.disk_space import most_kept
 from pipeline.preflight.finding import Finding
 from pipeline.preflight.machine import Machine
@@ -28,18 +29,19 @@ def test_memory_beyond_the_gpus_is_an_error_and_near_it_a_warning(shards: Path, 
     recipe = load_recipe(write_recipe(tmp_path, shards), large)
     stage = recipe.stages["pretrain"]
     assert isinstance(stage, TrainStage)
-    need = estimate_memory(stage, 3, 2)
-    gigabytes = need.device / 1e9
+    need = estimate_memory(stage, 1000, 2)  # the shards have too few samples for a plan, so 1000 classes are assumed
+    reserve = gpu_reserve(need.activations)
 
-    def memory(share: float, *more: str) -> Finding:
-        machine = Machine(LARGE.host, (Gpu("H100", round(need.device / share)),) * 2)
+    def memory(size: float, *more: str) -> Finding:
+        machine = Machine(LARGE.host, (Gpu("H100", round(size)),) * 2)
         return the_finding(found(tmp_path, shards, *large, *more, machine=machine), "memory: ", "pretrain")
 
-    fits, tight, full = memory(0.89), memory(0.91), memory(1.01)
+    likely, most = need.device + reserve.value, need.device + reserve.most
+    fits, tight, full = memory(most + 1), memory(most - 1), memory(likely - 1)
     assert [finding.level for finding in (fits, tight, full)] == ["ok", "warning", "error"]
     assert full.what == (
-        f"memory: a rank needs {gigabytes:.1f} of the {gigabytes / 1.01:.3g} GB of a GPU here (H100), by estimate: "
-        f"{need.kinds}"
+        f"memory: a rank needs {likely / 1e9:.1f} of the {likely / 1e9:.3g} GB of a GPU here (H100), by estimate: "
+        f"{need.kinds}, and {reserve.value / 1e9:.1f} GB for CUDA and fragmentation (assumed)"
     )
     assert (fits.fix, tight.fix) == ("", full.fix)
     assert full.fix.startswith("Change settings, most effective first: ")
@@ -50,10 +52,11 @@ def test_for_jobs_on_other_machines_the_size_of_a_gpu_is_that_of_the_recipe(shar
     stage = load_recipe(write_recipe(tmp_path, shards)).stages["pretrain"]
     assert isinstance(stage, TrainStage)
     need = estimate_memory(stage, 3, 2)
+    reserve = gpu_reserve(need.activations).value
     (finding,) = assess_memory("pretrain", stage, 3, begun=False)
     assert finding.what == (
-        f"memory: a rank needs {need.device / 1e9:.1f} of the 80 GB of a GPU (resources.gpu_gigabytes), by estimate: "
-        f"{need.kinds}"
+        f"memory: a rank needs {(need.device + reserve) / 1e9:.1f} of the 80 GB of a GPU (resources.gpu_gigabytes), by "
+        f"estimate: {need.kinds}, and {reserve / 1e9:.1f} GB for CUDA and fragmentation (assumed)"
     )
     without = stage.model_copy(update={"resources": stage.resources.model_copy(update={"gpus_per_rank": 0})})
     assert assess_memory("pretrain", without, 3, begun=False) == [
@@ -67,7 +70,7 @@ def test_without_gpus_all_ranks_are_held_against_the_memory_that_the_host_or_its
     large = ["batch={global_size: 4096, micro_size: 1024}"]
     stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
     assert isinstance(stage, TrainStage)
-    need = 2 * estimate_memory(stage, 3, 2).host
+    need = 2 * estimate_memory(stage, 1000, 2, on_cpu=True).host
 
     def memory(share: float, *, limited: bool = False) -> Finding:
         machine = Machine(Host(64, round(need / share), limited), ())
@@ -121,7 +124,7 @@ def test_memory_of_a_node_is_compared_with_the_request(shards: Path, tmp_path: P
     large = ["model.name=coatnet_4", "batch={global_size: 40, micro_size: 20}", f"resources.gpus_per_rank={gpus}"]
     stage = load_recipe(write_recipe(tmp_path, shards), large).stages["pretrain"]
     assert isinstance(stage, TrainStage)
-    memory = estimate_memory(stage, 3, 2)
+    memory = estimate_memory(stage, 3, 2, on_cpu=gpus == 0)
     need = 2 * (memory.staging + (0 if gpus else memory.device - memory.buckets))
     for gibibytes, level in ((need // 2**30, "error" if gpus else "warning"), (need // 2**30 + 1, "ok")):
         findings = found(tmp_path, shards, *large, f"resources.memory_gigabytes={gibibytes}")

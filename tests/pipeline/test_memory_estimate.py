@@ -13,8 +13,6 @@ from models.variants import VARIANTS
 from pipeline.errors import RunFailed
 from pipeline.host import this_host
 from pipeline.memory_estimate import (
-    bucket_bytes,
-    bytes_of_state,
     estimate_memory,
     is_host_memory_full,
     out_of_host_memory,
@@ -23,6 +21,7 @@ from pipeline.memory_estimate import (
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.sections import CommunicationSettings
+from pipeline.state_bytes import bucket_bytes, bytes_of_state
 from tests.support.recipes import write_recipe
 
 LARGE = 10**9
@@ -33,8 +32,8 @@ def planned(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     recipe = write_recipe(tmp_path_factory.mktemp("memory"), shards)
 
     def plan(*changes: str) -> TrainPlan:
-        base = ["model.name=coatnet_7", "resolution=224", "precision=bf16", "zero_stage=1", "batch.global_size=4096",
-                "batch.micro_size=64", "data.lanes=4"]  # fmt: skip
+        base = ["model.name=coatnet_0", "resolution=224", "precision=bf16", "zero_stage=1", "batch.global_size=256",
+                "batch.micro_size=4", "data.lanes=4", "communication.bucket_size=1000000"]  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:  # the shards have fewer samples than such a batch
             patch.setattr("pipeline.plan.check_length", lambda *arguments: None)
             made = plan_stage(load_recipe(recipe, [*base, *changes]), "pretrain", 1)
@@ -88,15 +87,17 @@ def test_recomputed_blocks_store_their_inputs_and_one_at_a_time_its_activations(
 
 def test_each_kind_scales_with_the_settings_it_depends_on(planned: Callable[..., TrainPlan]) -> None:
     plan = planned()
-    parameters = count_parameters(VARIANTS["coatnet_7"], 224, 3)
+    parameters = count_parameters(VARIANTS["coatnet_0"], 224, 3)
     memory = estimate_memory(plan.stage, 3, 8)
-    assert (memory.weights, memory.gradients, memory.moving_average) == (2 * parameters, 4 * parameters, 0)
+    assert memory.weights == pytest.approx(2 * parameters, rel=5e-3)  # statistics of BatchNorm in addition
+    assert (memory.gradients, memory.moving_average) == (4 * parameters, 0)
     assert memory.staging == memory.optimizer_state == pytest.approx(12 * parameters / 8, rel=1e-6)
     average = estimate_memory(planned("ema_decay=0.9999").stage, 3, 8)
     assert average.moving_average == pytest.approx(4 * parameters / 8, rel=1e-6)
     assert average.staging == pytest.approx(16 * parameters / 8, rel=1e-6)
-    assert estimate_memory(planned("batch.micro_size=32").stage, 3, 8).activations * 2 == memory.activations
-    assert estimate_memory(planned("precision=fp32").stage, 3, 8).activations == 2 * memory.activations
+    half = estimate_memory(planned("batch.micro_size=2").stage, 3, 8).activations
+    assert memory.activations / 2 < half < 0.6 * memory.activations  # gradients of weights in addition
+    assert 1.85 < estimate_memory(planned("precision=fp32").stage, 3, 8).activations / memory.activations < 2.1
     assert memory.device == sum((memory.weights, memory.gradients, memory.optimizer_state, memory.activations))
 
 
@@ -118,7 +119,7 @@ def test_the_message_has_the_failed_allocation_the_estimate_and_the_settings_to_
     )
     assert f"each rank needs {memory.device / 1e9:.1f} GB: activations {memory.activations / 1e9:.1f} GB, " in message
     assert (
-        "with micro-batches of 64 on 8 ranks. Change settings, most effective first: activation_checkpointing=every_block, "
+        "with micro-batches of 4 on 8 ranks. Change settings, most effective first: activation_checkpointing=mbconv, "
         in message
     )
     assert "zero_stage=2, " in message
@@ -133,17 +134,17 @@ def advice(message: str) -> list[str]:
 
 def test_settings_are_listed_in_the_order_of_the_memory_they_save(planned: Callable[..., TrainPlan]) -> None:
     assert advice(failure(planned(), 8)) == [
-        "activation_checkpointing=every_block", "activation_checkpointing=mbconv", "zero_stage=3", "zero_stage=2",
+        "activation_checkpointing=mbconv", "activation_checkpointing=every_block", "zero_stage=2", "zero_stage=3",
         "resources.ranks=16",
     ]  # fmt: skip
     # Nothing is left to recompute, and with a small micro-batch the state is what counts.
-    bare = planned("activation_checkpointing=every_block", "batch.micro_size=8")
+    bare = planned("activation_checkpointing=every_block", "batch.micro_size=1")
     assert advice(failure(bare, 1))[0] == "resources.ranks=2"
     assert not any("activation_checkpointing" in change for change in advice(failure(bare, 1)))
 
 
 def test_a_smaller_micro_batch_is_only_advised_before_the_first_save(planned: Callable[..., TrainPlan]) -> None:
-    assert advice(failure(planned(), 8, begun=False))[-1].startswith("batch.micro_size=32 (another run")
+    assert advice(failure(planned(), 8, begun=False))[-1].startswith("batch.micro_size=2 (another run")
 
 
 def test_impossible_settings_are_not_advised(planned: Callable[..., TrainPlan]) -> None:
@@ -157,7 +158,7 @@ def test_impossible_settings_are_not_advised(planned: Callable[..., TrainPlan]) 
 def test_a_larger_gpu_is_advised_if_no_setting_helps(planned: Callable[..., TrainPlan]) -> None:
     plan = planned("activation_checkpointing=every_block", "zero_stage=3", "precision=fp32")
     alone = replace(
-        plan, stage=plan.stage.model_copy(update={"batch": plan.stage.batch.model_copy(update={"global_size": 64})})
+        plan, stage=plan.stage.model_copy(update={"batch": plan.stage.batch.model_copy(update={"global_size": 4})})
     )
     assert failure(alone, 1).endswith("Use GPUs with more memory")
 
@@ -184,11 +185,11 @@ def test_host_memory_that_runs_out_is_recognized_and_gets_the_advice(planned: Ca
     assert isinstance(error, RunFailed)
     message = str(error)
     assert "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1152921504606846976 bytes" in message
-    need = 4 * estimate_memory(plan.stage, 3, 4).host
+    need = 4 * estimate_memory(plan.stage, 3, 4, on_cpu=True).host
     assert f"By estimate 4 ranks of this machine ({this_host().text}) need {need / 1e9:.1f} GB; each: " in message
     assert "activations " in message
     assert "buckets" not in message, "their pages are never touched"
-    for change in ("activation_checkpointing=every_block, ", "resources.ranks=2, ", "batch.micro_size=32 (another run"):
+    for change in ("activation_checkpointing=every_block, ", "resources.ranks=2, ", "batch.micro_size=2 (another run"):
         assert change in message
     assert "batch.micro_size=" not in str(out_of_host_memory(MemoryError(), plan, begun=True)).partition("Change ")[2]
 

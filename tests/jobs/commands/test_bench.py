@@ -8,6 +8,9 @@ import torch
 
 from models.complexity import count_training_cost
 from models.variants import VARIANTS
+from pipeline.planner.step_estimate import computing_speed
+from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 from tests.support.command import coatnet
 from tests.support.recipes import write_recipe
 
@@ -31,9 +34,17 @@ def test_the_readers_are_measured_as_training_runs_them(shards: Path, tmp_path: 
         assert facts["demand"] < 10**5
 
 
-def test_a_gpu_that_is_named_is_assumed_at_a_share_of_its_peak(shards: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_is_named_trains_as_fast_as_the_planner_estimates_or_at_a_share_of_its_peak(
+    shards: Path, tmp_path: Path
+) -> None:
     recipe = write_recipe(tmp_path, shards)
-    facts = json.loads(coatnet("bench", "data", recipe, "--seconds", "0.3", "--json", "--device", "H100").stdout)
+    named = ("bench", "data", recipe, "--seconds", "0.3", "--json", "--device", "H100")
+    facts = json.loads(coatnet(*named).stdout)
+    assert facts["assumed"] == {"device": "H100", "utilization": None}
+    stage = load_recipe(recipe).stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    assert facts["demand_per_rank"] == computing_speed(stage, 3, "H100").value
+    facts = json.loads(coatnet(*named, "--utilization", "0.4").stdout)
     # The multiply-adds of a forward and twice that backward, on an H100 at 40 % of 989 TFLOP/s.
     assert facts["assumed"] == {"device": "H100", "utilization": 0.4}
     cost = count_training_cost(VARIANTS["coatnet_debug"], 32).multiply_adds

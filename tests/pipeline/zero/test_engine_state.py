@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.memory_estimate import bucket_bytes, bytes_of_state
 from pipeline.recipe.sections import CommunicationSettings
+from pipeline.state_bytes import bucket_bytes, bytes_of_state
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow

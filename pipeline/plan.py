@@ -179,7 +179,7 @@ def train_plan(
             if plan
             else sample_order(settings, recipe.seed, train.shard_samples, where)
         )
-        _check_length(settings, train.samples, where)
+        check_length(settings, train.samples, where)
         begun = Begun(plan.stage, plan.rate, first, plan.samples_after(first)) if plan else None
         part = plan_part(settings, train.samples, begun, where)
         plan = TrainPlan(
@@ -197,8 +197,12 @@ def _with_end(plan: TrainPlan, steps: int) -> TrainPlan:
     return replace(plan, stage=stage, steps=steps, earlier=_with_end(plan.earlier, steps) if plan.earlier else None)
 
 
-def _check_length(stage: TrainStage, samples: int, where: str) -> None:
-    """Refuse an epoch, or a stage, that is shorter than a step."""
+def check_length(stage: TrainStage, samples: int, where: str) -> None:
+    """Refuse an epoch, or a stage, that is shorter than a step.
+
+    Raises:
+        ConfigError: there are not `samples` enough.
+    """
     batch, epochs = stage.batch.global_size, stage.epochs
     if samples < batch:
         raise ConfigError(
@@ -300,13 +304,20 @@ def required_cache_bytes(stage: Stage, world_size: int, validation: Dataset, pla
     if is_remote(validation.index.folder):
         need = evaluation_need(validation, stage.batch.micro_size * world_size, stage.data.workers)
     if plan is not None and is_remote(plan.train.index.folder):
-        need += plan.order.greatest_need(
-            np.array([shard.bytes for shard in plan.train.index.shards], np.int64),
-            world_size,
-            int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
-            1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
+        need += training_need(
+            plan.stage, world_size, plan.order, np.array([shard.bytes for shard in plan.train.index.shards], np.int64)
         )
     return need
+
+
+def training_need(stage: TrainStage, world_size: int, order: SampleOrder, shard_bytes: NDArray[np.int64]) -> int:
+    """Bytes of shards that a node needs at the same time for training; `shard_bytes` (S,) are those of each shard."""
+    return order.greatest_need(
+        shard_bytes,
+        world_size,
+        int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
+        1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
+    )
 
 
 def check_start_classes(plan: Plan, start: Plan) -> None:

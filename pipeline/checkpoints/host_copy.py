@@ -45,10 +45,28 @@ class LiveState:
     classes: tuple[str, ...] | None = None
 
 
-class HostFile:
-    """The content of one safetensors file in host memory: `header`, then `memory`, (bytes,) uint8.
+Layout = Mapping[str, tuple[torch.dtype, Sequence[int]]]
+"""Dtypes and shapes of tensors, by name."""
+
+
+def file_header(layout: Layout) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a safetensors file, and the bytes of each tensor behind it.
 
     Tensors are ordered by element size, largest first, and then by name, as in the library, so that each is aligned.
+    """
+    entries, ranges, end = {}, {}, 0
+    for name in sorted(layout, key=lambda name: (-layout[name][0].itemsize, name)):
+        dtype, shape = layout[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        ranges[name] = (start, end)
+        entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, ranges
+
+
+class HostFile:
+    """The content of one safetensors file in host memory: `header`, then `memory`, (bytes,) uint8.
 
     Args:
         tensors: names, shapes and dtypes; `fill` copies the values.
@@ -57,16 +75,8 @@ class HostFile:
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool) -> None:
         self._layout = _layout(tensors)
-        entries, ranges, end = {}, {}, 0
-        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
-            tensor = tensors[name]
-            start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
-            ranges[name] = (start, end)
-            offsets = {"data_offsets": [start, end]}
-            entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)} | offsets
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self.header = len(text).to_bytes(8, "little") + text
+        self.header, ranges = file_header(self._layout)
+        end = max((stop for _, stop in ranges.values()), default=0)
         self.memory = torch.empty(end, dtype=torch.uint8)
         if pinned and end:
             _pin(self.memory)

@@ -1,8 +1,7 @@
 """The files of a checkpoint before there is one: names, bytes and fragments of what each rank writes."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from data.files.json_records import to_json
 from pipeline.checkpoints.checkpoint import AVERAGED
-from pipeline.checkpoints.host_copy import Layout, file_header
+from pipeline.checkpoints.host_copy import Layout, file_bytes, file_header
 from pipeline.checkpoints.manifest import (
     BUFFERS,
     CLASSES,
@@ -62,10 +61,9 @@ class CheckpointLayout:
 
     def leader_files(self) -> list[PlannedFile]:
         """What rank 0 writes beside its state; the manifest is the last file of a checkpoint, see `manifest_bytes`."""
-        header, ranges = file_header(self.buffers)
         names = json.dumps(to_json(ClassNames(self.classes))).encode()
         return [
-            PlannedFile(BUFFERS, len(header) + max((stop for _, stop in ranges.values()), default=0), 0),
+            PlannedFile(BUFFERS, file_bytes(self.buffers), 0),
             PlannedFile(CLASSES, len(names), 0),
         ]
 
@@ -83,9 +81,7 @@ class CheckpointLayout:
         quoted = {name: len(json.dumps(name)) for name in self.partitioning.parameters.shapes}
         for rank in range(self.partitioning.ranks):
             name = json.dumps(f"{rank_name(rank)}.safetensors")
-            around = len(
-                '  {\n   "parameter": ,\n   "start": ,\n   "stop": ,\n   "file": \n  },\n'
-            ) + len(name)
+            around = len('  {\n   "parameter": ,\n   "start": ,\n   "stop": ,\n   "file": \n  },\n') + len(name)
             for part in self.partitioning.ranges(rank):
                 if part.saved_here:
                     size += around + quoted[part.parameter] + len(str(part.start)) + len(str(part.stop))
@@ -111,5 +107,3 @@ def buffer_layout(model: nn.Module, *, moving_average: bool) -> Layout:
     """Dtypes and shapes of the buffers that the leader saves, with their averages."""
     own = {name: (buffer.dtype, tuple(buffer.shape)) for name, buffer in persistent_buffers(model).items()}
     return own | ({AVERAGED + name: entry for name, entry in own.items()} if moving_average else {})
-
-

@@ -1,6 +1,6 @@
 """One rank's engine of DeepSpeed on tensors without memory, in a process group whose collectives do nothing.
 
-The engine is that of `pipeline.zero.engine.build_engine`, as on the cluster: it partitions what it would partition there.
+The engine is that of `pipeline.zero.engine.build_engine`, as on the cluster, and partitions what it would there.
 Tensors have shapes, dtypes and storages of a size, and no values. What the other ranks would have sent is whatever was
 in the tensor before; building an engine looks at none of it.
 """
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.coatnet import CoAtNet
 from models.registry import create_model
 from pipeline.checkpoints.checkpoint import AVERAGED
-from pipeline.checkpoints.host_copy import HostCopy, LiveState
+from pipeline.checkpoints.host_copy import LiveState, file_bytes, file_contents, layout_of
 from pipeline.checkpoints.manifest import CheckpointFacts, RunDigests, RunFacts
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import TrainStage
@@ -82,16 +82,14 @@ def build_on_fake_tensors(case: FakeEngineCase, rank: int) -> BuiltRank:
         engine = build_engine(model, stage, ranks)
         state = TrainingState(engine, ranks, stage.ema_decay)
         weights, kept_whole = _weights(model)
-        copy = HostCopy(ranks)
-        copy.fill(_live_state(state, stage, case.classes, ranks))
-        files = {name: len(file.header) + file.memory.numel() for name, file in copy.files.items()}
+        contents = file_contents(_live_state(state, stage, case.classes, ranks), ranks)
         return BuiltRank(
             rank,
             tuple(ElementRange(part.parameter, part.start, part.stop, part.saved_here) for part in state.fragments),
             sum(master.numel() for master in engine.masters),
             weights,
             kept_whole,
-            files,
+            {name: file_bytes(layout_of(tensors)) for name, tensors in contents.items()},
             dict(counted.calls),
             time.monotonic() - began,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -120,7 +118,7 @@ def fake_model(stage: TrainStage, classes: int) -> CoAtNet:
 def fake_tensors() -> Iterator[None]:
     """Inside, new tensors on the CPU have no memory, and modules convert their parameters in place."""
     before = nn.Module._apply
-    nn.Module._apply = _apply_in_place  # type: ignore[method-assign, assignment]
+    nn.Module._apply = _apply_in_place  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
             # DeepSpeed looks whether addresses are aligned, and fake tensors warn that they have none.
@@ -146,11 +144,11 @@ def _apply_in_place(module: nn.Module, function: Callable[[Any], Any], recurse: 
     return module
 
 
-class _Collectives(TorchDispatchMode):
+class _Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the collectives of this process by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -167,7 +165,7 @@ def _become_a_rank(rank: int, world_size: int) -> None:
         "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "DS_ACCELERATOR": "cpu",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
     }  # fmt: skip
-    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
 
 
 def _weights(model: CoAtNet) -> tuple[int, int]:
@@ -178,7 +176,7 @@ def _weights(model: CoAtNet) -> tuple[int, int]:
         held: Tensor = getattr(parameter, "ds_tensor", parameter)  # ZeRO 3's part of the parameter
         storage = held.untyped_storage()
         storages[storage._cdata] = storage.nbytes()
-        kept_whole += parameter.ds_numel if getattr(parameter, "ds_persist", False) else 0
+        kept_whole += getattr(parameter, "ds_numel", 0) if getattr(parameter, "ds_persist", False) else 0
     return sum(storages.values()), kept_whole
 
 

@@ -2,9 +2,9 @@
 
 DeepSpeed 0.19.8. ZeRO 1 and 2 flatten the parameters of each group of the optimizer, one after the other, pad the whole
 to a multiple of 2 x ranks (`nccl_start_alignment_factor`), and give each rank one contiguous part of equal size
-(`runtime/zero/stage_1_and_2.py`, and `runtime/bf16_optimizer.py`, which is used for bf16 with ZeRO 1). ZeRO 3 pads every
-parameter to a multiple of the ranks, and gives each rank one part of it (`runtime/zero/partition_parameters.py`). With
-ZeRO 0 every rank holds everything, and the ranks take turns in saving it (`pipeline/zero/fragments.py`).
+(`runtime/zero/stage_1_and_2.py`, and `runtime/bf16_optimizer.py` for bf16 with ZeRO 1). ZeRO 3 pads every parameter to
+a multiple of the ranks, and gives each rank one part of it (`runtime/zero/partition_parameters.py`). With ZeRO 0 every
+rank holds everything, and the ranks take turns in saving it (`pipeline/zero/fragments.py`).
 """
 
 import bisect

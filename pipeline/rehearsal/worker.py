@@ -68,7 +68,7 @@ def _import_what_engines_need() -> None:
 
 def _build(request: WorkerRequest, folder: Path) -> WorkerResult:
     waiting = [(number, rank) for number, case in enumerate(request.cases) for rank in case.ranks]
-    running: dict[int, tuple[int, int]] = {}
+    running: dict[int, int] = {}
     worker = os.getpid()
     for number, rank in waiting:
         if len(running) >= request.processes:
@@ -76,7 +76,7 @@ def _build(request: WorkerRequest, folder: Path) -> WorkerResult:
         child = os.fork()
         if child == 0:
             _child(request.cases[number], rank, _file(folder, number, rank), worker)
-        running[child] = (number, rank)
+        running[child] = rank
     while running:
         _wait_for_one(running)
     return WorkerResult(tuple(_results(folder, number, case) for number, case in enumerate(request.cases)))
@@ -86,9 +86,9 @@ def _results(folder: Path, number: int, case: FakeEngineCase) -> tuple[BuiltRank
     return tuple(parse_json(BuiltRank, _file(folder, number, rank).read_bytes()) for rank in case.ranks)
 
 
-def _wait_for_one(running: dict[int, tuple[int, int]]) -> None:
+def _wait_for_one(running: dict[int, int]) -> None:
     child, status = os.wait()
-    number, rank = running.pop(child)
+    rank = running.pop(child)
     if status:
         raise RuntimeError(f"rank {rank}: its process ended with {os.waitstatus_to_exitcode(status)}")
 

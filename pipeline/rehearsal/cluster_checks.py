@@ -55,6 +55,7 @@ def on_ranks(recipe: Recipe, name: str, ranks: int) -> Recipe:
         ConfigError: as when a recipe has these numbers, or the ranks do not divide the micro-batches of a step.
     """
     stage, where = training_stage(recipe, name), f"stage {name}: "
+    check_ranks(stage, ranks, where)
     per_node = min(ranks, stage.resources.ranks_per_node)
     settings = stage.resources.model_dump() | {"ranks": ranks, "nodes": -(-ranks // per_node)}
     try:
@@ -63,7 +64,6 @@ def on_ranks(recipe: Recipe, name: str, ranks: int) -> Recipe:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}resources: {message}; rehearse a multiple of {per_node} ranks") from None
     changed = stage.model_copy(update={"resources": resources})
-    check_ranks(changed, ranks, where)
     return recipe.model_copy(update={"stages": {**recipe.stages, name: changed}})
 
 

@@ -53,7 +53,7 @@ class BuiltRank:
     ranges: tuple[ElementRange, ...]
     """What it optimizes, in parameter order."""
     masters: int
-    """Elements of the tensors that AdamW updates, with padding."""
+    """Elements of the tensors that AdamW updates, with padding, but for those that are nothing else."""
     weight_bytes: int
     """Of the storages in which DeepSpeed keeps the weights that forwards use."""
     kept_whole: int

@@ -64,11 +64,10 @@ def check_built(built: BuiltRank, layout: CheckpointLayout, precision: Precision
             _refuse(built.rank, f"it optimizes {found}, and by the arithmetic of the rehearsal {own}")
     if len(built.ranges) != len(expected):
         _refuse(built.rank, f"it optimizes {len(built.ranges)} ranges of parameters instead of {len(expected)}")
-    used, padding = partitioning.masters(built.rank)
     sizes = partitioning.sizes(built.rank, precision, moving_average=False)
     files = [layout.rank_file(built.rank), *([] if built.rank else layout.leader_files()[:1])]
     for what, size, by_arithmetic in (
-        ("elements of float32 weights with padding", built.masters, used + padding),
+        ("elements of float32 weights with padding", built.masters, sum(partitioning.masters(built.rank, in_use=True))),
         ("bytes of weights", built.weight_bytes, sizes.weights.bytes),
         *((f"bytes of {file.name}", built.files.get(file.name, 0), file.bytes) for file in files),
     ):

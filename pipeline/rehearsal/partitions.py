@@ -128,14 +128,25 @@ class Partitioning:
         found = {part.parameter: part for group in self._groups for part in group.ranges(rank)}
         return [found[name] for name in self._sizes if name in found]
 
-    def masters(self, rank: int) -> tuple[int, int]:
-        """Elements of parameters in what AdamW updates on `rank`, and the padding there."""
-        used = sum(part.elements for part in self.ranges(rank))
+    def masters(self, rank: int, *, in_use: bool = False) -> tuple[int, int]:
+        """Elements of parameters in what AdamW updates on `rank`, and the padding there.
+
+        With `in_use`, without the tensors that are nothing but padding, as the last ranks of a large world have them
+        for a small group: `ZeroEngine.masters` and the moving average leave these out.
+        """
+        names = {part.parameter: part.elements for part in self.ranges(rank)}
+        used = sum(names.values())
         if self.zero_stage == 0:
             return used, 0
-        if self.zero_stage == 3:
-            return used, sum(-(-size // self.ranks) for size in self._sizes.values()) - used
-        return used, sum(group.partition for group in self._groups) - used
+        held = 0
+        for group in self._groups:
+            if in_use and names.keys().isdisjoint(group.names):
+                continue
+            if self.zero_stage == 3:
+                held += sum(-(-self._sizes[name] // self.ranks) for name in group.names)
+            else:
+                held += group.partition
+        return used, held - used
 
     def sizes(self, rank: int, precision: Precision, *, moving_average: bool) -> PartitionSizes:
         """What `rank` holds.
@@ -144,6 +155,8 @@ class Partitioning:
         """
         used, padding = self.masters(rank)
         own = Share(used, padding, _FLOAT32 * (used + padding))
+        in_use = sum(self.masters(rank, in_use=True))
+        average = Share(used, in_use - used, _FLOAT32 * in_use)
         whole, flat_padding = self.elements, 0
         if self.zero_stage in (1, 2):
             flat_padding = sum(group.padded for group in self._groups) - whole
@@ -165,7 +178,7 @@ class Partitioning:
             gradients,
             Share(0, 0, 0) if self.zero_stage == 0 else own,
             Share(2 * used, 2 * padding, 2 * own.bytes),
-            own if moving_average else None,
+            average if moving_average else None,
         )
 
     def check_owned_once(self) -> int:

@@ -22,7 +22,7 @@ class RehearsedRank:
     files: tuple[PlannedFile, ...]
     """What it writes of each checkpoint, the leader's among them."""
     steps: tuple[StepShare, ...]
-    """Its samples of the first step and of the last one; empty without data."""
+    """Its samples of the first step with the present batch and of the last one; empty without data."""
     build_seconds: float
     """That its engine took."""
     build_peak_bytes: int

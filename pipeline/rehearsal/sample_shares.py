@@ -92,9 +92,8 @@ class StageData:
     facts: DataFacts
     stage: TrainStage
     order: SampleOrder
-    """Of the first step."""
-    late_order: SampleOrder
-    """Of the last one."""
+    first_step: int
+    """From which on the order holds: 0, unless the batch was changed under way."""
     shard_bytes: NDArray[np.int64]
     """(S,) of each training shard."""
     validation: Dataset
@@ -104,13 +103,13 @@ class StageData:
     @classmethod
     def of_plan(cls, plan: TrainPlan) -> "StageData":
         """The data of a stage whose shards can be read."""
-        index, last = plan.train.index, plan.steps - 1
+        index = plan.train.index
         facts = DataFacts(
             index.folder, False, plan.train.samples, len(plan.classes), len(index.shards), index.bytes, plan.steps
         )
         sizes = np.array([shard.bytes for shard in index.shards], np.int64)
         remote = is_remote(index.folder), is_remote(plan.validation.index.folder)
-        return cls(facts, plan.stage, plan.at(0).order, plan.at(last).order, sizes, plan.validation, *remote)
+        return cls(facts, plan.stage, plan.order, plan.first_step, sizes, plan.validation, *remote)
 
     @classmethod
     def assumed(cls, stage: TrainStage, seed: int, data: AssumedData, where: str) -> "StageData":
@@ -129,17 +128,17 @@ class StageData:
         train, validation = stage.data.train or "", stage.data.validation
         facts = DataFacts(train, True, data.samples, data.classes, shards, int(sizes.sum()), steps)
         remote = is_remote(train), is_remote(validation)
-        return cls(facts, stage, order, order, sizes, _made_up(validation, data), *remote)
+        return cls(facts, stage, order, 0, sizes, _made_up(validation, data), *remote)
 
     @property
     def first_and_last(self) -> tuple[int, ...]:
         """The steps that are looked at, from 0."""
-        return tuple(dict.fromkeys((0, self.facts.steps - 1)))
+        return tuple(dict.fromkeys((self.first_step, self.facts.steps - 1)))
 
     def share(self, step: int, rank: int, ranks: int) -> StepShare:
-        """What `rank` of `ranks` reads in `step`, 0 or the last one."""
+        """What `rank` of `ranks` reads in `step`, which is one of `first_and_last` or between."""
         size = self.stage.batch.global_size // ranks
-        found = self._samples(step, rank * size, (rank + 1) * size)
+        found = self.order.at(step, rank * size, (rank + 1) * size)
         return StepShare(
             rank,
             step,
@@ -161,9 +160,9 @@ class StageData:
             RunFailed: they are not.
         """
         batch, size = self.stage.batch.global_size, self.stage.batch.global_size // ranks
-        parts = [self._samples(step, rank * size, (rank + 1) * size) for rank in range(ranks)]
+        parts = [self.order.at(step, rank * size, (rank + 1) * size) for rank in range(ranks)]
         seen = np.concatenate([_keys(part, self.facts.samples) for part in parts])
-        whole = _keys(self._samples(step, 0, batch), self.facts.samples)
+        whole = _keys(self.order.at(step, 0, batch), self.facts.samples)
         # A batch may have a sample twice where an epoch ends within it, in two epochs.
         if len(np.unique(seen)) != batch or not np.array_equal(np.sort(seen), np.sort(whole)):
             raise RunFailed(
@@ -181,9 +180,6 @@ class StageData:
             evaluation_need(self.validation, stage.batch.micro_size * ranks, stage.data.workers),
             int(cache.gigabytes * 1e9),
         )
-
-    def _samples(self, step: int, start: int, stop: int) -> Samples:
-        return (self.order if step == 0 else self.late_order).at(step, start, stop)
 
 
 def _keys(samples: Samples, of_epoch: int) -> NDArray[np.int64]:

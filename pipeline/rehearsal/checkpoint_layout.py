@@ -60,7 +60,7 @@ class CheckpointLayout:
         return PlannedFile(f"{rank_name(rank)}.safetensors", self._state_bytes(saved), len(saved))
 
     def leader_files(self) -> list[PlannedFile]:
-        """What rank 0 writes beside its state; the manifest is the last file of a checkpoint, see `manifest_bytes`."""
+        """What rank 0 writes beside its state; the manifest is the last file of a checkpoint, see `manifest_file`."""
         names = json.dumps(to_json(ClassNames(self.classes))).encode()
         return [
             PlannedFile(BUFFERS, file_bytes(self.buffers), 0),

@@ -14,9 +14,8 @@ from pipeline.errors import RunFailed
 from pipeline.recipe.schema import Precision
 from pipeline.rehearsal.checkpoint_layout import CheckpointLayout
 from pipeline.rehearsal.engine_on_fake_tensors import BuiltRank, FakeEngineCase
-from pipeline.rehearsal.worker import WorkerRequest, WorkerResult
+from pipeline.rehearsal.worker import FAILED, WorkerRequest, WorkerResult
 
-_TAIL = 4000  # characters of what a failed process printed
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -45,8 +44,8 @@ def build_ranks(cases: Sequence[FakeEngineCase]) -> list[tuple[BuiltRank, ...]]:
             check=False,
         )
         if done.returncode or not result.exists():
-            lines = [line for line in done.stdout[-_TAIL:].splitlines() if line.strip()]
-            reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+            said = [line.removeprefix(FAILED) for line in done.stdout.splitlines() if line.startswith(FAILED)]
+            reason = said[0] if said else f"its process ended with {done.returncode}"
             raise RunFailed(f"rehearsal: DeepSpeed's engine cannot be built on tensors without memory: {reason}")
         return list(parse_json(WorkerResult, result.read_bytes()).cases)
 

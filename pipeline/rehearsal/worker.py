@@ -20,6 +20,9 @@ from data.files.json_records import parse_json, to_json
 from pipeline.rehearsal.engine_on_fake_tensors import BuiltRank, FakeEngineCase, build_on_fake_tensors, fake_tensors
 from pipeline.zero.engine import import_deepspeed
 
+FAILED = "error: "
+"""How a line begins that says why there is no result."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerRequest:
@@ -40,7 +43,7 @@ class WorkerResult:
 
 
 def main() -> NoReturn:
-    """Build what the request says; ends with 0 and a result, or prints as its last line why there is none."""
+    """Build what the request says; ends with 0 and a result, or prints why there is none."""
     _, request_file, result_file = sys.argv
     request = parse_json(WorkerRequest, Path(request_file).read_bytes())
     end_with_parent(request.parent, EXIT_FAILED)
@@ -52,7 +55,7 @@ def main() -> NoReturn:
         code = 0
     except Exception as error:
         traceback.print_exc()
-        print(f"error: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+        _print_error("", error)
         code = EXIT_FAILED
     sys.stdout.flush()
     sys.stderr.flush()
@@ -100,12 +103,19 @@ def _child(case: FakeEngineCase, rank: int, file: Path, worker: int) -> NoReturn
         built = build_on_fake_tensors(case, rank)
         file.write_text(json.dumps(to_json(built)))
         code = 0
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        _print_error(f"rank {rank}: ", error)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _print_error(where: str, error: Exception) -> None:
+    """Print the line that is shown to people; the first one counts."""
+    reason = str(error).strip().partition("\n")[0]
+    print(f"{FAILED}{where}{type(error).__name__}: {reason}", file=sys.stderr)
 
 
 def _file(folder: Path, number: int, rank: int) -> Path:

@@ -211,5 +211,5 @@ def test_an_element_that_is_in_no_file_is_an_error(saved: dict[str, Saved]) -> N
 
 def test_an_engine_that_cannot_be_built_is_an_error_with_the_reason() -> None:
     stage = stage_of("2-fp32", 2).model_dump(mode="json") | {"resolution": 33}
-    with pytest.raises(RunFailed, match=r"cannot be built on tensors without memory: error: RuntimeError: rank 1"):
+    with pytest.raises(RunFailed, match=r"cannot be built on tensors without memory: rank 1: ValueError: .*33"):
         build_ranks([FakeEngineCase(stage, CLASSES, 2, (1,))])

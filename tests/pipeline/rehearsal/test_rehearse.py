@@ -188,6 +188,12 @@ def test_what_the_environment_says_wrongly_of_where_ranks_meet_is_found(
     assert message in found
 
 
+def test_a_place_that_cannot_be_written_is_found(shards: Path, tmp_path: Path) -> None:
+    loaded = recipe(tmp_path, shards, checkpoint={"folder": "/proc/checkpoints"})
+    (found,) = errors(cluster_findings(loaded, "pretrain", None)[0])
+    assert found.startswith("checkpoints: /proc cannot be written")
+
+
 def test_an_interface_that_is_not_there_is_found(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib7")
     (found,) = errors(cluster_findings(recipe(tmp_path, shards), "pretrain", None)[0])

@@ -304,13 +304,20 @@ def required_cache_bytes(stage: Stage, world_size: int, validation: Dataset, pla
     if is_remote(validation.index.folder):
         need = evaluation_need(validation, stage.batch.micro_size * world_size, stage.data.workers)
     if plan is not None and is_remote(plan.train.index.folder):
-        need += plan.order.greatest_need(
-            np.array([shard.bytes for shard in plan.train.index.shards], np.int64),
-            world_size,
-            int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
-            1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
+        need += training_need(
+            plan.stage, world_size, plan.order, np.array([shard.bytes for shard in plan.train.index.shards], np.int64)
         )
     return need
+
+
+def training_need(stage: TrainStage, world_size: int, order: SampleOrder, shard_bytes: NDArray[np.int64]) -> int:
+    """Bytes of shards that a node needs at the same time for training; `shard_bytes` (S,) are those of each shard."""
+    return order.greatest_need(
+        shard_bytes,
+        world_size,
+        int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
+        1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
+    )
 
 
 def check_start_classes(plan: Plan, start: Plan) -> None:

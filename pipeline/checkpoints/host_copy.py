@@ -45,10 +45,34 @@ class LiveState:
     classes: tuple[str, ...] | None = None
 
 
-class HostFile:
-    """The content of one safetensors file in host memory: `header`, then `memory`, (bytes,) uint8.
+Layout = Mapping[str, tuple[torch.dtype, Sequence[int]]]
+"""Dtypes and shapes of tensors, by name."""
+
+
+def file_bytes(layout: Layout) -> int:
+    """The size of a safetensors file."""
+    header, ranges = file_header(layout)
+    return len(header) + max((stop for _, stop in ranges.values()), default=0)
+
+
+def file_header(layout: Layout) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a safetensors file, and the bytes of each tensor behind it.
 
     Tensors are ordered by element size, largest first, and then by name, as in the library, so that each is aligned.
+    """
+    entries, ranges, end = {}, {}, 0
+    for name in sorted(layout, key=lambda name: (-layout[name][0].itemsize, name)):
+        dtype, shape = layout[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        ranges[name] = (start, end)
+        entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, ranges
+
+
+class HostFile:
+    """The content of one safetensors file in host memory: `header`, then `memory`, (bytes,) uint8.
 
     Args:
         tensors: names, shapes and dtypes; `fill` copies the values.
@@ -56,17 +80,9 @@ class HostFile:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool) -> None:
-        self._layout = _layout(tensors)
-        entries, ranges, end = {}, {}, 0
-        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
-            tensor = tensors[name]
-            start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
-            ranges[name] = (start, end)
-            offsets = {"data_offsets": [start, end]}
-            entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)} | offsets
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self.header = len(text).to_bytes(8, "little") + text
+        self._layout = layout_of(tensors)
+        self.header, ranges = file_header(self._layout)
+        end = max((stop for _, stop in ranges.values()), default=0)
         self.memory = torch.empty(end, dtype=torch.uint8)
         if pinned and end:
             _pin(self.memory)
@@ -82,13 +98,22 @@ class HostFile:
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether `tensors` have the names, shapes and dtypes of this file."""
-        return self._layout == _layout(tensors)
+        return self._layout == layout_of(tensors)
 
     @torch.no_grad()
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the values; from a GPU the copy is complete only after a synchronization."""
         for name, view in self._views.items():
             view.copy_(tensors[name], non_blocking=True)
+
+
+def file_contents(state: LiveState, ranks: Ranks) -> dict[str, Mapping[str, Tensor]]:
+    """The files with tensors that this rank writes, by name: of the fragments that it saves, and on the leader of the
+    buffers."""
+    saved = [fragment for fragment in state.fragments if fragment.saved_here]
+    own = {f"{kind}.{f.parameter}": tensor for f in saved for kind, tensor in f.tensors.items()}
+    contents: dict[str, Mapping[str, Tensor]] = {f"{rank_name(ranks.rank)}.safetensors": own}
+    return {BUFFERS: state.buffers, **contents} if ranks.is_leader else contents
 
 
 class HostCopy:
@@ -100,13 +125,8 @@ class HostCopy:
 
     def fill(self, state: LiveState) -> None:
         """Copy the fragments that this rank saves, and on the leader the buffers; returns when the copy is complete."""
-        saved = [fragment for fragment in state.fragments if fragment.saved_here]
-        own = {f"{kind}.{f.parameter}": tensor for f in saved for kind, tensor in f.tensors.items()}
-        contents: dict[str, Mapping[str, Tensor]] = {f"{rank_name(self._ranks.rank)}.safetensors": own}
-        if self._ranks.is_leader:
-            contents = {BUFFERS: state.buffers, **contents}
         cuda = self._ranks.device.type == "cuda"
-        for name, tensors in contents.items():
+        for name, tensors in file_contents(state, self._ranks).items():
             if name not in self.files or not self.files[name].fits(tensors):
                 self.files[name] = HostFile(tensors, pinned=cuda)
             self.files[name].fill(tensors)
@@ -114,7 +134,8 @@ class HostCopy:
             torch.cuda.synchronize(self._ranks.device)
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """The dtypes and shapes of `tensors`."""
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 

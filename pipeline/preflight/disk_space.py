@@ -75,11 +75,9 @@ def assess_disk_space(
             found.append(_assess_remote(store, need))
             continue
         home = existing_parent(Path(store.location))
-        try:
-            probe_writing(home)
-        except OSError as error:
-            what = f"checkpoints: {home} cannot be written ({error.strerror})"
-            found.append(Finding("error", name, what, "set runs or checkpoint.folder to a folder that you can write"))
+        unwritable = assess_writable(name, home)
+        if unwritable is not None:
+            found.append(unwritable)
             continue
         stored = sum(sum(files.values()) for files in store.contents().published.values())
         on_disk.setdefault(home.stat().st_dev, []).append((replace(need, stored_bytes=stored), home))
@@ -88,6 +86,16 @@ def assess_disk_space(
         growth = {cache.folder: _growth(cache) for cache in caches if _on_disk(cache, home)}
         found.append(_assess_disk([need for need, _ in needs], home, sum(growth.values())))
     return found
+
+
+def assess_writable(stage: str, home: Path) -> Finding | None:
+    """The finding if the folder `home`, where checkpoints of `stage` are to be created, cannot be written."""
+    try:
+        probe_writing(home)
+    except OSError as error:
+        what = f"checkpoints: {home} cannot be written ({error.strerror})"
+        return Finding("error", stage, what, "set runs or checkpoint.folder to a folder that you can write")
+    return None
 
 
 def assess_cache_space(stage: str, cache: Cache, need: int) -> Finding:

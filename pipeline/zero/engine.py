@@ -224,6 +224,16 @@ def build_engine(model: CoAtNet, stage: TrainStage, ranks: Ranks) -> ZeroEngine:
     return zero_engine
 
 
+def import_deepspeed() -> None:
+    """Import what `build_engine` imports, in processes that fork others which build one."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.runtime.engine
+    import deepspeed.runtime.torch_autocast
+
+    with _without_compiler():
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+
 @contextmanager
 def _without_compiler() -> Iterator[None]:
     """Inside, torch.compile leaves functions as they are.

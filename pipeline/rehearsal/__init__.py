@@ -1,0 +1,1 @@
+"""The rehearsal of a training job on one CPU: what each rank of the real topology would hold, save and read."""

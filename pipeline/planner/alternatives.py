@@ -112,7 +112,7 @@ def recommend(
     if fitting:
         best = _fastest(fitting)
         micro_size, fits = stage.batch.micro_size, True
-        why = _why_fastest(best, fitting)
+        why = _why_fastest(best, next(one for one in found if one.is_own))
     else:
         best = max(found, key=lambda one: (one.largest_micro_size or 0, -one.memory.needed))
         micro_size, fits = best.largest_micro_size or stage.batch.micro_size, best.largest_micro_size is not None
@@ -178,11 +178,12 @@ def _fastest(fitting: list[Alternative]) -> Alternative:
     return own if seconds(own) <= _EQUAL * seconds(fastest) else fastest
 
 
-def _why_fastest(best: Alternative, fitting: list[Alternative]) -> str:
-    own = next((one for one in fitting if one.is_own), None)
+def _why_fastest(best: Alternative, own: Alternative) -> str:
     assert best.step is not None
     if best.is_own:
         return f"none that fits is faster by more than {_EQUAL - 1:.0%}, by estimate"
-    if own is None or own.step is None:
+    if own.step is None:
         return "the fastest that fits by estimate; the recipe's own does not"
+    if own.zero_stage == 3 and best.zero_stage < 3:
+        return "the fastest that fits without ZeRO 3, whose gathers are assumed to hide behind the computation"
     return f"{own.step.seconds.value / best.step.seconds.value:.2f} times as fast as the recipe's by estimate"

@@ -123,7 +123,8 @@ def estimate_step(
     )
     hiding = backward * (rounds if stage.zero_stage >= 2 else 1)
     kernels = rounds * priced.kernels + priced.optimizer_kernels
-    issuing = figure_range(cluster.law.host_launch) * kernels
+    # A measured step was as long as its host took, if that was the slower one.
+    issuing = _measured(figure_range(cluster.law.host_launch) * kernels, measured)
     if stage.zero_stage == 3 and cluster.gpus > 1:
         issuing = issuing + figure_range(cluster.law.zero3_tensor) * (rounds * priced.tensors)
     images = stage.batch.micro_size * rounds

@@ -9,7 +9,7 @@ import pytest
 from data.order import SampleOrder
 from pipeline.checkpoints.retention import reasons_to_keep
 from pipeline.planner.datasets import PlannedDataset
-from pipeline.planner.hardware import Cluster, figure_range, find_cluster
+from pipeline.planner.hardware import Cluster, find_cluster
 from pipeline.planner.ranges import Range
 from pipeline.planner.stage_loads import checkpoint_load, loader_load, shard_load
 from pipeline.planner.step_estimate import StepEstimate, estimate_step, parameters_of
@@ -119,14 +119,9 @@ def test_a_checkpoint_has_master_weights_moments_and_the_moving_average(step: St
     assert average.bytes == 16 * parameters
 
 
-def test_a_save_is_copied_by_every_gpu_and_written_by_every_node(step: StepEstimate) -> None:
+def test_saves_are_as_far_apart_as_their_steps_take(step: StepEstimate) -> None:
     _, found = load(step, 100, 10)
-    copying, writing = (figure_range(f) for f in (CLUSTER.law.host_copy, CLUSTER.law.checkpoint_write))
-    assert found.stall.value == pytest.approx(found.bytes / 4 / copying.value)
-    assert found.stall.most == pytest.approx(found.bytes / 4 / copying.least)
-    assert found.write.value == pytest.approx(found.bytes / 2 / writing.value)
-    assert found.between == step.seconds * 10
-    assert found.every_steps == 10
+    assert (found.every_steps, found.between) == (10, step.seconds * 10)
 
 
 def test_requests_do_not_depend_on_an_index_without_shards(step: StepEstimate) -> None:

@@ -130,7 +130,7 @@ def recommend(
         "resources.gpu_gigabytes": round(cluster.memory / 1e9, 3),
     }
     rounds = stage.batch.global_size // micro_size // cluster.gpus
-    reasons = dict.fromkeys(settings, "as given")
+    reasons = dict.fromkeys(settings, "of the cluster")
     reasons |= {
         "zero_stage": why,
         "activation_checkpointing": why,

@@ -58,14 +58,22 @@ def write_settings(path: Path, stage: str, settings: Mapping[str, Any], comment:
         with atomic_path(target, shared=True) as unfinished:
             with open(unfinished, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
-            after = load_recipe(unfinished)
+            try:
+                after = load_recipe(unfinished)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"recipe {path}: with {_listed(settings)} in stage {stage} it could not be read; write them by hand"
+                ) from error
             changed = with_settings(before.stages[stage], settings)
             wanted = before.model_copy(update={"stages": before.stages | {stage: changed}})
             if after != wanted:
-                others = [name for name in before.stages if after.stages.get(name) != wanted.stages[name]]
+                others = [name for name in before.stages if after.stages.get(name) != wanted.stages[name]] or [stage]
                 raise ConfigError(
                     f"recipe {path}: writing {_listed(settings)} to stage {stage} would change "
-                    f"{', '.join(others) or 'more than that'}, which takes settings from it; write them by hand"
+                    f"{', '.join(others)}, which takes settings from it; write them by hand"
+                    if others != [stage]
+                    else f"recipe {path}: {_listed(settings)} written to stage {stage} would change other settings of "
+                    "it as well; write them by hand"
                 )
         os.chmod(target, mode)
     except OSError as error:
@@ -106,7 +114,12 @@ def _edited(path: Path, text: str, stage: str, settings: Mapping[str, Any], comm
         if not section:
             edits += [_edit(path, text, stage, node, f"{k}: {_scalar(v)}", comment) for k, v in values.items()]
         elif held is None:
-            edits.append(_edit(path, text, stage, node, f"{section}: {{{_listed(values)}}}", comment))
+            taken = _taken(node, section, text)
+            if taken is None:
+                raise _refusal(path, stage, f"it takes {section} from another one by `<<`", _listed(settings))
+            whole = taken | {name: _scalar(value) for name, value in values.items()}
+            written = ", ".join(f"{name}: {value}" for name, value in whole.items())
+            edits.append(_edit(path, text, stage, node, f"{section}: {{{written}}}", comment))
         elif not isinstance(held, yaml.MappingNode) or not node.start_mark.index < held.start_mark.index:
             raise _refusal(path, stage, f"{section} is not written out in it", _listed(settings))
         elif held.flow_style:
@@ -118,6 +131,22 @@ def _edited(path: Path, text: str, stage: str, settings: Mapping[str, Any], comm
     return text
 
 
+def _taken(node: yaml.MappingNode, section: str, text: str) -> dict[str, str] | None:
+    """What a stage takes of a section from others by `<<`, as written there; None if it is more than plain values.
+
+    A section of its own would replace all of it.
+    """
+    sources = [value for key, value in node.value if key.value == "<<"]
+    for source in sources[0].value if sources and isinstance(sources[0], yaml.SequenceNode) else sources:
+        held = _value_of(source, section)
+        if held is None:
+            continue
+        values = {key.value: text[value.start_mark.index : value.end_mark.index] for key, value in held.value}
+        plain = all(isinstance(value, yaml.ScalarNode) for _, value in held.value)
+        return values if plain and not any(value.startswith("&") for value in values.values()) else None
+    return {}
+
+
 def _edits_in_braces(
     path: Path, text: str, stage: str, node: yaml.MappingNode, values: Mapping[str, Any], comment: str
 ) -> list[Edit]:
@@ -127,15 +156,20 @@ def _edits_in_braces(
     closing = node.end_mark.index - 1
     end = _line_end(text, closing)
     edits: list[Edit] = []
+    added = []
     for name, value in values.items():
         held = next((found for key, found in node.value if key.value == name), None)
         if held is None:
-            separator = ", " if node.value else ""
-            edits.append((closing, closing, f"{separator}{name}: {_scalar(value)}"))
-        elif isinstance(held, yaml.ScalarNode):
+            added.append(f"{name}: {_scalar(value)}")
+        elif isinstance(held, yaml.ScalarNode) and node.start_mark.index < held.start_mark.index < closing:
             edits.append((held.start_mark.index, held.end_mark.index, _scalar(value)))
         else:
             raise _refusal(path, stage, f"the value of {name} is not a plain one", _listed(values))
+    if added:
+        before = text[node.start_mark.index : closing].rstrip()
+        place = node.start_mark.index + len(before)
+        separator = "" if before == "{" else " " if before.endswith(",") else ", "
+        edits.append((place, place, separator + ", ".join(added)))
     if comment:
         edits.append((closing + 1, end, f" # {comment}"))
     return edits

@@ -1,5 +1,6 @@
 """`coatnet plan`: what a stage will cost on a cluster, and what to set there."""
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from pipeline.planner.stage_plan import StagePlan, plan_cost, plan_time
 from pipeline.planner.step_estimate import MeasuredSpeed
 from pipeline.planner.useful_time import DAY
 from pipeline.recipe.schema import Recipe, TrainStage
+from pipeline.runs.run_folder import run_folder
 
 _CLUSTER = "Cluster"
 _FAILURES = "Failures"
@@ -163,6 +165,8 @@ def plan(
         if write:
             check_recommended(loaded, name)
             check_editable(path, name, {"zero_stage": 1})
+        if in_tensorboard:
+            _check_begun(loaded, name)
         with progress.status("tracing a step"):
             speed = None if bench is None else bench.speed(found, cluster)
             dataset = planned_dataset(found, samples, classes)
@@ -185,7 +189,7 @@ def plan(
         if pictures is not None or in_tensorboard:
             _draw(result, loaded, pictures, in_tensorboard, said, speed)
         if write:
-            for line in write_recommended(path, loaded, result):
+            for line in write_recommended(path, loaded, result, changes):
                 print_line(said, line)
         if not result.memory.fits and not write:
             raise ConfigError(
@@ -202,9 +206,19 @@ def _show_failures(report: FailureReport, console: Console, *, as_json: bool) ->
 
 
 def _found(recipe: Path) -> Path:
-    """The file of the recipe: itself, or that of a recipe that comes with the program."""
-    bundled = bundled_recipes().get(recipe.name)
-    return bundled if bundled is not None and recipe.parent == Path() and not recipe.exists() else recipe
+    """The file of the recipe: itself, or that of a recipe that comes with the program.
+
+    Raises:
+        ConfigError: it is a name, and there is neither a file nor a recipe of that name.
+    """
+    if recipe.parent != Path() or recipe.suffix or recipe.exists():
+        return recipe
+    known = bundled_recipes()
+    if recipe.name not in known:
+        near = difflib.get_close_matches(recipe.name, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`coatnet recipes` lists those"
+        raise ConfigError(f"recipe {recipe}: no such file, and none of the recipes that come with the program; {hint}")
+    return known[recipe.name]
 
 
 def _cluster(
@@ -236,6 +250,15 @@ def _named_by_size(gigabytes: float) -> str:
     return f"{_DEFAULT_GPU}-{gigabytes:.0f}"
 
 
+def _check_begun(recipe: Recipe, stage: str) -> None:
+    run = run_folder(recipe, stage)
+    if not run.path.is_dir():
+        raise ConfigError(
+            f"--tensorboard: {run.path} does not exist yet, since stage {stage} has not begun; use --pictures FOLDER, "
+            "or repeat this when it has"
+        )
+
+
 def _draw(
     result: StagePlan,
     recipe: Recipe,
@@ -246,7 +269,6 @@ def _draw(
 ) -> None:
     from jobs.planning.pictures import plan_pictures
     from pipeline.planner.pictures.write import show_in_tensorboard, write_pictures
-    from pipeline.runs.run_folder import run_folder
 
     drawn = plan_pictures(result, speed)
     if folder is not None:
@@ -254,7 +276,5 @@ def _draw(
             print_line(console, f"wrote {path}")
     if in_tensorboard:
         run = run_folder(recipe, result.name)
-        if not run.path.is_dir():
-            raise ConfigError(f"--tensorboard: {run.path} does not exist yet; the run has not begun")
         show_in_tensorboard(run, drawn)
         print_line(console, f"TensorBoard shows them as plan/memory, plan/timeline and plan/scaling of {run.path}")

@@ -38,8 +38,8 @@ def _introduction(plan: StagePlan, console: Console) -> None:
     dataset = plan.dataset
     print_line(
         console,
-        f"{dataset.samples:,} images of {counted(dataset.classes, 'class', 'classes')} in {dataset.shards:,} shards: "
-        f"{dataset.source}",
+        f"{dataset.samples:,} images of {counted(dataset.classes, 'class', 'classes')} in "
+        f"{counted(dataset.shards, 'shard')}: {dataset.source}",
     )
 
 
@@ -117,7 +117,7 @@ def alternative_cells(one: Alternative) -> tuple[str, ...]:
         str(one.largest_micro_size or "none"),
         f"{1e3 * step.seconds.value:,.1f}" if step else "",
         f"{step.images_per_second.value:,.0f}" if step else "",
-        "the recipe's" if one.is_own else "" if step else "does not fit",
+        ", ".join((*(["the recipe's"] if one.is_own else []), *([] if step else ["does not fit"]))),
     )
 
 

@@ -1,5 +1,7 @@
 """Writes what a plan recommends into the recipe."""
 
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ from data.text.printable import printable
 from jobs.recipe_edit import write_settings
 from pipeline.errors import ConfigError
 from pipeline.planner.stage_plan import StagePlan
+from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.run_folder import run_folder
 
@@ -23,8 +26,14 @@ def check_recommended(recipe: Recipe, stage: str) -> None:
     run_folder(recipe, stage).frozen()
 
 
-def write_recommended(path: Path, recipe: Recipe, plan: StagePlan) -> list[str]:
-    """Write the recommended settings that differ from the recipe's, each with where it is from.
+def write_recommended(path: Path, recipe: Recipe, plan: StagePlan, overrides: Sequence[str] = ()) -> list[str]:
+    """Write the recommended settings that differ from those of the file at `path`, each with where it is from.
+
+    Args:
+        path: of the recipe.
+        recipe: as it was planned, with `overrides`.
+        plan: of one of its stages.
+        overrides: what was planned otherwise than the file has it, as `key=value`.
 
     Returns:
         What was written, and what was not and why, in lines for people.
@@ -38,7 +47,8 @@ def write_recommended(path: Path, recipe: Recipe, plan: StagePlan) -> list[str]:
             f"--write: nothing was written to {path}, since not even one image of stage {plan.name} fits; plan other "
             "GPUs"
         )
-    changes = dict(recommended.changes)
+    own = load_recipe(path).stages[plan.name]
+    changes = {key: value for key, value in recommended.settings.items() if value != attrgetter(key)(own)}
     lines = []
     if run_folder(recipe, plan.name).frozen() is not None:
         for key in MAKES_ANOTHER_RUN:
@@ -50,6 +60,8 @@ def write_recommended(path: Path, recipe: Recipe, plan: StagePlan) -> list[str]:
     cluster = plan.cluster
     kind = "measured" if plan.is_measured else "estimate"
     comment = f"by coatnet plan for {cluster.gpus} x {cluster.gpu.kind} of {cluster.memory / 1e9:g} GB, {kind}"
+    if overrides:
+        comment += f", with {', '.join(overrides)}"
     write_settings(path, plan.name, changes, printable(comment))
     written = ", ".join(f"{key}: {_shown(value)}" for key, value in changes.items())
     return [*lines, f"wrote to stage {plan.name} of {path}: {written}"]

@@ -114,7 +114,7 @@ def recommend(
     if fitting:
         best = _fastest(fitting)
         micro_size, fits = stage.batch.micro_size, True
-        why = _why_fastest(best, fitting)
+        why = _why_fastest(best, next(one for one in found if one.is_own))
     else:
         best = max(found, key=lambda one: (one.largest_micro_size or 0, -one.memory.needed))
         micro_size, fits = best.largest_micro_size or stage.batch.micro_size, best.largest_micro_size is not None
@@ -132,7 +132,7 @@ def recommend(
         "resources.gpu_gigabytes": round(cluster.memory / 1e9, 3),
     }
     rounds = stage.batch.global_size // micro_size // cluster.gpus
-    reasons = dict.fromkeys(settings, "as given")
+    reasons = dict.fromkeys(settings, "of the cluster")
     reasons |= {
         "zero_stage": why,
         "activation_checkpointing": why,
@@ -180,11 +180,14 @@ def _fastest(fitting: list[Alternative]) -> Alternative:
     return own if seconds(own) <= _EQUAL * seconds(fastest) else fastest
 
 
-def _why_fastest(best: Alternative, fitting: list[Alternative]) -> str:
-    own = next((one for one in fitting if one.is_own), None)
+def _why_fastest(best: Alternative, own: Alternative) -> str:
     assert best.step is not None
     if best.is_own:
         return f"none that fits is faster by more than {_EQUAL - 1:.0%}, by estimate"
-    if own is None or own.step is None:
-        return "the fastest that fits by estimate; the recipe's own does not, or only just"
+    if own.step is None:
+        return "the fastest that fits by estimate; the recipe's own does not"
+    if own.memory.is_safe < best.memory.is_safe:
+        return "the fastest that surely fits; the recipe's own may not, with what CUDA and fragmentation take"
+    if own.zero_stage == 3 and best.zero_stage < 3:
+        return "the fastest that fits without ZeRO 3, whose gathers are assumed to hide behind the computation"
     return f"{own.step.seconds.value / best.step.seconds.value:.2f} times as fast as the recipe's by estimate"

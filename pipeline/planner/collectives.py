@@ -16,7 +16,9 @@ from pipeline.recipe.sections import CommunicationSettings
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter"]
 
 _LIVE = 1_000_000_000
-"""Elements: DeepSpeed's stage3_max_live_parameters, up to which ZeRO 3 keeps gathered weights until the optimizer."""
+"""Elements: DeepSpeed's stage3_max_live_parameters, up to which ZeRO 3 keeps gathered weights for the backward."""
+PERSISTENT = 100_000
+"""Elements of a weight: DeepSpeed's stage3_param_persistence_threshold, up to which ZeRO 3 keeps it gathered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,12 @@ class Collective:
 
 
 def collectives(
-    parameters: int, precision: Precision, zero_stage: int, rounds: int, settings: CommunicationSettings
+    parameters: int,
+    precision: Precision,
+    zero_stage: int,
+    rounds: int,
+    settings: CommunicationSettings,
+    persistent: int = 0,
 ) -> tuple[Collective, ...]:
     """The large collectives of a step on several ranks.
 
@@ -52,6 +59,7 @@ def collectives(
         zero_stage: 0 to 3.
         rounds: micro-batches of a rank in a step.
         settings: how gradients are summed.
+        persistent: those of the parameters that are in weights of at most `PERSISTENT` elements.
     """
     weight = 2 if precision == "bf16" else 4
     gradient = 2 if settings.gradients == "bf16" else 4
@@ -64,11 +72,15 @@ def collectives(
         return (Collective("all_reduce", "gradients", gradient * parameters, 1, hidden), gathered)
     if zero_stage == 2:
         return (Collective("all_reduce", "gradients", gradient * parameters, rounds, overlap), gathered)
-    passes = 1 if parameters <= _LIVE else 2 * rounds  # kept until the optimizer, or gathered for each pass
-    return (
-        Collective("all_gather", "weights", weight * parameters, passes, overlap),
+    # Small weights are gathered after the optimizer. The others are gathered for each micro-batch, and again for its
+    # backward if there are too many to keep them.
+    passes = rounds if parameters <= _LIVE else 2 * rounds
+    found = (
+        Collective("all_gather", "weights", weight * (parameters - persistent), passes, overlap),
+        Collective("all_gather", "small weights", weight * persistent, 1, False),
         Collective("reduce_scatter", "gradients", gradient * parameters, rounds, overlap),
     )
+    return tuple(one for one in found if one.bytes)
 
 
 def collective_seconds(collective: Collective, cluster: Cluster) -> Range:

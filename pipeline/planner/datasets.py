@@ -71,7 +71,11 @@ def _without_index(stage: TrainStage, samples: int | None, classes: int | None, 
         ) from None
     usual = known or (0, 0)
     count = samples or usual[0]
-    source = "as given" if samples and classes else f"assumed by the name of {folder}, which has no index yet"
+    source = f"assumed by the name of {folder}, which has no index yet"
+    if samples and classes:
+        source = "as given"
+    elif samples or classes:
+        source += ", and as given"
     return PlannedDataset(
         samples=count,
         classes=classes or usual[1],

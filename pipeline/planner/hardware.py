@@ -172,21 +172,26 @@ def find_cluster(
 
 def _named(gpu: str) -> tuple[str, float | None, str]:
     """The key in `PEAKS`, the bytes of memory in the name, and a name for which the table of bandwidths is right."""
-    plain = _letters(gpu)
-    kind = next((key for key in PEAKS if _letters(key) in plain), None)
-    if kind is None:
+    text = gpu.casefold()
+    found = next(((key, place) for key in PEAKS if (place := _place(key, text))), None)
+    if found is None:
         raise ConfigError(
             f"GPU {gpu}: not known; use one of {', '.join(PEAKS)}, with its memory if there are several, as h100-80"
         )
-    found = re.search(r"[- ](\d{2,3})\s*(?:g|gb)?(?:$|[^0-9a-z])", gpu.casefold())
-    memory = float(found[1]) * 1e9 if found and found[1] not in _letters(kind) else None
+    kind, place = found
+    size = re.search(r"(?<![0-9a-z.])(\d+(?:\.\d+)?)\s*(?:gb?)?(?![0-9a-z.])", text[place.end() :])
+    memory = float(size[1]) * 1e9 if size else None
+    if (kind, memory) == ("GH200", 480e9):  # as torch calls one with 96: it is the memory of its host
+        memory = None
     # The two kinds of A100 and of GH200 have memories of different speeds.
-    name = {("A100", 80e9): "A100-SXM4-80GB", ("GH200", 144e9): "GH200 144G"}.get((kind, memory or 0.0), kind)
-    return kind, memory, gpu if _letters(name) in plain and name in gpu else name
+    eighty = "A100 80GB PCIe" if "pcie" in text else "A100-SXM4-80GB"
+    return kind, memory, {("A100", 80e9): eighty, ("GH200", 144e9): "GH200 144G"}.get((kind, memory or 0.0), kind)
 
 
-def _letters(text: str) -> str:
-    return "".join(letter for letter in text.casefold() if letter.isalnum())
+def _place(key: str, text: str) -> re.Match[str] | None:
+    """Where a name has the letters of a key, in words of its own: an RTX A1000 is no A100."""
+    letters = (re.escape(letter) for letter in key.casefold() if letter.isalnum())
+    return re.search(rf"(?<![0-9a-z]){'[^0-9a-z]*'.join(letters)}(?!\d)", text)
 
 
 def _times(bandwidth: Figure, share: Figure) -> Range:

@@ -5,7 +5,13 @@ from functools import cache
 
 from models.complexity import count_costs, count_parameters
 from models.variants import Variant
-from pipeline.planner.collectives import Collective, CommunicationTime, collectives, communication_seconds
+from pipeline.planner.collectives import (
+    PERSISTENT,
+    Collective,
+    CommunicationTime,
+    collectives,
+    communication_seconds,
+)
 from pipeline.planner.hardware import Cluster, figure_range, find_cluster
 from pipeline.planner.pricing import GpuModel, seconds_by_kind, seconds_range, total_seconds
 from pipeline.planner.ranges import Range
@@ -101,13 +107,14 @@ def estimate_step(
     forward, recomputation, backward, optimizer = (_measured(part, measured) for part in priced.parts)
     parameters = _parameters(stage.model.variant, stage.resolution, classes)
     found = (
-        collectives(parameters, stage.precision, stage.zero_stage, rounds, stage.communication)
+        collectives(parameters, stage.precision, stage.zero_stage, rounds, stage.communication, priced.persistent)
         if cluster.gpus > 1
         else ()
     )
     hiding = backward * (rounds if stage.zero_stage >= 2 else 1)
     kernels = rounds * priced.kernels + priced.optimizer_kernels
-    issuing = figure_range(cluster.law.host_launch) * kernels
+    # A measured step was as long as its host took, if that was the slower one.
+    issuing = _measured(figure_range(cluster.law.host_launch) * kernels, measured)
     if stage.zero_stage == 3 and cluster.gpus > 1:
         issuing = issuing + figure_range(cluster.law.zero3_tensor) * (rounds * priced.tensors)
     images = stage.batch.micro_size * rounds
@@ -155,6 +162,8 @@ class _Priced:
     """Of a micro-batch."""
     tensors: int
     """Parameters of the model, each of them one."""
+    persistent: int
+    """Elements of those that ZeRO 3 keeps gathered."""
 
 
 @cache
@@ -164,13 +173,15 @@ def _priced(subject: Workload, shares: int, moving_average: bool, gpu: GpuModel)
         _seconds(part, gpu) for part in (trace.forward, trace.recomputation, trace.backward, trace.optimizer)
     )
     micro_batch = trace.micro_batch
+    sizes = [parameter.numel() for parameter in build_on_meta(subject).parameters()]
     return _Priced(
         parts=(forward, recomputation, backward, optimizer),
         kinds=seconds_by_kind(micro_batch.operations, gpu, compiled=micro_batch.compiled),
         kernels=micro_batch.kernels,
         optimizer_kernels=trace.optimizer.kernels,
         flops=micro_batch.flops,
-        tensors=sum(1 for _ in build_on_meta(subject).parameters()),
+        tensors=len(sizes),
+        persistent=sum(size for size in sizes if size <= PERSISTENT),
     )
 
 

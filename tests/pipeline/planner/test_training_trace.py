@@ -108,3 +108,19 @@ def test_the_largest_variant_is_counted_without_taking_memory() -> None:
     variant = find_variant("coatnet_7")
     flops = trace_evaluation(Workload(variant, 224, 1000, micro_batch=2)).flops
     assert flops == 2 * 2 * sum(cost.multiply_adds for cost in count_costs(variant, 224))
+
+
+def test_a_step_is_forward_recomputation_and_backward(step: StepTrace) -> None:
+    again = trace_training(replace(SUBJECT, policy="mbconv"))
+    of_parts = flops_of_parts()
+    assert (again.forward.flops, again.recomputation.flops) == (sum(of_parts), sum(of_parts[:6]))
+    for count in ("flops", "bytes", "kernels"):
+        parts = (again.forward, again.recomputation, again.backward)
+        assert sum(getattr(part, count) for part in parts) == getattr(again.micro_batch, count)
+        assert getattr(again.backward, count) == getattr(step.backward, count)
+        assert getattr(again.forward, count) == getattr(step.forward, count)
+
+
+def test_nothing_is_recomputed_without_checkpointing(step: StepTrace) -> None:
+    assert step.recomputation.counts == ()
+    assert trace_training(replace(SUBJECT, compiled=True)).recomputation.counts == ()

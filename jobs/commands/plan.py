@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data.files.json_records import to_json
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from jobs.commands.arguments import AsJson, OptionalStage, Overrides, stage_and_changes, training_stage
 from jobs.console import make_console, print_json, print_line
@@ -30,6 +31,7 @@ from pipeline.runs.run_folder import run_folder
 
 _CLUSTER = "Cluster"
 _FAILURES = "Failures"
+_REHEARSAL = "Rehearsal"
 _OUTPUT = "Output"
 _DEFAULT_GPU = "h100"
 
@@ -129,6 +131,36 @@ def plan(
     days: Annotated[
         float, typer.Option(min=0.01, help="Duration of the useful time.", rich_help_panel=_FAILURES)
     ] = 30.0,
+    rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Build some ranks of the job here instead: partitions, files, samples, a reshaped checkpoint.",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = False,
+    world: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks of the job.", show_default="--gpus", rich_help_panel=_REHEARSAL),
+    ] = None,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="A rank to build beside the first, the last and one between; may be repeated.",
+            show_default=False,
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = None,
+    reshape_to: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ranks that read a checkpoint of these.",
+            show_default="none, or these read the run's",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write memory, timeline and scaling as PNG.", rich_help_panel=_OUTPUT),
@@ -159,6 +191,11 @@ def plan(
         name = training_stage(loaded, name)
         found = loaded.stages[name]
         assert isinstance(found, TrainStage)
+        if rehearsal:
+            _rehearse(loaded, name, world or gpus, rank or [], reshape_to, samples, classes, as_json=as_json)
+            return
+        if world is not None or rank or reshape_to is not None:
+            raise ConfigError("--world, --rank and --reshape-to: are of a rehearsal; add --rehearse, or use --gpus")
         bench = None if measured is None else measured_gpu(measured)
         cluster = _cluster(found, gpu, gpus, gpus_per_node, link, network, cores, bench)
         console, progress = make_console(), PrintableConsole(stderr=True)
@@ -196,6 +233,44 @@ def plan(
                 f"stage {name} does not fit: a GPU needs {result.memory.needed / 1e9:.1f} of "
                 f"{result.memory.size / 1e9:.1f} GB; set what is recommended above, or plan other GPUs"
             )
+
+
+def _rehearse(
+    recipe: Recipe,
+    name: str,
+    world: int | None,
+    ranks: list[int],
+    reshape_to: int | None,
+    samples: int | None,
+    classes: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Rehearse the stage and show it.
+
+    Raises:
+        ConfigError: something would stop the job.
+    """
+    from jobs.planning.rehearsal import show_rehearsal
+    from pipeline.rehearsal.rehearse import rehearse
+    from pipeline.rehearsal.sample_shares import AssumedData
+
+    stage = recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    dataset = planned_dataset(stage, samples, classes)
+    assumed = None
+    if dataset.is_assumed:
+        assumed = AssumedData(dataset.samples, dataset.classes, bytes_per_sample=round(dataset.image_bytes.value))
+    with PrintableConsole(stderr=True).status("building ranks"):
+        result = rehearse(recipe, name, world, ranks, reshape_to, assumed)
+    if as_json:
+        print_json(to_json(result))
+    else:
+        show_rehearsal(result, make_console())
+    if result.fails:
+        errors = [one.what for one in result.findings if one.level == "error"]
+        errors += [one.refused for one in result.reshapes if one.refused]
+        raise ConfigError(f"the job would not run: {'; '.join(errors)}")
 
 
 def _show_failures(report: FailureReport, console: Console, *, as_json: bool) -> None:

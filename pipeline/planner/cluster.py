@@ -103,7 +103,7 @@ class LimitFigures(_Strict):
     store_requests: Figure
     """Requests per second of the store where the ranks meet."""
     open_files: Figure
-    """Descriptors of one process."""
+    """Descriptors that one process can be allowed."""
     start_patience: Figure
     """Seconds that one kind of work of a start may take."""
 

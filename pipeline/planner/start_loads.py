@@ -69,8 +69,8 @@ def _store(run: ScaledRun, ranks: int) -> Load:
         "connections to the store of the ranks", "start", ranks * starts.store_connections.value, "descriptors", 1.0,
         limits.open_files.value, Basis.MEASURED,
         f"{starts.store_connections.value:.0f} for each rank, with 2 and 3 ranks; law: linear",
-        "rank 0 holds the store, and raises its limit of open files only later, for shards: set `ulimit -n` in "
-        "slurm/site.sh; ranks that get no connection try again until watchdog.setup_seconds",
+        "rank 0 holds the store, and raises its limit of open files up to the hard one before it listens; where that "
+        "is too low, it says so at once",
     )  # fmt: skip
 
 

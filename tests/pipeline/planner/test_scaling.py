@@ -22,6 +22,7 @@ from pipeline.planner.cluster import bundled_cluster_figures
 from pipeline.planner.load import Basis, ScaledRun, lanes_of_nodes, lanes_of_ranks
 from pipeline.planner.run_timing import publishing_seconds
 from pipeline.planner.scaling import limits, loads
+from pipeline.ranks.rendezvous import STORE_CONNECTIONS
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3 import S3Server
 
@@ -161,6 +162,7 @@ def test_laws_of_a_start() -> None:
     assert demand(RUN, 1024, checkpoint) == 128 * 1027
     assert demand(replace(RUN, remote=True), 4096, checkpoint) == 4096 * 5
     assert demand(RUN, 4096, records) == 4096**2
+    assert FIGURES.starts.store_connections.value == STORE_CONNECTIONS
     assert demand(RUN, 4096, "connections to the store of the ranks") == 8192
     index = "bytes of the index of the shards"
     assert demand(replace(RUN, remote=True), 512, index) == 8 * demand(RUN, 512, index)
@@ -191,8 +193,12 @@ def test_the_part_that_reaches_its_limit_first_comes_first() -> None:
     reached = [limit.ranks for limit in found if limit.ranks]
     assert reached == sorted(reached)
     by_name = {limit.load.name: limit for limit in found}
+    assert by_name["connections to the store of the ranks"].ranks is None
+    few = FIGURES.limits.open_files.model_copy(update={"value": 4096})
+    low = FIGURES.model_copy(update={"limits": FIGURES.limits.model_copy(update={"open_files": few})})
+    by_name |= {limit.load.name: limit for limit in limits(replace(RUN, figures=low))}
     store = by_name["connections to the store of the ranks"]
-    assert (store.ranks, store.load.share) == (512, 1.0)
+    assert (store.ranks, store.load.share) == (2048, 1.0)
     assert by_name["bytes of a save"].ranks is None
     assert by_name["bytes of a save"].load.share < 1
     assert {limit.load.name for limit in found} == {load.name for load in loads(RUN, 4096)}

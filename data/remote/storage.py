@@ -12,6 +12,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.files.atomic_file import write_atomically
+from data.files.file_sizes import file_sizes
 from data.files.regular_file import open_regular
 from data.limits import RECORD_BYTES
 from data.remote.deadlines import LISTING_SECONDS, answer, question_seconds, transfer_seconds
@@ -200,7 +201,8 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
 def named_sizes(folder: str | Path, names: Sequence[str], storage: Storage) -> dict[str, int]:
     """Name -> size in bytes of those of the files `names` that exist in `folder`, in their order.
 
-    One listing answers this, except on web servers, which need not have any: these are asked about each file.
+    One listing of an object store answers this. Web servers need not have any, and those of file systems have no
+    sizes: these are asked about each file, many at a time.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -208,6 +210,8 @@ def named_sizes(folder: str | Path, names: Sequence[str], storage: Storage) -> d
     """
     if str(folder).startswith(("http://", "https://")):
         return _asked_sizes(str(folder), names, storage)
+    if not is_remote(folder):
+        return file_sizes(checked(folder), names)
     sizes = list_files(folder, storage, below=any("/" in name for name in names))
     return {name: sizes[name] for name in names if name in sizes}
 

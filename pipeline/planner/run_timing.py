@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from data.files.file_sizes import CONCURRENT_LOOKS
 from pipeline.errors import ConfigError
 from pipeline.faults.hang_report import GATHER_SECONDS
 from pipeline.planner.cluster import ClusterFigures, bundled_cluster_figures
@@ -163,7 +164,16 @@ def start_seconds(
 
 
 def looking_at_shards_seconds(shards: int, *, remote: bool, figures: ClusterFigures | None = None) -> float:
-    """How long the leader takes to see that every shard is there: two looks at each file, or pages of a thousand names,
-    one after the other."""
-    known = (figures or bundled_cluster_figures()).saves
-    return -(-shards // 1000) * known.request_seconds.value if remote else 2 * shards * known.file_seconds.value
+    """How long the leader takes to see that every shard is there, with its size: a look at each file, 32 at a time as
+    far as the file system answers that many, or pages of a thousand names, one after the other."""
+    known = figures or bundled_cluster_figures()
+    if remote:
+        return -(-shards // 1000) * known.saves.request_seconds.value
+    return file_operations_seconds(shards, known)
+
+
+def file_operations_seconds(count: int, figures: ClusterFigures) -> float:
+    """How long one process takes for so many operations on files, `CONCURRENT_LOOKS` at a time, unless they are more
+    than the file system does in that time."""
+    waiting = count * figures.saves.file_seconds.value / CONCURRENT_LOOKS
+    return max(waiting, count / figures.limits.file_operations.value)

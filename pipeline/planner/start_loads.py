@@ -97,10 +97,10 @@ def _indexes(run: ScaledRun, ranks: int) -> Load:
 
 def _shards_looked_at(run: ScaledRun) -> Load:
     seconds = looking_at_shards_seconds(run.shards, remote=run.remote, figures=run.figures)
-    looks = "a page for 1,000 shards" if run.remote else "two looks at each shard"
+    looks = "a page for 1,000 shards, one after the other" if run.remote else "one look at each shard, 32 at a time"
     return Load(
         "the leader's look at every shard", "start", seconds, "seconds", run.known.limits.start_patience.value, 1.0,
-        Basis.SIMULATED, f"{looks}, one after the other; law: linear in shards, the same for all numbers of ranks",
+        Basis.SIMULATED, f"{looks}; law: linear in shards, the same for all numbers of ranks",
         "rank 0 alone looks, and the others wait for it where the ranks meet, at most watchdog.setup_seconds",
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.files.file_sizes import CONCURRENT_LOOKS
 from data.index import LabelFormat, ShardEntry, ShardIndex
 from data.order import SampleOrder, default_lanes
 from data.remote import storage
@@ -167,7 +168,12 @@ def test_laws_of_a_start() -> None:
     index = "bytes of the index of the shards"
     assert demand(replace(RUN, remote=True), 512, index) == 8 * demand(RUN, 512, index)
     looks = "the leader's look at every shard"
-    assert demand(RUN, 8, looks) == demand(RUN, 4096, looks) == 2 * 700_000 * FIGURES.saves.file_seconds.value
+    assert demand(RUN, 8, looks) == demand(RUN, 4096, looks) == 700_000 / FIGURES.limits.file_operations.value
+    slow = FIGURES.saves.model_copy(
+        update={"file_seconds": FIGURES.saves.file_seconds.model_copy(update={"value": 0.01})}
+    )
+    slower = replace(RUN, figures=FIGURES.model_copy(update={"saves": slow}))
+    assert demand(slower, 8, looks) == pytest.approx(700_000 * 0.01 / CONCURRENT_LOOKS)
     assert demand(replace(RUN, remote=True), 8, looks) == pytest.approx(700 * FIGURES.saves.request_seconds.value)
     assert start_loads.fragments(RUN, 64) == 564
     assert start_loads.fragments(replace(RUN, zero_stage=3), 64) == 500 * 64

@@ -5,13 +5,14 @@ import itertools
 import os
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 from data.files.concurrent_calls import call_concurrently
 
 CONCURRENT_LOOKS = 32
 """Operations on files that are made at the same time."""
 
-_TOGETHER = 256  # files that one thread looks at in turn: threads exchange little
+_TOGETHER = 64  # files that one thread looks at in turn: threads exchange little
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -26,13 +27,32 @@ def file_sizes(folder: str, names: Sequence[str]) -> dict[str, int]:
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(folder)
+    found = zip(names, statuses(folder, names), strict=True)
+    return {name: status.st_size for name, status in found if status is not None and stat.S_ISREG(status.st_mode)}
 
-    def sizes(some: Sequence[str]) -> list[int | None]:
-        return [regular_size(f"{folder}/{name}") for name in some]
+
+def statuses(folder: str, names: Sequence[str]) -> list[os.stat_result | None]:
+    """What `names` in `folder` are, in their order; None for those that do not exist, as in a link to nowhere.
+
+    Raises:
+        OSError: one cannot be looked at.
+    """
+
+    def look(some: Sequence[str]) -> list[os.stat_result | None]:
+        return [_status(f"{folder}/{name}") for name in some]
 
     parts = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
-    found = itertools.chain.from_iterable(call_concurrently(sizes, parts, CONCURRENT_LOOKS))
-    return {name: size for name, size in zip(names, found, strict=True) if size is not None}
+    return list(itertools.chain.from_iterable(call_concurrently(look, parts, CONCURRENT_LOOKS)))
+
+
+def regular_files(folder: str | Path) -> list[str]:
+    """Names of the regular files in `folder`, without a look at each where the listing tells what they are.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_file()]
 
 
 def regular_size(path: str) -> int | None:
@@ -41,10 +61,14 @@ def regular_size(path: str) -> int | None:
     Raises:
         OSError: it cannot be looked at.
     """
+    status = _status(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
+def _status(path: str) -> os.stat_result | None:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -1,7 +1,7 @@
 """What a run asks of what its ranks share while it trains: shards, checkpoints, log lines."""
 
 from pipeline.planner.load import Basis, Load, ScaledRun, lanes_of_nodes, lanes_of_ranks
-from pipeline.planner.run_timing import publishing_seconds
+from pipeline.planner.run_timing import pruning_seconds, publishing_seconds
 
 _PIECE = 16 * 2**20  # bytes of a range request, and
 _PART = 64 * 2**20  # of a part of an upload, as in data/remote/storage.py
@@ -37,11 +37,18 @@ def _written(run: ScaledRun, ranks: int) -> Load:
 
 
 def _published(run: ScaledRun, ranks: int) -> Load:
-    seconds = publishing_seconds(ranks, remote=run.remote, figures=run.figures)
-    requests = "a size, the content and a removal" if run.remote else "ten operations on files"
+    publishing = publishing_seconds(ranks, remote=run.remote, figures=run.figures)
+    pruning = pruning_seconds(ranks, run.kept_checkpoints, remote=run.remote, figures=run.figures)
+    asks = (
+        "a size, the content and a removal for the record of each rank, 32 at a time"
+        if run.remote
+        else "a record of each rank opened and its file looked at, 32 at a time, and removed, one after the other"
+    )
     return Load(
-        "the leader's work for a save", "save", seconds, "seconds", run.interval_seconds(ranks), 1.0, Basis.SIMULATED,
-        f"{requests} for the record of each rank, one after the other; law: linear in ranks, in less time",
+        "the leader's work for a save", "save", publishing + pruning, "seconds", run.interval_seconds(ranks), 1.0,
+        Basis.SIMULATED,
+        f"{asks}: {publishing:,.1f} s; and {pruning:,.1f} s to list what is kept and to remove the oldest of it; law: "
+        "linear in ranks, in less time",
         "it waits behind the training; the next save waits for it, so a save takes no less than that",
     )  # fmt: skip
 

@@ -106,20 +106,20 @@ def _shards_looked_at(run: ScaledRun) -> Load:
 
 
 def _checkpoint_looked_at(run: ScaledRun, ranks: int) -> Load:
-    files, limits = ranks + 3, run.known.limits
-    name = "every rank's look at all files of the checkpoint"
+    files, limits = (run.kept_checkpoints + 1) * (ranks + 3), run.known.limits
+    name, design = "the leader's look at the files of checkpoints", (
+        "the leader lists what is kept, chooses the checkpoint for all, and sees whether its files have their sizes; "
+        "the others hash theirs"
+    )  # fmt: skip
     if run.remote:
         return Load(
-            name, "start", ranks * -(-files // _LISTED), "pages of a listing", limits.start_patience.value,
-            limits.lists.value, Basis.SIMULATED, "each rank lists the checkpoint; law: ranks x files / 1,000",
-            "the leader chooses the checkpoint for all, but each rank lists its folder before it hashes its own file",
+            name, "start", -(-files // _LISTED), "pages of a listing", limits.start_patience.value, limits.lists.value,
+            Basis.SIMULATED, "one listing of all that are kept and one of the chosen; law: ranks / 1,000", design,
         )  # fmt: skip
     return Load(
-        name, "start", run.nodes(ranks) * files, "file operations", limits.start_patience.value,
-        limits.file_operations.value, Basis.SIMULATED,
-        "each rank lists the folder and asks twice for each file; law: nodes x files if the client of a node remembers "
-        f"what it was told, else 2 x ranks x files ({2 * ranks * files:,.0f})",
-        "the leader chooses the checkpoint for all, but each rank lists its folder before it hashes its own file",
+        name, "start", files, "file operations", limits.start_patience.value, limits.file_operations.value,
+        Basis.SIMULATED, "one look at each file of all that are kept, and one more at those of the chosen, 32 at a "
+        "time; law: linear in ranks", design,
     )  # fmt: skip
 
 

@@ -154,13 +154,14 @@ def _state(run: ScaledRun, ranks: int) -> Load:
 
 
 def _verified_records(run: ScaledRun, ranks: int) -> Load:
-    limits = run.known.limits
+    limits, seconds = run.known.limits, run.shards * run.known.starts.verified_line_seconds.value
     megabytes = run.shards * _VERIFIED_BYTES / 1e6
     return Load(
-        "every rank's look at the verified shards of all", "start", ranks * ranks, "file operations",
+        "the look at which shards are verified", "start", run.shards + 2 * ranks, "file operations",
         limits.start_patience.value, limits.file_operations.value, Basis.SIMULATED,
-        f"each rank opens the record of each rank, together {megabytes:,.0f} MB once all shards are verified; law: the "
-        "square of the ranks",
-        "each shard is hashed by one rank alone and never again, but each start reads all records on all ranks; "
-        "data.verify_shards: false leaves them out",
+        "each rank looks at its share of the shards and opens its own record, and the leader, where some are left, the "
+        f"records of all, together {megabytes:,.0f} MB and {seconds:,.0f} s once all shards are verified; law: linear "
+        "in shards and ranks",
+        "each shard is hashed by one rank alone and never again; the leader tells the others what is in the records of "
+        "other ranks, as after a change of their number; data.verify_shards: false leaves it out",
     )  # fmt: skip

@@ -22,7 +22,6 @@ from data.files.file_sizes import regular_files, regular_size
 from data.files.json_records import parse_json, to_json
 from data.remote.storage import (
     CONCURRENT_QUESTIONS,
-    file_size,
     join,
     list_files,
     pieces,
@@ -164,8 +163,11 @@ class StagedCheckpoint:
                 remove(self._at(name), self._store.storage)
 
     def _exists(self, name: str) -> bool:
+        if not self._store.remote:
+            return regular_size(self._at(name)) is not None
         try:
-            file_size(self._at(name), self._store.storage)
+            # A question for the size of what is not there becomes one for a folder of that name, which is a listing.
+            read_bytes(self._at(name), self._store.storage, 0, 1)
         except FileNotFoundError:
             return False
         return True

@@ -12,7 +12,13 @@ def run_loads(run: ScaledRun, ranks: int) -> tuple[Load, ...]:
     """What training on `ranks` ranks needs, the largest share first."""
     found = [_written(run, ranks), _published(run, ranks), _logged(run, ranks)]
     if run.remote:
-        found += [_puts(run, ranks), _downloaded(run, ranks), _node_downloads(run, ranks), _gets(run, ranks)]
+        found += [
+            _puts(run, ranks),
+            _save_gets(run, ranks),
+            _downloaded(run, ranks),
+            _node_downloads(run, ranks),
+            _gets(run, ranks),
+        ]
     else:
         found += [_read(run, ranks), _opened(run, ranks)]
         if run.verify_shards:
@@ -54,7 +60,6 @@ def _published(run: ScaledRun, ranks: int) -> Load:
 
 
 def _puts(run: ScaledRun, ranks: int) -> Load:
-    # The file and the record of each rank, which asks before and after that whether a manifest is there.
     requests = ranks * (upload_requests(run.state_bytes / ranks) + 2)
     return Load(
         "requests of a save that write", "save", requests, "PUT and DELETE requests", run.interval_seconds(ranks),
@@ -62,6 +67,17 @@ def _puts(run: ScaledRun, ranks: int) -> Load:
         f"{upload_requests(run.state_bytes / ranks)} for each rank's file, in parts of 64 MiB, one for its record and "
         "one that removes it; law: linear in ranks, in less time",
         "refused requests are repeated with growing pauses (data/remote/retries.py)",
+    )  # fmt: skip
+
+
+def _save_gets(run: ScaledRun, ranks: int) -> Load:
+    pieces = -(-run.state_bytes // ranks // _PIECE)
+    return Load(
+        "requests of a save that read", "save", ranks * (pieces + 4), "GET and HEAD requests",
+        run.interval_seconds(ranks), run.known.limits.prefix_gets.value, Basis.SIMULATED,
+        f"{pieces:,.0f} for each rank's file, which is read back in pieces of 16 MiB, two of the rank for a manifest, "
+        "and two of the leader for its record; law: linear in ranks, in less time",
+        "no rank lists anything, apart from the leader",
     )  # fmt: skip
 
 

@@ -146,9 +146,11 @@ def test_the_leader_makes_three_requests_for_each_rank_in_an_object_store(
     with FaultProxy(s3.port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         storage._filesystem.cache_clear()
-        found = []
+        found, written = [], []
         for ranks in (2, 5):
+            proxy.requests.clear()
             save = _Counted(f"s3://test/scaling-{ranks}", tmp_path / str(ranks), ranks)
+            written.append(proxy.requests.copy())
             proxy.requests.clear()
             save.publish()
             found.append([method for method, path in proxy.requests if "rank-" in path and "list-type" not in path])
@@ -157,6 +159,13 @@ def test_the_leader_makes_three_requests_for_each_rank_in_an_object_store(
     assert {method: (counts[1][method] - counts[0][method]) / 3 for method in counts[1]} == {
         "HEAD": 1, "GET": 1, "DELETE": 1,
     }  # fmt: skip
+    # Each rank: its file, read back, and between two looks for a manifest its record.
+    own = [Counter(method for method, _ in requests) for requests in written]
+    assert {method: (own[1][method] - own[0][method]) / 3 for method in own[1]} == {"PUT": 2, "GET": 3}
+    assert not [path for requests in written for _, path in requests if "list-type" in path]
+    small = replace(RUN, remote=True, state_bytes=1000.0)
+    assert demand(small, 512, "requests of a save that read") == 512 * (3 + 2)
+    assert demand(small, 512, "requests of a save that write") == 512 * (2 + 1)
     pages, saves = 2 * 2 + 1, FIGURES.saves
     answered = pages * saves.request_seconds.value + 3000 * saves.request_processor_seconds.value
     assert publishing_seconds(1000, remote=True) == pytest.approx(answered)

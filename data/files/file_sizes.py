@@ -12,7 +12,7 @@ from data.files.concurrent_calls import call_concurrently
 CONCURRENT_LOOKS = 32
 """Operations on files that are made at the same time."""
 
-_TOGETHER = 64  # files that one thread looks at in turn: threads exchange little
+_TOGETHER = 16  # files that one thread looks at in turn: threads exchange little
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 

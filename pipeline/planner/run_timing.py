@@ -139,8 +139,8 @@ def publishing_seconds(ranks: int, *, remote: bool, figures: ClusterFigures | No
     known = figures or bundled_cluster_figures()
     if remote:
         pages = 2 * -(-2 * ranks // _PAGE) + -(-ranks // _PAGE)
-        return pages * known.saves.request_seconds.value + _requests_seconds(3 * ranks, known)
-    return ranks * known.saves.file_seconds.value + file_operations_seconds(2 * ranks, known)
+        return pages * known.saves.request_seconds.value + _requests_seconds(ranks, 3, known)
+    return ranks * known.saves.file_seconds.value + _file_operations_seconds(ranks, 2, known)
 
 
 def pruning_seconds(ranks: int, kept: int, *, remote: bool, figures: ClusterFigures | None = None) -> float:
@@ -151,8 +151,8 @@ def pruning_seconds(ranks: int, kept: int, *, remote: bool, figures: ClusterFigu
     known, files = figures or bundled_cluster_figures(), ranks + 3
     if remote:
         pages = -(-(kept + 1) * files // _PAGE) + -(-files // _PAGE)
-        return pages * known.saves.request_seconds.value + _requests_seconds(files, known)
-    return files * known.saves.file_seconds.value + file_operations_seconds((kept + 1) * files, known)
+        return pages * known.saves.request_seconds.value + _requests_seconds(files, 1, known)
+    return files * known.saves.file_seconds.value + _file_operations_seconds((kept + 1) * files, 1, known)
 
 
 def start_seconds(
@@ -187,17 +187,19 @@ def looking_at_shards_seconds(shards: int, *, remote: bool, figures: ClusterFigu
     known = figures or bundled_cluster_figures()
     if remote:
         return -(-shards // _PAGE) * known.saves.request_seconds.value
-    return file_operations_seconds(shards, known)
+    return _file_operations_seconds(shards, 1, known)
 
 
-def file_operations_seconds(count: int, figures: ClusterFigures) -> float:
-    """How long one process takes for so many operations on files, `CONCURRENT_LOOKS` at a time, unless they are more
-    than the file system does in that time."""
-    waiting = count * figures.saves.file_seconds.value / CONCURRENT_LOOKS
-    return max(waiting, count / figures.limits.file_operations.value)
+def _file_operations_seconds(files: int, operations: int, figures: ClusterFigures) -> float:
+    """How long one process takes for so many operations on each of so many files, `CONCURRENT_LOOKS` files at a time,
+    unless they are more than the file system does in that time."""
+    waiting = -(-files // CONCURRENT_LOOKS) * operations * figures.saves.file_seconds.value
+    return max(waiting, files * operations / figures.limits.file_operations.value)
 
 
-def _requests_seconds(count: int, figures: ClusterFigures) -> float:
-    """How long so many small requests take: they wait at the same time, but one thread makes them all."""
+def _requests_seconds(objects: int, requests: int, figures: ClusterFigures) -> float:
+    """How long so many small requests for each of so many objects take: they wait at the same time for
+    `CONCURRENT_QUESTIONS` objects, but one thread makes them all."""
     saves = figures.saves
-    return count * max(saves.request_seconds.value / CONCURRENT_QUESTIONS, saves.request_processor_seconds.value)
+    waiting = -(-objects // CONCURRENT_QUESTIONS) * requests * saves.request_seconds.value
+    return max(waiting, objects * requests * saves.request_processor_seconds.value)

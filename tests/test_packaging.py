@@ -67,7 +67,7 @@ def test_the_wheel_has_the_code_the_recipes_the_demo_and_the_batch_scripts(wheel
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         text = archive.read(metadata).decode()
     expected = {"slurm/launch.sh"} | source_files("slurm", "*.sbatch") | source_files("jobs/recipes", "*.yaml")
-    expected |= source_files("jobs/fashion_mnist", "*") | {"pipeline/planner/efficiencies.yaml"}
+    expected |= source_files("jobs/fashion_mnist", "*") | source_files("pipeline/planner", "*.yaml")
     for package in PACKAGES:
         expected |= source_files(package, "*.py") | {f"{package}/py.typed"}
     packaged = {name for name in names if ".dist-info/" not in name}

@@ -1,6 +1,7 @@
 """`coatnet plan`: what a stage will cost on a cluster, and what to set there."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,7 @@ _CLUSTER = "Cluster"
 _FAILURES = "Failures"
 _OUTPUT = "Output"
 _DEFAULT_GPU = "h100"
+_DAYS = 30.0
 
 
 def plan(
@@ -128,7 +130,7 @@ def plan(
     ] = None,
     days: Annotated[
         float, typer.Option(min=0.01, help="Duration of the useful time.", rich_help_panel=_FAILURES)
-    ] = 30.0,
+    ] = _DAYS,
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write memory, timeline and scaling as PNG.", rich_help_panel=_OUTPUT),
@@ -147,12 +149,24 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a training stage on a cluster: time, memory, cost, communication, storage, and what to set.
+    """Plan a stage on a cluster before it runs: time, memory, cost, communication, and what to set there.
 
     From the recipe alone, on any machine, without GPUs and before shards exist. Exits with 78 if the recipe cannot
     run on that cluster.
     """
     with exit_on_error():
+        _check_together(
+            failures,
+            of_plan={
+                "--write": write or None, "--tensorboard": in_tensorboard or None, "--pictures": pictures,
+                "--price": price,
+            },
+            of_failures={
+                "--node": node or None, "--at-step": at_step, "--during-save or --between-saves": during_save,
+                "--node-hours": node_hours,
+                "--days": days if days != _DAYS else None,
+            },
+        )  # fmt: skip
         name, changes = stage_and_changes(stage, overrides)
         path = _found(recipe)
         loaded = load_recipe(path, changes)
@@ -173,6 +187,8 @@ def plan(
             if failures:
                 planned = plan_time(loaded, name, cluster, dataset, speed)
                 step = planned.steps // 2 if at_step is None else at_step
+                if step > planned.steps:
+                    raise ConfigError(f"--at-step {step}: stage {name} has {planned.steps:,} steps; give one of them")
                 report = failure_report(
                     planned.timing, node, step, in_flight=during_save, node_hours=node_hours, duration=days * DAY
                 )
@@ -196,6 +212,14 @@ def plan(
                 f"stage {name} does not fit: a GPU needs {result.memory.needed / 1e9:.1f} of "
                 f"{result.memory.size / 1e9:.1f} GB; set what is recommended above, or plan other GPUs"
             )
+
+
+def _check_together(failures: bool, *, of_plan: Mapping[str, object], of_failures: Mapping[str, object]) -> None:
+    """Check that no option is given that would have no effect; those not given are None."""
+    unused = [name for name, value in (of_plan if failures else of_failures).items() if value is not None]
+    if unused:
+        which = "with --failures; leave out one of them" if failures else "without --failures; add that"
+        raise ConfigError(f"{', '.join(unused)}: of no effect {which}")
 
 
 def _show_failures(report: FailureReport, console: Console, *, as_json: bool) -> None:
@@ -247,7 +271,7 @@ def _cluster(
 
 def _named_by_size(gigabytes: float) -> str:
     """The GPU that is planned for if none is named: an H100 of the memory that the recipe expects."""
-    return f"{_DEFAULT_GPU}-{gigabytes:.0f}"
+    return f"{_DEFAULT_GPU}-{gigabytes:g}"
 
 
 def _check_begun(recipe: Recipe, stage: str) -> None:

@@ -235,8 +235,12 @@ def _stretch(run: RunTiming, seconds: float) -> _Stretch:
         if clock >= seconds:
             break
         published += sum(moment <= clock for moment in writing)
-        writing = [moment for moment in writing if moment > clock]
-        writing.append(clock + run.save.write)
+        # The one before has counted by now, so every cycle from here on is like the next; the last ones are walked.
+        cycle = max(run.work, run.save.write) + run.save.stall
+        cycles = max(0, int((seconds - clock) / cycle) - 1)
+        clock, worked, published = clock + cycles * cycle, worked + cycles * run.work, published + cycles
+        stalled += cycles * (cycle - run.work)
+        writing = [clock + run.save.write]
     published += sum(moment <= seconds for moment in writing)
     return _Stretch(published, worked - published * run.work, stalled)
 

@@ -127,6 +127,11 @@ def test_a_recipe_of_the_program_is_planned_by_its_name(tmp_path: Path) -> None:
         (["--samples", "10"], "the number of samples and classes of"),
         (["--samples", "10", "--classes", "3"], "a step takes 12 samples and"),
         (["resolution=33", *SIZE], "33 is no multiple of"),
+        (["--failures", "--write", "--price", "2"], "--write, --price: of no effect with --failures; leave out one of them"),
+        (["--between-saves"], "--during-save or --between-saves: of no effect without --failures; add that"),
+        (["--days", "3", "--node", "1"], "--node, --days: of no effect without --failures; add that"),
+        (["--failures", "--at-step", "41", *SIZE], "--at-step 41: stage pretrain has 40 steps; give one of them"),
+        (["--failures", "--node", "1", *SIZE], "node 1: the run has 1, numbered from 0 to 0"),
         (["--tensorboard", *SIZE], "does not exist yet, since stage pretrain has not begun; use --pictures FOLDER"),
     ],
 )  # fmt: skip

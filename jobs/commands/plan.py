@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from data.files.json_records import to_json
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from jobs.commands.arguments import AsJson, OptionalStage, Overrides, stage_and_changes, training_stage
 from jobs.console import make_console, print_json, print_line
@@ -31,6 +32,7 @@ from pipeline.runs.run_folder import run_folder
 
 _CLUSTER = "Cluster"
 _FAILURES = "Failures"
+_REHEARSAL = "Rehearsal"
 _OUTPUT = "Output"
 _DEFAULT_GPU = "h100"
 _DAYS = 30.0
@@ -131,6 +133,36 @@ def plan(
     days: Annotated[
         float, typer.Option(min=0.01, help="Duration of the useful time.", rich_help_panel=_FAILURES)
     ] = _DAYS,
+    rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Build some ranks of the job here instead: partitions, files, samples, a reshaped checkpoint.",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = False,
+    world: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks of the job.", show_default="--gpus", rich_help_panel=_REHEARSAL),
+    ] = None,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="A rank to build beside the first, the last and one between; may be repeated.",
+            show_default=False,
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = None,
+    reshape_to: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ranks that read a checkpoint of these.",
+            show_default="none, or these read the run's",
+            rich_help_panel=_REHEARSAL,
+        ),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write memory, timeline and scaling as PNG.", rich_help_panel=_OUTPUT),
@@ -155,17 +187,22 @@ def plan(
     run on that cluster.
     """
     with exit_on_error():
+        of_cluster = {
+            "--gpu": gpu, "--gpus-per-node": gpus_per_node, "--link": link, "--network": network, "--cores": cores,
+            "--measured": measured,
+        }  # fmt: skip
         _check_together(
             failures,
+            rehearsal,
             of_plan={
                 "--write": write or None, "--tensorboard": in_tensorboard or None, "--pictures": pictures,
-                "--price": price,
+                "--price": price, **(of_cluster if rehearsal else {}),
             },
             of_failures={
                 "--node": node or None, "--at-step": at_step, "--during-save or --between-saves": during_save,
-                "--node-hours": node_hours,
-                "--days": days if days != _DAYS else None,
+                "--node-hours": node_hours, "--days": days if days != _DAYS else None,
             },
+            of_rehearsal={"--world": world, "--rank": rank or None, "--reshape-to": reshape_to},
         )  # fmt: skip
         name, changes = stage_and_changes(stage, overrides)
         path = _found(recipe)
@@ -173,6 +210,9 @@ def plan(
         name = training_stage(loaded, name)
         found = loaded.stages[name]
         assert isinstance(found, TrainStage)
+        if rehearsal:
+            _rehearse(loaded, name, world or gpus, rank or [], reshape_to, samples, classes, as_json=as_json)
+            return
         bench = None if measured is None else measured_gpu(measured)
         cluster = _cluster(found, gpu, gpus, gpus_per_node, link, network, cores, bench)
         console, progress = make_console(), PrintableConsole(stderr=True)
@@ -214,12 +254,65 @@ def plan(
             )
 
 
-def _check_together(failures: bool, *, of_plan: Mapping[str, object], of_failures: Mapping[str, object]) -> None:
-    """Check that no option is given that would have no effect; those not given are None."""
-    unused = [name for name, value in (of_plan if failures else of_failures).items() if value is not None]
-    if unused:
-        which = "with --failures; leave out one of them" if failures else "without --failures; add that"
-        raise ConfigError(f"{', '.join(unused)}: of no effect {which}")
+def _check_together(
+    failures: bool,
+    rehearsal: bool,
+    *,
+    of_plan: Mapping[str, object],
+    of_failures: Mapping[str, object],
+    of_rehearsal: Mapping[str, object],
+) -> None:
+    """Check that no option is given that would have no effect; those not given are None.
+
+    Raises:
+        ConfigError: one is.
+    """
+    if failures and rehearsal:
+        raise ConfigError("--failures, --rehearse: each shows something else; leave out one of them")
+    mode = "--failures" if failures else "--rehearse" if rehearsal else ""
+    for needed, options in (("", of_plan), ("--failures", of_failures), ("--rehearse", of_rehearsal)):
+        unused = ", ".join(name for name, value in options.items() if value is not None)
+        if unused and needed != mode:
+            fix = f"without {needed}; add that" if needed else f"with {mode}; leave out one of them"
+            raise ConfigError(f"{unused}: of no effect {fix}")
+
+
+def _rehearse(
+    recipe: Recipe,
+    name: str,
+    world: int | None,
+    ranks: list[int],
+    reshape_to: int | None,
+    samples: int | None,
+    classes: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Rehearse the stage and show it.
+
+    Raises:
+        ConfigError: something would stop the job.
+    """
+    from jobs.planning.rehearsal import show_rehearsal
+    from pipeline.rehearsal.rehearse import rehearse
+    from pipeline.rehearsal.sample_shares import AssumedData
+
+    stage = recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    dataset = planned_dataset(stage, samples, classes)
+    assumed = None
+    if dataset.is_assumed:
+        assumed = AssumedData(dataset.samples, dataset.classes, bytes_per_sample=round(dataset.image_bytes.value))
+    with PrintableConsole(stderr=True).status("building ranks"):
+        result = rehearse(recipe, name, world, ranks, reshape_to, assumed)
+    if as_json:
+        print_json(to_json(result))
+    else:
+        show_rehearsal(result, make_console())
+    if result.fails:
+        errors = [one.what for one in result.findings if one.level == "error"]
+        errors += [one.refused for one in result.reshapes if one.refused]
+        raise ConfigError(f"the job would not run: {'; '.join(errors)}")
 
 
 def _show_failures(report: FailureReport, console: Console, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ def plan_pictures(plan: StagePlan, measured: MeasuredSpeed | None = None) -> dic
     """The pictures by their names, which are those of their files."""
     return {
         "memory": _memory(plan),
-        "timeline": timeline_picture(_subject(plan), step_timeline(plan.step)),
+        "timeline": timeline_picture(_subject(plan), step_timeline(plan.step, _reading(plan))),
         "scaling": scaling_picture(_subject(plan), scaling_points(plan, measured)),
     }
 
@@ -58,11 +58,18 @@ def memory_bar(one: Alternative, recommended: bool) -> MemoryBar:
     )
 
 
-def step_timeline(step: StepEstimate) -> StepTimeline:
+def _reading(plan: StagePlan) -> float:
+    """Seconds in which the reader threads of a rank read a micro-batch."""
+    images = plan.stage.batch.micro_size / (plan.loader.images_per_second.value / plan.cluster.gpus_per_node)
+    return images * plan.loader.cores_per_gpu.value / plan.stage.data.workers
+
+
+def step_timeline(step: StepEstimate, reading: float) -> StepTimeline:
     """The step as it is estimated: micro-batches one after the other, sums that nothing hides, the optimizer, gathers.
 
     Hidden communication is drawn at the end of the backwards that it hides behind. Where the host is slower than the
-    GPU, each of them is drawn at its own speed, and the step ends with the host.
+    GPU, each of them is drawn at its own speed, and the step ends with the host. Reading a micro-batch takes `reading`
+    seconds; where that is longer than computing it, which the step does not count, its name says so.
     """
     spans: list[TimelineSpan] = []
     now = 0.0
@@ -82,6 +89,8 @@ def step_timeline(step: StepEstimate) -> StepTimeline:
         if hidden := _hidden(step, number):
             spans.append(_span("hidden communication", max(began, now - hidden), min(hidden, busy), number))
         spans.append(_span("host", number * max(each, busy), each, number))
+        late = f"reads for {1e3 * reading:,.0f} ms, longer than it computes" if reading > busy else "read and decode"
+        spans.append(_span("data", began, min(reading, busy), number, late))
     gathering = sum(
         seconds.value
         for one, seconds in zip(step.collectives, step.communication.each, strict=True)
@@ -108,8 +117,8 @@ def _hidden(step: StepEstimate, number: int) -> float:
     return hidden / step.micro_batches
 
 
-def _span(kind: SpanKind, start: float, seconds: float, micro_batch: int | None = None) -> TimelineSpan:
-    return TimelineSpan(kind, 1e3 * start, 1e3 * (start + seconds), micro_batch)
+def _span(kind: SpanKind, start: float, seconds: float, micro_batch: int | None = None, name: str = "") -> TimelineSpan:
+    return TimelineSpan(kind, 1e3 * start, 1e3 * (start + seconds), micro_batch, name)
 
 
 def scaling_points(plan: StagePlan, measured: MeasuredSpeed | None = None) -> list[ScalingPoint]:

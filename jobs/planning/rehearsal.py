@@ -195,4 +195,6 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _size(size: int) -> str:
+    if size >= 1e12:
+        return f"{size / 1e12:,.2f} TB"
     return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

@@ -34,6 +34,8 @@ class PlannedDataset:
     """Of a sample in its shard."""
     source: str
     """Where this is from, in words."""
+    is_assumed: bool = False
+    """Whether there is no index."""
 
 
 def planned_dataset(stage: TrainStage, samples: int | None = None, classes: int | None = None) -> PlannedDataset:
@@ -82,4 +84,5 @@ def _without_index(stage: TrainStage, samples: int | None, classes: int | None, 
         shards=-(-count // _SAMPLES_PER_SHARD),
         image_bytes=figure_range(bundled_hardware().law.image_bytes),
         source=source,
+        is_assumed=True,
     )

@@ -1,5 +1,6 @@
 """The plan of a training stage on a cluster: its size, time, memory, cost and loads."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -196,6 +197,12 @@ def _remarks(
         yield "with ZeRO 3 the time of gathering weights is an upper bound above a billion parameters"
     if step.issuing.value >= step.computing.value:
         yield "the host issues kernels more slowly than the GPU runs them; larger micro-batches or compile would help"
+    if loader.cores_per_gpu.value > stage.data.workers:
+        share = stage.data.workers / loader.cores_per_gpu.value
+        yield (
+            f"data.workers: {stage.data.workers} reader threads of a rank deliver {share:.0%} of what training needs, "
+            f"by estimate; set {math.ceil(loader.cores_per_gpu.value)} or more. The times do not include that"
+        )
     cores = cluster.cores_per_node
     if cores is not None and loader.cores.value > cores:
         share = cores / loader.cores.value

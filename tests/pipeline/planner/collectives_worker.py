@@ -38,7 +38,7 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The bytes of the whole tensors that c10d's operators are given, by kind and micro-batch."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.micro_batch = 0
         self.sizes: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
 

@@ -1,6 +1,7 @@
 """`coatnet plan`: what a stage will cost on a cluster, and what to set there."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ _FAILURES = "Failures"
 _REHEARSAL = "Rehearsal"
 _OUTPUT = "Output"
 _DEFAULT_GPU = "h100"
+_DAYS = 30.0
 
 
 def plan(
@@ -130,7 +132,7 @@ def plan(
     ] = None,
     days: Annotated[
         float, typer.Option(min=0.01, help="Duration of the useful time.", rich_help_panel=_FAILURES)
-    ] = 30.0,
+    ] = _DAYS,
     rehearsal: Annotated[
         bool,
         typer.Option(
@@ -179,12 +181,29 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a training stage on a cluster: time, memory, cost, communication, storage, and what to set.
+    """Plan a stage on a cluster before it runs: time, memory, cost, communication, and what to set there.
 
     From the recipe alone, on any machine, without GPUs and before shards exist. Exits with 78 if the recipe cannot
     run on that cluster.
     """
     with exit_on_error():
+        of_cluster = {
+            "--gpu": gpu, "--gpus-per-node": gpus_per_node, "--link": link, "--network": network, "--cores": cores,
+            "--measured": measured,
+        }  # fmt: skip
+        _check_together(
+            failures,
+            rehearsal,
+            of_plan={
+                "--write": write or None, "--tensorboard": in_tensorboard or None, "--pictures": pictures,
+                "--price": price, **(of_cluster if rehearsal else {}),
+            },
+            of_failures={
+                "--node": node or None, "--at-step": at_step, "--during-save or --between-saves": during_save,
+                "--node-hours": node_hours, "--days": days if days != _DAYS else None,
+            },
+            of_rehearsal={"--world": world, "--rank": rank or None, "--reshape-to": reshape_to},
+        )  # fmt: skip
         name, changes = stage_and_changes(stage, overrides)
         path = _found(recipe)
         loaded = load_recipe(path, changes)
@@ -194,8 +213,6 @@ def plan(
         if rehearsal:
             _rehearse(loaded, name, world or gpus, rank or [], reshape_to, samples, classes, as_json=as_json)
             return
-        if world is not None or rank or reshape_to is not None:
-            raise ConfigError("--world, --rank and --reshape-to: are of a rehearsal; add --rehearse, or use --gpus")
         bench = None if measured is None else measured_gpu(measured)
         cluster = _cluster(found, gpu, gpus, gpus_per_node, link, network, cores, bench)
         console, progress = make_console(), PrintableConsole(stderr=True)
@@ -210,6 +227,8 @@ def plan(
             if failures:
                 planned = plan_time(loaded, name, cluster, dataset, speed)
                 step = planned.steps // 2 if at_step is None else at_step
+                if step > planned.steps:
+                    raise ConfigError(f"--at-step {step}: stage {name} has {planned.steps:,} steps; give one of them")
                 report = failure_report(
                     planned.timing, node, step, in_flight=during_save, node_hours=node_hours, duration=days * DAY
                 )
@@ -233,6 +252,29 @@ def plan(
                 f"stage {name} does not fit: a GPU needs {result.memory.needed / 1e9:.1f} of "
                 f"{result.memory.size / 1e9:.1f} GB; set what is recommended above, or plan other GPUs"
             )
+
+
+def _check_together(
+    failures: bool,
+    rehearsal: bool,
+    *,
+    of_plan: Mapping[str, object],
+    of_failures: Mapping[str, object],
+    of_rehearsal: Mapping[str, object],
+) -> None:
+    """Check that no option is given that would have no effect; those not given are None.
+
+    Raises:
+        ConfigError: one is.
+    """
+    if failures and rehearsal:
+        raise ConfigError("--failures, --rehearse: each shows something else; leave out one of them")
+    mode = "--failures" if failures else "--rehearse" if rehearsal else ""
+    for needed, options in (("", of_plan), ("--failures", of_failures), ("--rehearse", of_rehearsal)):
+        unused = ", ".join(name for name, value in options.items() if value is not None)
+        if unused and needed != mode:
+            fix = f"without {needed}; add that" if needed else f"with {mode}; leave out one of them"
+            raise ConfigError(f"{unused}: of no effect {fix}")
 
 
 def _rehearse(
@@ -322,7 +364,7 @@ def _cluster(
 
 def _named_by_size(gigabytes: float) -> str:
     """The GPU that is planned for if none is named: an H100 of the memory that the recipe expects."""
-    return f"{_DEFAULT_GPU}-{gigabytes:.0f}"
+    return f"{_DEFAULT_GPU}-{gigabytes:g}"
 
 
 def _check_begun(recipe: Recipe, stage: str) -> None:

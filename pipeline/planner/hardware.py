@@ -161,7 +161,7 @@ def find_cluster(
         gpu=gpu_model(name, efficiencies),
         gpus=gpus,
         gpus_per_node=min(gpus, gpus_per_node),
-        memory=memory or hardware.memory.value,
+        memory=hardware.memory.value if memory is None else memory,
         power=hardware.power.value,
         link=hardware.link if link is None else Figure(value=link, origin=given),
         network=hardware.network if network is None else Figure(value=network, origin=given),

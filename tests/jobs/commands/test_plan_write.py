@@ -6,7 +6,10 @@ import pytest
 import yaml
 
 from jobs.bundled_recipes import bundled_recipes
+from pipeline.planner.hardware import find_cluster
+from pipeline.planner.stage_memory import gpu_memory, with_micro_batch, with_settings
 from pipeline.recipe.loader import load_recipe
+from pipeline.recipe.schema import TrainStage
 from tests.support.command import coatnet
 
 pytestmark = pytest.mark.slow(seconds=20)
@@ -116,3 +119,22 @@ def test_a_recipe_that_cannot_be_edited_is_refused_before_a_step_is_traced(recip
     assert (done.returncode, done.stdout) == (78, "")
     assert "stage pretrain cannot be edited, since it is written in braces, or on one line" in done.stderr
     assert recipe.read_text() == text
+
+
+def test_a_smaller_micro_batch_is_written_if_the_recipes_does_not_fit(recipe: Path) -> None:
+    stage = load_recipe(recipe).stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    cluster = find_cluster("h100", 2, 2)
+    # Between what the most economical settings, which need no buckets, take for three images and for two.
+    stage = with_settings(stage, activation_checkpointing="every_block")
+    three, two = (gpu_memory(with_micro_batch(stage, size), 3, cluster).needed for size in (3, 2))
+    size = f"h100-{(three + two) / 2e9:.9f}"
+    done = coatnet("plan", recipe, *SIZE, "--gpu", size)
+    assert done.returncode == 78
+    assert "set what is recommended above, or plan other GPUs" in done.stderr
+    assert "batch.micro_size=2  # the largest that fits: 3 in a step on each GPU" in done.stdout
+    done = coatnet("plan", recipe, *SIZE, "--gpu", size, "--write")
+    assert done.returncode == 0, done.stderr
+    written = load_recipe(recipe).stages["pretrain"]
+    assert isinstance(written, TrainStage)
+    assert written.batch.micro_size == 2

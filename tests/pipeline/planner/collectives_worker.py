@@ -38,7 +38,7 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The bytes of the whole tensors that c10d's operators are given, by kind and micro-batch."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.micro_batch = 0
         self.sizes: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
 
@@ -112,8 +112,8 @@ def main() -> None:
     for name in ("partition_parameters", "parameter_offload", "partitioned_param_coordinator"):
         module = importlib.import_module(f"deepspeed.runtime.zero.{name}")
         if hasattr(module, "assert_ints_same_as_other_ranks"):
-            module.assert_ints_same_as_other_ranks = lambda *_: None
-    dist.init_process_group("fake", rank=0, world_size=WORLD, store=FakeStore())  # type: ignore[no-untyped-call]
+            setattr(module, "assert_ints_same_as_other_ranks", lambda *_: None)  # noqa: B010
+    dist.init_process_group("fake", rank=0, world_size=WORLD, store=FakeStore())
     found = {}
     for case in cases:
         found[case] = count(case)

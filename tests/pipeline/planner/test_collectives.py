@@ -10,7 +10,7 @@ import pytest
 from models.registry import create_model
 from pipeline.planner import collectives as module
 from pipeline.planner.collectives import Collective, collective_seconds, collectives, communication_seconds
-from pipeline.planner.hardware import Cluster, find_cluster
+from pipeline.planner.hardware import Cluster, figure_range, find_cluster
 from pipeline.planner.ranges import NOTHING, Range
 from pipeline.recipe.schema import Precision
 from pipeline.recipe.sections import CommunicationSettings
@@ -123,7 +123,7 @@ def test_ends_of_the_range_are_those_of_bandwidth_and_latency() -> None:
     law = cluster(2).law
     one = Collective("all_gather", "weights", 1_000_000, 1, False)
     found = collective_seconds(one, cluster(2))
-    shares, hops = law.link_share, law.link_latency
+    shares, hops = figure_range(law.link_share), figure_range(law.link_latency)
     assert found.least == pytest.approx(0.5e6 / (100e9 * shares.most) + hops.least, rel=1e-12)
     assert found.most == pytest.approx(0.5e6 / (100e9 * shares.least) + hops.most, rel=1e-12)
 
@@ -147,10 +147,8 @@ def test_what_runs_during_the_backward_is_exposed_as_far_as_that_is_shorter() ->
 
 def test_buckets_of_bf16_weights_with_zero_1_are_summed_when_all_gradients_are_there() -> None:
     settings = CommunicationSettings(overlap=True)
-    hidden = {
-        (precision, zero_stage): collectives(1000, precision, zero_stage, 1, settings)[0].during_backward
-        for precision, zero_stage in (("bf16", 1), ("fp32", 1), ("bf16", 2), ("fp32", 0))
-    }
+    cases: tuple[tuple[Precision, int], ...] = (("bf16", 1), ("fp32", 1), ("bf16", 2), ("fp32", 0))
+    hidden = {case: collectives(1000, *case, 1, settings)[0].during_backward for case in cases}
     assert hidden == {("bf16", 1): False, ("fp32", 1): True, ("bf16", 2): True, ("fp32", 0): False}
 
 

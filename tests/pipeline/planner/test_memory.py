@@ -3,17 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 
+from models.complexity import count_parameters
 from models.registry import create_model
 from models.variants import find_variant
 from pipeline.planner.live_bytes import LiveBytes
 from pipeline.planner.memory import StepMemory, step_memory, working_bytes
 from pipeline.planner.training_trace import Workload
 from pipeline.recipe.schema import Precision
+from pipeline.recipe.sections import CommunicationSettings
 from tests.pipeline.planner import memory_worker
 from tests.support.ranks import run_ranks
 
@@ -88,3 +90,26 @@ def test_ranks_share_the_state_by_the_zero_stage() -> None:
     assert shared.weights < alone.weights / 7
     assert shared.working == alone.working
     assert shared.total == shared.held + shared.working
+
+
+def test_a_full_bucket_is_copied_to_float32_while_it_is_summed() -> None:
+    """A bucket as large as the model is summed when the backward has ended and activations are gone; smaller ones
+    before, beside activations.
+    """
+    subject = replace(SUBJECT, precision="bf16", micro_batch=1)
+    parameters = count_parameters(subject.variant, subject.image_size, subject.classes)
+    without = working_bytes(subject)
+    whole = working_bytes(subject, copied_bucket=10**9)
+    assert without < 4 * parameters <= whole < 4 * parameters + 20_000  # the images, and the loss
+    parts = [working_bytes(subject, copied_bucket=size) for size in (1000, parameters // 4, parameters // 2)]
+    assert without <= parts[0] <= parts[1] <= parts[2] < whole
+
+
+def test_gradients_are_copied_to_be_summed_with_bf16_weights_and_zero_2_alone() -> None:
+    def working(zero_stage: int, precision: Precision, gradients: Literal["fp32", "bf16"] = "fp32") -> int:
+        subject = replace(SUBJECT, precision=precision, micro_batch=1)
+        settings = CommunicationSettings(gradients=gradients)
+        return step_memory(subject, zero_stage, 2, communication=settings).working
+
+    assert working(2, "bf16") > working(1, "bf16") == working(2, "bf16", "bf16")
+    assert working(2, "fp32") == working(1, "fp32")

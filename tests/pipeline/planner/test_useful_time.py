@@ -11,6 +11,7 @@ from pipeline.planner.save_interval import best_interval, daly, young
 from pipeline.planner.useful_time import (
     _FRUITLESS_STARTS,
     MONTH,
+    _stretch,
     mean_time_between_failures,
     simulate,
     useful_share,
@@ -126,3 +127,37 @@ def test_no_interval_is_shorter_than_a_write() -> None:
     assert advice.best.share > advice.daly.share
     with pytest.raises(ConfigError, match=r"save\.stall"):
         best_interval(replace(RUN, save=SaveCost(0.0, 1.0)))
+
+
+def walked(run: RunTiming, seconds: float) -> tuple[int, float, float]:
+    """Checkpoints, seconds of work, and seconds in saves of a stretch without failures, save by save."""
+    clock, worked, stalled, counts = 0.0, 0.0, 0.0, 0.0
+    moments: list[float] = []
+    while clock < seconds:
+        worked += min(run.work, seconds - clock)
+        begin = clock + run.work
+        after = max(begin, counts) + run.save.stall
+        stalled += max(0.0, min(after, seconds) - begin)
+        if after < seconds:
+            counts = after + run.save.write
+            moments.append(counts)
+        clock = after
+    return sum(moment <= seconds for moment in moments), worked, stalled
+
+
+@pytest.mark.parametrize("run", [RUN, SLOW, replace(RUN, interval=1), replace(SLOW, interval=1)])
+def test_a_stretch_without_failures_is_that_of_walking_through_its_saves(run: RunTiming) -> None:
+    for number in range(200):
+        seconds = 37.3 * number
+        found = _stretch(run, seconds)
+        published, worked, stalled = walked(run, seconds)
+        assert found.published == published, seconds
+        assert found.stalled == pytest.approx(stalled, abs=1e-6), seconds
+        assert found.unpublished == pytest.approx(worked - published * run.work, abs=1e-6), seconds
+
+
+def test_a_run_of_very_short_steps_is_simulated_as_quickly() -> None:
+    """Its month has 10^11 saves, which nothing could walk through."""
+    short = replace(RUN, step=1e-5, interval=1, save=SaveCost(1e-6, 1e-6))
+    found, exact = simulate(short, 300.0, runs=20), useful_time(short, 300.0)
+    assert found.share == pytest.approx(exact.exact, abs=0.01)

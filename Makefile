@@ -15,7 +15,8 @@ APT_INSTALL := $(APT) update -qq && $(APT) install -y -qq --no-install-recommend
 # On two cores, two files compute at a time while a third one waits for Slurm, see tests/support/distribution.py.
 # All tests of a file are on one worker, so that its fixtures are computed once.
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
-INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# pip compiles what it installs on one core.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint format setup slurm browser clean
 
@@ -56,6 +57,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(INSTALL) --upgrade pip
 	@$(INSTALL) torch # first: whatever depends on it then takes this one, and torchvision the version that belongs to it
 	@$(INSTALL) -e '.[development]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # torch has a file for newer versions of Python
 	@touch $@
 
 slurm:

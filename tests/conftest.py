@@ -1,5 +1,6 @@
 """Fixtures for tests of several folders."""
 
+import gc
 import hashlib
 import io
 import json
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = item.get_closest_marker("slow")
         seconds[item.path] += slow.kwargs.get("seconds", 3) if slow else 0
     items.sort(key=lambda item: -seconds[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections pass over what the imports of all tests have created."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)  # unless pytest-xdist is left out, as with `-p no:xdist`

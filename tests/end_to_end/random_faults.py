@@ -15,7 +15,7 @@ BEFORE_ROW = SAVE_EVERY
 """Steps before the first row. A multiple of `SAVE_EVERY`: where a run goes back to does not depend on the stops before."""
 MARGIN = 2 * PERIOD
 """Steps between the last fault and the end."""
-STEPS_PER_FAULT = 4
+STEPS_PER_FAULT = 3
 
 Moment = Literal["start", "step", "save", "evaluation", "roll-back"]
 Victim = Literal["rank", "everyone", "launcher"]

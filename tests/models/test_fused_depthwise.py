@@ -30,15 +30,22 @@ def difference(ours: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("gelu", ["tanh", "exact"])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4 * 2**-8)], ids=str)
 def test_both_ways_give_the_same_values_gradients_and_statistics(
     dtype: torch.dtype, tolerance: float, stride: int, gelu: Gelu
 ) -> None:
-    variant = replace(DEBUG, gelu=gelu)
-    plain, fused = plain_and_fused((3, 7, 9, 24), stride=stride, dtype=dtype, device=CPU, variant=variant)
-    for ours, expected in zip(fused(), plain(), strict=True):
-        assert ours.dtype == expected.dtype
-        assert ours.shape == expected.shape
+    """In bfloat16, the fused way gives what float32 does up to four roundings of 2^-8 each: of the convolution's output,
+    of the gradients there and behind the first GELU, and of what is returned.
+
+    The plain way in bfloat16 is no measure: its convolutions are oneDNN's, whose gradients of weights are up to 2.4 % off
+    on some CPUs and 3.8 % on those with instructions for bfloat16.
+    """
+    options: dict[str, Any] = {"stride": stride, "device": CPU, "variant": replace(DEBUG, gelu=gelu)}
+    plain, fused = plain_and_fused((3, 7, 9, 24), dtype=dtype, **options)
+    exact, _ = plain_and_fused((3, 7, 9, 24), dtype=torch.float32, values=dtype, **options)
+    for ours, alike, expected in zip(fused(), plain(), exact(), strict=True):
+        assert ours.dtype == alike.dtype
+        assert ours.shape == alike.shape
         assert difference(ours, expected) < tolerance
 
 

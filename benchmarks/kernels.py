@@ -20,7 +20,7 @@ from models.complexity import _MemoryEfficientAttention
 from models.norm import move_running_statistics, recorded_statistics
 from models.registry import create_model
 from models.variants import VARIANTS
-from pipeline.planner.recording import LAUNCH_NOTHING
+from pipeline.planner.trace.recording import LAUNCH_NOTHING
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from data.remote.storage import PIECE
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from pipeline.planner.datasets import PlannedDataset, planned_dataset
+from pipeline.planner.failures.run_timing import RunTiming, publishing_seconds, save_cost
+from pipeline.planner.failures.save_interval import best_interval
+from pipeline.planner.failures.useful_time import MONTH, simulate, useful_time
 from pipeline.planner.hardware import Cluster, find_cluster
-from pipeline.planner.load import ScaledRun, lanes_of_nodes
-from pipeline.planner.run_timing import RunTiming, publishing_seconds, save_cost
-from pipeline.planner.save_interval import best_interval
-from pipeline.planner.scaling import Limit, limits, loads
+from pipeline.planner.scaling.limits import Limit, limits, loads
+from pipeline.planner.scaling.load import ScaledRun, lanes_of_nodes
 from pipeline.planner.stage_memory import with_micro_batch
 from pipeline.planner.stage_timing import stage_timing
 from pipeline.planner.step_estimate import StepEstimate, estimate_step
-from pipeline.planner.training_trace import Workload, build_on_meta
-from pipeline.planner.useful_time import MONTH, simulate, useful_time
+from pipeline.planner.trace.training_trace import Workload, build_on_meta
 from pipeline.recipe.schema import TrainStage
 from pipeline.state_bytes import checkpoint_bytes
 

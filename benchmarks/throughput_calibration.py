@@ -25,11 +25,11 @@ from torch import Tensor
 
 from benchmarks.timing import report
 from benchmarks.timm_models import import_timm
-from pipeline.planner.fusion import fuse
-from pipeline.planner.gpu_functions import GpuFunctions
-from pipeline.planner.operations import Operation
 from pipeline.planner.pricing import EfficiencyFile, GpuModel, bundled_efficiencies, gpu_model, seconds
-from pipeline.planner.recording import Recording
+from pipeline.planner.trace.fusion import fuse
+from pipeline.planner.trace.gpu_functions import GpuFunctions
+from pipeline.planner.trace.operations import Operation
+from pipeline.planner.trace.recording import Recording
 
 PUBLISHED = Path(__file__).parent / "throughput_timm.csv"
 CALIBRATION = ("vit", "convnext")

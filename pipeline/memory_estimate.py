@@ -10,7 +10,7 @@ from pipeline.errors import RunFailed
 from pipeline.host import this_host
 from pipeline.plan import TrainPlan
 from pipeline.planner.memory import step_memory
-from pipeline.planner.training_trace import workload
+from pipeline.planner.trace.training_trace import workload
 from pipeline.recipe.schema import TrainStage
 from pipeline.state_bytes import checkpoint_bytes
 

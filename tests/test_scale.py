@@ -6,7 +6,7 @@ from benchmarks import scale
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from models.variants import find_variant
 from pipeline.planner.datasets import planned_dataset
-from pipeline.planner.training_trace import Workload, build_on_meta
+from pipeline.planner.trace.training_trace import Workload, build_on_meta
 from pipeline.recipe.schema import TrainStage
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.rehearsal.roofline import Rates, computes_in_float32, count_operations, label, operation_seconds
-from pipeline.planner.recording import LAUNCH_NOTHING
+from pipeline.planner.trace.recording import LAUNCH_NOTHING
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _NOT_THE_CAUSE = (str(Path(__file__).parent), str(_PROJECT / "models" / "complexity.py"))

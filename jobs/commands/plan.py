@@ -22,11 +22,11 @@ from jobs.recipe_edit import check_editable
 from pipeline.errors import ConfigError
 from pipeline.monitoring.console import PrintableConsole
 from pipeline.planner.datasets import planned_dataset
-from pipeline.planner.failure_report import FailureReport, failure_report
+from pipeline.planner.failures.failure_report import FailureReport, failure_report
+from pipeline.planner.failures.useful_time import DAY
 from pipeline.planner.hardware import Cluster, find_cluster
 from pipeline.planner.stage_plan import StagePlan, plan_cost, plan_time
 from pipeline.planner.step_estimate import MeasuredSpeed
-from pipeline.planner.useful_time import DAY
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.runs.run_folder import run_folder
 

@@ -4,11 +4,11 @@ from rich.console import Console
 
 from data.text.counted import counted
 from jobs.console import make_table, print_line
-from pipeline.planner.failure_report import FailureReport
-from pipeline.planner.failures import NOT_COUNTED, Outcome
+from pipeline.planner.failures.failure_report import FailureReport
+from pipeline.planner.failures.outcome import NOT_COUNTED, Outcome
+from pipeline.planner.failures.run_timing import Ending
+from pipeline.planner.failures.save_interval import Interval
 from pipeline.planner.pricing import Figure
-from pipeline.planner.run_timing import Ending
-from pipeline.planner.save_interval import Interval
 
 _DAY = 86_400.0
 

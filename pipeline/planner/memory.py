@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models.norm import discard_recorded_statistics
-from pipeline.planner.gpu_functions import GpuFunctions
-from pipeline.planner.live_bytes import LiveBytes
-from pipeline.planner.training_trace import Workload, build_on_meta
+from pipeline.planner.trace.gpu_functions import GpuFunctions
+from pipeline.planner.trace.live_bytes import LiveBytes
+from pipeline.planner.trace.training_trace import Workload, build_on_meta
 from pipeline.recipe.sections import CommunicationSettings
 from pipeline.state_bytes import bucket_bytes, bytes_of_state
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.planner.operations import Operation, Product, Scores, Taps
+from pipeline.planner.trace.operations import Operation, Product, Scores, Taps
 from pipeline.ranks.gpus import FLOAT32_PEAKS, PEAKS, known_name, memory_bandwidth
 
 

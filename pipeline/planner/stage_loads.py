@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from data.remote.storage import is_remote
 from pipeline.checkpoints.retention import reasons_to_keep
 from pipeline.planner.datasets import PlannedDataset
+from pipeline.planner.failures.run_timing import SaveCost, save_cost
 from pipeline.planner.hardware import Cluster, figure_range
 from pipeline.planner.ranges import Range
-from pipeline.planner.run_timing import SaveCost, save_cost
 from pipeline.planner.step_estimate import StepEstimate, parameters_of
 from pipeline.recipe.schema import TrainStage
 from pipeline.state_bytes import checkpoint_bytes

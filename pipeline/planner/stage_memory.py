@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.planner.hardware import Cluster, bundled_hardware, figure_range
 from pipeline.planner.memory import StepMemory, step_memory
 from pipeline.planner.ranges import Range
-from pipeline.planner.training_trace import workload
+from pipeline.planner.trace.training_trace import workload
 from pipeline.recipe.schema import TrainStage
 
 

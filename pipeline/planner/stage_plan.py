@@ -8,10 +8,11 @@ from data.order import default_lanes
 from pipeline.plan import check_length, check_model, check_ranks, with_intervals
 from pipeline.planner.alternatives import Alternative, Recommendation, alternatives, recommend
 from pipeline.planner.datasets import PlannedDataset
+from pipeline.planner.failures.run_timing import RunTiming
+from pipeline.planner.failures.save_interval import IntervalAdvice, best_interval
+from pipeline.planner.failures.useful_time import UsefulTime, useful_time
 from pipeline.planner.hardware import Cluster, figure_range
 from pipeline.planner.ranges import Range
-from pipeline.planner.run_timing import RunTiming
-from pipeline.planner.save_interval import IntervalAdvice, best_interval
 from pipeline.planner.stage_loads import (
     CheckpointLoad,
     LoaderLoad,
@@ -29,7 +30,6 @@ from pipeline.planner.step_estimate import (
     multiply_adds_of,
     parameters_of,
 )
-from pipeline.planner.useful_time import UsefulTime, useful_time
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.training.parts import plan_part
 

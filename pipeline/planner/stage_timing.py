@@ -1,8 +1,8 @@
 """The timing of a planned stage as failures see it."""
 
 from data.remote.storage import is_remote
+from pipeline.planner.failures.run_timing import RunTiming, save_cost, start_seconds
 from pipeline.planner.hardware import Cluster
-from pipeline.planner.run_timing import RunTiming, save_cost, start_seconds
 from pipeline.planner.step_estimate import parameters_of
 from pipeline.recipe.schema import TrainStage
 from pipeline.state_bytes import checkpoint_bytes

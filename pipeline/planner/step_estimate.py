@@ -15,7 +15,7 @@ from pipeline.planner.collectives import (
 from pipeline.planner.hardware import Cluster, figure_range, find_cluster
 from pipeline.planner.pricing import GpuModel, seconds_by_kind, seconds_range, total_seconds
 from pipeline.planner.ranges import Range
-from pipeline.planner.training_trace import (
+from pipeline.planner.trace.training_trace import (
     StepTrace,
     Traced,
     Workload,

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from jobs.planning.failures import show_failures
 from pipeline.monitoring.console import PrintableConsole
-from pipeline.planner.failure_report import FailureReport, failure_report
-from pipeline.planner.failures import NOT_COUNTED
-from pipeline.planner.run_timing import RunTiming, SaveCost
+from pipeline.planner.failures.failure_report import FailureReport, failure_report
+from pipeline.planner.failures.outcome import NOT_COUNTED
+from pipeline.planner.failures.run_timing import RunTiming, SaveCost
 
 RUN = RunTiming(nodes=64, ranks_per_node=8, batch=4096, step=0.5, interval=1000, save=SaveCost(2.0, 200.0), start=60.0)
 

@@ -14,7 +14,7 @@ import torch
 
 from models.norm import move_running_statistics, recorded_statistics
 from models.registry import create_model
-from pipeline.planner.live_bytes import LiveBytes, living_tensors
+from pipeline.planner.trace.live_bytes import LiveBytes, living_tensors
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks
 from pipeline.recipe.schema import TrainStage
 from pipeline.training.loss import class_targets, classification_loss

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.planner.cluster import ClusterFigures, bundled_cluster_figures, read_cluster_figures
+from pipeline.planner.cluster_figures import ClusterFigures, bundled_cluster_figures, read_cluster_figures
 from pipeline.planner.pricing import Figure
 
 

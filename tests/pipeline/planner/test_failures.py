@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.checkpoints import saver
 from pipeline.errors import ConfigError
-from pipeline.planner.cluster import bundled_cluster_figures
-from pipeline.planner.failures import node_failure, rank_failure, stop_by_signal
-from pipeline.planner.run_timing import Ending, RunTiming, SaveCost, save_cost, start_seconds
+from pipeline.planner.cluster_figures import bundled_cluster_figures
+from pipeline.planner.failures.outcome import node_failure, rank_failure, stop_by_signal
+from pipeline.planner.failures.run_timing import Ending, RunTiming, SaveCost, save_cost, start_seconds
 from pipeline.recipe.sections import WatchdogSettings
 
 RUN = RunTiming(nodes=64, ranks_per_node=8, batch=4096, step=0.5, interval=1000, save=SaveCost(2.0, 100.0), start=60.0)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.planner.fusion import fuse
-from pipeline.planner.operations import Operation
-from pipeline.planner.recording import Recording
+from pipeline.planner.trace.fusion import fuse
+from pipeline.planner.trace.operations import Operation
+from pipeline.planner.trace.recording import Recording
 
 SIZE = 2 * 4 * 8
 

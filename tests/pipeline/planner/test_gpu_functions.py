@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.planner.gpu_functions import GpuFunctions
-from pipeline.planner.recording import Recording
+from pipeline.planner.trace.gpu_functions import GpuFunctions
+from pipeline.planner.trace.recording import Recording
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from models.complexity import count_parameters
 from models.registry import create_model
 from models.variants import find_variant
-from pipeline.planner.live_bytes import LiveBytes
 from pipeline.planner.memory import StepMemory, step_memory, working_bytes
-from pipeline.planner.training_trace import Workload
+from pipeline.planner.trace.live_bytes import LiveBytes
+from pipeline.planner.trace.training_trace import Workload
 from pipeline.recipe.schema import Precision
 from pipeline.recipe.sections import CommunicationSettings
 from tests.pipeline.planner import memory_worker

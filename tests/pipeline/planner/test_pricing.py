@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.planner.operations import Access, Kind, Operation, Product, Scores, Taps
 from pipeline.planner.pricing import (
     Figure,
     GpuModel,
@@ -19,6 +18,7 @@ from pipeline.planner.pricing import (
     seconds_range,
     total_seconds,
 )
+from pipeline.planner.trace.operations import Access, Kind, Operation, Product, Scores, Taps
 from pipeline.ranks.gpus import FLOAT32_PEAKS, PEAKS, memory_bandwidth
 
 

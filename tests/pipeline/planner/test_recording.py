@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.planner.gpu_functions import GpuFunctions
-from pipeline.planner.operations import Access, Product, Scores, Taps
-from pipeline.planner.recording import Recording
+from pipeline.planner.trace.gpu_functions import GpuFunctions
+from pipeline.planner.trace.operations import Access, Product, Scores, Taps
+from pipeline.planner.trace.recording import Recording
 
 HALF = torch.bfloat16
 

@@ -21,11 +21,11 @@ from pipeline.checkpoints.manifest import RankRecord
 from pipeline.checkpoints.staged import StagedCheckpoint
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.errors import ConfigError
-from pipeline.planner import run_loads, start_loads
-from pipeline.planner.cluster import bundled_cluster_figures
-from pipeline.planner.load import Basis, ScaledRun, lanes_of_nodes, lanes_of_ranks
-from pipeline.planner.run_timing import pruning_seconds, publishing_seconds
-from pipeline.planner.scaling import limits, loads
+from pipeline.planner.cluster_figures import bundled_cluster_figures
+from pipeline.planner.failures.run_timing import pruning_seconds, publishing_seconds
+from pipeline.planner.scaling import run_loads, start_loads
+from pipeline.planner.scaling.limits import limits, loads
+from pipeline.planner.scaling.load import Basis, ScaledRun, lanes_of_nodes, lanes_of_ranks
 from pipeline.ranks.rendezvous import STORE_CONNECTIONS
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3 import S3Server

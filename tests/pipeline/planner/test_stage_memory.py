@@ -8,7 +8,7 @@ from models.variants import find_variant
 from pipeline.planner.hardware import Cluster, find_cluster
 from pipeline.planner.memory import step_memory
 from pipeline.planner.stage_memory import gpu_memory, largest_micro_batch, with_micro_batch
-from pipeline.planner.training_trace import Workload
+from pipeline.planner.trace.training_trace import Workload
 from pipeline.recipe.schema import Precision
 from tests.pipeline.planner.stages import CLASSES, small_stage
 

@@ -7,7 +7,7 @@ from models.registry import create_model
 from pipeline.planner.hardware import Cluster, figure_range, find_cluster
 from pipeline.planner.ranges import NOTHING, Range
 from pipeline.planner.step_estimate import MeasuredSpeed, StepEstimate, estimate_step, parameters_of
-from pipeline.planner.training_trace import workload
+from pipeline.planner.trace.training_trace import workload
 from pipeline.recipe.schema import TrainStage
 from tests.pipeline.planner.stages import CLASSES, small_stage
 

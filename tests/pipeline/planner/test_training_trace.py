@@ -8,10 +8,10 @@ import torch
 from models.complexity import count_costs, count_parameters
 from models.registry import create_model
 from models.variants import find_variant
-from pipeline.planner.gpu_functions import GpuFunctions
-from pipeline.planner.operations import Scores
-from pipeline.planner.recording import Recording
-from pipeline.planner.training_trace import StepTrace, Traced, Workload, trace_evaluation, trace_training
+from pipeline.planner.trace.gpu_functions import GpuFunctions
+from pipeline.planner.trace.operations import Scores
+from pipeline.planner.trace.recording import Recording
+from pipeline.planner.trace.training_trace import StepTrace, Traced, Workload, trace_evaluation, trace_training
 
 DEPTHS = (2, 3, 3, 2)
 VARIANT = find_variant("coatnet_debug", depths=DEPTHS)

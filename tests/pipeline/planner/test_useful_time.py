@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.planner.run_timing import Ending, RunTiming, SaveCost
-from pipeline.planner.save_interval import best_interval, daly, young
-from pipeline.planner.useful_time import (
+from pipeline.planner.failures.run_timing import Ending, RunTiming, SaveCost
+from pipeline.planner.failures.save_interval import best_interval, daly, young
+from pipeline.planner.failures.useful_time import (
     _FRUITLESS_STARTS,
     MONTH,
     _stretch,

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
-from pipeline.planner.run_timing import Ending, RunTiming
-from pipeline.planner.useful_time import mean_time_between_failures, useful_time
+from pipeline.planner.failures.run_timing import Ending, RunTiming
+from pipeline.planner.failures.useful_time import mean_time_between_failures, useful_time
 
 
 def young(stall: float, mean: float) -> float:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from data.order import default_lanes
 from pipeline.errors import ConfigError
-from pipeline.planner.cluster import ClusterFigures, bundled_cluster_figures
+from pipeline.planner.cluster_figures import ClusterFigures, bundled_cluster_figures
 
 Phase = Literal["start", "save", "step"]
 """When: at every start, at every save, or all the time."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from data.errors import EXIT_TRY_AGAIN
 from pipeline.errors import ConfigError
-from pipeline.planner.run_timing import Ending, RunTiming
+from pipeline.planner.failures.run_timing import Ending, RunTiming
 
 NOT_COUNTED = (
     "time in the queue beyond the requeue delay: a spare node is free",

@@ -15,7 +15,7 @@ import statistics
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.planner.run_timing import Ending, RunTiming
+from pipeline.planner.failures.run_timing import Ending, RunTiming
 
 HOUR = 3600.0
 DAY = 24 * HOUR

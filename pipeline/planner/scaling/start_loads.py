@@ -4,8 +4,8 @@ The ranks of a node share its cache: a name or a byte that several of them need 
 kernel keeps it, and once for each rank where the program asks again.
 """
 
-from pipeline.planner.load import Basis, Load, ScaledRun
-from pipeline.planner.run_timing import looking_at_shards_seconds
+from pipeline.planner.failures.run_timing import looking_at_shards_seconds
+from pipeline.planner.scaling.load import Basis, Load, ScaledRun
 
 _LISTED = 1000  # names on a page of a listing
 _PIECE = 16 * 2**20  # bytes of a range request, as in data/remote/storage.py

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.planner.load import Load, ScaledRun
-from pipeline.planner.run_loads import run_loads
-from pipeline.planner.start_loads import start_loads
+from pipeline.planner.scaling.load import Load, ScaledRun
+from pipeline.planner.scaling.run_loads import run_loads
+from pipeline.planner.scaling.start_loads import start_loads
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from data.files.file_sizes import CONCURRENT_LOOKS
 from data.remote.storage import CONCURRENT_QUESTIONS
 from pipeline.errors import ConfigError
 from pipeline.faults.hang_report import GATHER_SECONDS
-from pipeline.planner.cluster import ClusterFigures, bundled_cluster_figures
+from pipeline.planner.cluster_figures import ClusterFigures, bundled_cluster_figures
 from pipeline.recipe.sections import WatchdogSettings
 
 _POLL_SECONDS = 1.0  # of the watchdog

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipeline.planner.failures import Outcome, node_failure, rank_failure, stop_by_signal
-from pipeline.planner.run_timing import Ending, RunTiming
-from pipeline.planner.save_interval import IntervalAdvice, best_interval
-from pipeline.planner.useful_time import MONTH, Simulation, UsefulTime, simulate, useful_time
+from pipeline.planner.failures.outcome import Outcome, node_failure, rank_failure, stop_by_signal
+from pipeline.planner.failures.run_timing import Ending, RunTiming
+from pipeline.planner.failures.save_interval import IntervalAdvice, best_interval
+from pipeline.planner.failures.useful_time import MONTH, Simulation, UsefulTime, simulate, useful_time
 
 
 @dataclass(frozen=True, slots=True)

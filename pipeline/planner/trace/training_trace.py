@@ -15,10 +15,10 @@ from models.coatnet import CoAtNet
 from models.drop import Kept
 from models.options import CheckpointingPolicy
 from models.variants import Variant
-from pipeline.planner.fusion import fuse
-from pipeline.planner.gpu_functions import GpuFunctions
-from pipeline.planner.operations import Access, Operation
-from pipeline.planner.recording import Recording
+from pipeline.planner.trace.fusion import fuse
+from pipeline.planner.trace.gpu_functions import GpuFunctions
+from pipeline.planner.trace.operations import Access, Operation
+from pipeline.planner.trace.recording import Recording
 from pipeline.recipe.schema import Precision, TrainStage
 
 

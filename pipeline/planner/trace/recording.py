@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.planner.operations import Access, Kind, Operation, Product, Scores, Taps
+from pipeline.planner.trace.operations import Access, Kind, Operation, Product, Scores, Taps
 
 LAUNCH_NOTHING = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided",

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
-from pipeline.planner.operations import FUSABLE, Access, Operation
+from pipeline.planner.trace.operations import FUSABLE, Access, Operation
 
 
 def fuse(operations: Sequence[Operation], used_later: Container[int] = ()) -> list[Operation]:

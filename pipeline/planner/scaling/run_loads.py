@@ -1,7 +1,7 @@
 """What a run asks of what its ranks share while it trains: shards, checkpoints, log lines."""
 
-from pipeline.planner.load import Basis, Load, ScaledRun, lanes_of_nodes, lanes_of_ranks
-from pipeline.planner.run_timing import pruning_seconds, publishing_seconds
+from pipeline.planner.failures.run_timing import pruning_seconds, publishing_seconds
+from pipeline.planner.scaling.load import Basis, Load, ScaledRun, lanes_of_nodes, lanes_of_ranks
 
 _PIECE = 16 * 2**20  # bytes of a range request, and
 _PART = 64 * 2**20  # of a part of an upload, as in data/remote/storage.py

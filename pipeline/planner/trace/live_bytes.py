@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.planner.recording import in_layout
+from pipeline.planner.trace.recording import in_layout
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -83,6 +83,7 @@ class ScaledStage:
             sample_bytes=SAMPLE_BYTES,
             shards=self.dataset.shards,
             interval=stage.checkpoint.interval,
+            kept_checkpoints=stage.checkpoint.keep_last,
             step_seconds=self.step_seconds,
             ranks_per_node=GPUS_OF_A_NODE,
             lanes=stage.data.lanes,
@@ -134,7 +135,7 @@ def load_table(stage: ScaledStage, gpus: Sequence[int], remote: bool) -> str:
     run = stage.scaled(remote)
     found = {ranks: {load.name: load for load in loads(run, ranks)} for ranks in gpus}
     rows = [
-        (load.phase, load.name, *(f"{100 * found[ranks][load.name].share:.2g} %" for ranks in gpus), load.basis.value)
+        (load.phase, load.name, *(_share(found[ranks][load.name].share) for ranks in gpus), load.basis.value)
         for load in loads(run, gpus[-1])
     ]
     headings = ("when", "part", *(f"{ranks:,}" for ranks in gpus), "basis")
@@ -215,6 +216,14 @@ def main() -> None:
         "What breaks first": limit_table(limits(stage.scaled(remote), max(gpus))),
     }
     print("\n".join(f"## {title}\n\n{table}" for title, table in tables.items()), end="")
+
+
+def _share(value: float) -> str:
+    """In per cent, with two digits that count, or as less than a hundredth."""
+    percent = 100 * value
+    if percent < 0.01:
+        return "< 0.01 %"
+    return f"{percent:,.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def _seconds(value: float) -> str:

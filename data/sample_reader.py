@@ -1,17 +1,14 @@
 """Random access to the samples of a dataset, whether its shards are on a local disk or in the node's cache."""
 
-import resource
 from pathlib import Path
 from typing import NamedTuple
 
 from data.dataset import Dataset
 from data.errors import DataError
+from data.files.open_file_limit import allow_open_files
 from data.remote.cache import Cache, CachedShards
 from data.remote.storage import is_remote
 from data.shard import BrokenSample, EncodedSample, OpenShards, Shard
-
-_OTHER_FILES = 512  # libraries, logs, sockets
-_FEWEST = 16  # shards open even so
 
 
 class LabelledSample(NamedTuple):
@@ -90,17 +87,3 @@ class SampleReader:
                 if self.cached is None:
                     raise DataError(f"shard {path}: it has been removed since the run started; copy it back") from None
                 # Evicted just now: it is downloaded again.
-
-
-def allow_open_files(count: int) -> int:
-    """Raise this process's limit of open files, usually 1,024, if `count` more might exceed it.
-
-    Returns how many of them may be open: fewer if the hard limit, which only the system can raise, is too low.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + _OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return count
-    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return min(count, max(_FEWEST, limit - _OTHER_FILES))

@@ -1,31 +1,25 @@
 """Verification of the local shards of a stage, behind it: which rank hashes which, and what earlier starts have hashed.
 
-`verified_shards/rank-00000.jsonl` of a run folder has a line for each file that this rank has hashed:
-`{"path": ..., "bytes": ..., "mtime_ns": ..., "ctime_ns": ..., "sha256": ...}`. A file that has not changed since is not
-hashed again by any stage of the run.
+A file that has not changed since is not hashed again by any stage of the run, see `pipeline/verified_shards.py`.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
 import torch
 
 from data.files.digest import json_sha256
-from data.files.json_records import check_sha256, parse_json
 from data.shard_verification import FileState, LocalShard, ShardVerifier, local_shards, unverified
 from data.text.counted import counted
 from pipeline.faults.watchdog import Watchdog
 from pipeline.plan import Plan, TrainPlan
 from pipeline.ranks.distributed import Ranks
-from pipeline.runs.json_lines import append_json_line, note_skipped
 from pipeline.runs.run_folder import RunFolder
-
-log = logging.getLogger(__name__)
+from pipeline.verified_shards import hashed_by_any_rank, hashed_by_rank, record_hashed
 
 _POLL_SECONDS = 1.0
 _COMPARED = 16  # shards
@@ -44,7 +38,7 @@ class ShardVerification:
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, ranks: Ranks) -> None:
-        self._folder, self._ranks = folder, ranks
+        self._ranks = ranks
         self.remark: str | None = None
         """What there is to verify and what earlier starts have verified, over all ranks; None for no local shards."""
         shards = _shards_of(plan) if plan.stage.data.verify_shards else []
@@ -52,12 +46,16 @@ class ShardVerification:
         if shards:
             group = _ranks_with_the_same_files(shards, ranks)
             own = shards[group.index(ranks.rank) :: len(group)]
-            todo = unverified(own, _hashed_by_earlier_starts(folder))
+            known = hashed_by_rank(folder, ranks.rank)
+            todo = unverified(own, known)
+            # As in the first start, or on another number of ranks.
+            if ranks.sum(torch.tensor([len(todo)], device=ranks.device)).item():
+                todo = unverified(todo, known | hashed_by_any_rank(folder, ranks, todo))
             numbers = [len(todo), sum(shard.bytes for shard in todo), len(own) - len(todo)]
             left, size, done = ranks.sum(torch.tensor(numbers, dtype=torch.float64, device=ranks.device)).tolist()
             what = counted(round(left), "local shard") + f" to verify ({size / 1e9:.1f} GB)"
             self.remark = f"{what}, {round(done):,} verified by earlier starts"
-        self._verifier = ShardVerifier(todo, self._record)
+        self._verifier = ShardVerifier(todo, partial(record_hashed, folder, ranks.rank))
 
     def check(self) -> bool:
         """Whether this rank has shards left to verify.
@@ -107,31 +105,9 @@ class ShardVerification:
     def __exit__(self, *exception: object) -> None:
         self._verifier.close()
 
-    def _record(self, state: FileState, sha256: str) -> None:
-        path = self._folder.verified_shards / f"rank-{self._ranks.rank:05d}.jsonl"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            append_json_line(path, {**state._asdict(), "sha256": sha256})
-        except OSError as error:
-            log.warning("shard %s is verified, but not recorded in %s: %s", state.path, path, error.strerror)
-
 
 def _do_nothing() -> None:
     pass
-
-
-@dataclass(frozen=True, slots=True)
-class _VerifiedShard:
-    """A line of the record: a `FileState`, and the sha256 of the file."""
-
-    path: str
-    bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        check_sha256(self.sha256)
 
 
 def _shards_of(plan: Plan) -> list[LocalShard]:
@@ -152,24 +128,3 @@ def _ranks_with_the_same_files(shards: Sequence[LocalShard], ranks: Ranks) -> li
             states[-1] = FileState.of(shard.path, os.stat(shard.path))
     digests = ranks.gather_texts(json_sha256(states))
     return [rank for rank, digest in enumerate(digests) if digest == digests[ranks.rank]]
-
-
-def _hashed_by_earlier_starts(folder: RunFolder) -> dict[FileState, str]:
-    """The sha256 of files that the stages of the run have hashed."""
-    found: dict[FileState, str] = {}
-    for path in sorted(folder.path.parent.glob(f"*/{folder.verified_shards.name}/rank-*.jsonl")):
-        skipped, lines = list[int](), list[str]()
-        try:
-            lines = path.read_text(errors="replace").splitlines()
-        except OSError as error:
-            log.warning("%s: cannot be read (%s), so its shards are verified again", path, error.strerror)
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = parse_json(_VerifiedShard, line)
-            except ValueError:
-                skipped.append(number)
-                continue
-            found[FileState(entry.path, entry.bytes, entry.mtime_ns, entry.ctime_ns)] = entry.sha256
-        if skipped:
-            note_skipped(path, tuple(skipped))
-    return found

@@ -54,4 +54,4 @@ def test_all_tables_are_printed(
     for table in tables:
         columns = {line.count(" | ") for line in table.replace("|  |", "| - |").strip().splitlines()}
         assert len(columns) == 1, table
-    assert "| connections to the store of the ranks | 512 |" in text
+    assert "| connections to the store of the ranks | never |" in text

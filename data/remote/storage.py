@@ -12,6 +12,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.files.atomic_file import write_atomically
+from data.files.file_sizes import file_sizes, regular_files
 from data.files.regular_file import open_regular
 from data.limits import RECORD_BYTES
 from data.remote.deadlines import LISTING_SECONDS, answer, question_seconds, transfer_seconds
@@ -21,6 +22,8 @@ from data.remote.web_address import split_query, without_signature
 
 PIECE = 16 * 2**20
 """Bytes of one range request."""
+CONCURRENT_QUESTIONS = 32
+"""Small requests to a server that are made at the same time."""
 
 # Object stores and plain file servers. Excluded: whatever runs a command (`pipe:`, hdfs's `hadoop`), wraps another
 # URL (`reference:`, `simplecache:`), or unpacks an archive.
@@ -29,7 +32,6 @@ _SCHEMES = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf", "http",
 _PART = 64 * 2**20  # bytes; S3 accepts 10,000 parts
 _ASSEMBLY_SECONDS = 600.0  # that S3 may take to make one file of the parts; it sends spaces meanwhile
 _CONCURRENT_PARTS = 4
-_CONCURRENT_QUESTIONS = 32
 
 
 def is_remote(location: str | Path) -> bool:
@@ -176,7 +178,9 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(folder)
-        found = sorted(p for p in (root.rglob("*") if below else root.iterdir()) if p.is_file())
+        if not below:
+            return file_sizes(folder, sorted(regular_files(folder)))
+        found = sorted(p for p in root.rglob("*") if p.is_file())
         return {path.relative_to(root).as_posix(): path.stat().st_size for path in found}
     files, path = open_filesystem(folder, storage)
     path = path.rstrip("/")
@@ -200,7 +204,8 @@ def list_files(folder: str | Path, storage: Storage, *, below: bool = False) -> 
 def named_sizes(folder: str | Path, names: Sequence[str], storage: Storage) -> dict[str, int]:
     """Name -> size in bytes of those of the files `names` that exist in `folder`, in their order.
 
-    One listing answers this, except on web servers, which need not have any: these are asked about each file.
+    One listing of an object store answers this. Web servers need not have any, and those of file systems have no
+    sizes: these are asked about each file, many at a time.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -208,6 +213,8 @@ def named_sizes(folder: str | Path, names: Sequence[str], storage: Storage) -> d
     """
     if str(folder).startswith(("http://", "https://")):
         return _asked_sizes(str(folder), names, storage)
+    if not is_remote(folder):
+        return file_sizes(checked(folder), names)
     sizes = list_files(folder, storage, below=any("/" in name for name in names))
     return {name: sizes[name] for name in names if name in sizes}
 
@@ -219,7 +226,7 @@ def _asked_sizes(folder: str, names: Sequence[str], storage: Storage) -> dict[st
         except FileNotFoundError:
             return None
 
-    with ThreadPoolExecutor(_CONCURRENT_QUESTIONS, thread_name_prefix="sizes") as pool:
+    with ThreadPoolExecutor(CONCURRENT_QUESTIONS, thread_name_prefix="sizes") as pool:
         try:
             found = list(zip(names, pool.map(size, names), strict=True))
         except BaseException:

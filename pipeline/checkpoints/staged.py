@@ -12,13 +12,24 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from data.errors import StorageDown, StorageRefused
 from data.files.atomic_file import sync_folder, write_atomically
+from data.files.concurrent_calls import call_concurrently
+from data.files.file_sizes import regular_files, regular_size
 from data.files.json_records import parse_json, to_json
-from data.remote.storage import file_size, join, list_files, pieces, read_bytes, remove, upload, write_bytes
+from data.remote.storage import (
+    CONCURRENT_QUESTIONS,
+    join,
+    list_files,
+    pieces,
+    read_bytes,
+    remove,
+    upload,
+    write_bytes,
+)
 from pipeline.checkpoints.manifest import MANIFEST, FileEntry, Manifest, RankRecord, rank_name, step_name, writer_of
 from pipeline.checkpoints.store import WRITING, CheckpointStore, writing_name
 
@@ -74,25 +85,29 @@ class StagedCheckpoint:
         name, data = self._record_name(self._rank), json.dumps(to_json(record)).encode()
         if self._store.remote:
             # A manifest that is there before is of an earlier attempt, and the leader still needs the record.
-            published_before = self._has_manifest()
+            published_before = self._exists(MANIFEST)
             write_bytes(self._at(name), data, self._store.storage)
             # If the answer to a request is lost, the leader may publish before the request is repeated.
-            if not published_before and self._has_manifest():
+            if not published_before and self._exists(MANIFEST):
                 remove(self._at(name), self._store.storage)
             return
         write_atomically(self._folder / name, data)
 
     def records(self, ranks: Collection[int]) -> dict[int, RankRecord]:
         """The records of those among `ranks` that have written theirs, once the files in them are visible here, too."""
-        sizes, found = self._sizes(), {}
-        for rank in ranks:
-            name = self._record_name(rank)
-            if name in sizes:
-                record = parse_json(RankRecord, read_bytes(self._at(name), self._store.storage))
-                # A network file system may show an old size for a while.
-                if all(sizes.get(file) == entry.bytes for file, entry in record.files.items()):
-                    found[rank] = record
-        return found
+        listed = self._listed()
+
+        def read(rank: int) -> RankRecord | None:
+            record = parse_json(RankRecord, read_bytes(self._at(self._record_name(rank)), self._store.storage))
+            # A network file system may show an old size for a while.
+            if any(self._size(file, listed) != entry.bytes for file, entry in record.files.items()):
+                return None
+            self._on_progress()
+            return record
+
+        written = [rank for rank in ranks if self._record_name(rank) in listed]
+        read_now = zip(written, call_concurrently(read, written, CONCURRENT_QUESTIONS), strict=True)
+        return {rank: record for rank, record in read_now if record is not None}
 
     def publish(self, manifest: Manifest) -> None:
         """Make it a checkpoint with the files that the manifest names and no others.
@@ -117,34 +132,42 @@ class StagedCheckpoint:
             log.warning("%s is published, and may have files that are no part of it: %s", self._at(""), error)
 
     def _remove_others(self, manifest: Manifest) -> None:
-        for name in self._sizes().keys() - manifest.files.keys() - {MANIFEST}:
+        def remove_one(name: str) -> None:
             remove(self._at(name), self._store.storage)
             self._on_progress()
 
+        others = self._listed().keys() - manifest.files.keys() - {MANIFEST}
+        call_concurrently(remove_one, sorted(others), CONCURRENT_QUESTIONS)
+
     def settled(self) -> bool:
         """Whether the leader has published the checkpoint, or has discarded what this rank has written."""
-        names = self._sizes()
-        return (self._store.remote and MANIFEST in names) or f"{rank_name(self._rank)}.safetensors" not in names
+        # All ranks may ask this every second: no listing, which is as long as there are ranks.
+        return (self._store.remote and self._exists(MANIFEST)) or not self._exists(
+            f"{rank_name(self._rank)}.safetensors"
+        )
 
     def discard(self) -> None:
         """Remove everything that was written, unless it is published."""
         if not self._store.remote:
             shutil.rmtree(self._folder, ignore_errors=True)
-        elif MANIFEST not in self._sizes():
+        elif not self._exists(MANIFEST):
             self._store.empty(step_name(self._step), self._on_progress)
 
     def discard_own(self) -> None:
         """Remove what this rank has written, unless it is published."""
-        names = self._sizes()
+        names = self._listed()
         if self._store.remote and MANIFEST in names:
             return
         for name in names:
             if writer_of(name) == self._rank:
                 remove(self._at(name), self._store.storage)
 
-    def _has_manifest(self) -> bool:
+    def _exists(self, name: str) -> bool:
+        if not self._store.remote:
+            return regular_size(self._at(name)) is not None
         try:
-            file_size(self._at(MANIFEST), self._store.storage)
+            # A question for the size of what is not there becomes one for a folder of that name, which is a listing.
+            read_bytes(self._at(name), self._store.storage, 0, 1)
         except FileNotFoundError:
             return False
         return True
@@ -169,11 +192,17 @@ class StagedCheckpoint:
     def _at(self, name: str) -> str:
         return join(self._store.at(self._step) if self._store.remote else self._folder, name)
 
-    def _sizes(self) -> dict[str, int]:
+    def _listed(self) -> dict[str, int | None]:
+        """The files by name, with their sizes if the listing has them: that of an object store."""
         try:
-            return list_files(self._at(""), self._store.storage)
+            if self._store.remote:
+                return {**list_files(self._at(""), self._store.storage)}
+            return dict.fromkeys(regular_files(self._folder))
         except FileNotFoundError:
             return {}
+
+    def _size(self, name: str, listed: Mapping[str, int | None]) -> int | None:
+        return listed.get(name) if self._store.remote else regular_size(str(self._folder / name))
 
 
 def _write_verified(path: Path, blocks: Sequence[memoryview], on_progress: Callable[[], None]) -> FileEntry:

@@ -7,13 +7,26 @@ damaged-step-00011000/            set aside; in an object store: a folder with d
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import CoatnetError, StorageDown, may_pass
-from data.remote.storage import Storage, check_writable, is_remote, join, list_files, read_bytes, remove, write_bytes
+from data.files.concurrent_calls import call_concurrently
+from data.files.file_sizes import statuses
+from data.remote.storage import (
+    CONCURRENT_QUESTIONS,
+    Storage,
+    check_writable,
+    is_remote,
+    join,
+    list_files,
+    read_bytes,
+    remove,
+    write_bytes,
+)
 from pipeline.checkpoints.manifest import MANIFEST, step_name, step_of
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import TrainStage
@@ -96,9 +109,12 @@ class CheckpointStore:
         """Remove the folder `name` and what is in it; calls `on_progress` after each file."""
         folder = join(self.location, name)
         if self.remote:
-            for file in _remote_files(folder, self.storage):
+
+            def remove_one(file: str) -> None:
                 remove(join(folder, file), self.storage)
                 on_progress()
+
+            call_concurrently(remove_one, _remote_files(folder, self.storage), CONCURRENT_QUESTIONS)
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -181,11 +197,9 @@ def _local_folders(folder: Path) -> dict[str, dict[str, int]]:
         return found
     for path in sorted(folder.iterdir()):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed or renamed a moment ago
-            files = list(path.iterdir())
-            found[path.name] = {}
-            for file in files:
-                with contextlib.suppress(FileNotFoundError):
-                    found[path.name][file.name] = file.stat().st_size
+            files = sorted(os.listdir(path))
+            looks = zip(files, statuses(str(path), files), strict=True)
+            found[path.name] = {name: status.st_size for name, status in looks if status is not None}
     return found
 
 

@@ -37,8 +37,8 @@ def damaged_file(
 ) -> str | None:
     """What is wrong with the files that `manifest` names, or None.
 
-    Rank `share` of `shares` looks for all of them, and hashes the files that the same rank wrote: those it will read.
-    It also checks which tensors are in these, unless they are remote and not downloaded.
+    Share 0 of `shares` sees whether all of them are there, for all ranks; each hashes the files that the same rank
+    wrote: those it will read. It also checks which tensors are in these, unless they are remote and not downloaded.
 
     Args:
         location, storage: where the files are.
@@ -50,8 +50,7 @@ def damaged_file(
     fragments = manifest.fragments_by_file()
     if not is_remote(location):
         local = Path(location)
-    problem = manifest.missing_or_cut(list_files(location, storage))
-    if problem is not None:
+    if share == 0 and (problem := manifest.missing_or_cut(list_files(location, storage))):
         return problem
     for name, expected in sorted(manifest.files.items()):
         if writer_of(name) % shares == share:

@@ -81,6 +81,8 @@ class SaveFigures(_Strict):
     """Bytes per second at which one rank verifies and loads its file, as far as its core limits it."""
     request_seconds: Figure
     """Of one small request to an object store."""
+    request_processor_seconds: Figure
+    """Processor time of the one thread of a process that makes all its requests, for a small one."""
     file_seconds: Figure
     """Of one operation on a file of a shared file system, as its client waits for it."""
 
@@ -103,7 +105,7 @@ class LimitFigures(_Strict):
     store_requests: Figure
     """Requests per second of the store where the ranks meet."""
     open_files: Figure
-    """Descriptors of one process."""
+    """Descriptors that one process can be allowed."""
     start_patience: Figure
     """Seconds that one kind of work of a start may take."""
 

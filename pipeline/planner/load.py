@@ -71,6 +71,8 @@ class ScaledRun:
     """Steps between saves."""
     step_seconds: Callable[[int], float]
     """Of a step on so many ranks."""
+    kept_checkpoints: int = 2
+    """`checkpoint.keep_last`; those of `keep_every` and `keep_best` are not counted."""
     ranks_per_node: int = 8
     lanes: int | None = None
     """`data.lanes`."""

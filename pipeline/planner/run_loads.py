@@ -1,7 +1,7 @@
 """What a run asks of what its ranks share while it trains: shards, checkpoints, log lines."""
 
 from pipeline.planner.load import Basis, Load, ScaledRun, lanes_of_nodes, lanes_of_ranks
-from pipeline.planner.run_timing import publishing_seconds
+from pipeline.planner.run_timing import pruning_seconds, publishing_seconds
 
 _PIECE = 16 * 2**20  # bytes of a range request, and
 _PART = 64 * 2**20  # of a part of an upload, as in data/remote/storage.py
@@ -12,7 +12,13 @@ def run_loads(run: ScaledRun, ranks: int) -> tuple[Load, ...]:
     """What training on `ranks` ranks needs, the largest share first."""
     found = [_written(run, ranks), _published(run, ranks), _logged(run, ranks)]
     if run.remote:
-        found += [_puts(run, ranks), _downloaded(run, ranks), _node_downloads(run, ranks), _gets(run, ranks)]
+        found += [
+            _puts(run, ranks),
+            _save_gets(run, ranks),
+            _downloaded(run, ranks),
+            _node_downloads(run, ranks),
+            _gets(run, ranks),
+        ]
     else:
         found += [_read(run, ranks), _opened(run, ranks)]
         if run.verify_shards:
@@ -37,17 +43,23 @@ def _written(run: ScaledRun, ranks: int) -> Load:
 
 
 def _published(run: ScaledRun, ranks: int) -> Load:
-    seconds = publishing_seconds(ranks, remote=run.remote, figures=run.figures)
-    requests = "a size, the content and a removal" if run.remote else "ten operations on files"
+    publishing = publishing_seconds(ranks, remote=run.remote, figures=run.figures)
+    pruning = pruning_seconds(ranks, run.kept_checkpoints, remote=run.remote, figures=run.figures)
+    asks = (
+        "a size, the content and a removal for the record of each rank, 32 at a time"
+        if run.remote
+        else "a record of each rank opened and its file looked at, 32 at a time, and removed, one after the other"
+    )
     return Load(
-        "the leader's work for a save", "save", seconds, "seconds", run.interval_seconds(ranks), 1.0, Basis.SIMULATED,
-        f"{requests} for the record of each rank, one after the other; law: linear in ranks, in less time",
+        "the leader's work for a save", "save", publishing + pruning, "seconds", run.interval_seconds(ranks), 1.0,
+        Basis.SIMULATED,
+        f"{asks}: {publishing:,.1f} s; and {pruning:,.1f} s to list what is kept and to remove the oldest of it; law: "
+        "linear in ranks, in less time",
         "it waits behind the training; the next save waits for it, so a save takes no less than that",
     )  # fmt: skip
 
 
 def _puts(run: ScaledRun, ranks: int) -> Load:
-    # The file and the record of each rank, which asks before and after that whether a manifest is there.
     requests = ranks * (upload_requests(run.state_bytes / ranks) + 2)
     return Load(
         "requests of a save that write", "save", requests, "PUT and DELETE requests", run.interval_seconds(ranks),
@@ -55,6 +67,17 @@ def _puts(run: ScaledRun, ranks: int) -> Load:
         f"{upload_requests(run.state_bytes / ranks)} for each rank's file, in parts of 64 MiB, one for its record and "
         "one that removes it; law: linear in ranks, in less time",
         "refused requests are repeated with growing pauses (data/remote/retries.py)",
+    )  # fmt: skip
+
+
+def _save_gets(run: ScaledRun, ranks: int) -> Load:
+    pieces = -(-run.state_bytes // ranks // _PIECE)
+    return Load(
+        "requests of a save that read", "save", ranks * (pieces + 4), "GET and HEAD requests",
+        run.interval_seconds(ranks), run.known.limits.prefix_gets.value, Basis.SIMULATED,
+        f"{pieces:,.0f} for each rank's file, which is read back in pieces of 16 MiB, two of the rank for a manifest, "
+        "and two of the leader for its record; law: linear in ranks, in less time",
+        "no rank lists anything, apart from the leader",
     )  # fmt: skip
 
 

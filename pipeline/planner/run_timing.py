@@ -4,12 +4,15 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from data.files.file_sizes import CONCURRENT_LOOKS
+from data.remote.storage import CONCURRENT_QUESTIONS
 from pipeline.errors import ConfigError
 from pipeline.faults.hang_report import GATHER_SECONDS
 from pipeline.planner.cluster import ClusterFigures, bundled_cluster_figures
 from pipeline.recipe.sections import WatchdogSettings
 
 _POLL_SECONDS = 1.0  # of the watchdog
+_PAGE = 1000  # names of a listing
 
 
 class Ending(StrEnum):
@@ -115,8 +118,7 @@ def save_cost(
     """What a save of `state_bytes` of all ranks together takes, by the bandwidths of the figures.
 
     Each rank copies, hashes and writes its share and reads it back; with `remote` it also sends it to an object store
-    and reads it from there. Then the leader asks for the record of one rank after the other: `request_seconds` or
-    `file_seconds` for each of its questions.
+    and reads it from there. Then the leader reads and removes the records of all ranks: `publishing_seconds`.
     """
     known = (figures or bundled_cluster_figures()).saves
     share, node = state_bytes / ranks, state_bytes / ranks * min(ranks, ranks_per_node)
@@ -127,13 +129,30 @@ def save_cost(
 
 
 def publishing_seconds(ranks: int, *, remote: bool, figures: ClusterFigures | None = None) -> float:
-    """How long the leader is busy with the records of all ranks, one after the other, before a save counts.
+    """How long the leader is busy with the records of all ranks before a save counts.
 
-    In an object store each is asked for its size, read, and removed. In a folder each is opened and removed, and two
-    listings look at both files of a rank twice.
+    In an object store it asks for the size of each, reads and removes it, 32 at a time, and lists the records and files
+    of the ranks twice and the files once. In a folder it opens each record and looks at its file, 32 at a time, and
+    removes the records: Linux does that one after the other in a folder. Listings while ranks still write are not
+    counted.
     """
-    known = (figures or bundled_cluster_figures()).saves
-    return ranks * (3 * known.request_seconds.value if remote else 10 * known.file_seconds.value)
+    known = figures or bundled_cluster_figures()
+    if remote:
+        pages = 2 * -(-2 * ranks // _PAGE) + -(-ranks // _PAGE)
+        return pages * known.saves.request_seconds.value + _requests_seconds(ranks, 3, known)
+    return ranks * known.saves.file_seconds.value + _file_operations_seconds(ranks, 2, known)
+
+
+def pruning_seconds(ranks: int, kept: int, *, remote: bool, figures: ClusterFigures | None = None) -> float:
+    """How long the leader then takes to remove the oldest of `kept` + 1 checkpoints.
+
+    It lists all of them with their sizes, and removes the files of one: in an object store 32 at a time.
+    """
+    known, files = figures or bundled_cluster_figures(), ranks + 3
+    if remote:
+        pages = -(-(kept + 1) * files // _PAGE) + -(-files // _PAGE)
+        return pages * known.saves.request_seconds.value + _requests_seconds(files, 1, known)
+    return files * known.saves.file_seconds.value + _file_operations_seconds((kept + 1) * files, 1, known)
 
 
 def start_seconds(
@@ -163,7 +182,24 @@ def start_seconds(
 
 
 def looking_at_shards_seconds(shards: int, *, remote: bool, figures: ClusterFigures | None = None) -> float:
-    """How long the leader takes to see that every shard is there: two looks at each file, or pages of a thousand names,
-    one after the other."""
-    known = (figures or bundled_cluster_figures()).saves
-    return -(-shards // 1000) * known.request_seconds.value if remote else 2 * shards * known.file_seconds.value
+    """How long the leader takes to see that every shard is there, with its size: a look at each file, 32 at a time as
+    far as the file system answers that many, or pages of a thousand names, one after the other."""
+    known = figures or bundled_cluster_figures()
+    if remote:
+        return -(-shards // _PAGE) * known.saves.request_seconds.value
+    return _file_operations_seconds(shards, 1, known)
+
+
+def _file_operations_seconds(files: int, operations: int, figures: ClusterFigures) -> float:
+    """How long one process takes for so many operations on each of so many files, `CONCURRENT_LOOKS` files at a time,
+    unless they are more than the file system does in that time."""
+    waiting = -(-files // CONCURRENT_LOOKS) * operations * figures.saves.file_seconds.value
+    return max(waiting, files * operations / figures.limits.file_operations.value)
+
+
+def _requests_seconds(objects: int, requests: int, figures: ClusterFigures) -> float:
+    """How long so many small requests for each of so many objects take: they wait at the same time for
+    `CONCURRENT_QUESTIONS` objects, but one thread makes them all."""
+    saves = figures.saves
+    waiting = -(-objects // CONCURRENT_QUESTIONS) * requests * saves.request_seconds.value
+    return max(waiting, objects * requests * saves.request_processor_seconds.value)

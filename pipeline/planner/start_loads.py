@@ -69,8 +69,8 @@ def _store(run: ScaledRun, ranks: int) -> Load:
         "connections to the store of the ranks", "start", ranks * starts.store_connections.value, "descriptors", 1.0,
         limits.open_files.value, Basis.MEASURED,
         f"{starts.store_connections.value:.0f} for each rank, with 2 and 3 ranks; law: linear",
-        "rank 0 holds the store, and raises its limit of open files only later, for shards: set `ulimit -n` in "
-        "slurm/site.sh; ranks that get no connection try again until watchdog.setup_seconds",
+        "rank 0 holds the store, and raises its limit of open files up to the hard one before it listens; where that "
+        "is too low, it says so at once",
     )  # fmt: skip
 
 
@@ -97,29 +97,29 @@ def _indexes(run: ScaledRun, ranks: int) -> Load:
 
 def _shards_looked_at(run: ScaledRun) -> Load:
     seconds = looking_at_shards_seconds(run.shards, remote=run.remote, figures=run.figures)
-    looks = "a page for 1,000 shards" if run.remote else "two looks at each shard"
+    looks = "a page for 1,000 shards, one after the other" if run.remote else "one look at each shard, 32 at a time"
     return Load(
         "the leader's look at every shard", "start", seconds, "seconds", run.known.limits.start_patience.value, 1.0,
-        Basis.SIMULATED, f"{looks}, one after the other; law: linear in shards, the same for all numbers of ranks",
+        Basis.SIMULATED, f"{looks}; law: linear in shards, the same for all numbers of ranks",
         "rank 0 alone looks, and the others wait for it where the ranks meet, at most watchdog.setup_seconds",
     )  # fmt: skip
 
 
 def _checkpoint_looked_at(run: ScaledRun, ranks: int) -> Load:
-    files, limits = ranks + 3, run.known.limits
-    name = "every rank's look at all files of the checkpoint"
+    files, limits = (run.kept_checkpoints + 1) * (ranks + 3), run.known.limits
+    name, design = "the leader's look at the files of checkpoints", (
+        "the leader lists what is kept, chooses the checkpoint for all, and sees whether its files have their sizes; "
+        "the others hash theirs"
+    )  # fmt: skip
     if run.remote:
         return Load(
-            name, "start", ranks * -(-files // _LISTED), "pages of a listing", limits.start_patience.value,
-            limits.lists.value, Basis.SIMULATED, "each rank lists the checkpoint; law: ranks x files / 1,000",
-            "the leader chooses the checkpoint for all, but each rank lists its folder before it hashes its own file",
+            name, "start", -(-files // _LISTED), "pages of a listing", limits.start_patience.value, limits.lists.value,
+            Basis.SIMULATED, "one listing of all that are kept and one of the chosen; law: ranks / 1,000", design,
         )  # fmt: skip
     return Load(
-        name, "start", run.nodes(ranks) * files, "file operations", limits.start_patience.value,
-        limits.file_operations.value, Basis.SIMULATED,
-        "each rank lists the folder and asks twice for each file; law: nodes x files if the client of a node remembers "
-        f"what it was told, else 2 x ranks x files ({2 * ranks * files:,.0f})",
-        "the leader chooses the checkpoint for all, but each rank lists its folder before it hashes its own file",
+        name, "start", files, "file operations", limits.start_patience.value, limits.file_operations.value,
+        Basis.SIMULATED, "one look at each file of all that are kept, and one more at those of the chosen, 32 at a "
+        "time; law: linear in ranks", design,
     )  # fmt: skip
 
 
@@ -154,13 +154,14 @@ def _state(run: ScaledRun, ranks: int) -> Load:
 
 
 def _verified_records(run: ScaledRun, ranks: int) -> Load:
-    limits = run.known.limits
+    limits, seconds = run.known.limits, run.shards * run.known.starts.verified_line_seconds.value
     megabytes = run.shards * _VERIFIED_BYTES / 1e6
     return Load(
-        "every rank's look at the verified shards of all", "start", ranks * ranks, "file operations",
+        "the look at which shards are verified", "start", run.shards + 2 * ranks, "file operations",
         limits.start_patience.value, limits.file_operations.value, Basis.SIMULATED,
-        f"each rank opens the record of each rank, together {megabytes:,.0f} MB once all shards are verified; law: the "
-        "square of the ranks",
-        "each shard is hashed by one rank alone and never again, but each start reads all records on all ranks; "
-        "data.verify_shards: false leaves them out",
+        "each rank looks at its share of the shards and opens its own record, and the leader, where some are left, the "
+        f"records of all, together {megabytes:,.0f} MB and {seconds:,.0f} s once all shards are verified; law: linear "
+        "in shards and ranks",
+        "each shard is hashed by one rank alone and never again; the leader tells the others what is in the records of "
+        "other ranks, as after a change of their number; data.verify_shards: false leaves it out",
     )  # fmt: skip

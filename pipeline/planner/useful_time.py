@@ -218,31 +218,19 @@ class _Stretch:
 
 
 def _stretch(run: RunTiming, seconds: float) -> _Stretch:
-    """What `seconds` of training make: work, stall, and the next work beside the write of the save."""
-    clock, worked, stalled, published = 0.0, 0.0, 0.0, 0
-    writing: list[float] = []  # when each save that is in flight will count
-    while True:
-        until = clock + run.work
-        if until >= seconds:
-            worked += seconds - clock
-            break
-        clock, worked = until, worked + run.work
-        if writing and writing[-1] > clock:  # the next save waits for it
-            waited = min(writing[-1], seconds) - clock
-            clock, stalled = clock + waited, stalled + waited
-        stall = min(run.save.stall, seconds - clock)
-        clock, stalled = clock + stall, stalled + stall
-        if clock >= seconds:
-            break
-        published += sum(moment <= clock for moment in writing)
-        # The one before has counted by now, so every cycle from here on is like the next; the last ones are walked.
-        cycle = max(run.work, run.save.write) + run.save.stall
-        cycles = max(0, int((seconds - clock) / cycle) - 1)
-        clock, worked, published = clock + cycles * cycle, worked + cycles * run.work, published + cycles
-        stalled += cycles * (cycle - run.work)
-        writing = [clock + run.save.write]
-    published += sum(moment <= seconds for moment in writing)
-    return _Stretch(published, worked - published * run.work, stalled)
+    """What `seconds` of training make: work, stall, and the next work beside the write of the save.
+
+    The stall of the first save ends after `work + stall`, and that of each later one a cycle after the one before. So
+    it takes no longer for many short intervals than for a few.
+    """
+    work, stall, write = run.work, run.save.stall, run.save.write
+    first = work + stall
+    saves = max(0, math.ceil((seconds - first) / run.cycle))  # whose stall has ended
+    rest = seconds - (first + (saves - 1) * run.cycle if saves else 0.0)
+    waits = max(0, saves - 1) * max(0.0, write - work)  # for the write of the save before
+    worked = saves * work + min(work, rest)
+    published = min(saves, max(0, math.floor((seconds - first - write) / run.cycle) + 1))
+    return _Stretch(published, worked - published * work, saves * stall + waits + max(0.0, rest - work))
 
 
 def _given_up(gave_up: int, fruitless: int) -> tuple[int, int]:

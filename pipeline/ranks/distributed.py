@@ -18,6 +18,7 @@ from pipeline.ranks.communication_errors import explain_error
 from pipeline.ranks.device_settings import gpu_of_rank
 from pipeline.ranks.rendezvous import (
     Rendezvous,
+    allow_connections,
     check_reachable,
     keep_to_this_machine,
     listen_for_ranks,
@@ -107,7 +108,8 @@ def join_ranks(threads: int, *, gpus: bool = True) -> Ranks:
     Without a GPU, or without `gpus`, this rank computes on CPUs with `threads` threads.
 
     Raises:
-        ConfigError: these variables or those of network interfaces are wrong, or there are more ranks than GPUs.
+        ConfigError: these variables or those of network interfaces are wrong, there are more ranks than GPUs, or more
+            than may connect to this one at a time.
         PortTaken: the port of a job is taken.
     """
     found = read_rendezvous(os.environ)
@@ -134,7 +136,8 @@ def join_without_gpus() -> Ranks:
     """Join the same group for communication between CPUs, which needs neither GPUs nor NCCL.
 
     Raises:
-        ConfigError: the environment variables of a rank or of network interfaces are wrong.
+        ConfigError: the environment variables of a rank or of network interfaces are wrong, or there are more ranks
+            than may connect to this one at a time.
         PortTaken: the port of a job is taken.
     """
     found = read_rendezvous(os.environ)
@@ -202,6 +205,7 @@ def _join(found: Rendezvous, backend: str, device: torch.device | None = None) -
         keep_to_this_machine()
     # torchrun holds a store of its own at this address.
     holds = found.rank == 0 and found.folder is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    allow_connections(found, backend, holds_store=holds)
     store = _open_store(found, _NEVER, listen_for_ranks(found) if holds else None)
     # With its GPU, NCCL connects at once: what is wrong with it shows here, and no collective has to guess the device.
     dist.init_process_group(

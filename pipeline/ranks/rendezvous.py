@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from data.files.open_file_limit import OTHER_FILES, allow_open_files, hard_limit, open_now
 from pipeline.errors import CAUSE_FILE, ConfigError, PortTaken
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,10 @@ _OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _RESOLVE_SECONDS = 60.0
 """How long the name of the first rank's machine may be unknown: that of a pod appears when the pod has started."""
+STORE_CONNECTIONS = 2
+"""Of each rank to the store where the ranks meet: for its process group, and for its watchdog."""
+_LEAST_OTHERS = 64
+"""Files without which a rank cannot do anything, beside those that it has open when the ranks meet."""
 _INTERFACES = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME"}
 
 
@@ -107,6 +112,31 @@ def check_reachable(found: Rendezvous, backend: str) -> None:
         _resolve(found)
     else:
         _check_private(found.folder)
+
+
+def allow_connections(found: Rendezvous, backend: str, *, holds_store: bool) -> None:
+    """Raise this process's limit of open files to what its connections to the other ranks need.
+
+    Args:
+        found: where the ranks meet.
+        backend: `gloo` connects every rank to every other.
+        holds_store: whether this process holds the store, to which all ranks connect. Those that come when its files
+            are used up would try again and again, and none of them would say why.
+
+    Raises:
+        ConfigError: the hard limit is too low for the connections.
+    """
+    what = [f"{STORE_CONNECTIONS} connections of each to the store that rank 0 holds"] if holds_store else []
+    what += ["one of gloo to each"] if backend == "gloo" else []
+    connections = found.world_size * (STORE_CONNECTIONS * holds_store + (backend == "gloo"))
+    needed, hard = connections + open_now() + _LEAST_OTHERS, hard_limit()
+    if needed > hard:
+        raise ConfigError(
+            f"the hard limit of open files of rank {found.rank} on {socket.gethostname()} is {hard:,.0f}, too low for "
+            f"{found.world_size:,} ranks ({' and '.join(what)}): it needs {connections + 2 * OTHER_FILES:,}; raise it "
+            "where the job starts (`ulimit -Hn`, LimitNOFILE= of slurmd, --ulimit nofile= of a container)"
+        )
+    allow_open_files(connections)
 
 
 def listen_for_ranks(found: Rendezvous) -> socket.socket:

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,12 +97,46 @@ _CHANGES: list[tuple[dict[str, Any], str]] = [
         *((partial(_rewrite_index, **changes), message) for changes, message in _CHANGES),
         (lambda folder: (folder / "train-000001.tar").unlink(), "shard train-000001.tar is missing"),
         (lambda folder: (folder / "train-000002.tar").write_bytes(b"x"), "train-000002.tar has 1 bytes and"),
+        (lambda folder: _make_a_folder_of(folder / "train-000001.tar"), "shard train-000001.tar is missing"),
+        (lambda folder: _make_a_dead_link_of(folder / "train-000001.tar"), "shard train-000001.tar is missing"),
     ],
 )
 def test_a_damaged_folder_is_refused(copied: Path, spoil: object, message: str) -> None:
     spoil(copied)  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
         check_shards(read_index(copied))
+
+
+@pytest.mark.parametrize("below", ["", "a/"])
+def test_each_shard_is_looked_at_once(below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [ShardEntry(f"{below}train-{number:06d}.tar", 1, 512, "0" * 64) for number in range(1000)]
+    (tmp_path / below).mkdir(exist_ok=True)
+    for shard in shards:
+        (tmp_path / shard.name).write_bytes(bytes(512))
+    looked_at = Counter[str]()
+
+    def counted(real: Callable[..., Any], path: Any, *arguments: Any, **options: Any) -> Any:
+        looked_at[str(path)] += 1
+        return real(path, *arguments, **options)
+
+    for name in ("stat", "lstat", "scandir", "listdir", "open"):
+        monkeypatch.setattr(os, name, partial(counted, getattr(os, name)))
+    check_shards(ShardIndex(str(tmp_path), ("one",), ("jpg",), LabelFormat(), tuple(shards)))
+    assert looked_at == {str(tmp_path / shard.name): 1 for shard in shards} | {str(tmp_path): looked_at[str(tmp_path)]}
+    assert looked_at[str(tmp_path)] <= 1
+    (tmp_path / shards[700].name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"shard {shards[700].name} has 1 bytes and 512 in the index"):
+        check_shards(ShardIndex(str(tmp_path), ("one",), ("jpg",), LabelFormat(), tuple(shards)))
+
+
+def _make_a_folder_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _make_a_dead_link_of(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
 
 
 def _cut_index(folder: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from pipeline.recipe.loader import load_recipe
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.runs.run_folder import RunFolder
 from pipeline.shard_verification import ShardVerification
+from pipeline.verified_shards import record_hashed
 from tests.pipeline.checkpoints.small import ALONE, together
 from tests.support.recipes import write_recipe
 from tests.support.training import end_here
@@ -79,6 +81,42 @@ def test_each_shard_is_verified_by_one_rank_and_by_no_later_start_or_stage(copie
     assert verify(plan, run / "pretrain", ALONE) == "1 local shard to verify (0.0 GB), 9 verified by earlier starts"
     last = (run / "pretrain/verified_shards/rank-00000.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["path"] == str(rewritten)
+
+
+def test_a_start_reads_each_record_once_at_most(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, opened = tmp_path / "run", list[str]()
+    read_text = Path.read_text
+
+    def counted(self: Path, *arguments: Any, **options: Any) -> str:
+        if self.suffix == ".jsonl":
+            opened.append(self.stem)
+        return read_text(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    for count, reads in ((3, []), (3, [0, 1, 2]), (4, [0, 0, 1, 1, 2, 2])):
+        plan = planned(copied, tmp_path, ranks=count, *["batch.global_size=12", "batch.micro_size=1"])  # noqa: B026
+        opened.clear()
+        done = together(count, lambda ranks, plan=plan: verify(plan, run, ranks))  # type: ignore[misc]
+        # The ranks their own, and where there are shards that they have not hashed the leader those of all.
+        assert sorted(opened) == [f"rank-{rank:05d}" for rank in reads]
+    assert done == ["0 local shards to verify (0.0 GB), 10 verified by earlier starts"] * 4
+
+
+def test_a_file_that_any_rank_knows_to_be_another_is_hashed_first(copied: Path, tmp_path: Path) -> None:
+    plan, run = planned(copied, tmp_path, ranks=2), RunFolder(tmp_path / "run")
+    path = copied / "validation" / names(copied, "validation")[-1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    run.path.mkdir()
+    record_hashed(run, 7, FileState.of(str(path), path.stat()), "0" * 64)
+
+    def first(ranks: Ranks) -> str | None:
+        with ShardVerification(plan, run, ranks) as verification:
+            return next(iter(verification._verifier._shards), LocalShard("", 0, "")).path
+
+    assert first(ALONE) == str(path)
+    assert str(path) in together(2, first)
 
 
 def test_ranks_with_copies_of_their_own_verify_these(copied: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import pytest
 
 from data.errors import StorageDown
+from data.remote.storage import list_files
+from pipeline.checkpoints import verification
 from pipeline.checkpoints.locations import known_stores
 from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.resume import newest_intact, open_verified
@@ -75,6 +77,20 @@ def test_every_file_is_hashed_by_some_rank_whatever_their_number(tmp_path: Path)
         for count in (1, 2, 3, 5):
             with pytest.raises(ConfigError, match="damaged"):
                 together(count, lambda ranks, file=file: open_verified(tmp_path / file, ranks))  # type: ignore[misc]
+
+
+def test_the_leader_alone_lists_the_files_for_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 3, count=3)
+    listed = []
+
+    def listing(location: str, *arguments: Any) -> dict[str, int]:
+        listed.append(location)
+        return list_files(location, *arguments)
+
+    monkeypatch.setattr(verification, "list_files", listing)
+    for count in (1, 3, 4):
+        together(count, lambda ranks: open_verified(local(tmp_path).at(3), ranks))
+    assert listed == 3 * [local(tmp_path).at(3)]
 
 
 def test_an_unfinished_save_is_not_a_checkpoint_however_complete_it_looks(tmp_path: Path) -> None:

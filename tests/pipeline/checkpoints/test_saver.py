@@ -11,6 +11,7 @@ from safetensors.torch import save as library_bytes
 
 from pipeline.checkpoints.host_copy import HostFile
 from pipeline.checkpoints.manifest import FragmentEntry, Manifest, RankRecord
+from pipeline.checkpoints.staged import StagedCheckpoint
 from pipeline.errors import ConfigError
 from pipeline.ranks.distributed import Ranks
 from pipeline.zero.fragments import Fragment
@@ -198,3 +199,18 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path)
     store = type(local(tmp_path))(str(tmp_path / "file/below"), local(tmp_path).storage, tmp_path / "run/checkpoints")
     with pytest.raises(ConfigError, match="checkpoint.folder: .*file/below cannot be written"):
         saver(tmp_path / "run", ALONE, store)
+
+
+def test_a_record_counts_as_progress_once_its_files_are_there(tmp_path: Path) -> None:
+    """Otherwise a save that waits for a file in vain would never be given up."""
+    progress: list[None] = []
+    leader, other = (StagedCheckpoint(local(tmp_path), 3, 1, rank, lambda: progress.append(None)) for rank in (0, 1))
+    entry = other.write("rank-00001.safetensors", [memoryview(b"state")])
+    other.write_record(RankRecord({"rank-00001.safetensors": entry}, ()))
+    (path,) = tmp_path.glob("checkpoints/.step-00000003.*/rank-00001.safetensors")
+    for content, records in ((b"sta", 0), (b"state", 1)):
+        path.write_bytes(content)
+        progress.clear()
+        assert len(leader.records({1})) == len(progress) == records
+    path.unlink()
+    assert leader.records({1}) == {}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 
 from pipeline.errors import ConfigError, PortTaken
 from pipeline.faults.preemption import StopSignals
-from pipeline.ranks import rendezvous
+from pipeline.ranks import distributed, rendezvous
 from pipeline.ranks.distributed import Ranks, join_ranks, join_without_gpus
 from pipeline.ranks.rendezvous import (
     Rendezvous,
+    allow_connections,
     check_interface,
     check_reachable,
     check_world_size,
@@ -82,6 +84,55 @@ def test_ranks_that_join_have_checked_their_interface(
         monkeypatch.setenv(name, "=none0")
     with pytest.raises(ConfigError, match="_SOCKET_IFNAME==none0: there is no =?none0 on"):
         join()
+
+
+def test_the_leader_may_open_a_connection_for_each_rank_before_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listens(Exception):
+        pass
+
+    def listen(found: Rendezvous) -> NoReturn:
+        raise Listens(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    monkeypatch.setattr(distributed, "listen_for_ranks", listen)
+    for name, value in (RANK | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "500", "DS_ACCELERATOR": "cpu"}).items():
+        monkeypatch.setenv(name, value)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        with pytest.raises(Listens) as raised:
+            join_without_gpus()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert int(str(raised.value)) >= 1500 + 512  # two to the store, and one to each by gloo
+
+
+@pytest.mark.parametrize(
+    ("backend", "holds_store", "connections", "what"),
+    [
+        ("nccl", True, 8192, "2 connections of each to the store that rank 0 holds"),
+        ("gloo", True, 12288, "2 connections of each to the store that rank 0 holds and one of gloo to each"),
+        ("gloo", False, 4096, "one of gloo to each"),
+    ],
+)
+def test_a_hard_limit_of_open_files_that_is_too_low_is_refused_before_ranks_wait(
+    backend: str, holds_store: bool, connections: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[tuple[int, int]] = []
+    found = read_rendezvous(RANK | {"WORLD_SIZE": "4096"})
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, limits: allowed.append(limits))
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, connections))
+    with pytest.raises(ConfigError) as raised:
+        allow_connections(found, backend, holds_store=holds_store)
+    assert str(raised.value) == (
+        f"the hard limit of open files of rank 1 on {socket.gethostname()} is {connections:,}, too low for 4,096 ranks "
+        f"({what}): it needs {connections + 1024:,}; raise it where the job starts (`ulimit -Hn`, LimitNOFILE= of "
+        "slurmd, --ulimit nofile= of a container)"
+    )
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, connections + 2000))
+    allow_connections(found, backend, holds_store=holds_store)
+    assert connections + 512 <= allowed[0][0] <= connections + 2000
+    allow_connections(found, "nccl", holds_store=False)  # connects to few
+    assert len(allowed) == 1
 
 
 def _end(code: int, message: str) -> NoReturn:

@@ -24,7 +24,7 @@ from pipeline.monitoring.console import PrintableConsole
 from pipeline.planner.datasets import planned_dataset
 from pipeline.planner.failures.failure_report import FailureReport, failure_report
 from pipeline.planner.failures.useful_time import DAY
-from pipeline.planner.hardware import Cluster, find_cluster
+from pipeline.planner.hardware import Cluster, find_cluster, gpu_of_size
 from pipeline.planner.stage_plan import StagePlan, plan_cost, plan_time
 from pipeline.planner.step_estimate import MeasuredSpeed
 from pipeline.recipe.schema import Recipe, TrainStage
@@ -34,7 +34,6 @@ _CLUSTER = "Cluster"
 _FAILURES = "Failures"
 _REHEARSAL = "Rehearsal"
 _OUTPUT = "Output"
-_DEFAULT_GPU = "h100"
 _DAYS = 30.0
 
 
@@ -49,7 +48,7 @@ def plan(
         str | None,
         typer.Option(
             help="Kind of the GPUs, with their memory in GB if there are several, as a100-80.",
-            show_default="that of --measured, else h100",
+            show_default="that of --measured, else of the recipe's gpu_gigabytes",
             rich_help_panel=_CLUSTER,
         ),
     ] = None,
@@ -350,7 +349,7 @@ def _cluster(
 ) -> Cluster:
     resources = stage.resources
     number = gpus or resources.ranks
-    name = gpu or (bench.name if bench else None) or _named_by_size(resources.gpu_gigabytes)
+    name = gpu or (bench.name if bench else None) or gpu_of_size(resources.gpu_gigabytes)
     return find_cluster(
         name,
         number,
@@ -360,11 +359,6 @@ def _cluster(
         cores_per_node=cores,
         efficiencies=None if bench is None else bench.efficiencies(),
     )
-
-
-def _named_by_size(gigabytes: float) -> str:
-    """The GPU that is planned for if none is named: an H100 of the memory that the recipe expects."""
-    return f"{_DEFAULT_GPU}-{gigabytes:g}"
 
 
 def _check_begun(recipe: Recipe, stage: str) -> None:

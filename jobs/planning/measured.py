@@ -6,7 +6,7 @@ from pathlib import Path
 from data.errors import raise_if_passing
 from data.files.json_records import parse_json
 from pipeline.errors import ConfigError
-from pipeline.gpu_benchmark.record import GpuBenchmark
+from pipeline.gpu_benchmark.record import RECORDED, GpuBenchmark
 from pipeline.planner.hardware import Cluster
 from pipeline.planner.pricing import EfficiencyFile, Figure, GpuEfficiency, bundled_efficiencies
 from pipeline.planner.step_estimate import MeasuredSpeed, estimate_step
@@ -14,7 +14,7 @@ from pipeline.ranks.gpus import known_name
 from pipeline.recipe.schema import TrainStage
 
 _VARIATION = 0.1
-"""What another micro-batch or number of micro-batches than the measured ones may change, as a share of the time."""
+"""What another micro-batch, or other settings than the measured ones, may change, as a share of the time."""
 _MOST_BYTES = 64 << 20
 
 
@@ -63,11 +63,14 @@ class MeasuredGpu:
         same = (found.model, found.resolution, found.precision) == (stage.model.name, stage.resolution, stage.precision)
         if step is None or not same:
             return None
-        size = found.micro_size * found.rounds
+        size, settings = found.micro_size * found.rounds, dict(found.settings or {})
         batch = stage.batch.model_copy(update={"global_size": size, "micro_size": found.micro_size})
-        alone = estimate_step(stage.model_copy(update={"batch": batch}), found.classes, cluster.with_gpus(1))
+        as_measured = stage.model_copy(update={**settings, "batch": batch})
+        alone = estimate_step(as_measured, found.classes, cluster.with_gpus(1))
         factor = step.step_milliseconds / 1e3 / alone.computing.value
-        exactly = found.micro_size == stage.batch.micro_size
+        exactly = found.micro_size == stage.batch.micro_size and settings == {
+            name: getattr(stage, name) for name in RECORDED
+        }
         return MeasuredSpeed(factor, 0.0 if exactly else _VARIATION, f"coatnet bench gpu, {found.date}")
 
 

@@ -137,7 +137,7 @@ def _loads(plan: StagePlan, console: Console) -> None:
         table.add_row("", f"each shard by up to {shards.times_downloaded} nodes, which share a lane")
     table.add_row("checkpoints", f"{saves.saves:,} of {_size(saves.bytes)}, one every {saves.every_steps:,} steps = "
                   f"{saves.between.value / 60:,.0f} min")  # fmt: skip
-    table.add_row("storage for them", f"{saves.kept:,} are kept, {_size(saves.kept_bytes)}; at most "
+    table.add_row("storage for them", f"{saves.kept:,} of them kept, {_size(saves.kept_bytes)}; at most "
                   f"{_size(saves.most_bytes)}")  # fmt: skip
     table.add_row("a save", f"holds training up for {duration(saves.cost.stall)}, and counts "
                   f"{duration(saves.cost.write)} later")  # fmt: skip

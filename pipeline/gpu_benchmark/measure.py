@@ -14,6 +14,7 @@ from pipeline.gpu_benchmark.choices import choices, efficiencies
 from pipeline.gpu_benchmark.micro_batches import first_size, search
 from pipeline.gpu_benchmark.processes import Processes
 from pipeline.gpu_benchmark.record import (
+    RECORDED,
     VERSION,
     Copies,
     Device,
@@ -123,6 +124,7 @@ def measure(
         rounds_of_stage=rounds_of(request.settings),
         device=device or Device("unknown", False, "unknown"),
         overrides=request.overrides,
+        settings={name: getattr(plan.stage, name) for name in RECORDED},
         unmeasured=tuple(session.unmeasured),
         **session.found,
     )

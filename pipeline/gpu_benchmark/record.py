@@ -218,6 +218,10 @@ class Efficiencies:
     """Gigabytes per second between main memory and the GPU."""
 
 
+RECORDED = ("compile", "fused_depthwise", "activation_checkpointing", "zero_stage")
+"""Settings of the stage in a record: they change its operations or its memory, and not its result."""
+
+
 @dataclass(frozen=True, slots=True)
 class GpuBenchmark:
     """All that one call of the command has measured."""
@@ -238,6 +242,9 @@ class GpuBenchmark:
     """Micro-batches of a step on each rank of the stage."""
     device: Device
     overrides: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    """Those of the stage that change its operations or its memory and not its result: `compile`, `fused_depthwise`,
+    `activation_checkpointing` and `zero_stage`; None in files from before they were recorded."""
     estimated_bytes: int = 0
     """What `step.peak_bytes` should be, by `pipeline.memory_estimate` for one rank that saves nothing."""
     step: StepsRun | None = None

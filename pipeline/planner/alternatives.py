@@ -175,7 +175,7 @@ def _fastest(fitting: list[Alternative]) -> Alternative:
         assert one.step is not None
         return one.step.seconds.value
 
-    fastest = min(fitting, key=seconds)
+    fastest = min(fitting, key=lambda one: (seconds(one), one.memory.needed))
     own = next((one for one in fitting if one.is_own), fastest)
     return own if seconds(own) <= _EQUAL * seconds(fastest) else fastest
 

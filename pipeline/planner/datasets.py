@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import CoatnetError
+from data.errors import DataError, StorageDown
 from pipeline.errors import ConfigError
 from pipeline.plan import open_stage_dataset
 from pipeline.planner.hardware import bundled_hardware, figure_range
@@ -42,14 +42,15 @@ def planned_dataset(stage: TrainStage, samples: int | None = None, classes: int 
     """The training data of `stage`; `samples` and `classes` replace what is found.
 
     Raises:
-        ConfigError: there is no index, and the folder has none of the names in `KNOWN`.
+        ConfigError: there is no index that can be read, and the folder has none of the names in `KNOWN`; or the samples
+            have several classes, and the loss takes one.
     """
     storage = stage.data.storage
     quick = storage.model_copy(update={"give_up_after": min(storage.give_up_after, _INDEX_SECONDS)})
     asked = stage.model_copy(update={"data": stage.data.model_copy(update={"storage": quick})})
     try:
         found = open_stage_dataset(asked, "train", "")
-    except CoatnetError as error:
+    except (DataError, StorageDown) as error:
         return _without_index(stage, samples, classes, error)
     total = sum(shard.bytes for shard in found.index.shards)
     size = total / max(1, int(found.index.shard_samples.sum()))
@@ -63,7 +64,9 @@ def planned_dataset(stage: TrainStage, samples: int | None = None, classes: int 
     )
 
 
-def _without_index(stage: TrainStage, samples: int | None, classes: int | None, error: CoatnetError) -> PlannedDataset:
+def _without_index(
+    stage: TrainStage, samples: int | None, classes: int | None, error: DataError | StorageDown
+) -> PlannedDataset:
     folder = stage.data.train or ""
     known = KNOWN.get(Path(folder).parent.name) or KNOWN.get(Path(folder).name)
     if known is None and (samples is None or classes is None):
@@ -73,7 +76,7 @@ def _without_index(stage: TrainStage, samples: int | None, classes: int | None, 
         ) from None
     usual = known or (0, 0)
     count = samples or usual[0]
-    source = f"assumed by the name of {folder}, which has no index yet"
+    source = f"assumed by its name, since {str(error).partition(';')[0]}"
     if samples and classes:
         source = "as given"
     elif samples or classes:

@@ -170,6 +170,14 @@ def find_cluster(
     )
 
 
+def gpu_of_size(gigabytes: float) -> str:
+    """The name of a GPU of this memory: the most usual one, else an H100 that has it."""
+    usual = ("H100", "H200", "A100", "B200", "MI300X", "H100 NVL", "L40S", "RTX 5090", "RTX 4090")
+    hardware = bundled_hardware().gpus
+    kind = next((kind for kind in usual if round(hardware[kind].memory.value / 1e9) == round(gigabytes)), usual[0])
+    return f"{kind}-{gigabytes:g}"
+
+
 def _named(gpu: str) -> tuple[str, float | None, str]:
     """The key in `PEAKS`, the bytes of memory in the name, and a name for which the table of bandwidths is right."""
     text = gpu.casefold()

@@ -192,6 +192,7 @@ BENCH = GpuBenchmark(
     version=VERSION, date="2026-01-02", recipe="test", stage="pretrain", model="coatnet_debug", resolution=32, precision="bf16",
     classes=3, micro_size=3, rounds=2, rounds_of_stage=2,
     device=Device("NVIDIA H200", True, "2.11", "H200"), step=STEP,
+    settings={"compile": False, "fused_depthwise": False, "activation_checkpointing": "none", "zero_stage": 1},
 )  # fmt: skip
 
 
@@ -209,6 +210,18 @@ def test_a_measured_step_replaces_the_estimate_and_names_the_gpu(recipe: Path, t
     facts = json.loads(done.stdout)
     assert (facts["cluster"]["gpu"], facts["measured"]) == ("H200", True)
     assert facts["step"]["seconds"] == pytest.approx(0.05)
+
+
+def test_a_step_measured_with_other_settings_is_compared_with_the_estimate_for_them(
+    recipe: Path, tmp_path: Path
+) -> None:
+    assert BENCH.settings is not None
+    recomputed = replace(BENCH, settings={**BENCH.settings, "activation_checkpointing": "every_block"})
+    arguments = (*SIZE, "--gpus", "1", "batch.global_size=6", "batch.micro_size=3", "data.lanes=1", "--json")
+    done = coatnet("plan", recipe, *arguments, "--measured", measured(tmp_path, recomputed))
+    seconds = json.loads(done.stdout)["step"]["seconds"]
+    assert seconds["value"] < 0.05  # as nothing is recomputed here
+    assert seconds["least"] < seconds["value"] < seconds["most"]
 
 
 def test_measurements_of_another_model_are_none_of_the_step(recipe: Path, tmp_path: Path) -> None:

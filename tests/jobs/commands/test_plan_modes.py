@@ -64,4 +64,4 @@ def test_a_rehearsal_of_a_job_that_would_not_run_fails_with_the_message_of_its_s
 def test_options_of_a_rehearsal_alone_are_refused(recipe: Path) -> None:
     done = coatnet("plan", recipe, *SIZE, "--world", "4")
     assert done.returncode == 78
-    assert "add --rehearse" in done.stderr
+    assert "--world: of no effect without --rehearse" in done.stderr

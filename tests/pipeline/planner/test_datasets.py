@@ -40,13 +40,14 @@ def test_public_datasets_are_known_before_they_have_shards(tmp_path: Path, name:
         assert (found.samples, found.classes) == KNOWN[name]
         assert found.shards == -(-found.samples // 4096)
         assert found.image_bytes == figure_range(bundled_hardware().law.image_bytes)
-        assert found.source == f"assumed by the name of {folder}, which has no index yet"
+        assert found.source == f"assumed by its name, since {folder}: no index.json there"
 
 
 def test_a_part_of_what_is_known_can_be_given(tmp_path: Path) -> None:
     found = planned_dataset(stage_of(tmp_path / "in1k" / "train"), classes=10)
     assert (found.samples, found.classes) == (1_281_167, 10)
-    assert found.source == f"assumed by the name of {tmp_path / 'in1k' / 'train'}, which has no index yet, and as given"
+    missing = f"{tmp_path / 'in1k' / 'train'}: no index.json there"
+    assert found.source == f"assumed by its name, since {missing}, and as given"
 
 
 def test_unknown_data_has_to_be_given(tmp_path: Path) -> None:

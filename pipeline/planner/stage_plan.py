@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.order import default_lanes
+from data.text.counted import counted
 from pipeline.plan import check_length, check_model, check_ranks, with_intervals
 from pipeline.planner.alternatives import Alternative, Recommendation, alternatives, recommend
 from pipeline.planner.datasets import PlannedDataset
@@ -21,7 +22,7 @@ from pipeline.planner.stage_loads import (
     loader_load,
     shard_load,
 )
-from pipeline.planner.stage_memory import GpuMemory, gpu_memory
+from pipeline.planner.stage_memory import GpuMemory, gpu_memory, with_settings
 from pipeline.planner.stage_timing import stage_timing
 from pipeline.planner.step_estimate import (
     MeasuredSpeed,
@@ -163,7 +164,7 @@ def plan_cost(
         intervals=best_interval(timing),
         alternatives=found,
         recommended=recommend(stage, classes, cluster, found, dataset.samples),
-        remarks=tuple(_remarks(stage, cluster, memory, loader, step)),
+        remarks=(*_remarks(stage, cluster, memory, loader, step), *_faster_precision(stage, classes, cluster, step)),
     )
 
 
@@ -186,6 +187,8 @@ def _cost(
 def _remarks(
     stage: TrainStage, cluster: Cluster, memory: GpuMemory, loader: LoaderLoad, step: StepEstimate
 ) -> Iterator[str]:
+    if stage.resources.gpus_per_rank == 0:
+        yield "resources.gpus_per_rank is 0, so the recipe's ranks compute on CPUs; this plan is for GPUs"
     if not memory.fits:
         yield (
             f"it does not fit: a GPU needs {memory.needed / 1e9:.1f} of {memory.size / 1e9:.1f} GB, so the times are "
@@ -200,14 +203,27 @@ def _remarks(
     if loader.cores_per_gpu.value > stage.data.workers:
         share = stage.data.workers / loader.cores_per_gpu.value
         yield (
-            f"data.workers: {stage.data.workers} reader threads of a rank deliver {share:.0%} of what training needs, "
-            f"by estimate; set {math.ceil(loader.cores_per_gpu.value)} or more. The times do not include that"
+            f"data.workers: {counted(stage.data.workers, 'reader thread')} of a rank can deliver {share:.0%} of what "
+            f"training needs, by estimate; set {math.ceil(loader.cores_per_gpu.value)} or more. The times do not "
+            "include that"
         )
     cores = cluster.cores_per_node
     if cores is not None and loader.cores.value > cores:
         share = cores / loader.cores.value
         yield (
-            f"a node has {cores} cores and its readers keep {loader.cores.value:.0f} busy: by estimate data comes at "
-            f"{share:.0%} of the speed of training, which the times do not include"
+            f"a node has {counted(cores, 'core')} and its readers keep {loader.cores.value:.0f} busy: by estimate "
+            f"data comes at {share:.0%} of the speed of training, which the times do not include"
         )
     yield "hours and GPU-hours are those of training alone: evaluations are not counted"
+
+
+def _faster_precision(stage: TrainStage, classes: int, cluster: Cluster, step: StepEstimate) -> Iterator[str]:
+    """What float32 costs on GPUs, where matrix products in it do not use the tensor cores."""
+    if stage.precision == "fp32":
+        zero_stage = max(1, stage.zero_stage)
+        autocast = with_settings(stage, precision="bf16_autocast", zero_stage=zero_stage)
+        seconds = estimate_step(autocast, classes, cluster).seconds.value
+        yield (
+            f"precision: with bf16_autocast, whose weights stay float32, a step would take {1e3 * seconds:,.1f} ms by "
+            f"estimate, and with fp32 {1e3 * step.seconds.value:,.1f} ms; it makes another run"
+        )

@@ -78,7 +78,7 @@ def step_memory(
         buckets=bucket_bytes(parameters, subject.precision, zero_stage, ranks, settings) - copy_bytes,
         working=working_bytes(
             subject,
-            holds_casts=rounds > 1 and zero_stage < 3,
+            holds_casts=rounds > 1 and zero_stage < 3 and subject.precision == "bf16_autocast",
             # Seen with DeepSpeed 0.19.8: bf16 gradients live on beside their places in the bucket. Not all of them do:
             # the peaks of small models are 1 % lower.
             holds_gradients=zero_stage == 3 and subject.precision == "bf16",

@@ -146,7 +146,7 @@ def test_a_recipe_marks_what_is_not_from_the_paper(name: str) -> None:
     assert {"workers", "precision", "activation_checkpointing", "micro_size", "checkpoint"} <= set(ours)
 
 
-COMPUTED = ("coatnet-0-in1k", "coatnet-5-in21k", "coatnet-7-in21k")
+COMPUTED = "coatnet-7-in21k"
 """Of the others only what the document has is looked at, as computing all of them takes minutes."""
 
 
@@ -167,12 +167,11 @@ def test_the_document_has_every_stage_of_every_recipe(table: dict[tuple[str, str
     assert list(table) == [(name, stage) for name in PATHS for stage in stages(PATHS[name])]
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow(seconds=8)
 def test_the_document_has_the_table_as_computed() -> None:
     document = (ROOT / "docs" / "recipes.md").read_text()
-    for name in COMPUTED:
-        _, _, *rows = markdown([PATHS[name]], "h100")
-        assert "\n".join(rows) in document
+    _, _, *rows = markdown([PATHS[COMPUTED]], "h100")
+    assert "\n".join(rows) in document
 
 
 @pytest.mark.parametrize("name", PATHS)

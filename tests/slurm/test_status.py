@@ -180,8 +180,11 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reason_in_the_log_counts_even_when_slurm_has_forgotten_the_job(
     slurm: SlurmCluster, launch: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Slurm does not end a task that it has yet to start, so rank 1 waits for rank 0.
     launch(
-        'if [ "$RANK" = 1 ]; then printf "70\\nlosses\\n  are nan\\n" > "$COATNET_CAUSE_FILE"; exit 70; fi; sleep 600'
+        'if [ "$RANK" = 0 ]; then touch started; exec sleep 600; fi\n'
+        "until [ -e started ]; do sleep 0.1; done\n"
+        'printf "70\\nlosses\\n  are nan\\n" > "$COATNET_CAUSE_FILE"; exit 70'
     )
     found = await_state(slurm, 0, "failed")
     assert (found["reason"], found["nodes"]) == ("losses\nare nan", "node[1-2]")

@@ -102,7 +102,7 @@ def test_a_stage_is_planned_by_its_name_and_with_changed_settings(shown: str) ->
 
 def test_what_is_not_counted_is_said(shown: str) -> None:
     assert "no step was measured on such a GPU" in shown
-    assert "a node has 1 cores and its readers keep" in shown
+    assert "a node has 1 core and its readers keep" in shown
     assert "the host issues kernels more slowly than the GPU runs them" in shown
     assert "evaluations" in shown
     assert "the reserve is an assumption" in shown

@@ -97,7 +97,10 @@ def _memory(plan: StagePlan, console: Console) -> None:
         table.add_row(kind, f"{size / 1e9:,.2f}")
     table.add_row("together", f"{plan.memory.needed / 1e9:,.2f} of {plan.memory.size / 1e9:,.1f}")
     console.print(table)
-    print_line(console, "the reserve is an assumption: CUDA, its libraries, and 5 % of activations for fragmentation")
+    share = plan.cluster.law.fragmentation.value
+    print_line(
+        console, f"the reserve is an assumption: CUDA, its libraries, and {share:.0%} of activations for fragmentation"
+    )
 
 
 def _alternatives(plan: StagePlan, console: Console) -> None:

@@ -18,12 +18,15 @@ def downloading(folder: Path, *, downloads: int = 4) -> Iterator[Cache]:
     """A cache, and a downloader that serves it."""
     cache = Cache(folder, CAP, downloads)
     cache.make()
-    downloader, end = Downloader(folder), threading.Event()
+    downloaders, end = [Downloader(folder)], threading.Event()
 
     def serve() -> None:
         while not end.wait(0.005):
-            downloader._next_check = 0.0
-            downloader.update()
+            downloaders[-1]._next_check = 0.0
+            try:
+                downloaders[-1].update()
+            except FileNotFoundError:  # a folder is removed under it: its process would end, and a reader start another
+                downloaders.append(Downloader(folder))
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -32,7 +35,8 @@ def downloading(folder: Path, *, downloads: int = 4) -> Iterator[Cache]:
     finally:
         end.set()
         thread.join()
-        downloader._executor.shutdown()
+        for downloader in downloaders:
+            downloader._executor.shutdown()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -30,8 +30,6 @@ from pipeline.state_bytes import checkpoint_bytes
 RECIPE, STAGE = "coatnet-7-jft3b", "pretrain"
 GPUS = (8, 64, 512, 1024, 4096)
 GPU, GPUS_OF_A_NODE = "H100", 8
-SAMPLE_BYTES = 100_000
-"""Assumed: JPEGs as large as ImageNet's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class ScaledStage:
             zero_stage=stage.zero_stage,
             batch=stage.batch.global_size,
             samples=self.dataset.samples,
-            sample_bytes=SAMPLE_BYTES,
+            sample_bytes=self.dataset.image_bytes.value,
             shards=self.dataset.shards,
             interval=stage.checkpoint.interval,
             kept_checkpoints=stage.checkpoint.keep_last,
@@ -203,7 +201,8 @@ def main() -> None:
     dataset = stage.dataset
     print(
         f"Stage `{STAGE}` of `{RECIPE}`: {stage.parameters / 1e9:.2f} billion parameters, {dataset.samples:,} images "
-        f"of {SAMPLE_BYTES:,} bytes (assumed), {dataset.classes:,} classes, {dataset.shards:,} shards, on {GPU}s, "
+        f"of {dataset.image_bytes.value:,.0f} bytes (assumed), {dataset.classes:,} classes, {dataset.shards:,} shards, "
+        f"on {GPU}s, "
         f"{GPUS_OF_A_NODE} in a node, with its data in {place}. The recipe itself runs on at most "
         f"{stage.most_ranks:,} GPUs: its {batch.global_size:,} images are {batch.micro_batches:,} micro-batches of "
         f"{batch.micro_size}.\n"

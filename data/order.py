@@ -261,6 +261,17 @@ def default_lanes(batch: int, samples: int) -> int:
     return max(n for n in range(1, min(_DEFAULT_LANES, batch, max(1, samples)) + 1) if batch % n == 0)
 
 
+def lanes_read(batch: int, lanes: int, positions: int) -> int:
+    """How many lanes are read by each reader of `positions` neighbouring positions of a batch, summed over the readers.
+
+    That is the number of lanes if none of them is shared, as lanes are neighbouring positions, too. The last reader may
+    have fewer positions.
+    """
+    per_lane = batch // lanes
+    starts = range(0, batch, positions)
+    return sum(-(-min(start + positions, batch) // per_lane) - start // per_lane for start in starts)
+
+
 def evaluation_positions(
     samples: int, rank: int, world_size: int, micro_batch: int
 ) -> tuple[Int64, NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -216,8 +217,8 @@ def plan(
         cluster = _cluster(found, gpu, gpus, gpus_per_node, link, network, cores, bench)
         console, progress = make_console(), PrintableConsole(stderr=True)
         if write:
-            check_recommended(loaded, name)
             check_editable(path, name, {"zero_stage": 1})
+            check_recommended(loaded, name)
         if in_tensorboard:
             _check_begun(loaded, name)
         with progress.status("tracing a step"):
@@ -233,6 +234,8 @@ def plan(
                 )
             else:
                 result = plan_cost(loaded, name, cluster, dataset, price=price, measured=speed)
+                if bench is not None:
+                    result = replace(result, remarks=(bench.remark(found, speed), *result.remarks))
         if failures:
             _show_failures(report, console, as_json=as_json)
             return
@@ -300,6 +303,10 @@ def _rehearse(
     assert isinstance(stage, TrainStage)
     dataset = planned_dataset(stage, samples, classes)
     assumed = None
+    if not dataset.is_assumed and (samples is not None or classes is not None):
+        raise ConfigError(
+            f"--samples, --classes: of no effect on a rehearsal, which uses {dataset.source}; leave them out"
+        )
     if dataset.is_assumed:
         assumed = AssumedData(dataset.samples, dataset.classes, bytes_per_sample=round(dataset.image_bytes.value))
     with PrintableConsole(stderr=True).status("building ranks"):

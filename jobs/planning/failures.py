@@ -5,10 +5,10 @@ from rich.console import Console
 from data.text.counted import counted
 from jobs.console import make_table, print_line
 from pipeline.planner.failures.failure_report import FailureReport
-from pipeline.planner.failures.outcome import NOT_COUNTED, Outcome
+from pipeline.planner.failures.outcome import NOT_COUNTED, FailureOutcome
 from pipeline.planner.failures.run_timing import Ending
-from pipeline.planner.failures.save_interval import Interval
-from pipeline.planner.pricing import Figure
+from pipeline.planner.failures.save_interval import SaveInterval
+from pipeline.planner.figures import Figure
 
 _DAY = 86_400.0
 
@@ -67,7 +67,7 @@ def _outcomes(result: FailureReport, console: Console) -> None:
     print_line(console, "  lost samples are trained on again: the run counts each once, and ends with the same weights")
 
 
-def _what(result: FailureReport, one: Outcome) -> str:
+def _what(result: FailureReport, one: FailureOutcome) -> str:
     ranks = f"rank {one.ranks.start}" if len(one.ranks) == 1 else f"ranks {one.ranks.start} to {one.ranks.stop - 1}"
     return {
         Ending.NODE: f"node {result.node} dies, {ranks}",
@@ -77,7 +77,7 @@ def _what(result: FailureReport, one: Outcome) -> str:
     }[one.ending]
 
 
-def _ended_by(one: Outcome) -> str:
+def _ended_by(one: FailureOutcome) -> str:
     return "Slurm" if one.exit_code is None else f"exit {one.exit_code}"
 
 
@@ -109,7 +109,7 @@ def _intervals(result: FailureReport, console: Console) -> None:
     _heading(console, "steps between saves")
     advice = result.intervals
     table = make_table("", "steps", "time", "useful", right=("steps", "time", "useful"))
-    rows: tuple[tuple[str, Interval], ...] = (
+    rows: tuple[tuple[str, SaveInterval], ...] = (
         ("of the recipe", advice.own), ("by Young", advice.young), ("by Daly", advice.daly), ("best", advice.best),
     )  # fmt: skip
     for name, one in rows:

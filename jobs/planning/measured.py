@@ -7,8 +7,9 @@ from data.errors import raise_if_passing
 from data.files.json_records import parse_json
 from pipeline.errors import ConfigError
 from pipeline.gpu_benchmark.record import RECORDED, GpuBenchmark
+from pipeline.planner.figures import Figure
 from pipeline.planner.hardware import Cluster
-from pipeline.planner.pricing import EfficiencyFile, Figure, GpuEfficiency, bundled_efficiencies
+from pipeline.planner.pricing import EfficiencyFile, GpuEfficiency, bundled_efficiencies
 from pipeline.planner.step_estimate import MeasuredSpeed, estimate_step
 from pipeline.ranks.gpus import known_name
 from pipeline.recipe.schema import TrainStage
@@ -72,6 +73,20 @@ class MeasuredGpu:
             name: getattr(stage, name) for name in RECORDED
         }
         return MeasuredSpeed(factor, 0.0 if exactly else _VARIATION, f"coatnet bench gpu, {found.date}")
+
+    def remark(self, stage: TrainStage, speed: MeasuredSpeed | None) -> str:
+        """What of the file is used for a plan of `stage`, whose `speed` it gave or did not."""
+        found, used = self.found, "its efficiencies are" if self.efficiencies() else "nothing of it is"
+        if speed is None:
+            what = f"{found.model} at {found.resolution} pixels in {found.precision}"
+            why = "has no step" if found.step is None else f"has a step of {what}"
+            return f"{self.path}: {used} used; it {why}, so the time of this one is an estimate"
+        if not speed.variation:
+            return f"{self.path}: the time of a step is as measured, {speed.origin}"
+        return (
+            f"{self.path}: the time of a step follows from one with other settings or micro-batches, {speed.origin}; "
+            f"{speed.variation:.0%} more or less are assumed"
+        )
 
 
 def measured_gpu(path: Path) -> MeasuredGpu:

@@ -35,14 +35,13 @@ def _subject(plan: StagePlan) -> Subject:
 def _memory(plan: StagePlan) -> Image.Image:
     recommended = plan.recommended.settings
     chosen = (recommended["zero_stage"], recommended["activation_checkpointing"])
-    reserve = min(one.memory.reserve for one in plan.alternatives)
     size = plan.memory.size
     bars = [memory_bar(one, (one.zero_stage, one.policy) == chosen) for one in plan.alternatives]
-    return memory_picture(_subject(plan), bars, size, size - reserve)
+    return memory_picture(_subject(plan), bars, size, size)
 
 
 def memory_bar(one: Alternative, recommended: bool) -> MemoryBar:
-    """The bar of a configuration; what CUDA and the allocator take is the margin instead."""
+    """The bar of a configuration, with what CUDA and the allocator are assumed to take: it fits as the table has it."""
     step = one.memory.step
     return MemoryBar(
         name=one.name,
@@ -53,6 +52,7 @@ def memory_bar(one: Alternative, recommended: bool) -> MemoryBar:
         buffers=step.buffers,
         buckets=step.buckets,
         activations=step.working,
+        reserve=one.memory.reserve,
         recommended=recommended,
         in_recipe=one.is_own,
     )

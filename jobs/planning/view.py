@@ -57,8 +57,12 @@ def _cost(plan: StagePlan, console: Console) -> None:
     table.add_row("FLOPs of a step on each GPU", f"{step.model_flops / 1e12:,.1f} TFLOP; executed "
                   f"{step.executed_flops / 1e12:,.1f}")  # fmt: skip
     table.add_row("time", f"{with_range(cost.hours, ',.1f')} hours, {cost.hours.value / _DAY:,.1f} days")
-    table.add_row("with starts and failures", f"{with_range(cost.hours_with_failures, ',.1f')} hours; "
-                  f"{plan.useful.failures:,.2f} failures, {plan.useful.exact:.2%} of the time useful")  # fmt: skip
+    whole = cost.hours_with_failures
+    useful = f"{plan.useful.failures:,.2f} failures, {plan.useful.exact:.2%} of the time useful"
+    table.add_row(
+        "with starts and failures",
+        f"{with_range(whole, ',.1f')} hours; {useful}" if whole else "never done: failures come too often",
+    )
     table.add_row("GPU-hours", f"{with_range(cost.gpu_hours, ',.0f')}; {cost.gpu_hours.value / _DAY:,.0f} GPU-days")
     table.add_row("energy", with_range(cost.energy * 1e-3, ",.2f", " MWh"))
     if cost.price is not None:
@@ -137,7 +141,7 @@ def _loads(plan: StagePlan, console: Console) -> None:
                   f"{shards.bytes_per_second_of_node.value / 1e6:,.0f} MB/s by each; "
                   f"{with_range(shards.requests_per_second, ',.2f')} GET requests per second")  # fmt: skip
     if shards.times_downloaded > 1:
-        table.add_row("", f"each shard by up to {shards.times_downloaded} nodes, which share a lane")
+        table.add_row("", f"each shard by {shards.times_downloaded:.3g} nodes on average, which share a lane")
     table.add_row("checkpoints", f"{saves.saves:,} of {_size(saves.bytes)}, one every {saves.every_steps:,} steps = "
                   f"{saves.between.value / 60:,.0f} min")  # fmt: skip
     table.add_row("storage for them", f"{saves.kept:,} of them kept, {_size(saves.kept_bytes)}; at most "

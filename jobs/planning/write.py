@@ -18,12 +18,17 @@ MAKES_ANOTHER_RUN = ("batch.micro_size", "data.lanes", "precision")
 
 
 def check_recommended(recipe: Recipe, stage: str) -> None:
-    """Check that the recipe's own settings are those that would be written to.
+    """Check what needs no plan, before anybody waits for one.
 
     Raises:
-        ConfigError: the stage has begun with a recipe that cannot be read.
+        ConfigError: the stage has begun with a recipe that cannot be read, or its ranks have no GPUs.
     """
     run_folder(recipe, stage).frozen()
+    if recipe.stages[stage].resources.gpus_per_rank == 0:
+        raise ConfigError(
+            f"--write: the ranks of stage {stage} have no GPUs, and what is recommended is for GPUs; set "
+            "resources.gpus_per_rank=1 first, or leave --write out"
+        )
 
 
 def write_recommended(path: Path, recipe: Recipe, plan: StagePlan, overrides: Sequence[str] = ()) -> list[str]:
@@ -39,7 +44,8 @@ def write_recommended(path: Path, recipe: Recipe, plan: StagePlan, overrides: Se
         What was written, and what was not and why, in lines for people.
 
     Raises:
-        ConfigError: nothing fits, or the recipe cannot be edited; it is unchanged.
+        ConfigError: nothing fits, nor does anything that the stage may still change to, or the recipe cannot be edited;
+            it is unchanged.
     """
     recommended = plan.recommended
     if not recommended.fits:
@@ -51,6 +57,11 @@ def write_recommended(path: Path, recipe: Recipe, plan: StagePlan, overrides: Se
     changes = {key: value for key, value in recommended.settings.items() if value != attrgetter(key)(own)}
     lines = []
     if run_folder(recipe, plan.name).frozen() is not None:
+        if "batch.micro_size" in recommended.changes:
+            raise ConfigError(
+                f"--write: nothing was written to {path}, since only a smaller micro-batch fits and stage {plan.name} "
+                "has begun with its own; plan other GPUs"
+            )
         for key in MAKES_ANOTHER_RUN:
             if key in changes:
                 value = changes.pop(key)

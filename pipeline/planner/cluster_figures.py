@@ -1,20 +1,11 @@
 """Figures of clusters and of starts, with their origins: `cluster_figures.yaml`."""
 
 from functools import cache
-from importlib.resources import files
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from pipeline.errors import ConfigError
-from pipeline.planner.pricing import Figure
+from pipeline.planner.figures import Figure, StrictModel, bundled_figures
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FailureFigures(_Strict):
+class FailureFigures(StrictModel):
     """How often nodes fail, and how that is noticed and acted upon."""
 
     node_hours: Figure
@@ -29,7 +20,7 @@ class FailureFigures(_Strict):
     """Seconds from the end of a job to its next start."""
 
 
-class StartFigures(_Strict):
+class StartFigures(StrictModel):
     """What the start of one rank takes, until its first step."""
 
     launch: Figure
@@ -64,7 +55,7 @@ class StartFigures(_Strict):
     """Of each rank to the store where the ranks meet."""
 
 
-class SaveFigures(_Strict):
+class SaveFigures(StrictModel):
     """What saving and loading a checkpoint takes."""
 
     copy_bandwidth: Figure
@@ -87,7 +78,7 @@ class SaveFigures(_Strict):
     """Of one operation on a file of a shared file system, as its client waits for it."""
 
 
-class LimitFigures(_Strict):
+class LimitFigures(StrictModel):
     """What all ranks share."""
 
     file_operations: Figure
@@ -110,7 +101,7 @@ class LimitFigures(_Strict):
     """Seconds that one kind of work of a start may take."""
 
 
-class ClusterFigures(_Strict):
+class ClusterFigures(StrictModel):
     """`cluster_figures.yaml`."""
 
     version: int
@@ -123,20 +114,4 @@ class ClusterFigures(_Strict):
 @cache
 def bundled_cluster_figures() -> ClusterFigures:
     """The file that comes with the program."""
-    return read_cluster_figures(files("pipeline.planner").joinpath("cluster_figures.yaml").read_text("utf-8"))
-
-
-def read_cluster_figures(text: str, name: str = "cluster_figures.yaml") -> ClusterFigures:
-    """The content of a file of figures.
-
-    Raises:
-        ConfigError: it is no YAML, or figures are missing, unknown or without an origin.
-    """
-    try:
-        return ClusterFigures.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not YAML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}: {place}: {first['msg']}; see the file that comes with the program") from error
+    return bundled_figures(ClusterFigures, "cluster_figures.yaml")

@@ -6,12 +6,10 @@
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-
-import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.planner.pricing import EfficiencyFile, Figure, GpuModel, StrictModel, gpu_model
+from pipeline.planner.figures import Figure, StrictModel, bundled_figures
+from pipeline.planner.pricing import EfficiencyFile, GpuModel, gpu_model
 from pipeline.planner.ranges import Range
 from pipeline.ranks.gpus import PEAKS
 
@@ -37,8 +35,6 @@ class ClusterLaw(StrictModel):
     """Of one core for an image of a remote shard, in addition."""
     image_bytes: Figure
     """Of a sample in a shard."""
-    requests_per_shard: Figure
-    """GET requests."""
     context: Figure
     """Bytes of a GPU that CUDA and its libraries take."""
     fragmentation: Figure
@@ -120,8 +116,7 @@ def figure_range(figure: Figure) -> Range:
 @cache
 def bundled_hardware() -> HardwareFile:
     """The file that comes with the program."""
-    text = files("pipeline.planner").joinpath("hardware.yaml").read_text("utf-8")
-    return HardwareFile.model_validate(yaml.safe_load(text))
+    return bundled_figures(HardwareFile, "hardware.yaml")
 
 
 def find_cluster(

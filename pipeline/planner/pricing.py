@@ -9,34 +9,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
-
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.planner.figures import Figure, StrictModel, bundled_figures
 from pipeline.planner.trace.operations import Operation, Product, Scores, Taps
 from pipeline.ranks.gpus import FLOAT32_PEAKS, PEAKS, known_name, memory_bandwidth
-
-
-class StrictModel(BaseModel):
-    """A part of a data file; fields that it does not have are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Figure(StrictModel):
-    """A number with what it may be at least and at most, and where it is from."""
-
-    value: float
-    least: float | None = None
-    most: float | None = None
-    origin: str
-
-    @property
-    def known(self) -> bool:
-        """Whether it has no range."""
-        return self.least is None and self.most is None
 
 
 class Law(StrictModel):
@@ -132,23 +109,7 @@ class GpuModel:
 @cache
 def bundled_efficiencies() -> EfficiencyFile:
     """The file that comes with the program."""
-    return read_efficiencies(files("pipeline.planner").joinpath("efficiencies.yaml").read_text("utf-8"))
-
-
-def read_efficiencies(text: str, name: str = "efficiencies.yaml") -> EfficiencyFile:
-    """The content of a file of efficiencies.
-
-    Raises:
-        ConfigError: it is no YAML, or figures are missing, unknown or without an origin.
-    """
-    try:
-        return EfficiencyFile.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not YAML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}: {place}: {first['msg']}; see the file that comes with the program") from error
+    return bundled_figures(EfficiencyFile, "efficiencies.yaml")
 
 
 def gpu_model(name: str, content: EfficiencyFile | None = None) -> GpuModel:

@@ -1,8 +1,10 @@
 """What a stage asks of its nodes and its storage beside the GPUs: decoding, downloads, checkpoints."""
 
+import math
 from dataclasses import dataclass
 
-from data.remote.storage import is_remote
+from data.order import lanes_read
+from data.remote.storage import PIECE, is_remote
 from pipeline.checkpoints.retention import reasons_to_keep
 from pipeline.planner.datasets import PlannedDataset
 from pipeline.planner.failures.run_timing import SaveCost, save_cost
@@ -27,8 +29,8 @@ class LoaderLoad:
 class ShardLoad:
     """Downloads of remote shards, by all nodes together."""
 
-    times_downloaded: int
-    """By how many nodes each shard is read in an epoch: those that share a lane."""
+    times_downloaded: float
+    """By how many nodes a shard is downloaded in an epoch, on average: those that share its lane."""
     bytes_per_second: Range
     requests_per_second: Range
     bytes_per_second_of_node: Range
@@ -74,21 +76,24 @@ def loader_load(stage: TrainStage, step: StepEstimate, cluster: Cluster) -> Load
 def shard_load(dataset: PlannedDataset, step: StepEstimate, cluster: Cluster, lanes: int) -> ShardLoad:
     """What the nodes download, if the shards are remote: a node downloads the shards of its ranks' lanes.
 
-    Ranks take contiguous positions of the batch and a lane has as many of them, so several nodes share a lane where
-    there are fewer lanes than nodes, and two where a lane's positions end inside of a node's.
+    Ranks take contiguous positions of the batch and a lane has as many of them, so nodes share lanes where there are
+    fewer lanes than nodes, and where a lane's positions end inside of a node's. A shard is downloaded whole, in range
+    requests of `PIECE` bytes.
     """
-    shared = _nodes_of_a_lane(cluster.nodes, lanes)
+    of_node = step.images // cluster.gpus * cluster.gpus_per_node
+    times = lanes_read(step.images, lanes, of_node) / lanes
     images, size = step.images_per_second, dataset.image_bytes
-    speed = Range(
-        shared * images.value * size.value, shared * images.least * size.least, shared * images.most * size.most
-    )
-    per_request = dataset.samples / max(1, dataset.shards) / cluster.law.requests_per_shard.value
-    return ShardLoad(shared, speed, images * (shared / per_request), speed * (1 / cluster.nodes))
+    in_shard = dataset.samples / max(1, dataset.shards)
 
+    def loads(images: float, size: float) -> tuple[float, float]:
+        shards = times * images / in_shard
+        return times * images * size, shards * math.ceil(in_shard * size / PIECE)
 
-def _nodes_of_a_lane(nodes: int, lanes: int) -> int:
-    """The most nodes that any of the `lanes` spans."""
-    return max(-(-(lane + 1) * nodes // lanes) - lane * nodes // lanes for lane in range(lanes))
+    value, least, most = (
+        loads(images.value, size.value), loads(images.least, size.least), loads(images.most, size.most)
+    )  # fmt: skip
+    speed, requests = (Range(*ends) for ends in zip(value, least, most, strict=True))
+    return ShardLoad(times, speed, requests, speed * (1 / cluster.nodes))
 
 
 def checkpoint_load(

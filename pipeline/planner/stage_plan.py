@@ -38,12 +38,13 @@ _HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StageCost:
     """Of a whole stage, if nothing stops it; evaluations and starts are not counted."""
 
     hours: Range
-    hours_with_failures: Range
-    """With the first start, and what failures cost at their usual rate."""
+    hours_with_failures: Range | None
+    """With the first start, and what failures cost at their usual rate; None if they come so often that it never
+    ends."""
     gpu_hours: Range
     energy: Range
     """Kilowatt-hours of the data centre."""
@@ -67,7 +68,7 @@ class StagePlan:
     steps: int
     step: StepEstimate
     memory: GpuMemory
-    cost: Cost
+    cost: StageCost
     loader: LoaderLoad
     shards: ShardLoad
     checkpoints: CheckpointLoad
@@ -110,6 +111,7 @@ def plan_time(
     steps = plan_part(stage, dataset.samples, None, where).steps
     step = estimate_step(stage, dataset.classes, cluster, measured)
     interval = with_intervals(stage, steps, dataset.samples / stage.batch.global_size).checkpoint.interval
+    interval = min(interval, steps)  # the last step is saved in any case
     timing = stage_timing(stage, dataset.classes, dataset.shards, cluster, step.seconds.value, interval)
     return PlannedTime(stage, step, steps, timing)
 
@@ -170,9 +172,9 @@ def plan_cost(
 
 def _cost(
     steps: int, step: StepEstimate, cluster: Cluster, price: float | None, start: float, useful: UsefulTime
-) -> Cost:
+) -> StageCost:
     hours = step.seconds * (steps / _HOUR)
-    with_failures = hours * (1 / useful.exact) + Range.exactly(start / _HOUR)
+    with_failures = hours * (1 / useful.exact) + Range.exactly(start / _HOUR) if useful.exact else None
     gpu_hours = hours * cluster.gpus
     facility = figure_range(cluster.law.facility)
     kilowatts = cluster.power / 1e3
@@ -181,7 +183,7 @@ def _cost(
         gpu_hours.least * kilowatts * facility.least,
         gpu_hours.most * kilowatts * facility.most,
     )
-    return Cost(hours, with_failures, gpu_hours, energy, None if price is None else gpu_hours * price)
+    return StageCost(hours, with_failures, gpu_hours, energy, None if price is None else gpu_hours * price)
 
 
 def _remarks(
@@ -197,9 +199,13 @@ def _remarks(
     if stage.fused_depthwise:
         yield "fused_depthwise is not in the estimate: time and memory are those of the operations that it replaces"
     if stage.zero_stage == 3:
-        yield "with ZeRO 3 the time of gathering weights is an upper bound above a billion parameters"
+        yield (
+            "with ZeRO 3 gathers are taken to hide behind the computation, and above a billion parameters each weight "
+            "to be gathered again for the backward; neither was measured on a GPU"
+        )
     if step.issuing.value >= step.computing.value:
-        yield "the host issues kernels more slowly than the GPU runs them; larger micro-batches or compile would help"
+        better = "a lower ZeRO stage" if stage.zero_stage == 3 else "larger micro-batches or compile"
+        yield f"the host issues kernels more slowly than the GPU runs them; {better} would help"
     if loader.cores_per_gpu.value > stage.data.workers:
         share = stage.data.workers / loader.cores_per_gpu.value
         yield (

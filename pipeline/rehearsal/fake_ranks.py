@@ -14,7 +14,7 @@ from pipeline.errors import RunFailed
 from pipeline.recipe.schema import Precision
 from pipeline.rehearsal.checkpoint_layout import CheckpointLayout
 from pipeline.rehearsal.engine_on_fake_tensors import BuiltRank, FakeEngineCase
-from pipeline.rehearsal.worker import FAILED, WorkerRequest, WorkerResult
+from pipeline.rehearsal.worker import FAILED, EngineRequest, EngineResult
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -29,7 +29,7 @@ def build_ranks(cases: Sequence[FakeEngineCase]) -> list[tuple[BuiltRank, ...]]:
     with tempfile.TemporaryDirectory(prefix="coatnet-rehearsal-") as name:
         folder = Path(name)
         request, result = folder / "request.json", folder / "result.json"
-        request.write_text(json.dumps(to_json(WorkerRequest(tuple(cases), max(1, processes), os.getpid()))))
+        request.write_text(json.dumps(to_json(EngineRequest(tuple(cases), max(1, processes), os.getpid()))))
         environment = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
         # Fake tensors compute nothing, and a fork must not inherit threads.
         environment |= own_packages_first() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -47,7 +47,7 @@ def build_ranks(cases: Sequence[FakeEngineCase]) -> list[tuple[BuiltRank, ...]]:
             said = [line.removeprefix(FAILED) for line in done.stdout.splitlines() if line.startswith(FAILED)]
             reason = said[0] if said else f"its process ended with {done.returncode}"
             raise RunFailed(f"rehearsal: DeepSpeed's engine cannot be built on tensors without memory: {reason}")
-        return list(parse_json(WorkerResult, result.read_bytes()).cases)
+        return list(parse_json(EngineResult, result.read_bytes()).cases)
 
 
 def check_built(built: BuiltRank, layout: CheckpointLayout, precision: Precision) -> None:

@@ -1,7 +1,7 @@
 """Which samples each rank would read in a step, from the shards of the recipe or from made-up ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from data.prefetch import evaluation_need
 from data.remote.storage import is_remote
 from pipeline.errors import RunFailed
 from pipeline.plan import TrainPlan, check_length, sample_order, training_need
+from pipeline.planner.hardware import bundled_hardware
 from pipeline.recipe.schema import TrainStage
 from pipeline.training.parts import plan_part
 
@@ -27,8 +28,7 @@ class AssumedData:
     """For training."""
     classes: int
     samples_per_shard: int = 4096
-    bytes_per_sample: int = 110_000
-    """Of an image of ImageNet as the paper's data sets have it, by its 138 GB of 1.28 million images."""
+    bytes_per_sample: int = field(default_factory=lambda: round(bundled_hardware().law.image_bytes.value))
     validation_samples: int = 50_000
 
 

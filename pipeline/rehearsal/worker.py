@@ -25,7 +25,7 @@ FAILED = "error: "
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerRequest:
+class EngineRequest:
     """What one process builds."""
 
     cases: tuple[FakeEngineCase, ...]
@@ -36,7 +36,7 @@ class WorkerRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerResult:
+class EngineResult:
     """The ranks of each case, in the order of the request."""
 
     cases: tuple[tuple[BuiltRank, ...], ...]
@@ -45,7 +45,7 @@ class WorkerResult:
 def main() -> NoReturn:
     """Build what the request says; ends with 0 and a result, or prints why there is none."""
     _, request_file, result_file = sys.argv
-    request = parse_json(WorkerRequest, Path(request_file).read_bytes())
+    request = parse_json(EngineRequest, Path(request_file).read_bytes())
     end_with_parent(request.parent, EXIT_FAILED)
     try:
         _import_what_engines_need()
@@ -69,7 +69,7 @@ def _import_what_engines_need() -> None:
     import_deepspeed()
 
 
-def _build(request: WorkerRequest, folder: Path) -> WorkerResult:
+def _build(request: EngineRequest, folder: Path) -> EngineResult:
     waiting = [(number, rank) for number, case in enumerate(request.cases) for rank in case.ranks]
     running: dict[int, int] = {}
     worker = os.getpid()
@@ -82,7 +82,7 @@ def _build(request: WorkerRequest, folder: Path) -> WorkerResult:
         running[child] = rank
     while running:
         _wait_for_one(running)
-    return WorkerResult(tuple(_results(folder, number, case) for number, case in enumerate(request.cases)))
+    return EngineResult(tuple(_results(folder, number, case) for number, case in enumerate(request.cases)))
 
 
 def _results(folder: Path, number: int, case: FakeEngineCase) -> tuple[BuiltRank, ...]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.planner.failures.outcome import Outcome, node_failure, rank_failure, stop_by_signal
+from pipeline.planner.failures.outcome import FailureOutcome, node_failure, rank_failure, stop_by_signal
 from pipeline.planner.failures.run_timing import Ending, RunTiming
 from pipeline.planner.failures.save_interval import IntervalAdvice, best_interval
 from pipeline.planner.failures.useful_time import MONTH, Simulation, UsefulTime, simulate, useful_time
@@ -15,7 +15,7 @@ class FailureReport:
     run: RunTiming
     node: int
     """That fails."""
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[FailureOutcome, ...]
     """Of the same moment: the node dies, a rank of it dies, a rank of it hangs, a signal stops the run."""
     duration: float
     """Seconds."""

@@ -35,7 +35,7 @@ class SaveInFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FailureOutcome:
     """What one failure costs."""
 
     ending: Ending
@@ -66,7 +66,7 @@ class Outcome:
 
 def node_failure(
     run: RunTiming, node: int, step: int, *, in_flight: bool | None = None, ending: Ending = Ending.NODE
-) -> Outcome:
+) -> FailureOutcome:
     """Node `node`, counted from 0, dies after `step` steps of an undisturbed run.
 
     Args:
@@ -87,7 +87,7 @@ def node_failure(
 
 def rank_failure(
     run: RunTiming, rank: int, step: int, *, in_flight: bool | None = None, ending: Ending = Ending.RANK
-) -> Outcome:
+) -> FailureOutcome:
     """Rank `rank` ends after `step` steps, or with `HANG` stops making progress; the others end with it.
 
     Raises:
@@ -99,7 +99,7 @@ def rank_failure(
     return _failure(run, range(rank, rank + 1), step, in_flight, ending)
 
 
-def stop_by_signal(run: RunTiming, step: int, *, in_flight: bool | None = None) -> Outcome:
+def stop_by_signal(run: RunTiming, step: int, *, in_flight: bool | None = None) -> FailureOutcome:
     """A signal to stop arrives during the step after `step`: that step is finished and saved, so nothing is lost.
 
     A save in flight is finished first. If both take longer than `checkpoint.grace_seconds`, the ranks end before: then
@@ -120,20 +120,20 @@ def stop_by_signal(run: RunTiming, step: int, *, in_flight: bool | None = None) 
         kept, took = (found.step if found and first <= run.grace else published), run.grace
     lost = max(0, step - kept)
     found = found and replace(found, saved_in_time=first <= run.grace)
-    return Outcome(
+    return FailureOutcome(
         Ending.SIGNAL, step, range(0), EXIT_TRY_AGAIN, found, kept, lost, lost * run.batch, took, requeue, start,
         _redone(run, kept, step),
     )  # fmt: skip
 
 
-def _failure(run: RunTiming, ranks: range, step: int, forced: bool | None, ending: Ending) -> Outcome:
+def _failure(run: RunTiming, ranks: range, step: int, forced: bool | None, ending: Ending) -> FailureOutcome:
     found = _save_in_flight(run, step, forced)
     notice = run.notice(ending, saving=found is not None)
     if found and ending is Ending.HANG:  # the threads that save go on until the watchdog ends the ranks
         found = replace(found, saved_in_time=found.seconds_left <= notice)
     kept = found.step if found and found.saved_in_time else _newest_published(run, step, found)
     lost = step - kept
-    return Outcome(
+    return FailureOutcome(
         ending, step, ranks, None if run.ended_by_scheduler(ending) else EXIT_TRY_AGAIN, found, kept, lost,
         lost * run.batch, notice, run.known.failures.requeue_delay.value, run.start, _redone(run, kept, step),
     )  # fmt: skip

@@ -28,7 +28,7 @@ def daly(stall: float, mean: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class SaveInterval:
     """An interval between saves, and the useful share of the time with it."""
 
     steps: int
@@ -41,11 +41,11 @@ class Interval:
 class IntervalAdvice:
     """Intervals side by side."""
 
-    own: Interval
+    own: SaveInterval
     """Of the recipe."""
-    young: Interval
-    daly: Interval
-    best: Interval
+    young: SaveInterval
+    daly: SaveInterval
+    best: SaveInterval
     """Daly's, but no shorter than the write of a save."""
     write_binds: bool
     """Whether that write, rather than the formula, decides the best one."""
@@ -66,9 +66,9 @@ def best_interval(run: RunTiming, node_hours: float | None = None, ending: Endin
     if not stall > 0:
         raise ConfigError(f"save.stall: {stall:g} seconds; a save stops training for some time, give how long")
 
-    def interval(steps: int) -> Interval:
+    def interval(steps: int) -> SaveInterval:
         changed = replace(run, interval=steps)
-        return Interval(steps, changed.work, useful_time(changed, node_hours, ending=ending).exact)
+        return SaveInterval(steps, changed.work, useful_time(changed, node_hours, ending=ending).exact)
 
     by_young, by_daly = (max(1, round(formula(stall, mean) / run.step)) for formula in (young, daly))
     least = max(1, math.ceil(run.save.write / run.step))

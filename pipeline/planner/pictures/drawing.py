@@ -133,7 +133,7 @@ class Drawing:
 
 
 @dataclass(slots=True)
-class Parts:
+class Shapes:
     """Shapes and texts that are being collected."""
 
     shapes: list[Shape] = field(default_factory=list)

@@ -16,8 +16,8 @@ from pipeline.planner.pictures.drawing import (
     TITLE,
     WIDTH,
     Line,
-    Parts,
     Rectangle,
+    Shapes,
     Text,
     fitted,
     text_width,
@@ -54,7 +54,7 @@ class LegendEntry:
     """What the sign "text" looks like; empty for a remark."""
 
 
-def add_heading(parts: Parts, what: str, subject: Subject, reach: str) -> float:
+def add_heading(parts: Shapes, what: str, subject: Subject, reach: str) -> float:
     """Add title, origin of the figures and details.
 
     Args:
@@ -83,7 +83,7 @@ def add_heading(parts: Parts, what: str, subject: Subject, reach: str) -> float:
     return y
 
 
-def add_legend(parts: Parts, entries: Sequence[LegendEntry], left: float, top: float, right: float) -> float:
+def add_legend(parts: Shapes, entries: Sequence[LegendEntry], left: float, top: float, right: float) -> float:
     """Add signs with their meanings, in as many lines as they need; returns the vertical place below."""
     x, y = left, top + _LINE / 2
     for entry in entries:

@@ -25,9 +25,9 @@ from pipeline.planner.pictures.drawing import (
     WIDTH,
     Drawing,
     Line,
-    Parts,
     Polygon,
     Rectangle,
+    Shapes,
     Text,
     fitted,
     ink_on,
@@ -64,6 +64,8 @@ class MemoryBar:
     """Communication buckets."""
     activations: int
     """Activations and temporary tensors."""
+    reserve: int = 0
+    """Assumed for what is not counted."""
     recommended: bool = False
     """Whether the planner recommends this configuration."""
     in_recipe: bool = False
@@ -80,6 +82,7 @@ class MemoryBar:
             "buffers": self.buffers,
             "communication buckets": self.buckets,
             "activations and temporary tensors": self.activations,
+            "reserve (assumed)": self.reserve,
         }
 
     @property
@@ -102,6 +105,7 @@ _COLOURS = {
     "buffers": SOFT,
     "communication buckets": PURPLE,
     "activations and temporary tensors": "#e08a2c",
+    "reserve (assumed)": "#c9ccd3",
 }
 
 
@@ -130,7 +134,7 @@ def memory_drawing(
     assert bars, "there is nothing to draw"
     assert 0 < usable <= capacity, f"{usable} of {capacity} bytes"
     assert all(amount >= 0 for bar in bars for amount in bar.kinds.values()), "less than no bytes"
-    parts = Parts()
+    parts = Shapes()
     y = add_heading(parts, "Memory per GPU", subject, "" if error is None else f"within {percent(error)}")
     used = [kind for kind in _COLOURS if any(bar.kinds[kind] for bar in bars)]
     y = add_legend(parts, [LegendEntry("area", _COLOURS[kind], kind) for kind in used], MARGIN, y, WIDTH - MARGIN)
@@ -209,7 +213,7 @@ def _shown_name(bar: MemoryBar) -> str:
     return fitted(one_line(bar.name), _LONGEST_NAME)
 
 
-def _add_axis(parts: Parts, plot: _Plot) -> None:
+def _add_axis(parts: Shapes, plot: _Plot) -> None:
     if plot.shows_capacity:
         parts.add(Rectangle(plot.x(plot.usable), plot.top, plot.x(plot.capacity), plot.bottom, _IN_MARGIN_BACK))
         parts.add(Rectangle(plot.x(plot.capacity), plot.top, plot.right, plot.bottom, _BEYOND_BACK))
@@ -221,13 +225,13 @@ def _add_axis(parts: Parts, plot: _Plot) -> None:
     parts.add(Text(plot.right + 18, plot.bottom + 16, "GB", SOFT, SMALL))
 
 
-def _add_name(parts: Parts, plot: _Plot, bar: MemoryBar, middle: float) -> None:
+def _add_name(parts: Shapes, plot: _Plot, bar: MemoryBar, middle: float) -> None:
     parts.add(Text(plot.left - 14, middle - 9 if bar.mark else middle, _shown_name(bar), INK, anchor="rm"))
     if bar.mark:
         parts.add(Text(plot.left - 14, middle + 9, bar.mark, GREEN if bar.recommended else BLUE, SMALL, "rm"))
 
 
-def _add_bar(parts: Parts, plot: _Plot, bar: MemoryBar, middle: float) -> None:
+def _add_bar(parts: Shapes, plot: _Plot, bar: MemoryBar, middle: float) -> None:
     """The segments of a bar with their amounts, and the line of its error."""
     begun = 0
     segments: list[Rectangle] = []
@@ -256,11 +260,12 @@ def _add_bar(parts: Parts, plot: _Plot, bar: MemoryBar, middle: float) -> None:
         parts.add(*(vertical(plot.x(end), middle - 4, middle + 4, INK) for end in (least, most) if end <= plot.limit))
 
 
-def _add_limits(parts: Parts, plot: _Plot) -> None:
+def _add_limits(parts: Shapes, plot: _Plot) -> None:
     """The lines at the GPU's memory and at its margin, or a note if they are beyond the axis."""
     capacity, usable = _gigabytes(plot.capacity), _gigabytes(plot.usable)
     if not plot.shows_capacity:
-        note = f"the GPU's {capacity}, of which a plan may use {usable}, lie beyond this axis"
+        may_use = f", of which a plan may use {usable}," if plot.usable < plot.capacity else ""
+        note = f"the GPU's {capacity}{may_use} lie beyond this axis"
         parts.add(Text(plot.right, plot.top - 14, note, SOFT, SMALL, "rm"))
         return
     text, place = f"GPU memory {capacity}", plot.x(plot.capacity)

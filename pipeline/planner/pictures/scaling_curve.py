@@ -20,8 +20,8 @@ from pipeline.planner.pictures.drawing import (
     Dot,
     Drawing,
     Line,
-    Parts,
     Polygon,
+    Shapes,
     Text,
     text_width,
     vertical,
@@ -88,7 +88,7 @@ def scaling_drawing(subject: Subject, points: Sequence[ScalingPoint]) -> Drawing
     points = sorted(points, key=lambda point: point.gpus)
     _check(points)
     first, last = points[0], points[-1]
-    parts = Parts()
+    parts = Shapes()
     y = add_heading(parts, "Images per second by number of GPUs", subject, _range(last))
     y = add_legend(parts, _legend(subject, points), MARGIN, y, WIDTH - MARGIN) + 34
     axes = _axes(points, y)
@@ -113,7 +113,7 @@ def scaling_drawing(subject: Subject, points: Sequence[ScalingPoint]) -> Drawing
     return parts.drawing(axes.bottom + 18 + (len(_FIGURES) - 1) * _ROW + MARGIN)
 
 
-def _add_range(parts: Parts, axes: Axes, points: Sequence[ScalingPoint]) -> None:
+def _add_range(parts: Shapes, axes: Axes, points: Sequence[ScalingPoint]) -> None:
     upper = [(axes.x(point.gpus), axes.y(point.most)) for point in points if point.most is not None]
     lower = [(axes.x(point.gpus), axes.y(point.least)) for point in points if point.least is not None]
     if len(upper) == len(lower) == 1:  # which would have no width
@@ -123,7 +123,7 @@ def _add_range(parts: Parts, axes: Axes, points: Sequence[ScalingPoint]) -> None
         parts.add(Polygon((*upper, *reversed(lower)), _BAND, ("range",)))
 
 
-def _add_grid(parts: Parts, axes: Axes, columns: Sequence[float]) -> None:
+def _add_grid(parts: Shapes, axes: Axes, columns: Sequence[float]) -> None:
     for value in logarithmic_ticks(*axes.speeds):
         parts.add(Line(((axes.left, axes.y(value)), (axes.right, axes.y(value))), GRID))
         parts.add(Text(axes.left - 10, axes.y(value), exact(value), SOFT, SMALL, "rm"))
@@ -133,7 +133,7 @@ def _add_grid(parts: Parts, axes: Axes, columns: Sequence[float]) -> None:
     parts.add(Line(((axes.left, axes.bottom), (axes.right, axes.bottom)), AXIS))
 
 
-def _add_curves(parts: Parts, axes: Axes, points: Sequence[ScalingPoint]) -> None:
+def _add_curves(parts: Shapes, axes: Axes, points: Sequence[ScalingPoint]) -> None:
     ideal = [(axes.x(gpus), axes.y(_ideal(points[0], gpus))) for gpus in (points[0].gpus, axes.gpus[1])]
     parts.add(Line(tuple(ideal), AXIS, 1.5, (7.0, 5.0), ("ideal",)))
     curve = [(axes.x(point.gpus), axes.y(point.images_per_second)) for point in points]

@@ -26,8 +26,8 @@ from pipeline.planner.pictures.drawing import (
     WIDTH,
     Drawing,
     Line,
-    Parts,
     Rectangle,
+    Shapes,
     Text,
     ink_on,
     text_width,
@@ -93,7 +93,7 @@ class StepTimeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class AxisSection:
     """A part of the axis: from `start` to `end` in ms, drawn from `left` to `right` in pixels."""
 
     start: float
@@ -121,7 +121,7 @@ def timeline_drawing(subject: Subject, timeline: StepTimeline) -> Drawing:
     Of more than four micro-batches the first two and the last are drawn, on one scale; the legend has the times of all.
     """
     _check(timeline)
-    parts = Parts()
+    parts = Shapes()
     y = add_heading(parts, f"A step of {rounded(timeline.step)} ms", subject, _range(timeline))
     y = add_legend(parts, _legend(timeline), MARGIN, y, WIDTH - MARGIN) + 24
     rows = []
@@ -151,15 +151,15 @@ def timeline_drawing(subject: Subject, timeline: StepTimeline) -> Drawing:
     return parts.drawing(bottom + 18 + MARGIN)
 
 
-def axis_sections(timeline: StepTimeline, left: float, right: float) -> list[Section]:
+def axis_sections(timeline: StepTimeline, left: float, right: float) -> list[AxisSection]:
     """The parts of the time that are drawn between `left` and `right` pixels: all of it, or what is before and after
     the micro-batches that are left out."""
     if timeline.micro_batches <= _ALL_DRAWN:
-        return [Section(0.0, timeline.step, left, right)]
+        return [AxisSection(0.0, timeline.step, left, right)]
     begun, ended = _extent(timeline, 1)[1], _extent(timeline, timeline.micro_batches - 1)[0]
     scale = (right - left - _BREAK) / (begun + timeline.step - ended)
     middle = left + begun * scale
-    return [Section(0.0, begun, left, middle), Section(ended, timeline.step, middle + _BREAK, right)]
+    return [AxisSection(0.0, begun, left, middle), AxisSection(ended, timeline.step, middle + _BREAK, right)]
 
 
 def lanes(spans: Sequence[TimelineSpan]) -> list[list[TimelineSpan]]:
@@ -209,7 +209,7 @@ def _extent(timeline: StepTimeline, micro_batch: int) -> tuple[float, float]:
     return min(span.start for span in spans), max(span.end for span in spans)
 
 
-def _add_axis(parts: Parts, sections: Sequence[Section], top: float, bottom: float) -> None:
+def _add_axis(parts: Shapes, sections: Sequence[AxisSection], top: float, bottom: float) -> None:
     pixels = sum(section.right - section.left for section in sections)
     time = sum(section.end - section.start for section in sections)
     step = round_step(time / pixels * _TICKS)
@@ -226,7 +226,7 @@ def _add_axis(parts: Parts, sections: Sequence[Section], top: float, bottom: flo
             parts.add(Line(((place - 3, bottom + 5), (place + 3, bottom - 5)), AXIS))
 
 
-def _add_micro_batches(parts: Parts, timeline: StepTimeline, sections: Sequence[Section], y: float) -> None:
+def _add_micro_batches(parts: Shapes, timeline: StepTimeline, sections: Sequence[AxisSection], y: float) -> None:
     """Brackets over the computation of each micro-batch that is drawn, numbered from 1."""
     count = timeline.micro_batches
     drawn = range(count) if count <= _ALL_DRAWN else (0, 1, count - 1)
@@ -249,7 +249,7 @@ def _add_micro_batches(parts: Parts, timeline: StepTimeline, sections: Sequence[
             parts.add(vertical(place, y, y + 6, AXIS))
 
 
-def _add_span(parts: Parts, span: TimelineSpan, section: Section, top: float) -> None:
+def _add_span(parts: Shapes, span: TimelineSpan, section: AxisSection, top: float) -> None:
     left, right = section.x(span.start), section.x(span.end)
     if right <= left:
         return

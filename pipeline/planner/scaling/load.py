@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from data.order import default_lanes
+from data.order import default_lanes, lanes_read
 from pipeline.errors import ConfigError
 from pipeline.planner.cluster_figures import ClusterFigures, bundled_cluster_figures
 
@@ -114,20 +114,14 @@ class ScaledRun:
 
 
 def lanes_of_nodes(run: ScaledRun, ranks: int) -> int:
-    """How many lanes the ranks of each node read, summed over the nodes: more than there are where nodes share one.
-
-    Ranks take neighbouring positions of the batch, and lanes are neighbouring positions as well, see `data/order.py`.
-    """
+    """How many lanes the ranks of each node read, summed over the nodes: more than there are where nodes share one."""
     run.check(ranks)
     lanes = run.lanes or default_lanes(run.batch, run.samples)
-    per_lane, of_node = run.batch // lanes, run.batch // ranks * min(ranks, run.ranks_per_node)
-    starts = range(0, run.batch, of_node)
-    return sum(-(-min(start + of_node, run.batch) // per_lane) - start // per_lane for start in starts)
+    return lanes_read(run.batch, lanes, run.batch // ranks * min(ranks, run.ranks_per_node))
 
 
 def lanes_of_ranks(run: ScaledRun, ranks: int) -> int:
     """How many lanes each rank reads, summed over the ranks."""
     run.check(ranks)
     lanes = run.lanes or default_lanes(run.batch, run.samples)
-    per_lane, of_rank = run.batch // lanes, run.batch // ranks
-    return sum(-(-(start + of_rank) // per_lane) - start // per_lane for start in range(0, run.batch, of_rank))
+    return lanes_read(run.batch, lanes, run.batch // ranks)

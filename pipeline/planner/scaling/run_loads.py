@@ -1,10 +1,10 @@
 """What a run asks of what its ranks share while it trains: shards, checkpoints, log lines."""
 
+from data.remote.storage import PIECE
 from pipeline.planner.failures.run_timing import pruning_seconds, publishing_seconds
 from pipeline.planner.scaling.load import Basis, Load, ScaledRun, lanes_of_nodes, lanes_of_ranks
 
-_PIECE = 16 * 2**20  # bytes of a range request, and
-_PART = 64 * 2**20  # of a part of an upload, as in data/remote/storage.py
+_PART = 64 * 2**20  # bytes of a part of an upload, as in data/remote/storage.py
 _EVENT_FILES = 2  # of TensorBoard: training and validation
 
 
@@ -71,7 +71,7 @@ def _puts(run: ScaledRun, ranks: int) -> Load:
 
 
 def _save_gets(run: ScaledRun, ranks: int) -> Load:
-    pieces = -(-run.state_bytes // ranks // _PIECE)
+    pieces = -(-run.state_bytes // ranks // PIECE)
     return Load(
         "requests of a save that read", "save", ranks * (pieces + 4), "GET and HEAD requests",
         run.interval_seconds(ranks), run.known.limits.prefix_gets.value, Basis.SIMULATED,
@@ -113,7 +113,7 @@ def _node_downloads(run: ScaledRun, ranks: int) -> Load:
 
 
 def _gets(run: ScaledRun, ranks: int) -> Load:
-    demand = _bytes_per_second(run, ranks) * _amplification(run, ranks) / _PIECE
+    demand = _bytes_per_second(run, ranks) * _amplification(run, ranks) / PIECE
     return Load(
         "requests for shards", "step", demand, "GET requests", 1.0, run.known.limits.prefix_gets.value,
         Basis.SIMULATED, "pieces of 16 MiB; law: as the bytes", "whole shards in large pieces, never single images",

@@ -4,11 +4,11 @@ The ranks of a node share its cache: a name or a byte that several of them need 
 kernel keeps it, and once for each rank where the program asks again.
 """
 
+from data.remote.storage import PIECE
 from pipeline.planner.failures.run_timing import looking_at_shards_seconds
 from pipeline.planner.scaling.load import Basis, Load, ScaledRun
 
 _LISTED = 1000  # names on a page of a listing
-_PIECE = 16 * 2**20  # bytes of a range request, as in data/remote/storage.py
 _FRAGMENT_BYTES = 150  # of a manifest, see data/limits.py
 _FILE_BYTES = 120  # of a manifest: name, size and sha256 of a rank's file
 _VERIFIED_BYTES = 250  # of a line of verified_shards
@@ -139,7 +139,7 @@ def _manifest(run: ScaledRun, ranks: int) -> Load:
 def _state(run: ScaledRun, ranks: int) -> Load:
     limits = run.known.limits
     if run.remote:
-        pieces = -(-run.state_bytes // ranks // _PIECE) * ranks
+        pieces = -(-run.state_bytes // ranks // PIECE) * ranks
         return Load(
             "requests for the state in the checkpoint", "start", pieces, "GET requests", limits.start_patience.value,
             limits.prefix_gets.value, Basis.SIMULATED, "pieces of 16 MiB of each rank's file; law: the bytes, at least "

@@ -210,6 +210,7 @@ def test_a_measured_step_replaces_the_estimate_and_names_the_gpu(recipe: Path, t
     facts = json.loads(done.stdout)
     assert (facts["cluster"]["gpu"], facts["measured"]) == ("H200", True)
     assert facts["step"]["seconds"] == pytest.approx(0.05)
+    assert "the time of a step is as measured" in facts["remarks"][0]
 
 
 def test_a_step_measured_with_other_settings_is_compared_with_the_estimate_for_them(
@@ -219,7 +220,9 @@ def test_a_step_measured_with_other_settings_is_compared_with_the_estimate_for_t
     recomputed = replace(BENCH, settings={**BENCH.settings, "activation_checkpointing": "every_block"})
     arguments = (*SIZE, "--gpus", "1", "batch.global_size=6", "batch.micro_size=3", "data.lanes=1", "--json")
     done = coatnet("plan", recipe, *arguments, "--measured", measured(tmp_path, recomputed))
-    seconds = json.loads(done.stdout)["step"]["seconds"]
+    facts = json.loads(done.stdout)
+    assert "the time of a step follows from one with other settings" in facts["remarks"][0]
+    seconds = facts["step"]["seconds"]
     assert seconds["value"] < 0.05  # as nothing is recomputed here
     assert seconds["least"] < seconds["value"] < seconds["most"]
 
@@ -229,6 +232,7 @@ def test_measurements_of_another_model_are_none_of_the_step(recipe: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["cluster"]["gpu"], facts["measured"]) == ("H200", False)
+    assert "has a step of coatnet_0 at 32 pixels in bf16, so the time of this one is an estimate" in facts["remarks"][0]
 
 
 @pytest.mark.parametrize(

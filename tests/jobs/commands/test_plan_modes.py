@@ -65,3 +65,10 @@ def test_options_of_a_rehearsal_alone_are_refused(recipe: Path) -> None:
     done = coatnet("plan", recipe, *SIZE, "--world", "4")
     assert done.returncode == 78
     assert "--world: of no effect without --rehearse" in done.stderr
+
+
+def test_the_size_of_a_dataset_that_is_there_cannot_be_named_for_a_rehearsal(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards, precision="bf16")
+    done = coatnet("plan", recipe, *SIZE, "--rehearse")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "--samples, --classes: of no effect on a rehearsal, which uses" in done.stderr

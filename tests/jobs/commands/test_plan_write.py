@@ -121,14 +121,19 @@ def test_a_recipe_that_cannot_be_edited_is_refused_before_a_step_is_traced(recip
     assert recipe.read_text() == text
 
 
-def test_a_smaller_micro_batch_is_written_if_the_recipes_does_not_fit(recipe: Path) -> None:
+def size_for_two_images(recipe: Path) -> str:
+    """A GPU whose memory is enough for micro-batches of two images and not of three, which the recipe has."""
     stage = load_recipe(recipe).stages["pretrain"]
     assert isinstance(stage, TrainStage)
     cluster = find_cluster("h100", 2, 2)
     # Between what the most economical settings, which need no buckets, take for three images and for two.
     stage = with_settings(stage, activation_checkpointing="every_block")
     three, two = (gpu_memory(with_micro_batch(stage, size), 3, cluster).needed for size in (3, 2))
-    size = f"h100-{(three + two) / 2e9:.9f}"
+    return f"h100-{(three + two) / 2e9:.9f}"
+
+
+def test_a_smaller_micro_batch_is_written_if_the_recipes_does_not_fit(recipe: Path) -> None:
+    size = size_for_two_images(recipe)
     done = coatnet("plan", recipe, *SIZE, "--gpu", size)
     assert done.returncode == 78
     assert "set what is recommended above, or plan other GPUs" in done.stderr
@@ -138,3 +143,19 @@ def test_a_smaller_micro_batch_is_written_if_the_recipes_does_not_fit(recipe: Pa
     written = load_recipe(recipe).stages["pretrain"]
     assert isinstance(written, TrainStage)
     assert written.batch.micro_size == 2
+
+
+def test_a_stage_that_has_begun_and_needs_a_smaller_micro_batch_is_left_as_it_is(recipe: Path) -> None:
+    begin(recipe)
+    size = size_for_two_images(recipe)
+    done = coatnet("plan", recipe, *SIZE, "--gpu", size, "--write")
+    assert done.returncode == 78
+    assert "only a smaller micro-batch fits and stage pretrain has begun with its own" in done.stderr
+    assert recipe.read_text() == RECIPE
+
+
+def test_nothing_is_written_for_ranks_without_gpus(recipe: Path) -> None:
+    done = coatnet("plan", recipe, "resources.gpus_per_rank=0", *SIZE, "--write")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "--write: the ranks of stage pretrain have no GPUs" in done.stderr
+    assert recipe.read_text() == RECIPE

@@ -82,6 +82,7 @@ def test_a_bar_of_memory_is_what_a_step_needs() -> None:
         bar.activations,
     )
     assert sum(parts) == memory.step.total
+    assert (bar.reserve, bar.total) == (memory.reserve, memory.needed)
     assert (bar.in_recipe, bar.recommended) == (True, False)
 
 

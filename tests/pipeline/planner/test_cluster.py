@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.planner.cluster_figures import ClusterFigures, bundled_cluster_figures, read_cluster_figures
-from pipeline.planner.pricing import Figure
+from pipeline.planner.cluster_figures import ClusterFigures, bundled_cluster_figures
+from pipeline.planner.figures import Figure, read_figures
 
 
 def figures() -> list[tuple[str, Figure]]:
@@ -33,6 +33,6 @@ def test_a_file_with_a_mistake_is_refused_by_name() -> None:
     content = bundled_cluster_figures().model_dump()
     del content["starts"]["names"]
     with pytest.raises(ConfigError, match=r"mine\.yaml: starts\.names: Field required"):
-        read_cluster_figures(yaml.safe_dump(content), "mine.yaml")
+        read_figures(ClusterFigures, yaml.safe_dump(content), "mine.yaml")
     with pytest.raises(ConfigError, match="not YAML"):
-        read_cluster_figures("{")
+        read_figures(ClusterFigures, "{", "cluster_figures.yaml")

@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.errors import ConfigError
+from pipeline.planner.figures import Figure
 from pipeline.planner.hardware import bundled_hardware, figure_range, find_cluster
-from pipeline.planner.pricing import Figure
 from pipeline.planner.ranges import Range
 from pipeline.ranks.gpus import PEAKS, memory_bandwidth
 

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
+from pipeline.planner.figures import Figure, read_figures
 from pipeline.planner.pricing import (
-    Figure,
+    EfficiencyFile,
     GpuModel,
     bundled_efficiencies,
     gpu_model,
-    read_efficiencies,
     seconds,
     seconds_by_kind,
     seconds_range,
@@ -32,7 +32,9 @@ LAW = {
     "strided_memory": figure(0.25), "float32_matmul": figure(0.5), "launch": figure(1e-12), "error": figure(1, 0.5, 2),
 }  # fmt: skip
 OTHER = {"matmul": figure(0.5, 0.25, 1.0), "memory": figure(0.5, 0.25, 1.0), "eager": figure(2.0, 1.0, 4.0)}
-CONTENT = read_efficiencies(yaml.safe_dump({"version": 1, "law": LAW, "gpus": {}, "other": OTHER}))
+CONTENT = read_figures(
+    EfficiencyFile, yaml.safe_dump({"version": 1, "law": LAW, "gpus": {}, "other": OTHER}), "efficiencies.yaml"
+)
 
 
 @pytest.fixture
@@ -157,12 +159,12 @@ def test_every_figure_of_the_file_has_an_origin_and_lies_in_its_range() -> None:
 def test_a_wrong_file_is_refused_with_the_place(change: dict[str, Any], message: str) -> None:
     text = yaml.safe_dump({"version": 1, "law": LAW, "gpus": {}, "other": OTHER, **change})
     with pytest.raises(ConfigError, match=f"mine.yaml: {message}"):
-        read_efficiencies(text, "mine.yaml")
+        read_figures(EfficiencyFile, text, "mine.yaml")
 
 
 def test_a_file_that_is_no_yaml_is_refused() -> None:
     with pytest.raises(ConfigError, match="not YAML"):
-        read_efficiencies("law: [")
+        read_figures(EfficiencyFile, "law: [", "efficiencies.yaml")
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known() -> None:

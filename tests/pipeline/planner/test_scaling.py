@@ -68,7 +68,11 @@ def test_ranks_share_lanes() -> None:
 
 
 def test_pieces_are_those_of_the_program() -> None:
-    assert start_loads._PIECE == run_loads._PIECE == storage.PIECE
+    for read in (start_loads._state, run_loads._save_gets):
+        one, two = (
+            read(replace(RUN, remote=True, state_bytes=size), 1).demand for size in (storage.PIECE, storage.PIECE + 1)
+        )
+        assert two == one + 1
     assert run_loads._PART == storage._PART
     assert [run_loads.upload_requests(size) for size in (1, storage._PART, storage._PART + 1)] == [1, 1, 4]
 

@@ -35,6 +35,7 @@ def test_hours_energy_and_price_follow_from_the_step(plan: StagePlan) -> None:
     facility = H100.law.facility
     assert cost.energy.value == pytest.approx(cost.gpu_hours.value * 0.7 * facility.value)
     assert cost.energy.least < cost.energy.value < cost.energy.most
+    assert cost.hours_with_failures is not None
     assert cost.hours_with_failures.value == pytest.approx(
         cost.hours.value / plan.useful.exact + plan.timing.start / 3600
     )
@@ -68,3 +69,13 @@ def test_what_is_not_counted_or_would_be_faster_is_said() -> None:
 def test_few_cores_and_a_full_gpu_are_remarked() -> None:
     assert "a node has 1 core and its readers keep " in remarks(cluster=replace(H100, cores_per_node=1))
     assert "it does not fit: a GPU needs " in remarks(cluster=replace(H100, memory=1e9))
+
+
+def test_a_stage_shorter_than_its_interval_saves_at_its_end() -> None:
+    assert planned(steps=100, checkpoint={"every_steps": 1000}).timing.interval == 100
+
+
+def test_failures_that_come_too_often_leave_no_time_to_end() -> None:
+    plan = planned(steps=10**13, checkpoint={"every_steps": 10**13})  # thousands of years without a save
+    assert plan.useful.exact == 0
+    assert plan.cost.hours_with_failures is None

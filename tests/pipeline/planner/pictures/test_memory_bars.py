@@ -28,7 +28,7 @@ def place(drawing: Drawing, line: str) -> float:
 
 
 def test_segments_touch_each_other_in_the_order_of_the_kinds_and_are_as_long_as_their_bytes() -> None:
-    bar = MemoryBar("a", 4 * GB, 8 * GB, 16 * GB, 2 * GB, 1 * GB, 3 * GB, 30 * GB)
+    bar = MemoryBar("a", 4 * GB, 8 * GB, 16 * GB, 2 * GB, 1 * GB, 3 * GB, 24 * GB, 6 * GB)
     drawing = memory_drawing(SUBJECT, [bar], CAPACITY, USABLE)
     segments = [shape for shape in drawing.standing_for("a") if isinstance(shape, Rectangle)]
     assert [segment.of[1] for segment in segments] == KINDS

@@ -7,6 +7,8 @@ import errno
 
 EXIT_FAILED = 70
 """EX_SOFTWARE: the run failed and would fail again; do not requeue."""
+EXIT_MACHINE_FAULTY = 71
+"""EX_OSERR: a machine computes wrong values; requeue without it."""
 EXIT_TRY_AGAIN = 75
 """EX_TEMPFAIL: stopped by a signal or a transient error; the same command continues: requeue."""
 EXIT_CONFIG = 78

@@ -1,6 +1,6 @@
 """How a run ends, as exceptions."""
 
-from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError
+from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE_FAULTY, EXIT_TRY_AGAIN, CoatnetError
 
 CAUSE_FILE = "COATNET_CAUSE_FILE"
 """Environment variable with the file in which the ranks of a job report how it ends, for a program that waits for them:
@@ -71,6 +71,21 @@ class NetworkFailed(CoatnetError):
 
     exit_code = EXIT_TRY_AGAIN
     retryable = True
+
+
+class MachineFaulty(CoatnetError):
+    """A machine computes wrong values, as another one has found; nothing of what it computed has been applied.
+
+    Args:
+        message: names the rank, its machine and device, and the value.
+        nodes: names of the machines to go on without, as the scheduler knows them; empty if it is not clear which.
+    """
+
+    exit_code = EXIT_MACHINE_FAULTY
+
+    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 class PortTaken(CoatnetError):

@@ -15,7 +15,7 @@ from models.host_tensors import to_device
 from models.norm import discard_recorded_statistics
 from pipeline.faults.preemption import REASONS
 from pipeline.faults.watchdog import Watchdog
-from pipeline.gpu_benchmark.fingerprint import fingerprint
+from pipeline.fingerprint import fingerprint
 from pipeline.gpu_benchmark.machine import this_device
 from pipeline.gpu_benchmark.record import StepsRun, Work
 from pipeline.gpu_benchmark.subject import MeasuredStage, join, noise

@@ -46,6 +46,9 @@ class Event(StrEnum):
     SAMPLE_SKIPPED = "sample_skipped"
     NOT_FINITE = "not_finite"
     ROLL_BACK = "roll_back"
+    MACHINE_FAULTY = "machine_faulty"
+    """Two ranks computed the same micro-batch with different results: the step was not applied, and the start ended.
+    The facts: `step`, from 1; `kinds` of values; `nodes` to go on without; `devices`, each with its rank."""
     STOP = "stop"
     """A start ended by a signal or its time limit."""
     GAVE_UP = "gave_up"

@@ -15,9 +15,8 @@ from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
-from pipeline.training.images import erase, normalized
-from pipeline.training.loss import class_targets, classification_loss
-from pipeline.training.mixup import MixingSettings
+from pipeline.training.inputs import prepared_inputs
+from pipeline.training.loss import classification_loss
 from pipeline.training.step_message import StepMessage
 from pipeline.zero.engine import ZeroEngine
 
@@ -70,7 +69,7 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
             with context.clock.waiting_for_data():
                 batch = next(reader)
             watchdog.at("computing", step, turn)
-            images, targets = _inputs(batch, plan, step, first + turn, ranks.device)
+            images, targets = prepared_inputs(batch, plan, step, first + turn, ranks.device)
             # Which samples are dropped depends on the micro-batch's position in the run, not on the rank that computes
             # it.
             torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, first + turn))
@@ -100,18 +99,3 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
     else:
         discard_recorded_statistics(engine.module)
     return result
-
-
-def _inputs(batch: MicroBatch, plan: TrainPlan, step: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (m, S, S, 3) and targets (m, classes), float32 on the device, erased and mixed as the recipe says."""
-    stage = plan.stage
-    images = normalized(batch.images, device, torch.float32)
-    erase(images, batch.erased)
-    labels = to_device(torch.from_numpy(batch.labels), device)
-    smoothing = stage.loss.label_smoothing
-    targets = class_targets(labels, len(plan.classes), kind=stage.loss.kind, label_smoothing=smoothing)
-    settings = MixingSettings(
-        stage.mixup_alpha, stage.cutmix_alpha, stage.mixup_probability, stage.mixup_switch_probability
-    )
-    mixing = settings.mixing(stage.resolution, seed=plan.seed, step=step, number=number)
-    return (mixing.images(images), mixing.targets(targets)) if mixing else (images, targets)

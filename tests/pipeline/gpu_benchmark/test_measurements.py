@@ -14,9 +14,9 @@ import torch
 
 from models.complexity import count_costs
 from models.variants import VARIANTS
+from pipeline.fingerprint import fingerprint
 from pipeline.gpu_benchmark import machine, measure, micro_batches, processes, timing
 from pipeline.gpu_benchmark.copies import copy_speeds
-from pipeline.gpu_benchmark.fingerprint import fingerprint
 from pipeline.gpu_benchmark.measure import OPTIONAL, BenchmarkRequest
 from pipeline.gpu_benchmark.processes import Processes
 from pipeline.gpu_benchmark.record import (
@@ -64,7 +64,7 @@ def test_a_fingerprint_changes_with_any_bit_name_or_place() -> None:
 def test_a_fingerprint_is_that_of_the_whole_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1000).to(torch.bfloat16)
     whole = fingerprint({"x": x})
-    monkeypatch.setattr("pipeline.gpu_benchmark.fingerprint._CHUNK", 7)
+    monkeypatch.setattr("pipeline.fingerprint._CHUNK", 7)
     assert fingerprint({"x": x}) == whole
 
 

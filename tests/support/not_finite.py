@@ -17,7 +17,7 @@ STEPS = "TEST_STEPS_NOT_FINITE"
 """Variable with these steps, from 0, separated by spaces."""
 
 _steps = {int(step) for step in os.environ[STEPS].split()}
-_inputs = pipeline.training.step._inputs
+_inputs = pipeline.training.step.prepared_inputs  # type: ignore[attr-defined]
 
 
 def _broken(batch: Any, plan: TrainPlan, step: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -26,4 +26,4 @@ def _broken(batch: Any, plan: TrainPlan, step: int, number: int, device: torch.d
     return (images * torch.nan if step in _steps and number == last else images), targets
 
 
-pipeline.training.step._inputs = _broken
+pipeline.training.step.prepared_inputs = _broken  # type: ignore[attr-defined]

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[list[int], list[int], list[str]]] = {
 """By name: the steps (from 0) that contain NaN, those during which a signal arrives, and settings."""
 BROKEN_MICRO_BATCH = 2  # of four: the first of rank 1
 
-inputs, real_step = pipeline.training.step.prepared_inputs, TrainingRun.take_step
+inputs, real_step = pipeline.training.step.prepared_inputs, TrainingRun.take_step  # type: ignore[attr-defined]
 
 
 def broken_in(steps: list[int]) -> Any:
@@ -65,7 +65,7 @@ def stopped_in(steps: list[int]) -> Any:
 def main(recipe: Path, folder: Path) -> None:
     ranks = join_ranks(1)
     for name, (steps, stops, settings) in CASES.items():
-        pipeline.training.step.prepared_inputs = broken_in(steps)
+        pipeline.training.step.prepared_inputs = broken_in(steps)  # type: ignore[attr-defined]
         TrainingRun.take_step = stopped_in(stops)  # type: ignore[method-assign]
         saves = ["pretrain.checkpoint.every_steps=2", "pretrain.checkpoint.keep_last=9"]
         planned = plan_stage(

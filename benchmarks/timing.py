@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.host import processor_name
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -79,9 +81,7 @@ def machine(device: torch.device) -> str:
     """The machine in a few words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:

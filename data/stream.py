@@ -1,6 +1,6 @@
 """Streams of micro-batches: samples are read, decoded and augmented in threads and delivered in step order."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,14 +24,20 @@ from data.shard import BrokenSample
 _MAX_TRIED = 200  # samples of a shard; if a tenth of them can be used, all of these are unusable once in 10^9 times
 
 
+class _Excluded(BrokenSample):
+    """A sample that the recipe leaves out."""
+
+
 @dataclass(frozen=True, slots=True)
 class SkippedSample:
-    """An unusable sample: its position in the micro-batch, its shard, its key, and the reason."""
+    """A sample that is not used: its position in the micro-batch, its shard, its key, and the reason."""
 
     position: int
     shard: str
     key: str
     reason: str
+    excluded: bool = False
+    """Whether the recipe leaves it out; otherwise it is unusable."""
 
 
 class SampleOrigin(NamedTuple):
@@ -89,11 +95,13 @@ def training_stream(
     workers: int,
     cache: Cache | None = None,
     allocate: AllocatePixels = new_pixels,
+    excluded: Container[str] = (),
 ) -> Generator[MicroBatch]:
     """One rank's endless micro-batches, starting with those of step `first_step`, in memory from `allocate`.
 
-    The pixels of a sample depend on (seed, epoch, sample id) only. An unusable sample is replaced by another one of its
-    shard, drawn by the same three numbers, and reported in the micro-batch.
+    The pixels of a sample depend on (seed, epoch, sample id) only. A sample that is unusable, or among the `excluded`
+    ones (`shard/key`), is replaced by another one of its shard, drawn by the same three numbers, and reported in the
+    micro-batch.
 
     Raises:
         DataError: shards are missing or damaged, or none of the samples drawn from a shard is usable.
@@ -110,7 +118,7 @@ def training_stream(
 
         def load(step: int, start: int) -> MicroBatch:
             samples = order.at(step, start, start + share.micro_batch)
-            return _load_training(reader, samples, transform, order.seed, allocate)
+            return _load_training(reader, samples, transform, order.seed, allocate, excluded)
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             step = first_step
@@ -183,6 +191,7 @@ def _load_training(
     transform: TrainTransform,
     seed: int,
     allocate: AllocatePixels,
+    excluded: Container[str],
 ) -> MicroBatch:
     size = len(samples.id)
     images = allocate((size, transform.size, transform.size, 3))
@@ -193,11 +202,12 @@ def _load_training(
         shard, number = int(samples.shard[position]), int(samples.place[position])
         epoch, sample = int(samples.epoch[position]), int(samples.id[position])
         try:
-            key, pixels, classes = _decoded(reader, shard, number)
+            key, pixels, classes = _decoded(reader, shard, number, excluded)
         except BrokenSample as error:
-            skipped.append(SkippedSample(position, reader.dataset.index.shards[shard].name, error.key, str(error)))
+            left_out, name = isinstance(error, _Excluded), reader.dataset.index.shards[shard].name
+            skipped.append(SkippedSample(position, name, error.key, str(error), left_out))
             draw = RandomStream.REPLACEMENT.generator(seed, epoch, sample)
-            key, pixels, classes = _replacement(reader, shard, number, draw, error)
+            key, pixels, classes = _replacement(reader, shard, number, draw, error, excluded)
         labels[position, : len(classes)] = classes
         images[position] = transform(pixels, RandomStream.AUGMENTATION.generator(seed, epoch, sample))
         if transform.random_erasing:
@@ -208,7 +218,12 @@ def _load_training(
 
 
 def _replacement(
-    reader: SampleReader, shard: int, number: int, draw: np.random.Generator, broken: BrokenSample
+    reader: SampleReader,
+    shard: int,
+    number: int,
+    draw: np.random.Generator,
+    broken: BrokenSample,
+    excluded: Container[str],
 ) -> tuple[str, Pixels, tuple[int, ...]]:
     """Key, pixels and classes of a usable sample of `shard` in place of the `broken` sample `number`.
 
@@ -219,7 +234,7 @@ def _replacement(
     others = others[others != number][: _MAX_TRIED - 1]
     for other in others.tolist():
         try:
-            return _decoded(reader, shard, other)
+            return _decoded(reader, shard, other, excluded)
         except BrokenSample as error:
             broken = error
     raise DataError(
@@ -228,8 +243,12 @@ def _replacement(
     )
 
 
-def _decoded(reader: SampleReader, shard: int, number: int) -> tuple[str, Pixels, tuple[int, ...]]:
+def _decoded(
+    reader: SampleReader, shard: int, number: int, excluded: Container[str] = ()
+) -> tuple[str, Pixels, tuple[int, ...]]:
     sample = reader.read(shard, number)
+    if excluded and f"{reader.dataset.index.shards[shard].name}/{sample.key}" in excluded:
+        raise _Excluded(sample.key, "the recipe excludes it (data.excluded_samples)")
     try:
         return sample.key, decode(sample.image), sample.labels
     except DecodeError as error:

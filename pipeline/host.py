@@ -1,6 +1,7 @@
 """Cores and memory that this process may use, within the limits of its cgroups; and the kernel's kills."""
 
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,15 @@ def this_host(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Host:
     least = min([total, *limits])
     quotas = [quota for group in _groups(proc, cgroups) if (quota := _cores_limit(group)) is not None]
     return Host(max(1, min([len(os.sched_getaffinity(0)), *quotas])), least, least < total)
+
+
+def processor_name(proc: Path = _PROC) -> str:
+    """The model of the processor as the kernel names it, or the architecture where it names none."""
+    for line in _text(proc / "cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.machine()
 
 
 def out_of_memory_kills(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:

@@ -21,6 +21,7 @@ from data.remote.storage import Storage, is_remote
 from pipeline.built_shards import check_built
 from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError
+from pipeline.excluded_samples import check_excluded_samples
 from pipeline.fused_kernels import check_fused_depthwise
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
@@ -170,6 +171,7 @@ def train_plan(
             f"{where}loss.kind: {stage.data.train} has one class, {train.classes[0]}, and the softmax over one class "
             "is always 1, so the loss is 0 and nothing is learned; add samples of other classes, or use sigmoid"
         )
+    check_excluded_samples(stage, train, where)
     if history is None:
         history = recorded_history(recipe, name)
     cache, plan, first = stage_cache(stage), None, 0

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.checkpoints.claim import claim_place
 from pipeline.checkpoints.locations import known_stores
-from pipeline.checkpoints.manifest import CheckpointFacts, NonFiniteRecord, RunFacts, read_manifest
+from pipeline.checkpoints.manifest import NonFiniteRecord, read_manifest
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
@@ -18,12 +18,11 @@ from pipeline.initial_weights.start import fitted_start
 from pipeline.monitoring.monitor import Monitor
 from pipeline.plan import TrainPlan, check_ranks
 from pipeline.runs.announcements import started_with
-from pipeline.runs.continuation import changes_since, computed_with
+from pipeline.runs.continuation import changes_since, computed_with, run_facts
 from pipeline.runs.run_folder import relative_location
 from pipeline.runs.stage_result import StageResult
-from pipeline.runs.stage_settings import digests
+from pipeline.runs.stage_settings import is_checkpoint_of
 from pipeline.shard_verification import ShardVerification
-from pipeline.training.images import imagenet_preprocessing
 from pipeline.training.training_run import RunContext, StartPoint, TrainingRun
 from pipeline.training.training_state import TrainingState
 from pipeline.weights import build_model
@@ -67,7 +66,7 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
         stores = known_stores(folder, store, passed_over.append)
     checkpoint, damaged = newest_intact(stores, ranks)
     plan = whole.at(checkpoint.step if checkpoint else 0)
-    if checkpoint and not _is_of(checkpoint.manifest.facts, whole):
+    if checkpoint and not is_checkpoint_of(whole, checkpoint.manifest.facts):
         raise ConfigError(
             f"{checkpoint.location}: a checkpoint of another recipe or of other data; give the recipe another name, or "
             "move this checkpoint elsewhere"
@@ -75,16 +74,7 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
     stage, now = plan.stage, computed_with(plan, ranks)
     check_ranks(stage, ranks.world_size, f"stage {plan.name}: ")
     check_kernel_device(stage, on_gpu=ranks.device.type == "cuda", where=f"stage {plan.name}: ")
-    facts = RunFacts(
-        plan.name,
-        stage.precision,
-        plan.model_arguments,
-        digests(plan),
-        context.run_id,
-        now,
-        imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop),
-        stage.loss.kind,
-    )
+    facts = run_facts(plan, context.run_id, now)
     model = build_model(plan, ranks.device)
     weights, beginning = None, None
     if stage.start_from and not checkpoint:
@@ -130,7 +120,7 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
         TrainingRun(plan, context, state, monitor, saver, verification, start, facts) as run,
         requests,
     ):
-        monitor.begin(start.checkpoint, damaged)
+        monitor.begin(start.checkpoint, damaged, now)
         for line in (*context.remarks, *passed_over):
             monitor.notify(line)
         if beginning:
@@ -181,11 +171,3 @@ def _train_part(whole: TrainPlan, context: RunContext, start_from: str | None) -
             )
         )
     return plan.steps
-
-
-def _is_of(checkpoint: CheckpointFacts, plan: TrainPlan) -> bool:
-    """Whether a checkpoint was saved with the settings that were in force at its step, or ended with it."""
-    return any(
-        part.first_step <= checkpoint.step <= part.until and checkpoint.run.digests == digests(part)
-        for part in plan.parts
-    )

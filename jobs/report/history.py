@@ -13,7 +13,7 @@ _MOST_ROWS = 80
 _MOST_SAVES = 60
 _MOST_MARKS = 150
 _MOST_SAMPLES = 20
-_NOT_SHOWN = ("step", "samples_of_micro_batches")
+_NOT_SHOWN = ("step", "samples_of_micro_batches", "computed_with")
 _REPEATED = (Event.SAVE, Event.EVALUATION, Event.NOT_FINITE)
 _TITLES = {
     Event.BEGIN: "ranks joined",

@@ -74,13 +74,16 @@ class Monitor:
         self._task = self._progress.add_task(plan.name, total=steps, completed=first_step, state=None)
         self._progress.start()
 
-    def begin(self, checkpoint: str | None, damaged: list[str]) -> None:
-        """Show where this start begins, and which checkpoints were skipped as damaged."""
+    def begin(self, checkpoint: str | None, damaged: list[str], computed_with: Mapping[str, str] | None = None) -> None:
+        """Show where this start begins, which checkpoints were skipped as damaged, and record what it computes with."""
         if not self._leads:
             return
         self.damaged_checkpoints(damaged)
         self._folder.events.record(
-            Event.RESUME if checkpoint else Event.START, step=self._first_step, ranks=self._ranks.world_size
+            Event.RESUME if checkpoint else Event.START,
+            step=self._first_step,
+            ranks=self._ranks.world_size,
+            **({"computed_with": dict(computed_with)} if computed_with else {}),
         )
         if checkpoint:
             self.notify(f"continues from checkpoint {checkpoint}")

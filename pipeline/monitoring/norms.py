@@ -1,5 +1,6 @@
-"""Norms of the weights and of their last update, by stage of the model, from the sharded state of AdamW."""
+"""Norms of the weights and of their last update, by parts of the model, from the sharded state of AdamW."""
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -75,13 +76,10 @@ class AdamWStep:
         return list(moved)
 
 
-@torch.no_grad()
 def weight_and_update_norms(
     fragments: Sequence[Fragment], variant: Variant, step: AdamWStep, ranks: Ranks
 ) -> dict[str, float]:
     """The norm of the weights of each stage, and the ratio of AdamW's last update to it; all ranks call this together.
-
-    The update follows from the moments after the last step, so no copy of the weights is needed.
 
     Args:
         fragments: the state of this rank.
@@ -92,29 +90,59 @@ def weight_and_update_norms(
     Returns:
         `weight_norm/<stage>` and `update_ratio/<stage>`, with `all` for the whole model.
     """
-    names, index = stage_names(variant), stage_index(variant)
-    stages: list[int] = []
-    found: list[list[Tensor]] = [[], []]
-    for (rate, decay), parts in _together(fragments, step):
-        state = [tensors for _, tensors in parts]
-        stages += [index(parameter) for parameter, _ in parts]
-        found[0] += _norms([weight for weight, _, _ in state])
-        if step.number:
-            found[1] += _norms(step.updates(state, rate, decay))
-    sums = torch.zeros(2, len(names), dtype=torch.float64, device=ranks.device)
-    # Not index_add, which adds in any order on GPUs.
-    member = (torch.arange(len(names))[:, None] == torch.tensor(stages)).to(ranks.device, non_blocking=True)
-    for total, of_pieces in zip(sums, found, strict=True):
-        if of_pieces:
-            total += torch.where(member, torch.stack(of_pieces).square(), 0.0).sum(dim=1)
-    squares = ranks.sum(sums).cpu()
-    squares = torch.cat([squares, squares.sum(dim=1, keepdim=True)], dim=1)
-    norms, updates = squares.sqrt().tolist()
+    names = stage_names(variant)
+    weights, updates = norms_by_part(fragments, len(names), stage_index(variant), step, ranks)
     scalars = {}
-    for name, norm, update in zip((*names, "all"), norms, updates, strict=True):
+    for name, norm, update in zip((*names, "all"), _with_all(weights), _with_all(updates), strict=True):
         scalars[f"weight_norm/{name}"] = norm
         scalars[f"update_ratio/{name}"] = update / norm if norm else 0.0
     return scalars
+
+
+@torch.no_grad()
+def norms_by_part(
+    fragments: Sequence[Fragment], parts: int, part_of: Callable[[str], int], step: AdamWStep, ranks: Ranks
+) -> tuple[list[float], list[float]]:
+    """The norms of the weights and of AdamW's last update, in each of `parts` parts; all ranks call this together.
+
+    The update follows from the moments after the last step, so no copy of the weights is needed.
+
+    Args:
+        fragments: the state of this rank.
+        parts: into which the model is divided.
+        part_of: the part of a parameter, by its name.
+        step: the last one.
+        ranks: all of them.
+    """
+    numbers: list[int] = []
+    found: list[list[Tensor]] = [[], []]
+    for (rate, decay), pieces in _together(fragments, step):
+        state = [tensors for _, tensors in pieces]
+        numbers += [part_of(parameter) for parameter, _ in pieces]
+        found[0] += _norms([weight for weight, _, _ in state])
+        if step.number:
+            found[1] += _norms(step.updates(state, rate, decay))
+    sums = torch.stack([squared_norms_by_part(norms, numbers, parts, ranks.device) for norms in found])
+    weights, updates = ranks.sum(sums).sqrt().tolist()
+    return weights, updates
+
+
+def squared_norms_by_part(norms: Sequence[Tensor], numbers: Sequence[int], parts: int, device: torch.device) -> Tensor:
+    """The sums of the squares of `norms`, each () float64, over those of each part; (parts,) float64.
+
+    `numbers` are their parts; there may be no norms at all.
+    """
+    total = torch.zeros(parts, dtype=torch.float64, device=device)
+    if norms:
+        # Not index_add, which adds in any order on GPUs.
+        member = (torch.arange(parts)[:, None] == torch.tensor(numbers)).to(device, non_blocking=True)
+        total += torch.where(member, torch.stack(list(norms)).square(), 0.0).sum(dim=1)
+    return total
+
+
+def _with_all(norms: Sequence[float]) -> list[float]:
+    """With the norm of all parts together."""
+    return [*norms, math.sqrt(sum(norm * norm for norm in norms))]
 
 
 def _together(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from data.files.user_account import account_name, temporary_folder
 from data.images.random_erasing import ErasingMode
@@ -105,6 +105,8 @@ class DataSettings(Section):
     """Random brightness, contrast, saturation and hue after RandAugment; None for none."""
     random_erasing: Annotated[RandomErasingSettings | None, Field(exclude_if=lambda section: section is None)] = None
     """Random erasing of the normalized image; None for none."""
+    excluded_samples: Annotated[tuple[str, ...], Strict(False), Field(exclude_if=lambda names: not names)] = ()
+    """Training samples to leave out, as `shard/key`; each is replaced by another one of its shard."""
     evaluation_crop: Literal["center", "whole"] = "center"
     """Evaluation view: the central S / (S + 32), or the whole image resized; a stage below 160 pixels has `whole` by
     default."""

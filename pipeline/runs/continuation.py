@@ -9,9 +9,12 @@ from importlib import metadata
 
 import torch
 
-from pipeline.checkpoints.manifest import CheckpointFacts
+from pipeline.checkpoints.manifest import CheckpointFacts, RunFacts
+from pipeline.host import processor_name
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
+from pipeline.runs.stage_settings import digests
+from pipeline.training.images import imagenet_preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,28 @@ def computed_with(plan: TrainPlan, ranks: Ranks) -> dict[str, str]:
     }
     if on_gpu:
         return found | {"deterministic": str(stage.deterministic).lower()}
-    return found | {"resources.threads_per_rank": str(stage.resources.threads_per_rank)}
+    return found | {"processor": processor_name(), "resources.threads_per_rank": str(stage.resources.threads_per_rank)}
+
+
+def run_facts(plan: TrainPlan, run_id: str | None, now: Mapping[str, str]) -> RunFacts:
+    """What the manifests of all checkpoints have in common that a start with `plan` saves.
+
+    Args:
+        plan: of the stage.
+        run_id: see `pipeline.runs.run_identity`.
+        now: `computed_with` of that start.
+    """
+    stage = plan.stage
+    return RunFacts(
+        plan.name,
+        stage.precision,
+        plan.model_arguments,
+        digests(plan),
+        run_id,
+        now,
+        imagenet_preprocessing(stage.resolution, stage.data.evaluation_crop),
+        stage.loss.kind,
+    )
 
 
 def changes_since(checkpoint: CheckpointFacts, now: Mapping[str, str], world_size: int) -> list[Change]:

@@ -7,7 +7,8 @@ _NEW_STAGE = "add a stage with start_from"
 EXTENDABLE = frozenset({
     "epochs", "steps", "batch.global_size", "optimizer", "mixup_alpha", "ema_decay", "precision",
     "loss.label_smoothing", "model.drop_path_rate", "data.crop", "data.crop_area", "data.flip", "data.random_augment",
-    "data.random_erasing", "data.color_jitter", "cutmix_alpha", "mixup_probability", "mixup_switch_probability",
+    "data.random_erasing", "data.color_jitter", "data.excluded_samples", "cutmix_alpha", "mixup_probability",
+    "mixup_switch_probability",
 })  # fmt: skip
 """Settings, and sections, that may be other ones from a step on."""
 

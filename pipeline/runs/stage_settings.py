@@ -12,6 +12,7 @@ from pipeline.checkpoints.manifest import RunDigests
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.checkpoints.manifest import CheckpointFacts
     from pipeline.plan import Plan, TrainPlan
     from pipeline.recipe.schema import Stage
 
@@ -22,6 +23,14 @@ def digests(plan: "TrainPlan") -> RunDigests:
     """What distinguishes a run from others in its checkpoints: its settings that may not change, and its data."""
     settings = {key: value for key, value in flatten(stage_settings(plan, None)).items() if not may_change(key)}
     return RunDigests(json_sha256(settings), plan.train.digest, classes_digest(plan))
+
+
+def is_checkpoint_of(plan: "TrainPlan", checkpoint: "CheckpointFacts") -> bool:
+    """Whether a checkpoint was saved with the settings that were in force at its step, or ended with it."""
+    return any(
+        part.first_step <= checkpoint.step <= part.until and checkpoint.run.digests == digests(part)
+        for part in plan.parts
+    )
 
 
 def classes_digest(plan: "Plan") -> str:

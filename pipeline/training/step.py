@@ -1,6 +1,6 @@
 """One optimizer step on one rank: forward and backward over its micro-batches, one exchange, the update."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ class StepContext:
     ranks: Ranks
     clock: StepClock
     watchdog: Watchdog
+    on_gradient: Callable[[str, Tensor], None] | None = None
+    """See `ZeroEngine.step`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
     numbers = to_device(torch.tensor([skipped_here, *message.pack()], dtype=torch.float32), ranks.device)
     sums = ranks.sum(torch.cat([own.sum()[None], numbers, recorded_statistics(engine.module)]))
     statistics = sums[1 + len(numbers) :] / plan.stage.batch.micro_batches
-    norm = engine.step(sums[0])
+    norm = engine.step(sums[0], context.on_gradient)
     # The one place where a step waits for the device.
     norm_read, loss_sum, skipped, *packed = torch.cat([norm[None], sums[: 1 + len(numbers)]]).tolist()
     mean = loss_sum / plan.stage.batch.micro_batches

@@ -52,6 +52,7 @@ def open_stream(
         workers=plan.stage.data.workers,
         cache=plan.cache,
         allocate=pixel_allocator(device),
+        excluded=frozenset(plan.stage.data.excluded_samples),
     )
 
 
@@ -95,14 +96,15 @@ class SkippedLimits:
             DataError: more than `skipped_share` of all samples, or more than `skipped_run` in a row.
         """
         self._seen += len(batch.labels)
-        self._skipped += len(batch.skipped)
-        broken = {sample.position for sample in batch.skipped}
+        unusable = [sample for sample in batch.skipped if not sample.excluded]
+        self._skipped += len(unusable)
+        broken = {sample.position for sample in unusable}
         for position in range(len(batch.labels)):
             self._in_a_row = self._in_a_row + 1 if position in broken else 0
             if self._in_a_row > self._data.skipped_run:
-                self._stop(batch.skipped[-1], f"raise {self._run} ({self._data.skipped_run})")
+                self._stop(unusable[-1], f"raise {self._run} ({self._data.skipped_run})")
         if self._skipped > max(_TOLERATED, self._data.skipped_share * self._seen):
-            self._stop(batch.skipped[-1], f"raise {self._share} ({self._data.skipped_share:g})")
+            self._stop(unusable[-1], f"raise {self._share} ({self._data.skipped_share:g})")
 
     def _stop(self, last: SkippedSample, fix: str) -> None:
         raise DataError(

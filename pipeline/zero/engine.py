@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -81,13 +81,15 @@ class ZeroEngine:
         """Continue with the next micro-batch of the step: called after each `backward` but the last."""
         self._engine.step()  # only counts: DeepSpeed applies the gradient with the last micro-batch
 
-    def step(self, loss: Tensor) -> Tensor:
+    def step(self, loss: Tensor, on_gradient: Callable[[str, Tensor], None] | None = None) -> Tensor:
         """Apply the accumulated gradient, unless its norm or `loss` is not finite, without waiting for either.
 
         A step that is not applied changes nothing: the next one is as if this one's gradient had never existed.
 
         Args:
             loss: () float32 on the device, the same on all ranks.
+            on_gradient: called with the name of a parameter and a view (n,) of its averaged gradient before clipping,
+                for every range that this rank optimizes; where all ranks hold everything, on one of them.
 
         Returns:
             The global norm of the gradient before clipping, () float32 on the device; nan or inf if it is not finite.
@@ -103,11 +105,22 @@ class ZeroEngine:
             found = zero._global_grad_norm if own is None else own
             return found if isinstance(found, Tensor) else torch.full_like(loss, found)
 
-        self._adamw.gradient_norm = lambda: torch.where(loss.isfinite(), norm(), math.nan)
+        def checked_norm() -> Tensor:
+            if on_gradient:
+                self._show_gradient(on_gradient)
+            return torch.where(loss.isfinite(), norm(), math.nan)
+
+        self._adamw.gradient_norm = checked_norm
         self._engine.step()
         self._adamw.gradient_norm = None
         found = norm()
         return torch.where(found < 0, math.inf, found)
+
+    def _show_gradient(self, on_gradient: Callable[[str, Tensor], None]) -> None:
+        # With ZeRO 3, AdamW is called for a part of the tensors at a time, and the others have no gradient then.
+        for part in self._slices:
+            if part.saved_here and part.holder.grad is not None:
+                on_gradient(part.parameter, part.view(part.holder.grad))
 
     @torch.no_grad()
     def _gradient_norm(self) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Streams: pixels depend only on seed, epoch and sample; unusable samples are replaced; evaluation is exact."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ def stream(
     first_step: int = 0,
     workers: int = 2,
     transform: TrainTransform | None = None,
+    excluded: Collection[str] = (),
 ) -> Iterator[MicroBatch]:
     dataset = Dataset(read_index(folder))
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
     return training_stream(
         dataset, order, transform or TrainTransform(16), RankShare(rank, world_size, micro_batch),
-        first_step=first_step, workers=workers,
+        first_step=first_step, workers=workers, excluded=excluded,
     )  # fmt: skip
 
 
@@ -135,6 +136,20 @@ def test_a_sample_that_does_not_decode_is_replaced_and_named(shards: Path, tmp_p
     )
     assert changed == len(skipped) > 0
     assert np.array_equal(pixels_of(damaged), pixels_of(list(itertools.islice(stream(folder, workers=1), 16))))
+
+
+def test_an_excluded_sample_is_replaced_as_one_that_does_not_decode(shards: Path, tmp_path: Path) -> None:
+    folder = with_broken_member(shards, tmp_path / "train", broken=6)
+    damaged = list(itertools.islice(stream(folder), 16))
+    (name,) = {f"{one.shard}/{one.key}" for batch in damaged for one in batch.skipped}
+    excluding = list(itertools.islice(stream(shards / "train", excluded={name}), 16))
+    assert np.array_equal(pixels_of(excluding), pixels_of(damaged))
+    assert [b.origins for b in excluding] == [b.origins for b in damaged]
+    skipped = [one for batch in excluding for one in batch.skipped]
+    assert [(one.position, one.key) for one in skipped] == [
+        (one.position, one.key) for b in damaged for one in b.skipped
+    ]
+    assert all(one.excluded and "data.excluded_samples" in one.reason for one in skipped)
 
 
 def test_a_shard_without_usable_samples_stops_the_stream(tmp_path: Path) -> None:

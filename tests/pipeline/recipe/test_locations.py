@@ -18,7 +18,7 @@ from tests.support.recipes import write_recipe
 TEXTS = {
     "name", "stages.model.name", "stages.data.storage.profile", "stages.resources.time_limit",
     "stages.resources.partition", "stages.resources.account", "stages.resources.qos", "stages.resources.constraint",
-    "stages.resources.flags",
+    "stages.resources.flags", "stages.data.excluded_samples",
 }  # fmt: skip
 """Settings that are neither a path nor a URL nor one of some words."""
 PATHS = {

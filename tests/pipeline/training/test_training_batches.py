@@ -1,6 +1,7 @@
 """The reader of the training loop: broken samples are recorded, and too many of them end the run."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from data.errors import DataError
 from data.stream import MicroBatch, SkippedSample
+from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan, plan_stage
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
@@ -68,3 +70,29 @@ def test_too_many_broken_samples_in_a_row_end_the_run(damaged: TrainPlan) -> Non
         DataError, match=r"shards: .* cannot be used \(last: key0 in s\.tar: broken\).*data\.skipped_run \(4\)"
     ):
         limits.count(batch(0))
+
+
+def test_excluded_samples_are_recorded_and_do_not_count_towards_the_limits(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    plan = plan_stage(load_recipe(recipe, ["data.skipped_run=1"]), "pretrain", 1)
+    assert isinstance(plan, TrainPlan)
+    reader = read_micro_batches(plan, RunFolder(tmp_path), ALONE, 0)
+    names = [f"{origin.shard}/{origin.key}" for batch in itertools.islice(reader, 4) for origin in batch.origins]
+    reader.close()
+    excluding = plan_stage(
+        load_recipe(recipe, ["data.skipped_run=1", f"data.excluded_samples={json.dumps(names)}"]), "pretrain", 1
+    )
+    assert isinstance(excluding, TrainPlan)
+    reader = read_micro_batches(excluding, RunFolder(tmp_path), ALONE, 0)
+    seen = [origin for batch in itertools.islice(reader, 4) for origin in batch.origins]
+    reader.close()
+    assert not {f"{origin.shard}/{origin.key}" for origin in seen} & set(names)
+    assert [f"{one['shard']}/{one['key']}" for one in events(tmp_path)] == names
+
+
+def test_an_excluded_sample_of_a_shard_that_is_not_there_is_refused(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, shards)
+    with pytest.raises(
+        ConfigError, match=r"data.excluded_samples: train-00001.tar/x: no shard .* did you mean train-000001.tar/x"
+    ):
+        plan_stage(load_recipe(recipe, ["data.excluded_samples=[train-00001.tar/x]"]), "pretrain", 1)

@@ -28,6 +28,7 @@ from tests.pipeline.replay.brightness import (
     BRIGHT,
     CPU,
     DARK,
+    DETECTING,
     STEP,
     micro_batch,
     observed_model,
@@ -217,7 +218,7 @@ def test_weights_and_buffers_come_first(
 def test_the_first_module_whose_output_is_not_finite_is_named_with_its_samples(
     shards: Path, tmp_path: Path, policy: str
 ) -> None:
-    plan = planned(shards, tmp_path, "model.drop_path_rate=0", f"activation_checkpointing={policy}")
+    plan = planned(shards, tmp_path, DETECTING, f"activation_checkpointing={policy}")
     observed, batch = observed_model(plan, overflow_forward), micro_batch(plan, [DARK, DARK, BRIGHT, DARK])
     seen = observed.observe(batch, STEP, 0)
     found = seen.not_finite
@@ -234,10 +235,10 @@ def test_the_first_module_whose_output_is_not_finite_is_named_with_its_samples(
 def test_a_gradient_that_is_not_finite_is_named_where_all_outputs_are(
     shards: Path, tmp_path: Path, policy: str
 ) -> None:
-    plan = planned(shards, tmp_path, "model.drop_path_rate=0", f"activation_checkpointing={policy}")
+    plan = planned(shards, tmp_path, DETECTING, f"activation_checkpointing={policy}")
     observed, batch = observed_model(plan, overflow_gradient), micro_batch(plan, [DARK, DARK, BRIGHT, DARK])
     seen = observed.observe(batch, STEP, 0)
-    assert seen.not_finite == NotFinite("stem.conv2.weight", "gradient", 576, 576, ())
+    assert seen.not_finite == NotFinite("stem.conv2.weight", "gradient", 288, 576, ())
     assert all(math.isfinite(block.output) for block in seen.blocks)
     assert [math.isfinite(block.parameter_gradient or 0.0) for block in seen.blocks] == [False] + [True] * 5
     assert not observed.is_finite(batch, STEP, 0)

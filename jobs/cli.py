@@ -29,6 +29,8 @@ COMMANDS = {
     "logs": "Print the end of a job's log, or of rank 0's for a run without Slurm.",
     "cancel": "Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows.",
     "checkpoints": "List and verify the checkpoints of a run.",
+    "replay": "Recompute any step of a run from its checkpoints, compare it with the log, and look into it.",
+    "verify": "Recompute random steps of a run, and compare them and the checkpoints with what the run has stored.",
     "predict": "Classify images with a trained model: the best classes of each, as a table, JSON, CSV or a picture.",
     "evaluate": "Evaluate a trained model on shards: accuracy, calibration, every class, confusion, mistakes.",
     "export": "Write a trained model for use elsewhere: safetensors with a config, timm's form, ONNX or torch.export.",

@@ -12,7 +12,8 @@ from rich.table import Table
 from pipeline.monitoring.bounded_output import bounded_text
 from pipeline.monitoring.console import PrintableConsole, styled_text
 
-_PIPE_WIDTH = 200  # columns: a pipe has no width of its own to keep to
+PIPE_WIDTH = 200
+"""Columns: a pipe has no width of its own to keep to."""
 
 
 def make_console(*, bounded: bool = False) -> Console:
@@ -21,7 +22,7 @@ def make_console(*, bounded: bool = False) -> Console:
     For commands that train, it is `bounded`: a reader that stops reading, or goes away, does not stop them.
     """
     file = bounded_text(sys.stdout.fileno()) if bounded else None
-    return PrintableConsole(file=file, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    return PrintableConsole(file=file, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def print_line(console: Console, *parts: str | tuple[str, str]) -> None:

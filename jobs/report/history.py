@@ -21,6 +21,7 @@ _TITLES = {
     Event.RESUME: "resume",
     Event.CHANGE: "change",
     Event.EXTEND: "settings changed",
+    Event.BRANCH: "branch of another run",
     Event.WEIGHTS: "starting weights",
     Event.SAVE: "save",
     Event.SAVE_FAILED: "save failed",

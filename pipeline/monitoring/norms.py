@@ -42,6 +42,22 @@ def stage_index(variant: Variant) -> Callable[[str], int]:
     return index
 
 
+def block_names(variant: Variant) -> tuple[str, ...]:
+    """Stem, blocks and head, as their parameters begin: stem, blocks.0, blocks.1, ..., head."""
+    return ("stem", *(f"blocks.{number}" for number in range(sum(stage.depth for stage in variant.stages))), "head")
+
+
+def block_index(variant: Variant) -> Callable[[str], int]:
+    """A function from a parameter's name to the index of its block in `block_names`."""
+    numbers = {name: number for number, name in enumerate(block_names(variant))}
+
+    def index(parameter: str) -> int:
+        first, second, *_ = parameter.split(".")
+        return numbers[f"blocks.{second}" if first == "blocks" else first]
+
+    return index
+
+
 @dataclass(frozen=True, slots=True)
 class AdamWStep:
     """What AdamW's last step depended on, besides the state of each parameter."""

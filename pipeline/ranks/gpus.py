@@ -94,3 +94,8 @@ def device_name(device: torch.device) -> str:
 
 def _key(table: dict[str, float], name: str) -> str | None:
     return next((key for key in table if key in name), None)
+
+
+def visible_gpus() -> int:
+    """GPUs that this process can use; 0 without any."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

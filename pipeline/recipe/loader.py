@@ -1,7 +1,7 @@
 """Recipes from YAML: defaults merged into stages, `key=value` overrides, errors with file, line and nearest key."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from data.errors import raise_if_passing
 from data.files.yaml_text import KeyPath, Unquoted, YamlError, read_yaml, yaml_file
 from pipeline.errors import ConfigError, SeveralErrors
+from pipeline.recipe.locations import as_written
 from pipeline.recipe.scalars import converted, number_fix
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 
@@ -53,6 +54,37 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         return Recipe.model_validate(_converted(document.values), context=path.parent)
     except ValidationError as error:
         problems = _validation_messages(error, document)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise SeveralErrors(problems[0] + more, problems) from None
+
+
+def overridden_stage(name: str, settings: Mapping[str, Any], overrides: Sequence[str]) -> TrainStage:
+    """The training stage `name` with recorded `settings`, and `overrides` of them as for `load_recipe`.
+
+    Relative paths in overrides start at the working directory.
+
+    Raises:
+        ConfigError: an override of something else than settings of the stage.
+        SeveralErrors: as for `load_recipe`.
+    """
+    recorded = TrainStage.model_validate(settings)
+    stages = {name: as_written(recorded)}
+    document = _Document({"name": "recorded", "stages": stages}, {(): f"the recorded settings of stage {name}"})
+    for override in overrides:
+        key = override.partition("=")[0].strip().split(".")[0]
+        if key in Recipe.model_fields:
+            raise ConfigError(f"{override}: not a setting of a stage; give settings of stage {name}")
+        _apply_override(document, override)
+    unknown = _unknown_keys(document)
+    if unknown:
+        raise SeveralErrors(unknown[0], unknown)
+    try:
+        return TrainStage.model_validate(_converted(document.values)["stages"][name], context=Path.cwd())
+    except ValidationError as error:
+        problems = [
+            f"stages.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SeveralErrors(problems[0] + more, problems) from None
 

@@ -1,1 +1,1 @@
-"""Steps of a run computed again: what happens inside their micro-batches, and which samples make one not finite."""
+"""Steps of a run computed again, looked into, and compared with what was logged; the run itself is only read."""

@@ -89,7 +89,7 @@ class ObservedModel:
         self.model.set_grad_checkpointing(policy=stage.activation_checkpointing)
         self.model.set_fused_depthwise(stage.fused_depthwise)
         self.model.train()
-        self._plan, self._device = plan, device
+        self.plan, self._device = plan, device
         self._blocks: dict[str, nn.Module] = {
             "stem": self.model.stem,
             **{f"blocks.{number}": block for number, block in enumerate(self.model.blocks)},
@@ -116,7 +116,7 @@ class ObservedModel:
         """
         watch = Watch(_norm)
         images, losses, logits = self._compute(batch, step, number, watch, self._blocks, backward=backward)
-        kind = self._plan.stage.loss.kind
+        kind = self.plan.stage.loss.kind
         probabilities = logits.softmax(dim=1) if kind == "softmax" else logits.sigmoid()
         predicted = logits.argmax(dim=1)
         labels = to_device(torch.from_numpy(batch.labels), self._device)[:, 0]
@@ -157,7 +157,7 @@ class ObservedModel:
         backward: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (m, S, S, 3), losses (m,) and logits (m, classes), float32 on the device, as `take_step` has them."""
-        plan = self._plan
+        plan = self.plan
         images, targets = prepared_inputs(batch, plan, step, number, self._device)
         watch.note("images", "input", images)
         torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, number))

@@ -35,6 +35,8 @@ class Event(StrEnum):
     """A resume computes with something else than the start that saved its checkpoint."""
     EXTEND = "extend"
     """Settings of the stage were changed by `--extend`: which, and from which step on."""
+    BRANCH = "branch"
+    """The run is a branch that has left another one: which, and by which settings, from which step on."""
     WEIGHTS = "weights"
     """A start takes its weights from the checkpoint of another stage: which, and what of them is resized or new."""
     SAVE = "save"

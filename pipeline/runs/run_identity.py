@@ -13,12 +13,30 @@ from pathlib import Path
 
 from data.errors import raise_if_passing
 from data.files.atomic_file import write_atomically
-from data.files.json_records import parse_json, to_json
+from data.files.json_records import check_at_least, parse_json, to_json
 from data.files.regular_file import read_regular
 from pipeline.errors import ConfigError
 
 _FILE = ".run.json"  # in the run folder
 _ID = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class BranchOrigin:
+    """The run that another one is a branch of."""
+
+    run: str | None
+    """Its id; None for runs of earlier versions."""
+    folder: str
+    """Its folder, when it was left."""
+    step: int
+    """Steps that both have in common."""
+
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            check_run_id(self.run)
+        check_folder(self.folder)
+        check_at_least(0, step=self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,8 @@ class RunIdentity:
     """Of that folder."""
     copied_from: tuple[str, ...] = ()
     """The runs whose folders were copied to make this one, oldest first."""
+    branch_of: BranchOrigin | None = None
+    """The run that it left by other settings, if it is a branch."""
 
     def __post_init__(self) -> None:
         for run in (self.id, *self.copied_from):
@@ -79,13 +99,17 @@ def identity_of(path: Path) -> RunIdentity | None:
     return here
 
 
-def establish_identity(path: Path) -> RunIdentity:
+def establish_identity(path: Path, branch_of: BranchOrigin | None = None) -> RunIdentity:
     """The identity of the run in the folder `path`, written down for a run that is new, moved or copied.
+
+    `branch_of` is what a new one is a branch of.
 
     Raises:
         ConfigError: the record of it is damaged.
     """
-    found = identity_of(path) or RunIdentity(uuid.uuid4().hex, os.path.realpath(path), path.stat().st_ino)
+    found = identity_of(path) or RunIdentity(
+        uuid.uuid4().hex, os.path.realpath(path), path.stat().st_ino, branch_of=branch_of
+    )
     if found != _recorded(path):
         write_atomically(path / _FILE, json.dumps(to_json(found)) + "\n")
     return found

@@ -1,0 +1,144 @@
+"""A replay on the screen: what was recomputed beside what was logged, and what is inside the step of interest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.text.counted import counted
+from jobs.console import make_table, print_line, print_warning
+from pipeline.monitoring.console import styled_text
+from pipeline.replay.report import Number, ReplayReport, SampleRow, StepRow
+
+_MOST_STEPS = 40
+_MOST_SAMPLES = 8
+_COLOURS = {"equal": "green", "rounding": "", "different": "red"}
+
+
+def show_replay(report: ReplayReport, out: Path, console: Console) -> None:
+    """Print the steps, the inside of the first step of interest, and where the rest is."""
+    console.print(_steps(report))
+    interest = next((row for row in report.steps if row.step == report.first), None)
+    for row in report.steps:
+        _show_not_finite(row, console)
+    if interest is not None and interest.samples:
+        console.print()
+        console.print(_samples(interest))
+    if interest is not None and interest.blocks:
+        console.print()
+        console.print(_blocks(interest))
+    console.print()
+    for remark in report.remarks:
+        print_warning(console, remark)
+    if not (report.holds and not report.why_not_bits) and not report.holds:
+        print_warning(console, f"the log is not what was recomputed: {report.verdict}")
+    elif not any(row.applied is None for row in report.steps):
+        print_line(console, report.verdict)
+    pictures = [row.picture for row in report.steps if row.picture]
+    print_line(console, f"{out}: {', '.join(['replay.json', *pictures[:3]])}{', ...' if len(pictures) > 3 else ''}")
+
+
+def _steps(report: ReplayReport) -> Table:
+    columns = ("step", "loss", "logged", "gradient norm", "logged", "learning rate", "logged", "")
+    table = make_table(*columns, right=columns[:-1], title=f"{report.stage} of {report.run}")
+    rows = _some(report.steps)
+    for before, row in zip((None, *rows), rows, strict=False):
+        if before is not None and before.step + 1 < row.step:
+            table.add_row("...")
+        logged = row.logged
+        table.add_row(
+            f"{row.step:,}",
+            _short(row.loss),
+            _short(logged.loss if logged else None),
+            _short(row.gradient_norm),
+            _short(logged.gradient_norm if logged else None),
+            _short(row.learning_rate),
+            _short(logged.learning_rate if logged else None),
+            styled_text((_remark(row), _COLOURS.get(row.agreement or "", ""))),
+        )
+    return table
+
+
+def _some(rows: Sequence[StepRow]) -> list[StepRow]:
+    """All rows, or the first and the last of many."""
+    if len(rows) <= _MOST_STEPS:
+        return list(rows)
+    half = _MOST_STEPS // 2
+    return [*rows[:half], *rows[-half:]]
+
+
+def _remark(row: StepRow) -> str:
+    parts = {"equal": "equal to the bit", "rounding": "within rounding", "different": "different", None: ""}
+    found = ["branch" if row.branch else parts[row.agreement], "not applied" if row.applied is False else ""]
+    found.append(f"{counted(len(row.skipped), 'sample')} replaced" if row.skipped else "")
+    return ", ".join(filter(None, found))
+
+
+def _show_not_finite(row: StepRow, console: Console) -> None:
+    for found in row.not_finite:
+        of = "" if found.elements is None else f", {found.elements:,} of {found.of:,} elements"
+        samples = f", samples {', '.join(found.samples[:_MOST_SAMPLES])}" if found.samples else ""
+        print_line(
+            console,
+            ("not finite: ", "red"),
+            f"step {row.step:,}, micro-batch {found.micro_batch}: first the {found.kind} of {found.name}{of}{samples}",
+        )
+    for cause in row.causes:
+        where = f"; alone they reach the {cause.module} first" if cause.samples and cause.module else ""
+        which = f": {', '.join(cause.samples)}" if cause.samples else ""
+        print_line(
+            console,
+            ("cause: ", "red"),
+            f"step {row.step:,}, micro-batch {cause.micro_batch}: {cause.explanation}{which}{where} "
+            f"({counted(cause.trials, 'trial')})",
+        )
+
+
+def _samples(row: StepRow) -> Table:
+    title = f"step {row.step:,}: the samples with the highest and the lowest losses, of {len(row.samples):,}"
+    table = make_table(
+        "loss", "sample", "labels", "prediction", "probability", "of the label",
+        right=("loss", "probability", "of the label"), title=title,
+    )  # fmt: skip
+    order = sorted(row.samples, key=lambda one: (-_sortable(one.loss), one.position))
+    if len(order) > 2 * _MOST_SAMPLES:
+        for one in order[:_MOST_SAMPLES]:
+            table.add_row(*_sample(one))
+        table.add_row("...")
+        order = order[-_MOST_SAMPLES:]
+    for one in order:
+        table.add_row(*_sample(one))
+    return table
+
+
+def _sample(one: SampleRow) -> list[str]:
+    texts = (one.name, ", ".join(one.labels), one.prediction)
+    return [
+        _short(one.loss),
+        *(str(styled_text(text)) for text in texts),
+        _share(one.probability),
+        _share(one.label_probability),
+    ]
+
+
+def _blocks(row: StepRow) -> Table:
+    columns = ("weight", "gradient", "update", "output", "gradient of the output")
+    table = make_table("block", *columns, right=columns, title=f"step {row.step:,}: norms of each block")
+    for block in row.blocks:
+        values = (block.weight, block.gradient, block.update, block.output, block.output_gradient)
+        table.add_row(block.name, *map(_short, values))
+    return table
+
+
+def _sortable(loss: Number) -> float:
+    value = float(loss)
+    return value if abs(value) < float("inf") else float("inf")
+
+
+def _short(value: Number | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.6g}"
+
+
+def _share(value: Number) -> str:
+    return value if isinstance(value, str) else f"{value:.1%}"

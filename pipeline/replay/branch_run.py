@@ -1,0 +1,86 @@
+"""A branch of a run that goes on as a run of its own: its folder, its identity, its checkpoints."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import yaml
+
+from data.files.atomic_file import write_atomically
+from data.files.json_records import to_json
+from data.remote.web_address import without_secrets
+from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
+from pipeline.errors import ConfigError
+from pipeline.plan import TrainPlan
+from pipeline.ranks.distributed import Ranks
+from pipeline.replay.recorded_stage import RecordedStage
+from pipeline.replay.step_replay import StepReplay
+from pipeline.runs.continuation import computed_with
+from pipeline.runs.event_log import Event
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_identity import BranchOrigin, establish_identity
+from pipeline.runs.settings_history import KEY, VERSION, SettingsHistory
+from pipeline.runs.stage_settings import stage_settings
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRun:
+    """A run that another one has become by other settings from a step on; see `begin`."""
+
+    folder: RunFolder
+    """Of the stage."""
+    store: CheckpointStore
+    run_id: str
+
+    @classmethod
+    def begin(
+        cls, path: Path, recorded: RecordedStage, plan: TrainPlan, history: SettingsHistory, ranks: Ranks
+    ) -> Self:
+        """Make the run folder `path`, which must not exist, for the stage as it goes on after the steps before it.
+
+        Args:
+            path: `runs/NAME`.
+            recorded: the stage that it leaves.
+            plan: of the branch.
+            history: of its settings.
+            ranks: all of them.
+
+        Raises:
+            ConfigError: the folder exists, or cannot be written.
+        """
+        folder, run_id = RunFolder(path / recorded.name), ""
+        if ranks.is_leader:
+            refuse_existing_run(path)
+            folder.create()
+            content = stage_settings(plan, recorded.frozen.start_digest)
+            if history.entries:
+                content[KEY] = to_json(SettingsHistory(VERSION, history.entries))
+            write_atomically(folder.recipe, without_secrets(yaml.safe_dump(content, sort_keys=False, width=math.inf)))
+            origin = BranchOrigin(recorded.run_id, str(recorded.folder.path.resolve()), plan.first_step)
+            run_id = establish_identity(folder.path, origin).id
+            folder.events.record(
+                Event.BRANCH, step=plan.first_step, of=origin.folder, run=origin.run, changed=list(recorded.branched)
+            )
+            now = computed_with(plan, ranks)
+            folder.events.record(Event.RESUME, step=plan.first_step, ranks=ranks.world_size, computed_with=now)
+        run_id = ranks.broadcast_text(0, run_id)
+        return cls(folder, checkpoint_store(folder, plan.stage), run_id)
+
+    def save(self, replay: StepReplay) -> None:
+        """Save where the branch stands.
+
+        Raises:
+            RunFailed, StorageDown: it cannot be saved.
+        """
+        replay.save(self.store, self.folder, self.run_id)
+
+
+def refuse_existing_run(path: Path) -> None:
+    """Refuse the name of a run that is taken.
+
+    Raises:
+        ConfigError: there is something at `path`.
+    """
+    if path.exists():
+        raise ConfigError(f"{path}: exists already; give the branch another name")

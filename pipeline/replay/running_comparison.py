@@ -1,0 +1,88 @@
+"""What a run has logged of the steps that are recomputed, held against them as they come."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipeline.monitoring.event_reader import read_stage_events
+from pipeline.monitoring.norms import block_names
+from pipeline.plan import TrainPlan
+from pipeline.ranks.distributed import Ranks
+from pipeline.replay.comparison import ComparedStep, compare
+from pipeline.replay.inspection import Inspection
+from pipeline.replay.logged_steps import LoggedStep, computations, differences, logged_steps, of_steps
+from pipeline.replay.recorded_stage import RecordedStage
+from pipeline.replay.report import BlockRow, StepRow, number
+from pipeline.replay.start_points import ReplayStart
+from pipeline.replay.step_replay import ReplayedStep
+
+
+class RunningComparison:
+    """What the run has logged of the steps, and how the recomputed ones compare; empty on all ranks but the leader."""
+
+    def __init__(
+        self, recorded: RecordedStage, start: ReplayStart, until: int, ranks: Ranks, now: Mapping[str, str]
+    ) -> None:
+        self.now = now
+        """What this replay computes with."""
+        self.logged: dict[int, LoggedStep] = {}
+        self.why_not_bits: list[str] = []
+        self.compared: list[ComparedStep] = []
+        if ranks.is_leader:
+            self.logged = logged_steps(read_stage_events(recorded.folder))
+            past = of_steps(computations(recorded.folder.events.entries()), start.step, until)
+            reasons = [reason for one in past for reason in differences(one, ranks.world_size, now)]
+            self.why_not_bits = (
+                list(dict.fromkeys(reasons)) if past else ["the run has recorded no start of these steps"]
+            )
+
+    def row(
+        self, replayed: ReplayedStep, plan: TrainPlan, inspection: Inspection | None, *, is_branch: bool
+    ) -> StepRow:
+        """A recomputed step beside the logged one."""
+        result, logged = replayed.result, self.logged.get(replayed.step)
+        ours = LoggedStep(result.loss, result.gradient_norm, replayed.learning_rate)
+        agreement = None
+        if logged is not None and not is_branch:
+            bits = not self.why_not_bits
+            self.compared.append(compare(replayed.step, ours, logged, plan.stage.precision, bits=bits))
+            agreement = self.compared[-1].agreement
+        row = StepRow(
+            step=replayed.step,
+            loss=number(result.loss),
+            gradient_norm=number(result.gradient_norm),
+            learning_rate=replayed.learning_rate,
+            applied=result.applied,
+            seconds=round(replayed.seconds, 3),
+            branch=is_branch,
+            logged=logged,
+            agreement=agreement,
+            skipped=replayed.skipped,
+            blocks=tuple(
+                BlockRow(
+                    name,
+                    number(replayed.weight_norms[name]),
+                    number(gradient),
+                    number(replayed.update_norms[name]) if result.applied else None,
+                )
+                for name, gradient in replayed.gradient_norms.items()
+            ),
+        )
+        return with_inspection(row, inspection, plan) if inspection else row
+
+
+def with_inspection(row: StepRow, inspection: Inspection, plan: TrainPlan) -> StepRow:
+    """The row with what was found inside the step."""
+    names = block_names(plan.stage.model.variant)
+    blocks = row.blocks or tuple(BlockRow(name) for name in names)
+    gradients = inspection.output_gradients or (None,) * len(names)
+    return replace(
+        row,
+        blocks=tuple(
+            replace(block, output=number(output), output_gradient=None if gradient is None else number(gradient))
+            for block, output, gradient in zip(blocks, inspection.outputs, gradients, strict=True)
+        ),
+        not_finite=inspection.not_finite,
+        causes=inspection.causes,
+        samples=inspection.samples,
+        picture=f"step-{row.step:08d}.png",
+    )

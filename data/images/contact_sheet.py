@@ -80,3 +80,14 @@ def cut_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, 
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+def cut_in_the_middle(text: str, cell: int = CELL) -> str:
+    """The beginning and the end of a caption with "..." between them, or all of it if it fits into its cell."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    shown = text = " ".join(one_line(text).split())
+    left = len(text)
+    while left > 1 and font.getlength(shown) > cell:
+        left -= 1
+        shown = f"{text[: left // 2]}...{text[len(text) - (left - left // 2) :]}"
+    return shown

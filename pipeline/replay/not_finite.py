@@ -46,12 +46,6 @@ def first_in_state(model: nn.Module, buffers: Mapping[str, Tensor]) -> NotFinite
     return None
 
 
-def every_module(model: CoAtNet) -> dict[str, nn.Module]:
-    """The modules in which to look for the first one that is not finite, by name."""
-    # What an identity returns is another module's output.
-    return {name: module for name, module in model.named_modules() if name and not isinstance(module, nn.Identity)}
-
-
 def not_finite_in_rows(x: Tensor) -> Tensor:
     """The elements of `x` (n, ...) that are not finite, in each row: (n,) int64. A measure of a `Watch`."""
     return x.isfinite().logical_not_().reshape(x.shape[0], -1).sum(dim=1)

@@ -16,7 +16,6 @@ from pipeline.plan import TrainPlan
 from pipeline.precision import autocast, model_dtype
 from pipeline.replay.not_finite import (
     NotFinite,
-    every_module,
     first_in_state,
     first_seen,
     not_finite_in_rows,
@@ -162,8 +161,8 @@ class ObservedModel:
         watch.note("images", "input", images)
         torch.manual_seed(RandomStream.STOCHASTIC_DEPTH.torch_seed(plan.seed, step, number))
         try:
-            with watch.over(modules, self._parameters):
-                # Not under no_grad, whatever is wanted: attention would choose another kernel, with other last digits.
+            # Without gradients, attention would choose another kernel, with other last digits.
+            with watch.over(modules, self._parameters), torch.enable_grad():
                 with autocast(plan.stage.precision, self._device):
                     logits = self.model(images.to(model_dtype(plan.stage.precision)))
                 losses = classification_loss(logits, targets, plan.stage.loss.kind)
@@ -172,12 +171,12 @@ class ObservedModel:
                     watch.backward(losses.mean())
         finally:
             discard_recorded_statistics(self.model)
-            self.model.zero_grad()
         return images, losses.detach(), logits.detach().float()
 
     def _located(self, batch: MicroBatch, step: int, number: int, first: Seen) -> NotFinite:
         """The module in which it begins, where the blocks have shown `first` to be not finite."""
-        watch, modules = Watch(not_finite_in_rows), every_module(self.model)
+        watch = Watch(not_finite_in_rows)
+        modules = {name: module for name, module in self.model.named_modules() if name}
         with noted_draws(self.model) as draws:
             self._compute(batch, step, number, watch, modules, backward=first.kind == "gradient")
         found = first_seen(watch.seen, modules, draws)

@@ -68,6 +68,6 @@ class Watch:
         output.register_hook(partial(self.note, name, "gradient"))  # type: ignore[no-untyped-call]
 
     def _parameter(self, name: str, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self.note(name, "gradient", parameter.grad)
-        parameter.grad = None
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        self.note(name, "gradient", gradient)

@@ -1,8 +1,17 @@
 """Contact sheets: images in rows with captions."""
 
 import numpy as np
+from PIL import ImageFont
 
-from data.images.contact_sheet import CELL, RIGHT, CaptionedImage, contact_sheet, sheet_size
+from data.images.contact_sheet import (
+    CELL,
+    RIGHT,
+    CaptionedImage,
+    contact_sheet,
+    cut_in_the_middle,
+    cut_to_width,
+    sheet_size,
+)
 
 
 def test_a_contact_sheet_arranges_images_in_rows_and_shrinks_large_ones() -> None:
@@ -35,3 +44,16 @@ def test_a_sheet_may_have_larger_cells_more_lines_and_a_colour() -> None:
 def test_captions_show_escapes_for_what_is_no_visible_character() -> None:
     hostile, escaped = (contact_sheet([CaptionedImage(None, text, "")]) for text in ("a\x1b[2Jb", "a\\x1b[2Jb"))
     assert np.array_equal(np.asarray(hostile), np.asarray(escaped))
+
+
+def test_a_caption_that_is_cut_in_the_middle_keeps_its_beginning_and_its_end() -> None:
+    assert cut_in_the_middle("train/0001.jpg") == "train/0001.jpg"
+    key = "train/n01440764/" + "x" * 500 + "/0001.jpg"
+    beginning, end = cut_in_the_middle(key).split("...")
+    assert key.startswith(beginning)
+    assert key.endswith(end)
+    assert min(len(beginning), len(end)) > len("/0001.jpg")
+    shown = cut_in_the_middle(key)
+    assert cut_to_width(shown, ImageFont.load_default(11), CELL) == shown, "it fits"
+    assert len(cut_in_the_middle(key, 2 * CELL)) > 1.5 * len(shown)
+    assert cut_in_the_middle("a\x1b[2Jb") == "a\\x1b[2Jb"

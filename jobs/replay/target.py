@@ -73,7 +73,8 @@ def ranks_here(stage: TrainStage, folder: RunFolder, first: int, until: int, wan
         if micro_batches % wanted:
             divisors = [str(count) for count in range(1, micro_batches + 1) if micro_batches % count == 0]
             raise ConfigError(
-                f"--ranks {wanted}: does not divide the {micro_batches} micro-batches of a step; use {', '.join(divisors)}"
+                f"--ranks {wanted}: does not divide the {micro_batches} micro-batches of a step; use one of "
+                f"{', '.join(divisors)}"
             )
         return wanted
     past = of_steps(computations(folder.events.entries()), first, until)

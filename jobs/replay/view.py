@@ -98,7 +98,7 @@ def _show_not_finite(row: StepRow, console: Console) -> None:
 def _samples(row: StepRow) -> Table:
     title = f"step {row.step:,}: the samples with the highest and the lowest losses, of {len(row.samples):,}"
     table = make_table(
-        "loss", "sample", "labels", "prediction", "probability", "of the label",
+        "loss", "sample", "labels", "prediction", "probability", "of the label", "mixed with",
         right=("loss", "probability", "of the label"), title=title,
     )  # fmt: skip
     order = sorted(row.samples, key=lambda one: (-_sortable(one.loss), one.position))
@@ -119,6 +119,7 @@ def _sample(one: SampleRow) -> list[str]:
         *(str(styled_text(text)) for text in texts),
         _share(one.probability),
         _share(one.label_probability),
+        "-" if one.mixed_with is None or one.weight is None else f"{1 - one.weight:.0%} {one.mixed_with}",
     ]
 
 

@@ -23,6 +23,7 @@ from pipeline.replay.pictures import SeenSample, sample_sheet
 from pipeline.replay.report import CauseRow, NotFiniteRow, SampleRow, number
 from pipeline.runs.stage_result import distinct_names
 from pipeline.training.images import viewable
+from pipeline.training.inputs import mixing_settings
 
 SHOWN = 8
 """Samples with the highest losses, and as many with the lowest ones, that a picture shows."""
@@ -82,7 +83,8 @@ def inspect_step(
     for turn, batch in enumerate(batches):
         number_ = first + turn
         seen = model.observe(batch, step, number_, backward=backward)
-        rows += _rows(seen, batch, number_, micro, names)
+        mixing = mixing_settings(plan.stage).mixing(plan.stage.resolution, seed=plan.seed, step=step, number=number_)
+        rows += _rows(seen, batch, number_, micro, names, mixing.weight if mixing else None)
         extremes.add(seen, number_ * micro)
         norms = [[block.output, block.output_gradient or 0.0] for block in seen.blocks]
         squares += torch.tensor(norms, dtype=torch.float64, device=ranks.device).T.square()
@@ -93,11 +95,14 @@ def inspect_step(
     outputs, gradients = ranks.sum(squares).sqrt().tolist()
     samples = _gathered(ranks, rows, SampleRow)
     found = _gathered(ranks, not_finite, NotFiniteRow), _gathered(ranks, causes, CauseRow)
-    shown = _chosen(samples)
-    pixels = _gathered_pixels(ranks, extremes.pixels, shown)
+    worst, best = _chosen(samples)
+    pixels = _gathered_pixels(ranks, extremes.pixels, [*worst, *best])
     if not ranks.is_leader:
         return None
-    pictures = [_seen(samples[position], pixels[position]) for position in shown]
+    pictures = {
+        heading: [_seen(samples[position], pixels[position]) for position in positions]
+        for heading, positions in (("highest losses", worst), ("lowest losses", best))
+    }
     return Inspection(
         samples=tuple(samples),
         outputs=tuple(outputs),
@@ -131,11 +136,11 @@ class _Extremes:
         return {position: pixels for _, position, pixels in self._kept}
 
 
-def _chosen(samples: Sequence[SampleRow]) -> list[int]:
-    """The positions of the samples to show: highest losses first, then the lowest ones."""
+def _chosen(samples: Sequence[SampleRow]) -> tuple[list[int], list[int]]:
+    """The positions of the samples to show: those with the highest losses, and the others with the lowest ones."""
     order = sorted(samples, key=lambda row: (-_sortable(float(row.loss)), row.position))
     worst = [row.position for row in order[:SHOWN]]
-    return worst + [row.position for row in reversed(order) if row.position not in worst][:SHOWN]
+    return worst, [row.position for row in reversed(order) if row.position not in worst][:SHOWN]
 
 
 def _sortable(loss: float) -> float:
@@ -143,7 +148,10 @@ def _sortable(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _rows(seen: Observation, batch: MicroBatch, number_: int, micro: int, names: Sequence[str]) -> list[SampleRow]:
+def _rows(
+    seen: Observation, batch: MicroBatch, number_: int, micro: int, names: Sequence[str], weight: float | None
+) -> list[SampleRow]:
+    """`weight` is that of each sample against its partner, the one at the mirrored place; None without mixing."""
     columns = (seen.losses, seen.predicted, seen.probabilities, seen.label_probabilities)
     return [
         SampleRow(
@@ -156,6 +164,8 @@ def _rows(seen: Observation, batch: MicroBatch, number_: int, micro: int, names:
             prediction=names[predicted],
             probability=number(probability),
             label_probability=number(of_label),
+            mixed_with=None if weight is None else _name(batch, len(batch.origins) - 1 - place),
+            weight=weight,
         )
         for place, (origin, labels, loss, predicted, probability, of_label) in enumerate(
             zip(batch.origins, batch.labels.tolist(), *(column.tolist() for column in columns), strict=True)
@@ -186,8 +196,8 @@ def _name(batch: MicroBatch, position: int) -> str:
 def _seen(row: SampleRow, pixels: NDArray[np.uint8]) -> SeenSample:
     return SeenSample(
         key=row.key,
-        label=", ".join(row.labels),
-        prediction=row.prediction,
+        label=next(iter(row.labels), "no label"),
+        predicted=row.prediction,
         probability=float(row.probability),
         loss=float(row.loss),
         pixels=pixels,

@@ -33,6 +33,10 @@ class SampleRow:
     """Of the prediction."""
     label_probability: Number
     """Of the first label."""
+    mixed_with: str | None = None
+    """The sample that MixUp or CutMix has mixed into it; None without."""
+    weight: float | None = None
+    """Its own share then, of the targets."""
 
     @property
     def name(self) -> str:

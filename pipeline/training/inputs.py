@@ -6,6 +6,7 @@ from torch import Tensor
 from data.stream import MicroBatch
 from models.host_tensors import to_device
 from pipeline.plan import TrainPlan
+from pipeline.recipe.schema import TrainStage
 from pipeline.training.images import erase, normalized
 from pipeline.training.loss import class_targets
 from pipeline.training.mixup import MixingSettings
@@ -25,8 +26,12 @@ def prepared_inputs(
     labels = to_device(torch.from_numpy(batch.labels), device)
     smoothing = stage.loss.label_smoothing
     targets = class_targets(labels, len(plan.classes), kind=stage.loss.kind, label_smoothing=smoothing)
-    settings = MixingSettings(
+    mixing = mixing_settings(stage).mixing(stage.resolution, seed=plan.seed, step=step, number=number)
+    return (mixing.images(images), mixing.targets(targets)) if mixing else (images, targets)
+
+
+def mixing_settings(stage: TrainStage) -> MixingSettings:
+    """How the micro-batches of a stage are mixed."""
+    return MixingSettings(
         stage.mixup_alpha, stage.cutmix_alpha, stage.mixup_probability, stage.mixup_switch_probability
     )
-    mixing = settings.mixing(stage.resolution, seed=plan.seed, step=step, number=number)
-    return (mixing.images(images), mixing.targets(targets)) if mixing else (images, targets)

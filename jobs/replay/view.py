@@ -13,7 +13,7 @@ from pipeline.replay.report import Number, ReplayReport, SampleRow, StepRow
 
 _MOST_STEPS = 40
 _MOST_SAMPLES = 8
-_COLOURS = {"equal": "green", "rounding": "", "different": "red"}
+COLOURS = {"equal": "green", "rounding": "", "different": "red"}
 
 
 def show_replay(report: ReplayReport, out: Path, console: Console) -> None:
@@ -49,13 +49,13 @@ def _steps(report: ReplayReport) -> Table:
         logged = row.logged
         table.add_row(
             f"{row.step:,}",
-            _short(row.loss),
-            _short(logged.loss if logged else None),
-            _short(row.gradient_norm),
-            _short(logged.gradient_norm if logged else None),
-            _short(row.learning_rate),
-            _short(logged.learning_rate if logged else None),
-            styled_text((_remark(row), _COLOURS.get(row.agreement or "", ""))),
+            short(row.loss),
+            short(logged.loss if logged else None),
+            short(row.gradient_norm),
+            short(logged.gradient_norm if logged else None),
+            short(row.learning_rate),
+            short(logged.learning_rate if logged else None),
+            styled_text((_remark(row), COLOURS.get(row.agreement or "", ""))),
         )
     return table
 
@@ -115,7 +115,7 @@ def _samples(row: StepRow) -> Table:
 def _sample(one: SampleRow) -> list[str]:
     texts = (one.name, ", ".join(one.labels), one.prediction)
     return [
-        _short(one.loss),
+        short(one.loss),
         *(str(styled_text(text)) for text in texts),
         _share(one.probability),
         _share(one.label_probability),
@@ -128,7 +128,7 @@ def _blocks(row: StepRow) -> Table:
     table = make_table("block", *columns, right=columns, title=f"step {row.step:,}: norms of each block")
     for block in row.blocks:
         values = (block.weight, block.gradient, block.update, block.output, block.output_gradient)
-        table.add_row(block.name, *map(_short, values))
+        table.add_row(block.name, *map(short, values))
     return table
 
 
@@ -137,7 +137,7 @@ def _sortable(loss: Number) -> float:
     return value if abs(value) < float("inf") else float("inf")
 
 
-def _short(value: Number | None) -> str:
+def short(value: Number | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:.6g}"
 
 

@@ -1,0 +1,88 @@
+"""`coatnet verify`: whether the log and the checkpoints of a run are what its recipe and its data lead to."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data.errors import EXIT_CONFIG
+from jobs.commands.arguments import AsJson, RunPath, stage_and_changes
+from jobs.exit_codes import STARTS_OVER, end_process, exit_on_error
+from pipeline.errors import ConfigError
+from pipeline.faults.preemption import StopSignals
+
+
+def verify(
+    run: RunPath,
+    stage: Annotated[
+        str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the only one")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings that any start may change, such as data.train=FOLDER.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=0, help="How many logged steps to draw.")] = 20,
+    within: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most steps from a kept checkpoint to a step that is drawn.", show_default="those between saves"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw: the same number draws the same steps.")] = 0,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine.", show_default="the run's, if they fit")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result.", show_default="in `replays` of the run folder")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute random steps of a run from its checkpoints, and compare them with its log and its checkpoints.
+
+    Exit code 78 if something differs.
+    """
+    with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
+        from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
+        from jobs.replay.target import FOLDER, prepared_output, ranks_here, stage_folder
+        from pipeline.runs.run_folder import RunFolder
+
+        name, changes = stage_and_changes(stage, overrides)
+        folder = stage_folder(run, name)
+        if not is_rank():
+            from jobs.inherited_environment import discard_foreign_variables
+            from pipeline.replay.recorded_stage import open_recorded_stage
+
+            recorded = open_recorded_stage(folder, changes)
+            if recorded.branch is not None:
+                raise ConfigError(f"{recorded.branched[0]}: a run is verified with its own settings")
+            count = ranks_here(recorded.stage, folder, 0, sys.maxsize, ranks)
+            place = prepared_output((out or folder.path / FOLDER / "verification").absolute())
+            options = [f"--sample={sample}", f"--seed={seed}", f"--ranks={count}", f"--out={place}"]
+            options += [f"--within={within}"] if within else []
+            options += ["--json"] if as_json else []
+            discard_foreign_variables()
+            group = RankGroup(count, recorded.stage.resources.threads_per_rank, RunFolder(place).log_file)
+            launch_group(["verify", *options, "--", str(folder.path), folder.path.name, *changes], group, signals)
+            from jobs.replay.rank import verification_holds
+
+            if not verification_holds(place):
+                sys.exit(EXIT_CONFIG)
+            return
+        die_with_launcher()
+        from jobs.replay.rank import verify_and_print
+        from pipeline.replay.verification import VerificationRequest
+
+        if out is None:
+            raise ConfigError("--out is missing: ranks that are started by hand need the same folder for their results")
+        if ranks is not None and ranks != int(os.environ["WORLD_SIZE"]):
+            raise ConfigError(f"--ranks {ranks}: this process is one of {os.environ['WORLD_SIZE']} ranks; leave it out")
+        request = VerificationRequest(
+            folder=folder.path, out=out, sample=sample, within=within, seed=seed, overrides=tuple(changes)
+        )
+        verify_and_print(request, as_json=as_json)

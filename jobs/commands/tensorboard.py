@@ -69,7 +69,7 @@ def _folder(run: RunRef) -> Path:
 
 
 def _write_csv(runs: Sequence[RunRef], destination: Path) -> None:
-    from pipeline.monitoring.curves import COLUMNS, write_csv
+    from pipeline.monitoring.curves import COLUMNS, has_curves, write_csv
     from pipeline.monitoring.event_reader import read_events, read_stage_events
     from pipeline.runs.evaluation_report import TENSORBOARD, report_folders
 
@@ -81,6 +81,8 @@ def _write_csv(runs: Sequence[RunRef], destination: Path) -> None:
             logs = {stage: read_stage_events(folder)}
             for report in report_folders(folder.path):
                 logs[f"{stage}/{report.relative_to(folder.path)}"] = read_events(report / TENSORBOARD)
+            for replay in sorted(path for path in folder.replays.glob("*") if has_curves(path)):
+                logs[f"{stage}/{replay.relative_to(folder.path)}"] = read_events(replay)
             for name, recorded in logs.items():
                 count += write_csv(text, run.name, name, recorded.scalars)
                 for problem in recorded.problems:

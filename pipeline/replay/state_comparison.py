@@ -46,10 +46,8 @@ class ComparedState:
             return f"equal to the bit: all {self.tensors} tensors"
         more = ", ..." if self.tensors - self.equal > len(self.different) else ""
         which = "" if self.holds else f" (not {', '.join(self.different)}{more})"
-        return (
-            f"{'within rounding' if self.holds else 'different'}: {self.equal} of {self.tensors} tensors are equal to the "
-            f"bit{which}; the weights are {self.distance:.2g} of the way apart that they have gone"
-        )
+        kind = "within rounding" if self.holds else "different"
+        return f"{kind}: {self.equal} of {self.tensors} tensors are equal to the bit{which}; the weights are {self.distance:.2g} of the way apart that they have gone"
 
 
 def compare_state(

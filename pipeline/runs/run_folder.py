@@ -2,7 +2,7 @@
 
 runs/<recipe>/<stage>/  recipe.yaml  checkpoints/  events.jsonl  logs/  progress.json  result.json  samples/
                         verified_shards/  events.out.tfevents.*  validation/events.out.tfevents.*
-                        plan/events.out.tfevents.*
+                        plan/events.out.tfevents.*  replays/
 """
 
 import fcntl
@@ -70,6 +70,11 @@ class RunFolder:
     def plan(self) -> Path:
         """The folder of the event file with the planner's pictures, which no start of the run writes."""
         return self.path / "plan"
+
+    @property
+    def replays(self) -> Path:
+        """The folder of the results of `coatnet replay` and `coatnet verify`, each in a folder of its own."""
+        return self.path / "replays"
 
     @property
     def logs(self) -> Path:

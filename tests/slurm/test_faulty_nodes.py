@@ -1,0 +1,149 @@
+"""A job of which a node computes wrong values comes back without that node: `slurm/launch.sh` after exit code 71."""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.servers.slurm import SlurmCluster
+from tests.slurm.submitted import Submit, text_of
+
+pytestmark = pytest.mark.slow(seconds=10)
+
+ONCE = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0'
+"""For a task that does the rest at its first start only."""
+
+
+def faulty(*nodes: str) -> str:
+    """Lines of shell by which a rank says which nodes compute wrong values, as `jobs/exit_codes.py` does, and ends."""
+    names = "".join(f"printf '%s\\n' {node} >> \"$COATNET_FAULTY_NODES_FILE\"\n" for node in nodes)
+    return f'touch "$COATNET_BEGUN_FILE"\n{names}printf "71\\nwrong bits\\n" > "$COATNET_CAUSE_FILE"\nexit 71'
+
+
+def log_of(folder: Path, job: str) -> list[str]:
+    """The lines that launch.sh itself wrote about a job."""
+    return [line.partition(f" job {job}: ")[2] for line in text_of(folder).splitlines() if f" job {job}: " in line]
+
+
+def excluded(slurm: SlurmCluster, job: str) -> str:
+    return slurm.job(job)["ExcNodeList"]
+
+
+def test_the_job_and_those_that_wait_for_it_go_on_without_the_node_and_those_excluded_before(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    first = f'{ONCE}\nif [ "$RANK" = 0 ]; then until [ -e failed ]; do sleep 0.1; done; exit 71; fi\n'
+    job = submit(
+        first + faulty("node2").replace("exit 71", "touch failed; exit 71"), "recipe.yaml", options=("--exclude=node4",)
+    )
+    held = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=true"]
+    next_ = slurm.run(*held, f"--dependency=afterok:{job}", "--exclude=node3").strip()
+    last = slurm.run(*held, f"--dependency=afterok:{next_}").strip()
+    other = slurm.run(*held, "--begin=now+600").strip()
+    slurm.wait_until(lambda: "its next start" in text_of(tmp_path))
+    assert [excluded(slurm, one) for one in (job, next_, last, other)] == [
+        "node4,node2",
+        "node3,node2",
+        "node2",
+        "(null)",
+    ]
+    slurm.wait_for_restart(job)
+    slurm.wait_for(job, "COMPLETED")
+    assert log_of(tmp_path, job) == [
+        "start 0 on node[1-2], 2 tasks",
+        f"job {next_}, which waits for this one, is without node2, too",
+        f"job {last}, which waits for this one, is without node2, too",
+        "requeued: wrong bits",
+        "its next start is without node2",
+        "start 1 on node[1,3], 2 tasks",
+        "done",
+    ]
+    assert list(tmp_path.glob(".coatnet-job-*")) == []
+
+
+def test_a_task_of_an_array_goes_on_without_the_node_and_the_other_tasks_as_they_were(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    task = f'{ONCE}\n[ "$SLURM_ARRAY_TASK_ID" = 2 ] || exit 0\n' + faulty('"$SLURMD_NODENAME"')
+    number = submit(task, "recipe.yaml", options=("--array=1-2", "--nodes=1"))
+    slurm.wait_until(lambda: "its next start is without" in text_of(tmp_path))
+    (start,) = [line for line in log_of(tmp_path, f"{number}_2") if line.startswith("start 0 on ")]
+    node = start.split()[3].rstrip(",")
+    assert excluded(slurm, f"{number}_2") == node
+    assert excluded(slurm, f"{number}_1") == "(null)"
+
+
+@pytest.mark.parametrize(
+    ("names", "ignored"),
+    [
+        ((), ""),
+        (
+            ("'node9'", "'node1;touch ran'", "'$(touch ran)'", "'node[1-4]'"),
+            "ignored: the faulty node node9 is none of this job",
+        ),
+    ],
+    ids=["undecided", "no nodes of this job"],
+)
+def test_a_job_without_a_node_to_exclude_is_not_requeued(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, names: tuple[str, ...], ignored: str
+) -> None:
+    job = slurm.wait_for(number := submit(faulty(*names), "recipe.yaml", options=("--nodes=1",)), "FAILED")
+    assert (job["ExitCode"], job["Restarts"]) == ("71:0", "0")
+    assert log_of(tmp_path, number)[-1] == "failed with exit code 71, not requeued: wrong bits"
+    assert text_of(tmp_path).count("ignored: the faulty node ") == len(names)
+    assert ignored in text_of(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert list(tmp_path.glob(".coatnet-job-*")) == []
+
+
+def test_a_job_that_is_cancelled_meanwhile_is_not_requeued(slurm: SlurmCluster, submit: Submit, tmp_path: Path) -> None:
+    wait = 'trap "touch cancelled" TERM\ntouch running\nuntil [ -e cancelled ]; do sleep 0.1; done\n'
+    job = submit(wait + faulty("node1"), "recipe.yaml", options=("--nodes=1",))
+    slurm.wait_until((tmp_path / "running").exists)
+    slurm.run("scancel", job)
+    slurm.wait_until(lambda: len(log_of(tmp_path, job)) == 2)
+    assert log_of(tmp_path, job)[1] == "ended as COMPLETING None: wrong bits"
+    assert slurm.wait_for(job, "CANCELLED")["Restarts"] == "0"
+
+
+def with_failing_updates(folder: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Put a `scontrol` on PATH that fails the first times a job is updated: a real controller does when it wants to."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "scontrol"
+    count = f'case "$SLURM_JOB_ID $*" in [0-9]*" update "*) echo >> "{folder}/updates"; [ "$(wc -l < "{folder}/updates")" -gt {times} ] || exit 1;; esac'
+    program.write_text(f'#!/bin/sh\n{count}\nexec {shutil.which("scontrol")} "$@"\n')
+    program.chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_an_exclusion_that_fails_is_tried_again_and_does_not_keep_the_job_from_coming_back(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    with_failing_updates(tmp_path, monkeypatch, failures)
+    job = submit(f"{ONCE}\n{faulty('node1')}", "recipe.yaml", options=("--nodes=1",))
+    slurm.wait_until(lambda: "its next start" in text_of(tmp_path))
+    slurm.wait_for_restart(job)
+    slurm.wait_for(job, "COMPLETED")
+    said, node = (
+        ("its next start is without node1", "node2")
+        if failures == 1
+        else ("its next start may be on node1 again, which could not be excluded", "node1")
+    )
+    assert log_of(tmp_path, job)[1:] == ["requeued: wrong bits", said, f"start 1 on {node}, 1 tasks", "done"]
+
+
+@pytest.mark.slow(seconds=18)
+def test_a_job_ends_after_three_starts_with_faulty_nodes_before_the_run_began(
+    slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    task = faulty('"$SLURMD_NODENAME"').replace('touch "$COATNET_BEGUN_FILE"', "")
+    job = submit(task, "recipe.yaml", options=("--nodes=1",))
+    for restart in (1, 2):
+        slurm.wait_until(lambda: text_of(tmp_path).count("its next start") == restart)  # noqa: B023
+        slurm.wait_for_restart(job, restart)
+    assert slurm.wait_for(job, "FAILED")["ExitCode"] == "70:0"
+    assert excluded(slurm, job) == "node1,node2"
+    assert log_of(tmp_path, job)[-1] == "failed: 3 starts in a row ended before the run began (wrong bits)"

@@ -1,14 +1,22 @@
 """A job of which a node computes wrong values comes back without that node: `slurm/launch.sh` after exit code 71."""
 
+import json
 import os
 import shutil
 import stat
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.servers.slurm import SlurmCluster
+from tests.slurm.chains import submit as submit_chain
+from tests.slurm.chains import submitted, write_chain
 from tests.slurm.submitted import Submit, text_of
+from tests.support import faulty_node
+from tests.support.command import coatnet
+from tests.support.recipes import events
 
 pytestmark = pytest.mark.slow(seconds=10)
 
@@ -39,13 +47,13 @@ def test_the_job_and_those_that_wait_for_it_go_on_without_the_node_and_those_exc
         first + faulty("node2").replace("exit 71", "touch failed; exit 71"), "recipe.yaml", options=("--exclude=node4",)
     )
     held = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=true"]
-    next_ = slurm.run(*held, f"--dependency=afterok:{job}", "--exclude=node3").strip()
+    next_ = slurm.run(*held, f"--dependency=afterok:{job}", "--exclude=node[3-4]").strip()
     last = slurm.run(*held, f"--dependency=afterok:{next_}").strip()
     other = slurm.run(*held, "--begin=now+600").strip()
     slurm.wait_until(lambda: "its next start" in text_of(tmp_path))
     assert [excluded(slurm, one) for one in (job, next_, last, other)] == [
         "node4,node2",
-        "node3,node2",
+        "node[3-4],node2",
         "node2",
         "(null)",
     ]
@@ -147,3 +155,97 @@ def test_a_job_ends_after_three_starts_with_faulty_nodes_before_the_run_began(
     assert slurm.wait_for(job, "FAILED")["ExitCode"] == "70:0"
     assert excluded(slurm, job) == "node1,node2"
     assert log_of(tmp_path, job)[-1] == "failed: 3 starts in a row ended before the run began (wrong bits)"
+
+
+@pytest.fixture
+def faulty_node2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks of jobs that have node2 find in step 3 that it computes wrong values."""
+    program = tmp_path / "coatnet"
+    program.write_text(
+        f"#!{sys.executable}\nimport tests.support.faulty_node\nfrom jobs.__main__ import main\nmain()\n"
+    )
+    program.chmod(stat.S_IRWXU)
+    (tmp_path / "site.sh").write_text(f"COATNET={program}\n")
+    monkeypatch.setenv("COATNET_SITE", str(tmp_path / "site.sh"))
+    monkeypatch.setenv(faulty_node.NODE, "node2")
+    monkeypatch.setenv(faulty_node.STEP, "3")
+
+
+@pytest.mark.slow(seconds=25)
+@pytest.mark.usefixtures("faulty_node2")
+def test_a_chain_goes_on_without_a_node_that_computes_wrong_values_and_says_so(
+    slurm: SlurmCluster, shards: Path, tmp_path: Path
+) -> None:
+    recipe, run = write_chain(tmp_path, shards), tmp_path / "runs" / "test"
+    settings = ["pretrain.steps=5", "pretrain.checkpoint.every_steps=1", "finetune.resources.flags=[--hold, -xnode4]"]
+    began = time.time()
+    submit_chain(recipe, *settings, "--no-doctor")
+    jobs = submitted(tmp_path / "runs")
+    job, held, last = (jobs[stage].job for stage in ("pretrain", "finetune", "evaluate"))
+    log = run / "slurm" / "pretrain.log"
+    slurm.wait_until(lambda: log.exists() and "its next start" in log.read_text())
+    assert [excluded(slurm, one) for one in (job, held, last)] == ["node2", "node4,node2", "node2"]
+
+    report = json.loads(coatnet("status", recipe, "--json").stdout)
+    for row in report["stages"]:
+        (node,) = row["excluded_nodes"]
+        assert {name: node[name] for name in ("name", "stage", "step", "kinds")} == {
+            "name": "node2", "stage": "pretrain", "step": 3, "kinds": ["gradient"],
+        }  # fmt: skip
+        assert began - 1 < node["since"] <= time.time()
+        assert row["faulty_nodes"] == []
+    shown = " ".join(coatnet("status", recipe).stdout.split())
+    assert (
+        "pretrain; finetune; evaluate: without node2: it computed wrong values in step 3 of pretrain (gradient, 20"
+        in shown
+    )
+
+    slurm.wait_for_restart(job)
+    assert "2" not in slurm.wait_for(job, "COMPLETED")["NodeList"]
+    assert [entry["event"] for entry in events(run / "pretrain")].count("begin") == 2
+    assert (run / "pretrain" / "result.json").exists()
+
+    assert submit_chain(recipe, *settings, "--no-doctor").count("left alone") == 2
+    slurm.run("scancel", held)
+    slurm.wait_for(last, "CANCELLED")
+    done = coatnet("submit", recipe, *settings, "--no-doctor")
+    assert (
+        "test: new jobs are without node2: it computed wrong values in step 3 of pretrain (gradient, 20" in done.stderr
+    )
+    assert "); once it is repaired, --all-nodes submits jobs that may use it\n" in done.stderr
+    again = submitted(tmp_path / "runs")
+    assert [excluded(slurm, again[stage].job) for stage in ("finetune", "evaluate")] == ["node[2,4]", "node2"]
+    for stage in ("finetune", "evaluate"):
+        slurm.run("scancel", again[stage].job)
+        slurm.wait_for(again[stage].job, "CANCELLED")
+
+    allowed = coatnet("submit", recipe, *settings, "--no-doctor", "--all-nodes")
+    assert "test: new jobs may run on node2: it computed wrong values" in allowed.stderr
+    again = submitted(tmp_path / "runs")
+    assert [excluded(slurm, again[stage].job) for stage in ("finetune", "evaluate")] == ["node4", "(null)"]
+    shown = " ".join(coatnet("status", recipe).stdout.split())
+    assert "finetune; evaluate: may run on node2: it computed wrong values in step 3 of pretrain" in shown
+
+
+def test_doctor_asks_slurm_whether_there_are_enough_nodes_without_the_faulty_ones(
+    slurm: SlurmCluster, shards: Path, tmp_path: Path
+) -> None:
+    recipe = write_chain(tmp_path, shards, batch={"global_size": 12, "micro_size": 3})
+    folder = tmp_path / "runs" / "test" / "pretrain"
+    folder.mkdir(parents=True)
+    entry = {
+        "time": "2026-11-30T06:00:00+0000",
+        "event": "machine_faulty",
+        "step": 3,
+        "kinds": ["loss"],
+        "nodes": ["node2"],
+    }
+    (folder / "events.jsonl").write_text(json.dumps(entry) + "\n")
+    all_four = ["resources.nodes=4", "resources.ranks=4", "--dry-run"]
+    refused = coatnet("submit", recipe, *all_four)
+    assert refused.returncode == 78
+    assert "Requested node configuration is not available; request less" in refused.stderr
+    assert "; it is without node2, which `coatnet submit --all-nodes` takes" in refused.stderr
+    allowed = coatnet("submit", recipe, *all_four, "--all-nodes")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "--exclude" not in allowed.stdout

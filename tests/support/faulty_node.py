@@ -31,4 +31,4 @@ def _checked(run: TrainingRun) -> StepResult:
     return _take_step(run)
 
 
-TrainingRun.take_step = _checked  # type: ignore[method-assign]
+TrainingRun.take_step = _checked  # type: ignore[method-assign, assignment]

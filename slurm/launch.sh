@@ -83,43 +83,42 @@ exclude() { # nodes $2 from job $1, which is pending, in addition to those that 
     scontrol update JobId="$1" ExcNodeList="${before:+$before,}$2"
 }
 
-waiting_jobs() { # those that wait for job $1, or for one that does; each has a higher number than what it waits for
-    local found=" $1 " number dependency one
-    while read -r number dependency; do
-        for one in ${dependency//[!0-9]/ }; do
-            case $found in *" $one "*)
-                found+="$number "
-                echo "$number"
-                break
-                ;;
-            esac
-        done
-    done < <(squeue --noheader --me --states=PENDING --sort=i --format='%F %E')
+try_to_exclude() { # for less than the 30 seconds that Slurm leaves this script once its job is requeued
+    local pause
+    for pause in 1 2 5; do
+        exclude "$@" && return
+        sleep "$pause"
+    done
+    exclude "$@"
 }
 
-exclude_later() { # nodes $1 from the jobs that wait for this one
-    local number
-    for number in $(waiting_jobs "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"); do
-        if patiently exclude "$number" "$1"; then
-            say "job $number, which waits for this one, is without $1, too"
-        else
-            say "job $number, which waits for this one, may still run on $1"
-        fi
-    done
+exclude_later() { # nodes $1 from the jobs that wait for this one, or for one that does
+    local pending number dependency one found=" ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} "
+    if ! pending=$(patiently squeue --noheader --me --states=PENDING --sort=i --format='%F %E'); then
+        say "jobs that wait for this one may still run on $1: Slurm does not list them"
+    fi
+    while read -r number dependency; do # a job has a higher number than those that it waits for
+        for one in ${dependency//[!0-9]/ }; do
+            case $found in *" $one "*) ;; *) continue ;; esac
+            found+="$number "
+            if try_to_exclude "$number" "$1"; then
+                say "job $number, which waits for this one, is without $1, too"
+            else
+                say "job $number, which waits for this one, may still run on $1"
+            fi
+            break
+        done
+    done <<<"$pending"
 }
 
 exclude_now() { # nodes $1 from this job: Slurm does that only once it is requeued, and then ends this script soon
-    local pause
     trap '' TERM # which Slurm sends to the commands that this script runs, too: what it ignores, they ignore
-    for pause in 1 2 5 0; do
-        if exclude "$job" "$1"; then
-            say "its next start is without $1"
-            return
-        fi
-        sleep "$pause"
-    done
-    # If it does, it ends in the same way. The run's event log counts starts without progress, and the third is the last.
-    say "its next start may be on $1 again, which could not be excluded"
+    if try_to_exclude "$job" "$1"; then
+        say "its next start is without $1"
+    else
+        # It then ends in the same way; the run's event log counts starts without progress, and the third is the last.
+        say "its next start may be on $1 again, which could not be excluded"
+    fi
 }
 
 main() { # a function, so that bash has read all of it: the file may change during a long srun

@@ -116,4 +116,6 @@ def _kind(device: torch.device, name: str) -> str:
     """What decides which kernels run: on CPUs also their instructions, and the threads that share a sum."""
     if device.type != "cuda":
         name += f" with {torch.backends.cpu.get_cpu_capability()} and {counted(torch.get_num_threads(), 'thread')}"
+    else:
+        name += f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     return f"{name}, torch {torch.__version__}"

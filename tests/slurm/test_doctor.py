@@ -158,6 +158,7 @@ def test_ending_the_command_cancels_its_job(
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     process = start("doctor", write_recipe(tmp_path, shards, resources=CPUS), "--nodes", "--seconds=600")
     wait_until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)
+    assert "test.doctor 30:00" in slurm.run("squeue", "--noheader", "--format=%j %l")  # twice 600 seconds more
     os.kill(process.pid, number)
     assert process.wait(300) == code
     assert "test.doctor" not in slurm.run("squeue", "--noheader", "--format=%j %T")

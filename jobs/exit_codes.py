@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from data.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, CoatnetError, may_pass
-from data.files.atomic_file import DISK_FULL
+from data.files.atomic_file import DISK_FULL, atomic_path
 from data.text.printable import printable_message
-from pipeline.errors import CAUSE_FILE, stop_exit_code
+from pipeline.errors import CAUSE_FILE, FAULTY_NODES_FILE, MachineFaulty, stop_exit_code
 from pipeline.errors import STARTS_OVER as STARTS_OVER
 from pipeline.monitoring.bounded_output import finish_outputs
 from pipeline.monitoring.console import PrintableConsole, styled_text
@@ -64,6 +64,8 @@ def exit_on_error(if_repeated: str = STARTS_OVER, signals: "StopSignals | None" 
         with _prompt_interrupts(f"stopped; {if_repeated}"):
             yield
     except CoatnetError as error:
+        if isinstance(error, MachineFaulty):
+            _report_faulty_nodes(error.nodes)
         again = error.if_repeated or (signals.if_repeated() if signals else if_repeated)
         message = f"{error}; {again}" if error.retryable else str(error)
         _end(Outcome(error.exit_code, message, error.is_consequence))
@@ -160,6 +162,18 @@ def _report_cause(cause_file: str, code: int, message: str) -> None:
         pass
     except OSError:
         _print_error(message)
+
+
+def _report_faulty_nodes(nodes: Sequence[str]) -> None:
+    """Name them for the scheduler, if it waits for this process; before the cause, after which others end this one."""
+    file = os.environ.get(FAULTY_NODES_FILE)
+    if file is None or not nodes:
+        return
+    try:
+        with atomic_path(Path(file), shared=True) as unfinished:  # all ranks write the same
+            unfinished.write_text("".join(f"{node}\n" for node in nodes), errors="backslashreplace")
+    except OSError as error:
+        _print_error(f"{file}: {error.strerror}; the job cannot go on without {', '.join(nodes)}")
 
 
 def _end(outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from jobs.console import make_table, print_line
+from pipeline.burn_in.verdict import suspects
 from pipeline.gpu_benchmark.record import GpuBenchmark, StepsRun, VariantRun, Work
 from pipeline.gpu_benchmark.variants import ROUNDING
 
@@ -12,7 +13,18 @@ _WORK = ("ms", "TFLOP/s", "GB/s", "least ms", "of roofline")
 def show_benchmark(found: GpuBenchmark, console: Console) -> None:
     """Print what was measured, what was not, and last what to set."""
     print_line(console, _device(found))
-    for show in (_step, _equal_bits, _variants, _parts, _operations, _copies, _saves, _micro_batches, _unmeasured):
+    for show in (
+        _step,
+        _equal_bits,
+        _burn_in,
+        _variants,
+        _parts,
+        _operations,
+        _copies,
+        _saves,
+        _micro_batches,
+        _unmeasured,
+    ):
         show(found, console)
     print_line(console, "")
     if not found.choices:
@@ -77,6 +89,24 @@ def _equal_bits(found: GpuBenchmark, console: Console) -> None:
         print_line(console, f"  a step takes {found.cost_of_determinism:+.1%} with deterministic: true")
     if not found.device.is_gpu:
         print_line(console, "  on CPUs the setting has no effect: all algorithms are deterministic")
+
+
+def _burn_in(found: GpuBenchmark, console: Console) -> None:
+    if found.burn_in is None:
+        return
+    _heading(console, "one micro-batch again and again, deterministic")
+    wrong = {one.device.where: one for one in suspects(found.burn_in.devices)}
+    for device in found.burn_in.devices:
+        if device.problem is not None:
+            print_line(console, f"  {device.text}: ", (f"not computed: {device.problem}", "yellow"))
+        elif device.where in wrong:
+            print_line(console, "  ", (wrong[device.where].text, "bold red"))
+        else:
+            times = f"{device.repetitions:,} times in {device.seconds:.1f} s: "
+            print_line(console, f"  {device.text}: {times}", ("equal to the bit", "green"))
+    kinds = {device.kind for device in found.burn_in.devices}
+    if len(kinds) > 1:
+        print_line(console, f"  there are {len(kinds)} kinds of GPUs, which are not compared with each other")
 
 
 def _variants(found: GpuBenchmark, console: Console) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from data.errors import CoatnetError
 from data.remote.cache import Cache
 from jobs.scheduler.dry_run import dry_run
+from jobs.scheduler.faulty_nodes import faulty_nodes_of
 from pipeline.checkpoints.claim import refuse_foreign_place
 from pipeline.checkpoints.lost import continues_alone
 from pipeline.checkpoints.store import checkpoint_store
@@ -31,12 +32,19 @@ _CLASSES = 1000  # assumed while the shards are yet to be built
 
 
 def assess_recipe(
-    recipe: Recipe, stages: Sequence[str], *, slurm: bool, machine: Machine | None = None, extend: bool = False
+    recipe: Recipe,
+    stages: Sequence[str],
+    *,
+    slurm: bool,
+    machine: Machine | None = None,
+    extend: bool = False,
+    all_nodes: bool = False,
 ) -> Iterator[Finding]:
     """Check these stages of `recipe` on this machine; with `slurm` they will run as jobs on other machines.
 
     `machine` replaces what is found out about this one. With `extend`, stages that have begun with other settings are
-    to go on with these.
+    to go on with these. With `all_nodes`, jobs
+    may run on nodes that computed wrong values, too.
 
     Raises:
         ConfigError: a stage does not exist.
@@ -46,11 +54,11 @@ def assess_recipe(
             raise ConfigError(f"recipe {recipe.name} has no stage {name}; its stages are {', '.join(recipe.stages)}")
     # A wrong setting may be found again with the data.
     where = None if slurm else machine or this_machine()
-    yield from dict.fromkeys(_all(_impatient(recipe), stages, where, recipe, extend))
+    yield from dict.fromkeys(_all(_impatient(recipe), stages, where, recipe, extend, all_nodes))
 
 
 def _all(
-    recipe: Recipe, stages: Sequence[str], machine: Machine | None, written: Recipe, extend: bool
+    recipe: Recipe, stages: Sequence[str], machine: Machine | None, written: Recipe, extend: bool, all_nodes: bool
 ) -> Iterator[Finding]:
     """All findings; `machine` is where the stages will run, None for jobs of Slurm.
 
@@ -92,7 +100,8 @@ def _all(
                 kept.append((name, stage, classes, stage.steps))
     yield from assess_disk_space(recipe, kept, caches)
     if slurm:
-        yield from dry_run(recipe, stages, assessor.extended)
+        without = () if all_nodes else faulty_nodes_of(recipe)
+        yield from dry_run(recipe, stages, assessor.extended, [node.name for node in without])
     else:
         yield from assess_interface(recipe.stages[name] for name in stages)
     clock = assess_clock(recipe)

@@ -5,6 +5,9 @@ from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE
 CAUSE_FILE = "COATNET_CAUSE_FILE"
 """Environment variable with the file in which the ranks of a job report how it ends, for a program that waits for them:
 the first rank that fails by itself writes its exit code on a line and its message below it."""
+FAULTY_NODES_FILE = "COATNET_FAULTY_NODES_FILE"
+"""Environment variable with the file in which the ranks of a job name the nodes that compute wrong values, one on a
+line: those of `MachineFaulty`."""
 BEGUN_FILE = "COATNET_BEGUN_FILE"
 """Environment variable with a file that appears when a start is in the event log, where the next ones count it, or when
 a build of shards, which has no event log, has read or written something that the next start keeps."""

@@ -62,6 +62,65 @@ choose_meeting_place() { # where the ranks meet, see pipeline/ranks/rendezvous.p
     COATNET_STORE_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 }
 
+faulty_nodes() { # those of this job that its ranks name in file $1, separated by commas; empty without any
+    local name of_job found=
+    [ -r "$1" ] || return
+    of_job=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    while read -r name; do
+        if [ -n "$name" ] && grep -Fxq -- "$name" <<<"$of_job"; then
+            found+=${found:+,}$name
+        else
+            say "ignored: the faulty node $(printf %q "$name") is none of this job, which runs on $SLURM_JOB_NODELIST" >&2
+        fi
+    done <"$1"
+    echo "$found"
+}
+
+exclude() { # nodes $2 from job $1, which is pending, in addition to those that are excluded from it already
+    local before
+    before=$(squeue --noheader --jobs="$1" --format=%x) || return
+    if [ "$before" = '(null)' ]; then before=; fi
+    scontrol update JobId="$1" ExcNodeList="${before:+$before,}$2"
+}
+
+try_to_exclude() { # for less than the 30 seconds that Slurm leaves this script once its job is requeued
+    local pause
+    for pause in 1 2 5; do
+        exclude "$@" && return
+        sleep "$pause"
+    done
+    exclude "$@"
+}
+
+exclude_later() { # nodes $1 from the jobs that wait for this one, or for one that does
+    local pending number dependency one found=" ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} "
+    if ! pending=$(patiently squeue --noheader --me --states=PENDING --sort=i --format='%F %E'); then
+        say "jobs that wait for this one may still run on $1: Slurm does not list them"
+    fi
+    while read -r number dependency; do # a job has a higher number than those that it waits for
+        for one in ${dependency//[!0-9]/ }; do
+            case $found in *" $one "*) ;; *) continue ;; esac
+            found+="$number "
+            if try_to_exclude "$number" "$1"; then
+                say "job $number, which waits for this one, is without $1, too"
+            else
+                say "job $number, which waits for this one, may still run on $1"
+            fi
+            break
+        done
+    done <<<"$pending"
+}
+
+exclude_now() { # nodes $1 from this job: Slurm does that only once it is requeued, and then ends this script soon
+    trap '' TERM # which Slurm sends to the commands that this script runs, too: what it ignores, they ignore
+    if try_to_exclude "$job" "$1"; then
+        say "its next start is without $1"
+    else
+        # It then ends in the same way; the run's event log counts starts without progress, and the third is the last.
+        say "its next start may be on $1 again, which could not be excluded"
+    fi
+}
+
 main() { # a function, so that bash has read all of it: the file may change during a long srun
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     job=${job:-$SLURM_JOB_ID}
@@ -99,8 +158,8 @@ main() { # a function, so that bash has read all of it: the file may change duri
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # srun does not inherit --cpus-per-task from sbatch.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-    export COATNET_CAUSE_FILE=$notes.cause COATNET_BEGUN_FILE=$notes.begun
-    rm -f "$COATNET_CAUSE_FILE" "$COATNET_BEGUN_FILE"
+    export COATNET_CAUSE_FILE=$notes.cause COATNET_BEGUN_FILE=$notes.begun COATNET_FAULTY_NODES_FILE=$notes.faulty
+    rm -f "$COATNET_CAUSE_FILE" "$COATNET_BEGUN_FILE" "$COATNET_FAULTY_NODES_FILE"
 
     # Every task sees all GPUs of its node; otherwise NCCL cannot use the links between them.
     srun=(srun --kill-on-bad-exit=1 --gpu-bind=none)
@@ -160,16 +219,18 @@ main() { # a function, so that bash has read all of it: the file may change duri
     shards) in_vain="anything new was written" ;;
     *) begun=yes ;;
     esac
-    rm -f "$COATNET_BEGUN_FILE" "$COATNET_CAUSE_FILE"
+    without= # nodes that compute wrong values
+    if [ "$code" = 71 ]; then without=$(faulty_nodes "$COATNET_FAULTY_NODES_FILE"); fi
+    rm -f "$COATNET_BEGUN_FILE" "$COATNET_CAUSE_FILE" "$COATNET_FAULTY_NODES_FILE"
     starts=
     if [ -r "$notes.starts" ]; then read -r starts <"$notes.starts"; fi
     starts=$(whole_number "$starts" 0)
     rm -f "$notes.starts"
-    case $code in
-    0)
+    case $code:$without in
+    0:*)
         say "done"
         ;;
-    75)
+    75:* | 71:?*)
         # A cancelled job must not be requeued, and Slurm requeues a preempted one itself. A job is SIGNALING until all
         # nodes have confirmed the warning of --signal, by when quick ranks have saved and ended.
         state=$(patiently squeue --noheader --jobs="$job" --format='%T %r')
@@ -181,8 +242,13 @@ main() { # a function, so that bash has read all of it: the file may change duri
                 exit 70
             fi
             [ -n "$begun" ] || echo "$starts" >"$notes.starts"
+            if [ -n "$without" ]; then exclude_later "$without"; fi
             say "requeued: $why" # first, since Slurm ends this script soon after
-            patiently scontrol requeue "$job" || say "could not be requeued; submit it again to continue"
+            if ! patiently scontrol requeue "$job"; then
+                say "could not be requeued; submit it again to continue"
+            elif [ -n "$without" ]; then
+                exclude_now "$without"
+            fi
             ;;
         *)
             say "ended as ${state:-UNKNOWN}: $why"

@@ -32,6 +32,7 @@ from jobs.console import make_console, print_json, print_line
 from jobs.exit_codes import exit_on_error
 from jobs.gpu_benchmark_tables import show_benchmark
 from jobs.recipe_edit import check_editable, write_settings
+from pipeline.burn_in.verdict import suspects
 from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.gpu_benchmark.measure import OPTIONAL, BenchmarkRequest, measure
@@ -77,7 +78,9 @@ def gpu(
 ) -> None:
     """Measure on one GPU, in minutes: a step, equal bits, variants, parts, memory, copies, saves; what to set.
 
-    Nothing is read: images are noise. Without a GPU it measures the CPU, which says nothing about GPUs.
+    Equal bits are checked on every GPU that is visible. Nothing is read: images are noise.
+
+    Without a GPU it measures the CPU, which says nothing about GPUs.
     """
     with exit_on_error():
         name, changes = stage_and_changes(stage, overrides)
@@ -166,7 +169,8 @@ def _finish(
     """Show and write what was found.
 
     Raises:
-        RunFailed: a measurement failed, or what was asked for by name was not measured or could not be written.
+        RunFailed: a GPU computes wrong values, a measurement failed, or what was asked for by name was not measured or
+            could not be written.
         ConfigError: `out` cannot be written.
     """
     if out is not None:
@@ -178,7 +182,9 @@ def _finish(
         print_json(to_json(result))
     else:
         show_benchmark(result, console)
-    if result.failed:
+    if wrong := suspects(result.burn_in.devices if result.burn_in else ()):
+        problem = f"{wrong[0].text}; take it out of use before anything is trained on it"
+    elif result.failed:
         names = ", ".join(one.name for one in result.failed)
         problem = f"of the measurements, {names} failed; the others stand, and --json has what these printed"
     elif result.step is None:

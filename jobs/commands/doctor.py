@@ -44,7 +44,9 @@ def doctor(
         bool,
         typer.Option("--nodes", help="Also test the nodes of STAGE, else of the first training stage: a short job."),
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to run the readers on the nodes.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long to run the burn-in on the nodes, and then the readers.")
+    ] = 10.0,
     extend: Extend = False,
     as_json: AsJson = False,
     report: Annotated[Path | None, typer.Option(hidden=True, help="Be one rank of the node test; write here.")] = None,

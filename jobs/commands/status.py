@@ -116,11 +116,26 @@ def status_view(runs: Sequence[RunRef], report: StatusReport) -> RenderableType:
         if len(row.reason) > _LONGEST_REASON or "\n" in row.reason:
             name = f"{row.run}, {row.stage}" if several else row.stage
             parts.append(styled_text((f"{name} {row.state}: ", _STYLES[row.state]), row.reason))
+    parts += _without_nodes(report.stages, several=several)
     if report.slurm is not None:
         parts.append(
             styled_text((f"Slurm does not answer, so this is from the run folders alone: {report.slurm}", "yellow"))
         )
     return Group(*parts)
+
+
+def _without_nodes(rows: Sequence[StageStatus], *, several: bool) -> list[RenderableType]:
+    """A line for each faulty node with the stages that wait or run without it, and one for those that may use it."""
+    stages: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        for how, nodes in (("without", row.excluded_nodes), ("may run on", row.faulty_nodes)):
+            for node in nodes:
+                name = f"{row.run}, {row.stage}" if several else row.stage
+                stages.setdefault((how, node.name, node.text), []).append(name)
+    return [
+        styled_text((f"{'; '.join(names)}: {how} {node}: ", "yellow"), text)
+        for (how, node, text), names in stages.items()
+    ]
 
 
 def _evaluations(rows: Sequence[StageStatus], *, several: bool) -> list[RenderableType]:

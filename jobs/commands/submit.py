@@ -19,6 +19,7 @@ from jobs.packages import outside_environment
 from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import SubmitResult, as_script, chain_jobs, refuse_living_jobs, submit_chain
 from jobs.scheduler.environment import dropped_variables, submission_findings
+from jobs.scheduler.faulty_nodes import faulty_nodes_of
 from jobs.scheduler.submissions import SubmissionFolder, submission_folder
 from jobs.sweep import record, sweep_file, variations
 from pipeline.errors import ConfigError
@@ -43,6 +44,9 @@ def submit(
         bool, typer.Option("--dry-run", help="Print the exact sbatch commands without running them.")
     ] = False,
     extend: Extend = False,
+    all_nodes: Annotated[
+        bool, typer.Option("--all-nodes", help="Also use nodes that computed wrong values in this run.")
+    ] = False,
     doctor: Annotated[
         bool, typer.Option(help="Check the recipe first as `coatnet doctor` does, and refuse one with errors.")
     ] = True,
@@ -60,10 +64,12 @@ def submit(
         if doctor:
             if slurm.has_commands():  # without an answer, no recipe is wrong
                 slurm.find_cluster()
-            _refuse_errors(recipe, runs, extend=extend, without_slurm=dry_run and not slurm.has_commands())
+            without_slurm = dry_run and not slurm.has_commands()
+            _refuse_errors(recipe, runs, extend=extend, all_nodes=all_nodes, without_slurm=without_slurm)
         shards = submission_folder(base)
         chains = [(run, submission_folder(run)) for run in runs]
         changes = {run.name: _extensions(run) if extend else [] for run in runs}
+        without = {run.name: _without_faulty(run, all_nodes=all_nodes) for run in runs}
         if dry_run:
             if dropped := dropped_variables(outside_environment()):
                 print(f"unset {' '.join(dropped)}")
@@ -75,7 +81,7 @@ def submit(
                     for line in change.lines:
                         print(f"# {change.plan.name} {line}")
                 extended = [change.plan.name for change in changes[run.name]]
-                print(as_script(chain_jobs(run, folder, (base, shards), extended)))
+                print(as_script(chain_jobs(run, folder, (base, shards), extended, without[run.name])))
             return
         with shards.lock():
             if extend:
@@ -83,12 +89,14 @@ def submit(
 
                 for run, folder in chains:
                     extended = [change.plan.name for change in changes[run.name]]
-                    refuse_living_jobs(chain_jobs(run, folder, (base, shards), extended), run, folder)
+                    chain = chain_jobs(run, folder, (base, shards), extended, without[run.name])
+                    refuse_living_jobs(chain, run, folder)
                 record_extensions([change for run in runs for change in changes[run.name]], console)
             if sweep:
                 record(sweep_file(base), found)
             for run, folder in chains:
-                results = submit_chain(chain_jobs(run, folder, (base, shards)), run, folder, shards)
+                chain = chain_jobs(run, folder, (base, shards), without=without[run.name])
+                results = submit_chain(chain, run, folder, shards)
                 console.print(_table(run, results))
         _show_next_commands(recipe, base, [folder for _, folder in chains], console)
 
@@ -100,7 +108,17 @@ def _extensions(recipe: Recipe) -> list["Extension"]:
     return [change for change in found if change]
 
 
-def _refuse_errors(recipe: Path, runs: Sequence[Recipe], *, extend: bool, without_slurm: bool) -> None:
+def _without_faulty(run: Recipe, *, all_nodes: bool) -> list[str]:
+    """The nodes that new jobs of a run are not to use; says which, why, and how to use them again."""
+    found = faulty_nodes_of(run)
+    for node in found:
+        taken = "may run on" if all_nodes else "are without"
+        undo = "" if all_nodes else "; once it is repaired, --all-nodes submits jobs that may use it"
+        print_line(PrintableConsole(stderr=True), f"{run.name}: new jobs {taken} {node.name}: {node.text}{undo}")
+    return [] if all_nodes else [node.name for node in found]
+
+
+def _refuse_errors(recipe: Path, runs: Sequence[Recipe], *, extend: bool, all_nodes: bool, without_slurm: bool) -> None:
     """Check each run: print warnings, refuse errors; `without_slurm`, say that Slurm was not asked."""
     from jobs.preflight import assess_recipe  # torch, which --no-doctor does without
     from jobs.scheduler.dry_run import NO_SLURM
@@ -111,7 +129,9 @@ def _refuse_errors(recipe: Path, runs: Sequence[Recipe], *, extend: bool, withou
             "Slurm is not on this machine, so it was not asked whether it would take these jobs",
         )
     found = dict.fromkeys(
-        finding for run in runs for finding in assess_recipe(run, list(run.stages), slurm=True, extend=extend)
+        finding
+        for run in runs
+        for finding in assess_recipe(run, list(run.stages), slurm=True, extend=extend, all_nodes=all_nodes)
     )
     if without_slurm:
         found.pop(NO_SLURM, None)

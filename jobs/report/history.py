@@ -30,6 +30,7 @@ _TITLES = {
     Event.EVALUATION: "evaluation",
     Event.NOT_FINITE: "not finite",
     Event.ROLL_BACK: "roll-back",
+    Event.MACHINE_FAULTY: "faulty machine",
     Event.STOP: "stop",
     Event.GAVE_UP: "gave up",
     Event.FINISH: "done",
@@ -158,6 +159,10 @@ def _changed(entry: RunEvent) -> str:
     return "; ".join(map(str, changed)) if isinstance(changed, list) else str(changed)
 
 
+def _listed(fact: object) -> str:
+    return ", ".join(map(str, fact)) if isinstance(fact, list | tuple) else str(fact or "")
+
+
 def _details(entry: RunEvent) -> str:
     facts = entry.facts
     match entry.event:
@@ -177,4 +182,6 @@ def _details(entry: RunEvent) -> str:
             return f"{_changed(entry)}; until step {_number(facts.get('steps'))}"
         case Event.ROLL_BACK:
             return f"to the weights of step {facts.get('to')}"
+        case Event.MACHINE_FAULTY:
+            return f"{_listed(facts.get('kinds'))} differ; without: {_listed(facts.get('nodes')) or 'undecided'}"
     return ", ".join(f"{name}: {_number(value)}" for name, value in facts.items() if name not in _NOT_SHOWN)

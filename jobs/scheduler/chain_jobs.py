@@ -17,6 +17,7 @@ from jobs.scheduler import slurm
 from jobs.scheduler.submissions import SHARDS, Submission, SubmissionFolder, dependencies
 from pipeline.checkpoints.lost import check_final_checkpoint, is_left_behind
 from pipeline.errors import ConfigError
+from pipeline.recipe.sbatch_flags import excluded_nodes
 from pipeline.recipe.schema import EvaluateStage, Recipe, Stage, TrainStage
 from pipeline.recipe.sections import JobResources
 from pipeline.runs.run_folder import run_folder
@@ -62,6 +63,7 @@ def chain_jobs(
     folder: SubmissionFolder,
     shards: tuple[Recipe, SubmissionFolder],
     extended: Collection[str] = (),
+    without: Sequence[str] = (),
 ) -> list[ChainJob]:
     """The jobs of a recipe in order.
 
@@ -70,9 +72,10 @@ def chain_jobs(
         folder: of its submissions.
         shards: the recipe, with its folder, whose jobs build the shards.
         extended: stages that are to go on with other settings than they may be done with.
+        without: nodes on which no stage may run, in addition to those that the recipe excludes.
 
     Raises:
-        ConfigError: a stage was done with other settings.
+        ConfigError: a stage was done with other settings, or excludes nodes in a way that others cannot be added to.
     """
     chain = shard_jobs(*shards)
     frozen = frozen_recipe(recipe).path
@@ -83,7 +86,7 @@ def chain_jobs(
                 name=name,
                 waits_for=stage.start_stage or last_before_stages,
                 done=name not in extended and _is_done(recipe, name),
-                options=stage_options(recipe, name, folder),
+                options=stage_options(recipe, name, folder, without),
                 script=batch_script(stage),
                 arguments=[str(frozen), name],
                 variables=_variables(stage.resources),
@@ -121,8 +124,8 @@ def shard_jobs(recipe: Recipe, folder: SubmissionFolder) -> list[ChainJob]:
     return chain
 
 
-def stage_options(recipe: Recipe, name: str, folder: SubmissionFolder) -> list[str]:
-    """The options of sbatch for stage `name`, except those that make it wait."""
+def stage_options(recipe: Recipe, name: str, folder: SubmissionFolder, without: Sequence[str] = ()) -> list[str]:
+    """The options of sbatch for stage `name`, except those that make it wait; it is not to run on nodes `without`."""
     stage = recipe.stages[name]
     resources = stage.resources
     return [
@@ -133,6 +136,7 @@ def stage_options(recipe: Recipe, name: str, folder: SubmissionFolder) -> list[s
         f"--gpus-per-node={resources.ranks_per_node * resources.gpus_per_rank}",
         f"--signal=USR2@{_signal_seconds(stage)}",
         *_job_options(resources),
+        *_exclusion(name, resources, without),
     ]
 
 
@@ -272,6 +276,19 @@ def _job_options(job: JobResources) -> list[str]:
     return [*options, *job.flags]
 
 
+def _exclusion(name: str, job: JobResources, without: Sequence[str]) -> list[str]:
+    """The option that excludes nodes in addition to those of a person's flags; of two such options the last counts."""
+    if not without:
+        return []
+    own = excluded_nodes(job.flags)
+    if "/" in own:
+        raise ConfigError(
+            f"stage {name}: resources.flags excludes the nodes in the file {own}, to which "
+            f"{', '.join(without)} cannot be added; list the names themselves, or submit with --all-nodes"
+        )
+    return [f"--exclude={','.join([own, *without] if own else without)}"]
+
+
 def _signal_seconds(stage: Stage) -> int:
     """How long before the time limit Slurm signals the ranks: time for a save, but at most a quarter of the limit."""
     grace = stage.checkpoint.grace_seconds if isinstance(stage, TrainStage) else 0.0
@@ -310,7 +327,12 @@ def _difference(before: Submission, stage: str, command: Sequence[str], recipe: 
 
     Settings of other stages are no difference. Empty if only the options of sbatch are known.
     """
-    old, new = _without_dependency(before.command), _without_dependency(command)
+    passing = "dependency|kill-on-invalid-dep"
+    if stage in recipe.stages:
+        passing += "|exclude"  # the program's own; those of a person are in the recipe, too
+    old, new = (
+        [word for word in words if not re.match(f"--({passing})=", word)] for words in (before.command, command)
+    )
     if old == new:
         return None
     content = frozen_content(Path(old[-2])) if stage in recipe.stages and len(old) > 1 else None
@@ -325,7 +347,3 @@ def _difference(before: Submission, stage: str, command: Sequence[str], recipe: 
 
 def _settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {"seed": recipe.get("seed"), **recipe.get("stages", {}).get(stage, {})}
-
-
-def _without_dependency(command: Sequence[str]) -> list[str]:
-    return [word for word in command if not re.match(r"--(dependency|kill-on-invalid-dep)=", word)]

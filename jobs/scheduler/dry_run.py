@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from jobs.scheduler import slurm
 from jobs.scheduler.chain_jobs import MERGE, chain_jobs
@@ -32,17 +33,19 @@ NO_SLURM = Finding(
 )
 
 
-def dry_run(recipe: Recipe, stages: Sequence[str], extended: Collection[str] = ()) -> Iterator[Finding]:
+def dry_run(
+    recipe: Recipe, stages: Sequence[str], extended: Collection[str] = (), without: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Let Slurm check the jobs of these stages that are not done, without submitting any.
 
-    Those in `extended` are done with other settings, and are to go on with these.
+    Those in `extended` are done with other settings, and are to go on with these. None is to run on nodes `without`.
     """
     if not slurm.has_commands():
         yield NO_SLURM
         return
     folder = submission_folder(recipe)
     try:
-        for job in chain_jobs(recipe, folder, (recipe, folder), extended):
+        for job in chain_jobs(recipe, folder, (recipe, folder), extended, without):
             where = SHARDS if job.name in (SHARDS, MERGE) else job.name
             if job.done or where not in (SHARDS, *stages):
                 continue
@@ -52,7 +55,11 @@ def dry_run(recipe: Recipe, stages: Sequence[str], extended: Collection[str] = (
             except slurm.NotConfigured:
                 raise
             except ConfigError as error:
-                yield _refused(where, _plain(str(error)))
+                refused = _refused(where, _plain(str(error)))
+                if without:
+                    more = f"it is without {', '.join(without)}, which `coatnet submit --all-nodes` takes"
+                    refused = replace(refused, fix=f"{refused.fix}; {more}")
+                yield refused
         with suppress(ConfigError):  # a site may hide these
             yield clock_finding("Slurm's controller", abs(slurm.clock() - time.time()))
         with suppress(ConfigError):

@@ -24,7 +24,8 @@ from pipeline.runs.run_folder import RunFolder
 
 FOLDER = "doctor"
 """In the folder of a recipe's runs: the recipe as it was checked, logs, and findings."""
-_TIME_LIMIT = "0:10:00"
+_LIMIT_MINUTES = 10
+"""Beside the burn-in and the readers."""
 _FIRST_POLL, _LAST_POLL = 0.5, 5.0  # seconds between queries about the job
 _REPORT_DELAY = 20.0  # seconds until a file written on a node is visible here
 
@@ -37,6 +38,7 @@ class _NodeCheck:
     stage: str
     folder: SubmissionFolder
     report: Path
+    seconds: float
     arguments: list[str]
     """Of the `coatnet` command of each rank."""
     signals: StopSignals
@@ -46,11 +48,11 @@ class _NodeCheck:
 def check_nodes(
     recipe: Recipe, stage: str, seconds: float, signals: StopSignals, show_progress: Callable[[str], None]
 ) -> list[Finding]:
-    """Check what the nodes of a stage can do; their readers run for `seconds`."""
+    """Check what the nodes of a stage can do; a burn-in lasts for `seconds`, and then their readers run as long."""
     folder = SubmissionFolder(Path(recipe.runs) / recipe.name / FOLDER)
     report = folder.path / f"{stage}.jsonl"
     arguments = ["doctor", str(folder.recipe), "--stage", stage, f"--seconds={seconds:g}", f"--report={report}"]
-    check = _NodeCheck(recipe, stage, folder, report, arguments, signals, show_progress)
+    check = _NodeCheck(recipe, stage, folder, report, seconds, arguments, signals, show_progress)
     try:
         with folder.lock():
             folder.freeze(recipe)
@@ -79,7 +81,8 @@ def _check_by_slurm(check: _NodeCheck) -> list[Finding]:
     stage_job = next(job for job in chain_jobs(recipe, folder, (recipe, folder)) if job.name == check.stage)
     log = folder.log(check.stage)
     log.unlink(missing_ok=True)
-    own = [f"--job-name={recipe.name}.{FOLDER}", f"--time={_TIME_LIMIT}", "--signal=USR2@30", "--no-requeue"]
+    limit = _LIMIT_MINUTES + int(2 * check.seconds / 60)
+    own = [f"--job-name={recipe.name}.{FOLDER}", f"--time={limit}", "--signal=USR2@30", "--no-requeue"]
     options = [*stage_job.options, *own]  # of an option given twice, the last counts
     script = str(Path(batch_script(recipe.stages[check.stage])).with_name("doctor.sbatch"))
     command = ["sbatch", "--parsable", *options, script, *check.arguments[1:]]

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.errors import EXIT_TRY_AGAIN, CoatnetError
 from jobs.packages import outside_environment
@@ -17,7 +17,7 @@ _RUNNING = frozenset(
     {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 )
 # Fields of squeue that cannot contain the separator; the last one may contain spaces.
-_FORMAT = "%i|%T|%D|%N|%e|%S|%r"
+_FORMAT = "%i|%T|%D|%N|%e|%S|%x|%r"
 
 _SECONDS = re.compile("[0-9]{1,12}")
 _DOWN = ("Unable to contact", "Connection refused", "timed out", "communication")
@@ -48,6 +48,8 @@ class SlurmJob:
     """The nodes on which it runs or ran, in Slurm's short form."""
     starts: int | None = None
     """When it started or is expected to start, seconds since the epoch."""
+    excluded: str = ""
+    """The nodes on which it must not run, in Slurm's short form."""
 
     @property
     def waits(self) -> bool:
@@ -177,6 +179,15 @@ def jobs(numbers: Iterable[str]) -> dict[str, SlurmJob]:
     return found | {number: SlurmJob(number, "UNKNOWN") for number in wanted - found.keys()}
 
 
+def node_names(nodes: str) -> list[str]:
+    """The names of nodes in Slurm's short form.
+
+    Raises:
+        ConfigError: it is no such form.
+    """
+    return call("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+
 def cancel(numbers: Sequence[str]) -> None:
     """Cancel these jobs."""
     if numbers:
@@ -193,11 +204,12 @@ def _queue(numbers: Iterable[str]) -> list[SlurmJob]:
         raise
     listed = []
     for line in lines.splitlines():
-        fields = line.split("|", 6)
-        if len(fields) == 7:
-            number, state, _, nodes, _, starts, reason = fields
-            reason = "" if reason in ("None", "(null)") else reason
-            listed.append(SlurmJob(number, state, reason, nodes, int(starts) if _SECONDS.fullmatch(starts) else None))
+        fields = line.split("|", 7)
+        if len(fields) == 8:
+            number, state, _, nodes, _, starts, excluded, reason = fields
+            reason, excluded = ("" if text in ("None", "(null)") else text for text in (reason, excluded))
+            begun = int(starts) if _SECONDS.fullmatch(starts) else None
+            listed.append(SlurmJob(number, state, reason, nodes, begun, excluded))
     return listed
 
 
@@ -226,5 +238,5 @@ def _combined(numbers: Iterable[str], listed: Sequence[SlurmJob]) -> dict[str, S
         tasks = [job for job in listed if job.number.partition("_")[0] == number]
         if tasks:
             chosen = min(tasks, key=lambda job: (not job.runs, not job.waits, job.state == "COMPLETED"))
-            found[number] = SlurmJob(number, chosen.state, chosen.reason, chosen.nodes, chosen.starts)
+            found[number] = replace(chosen, number=number)
     return found

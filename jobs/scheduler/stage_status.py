@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from data.remote.storage import is_remote
 from jobs.evaluation_status import EvaluationStatus, evaluations_of
 from jobs.run_discovery import RunRef, is_shard_job
 from jobs.scheduler import slurm
+from jobs.scheduler.faulty_nodes import FaultyNode, excluded_from, faulty_nodes, found_wrong
 from jobs.scheduler.job_log import JobOutcome, job_outcome, tail
 from jobs.scheduler.submissions import Submission
 from pipeline.checkpoints.manifest import MANIFEST, step_name
@@ -80,6 +81,10 @@ class StageStatus:
     """When the run last logged a step, in seconds since the epoch."""
     evaluations: tuple[EvaluationStatus, ...] = ()
     """The reports of `coatnet evaluate` in the run folder."""
+    excluded_nodes: tuple[FaultyNode, ...] = ()
+    """Those of the run's faulty nodes on which its job, which waits or runs, must not run."""
+    faulty_nodes: tuple[FaultyNode, ...] = ()
+    """The other ones, on which it may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,21 @@ def stage_statuses(runs: Sequence[RunRef]) -> StatusReport:
         jobs = slurm.jobs(unfinished)
     except (slurm.SchedulerDown, ConfigError) as error:
         slurm_error = str(error)
-    stages = [_StageRecord(run, stage).status(jobs, now) for run in runs for stage in run.stages()]
+    stages = []
+    for run in runs:
+        records = [_StageRecord(run, stage) for stage in run.stages()]
+        faulty = _faulty_nodes(run, records)
+        stages += [record.status(jobs, faulty, now) for record in records]
     return StatusReport(stages, slurm_error)
+
+
+def _faulty_nodes(run: RunRef, records: Sequence["_StageRecord"]) -> tuple[FaultyNode, ...]:
+    """Those of the whole run, of which `records` may have a single stage."""
+    entries = {record.stage: record.entries for record in records}
+    for stage in replace(run, only=None).stages():
+        if stage not in entries:
+            entries[stage] = run.folder(stage).events.entries()
+    return faulty_nodes(entries)
 
 
 class _StageRecord:
@@ -137,7 +155,7 @@ class _StageRecord:
         if self.submission is not None:
             self.outcome = job_outcome(run.submissions.logs(stage), self.submission.job)
 
-    def status(self, jobs: Mapping[str, slurm.SlurmJob], now: float) -> StageStatus:
+    def status(self, jobs: Mapping[str, slurm.SlurmJob], faulty: Sequence[FaultyNode], now: float) -> StageStatus:
         job = jobs.get(self.submission.job) if self.submission else None
         if self.submission and not (job and job.lives) and self._ran_here_since(self.submission):
             self.submission = self.outcome = job = None
@@ -149,6 +167,7 @@ class _StageRecord:
             speed = self.result.images_per_second
         checkpoint, saved = self._checkpoint()
         progress, result = self.progress, self.result
+        excluded = excluded_from(job) if faulty and job and job.lives else []
         planned = self.run.recipe.get("stages", {}).get(self.stage, {}).get("steps")
         return StageStatus(
             run=self.run.name,
@@ -169,6 +188,8 @@ class _StageRecord:
             seconds_left=left,
             updated=progress.time if progress else None,
             evaluations=evaluations_of(self.folder.path),
+            excluded_nodes=tuple(node for node in faulty if node.name in excluded),
+            faulty_nodes=tuple(node for node in faulty if job and job.lives and node.name not in excluded),
         )
 
     def _has_shards(self) -> bool:
@@ -221,6 +242,8 @@ class _StageRecord:
         if job.state in _RETRYABLE:
             return "stopped", _RETRYABLE[job.state]
         why = self.outcome.why if self.outcome else ""
+        if not why and last and last.event is Event.MACHINE_FAULTY:
+            why = found_wrong(last)
         stopped = self.outcome is not None and self.outcome.kind in ("stopped", "requeued")
         return ("stopped" if stopped else "failed"), why or _in_words(job.state, job.reason)
 
@@ -249,6 +272,8 @@ class _StageRecord:
         if not self.entries:
             return "not started", ""
         last = self.entries[-1]
+        if last.event is Event.MACHINE_FAULTY:
+            return "failed", found_wrong(last)
         if last.event is Event.GAVE_UP:
             return "failed", f"gave up: {last.facts.get('starts')} starts in a row ended without a new checkpoint"
         if last.event is Event.STOP:

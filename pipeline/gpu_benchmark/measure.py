@@ -16,6 +16,7 @@ from pipeline.gpu_benchmark.processes import Processes
 from pipeline.gpu_benchmark.record import (
     RECORDED,
     VERSION,
+    BurnIn,
     Copies,
     Device,
     EqualBits,
@@ -45,9 +46,9 @@ from pipeline.recipe.schema import Recipe, TrainStage
 
 Record = TypeVar("Record")
 
-OPTIONAL = ("equal-bits", "parts", "operations", "copies", "variants", "saves", "micro-batch")
+OPTIONAL = ("equal-bits", "burn-in", "parts", "operations", "copies", "variants", "saves", "micro-batch")
 """What is measured after the device and a step, in this order: compilation, which may take what is left, comes late."""
-_STEPS_SECONDS, _COMPILED_SECONDS, _SHORT_SECONDS, _SAVE_SECONDS = 180.0, 900.0, 120.0, 300.0
+_STEPS_SECONDS, _COMPILED_SECONDS, _SHORT_SECONDS, _SAVE_SECONDS, _BURN_IN_SECONDS = 180.0, 900.0, 120.0, 300.0, 180.0
 _USABLE = 0.95
 """Share of a GPU's memory with which a search for the largest micro-batch begins."""
 
@@ -254,6 +255,8 @@ class _Session:
 
     def simple(self, name: str) -> None:
         """What one process finds out."""
+        if name == "burn-in":
+            self.found["burn_in"] = self.run(name, BurnIn, name, self.subject, _BURN_IN_SECONDS)
         if name == "parts" and (parts := self.run(name, Parts, name, self.subject, _SHORT_SECONDS)):
             self.found["parts"] = parts.parts
         if name == "operations" and (found := self.run(name, Operations, name, self.subject, _SHORT_SECONDS)):

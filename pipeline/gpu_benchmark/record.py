@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.burn_in.verdict import DeviceBits
+
 VERSION = 1
 OUT_OF_MEMORY = "the GPU's memory is full"
 """How the reason begins of a measurement that failed for that."""
@@ -90,6 +92,13 @@ class EqualBits:
     equal: bool
     first_step_that_differs: int | None = None
     """By its loss, from 1; None if only the weights after all of them differ, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BurnIn:
+    """What each device computed, again and again."""
+
+    devices: tuple[DeviceBits, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +260,7 @@ class GpuBenchmark:
     utilization: float | None = None
     """MFU of `step`: the share of the GPU's peak; None for a device that is not in the table."""
     equal_bits: tuple[EqualBits, ...] = ()
+    burn_in: BurnIn | None = None
     cost_of_determinism: float | None = None
     """By what share a step takes longer with `deterministic: true` than without it, on a GPU."""
     variants: tuple[VariantRun, ...] = ()

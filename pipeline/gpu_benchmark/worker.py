@@ -16,6 +16,7 @@ from data.errors import EXIT_FAILED, CoatnetError
 from data.files.atomic_file import write_atomically
 from data.files.child_process import end_with_parent
 from data.files.json_records import parse_json, to_json
+from pipeline.gpu_benchmark.burning_in import measure_burn_in
 from pipeline.gpu_benchmark.copies import measure_copies
 from pipeline.gpu_benchmark.machine import is_memory_full, present_device
 from pipeline.gpu_benchmark.micro_batches import try_micro_batch
@@ -29,6 +30,7 @@ from pipeline.gpu_benchmark.training_steps import measure_steps
 MEASUREMENTS: Mapping[str, Callable[[WorkerRequest], Any]] = {
     "device": lambda request: present_device(request.subject.uses_gpus),
     "steps": lambda request: measure_steps(request.subject),
+    "burn-in": lambda request: measure_burn_in(request.subject),
     "parts": lambda request: measure_parts(request.subject),
     "operations": lambda request: measure_operations(request.subject),
     "copies": lambda request: measure_copies(request.subject),

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from data.text.counted import counted
+from pipeline.burn_in.verdict import DeviceBits, Suspect, suspects
 from pipeline.preflight.disk_space import gigabytes
 from pipeline.preflight.finding import Finding, Findings
 from pipeline.recipe.data_sections import DataSettings
@@ -199,6 +201,56 @@ def assess_all_reduce(where: str, facts: Sequence[AllReduceFacts], load: StepLoa
     else:
         found.ok(what)
     return found
+
+
+def not_compared(where: str) -> Finding:
+    """That there is no burn-in, since equal bits are not to be expected."""
+    what = "burn-in: none, since without deterministic GPUs compute other bits each time; deterministic=true has one"
+    return Finding("ok", where, what)
+
+
+def assess_burn_in(where: str, devices: Sequence[DeviceBits]) -> list[Finding]:
+    """Whether all ranks have computed equal bits each time, and on whom it is that some have not."""
+    found = Findings(where)
+    without = _grouped((one for one in devices if one.problem), lambda one: one.problem or "")
+    for problem, those in without.items():
+        found.warning(f"burn-in: {problem} (on {_nodes(those)})", "end other programs there, and check again")
+    computed = [one for one in devices if not one.problem]
+    wrong = suspects(computed)
+    if len(computed) > 1 and [one.reason for one in wrong] == ["itself"] * len(computed):
+        found.error(
+            f"burn-in: all {len(computed)} ranks compute other bits than themselves, such as {wrong[0].text}",
+            "look at the software first: a kernel, driver or library that is not deterministic",
+        )
+        return found
+    for one in wrong:
+        found.error(f"burn-in: {one.text}", _without(one))
+    if computed and not wrong:
+        found.ok(f"burn-in: {_equal_bits(computed)}")
+    return found
+
+
+def _without(suspect: Suspect) -> str:
+    node = suspect.device.node
+    drain = f"drain the node (scontrol update NodeName={node} State=DRAIN Reason=bits), or leave it out"
+    fix = f"{drain} (resources.flags: [--exclude={node}])"
+    return f"check with more nodes to find out which one it is, then {fix}" if suspect.reason == "undecided" else fix
+
+
+def _equal_bits(devices: Sequence[DeviceBits]) -> str:
+    times = sorted({one.repetitions for one in devices})
+    often = f"{times[0]:,}" if len(times) == 1 else f"{times[0]:,} to {times[-1]:,}"
+    seconds = max(one.seconds for one in devices)
+    what = (
+        f"{counted(len(devices), 'rank')} computed one micro-batch {often} times with equal bits, in {seconds:,.2g} s"
+    )
+    kinds = _grouped(devices, lambda one: one.kind)
+    if len(devices) == 1:
+        return f"{what}; there is no other one to compare with"
+    if len(kinds) == 1:
+        return what
+    which = "; ".join(f"{kind} on {_nodes(those)}" for kind, those in kinds.items())
+    return f"{what} within each kind of device, and kinds are not compared with each other: {which}"
 
 
 def assess_reading(where: str, facts: Sequence[ReadFacts], load: StepLoad) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What the nodes of a stage can do, found out by its ranks: GPUs, all-reduce, reading and writing."""
+"""What the nodes of a stage can do, found out by its ranks: GPUs, all-reduce, equal bits, reading and writing."""
 
 import json
 import logging
@@ -16,6 +16,8 @@ import torch
 from data.errors import DataError, StorageDown
 from data.remote.storage import join, remove, upload
 from models.complexity import count_parameters
+from pipeline.burn_in.repetitions import burn_in
+from pipeline.burn_in.verdict import DeviceBits
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
@@ -32,9 +34,11 @@ from pipeline.preflight.assessment import (
     StepLoad,
     WriteFacts,
     assess_all_reduce,
+    assess_burn_in,
     assess_nodes,
     assess_reading,
     assess_writing,
+    not_compared,
 )
 from pipeline.preflight.disk_space import existing_parent
 from pipeline.preflight.finding import Finding, finding_of_error
@@ -74,7 +78,7 @@ def run_node_checks(
         name: of the stage.
         folder: for logs.
         report: see `read_report`.
-        seconds: how long the readers run.
+        seconds: how long the burn-in lasts, and after it the readers.
         signals: of this process.
         node: name of this machine.
 
@@ -101,6 +105,8 @@ def run_node_checks(
             # If a GPU is missing on one rank, the others must not wait for it in NCCL.
             checks.all_reduce(name, load, on_gpus=all(fact.gpu for fact in nodes))
         if isinstance(plan, TrainPlan) and load is not None and all(fact.problem is None for fact in nodes):
+            if all(fact.gpu for fact in nodes) or not stage.resources.gpus_per_rank:
+                checks.burn_in(plan, seconds)
             checks.reading(plan, load, seconds)
             checks.writing(plan, load, run_folder(recipe, name))
         if checks.ranks.is_leader:
@@ -133,6 +139,15 @@ class _NodeChecks:
         with self.watchdog.section("all-reduce"):
             facts = _gather(self.ranks, _time_all_reduce(self.ranks, self.node, on_gpus))
         self._report(assess_all_reduce(name, facts, load))
+
+    def burn_in(self, plan: TrainPlan, seconds: float) -> None:
+        """Compute the same micro-batch on all ranks at once, again and again."""
+        if plan.stage.resources.gpus_per_rank and not plan.stage.deterministic:
+            self._report([not_compared(plan.name)])
+            return
+        with self.watchdog.section("burn-in"):
+            facts = _gather(self.ranks, _burn_in(self.ranks, self.node, plan, seconds))
+        self._report(assess_burn_in(plan.name, facts))
 
     def reading(self, plan: TrainPlan, load: StepLoad, seconds: float) -> None:
         """Read micro-batches on all ranks at once."""
@@ -244,6 +259,13 @@ def _time_all_reduce(ranks: Ranks, node: str, on_gpus: bool) -> AllReduceFacts:
             raise  # the ranks exchange their facts the same way, so nothing could be reported
         logging.getLogger(__name__).exception("all-reduce")
         return AllReduceFacts(node, _ALL_REDUCE_BYTES, 0.0, short_reason(error))
+
+
+def _burn_in(ranks: Ranks, node: str, plan: TrainPlan, seconds: float) -> DeviceBits:
+    number = _gpu_number(torch.cuda.device_count()) if plan.stage.resources.gpus_per_rank else None
+    device = torch.device("cpu") if number is None else torch.device("cuda", number)
+    ranks.barrier()  # so that all of them are hot together
+    return burn_in(plan, device, where=f"rank {ranks.rank} on {node}", node=node, seconds=seconds)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -60,6 +60,21 @@ def check_flag(flag: str) -> None:
             return
 
 
+def excluded_nodes(flags: Iterable[str]) -> str:
+    """The nodes that the last `--exclude` or `-x` among flags that passed `check_flag` names; empty without one."""
+    found = ""
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if len(name) > len("--exclu") and "--exclude".startswith(
+            name
+        ):  # a shorter beginning is that of --exclusive, too
+            found = value
+        elif not flag.startswith("--"):
+            first = next((place for place, letter in enumerate(flag) if letter in _SHORT_WITH_VALUE), 0)
+            found = flag[first + 1 :] if flag[first] == "x" else found
+    return found
+
+
 def _refuse(flag: str, options: Iterable[str]) -> None:
     for option in options:
         if option in _SETTINGS:

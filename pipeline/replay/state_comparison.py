@@ -47,7 +47,10 @@ class ComparedState:
         more = ", ..." if self.tensors - self.equal > len(self.different) else ""
         which = "" if self.holds else f" (not {', '.join(self.different)}{more})"
         kind = "within rounding" if self.holds else "different"
-        return f"{kind}: {self.equal} of {self.tensors} tensors are equal to the bit{which}; the weights are {self.distance:.2g} of the way apart that they have gone"
+        return (
+            f"{kind}: {self.equal} of {self.tensors} tensors are equal to the bit{which}; the weights are "
+            f"{self.distance:.2g} of the way apart that they have gone"
+        )
 
 
 def compare_state(

@@ -12,6 +12,7 @@ import pytest
 from data.errors import StorageDown
 from jobs import exit_codes
 from jobs.exit_codes import OUTCOME_FILE, STARTS_OVER, exit_on_error
+from pipeline.errors import CAUSE_FILE, FAULTY_NODES_FILE
 from tests.support.command import environment
 
 PASSING = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN]
@@ -71,3 +72,21 @@ def test_a_rank_that_cannot_leave_its_outcome_prints_it_and_keeps_its_exit_code(
     )  # fmt: skip
     assert ended.returncode == 78
     assert ended.stderr == f"error: shard x is damaged ({missing}: No such file or directory)\n"
+
+
+def test_a_rank_that_finds_a_faulty_machine_names_its_nodes_for_the_job_beside_the_cause(tmp_path: Path) -> None:
+    program = (
+        "from jobs.exit_codes import exit_on_error\nfrom pipeline.errors import MachineFaulty\n"
+        "with exit_on_error(): raise MachineFaulty('rank 1 differs', {nodes})"
+    )
+    cause, faulty = tmp_path / "cause", tmp_path / "faulty"
+    variables = {"RANK": "0", CAUSE_FILE: str(cause), FAULTY_NODES_FILE: str(faulty)}
+    for nodes, named in (((), None), (("node2", "node5"), "node2\nnode5\n")):
+        cause.unlink(missing_ok=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", program.format(nodes=nodes)], env=environment() | variables, check=False, timeout=60
+        )
+        assert ended.returncode == 71
+        assert cause.read_text() == "71\nrank 1 differs\n"
+        assert (faulty.read_text() if faulty.exists() else None) == named
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cause", "faulty"]

@@ -4,7 +4,9 @@ import io
 from dataclasses import replace
 
 from jobs.gpu_benchmark_tables import show_benchmark
+from pipeline.burn_in.verdict import DeviceBits
 from pipeline.gpu_benchmark.record import (
+    BurnIn,
     Choice,
     CopySpeed,
     Device,
@@ -40,6 +42,13 @@ RECORD = GpuBenchmark(
     step=STEP,
     utilization=0.35,
     equal_bits=(EqualBits(True, True), EqualBits(False, False, 2)),
+    burn_in=BurnIn(
+        (
+            DeviceBits("GPU 0", "n1", "NVIDIA H200", "GPU-a", "H200", {"loss=1": 60}, 5.04),
+            DeviceBits("GPU 1", "n1", "NVIDIA H200", "GPU-b", "H200", {"loss=1": 55, "loss=2": 2}, 5.0),
+            DeviceBits("GPU 2", "n1", "NVIDIA T4", "GPU-c", "T4", {}, 0.0, "the memory of the GPU is full"),
+        )
+    ),
     cost_of_determinism=0.12,
     variants=(
         VariantRun("eager", {}, STEP, None, 0.0),
@@ -94,3 +103,14 @@ def test_a_device_without_a_roofline_says_so() -> None:
     unknown = replace(RECORD, device=Device("GPU X", True, "2.11"))
     assert shown(unknown)[0] == "GPU X, torch 2.11, its peaks are not in the table, so there is no roofline"
     assert shown(replace(RECORD, choices=()))[-1].startswith("set in the recipe: nothing")
+
+
+def test_a_gpu_that_computes_wrong_values_is_named_beside_those_that_do_not() -> None:
+    lines = shown(RECORD)
+    place = lines.index("one micro-batch again and again, deterministic")
+    assert lines[place + 1 : place + 5] == [
+        "GPU 0 (NVIDIA H200, GPU-a): 60 times in 5.0 s: equal to the bit",
+        "GPU 1 (NVIDIA H200, GPU-b) computed other bits than itself in 2 of 57 repetitions, in loss",
+        "GPU 2 (NVIDIA T4, GPU-c): not computed: the memory of the GPU is full",
+        "there are 2 kinds of GPUs, which are not compared with each other",
+    ]

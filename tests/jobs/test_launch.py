@@ -29,6 +29,7 @@ BROKEN = Outcome(1, "ValueError: no")
         ([75, -9], {0: LOST}, 137, "rank 1 was killed by SIGKILL, by a person or for lack of memory; the same"),
         ([75, 78], {0: LOST, 1: Outcome(78, "shard x is damaged")}, 78, "shard x is damaged"),
         ([None, 75, 70], {1: LOST, 2: Outcome(70, "the loss is nan")}, 70, "the loss is nan"),
+        ([78, 71], {0: Outcome(78, "shard x is damaged"), 1: Outcome(71, "node2 is faulty")}, 71, "node2 is faulty"),
         ([75, 75], {0: LOST, 1: Outcome(75, "stopped by SIGTERM after step 3")}, 75, "stopped by SIGTERM after step 3"),
         ([75, -10], {0: LOST}, 75, "stopped by SIGUSR1; the same command continues"),
         ([75, -1], {0: LOST}, 75, "stopped by SIGHUP; the same command continues"),

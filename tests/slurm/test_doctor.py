@@ -127,8 +127,10 @@ def test_the_nodes_are_checked_by_a_job_with_the_resources_of_the_stage(
     assert done.returncode == 0, done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     assert [one for one in found if one["level"] != "ok"] == []
-    assert [one["what"].partition(":")[0] for one in found[-4:]] == ["nodes", "all-reduce", "reading", "checkpoints"]
-    assert found[-4]["what"] == "nodes: 2 ranks on 2 agree in versions and clocks, and can start the stage"
+    assert [one["what"].partition(":")[0] for one in found[-5:]] == [
+        "nodes", "all-reduce", "burn-in", "reading", "checkpoints",
+    ]  # fmt: skip
+    assert found[-5]["what"] == "nodes: 2 ranks on 2 agree in versions and clocks, and can start the stage"
     record = slurm.run("scontrol", "--oneliner", "show", "jobs")
     assert "JobName=test.doctor " in record
     assert "TimeLimit=00:10:00" in record
@@ -156,6 +158,7 @@ def test_ending_the_command_cancels_its_job(
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     process = start("doctor", write_recipe(tmp_path, shards, resources=CPUS), "--nodes", "--seconds=600")
     wait_until(lambda: "test.doctor" in slurm.run("squeue", "--noheader", "--format=%j %T"), process)
+    assert "test.doctor 30:00" in slurm.run("squeue", "--noheader", "--format=%j %l")  # twice 600 seconds more
     os.kill(process.pid, number)
     assert process.wait(300) == code
     assert "test.doctor" not in slurm.run("squeue", "--noheader", "--format=%j %T")

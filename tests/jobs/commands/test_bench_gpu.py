@@ -29,7 +29,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def facts(recipe: Path, scratch: Path) -> dict[str, Any]:
     """All measurements but those of variants, as JSON."""
-    parts = ("equal-bits", "parts", "operations", "copies", "saves", "micro-batch")
+    parts = ("equal-bits", "burn-in", "parts", "operations", "copies", "saves", "micro-batch")
     chosen = [word for name in parts for word in ("--only", name)]
     out = recipe.with_name("found.json")
     done = coatnet("bench", "gpu", recipe, *chosen, "--scratch", scratch, "--json", "--out", out)
@@ -56,6 +56,23 @@ def test_a_step_is_that_of_the_stage_with_at_most_four_micro_batches(facts: dict
 def test_two_runs_are_compared_with_the_switch_and_without_it(facts: dict[str, Any]) -> None:
     assert facts["equal_bits"] == [{"deterministic": True, "equal": True}, {"deterministic": False, "equal": True}]
     assert "cost_of_determinism" not in facts  # on a CPU the switch has no effect
+
+
+def test_one_micro_batch_has_equal_bits_each_time(facts: dict[str, Any]) -> None:
+    (device,) = facts["burn_in"]["devices"]
+    assert list(device["bits"].values()) == [3]
+    assert device["where"] == "this machine"
+
+
+def test_a_device_that_computes_wrong_values_fails_the_benchmark(recipe: Path) -> None:
+    done = coatnet(
+        "bench", "gpu", recipe, "--only", "burn-in",
+        TEST_IMPORTS="tests.support.wrong_bits", TEST_WRONG_RANK="0", TEST_WRONG_REPETITIONS="1",
+    )  # fmt: skip
+    assert done.returncode == 70
+    assert "computed other bits than itself in 1 of 3 repetitions, in loss, gradient" in done.stdout
+    assert "error: this machine (" in done.stderr
+    assert "take it out of use before anything is trained on it" in done.stderr
 
 
 def test_every_part_of_the_model_is_timed(facts: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,17 +79,47 @@ def test_the_ranks_of_a_stage_check_this_machine(shards: Path, tmp_path: Path) -
     recipe = write_recipe(tmp_path, shards, resources={"ranks": 2, "gpus_per_rank": 0})
     found = findings(recipe, "--nodes", "--seconds", "0.3")
     assert wrong(found) == []
-    tried = found[-4:]
+    tried = found[-5:]
     assert {one["where"] for one in tried} == {"pretrain"}
     assert tried[0]["what"] == "nodes: 2 ranks on 1 agree in versions and clocks, and can start the stage"
     for one, beginning, ending in zip(
-        tried[1:], ("all-reduce: ", "reading: ", "checkpoints: "), ("of a step", "by 2 ranks", "s for one"), strict=True
+        tried[1:],
+        ("all-reduce: ", "burn-in: 2 ranks computed one micro-batch ", "reading: ", "checkpoints: "),
+        ("of a step", " s", "by 2 ranks", "s for one"),
+        strict=True,
     ):
         assert one["what"].startswith(beginning)
         assert one["what"].endswith(ending)
     # It leaves the recipe as it was checked, logs and findings, and nothing where the run will be.
     assert [path.name for path in (tmp_path / "runs/test").iterdir()] == ["doctor"]
     assert (tmp_path / "runs/test/doctor/pretrain/logs/rank-00001.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "repetitions", "wrong_ranks", "what", "fix"),
+    [
+        (3, "all", [1], "always computes other bits than most of 2 others of its kind, in loss", "drain the node"),
+        (2, "1", [1], "computed other bits than itself in 1 of ", "drain the node (scontrol update NodeName="),
+        (2, "all", [0, 1], "computes other bits than 1 other of its kind, in loss", "check with more nodes to find"),
+    ],
+    ids=["always", "once", "undecided"],
+)
+def test_a_rank_that_computes_wrong_values_is_named_before_the_run_begins(
+    shards: Path, tmp_path: Path, ranks: int, repetitions: str, wrong_ranks: list[int], what: str, fix: str
+) -> None:
+    recipe = write_recipe(tmp_path, shards, resources={"ranks": ranks, "gpus_per_rank": 0})
+    done = coatnet(
+        "doctor", recipe, "--nodes", "--seconds=0.3", "--stage=pretrain", "--json", "batch.global_size=18", "data.lanes=6",
+        PATH=NOWHERE,
+        TEST_IMPORTS="tests.support.wrong_bits", TEST_WRONG_RANK="1", TEST_WRONG_REPETITIONS=repetitions,
+    )  # fmt: skip
+    assert done.returncode == 78, done.stdout + done.stderr
+    errors = [one for one in json.loads(done.stdout) if one["level"] == "error"]
+    for rank, finding in zip(wrong_ranks, errors, strict=True):
+        assert finding["what"].startswith(f"burn-in: rank {rank} on {socket.gethostname()} (")
+        assert what in finding["what"]
+        assert finding["fix"].startswith(fix)
+        assert f"--exclude={socket.gethostname()}]" in finding["fix"]
 
 
 def test_the_readers_must_match_the_speed_of_an_earlier_start(shards: Path, tmp_path: Path) -> None:

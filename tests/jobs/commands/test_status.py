@@ -79,7 +79,8 @@ def test_json_has_all_values(run: MadeRun) -> None:
     assert found == {
         "run": "small", "stage": "pretrain", "job": "7", "state": "running", "reason": "", "slurm_state": None,
         "nodes": "node[1-2]", "step": 30, "steps": 40, "images_per_second": 512.0, "loss": 1.25, "top1": 0.5,
-        "checkpoint": "step-00000020", "restarts": 0, "evaluations": [], "settings": {},
+        "checkpoint": "step-00000020", "restarts": 0, "evaluations": [], "excluded_nodes": [], "faulty_nodes": [],
+        "settings": {},
     }  # fmt: skip
 
 

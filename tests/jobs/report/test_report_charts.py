@@ -106,6 +106,13 @@ def test_changed_settings_are_marked_where_they_begin_and_said() -> None:
     assert said in history_table(entries)
 
 
+def test_a_faulty_machine_is_told_with_its_values_and_the_nodes_that_are_left_out() -> None:
+    for nodes, told in ((["n2", "n5"], "n2, n5"), ([], "undecided")):
+        text = history_table([entry(Event.MACHINE_FAULTY, step=9, kinds=["loss", "gradient"], nodes=nodes, devices=[])])
+        assert "faulty machine, step 9" in text
+        assert f"loss, gradient differ; without: {told}<" in text
+
+
 def test_a_long_history_is_shortened_and_says_so() -> None:
     entries = [entry(kind, step=n) for n in range(100) for kind in (Event.RESUME, Event.STOP)]
     text = history_table(entries)

@@ -20,6 +20,7 @@ from pipeline.gpu_benchmark.copies import copy_speeds
 from pipeline.gpu_benchmark.measure import OPTIONAL, BenchmarkRequest
 from pipeline.gpu_benchmark.processes import Processes
 from pipeline.gpu_benchmark.record import (
+    BurnIn,
     Copies,
     CopySpeed,
     Device,
@@ -264,6 +265,7 @@ class FakeProcesses:
         answers = {
             "device": self.device,
             "steps": StepsRun((1.0,), bits, 1.0, 110.0 if deterministic else 100.0, 5, 80.0, 10**9, WORK),
+            "burn-in": BurnIn(()),
             "parts": Parts(()),
             "operations": Operations(()),
             "copies": Copies((CopySpeed("pinned memory to the GPU", 50.0),)),
@@ -288,9 +290,9 @@ def test_on_a_gpu_everything_is_measured_the_most_valuable_first(
 ) -> None:
     found = measure.measure(request_)
     asked = instances[-1].asked
-    assert asked[:11] == [
+    assert asked[:12] == [
         "device", "step", "equal bits, deterministic: false", "equal bits, deterministic: true",
-        "equal bits, deterministic: false", "parts", "operations", "copies", "variant compiled",
+        "equal bits, deterministic: false", "burn-in", "parts", "operations", "copies", "variant compiled",
         "variant eager, fused depthwise", "variant compiled, fused depthwise",
     ]  # fmt: skip
     assert [(one.deterministic, one.equal) for one in found.equal_bits] == [(True, True), (False, False)]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from data.errors import StorageDown
+from pipeline.burn_in.verdict import DeviceBits
 from pipeline.errors import ConfigError
 from pipeline.preflight.assessment import (
     AllReduceFacts,
@@ -14,6 +15,7 @@ from pipeline.preflight.assessment import (
     StepLoad,
     WriteFacts,
     assess_all_reduce,
+    assess_burn_in,
     assess_nodes,
     assess_reading,
     assess_writing,
@@ -132,6 +134,56 @@ def test_a_save_is_compared_with_the_time_between_saves() -> None:
     assert (assessed(4.9).level, assessed(6.0).level) == ("ok", "warning")
     assert assessed(6.0).what == "checkpoints: 0.33 GB/s by 2 ranks, 12 s for one, with one every 10 s (as before)"
     assert assessed(6.0, replace(LOAD, pace=None)).level == "ok"
+
+
+def burned(node: str, bits: dict[str, int], kind: str = "H200", problem: str | None = None) -> DeviceBits:
+    return DeviceBits(f"rank 0 on {node}", node, kind, "", kind, bits, 5.02, problem)
+
+
+def test_a_burn_in_says_what_was_compared() -> None:
+    def said(*devices: DeviceBits) -> str:
+        (finding,) = assess_burn_in("pretrain", devices)
+        assert finding.level == "ok"
+        return finding.what
+
+    one, other, third = burned("n1", {"loss=1": 57}), burned("n2", {"loss=1": 60}), burned("n3", {"loss=2": 9}, "A100")
+    both = "burn-in: 2 ranks computed one micro-batch 57 to 60 times with equal bits, in 5 s"
+    assert said(one, other) == both
+    alone = "burn-in: 1 rank computed one micro-batch 57 times with equal bits, in 5 s; there is no other one to compare with"
+    assert said(one) == alone
+    kinds = "within each kind of device, and kinds are not compared with each other: H200 on n1, n2; A100 on n3"
+    assert (
+        said(one, other, third)
+        == f"burn-in: 3 ranks computed one micro-batch 9 to 60 times with equal bits, in 5 s {kinds}"
+    )
+
+
+def test_a_faulty_device_is_an_error_with_its_node_in_the_fix() -> None:
+    devices = [burned("n1", {"loss=1": 9}), burned("n2", {"loss=1": 9}), burned("n3", {"loss=2": 9})]
+    (finding,) = assess_burn_in("pretrain", devices)
+    assert finding == Finding(
+        "error", "pretrain", "burn-in: rank 0 on n3 (H200) always computes other bits than most of 2 others of its kind, in loss",
+        "drain the node (scontrol update NodeName=n3 State=DRAIN Reason=bits), or leave it out (resources.flags: [--exclude=n3])",
+    )  # fmt: skip
+
+
+def test_ranks_that_all_differ_from_themselves_point_to_the_software() -> None:
+    (finding,) = assess_burn_in("pretrain", [burned("n1", {"loss=1": 9, "loss=2": 1})] * 2)
+    assert finding.what.startswith(
+        "burn-in: all 2 ranks compute other bits than themselves, such as rank 0 on n1 (H200)"
+    )
+    assert finding.fix.startswith("look at the software first")
+
+
+def test_a_rank_without_memory_for_the_burn_in_is_named_and_the_others_are_compared() -> None:
+    full = burned("n2", {}, problem="the memory of the GPU is full (CUDA out of memory)")
+    warning, fine = assess_burn_in("pretrain", [burned("n1", {"loss=1": 9}), full])
+    assert (warning.level, warning.what) == (
+        "warning",
+        "burn-in: the memory of the GPU is full (CUDA out of memory) (on n2)",
+    )
+    assert fine.what.startswith("burn-in: 1 rank computed")
+    assert [finding.level for finding in assess_burn_in("pretrain", [full])] == ["warning"]
 
 
 def test_failures_on_some_ranks_are_reported_with_their_nodes() -> None:

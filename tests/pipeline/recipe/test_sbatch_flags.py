@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.recipe.sbatch_flags import excluded_nodes
 from pipeline.recipe.sections import JobResources
 
 
@@ -54,3 +55,21 @@ def test_other_options_of_sbatch_are_accepted() -> None:
         "--nice=5",
     )
     assert JobResources(flags=flags).flags == flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "nodes"),
+    [
+        ((), ""),
+        (("--exclusive", "--exclusive=user", "--nodelist=node1"), ""),
+        (("--exclude=node[1-2],node5",), "node[1-2],node5"),
+        (("--exclud=node1",), "node1"),
+        (("-xnode1",), "node1"),
+        (("-sHxnode1",), "node1"),
+        (("-wnodex", "-sxnode1"), "node1"),
+        (("--exclude=node1", "-xnode2"), "node2"),
+        (("-xnode2", "--exclude=/shared/bad"), "/shared/bad"),
+    ],
+)
+def test_the_nodes_that_a_person_excludes_are_found_in_every_spelling(flags: tuple[str, ...], nodes: str) -> None:
+    assert excluded_nodes(JobResources(flags=flags).flags) == nodes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
-from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TRY_AGAIN
+from data.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE_FAULTY, EXIT_TRY_AGAIN
 from data.files.child_process import end_with_parent, own_packages_first, python_module
 from data.files.json_records import parse_json
 from jobs.exit_codes import OUTCOME_FILE, Outcome, StageFailed
@@ -302,7 +302,7 @@ def _outcome(
             written[rank] = parse_json(Outcome, (outcomes / f"{rank}.json").read_bytes())
         except (OSError, ValueError):
             continue
-    for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_INTERRUPTED):
+    for code in (EXIT_CONFIG, EXIT_FAILED, EXIT_MACHINE_FAULTY, EXIT_TRY_AGAIN, EXIT_INTERRUPTED):
         for outcome in written.values():
             if outcome.code == code and not outcome.is_consequence:
                 return outcome

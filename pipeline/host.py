@@ -37,6 +37,12 @@ def this_host(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Host:
     return Host(max(1, min([len(os.sched_getaffinity(0)), *quotas])), least, least < total)
 
 
+def processor_name(proc: Path = _PROC) -> str:
+    """The name of the processor, as the kernel has it; `CPU` if it has none."""
+    lines = (_text(proc / "cpuinfo") or "").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
 def out_of_memory_kills(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """How many processes of this process's cgroup the kernel has killed for lack of memory, or of the whole machine
     where the cgroup does not count; None if neither is known.

@@ -33,7 +33,8 @@ from pipeline.recipe.sections import WatchdogSettings
 log = logging.getLogger(__name__)
 
 SectionName = Literal[
-    "setup", "step", "report", "histograms", "save", "evaluation", "verification", "all-reduce", "reading", "writing"
+    "setup", "step", "cross-check", "report", "histograms", "save", "evaluation", "verification", "all-reduce",
+    "reading", "writing",
 ]  # fmt: skip
 Phase = Literal["reading", "computing", "exchanging"]
 

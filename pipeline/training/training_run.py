@@ -102,7 +102,8 @@ class TrainingRun:
         self._sample_log = SampleLog(folder, plan, ranks) if plan.stage.log.samples else None
         self._save_is_due = self._save_was_put_off()
         self._verified = self.verification.remark is None
-        self._last_was_checked = False
+        # The first step of a start is one that is checked, too.
+        self._last_was_checked = self._cross_checks.every_steps is not None
 
     def __enter__(self) -> Self:
         return self

@@ -78,7 +78,8 @@ def _what(found: Verdict, world_size: int) -> str:
         return "the same micro-batch, computed twice, had different values"
     if found.too_many:
         return (
-            "more than half of the ranks have other values than the rest, or a second time, which no machine explains"
+            "more than half of the ranks have other values than the rest, or than themselves a second time, so that it "
+            "is no fault of machines"
         )
     if found.accused:
         return f"wrong values, as {'the other ranks agree' if world_size > 2 else 'they were right the second time'}"

@@ -7,11 +7,11 @@ import pytest
 
 from tests.support.command import coatnet
 from tests.support.recipes import checkpoint_bytes, curves, events, write_recipe
-from tests.support.wrong_values import FAULTS, Fault
+from tests.support.wrong_values import Fault
 
 pytestmark = pytest.mark.slow(seconds=30)
 NODE = socket.gethostname()
-MODULE = {"TEST_IMPORTS": "tests.support.wrong_values"}
+MODULE = "tests.support.wrong_values"
 SETTINGS = (
     "pretrain.steps=6", "pretrain.optimizer.warmup_steps=1", "pretrain.checkpoint.every_steps=1", "pretrain.checkpoint.keep_last=9",
 )  # fmt: skip
@@ -25,7 +25,9 @@ def test_a_start_that_finds_a_wrong_rank_ends_with_71_and_the_same_command_conti
     # Steps 1 and 4 are checked, and rank 1 flips a bit in its first micro-batch of step 4.
     number = (1 + 3 * ROUNDS) + 1
     fault = Fault(1, "head.classifier.weight", number, number)
-    found = coatnet("run", recipe, *SETTINGS, "verify.every_steps=4", **MODULE, **{FAULTS: fault.written})
+    found = coatnet(
+        "run", recipe, *SETTINGS, "verify.every_steps=4", TEST_IMPORTS=MODULE, TEST_WRONG_VALUES=fault.written
+    )
     assert found.returncode == 71, found.stderr
     message = found.stderr.replace("\n", " ")
     assert f"cross-check of step 4: wrong values, as they were right the second time: rank 1 on {NODE} (" in message
@@ -57,7 +59,14 @@ def test_a_rank_that_hangs_in_a_check_is_named(shards: Path, tmp_path: Path) -> 
     hang = Fault(1, "hang", 1 + ROUNDS)
     limits = "watchdog={setup_seconds: 300, least_seconds: 15, factor: 2}"
     found = coatnet(
-        "train", recipe, "pretrain", *SETTINGS, "verify.every_steps=1", limits, **MODULE, **{FAULTS: hang.written}
+        "train",
+        recipe,
+        "pretrain",
+        *SETTINGS,
+        "verify.every_steps=1",
+        limits,
+        TEST_IMPORTS=MODULE,
+        TEST_WRONG_VALUES=hang.written,
     )
     assert found.returncode == 75, found.stderr
     # The other one has computed its own, and waits to sum the gradients.

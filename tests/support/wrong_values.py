@@ -18,8 +18,6 @@ import pipeline.train
 import pipeline.training.step
 from models.norm import BatchNorm
 
-FAULTS = "TEST_WRONG_VALUES"
-"""Name of the variable."""
 FOREVER = 10**9
 
 
@@ -42,6 +40,10 @@ _build, _loss, _record = pipeline.train.build_engine, pipeline.training.step.cla
 def strike(*faults: Fault) -> None:
     """From now on, these faults alone."""
     global _computed
+    pipeline.train.build_engine = _engine  # type: ignore[attr-defined, assignment]
+    pipeline.training.step.classification_loss = _losses  # type: ignore[attr-defined, assignment]
+    pipeline.cross_check.computation.classification_loss = _losses  # type: ignore[attr-defined, assignment]
+    BatchNorm.record = _recorded  # type: ignore[method-assign, assignment]
     _faults[:] = faults
     _computed = 0
 
@@ -63,7 +65,7 @@ def _engine(*arguments: Any) -> Any:
             return wrong
 
         if any(fault.kind == name for fault in _faults):
-            parameter.register_hook(flip)
+            parameter.register_hook(flip)  # type: ignore[no-untyped-call]
     return engine
 
 
@@ -80,13 +82,6 @@ def _recorded(norm: BatchNorm, statistics: Tensor) -> None:
     _record(norm, statistics * 1.01 if _strikes("statistics", _computed) else statistics)
 
 
-pipeline.train.build_engine = _engine  # type: ignore[attr-defined]
-pipeline.training.step.classification_loss = _losses  # type: ignore[attr-defined]
-pipeline.cross_check.computation.classification_loss = _losses  # type: ignore[attr-defined]
-BatchNorm.record = _recorded  # type: ignore[method-assign]
-strike(
-    *(
-        Fault(int(rank), kind, int(first), int(last))
-        for rank, kind, first, last in (text.split(":") for text in os.environ.get(FAULTS, "").split())
-    )
-)
+if written := os.environ.get("TEST_WRONG_VALUES"):
+    parts = [fault.split(":") for fault in written.split()]
+    strike(*(Fault(int(rank), kind, int(first), int(last)) for rank, kind, first, last in parts))

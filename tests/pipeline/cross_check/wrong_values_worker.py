@@ -67,7 +67,8 @@ CASES: dict[int, dict[str, list[list[Fault]]]] = {
 def main(recipe: Path, folder: Path) -> None:
     ranks = join_ranks(1)
     world = ranks.world_size
-    for name, starts in {"undisturbed": [[]], **CASES[world]}.items():
+    cases: dict[str, list[list[Fault]]] = {"undisturbed": [[]], **CASES[world]}
+    for name, starts in cases.items():
         checks = [] if name == "undisturbed" else ["verify={every_steps: 1, excluded_nodes: 1}"]
         size = f"batch.micro_size={MICRO_SIZE[world]}"
         planned = plan_stage(load_recipe(recipe, [*SETTINGS, size, *checks]), "pretrain", world)

@@ -1,6 +1,6 @@
 """Streams of micro-batches: samples are read, decoded and augmented in threads and delivered in step order."""
 
-from collections.abc import Callable, Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -197,7 +197,7 @@ def _load_training(
     images = allocate((size, transform.size, transform.size, 3))
     labels = np.full((size, reader.dataset.labels_per_sample), -1, np.int64)
     skipped: list[SkippedSample] = []
-    origins, erased = [], []
+    origins = []
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])
         epoch, sample = int(samples.epoch[position]), int(samples.id[position])
@@ -210,11 +210,24 @@ def _load_training(
             key, pixels, classes = _replacement(reader, shard, number, draw, error, excluded)
         labels[position, : len(classes)] = classes
         images[position] = transform(pixels, RandomStream.AUGMENTATION.generator(seed, epoch, sample))
-        if transform.random_erasing:
-            draws = RandomStream.ERASING.generator(seed, epoch, sample)
-            erased += [(position, found) for found in transform.random_erasing.rectangles(transform.size, draws)]
         origins.append(SampleOrigin(epoch, sample, reader.dataset.index.shards[shard].name, key))
+    erased = erased_rectangles(transform, seed, [(origin.epoch, origin.id) for origin in origins])
     return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins, erased)
+
+
+def erased_rectangles(
+    transform: TrainTransform, seed: int, samples: Iterable[tuple[int, int]]
+) -> list[tuple[int, ErasedRectangle]]:
+    """What is erased of a micro-batch's `samples`, each an epoch and an id in the index; with positions among them."""
+    if transform.random_erasing is None:
+        return []
+    return [
+        (position, found)
+        for position, (epoch, sample) in enumerate(samples)
+        for found in transform.random_erasing.rectangles(
+            transform.size, RandomStream.ERASING.generator(seed, epoch, sample)
+        )
+    ]
 
 
 def _replacement(

@@ -62,6 +62,7 @@ def run_stage(
     Raises:
         ConfigError, DataError: the recipe, the run folder or the data are wrong.
         RunFailed: the run cannot continue.
+        MachineFaulty: a rank computes wrong values.
         Preempted: it was asked to stop and is saved.
         LostRank: another rank is gone.
     """
@@ -110,7 +111,7 @@ def run_stage(
         training = plan if isinstance(plan, TrainPlan) else None
         unused = unused_settings(Facts(recipe, name, training))
         remarks = tuple(f"warning: {finding.what}" for finding in unused if finding.level == "warning")
-        context = RunContext(folder, ranks, leads, requests, watchdog, run_id, remarks)
+        context = RunContext(folder, ranks, leads, requests, watchdog, run_id, remarks, node)
         if isinstance(plan, TrainPlan):
             try:
                 train(plan, context, start_from)

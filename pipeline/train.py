@@ -44,7 +44,9 @@ def train(plan: TrainPlan, context: RunContext, start_from: str | None) -> None:
     Raises:
         ConfigError: a checkpoint of another model or recipe, or checkpoints of which none is intact.
         DataError: shards that cannot be read or are not the indexed ones, or too many samples that cannot be used.
-        RunFailed: too many steps in a row that are not finite, or a last checkpoint that cannot be saved.
+        RunFailed: too many steps in a row that are not finite, a last checkpoint that cannot be saved, or too many
+            machines that compute wrong values.
+        MachineFaulty: a machine computes wrong values, and the run can go on without it.
         StorageDown: checkpoints or remote shards, while their storage does not work.
         Preempted: it was asked to stop, and has saved if it could.
     """

@@ -1,9 +1,7 @@
 """One micro-batch of a stage computed again and again on a device: forward, backward, and the bits of both."""
 
-import platform
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,8 +13,10 @@ from pipeline.burn_in.verdict import DeviceBits
 from pipeline.fingerprint import fingerprint
 from pipeline.gpu_benchmark.machine import is_memory_full
 from pipeline.gpu_benchmark.subject import noise
+from pipeline.host import processor_name
 from pipeline.plan import TrainPlan
 from pipeline.precision import autocast, model_dtype
+from pipeline.ranks.gpus import gpu_uuid
 from pipeline.training.inputs import prepared_inputs
 from pipeline.training.loss import classification_loss
 from pipeline.weights import build_model, to_precision
@@ -49,8 +49,9 @@ def burn_in(plan: TrainPlan, device: torch.device, *, where: str, node: str, sec
         problem = f"the memory of the GPU is full ({str(error).strip().partition('. ')[0]})"
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    name = _name(device)
-    return DeviceBits(where, node, name, _uuid(device), _kind(device, name), bits, spent, problem)
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else processor_name()
+    return DeviceBits(where, node, name, gpu_uuid(device) if on_gpu else "", _kind(device, name), bits, spent, problem)
 
 
 def _repeated(plan: TrainPlan, device: torch.device, seconds: float) -> tuple[dict[str, int], float]:
@@ -92,24 +93,6 @@ class _MicroBatch:
         result = " ".join(f"{name}={fingerprint(tensors)}" for name, tensors in values.items())
         discard_recorded_statistics(self._model)
         return result
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.machine()
-
-
-def _uuid(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # since torch 2.4
-    return f"GPU-{uuid}" if uuid else ""
 
 
 def _kind(device: torch.device, name: str) -> str:

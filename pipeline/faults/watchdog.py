@@ -33,8 +33,8 @@ from pipeline.recipe.sections import WatchdogSettings
 log = logging.getLogger(__name__)
 
 SectionName = Literal[
-    "setup", "step", "cross-check", "report", "histograms", "save", "evaluation", "verification", "inspection", "all-reduce",
-    "burn-in", "reading", "writing",
+    "setup", "step", "cross-check", "report", "histograms", "save", "evaluation", "verification", "inspection",
+    "all-reduce", "burn-in", "reading", "writing",
 ]  # fmt: skip
 Phase = Literal["reading", "computing", "exchanging"]
 

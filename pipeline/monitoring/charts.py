@@ -48,6 +48,8 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "GB on the host, this rank": ["usage/host_"],
         "samples skipped": ["train/skipped_samples$"],
         "steps not applied": ["train/steps_not_applied$"],
+        "cross-checks: seconds, share of the step": ["verify/(seconds|share_of_step)$"],
+        "cross-checks passed in this start": ["verify/passed$"],
         "samples seen": ["train/samples$"],
     },
     "weights": {

@@ -25,7 +25,7 @@ from pipeline.monitoring.histograms import Histogram
 from pipeline.monitoring.progress import StageProgress
 from pipeline.monitoring.progress_bar import StepState, progress_bar
 from pipeline.monitoring.rank_times import RankTimes
-from pipeline.monitoring.step_clock import StepClock
+from pipeline.monitoring.step_clock import Interval, StepClock
 from pipeline.monitoring.utilization import Utilization
 from pipeline.plan import Plan, TrainPlan
 from pipeline.preflight.class_mixing import assess_mixing, lanes_in_use
@@ -67,6 +67,8 @@ class Monitor:
         self._events = EventFile(folder.tensorboard, first_step + 1, self.notify)
         self._validation = EventFile(folder.validation, first_step + 1, self.notify)
         self._intervals = 0
+        self._speed: float | None = None
+        """Images per second of the last interval in which a step was timed."""
         self._rank_times = RankTimes(ranks.world_size)
         self._histograms_requested = False
         self._utilization = Utilization(plan, ranks) if isinstance(plan, TrainPlan) else None
@@ -136,33 +138,24 @@ class Monitor:
         """Show the state after `step` steps; `scalars` are TensorBoard tags and values and include `train/loss`
         and `train/learning_rate`."""
         interval = self.clock.interval()
-        if not self._leads or interval is None:
+        if not self._leads:
             return
         assert isinstance(self._plan, TrainPlan)
         batch = self._plan.stage.batch.global_size
-        speed = interval.steps * batch / max(1e-9, interval.seconds)
-        of_ranks, slow_ranks = self._rank_times.interval(interval.seconds)
+        times, slow_ranks = self._times(interval, batch) if interval else ({}, [])
         points = {
             **scalars,
-            "train/images_per_second": speed,
             "train/samples": float(self._plan.samples_after(step)),
-            "wall_time/step_p50_seconds": interval.step_p50,
-            "wall_time/step_p90_seconds": interval.step_p90,
-            "wall_time/step_p99_seconds": interval.step_p99,
-            **of_ranks,
+            **times,
             **_memory_in_use(self._ranks.device),
         }
-        utilization = self._utilization.at(speed) if self._utilization else None
-        if utilization is not None:
-            points["train/mfu"] = utilization
         self._events.add(charts.scalars(points), step)
         self._events.flush()
         # The first steps of a start include the warm-up and say little about later ones.
-        seconds = (self._steps - step) * batch / max(1e-9, speed)
-        left = seconds if self._intervals else None
+        left = (self._steps - step) * batch / max(1e-9, self._speed) if self._speed and self._intervals else None
         eta = str(timedelta(seconds=round(left))) if left is not None else "-"
         loss = scalars["train/loss"]
-        published = StageProgress.now(step, self._steps, loss=loss, images_per_second=speed, seconds_left=left)
+        published = StageProgress.now(step, self._steps, loss=loss, images_per_second=self._speed, seconds_left=left)
         published.write(self._folder.progress)
         self._intervals += 1
         in_epochs = [f"{batch * count / self._plan.train.samples:.1f}" for count in (step, self._steps)]
@@ -170,7 +163,7 @@ class Monitor:
             loss=f"loss {loss:.4f}",
             rate=f"lr {scalars['train/learning_rate']:.2e}",
             epoch=f"epoch {'/'.join(in_epochs)}",
-            speed=f"{speed:,.0f} images/s",
+            speed=f"{self._speed:,.0f} images/s" if self._speed else "- images/s",
             left=f"ETA {eta}",
         )
         self._progress.update(self._task, completed=step, state=state)
@@ -178,6 +171,27 @@ class Monitor:
         for message in slow_ranks:
             self.notify(message)
         self._histograms_requested = self._histograms_requested or os.path.exists(self._histogram_request)
+
+    def _times(self, interval: Interval, batch: int) -> tuple[dict[str, float], list[str]]:
+        """TensorBoard tags and values for the times of an interval of steps, and messages about slow ranks."""
+        self._speed = interval.steps * batch / max(1e-9, interval.seconds)
+        of_ranks, slow_ranks = self._rank_times.interval(interval.seconds)
+        points = {
+            "train/images_per_second": self._speed,
+            "wall_time/step_p50_seconds": interval.step_p50,
+            "wall_time/step_p90_seconds": interval.step_p90,
+            "wall_time/step_p99_seconds": interval.step_p99,
+            **of_ranks,
+        }
+        utilization = self._utilization.at(self._speed) if self._utilization else None
+        return points | ({} if utilization is None else {"train/mfu": utilization}), slow_ranks
+
+    def cross_checked(self, step: int, scalars: Mapping[str, float], line: str | None) -> None:
+        """Show the cross-check of step `step`, from 1; `line` goes to the log, if there is one."""
+        if self._leads:
+            self._events.add(charts.scalars(dict(scalars)), step)
+        if line:
+            self.notify(line)
 
     def paused(self) -> AbstractContextManager[None]:
         """Exclude the body, such as a save, from step times and images per second."""

@@ -21,14 +21,17 @@ class StageProgress:
     step: int
     steps: int
     loss: float
-    images_per_second: float
+    images_per_second: float | None
+    """None until a step of a start was timed."""
     seconds_left: float | None
     """None until a start has run long enough for an estimate."""
     time: float
     """Of this record, in seconds since the epoch."""
 
     @classmethod
-    def now(cls, step: int, steps: int, *, loss: float, images_per_second: float, seconds_left: float | None) -> Self:
+    def now(
+        cls, step: int, steps: int, *, loss: float, images_per_second: float | None, seconds_left: float | None
+    ) -> Self:
         """The progress at this moment."""
         return cls(step, steps, loss, images_per_second, seconds_left, time.time())
 

@@ -30,6 +30,7 @@ class StepClock:
         self._on_gpu = device.type == "cuda"
         self._began = time.perf_counter()
         self._paused = 0.0
+        self._left_out = False
         self._steps: list[float] = []
         self._data_wait = self._forward = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -64,16 +65,25 @@ class StepClock:
         yield
         self._paused += time.perf_counter() - began
 
+    def leave_out_step(self) -> None:
+        """The current step does more than others, and counts towards nothing."""
+        self._left_out = True
+
     def step_done(self) -> None:
         """End the current step and begin the next."""
         now = time.perf_counter()
-        self._steps.append(now - self._began - self._paused)
-        self._began, self._paused = now, 0.0
+        if self._left_out:
+            self._data_wait, self._forward, self._events = 0.0, 0.0, []
+        else:
+            self._steps.append(now - self._began - self._paused)
+        self._began, self._paused, self._left_out = now, 0.0, False
         self._last_data_wait, self._last_forward, self._last_events = self._data_wait, self._forward, self._events
         self._data_wait, self._forward, self._events = 0.0, 0.0, []
 
     def last_step_times(self) -> tuple[float, float]:
-        """Seconds of data wait and of forward in the last complete step of this rank; 0 before there is one.
+        """Seconds of data wait and of forward in the last complete step of this rank.
+
+        0 before there is one, and if it was left out.
 
         On a GPU, waits until the forwards of that step are over.
         """
@@ -93,7 +103,7 @@ class StepClock:
         return times
 
     def interval(self) -> Interval | None:
-        """The steps since the last call; None if there were none."""
+        """The steps since the last call; None if there were none, or all of them were left out."""
         if not self._steps:
             return None
         p50, p90, p99 = np.percentile(self._steps, [50, 90, 99]).tolist()

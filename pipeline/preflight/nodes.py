@@ -231,7 +231,7 @@ def _load(plan: TrainPlan, folder: RunFolder, world_size: int) -> StepLoad:
 def _pace(plan: TrainPlan, folder: RunFolder, world_size: int) -> RankSpeed | None:
     """From an earlier start, or else by the planner's estimate for the GPU; None if its kind is not known."""
     before = StageProgress.read(folder.progress)
-    if before is not None and before.images_per_second > 0:
+    if before is not None and before.images_per_second:
         return RankSpeed(before.images_per_second / world_size, "as in an earlier start")
     device = present_gpu()
     if device is None:

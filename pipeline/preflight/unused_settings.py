@@ -181,6 +181,18 @@ TABLE: tuple[Row, ...] = (
         for setting in ("every_steps", "every_epochs")
     ),
     Row("evaluation.every_epochs", below_a_step("evaluation"), _EVERY_STEP),
+    Row(
+        "verify.every_steps", lambda f: f.stage.resources.ranks == 1,
+        "finds only faults that come and go, since there is one rank, which computes a micro-batch twice", "ok",
+    ),
+    Row(
+        "verify.every_steps", exceeds_stage("verify"), f"{_LONGER}, so only the first step of each start is checked",
+        "ok",
+    ),
+    Row(
+        "verify.excluded_nodes", lambda f: f.training is not None and f.training.verify.every_steps is None,
+        "has no effect without verify.every_steps",
+    ),
     Row("log.every_steps", exceeds_stage("log"), f"{_LONGER}, so it logs only the first and the last one"),
     Row(
         "log.histograms_every_steps", exceeds_stage("log", "histograms_every_steps"),

@@ -71,6 +71,26 @@ class Ranks:
             letters = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
         return bytes(self.sum(letters).tolist()).decode() if size else ""
 
+    def broadcast_tensor(self, rank: int, tensor: Tensor) -> Tensor:
+        """The `tensor` of `rank`, on every rank, in place; it has the same shape and dtype on all of them."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, rank)
+        return tensor
+
+    def from_next(self, tensor: Tensor) -> Tensor:
+        """The `tensor` of the next rank in the ring of all ranks, while this one's goes to the one before.
+
+        It has the same shape and dtype on all of them.
+        """
+        if self.world_size == 1:
+            return tensor
+        received = torch.empty_like(tensor)
+        before, after = (self.rank - 1) % self.world_size, (self.rank + 1) % self.world_size
+        exchange = [dist.P2POp(dist.isend, tensor, before), dist.P2POp(dist.irecv, received, after)]
+        for request in dist.batch_isend_irecv(exchange):
+            request.wait()
+        return received
+
     def gather_texts(self, text: str) -> list[str]:
         """The `text` of every rank, in their order, on every rank."""
         own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)

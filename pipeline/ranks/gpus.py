@@ -99,3 +99,9 @@ def _key(table: dict[str, float], name: str) -> str | None:
 def visible_gpus() -> int:
     """GPUs that this process can use; 0 without any."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """The UUID of a GPU as `nvidia-smi -L` prints it; empty if torch does not know it."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # since torch 2.4
+    return f"GPU-{uuid}" if uuid else ""

@@ -20,6 +20,7 @@ from pipeline.recipe.sections import (
     OptimizerSettings,
     Resources,
     ShardBuildSettings,
+    VerifySettings,
     WatchdogSettings,
 )
 
@@ -146,6 +147,11 @@ class TrainStage(Stage):
     checkpoint: MayChange[CheckpointSettings] = CheckpointSettings()
     evaluation: MayChange[EvaluationSettings] = EvaluationSettings()
     non_finite: MayChange[NonFiniteSettings] = NonFiniteSettings()
+    # Left out of a frozen recipe at its default, as above.
+    verify: MayChange[Annotated[VerifySettings, Field(exclude_if=lambda settings: settings == VerifySettings())]] = (
+        VerifySettings()
+    )
+    """Whether and how often ranks check each other's arithmetic."""
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod
@@ -178,6 +184,11 @@ class TrainStage(Stage):
             raise ValueError(
                 f"communication.gradients: with {self.precision} they are float32, and are summed as such; leave it "
                 "out, or use precision bf16"
+            )
+        if self.verify.every_steps is not None and not self.deterministic and self.resources.gpus_per_rank:
+            raise ValueError(
+                "verify.every_steps: without deterministic, GPUs that work compute other bits than each other; leave "
+                "deterministic out, or verify"
             )
         if self.evaluation.weights == "ema" and self.ema_decay is None:
             raise ValueError("evaluation.weights: without ema_decay there is no moving average; set it, or use raw")

@@ -149,6 +149,15 @@ class NonFiniteSettings(Section):
     """How often a run may return to its last checkpoint from before them and continue after the data that did it."""
 
 
+class VerifySettings(Section):
+    """How often ranks check each other's arithmetic; docs/operating.md says what that finds, and what it costs."""
+
+    every_steps: PositiveInt | None = None
+    """Steps between checks, besides that of the first step of each start; None for none at all."""
+    excluded_nodes: Annotated[int, Field(ge=0)] = 2
+    """Nodes that a run may leave out as faulty, over all its starts, before it ends for good."""
+
+
 class WatchdogSettings(Section):
     """When a rank that makes no progress is considered hung."""
 

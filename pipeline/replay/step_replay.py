@@ -140,7 +140,7 @@ class StepReplay:
         began, rate, clock = time.monotonic(), plan.learning_rate(self.step), StepClock(ranks.device)
         engine.set_learning_rate(rate)
         message = StepMessage([0.0] * len(REASONS), 0.0, clock.contribution(ranks.rank, ranks.world_size))
-        context = StepContext(engine, plan, ranks, clock, self._watchdog, see)
+        context = StepContext(engine, plan, ranks, clock, self._watchdog, on_gradient=see)
         with self._watchdog.section("step"):
             result = take_step(context, self._reader, self.step, message)
             if result.applied:

@@ -50,7 +50,9 @@ class Event(StrEnum):
     ROLL_BACK = "roll_back"
     MACHINE_FAULTY = "machine_faulty"
     """Two ranks computed the same micro-batch with different results: the step was not applied, and the start ended.
-    The facts: `step`, from 1; `kinds` of values; `nodes` to go on without; `devices`, each with its rank."""
+    The facts: `step`, from 1; `kinds` of values: loss, gradient, statistics; `nodes` to go on without, none if it is
+    not clear which are wrong; `devices` of the ranks that are or may be wrong, each with its `rank`, `node`, `device`,
+    `uuid` and `values`; `last_passed`, the last step of the start whose check was passed, or null."""
     STOP = "stop"
     """A start ended by a signal or its time limit."""
     GAVE_UP = "gave_up"

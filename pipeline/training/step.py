@@ -1,6 +1,7 @@
 """One optimizer step on one rank: forward and backward over its micro-batches, one exchange, the update."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from data.random_streams import RandomStream
 from data.stream import MicroBatch
 from models.host_tensors import to_device
 from models.norm import discard_recorded_statistics, move_running_statistics, recorded_statistics
+from pipeline.cross_check.cross_check import CrossChecks
 from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
@@ -30,6 +32,7 @@ class StepContext:
     ranks: Ranks
     clock: StepClock
     watchdog: Watchdog
+    cross_checks: CrossChecks | None = None
     on_gradient: Callable[[str, Tensor], None] | None = None
     """See `ZeroEngine.step`."""
 
@@ -52,6 +55,8 @@ class StepResult:
     """(micro-batches of this rank,) float32, the mean of each."""
     images: Tensor
     """The first micro-batch of this rank as the model sees it: (m, S, S, 3) float32, normalized."""
+    check_seconds: float | None = None
+    """That the cross-check of the step took; None if there was none."""
 
     @property
     def applied(self) -> bool:
@@ -60,16 +65,22 @@ class StepResult:
 
 
 def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, message: StepMessage) -> StepResult:
-    """Take step `step`, from 0, with the next micro-batches of `reader`; `message` is that of this rank."""
+    """Take step `step`, from 0, with the next micro-batches of `reader`; `message` is that of this rank.
+
+    Raises:
+        ValuesDiffer: two ranks computed different values; the step is not applied, and the engine not usable any more.
+    """
     engine, plan, ranks, watchdog = context.engine, context.plan, context.ranks, context.watchdog
     rounds = plan.stage.batch.micro_batches // ranks.world_size
     first = ranks.rank * rounds
-    batches, losses, first_images = [], [], torch.empty(0)
+    batches, losses, first_images, check = [], [], torch.empty(0), None
     with engine.micro_batches(rounds):
         for turn in range(rounds):
             watchdog.at("reading", step, turn)
             with context.clock.waiting_for_data():
                 batch = next(reader)
+            if turn == 0 and context.cross_checks:
+                check = context.cross_checks.check_of(step, batch)
             watchdog.at("computing", step, turn)
             images, targets = prepared_inputs(batch, plan, step, first + turn, ranks.device)
             # Which samples are dropped depends on the micro-batch's position in the run, not on the rank that computes
@@ -78,13 +89,16 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
             with context.clock.computing():
                 logits = engine(images.to(engine.dtype))
                 loss = classification_loss(logits, targets, plan.stage.loss.kind).mean()
-            engine.backward(loss)
+            with check.observed(loss) if check and turn == 0 else nullcontext():
+                engine.backward(loss)
             batches.append(batch)
             losses.append(loss.detach())
             first_images = images if turn == 0 else first_images
             if turn + 1 < rounds:
                 engine.accumulate()
 
+    if check:
+        check.compare()
     watchdog.at("exchanging", step, rounds - 1)
     own = torch.stack(losses)
     skipped_here = sum(len(batch.skipped) for batch in batches)
@@ -95,7 +109,8 @@ def take_step(context: StepContext, reader: Iterator[MicroBatch], step: int, mes
     # The one place where a step waits for the device.
     norm_read, loss_sum, skipped, *packed = torch.cat([norm[None], sums[: 1 + len(numbers)]]).tolist()
     mean = loss_sum / plan.stage.batch.micro_batches
-    result = StepResult(mean, norm_read, round(skipped), StepMessage.unpack(packed), batches, own, first_images)
+    unpacked, seconds = StepMessage.unpack(packed), check.seconds if check else None
+    result = StepResult(mean, norm_read, round(skipped), unpacked, batches, own, first_images, seconds)
     if result.applied:
         move_running_statistics(engine.module, statistics)
     else:

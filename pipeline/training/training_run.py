@@ -14,7 +14,10 @@ from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.errors import Preempted, RunFailed
+from pipeline.cross_check.accusation import Circumstances, accusation
+from pipeline.cross_check.cross_check import CrossChecks, ValuesDiffer
+from pipeline.cross_check.price import announcement, points, summary
+from pipeline.errors import MachineFaulty, Preempted, RunFailed
 from pipeline.evaluate import Accuracy, EvaluationStopped, evaluate
 from pipeline.faults.non_finite import NonFiniteSteps
 from pipeline.faults.preemption import REASONS, StopRequests, agreed_reason
@@ -49,6 +52,8 @@ class RunContext:
     """See `pipeline.runs.run_identity`."""
     remarks: tuple[str, ...] = ()
     """Lines about the stage that a start shows."""
+    node: str = ""
+    """Name of this machine, as the scheduler knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +94,24 @@ class TrainingRun:
         """Samples that had to be replaced, over all starts."""
         self.first_bad_step: int | None = None
         """The first step, from 0, of a row that is not finite and so long that the run has to be rolled back."""
-        self._step_context = StepContext(self.state.engine, plan, ranks, self.monitor.clock, self.context.watchdog)
+        engine, watchdog = self.state.engine, self.context.watchdog
+        self._cross_checks = CrossChecks(engine, plan, ranks, watchdog, self.step, self.context.node)
+        self._step_context = StepContext(engine, plan, ranks, self.monitor.clock, watchdog, self._cross_checks)
         self._reader = read_micro_batches(plan, folder, ranks, self.step)
         self._non_finite = NonFiniteSteps(plan, folder, ranks, self.start.non_finite)
         self._sample_log = SampleLog(folder, plan, ranks) if plan.stage.log.samples else None
         self._save_is_due = self._save_was_put_off()
         self._verified = self.verification.remark is None
+        # The first step of a start is one that is checked, too.
+        self._last_was_checked = self._cross_checks.every_steps is not None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._reader.close()
+        if self._cross_checks.every_steps and self.step > self.start.step:
+            self.monitor.notify(summary(self._cross_checks), show=False)
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +128,11 @@ class TrainingRun:
         return every_steps is not None and self.step > 0 and self.step % every_steps == 0
 
     def take_step(self) -> StepResult:
-        """Take the next step, count it, and move the average."""
+        """Take the next step, count it, and move the average.
+
+        Raises:
+            MachineFaulty, RunFailed: its cross-check has found a rank that computes wrong values.
+        """
         ranks, requests, monitor = self.context.ranks, self.context.requests, self.monitor
         with self.context.watchdog.section("step"):
             began = time.monotonic()
@@ -125,7 +140,10 @@ class TrainingRun:
             times = monitor.clock.contribution(ranks.rank, ranks.world_size)
             histograms, verifying = monitor.histograms_due(self.step + 1), self.verification.check()
             message = StepMessage(requests.flags, float(histograms), times, float(verifying))
-            result = take_step(self._step_context, self._reader, self.step, message)
+            try:
+                result = take_step(self._step_context, self._reader, self.step, message)
+            except ValuesDiffer as differ:
+                raise self._accusation(differ) from None
             if result.applied:
                 self.state.update_average()
                 if self._sample_log:
@@ -135,12 +153,28 @@ class TrainingRun:
             self.first_bad_step = self._non_finite.count(self.step, result)
             self.step += 1
             self.skipped += result.skipped
+            seconds = time.monotonic() - began
+            if result.check_seconds is not None:
+                monitor.clock.leave_out_step()
+                facts = self._cross_checks, result.check_seconds, seconds
+                monitor.cross_checked(self.step, points(*facts), announcement(*facts))
             monitor.clock.step_done()
-            monitor.add_rank_times(result.message.rank_times)
+            if not self._last_was_checked:  # the times in a message are those of the step before
+                monitor.add_rank_times(result.message.rank_times)
+            self._last_was_checked = result.check_seconds is not None
             if not result.message.verifying:
                 self._note_verified()
-            requests.margin.step_took(time.monotonic() - began)
+            requests.margin.step_took(seconds)
         return result
+
+    def _accusation(self, differ: ValuesDiffer) -> MachineFaulty | RunFailed:
+        """The error of this start, after the save in flight, if there is one, has ended."""
+        with self.context.watchdog.section("save"):
+            self.saver.finish()
+        self.report_saves(stopping=True)
+        last_passed, limit = self._cross_checks.last_passed, self.plan.stage.verify.excluded_nodes
+        now = Circumstances(self.step + 1, last_passed, self.saver.newest, limit)
+        return accusation(differ, now, self.context.folder, self.context.ranks)
 
     def report_step(self, result: StepResult) -> None:
         """Show the last step."""

@@ -1,11 +1,12 @@
 """What this machine has, from files as kernels write them: both versions of cgroups, containers, no cgroups at all."""
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
-from pipeline.host import Host, out_of_memory_kills, this_host
+from pipeline.host import Host, out_of_memory_kills, processor_name, this_host
 
 GB = 10**9
 CORES = len(os.sched_getaffinity(0))
@@ -27,6 +28,15 @@ def test_without_cgroups_it_is_the_machine(proc: Path, tmp_path: Path) -> None:
     assert out_of_memory_kills(proc, tmp_path / "none") is None
     write(proc / "vmstat", "nr_free_pages 5\noom_kill 3\n")
     assert out_of_memory_kills(proc, tmp_path / "none") == 3
+
+
+def test_the_processor_has_its_name(tmp_path: Path) -> None:
+    assert processor_name(tmp_path) == platform.machine()
+    write(
+        tmp_path / "cpuinfo",
+        "processor\t: 0\nmodel name\t: AMD EPYC 9654\nprocessor\t: 1\nmodel name\t: AMD EPYC 9654\n",
+    )
+    assert processor_name(tmp_path) == "AMD EPYC 9654"
 
 
 def test_the_tightest_limit_of_the_nested_groups_counts(proc: Path, tmp_path: Path) -> None:

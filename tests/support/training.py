@@ -19,13 +19,15 @@ def train_here(
     ranks: Ranks,
     start_from: str | None = None,
     signals: StopSignals | None = None,
+    node: str = "node",
 ) -> None:
-    """Train `plan` in `folder`, with this process as a rank of the run; `signals` may ask it to stop."""
+    """Train `plan` in `folder`, with this process as a rank of the run on `node`; `signals` may ask it to stop."""
     folder.create()
     log_file = folder.log_file(ranks.rank)
-    watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, "node", log_file, end_here)
+    watchdog = Watchdog(plan.stage.watchdog, ranks.rank, ranks.world_size, node, log_file, end_here)
     requests = StopRequests(signals or StopSignals(end_here), plan.stage.checkpoint.grace_seconds)
-    train(plan, RunContext(folder, ranks, Console() if ranks.is_leader else None, requests, watchdog), start_from)
+    console = Console() if ranks.is_leader else None
+    train(plan, RunContext(folder, ranks, console, requests, watchdog, node=node), start_from)
 
 
 def end_here(code: int, message: str) -> NoReturn:

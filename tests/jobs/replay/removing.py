@@ -19,4 +19,4 @@ def _opened(location: Any, ranks: Any, *arguments: Any) -> Any:
     return _open(location, ranks, *arguments)
 
 
-pipeline.replay.step_replay.open_verified = _opened  # type: ignore[attr-defined]
+pipeline.replay.step_replay.open_verified = _opened  # type: ignore[assignment, attr-defined]

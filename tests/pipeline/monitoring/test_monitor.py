@@ -20,6 +20,7 @@ from pipeline.checkpoints.saver import SaveReport
 from pipeline.evaluate import Accuracy
 from pipeline.monitoring.histograms import weight_histograms
 from pipeline.monitoring.monitor import Monitor
+from pipeline.monitoring.progress import StageProgress
 from pipeline.plan import Plan, TrainPlan, plan_stage
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.loader import load_recipe
@@ -100,6 +101,23 @@ def test_no_tag_of_any_kind_goes_back_in_time_over_several_starts(
     # One for each start that continued from a different step.
     assert {tag: [step for step, _ in found[tag]] for tag in of_starts} == {tag: [1, 5, 7] for tag in of_starts}
     assert [step for step, _ in found["train/images"]] == [1]
+
+
+def test_steps_that_are_left_out_are_shown_without_times(planned: Callable[..., Plan], folder: RunFolder) -> None:
+    started = Started(folder, planned(), 0, 40, ALONE)
+    with started.monitor as monitor:
+        for step, is_left_out in ((1, True), (2, False), (3, True)):
+            if is_left_out:
+                monitor.clock.leave_out_step()
+            monitor.clock.step_done()
+            monitor.step(step, {"train/loss": 1.0, "train/learning_rate": 0.1})
+            speed = (StageProgress.read(folder.progress) or pytest.fail("no progress")).images_per_second
+            assert (speed is None) == (step == 1)
+    found = points(folder.tensorboard)
+    assert [step for step, _ in found["train/loss"]] == [1, 2, 3]
+    assert [step for step, _ in found["train/images_per_second"]] == [2]
+    lines = [line for line in started.output.getvalue().splitlines() if "  step " in line]
+    assert ["  - images/s" in line for line in lines] == [True, False, False]
 
 
 def test_the_complete_recipe_is_shown_as_a_block_of_yaml(planned: Callable[..., Plan], folder: RunFolder) -> None:

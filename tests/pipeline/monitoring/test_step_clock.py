@@ -70,6 +70,20 @@ def test_paused_time_belongs_to_no_step(time: Time) -> None:
     assert clock.interval() == Interval(2, 6.0, 3.0, approx(3.8), approx(3.98))
 
 
+def test_a_step_that_is_left_out_counts_towards_nothing(time: Time) -> None:
+    clock = StepClock(torch.device("cpu"))
+    run_step(clock, time, 1.0, 2.0, 4.0)
+    clock.leave_out_step()
+    run_step(clock, time, 1000.0, 1000.0, 1000.0)
+    assert clock.last_step_times() == (0.0, 0.0)
+    run_step(clock, time, 2.0, 1.0, 2.0)
+    assert clock.last_step_times() == (2.0, 1.0)
+    assert clock.interval() == Interval(2, 12.0, 6.0, approx(6.8), approx(6.98))
+    clock.leave_out_step()
+    run_step(clock, time, 1.0, 1.0, 1.0)
+    assert clock.interval() is None
+
+
 def test_on_a_gpu_the_forward_is_measured_by_events_read_when_they_are_over(
     time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,18 @@ EXAMPLES = [
     Example("evaluation.every_epochs=11", NO_EPOCHS, AT_THE_END.replace("saves", "evaluates"), (*NO_EPOCHS, "pretrain.steps=42")),
     Example("evaluation.every_epochs=0.1", NO_EPOCHS, HALF_A_STEP, (*NO_EPOCHS, "batch.global_size=4", "batch.micro_size=2")),
     Example(
+        "pretrain.verify.every_steps=5", ("resources.ranks=1",),
+        "finds only faults that come and go, since there is one rank, which computes a micro-batch twice",
+    ),
+    Example(
+        "pretrain.verify.every_steps=41", (),
+        "is longer than the stage's 40 steps, so only the first step of each start is checked", ("pretrain.steps=41",),
+    ),
+    Example(
+        "pretrain.verify.excluded_nodes=3", (), "has no effect without verify.every_steps",
+        ("pretrain.verify.every_steps=5",),
+    ),
+    Example(
         "log.every_steps=41", (), "is longer than the stage's 40 steps, so it logs only the first and the last one",
         ("pretrain.steps=41",),
     ),

@@ -22,10 +22,10 @@ CHANGEABLE = {
     "data.train", "data.validation", "data.label_map", "data.validation_label_map",
     "data.storage", "data.cache", "data.workers", "data.skipped_share", "data.skipped_run",
     "data.verify_shards", "zero_stage", "activation_checkpointing", "compile", "fused_depthwise", "communication", "checkpoint", "evaluation", "non_finite", "log", "watchdog",
-    "deterministic", "resources",
+    "deterministic", "verify", "resources",
 }  # fmt: skip
 ONLY_IN_TRAINING = {
-    "zero_stage", "activation_checkpointing", "compile", "fused_depthwise", "communication", "checkpoint", "evaluation", "non_finite"
+    "zero_stage", "activation_checkpointing", "compile", "fused_depthwise", "communication", "checkpoint", "evaluation", "non_finite", "verify"
 }  # fmt: skip
 DOCUMENT = Path(__file__).parents[3] / "docs/recipe.md"
 
@@ -103,6 +103,7 @@ def test_the_digests_of_a_run_are_what_they_always_were(tmp_path: Path) -> None:
             for setting, changes in ((off, False), (on, True))
         ),
         ("fused_depthwise=true", False),
+        ("pretrain.verify.every_steps=100", False),
         ("optimizer.peak_learning_rate=1e-4", True),
         ("precision=fp32", True),
         ("batch.micro_size=2", True),

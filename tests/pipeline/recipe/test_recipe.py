@@ -115,6 +115,8 @@ def test_an_override_of_one_stage_does_not_change_the_shared_defaults(tmp_path: 
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 3\n    compile: true", r"compile does not work with zero_stage 3"),
         ("    epochs: 2", "    epochs: 2\n    communication: {gradients: bf16}", r"communication.gradients: with bf16_autocast they are float32, and are summed as such; leave it out, or use precision bf16"),
         ("    epochs: 2", "    epochs: 2\n    zero_stage: 3\n    fused_depthwise: true", r"fused_depthwise does not work with zero_stage 3; use zero_stage 2"),
+        ("    epochs: 2", "    epochs: 2\n    deterministic: false\n    verify: {every_steps: 10}", r"verify.every_steps: without deterministic, GPUs that work compute other bits than each other; leave deterministic out, or verify"),
+        ("    epochs: 2", "    epochs: 2\n    verify: {excluded_nodes: -1}", r"verify.excluded_nodes: .*greater than or equal to 0, not -1"),
         ("stages:\n", "stages: 5\nmore:\n", r"unknown key more"),
     ],
 )  # fmt: skip

@@ -173,7 +173,7 @@ def test_a_job_ends_after_three_starts_with_faulty_nodes_before_the_run_began(
 
 @pytest.fixture
 def faulty_node2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks of jobs that have node2 find in step 3 that it computes wrong values."""
+    """On node2, the first micro-batch of step 3 has a wrong gradient, where steps 1 and 3 are checked."""
     program = tmp_path / "coatnet"
     program.write_text(
         f"#!{sys.executable}\nimport tests.support.faulty_node\nfrom jobs.__main__ import main\nmain()\n"
@@ -182,7 +182,8 @@ def faulty_node2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "site.sh").write_text(f"COATNET={program}\n")
     monkeypatch.setenv("COATNET_SITE", str(tmp_path / "site.sh"))
     monkeypatch.setenv(faulty_node.NODE, "node2")
-    monkeypatch.setenv(faulty_node.STEP, "3")
+    # One of its neighbour's and two of its own in step 1, two in step 2, one of its neighbour's in step 3.
+    monkeypatch.setenv(faulty_node.COMPUTATION, "6")
 
 
 @pytest.mark.slow(seconds=30)
@@ -191,7 +192,12 @@ def test_a_chain_goes_on_without_a_node_that_computes_wrong_values_and_says_so(
     slurm: SlurmCluster, shards: Path, tmp_path: Path
 ) -> None:
     recipe, run = write_chain(tmp_path, shards), tmp_path / "runs" / "test"
-    settings = ["pretrain.steps=5", "pretrain.checkpoint.every_steps=1", "finetune.resources.flags=[--hold, -xnode4]"]
+    settings = [
+        "pretrain.steps=5",
+        "pretrain.checkpoint.every_steps=1",
+        "pretrain.verify.every_steps=3",
+        "finetune.resources.flags=[--hold, -xnode4]",
+    ]
     began = time.time()
     submit_chain(recipe, *settings, "--no-doctor")
     jobs = submitted(tmp_path / "runs")

@@ -1,6 +1,5 @@
 """What cross-checks cost, and how many were passed, in words and as points of curves."""
 
-from data.text.counted import counted
 from pipeline.cross_check.cross_check import CrossChecks
 
 
@@ -18,19 +17,17 @@ def announcement(checks: CrossChecks, seconds: float, step_seconds: float) -> st
 
     The first one is in the first step, which also compiles and warms up; so the second one says what they cost.
     """
-    every = counted(checks.every_steps or 1, "step")
+    steps = checks.every_steps or 1
+    every = "every step" if steps == 1 else f"every {steps:,} steps"
     if checks.passed == 1:
         return (
             f"cross-check: passed in step {checks.last_passed:,}, {_how(checks)}, in {seconds:.3g} s with the warm-up; "
-            f"another one follows every {every}"
+            f"another one follows {every}"
         )
     if checks.passed > 2:
         return None
     share = _share(seconds, step_seconds)
-    return (
-        f"cross-check: takes {seconds:.3g} s, {share:.0%} of a step; every {every} that is "
-        f"{share / (checks.every_steps or 1):.2%} of the run"
-    )
+    return f"cross-check: takes {seconds:.3g} s, {share:.0%} of a step; {every} that is {share / steps:.2%} of the run"
 
 
 def summary(checks: CrossChecks) -> str:

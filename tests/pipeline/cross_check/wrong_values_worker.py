@@ -19,6 +19,7 @@ from tests.support.wrong_values import FOREVER, Fault, strike
 
 MICRO_SIZE = {1: 6, 2: 3, 3: 2, 4: 3}
 """By number of ranks; of 12 samples."""
+ZERO_STAGE = {1: 0, 2: 1, 3: 2, 4: 3}
 BLOCK, HEAD = "blocks.0.expand.weight", "head.classifier.weight"
 SETTINGS = [
     "pretrain.steps=3", "pretrain.optimizer.warmup_steps=1", "pretrain.checkpoint.every_steps=1",
@@ -70,8 +71,8 @@ def main(recipe: Path, folder: Path) -> None:
     cases: dict[str, list[list[Fault]]] = {"undisturbed": [[]], **CASES[world]}
     for name, starts in cases.items():
         checks = [] if name == "undisturbed" else ["verify={every_steps: 1, excluded_nodes: 1}"]
-        size = f"batch.micro_size={MICRO_SIZE[world]}"
-        planned = plan_stage(load_recipe(recipe, [*SETTINGS, size, *checks]), "pretrain", world)
+        sizes = [f"batch.micro_size={MICRO_SIZE[world]}", f"pretrain.zero_stage={ZERO_STAGE[world]}"]
+        planned = plan_stage(load_recipe(recipe, [*SETTINGS, *sizes, *checks]), "pretrain", world)
         assert isinstance(planned, TrainPlan)
         run = RunFolder(folder / name)
         run.create()

@@ -164,12 +164,13 @@ def _rows(
             prediction=names[predicted],
             probability=number(probability),
             label_probability=number(of_label),
-            mixed_with=None if weight is None else _name(batch, len(batch.origins) - 1 - place),
-            weight=weight,
+            mixed_with=None if weight is None or partner == place else _name(batch, partner),
+            weight=None if partner == place else weight,
         )
         for place, (origin, labels, loss, predicted, probability, of_label) in enumerate(
             zip(batch.origins, batch.labels.tolist(), *(column.tolist() for column in columns), strict=True)
         )
+        for partner in [len(batch.origins) - 1 - place]
     ]
 
 

@@ -78,14 +78,17 @@ def replay(
             raise ConfigError("--without-optimizer looks at one forward; leave --until, --without, --bisect, --as out")
         branch_run = run_beside(folder, as_run) if as_run and not is_rank() else None
         if not is_rank():
-            recorded = open_recorded_stage(folder, changes, left_out, step=step - 1)
+            recorded = open_recorded_stage(folder, changes, step=step - 1)
+            plan, branch, _ = recorded.plans(step - 1, last)
+            check_training_shards(plan)
+            if left_out:
+                left_out = named_samples(branch or plan, left_out, step - 1, last)
+                recorded = open_recorded_stage(folder, changes, left_out, step=step - 1)
+                recorded.plans(step - 1, last)
             if as_run and recorded.branch is None:
                 raise ConfigError(f"--as {as_run}: there is no branch; give it other settings, or --without samples")
             if without_optimizer and recorded.branch is not None:
                 raise ConfigError(f"{recorded.branched[0]}: --without-optimizer looks at the step as it was")
-            plan, _, _ = recorded.plans(step - 1, last)
-            check_training_shards(plan)
-            left_out = named_samples(plan, left_out, step - 1, last)
             count = ranks_here(recorded.stage, folder, step - 1, last, ranks)
             folder_out = prepared_output(
                 (out or folder.path / FOLDER / _folder_name(step, last, changes, left_out)).absolute()

@@ -1,7 +1,6 @@
 """`coatnet replay` on one rank: steps of a run recomputed from a checkpoint, looked into, and held against the log."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -172,8 +171,7 @@ class _Replay:
         inspection = self._inspect(model, plan, step, batches)
         with open_results(request.out, request.out, request.step, ranks, self.say) as results:
             if results and inspection:
-                losses = [float(row.loss) for row in inspection.samples]
-                loss, are_own = math.fsum(losses) / len(losses), start.step == step
+                loss, are_own = inspection.loss, start.step == step
                 row = StepRow(
                     step=request.step,
                     loss=number(loss),

@@ -7,9 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from data.files.atomic_file import write_atomically
-from data.files.json_records import to_json
+from data.files.json_records import parse_json, to_json, to_record
 from data.stream import MicroBatch
 from data.text.counted import counted
 from pipeline.faults.preemption import EndProcess
@@ -27,7 +28,7 @@ from pipeline.replay.replay_ranks import begin_with, load_into, rank_of_replay, 
 from pipeline.replay.report import LoggedRow, ReplayReport, StepRow, number
 from pipeline.replay.results import open_results
 from pipeline.replay.running_comparison import RunningComparison, with_inspection
-from pipeline.replay.start_points import ReplayStart, known_starts
+from pipeline.replay.start_points import ReplayStart, known_starts, roll_backs_after
 from pipeline.replay.step_replay import StepReplay, skipped_samples
 from pipeline.runs.continuation import computed_with
 from pipeline.runs.run_folder import RunFolder
@@ -118,6 +119,8 @@ class _Replay:
         plan, branch, history = recorded.plans(first, request.until)
         replay = StepReplay(plan, recorded.folder, ranks, self.watchdog, scratch, recorded.starting_weights)
         start, passed_over = begin_with(self._known_starts(plan), ranks, replay.begin)
+        end = first if branch else request.until  # a branch has no roll-backs
+        returns = {one.step: one for one in self._roll_backs(start.step, end)}
         comparison = RunningComparison(recorded, start, request.until, ranks, computed_with(replay.plan, ranks))
         if ranks.is_leader:
             self._announce(start, passed_over, comparison)
@@ -129,6 +132,8 @@ class _Replay:
         with closing(replay), open_results(request.out, curves, start.step + 1, ranks, self.say) as results:
             while replay.step < request.until:
                 of_interest = replay.step >= first
+                if replay.step in returns:
+                    replay.begin(returns[replay.step])
                 if branch and replay.step == first:
                     replay.continue_with(branch)
                     if run:
@@ -192,6 +197,12 @@ class _Replay:
             return []
         check_training_shards(plan)
         return known_starts(self.recorded.checkpoints, self.request.step - 1)
+
+    def _roll_backs(self, first: int, until: int) -> list[ReplayStart]:
+        """The states to which the run returned between `first` and `until` steps, on all ranks."""
+        found = roll_backs_after(self.recorded.checkpoints, first, until) if self.ranks.is_leader else []
+        text = self.ranks.broadcast_text(0, json.dumps([to_json(one) for one in found]))
+        return [to_record(ReplayStart, one) for one in parse_json(list[Any], text)]
 
     def _loaded(self, model: ObservedModel | None, replay: StepReplay) -> ObservedModel:
         """A model for the plan of the next step, with the weights from before it."""
@@ -286,10 +297,16 @@ def _remarks(request: ReplayRequest, recorded: RecordedStage, rows: Sequence[Ste
     if request.branch_run is None:
         for change in filter(_has_no_effect, recorded.changed):
             yield f"{change}: without effect, as a replay does not evaluate, save, log or submit as a run does"
+    for row in rows:
+        if row.applied is False and row.samples and not row.not_finite:
+            yield (
+                f"step {row.step:,}: not applied, though everything that was looked into is finite: the norm of its "
+                f"gradient is {row.gradient_norm}, as squares of its elements are beyond float32"
+            )
     if request.overrides and not recorded.changed and not recorded.branched:
         yield f"{', '.join(request.overrides)}: as the run had it, so nothing is different"
-    if request.bisect and not any(row.not_finite for row in rows):
-        yield "--bisect: everything that was looked into is finite, so there is nothing to look for"
+    if request.bisect and all(row.applied for row in rows):
+        yield "--bisect: everything that was looked into is finite, so no sample is to blame"
 
 
 def _has_no_effect(change: str) -> bool:

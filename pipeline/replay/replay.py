@@ -301,7 +301,7 @@ def _remarks(request: ReplayRequest, recorded: RecordedStage, rows: Sequence[Ste
         if row.applied is False and row.samples and not row.not_finite:
             yield (
                 f"step {row.step:,}: not applied, though everything that was looked into is finite: the norm of its "
-                f"gradient is {row.gradient_norm}, as squares of its elements are beyond float32"
+                f"gradient is {row.gradient_norm}, and the squares of its elements may be beyond float32"
             )
     if request.overrides and not recorded.changed and not recorded.branched:
         yield f"{', '.join(request.overrides)}: as the run had it, so nothing is different"

@@ -54,6 +54,13 @@ class RunInUse(CoatnetError):
     retryable = True
 
 
+class CheckpointRemoved(CoatnetError):
+    """A run that trains has removed a checkpoint while another command read it; there is a newer one."""
+
+    exit_code = EXIT_TRY_AGAIN
+    retryable = True
+
+
 class LostRank(CoatnetError):
     """Another rank is gone, and with it what both were computing; the reason is in that rank's log."""
 

@@ -8,6 +8,7 @@ import json
 import re
 import types
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -40,7 +41,7 @@ def to_record(kind: type[Record], value: object) -> Record:
     """A plain JSON value as `kind`; a field with a default may be missing, and unknown keys are ignored.
 
     Kinds and fields may be booleans, numbers, strings, literals, dataclasses, mappings by string, lists and tuples of
-    any length, any of these or None, and `Any`.
+    any length, any of these or None, unions of them, whose kinds are tried in their order, and `Any`.
 
     Raises:
         ValueError: names what is missing or has another type.
@@ -108,7 +109,9 @@ def _parser(kind: Any) -> _Parser:
     if origin is Literal:
         return lambda value: value if value in arguments else _refuse(" or ".join(map(repr, arguments)), value)
     if origin in (types.UnionType, Union):  # with None; `Literal[...] | None` is the other kind before Python 3.14
-        parse = _parser(arguments[0])
+        parse = _first_of([_parser(argument) for argument in arguments if argument is not types.NoneType])
+        if types.NoneType not in arguments:
+            return parse
         return lambda value: None if value is None else parse(value)
     if origin in (list, tuple):
         parse = _parser(arguments[0])
@@ -123,6 +126,19 @@ def _parser(kind: Any) -> _Parser:
     if kind is float:
         return _float
     return lambda value: value if type(value) is kind else _refuse(_NAMES[kind], value)
+
+
+def _first_of(parsers: list[_Parser]) -> _Parser:
+    """The one that takes a value; the last one says what is wrong if none does."""
+    *others, last = parsers
+
+    def parse(value: Any) -> Any:
+        for one in others:
+            with suppress(ValueError):
+                return one(value)
+        return last(value)
+
+    return parse if others else last
 
 
 def _record_parser(kind: type) -> _Parser:

@@ -1,5 +1,6 @@
 """`coatnet replay`: any step of a run again, beside what was logged, and looked into."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -65,7 +66,8 @@ def replay(
     with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
         from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
         from jobs.replay.target import FOLDER, named_samples, prepared_output, ranks_here, run_beside, stage_folder
-        from pipeline.replay.recorded_stage import open_recorded_stage
+        from pipeline.replay.memory_advice import memory_advice
+        from pipeline.replay.recorded_stage import check_training_shards, open_recorded_stage
         from pipeline.runs.run_folder import RunFolder
 
         name, changes = stage_and_changes(stage, overrides)
@@ -76,12 +78,17 @@ def replay(
             raise ConfigError("--without-optimizer looks at one forward; leave --until, --without, --bisect, --as out")
         branch_run = run_beside(folder, as_run) if as_run and not is_rank() else None
         if not is_rank():
-            recorded = open_recorded_stage(folder, changes, left_out, step=step - 1)
+            recorded = open_recorded_stage(folder, changes, step=step - 1)
+            plan, branch, _ = recorded.plans(step - 1, last)
+            check_training_shards(plan)
+            if left_out:
+                left_out = named_samples(branch or plan, left_out, step - 1, last)
+                recorded = open_recorded_stage(folder, changes, left_out, step=step - 1)
+                recorded.plans(step - 1, last)
             if as_run and recorded.branch is None:
                 raise ConfigError(f"--as {as_run}: there is no branch; give it other settings, or --without samples")
             if without_optimizer and recorded.branch is not None:
                 raise ConfigError(f"{recorded.branched[0]}: --without-optimizer looks at the step as it was")
-            left_out = named_samples(recorded.plan(), left_out, step - 1, last)
             count = ranks_here(recorded.stage, folder, step - 1, last, ranks)
             folder_out = prepared_output(
                 (out or folder.path / FOLDER / _folder_name(step, last, changes, left_out)).absolute()
@@ -98,7 +105,13 @@ def replay(
             from jobs.inherited_environment import discard_foreign_variables
 
             discard_foreign_variables()
-            group = RankGroup(count, recorded.stage.resources.threads_per_rank, RunFolder(folder_out).log_file)
+            needs = {"look_inside": not curves_only, "forward_only": without_optimizer}
+            group = RankGroup(
+                count,
+                recorded.stage.resources.threads_per_rank,
+                RunFolder(folder_out).log_file,
+                memory_advice=lambda: memory_advice(recorded.stage, count, **needs),
+            )
             launch_group(["replay", *options, "--", str(folder.path), folder.path.name, *changes], group, signals)
             if branch_run:
                 from jobs.replay.branch_recipe import write_branch_recipe
@@ -133,4 +146,7 @@ def _folder_name(step: int, until: int, changes: list[str], without: tuple[str, 
     name = f"step-{step:08d}" + (f"-{until:08d}" if until > step else "")
     for part in (*changes, *(f"without-{sample}" for sample in without)):
         name += "-" + re.sub(r"[^\w.=\-]+", "_", part)
-    return name[:_LONGEST_NAME]
+    if len(name) <= _LONGEST_NAME:
+        return name
+    distinct = hashlib.sha256(name.encode()).hexdigest()[:8]  # what is cut off may be all that distinguishes two
+    return f"{name[: _LONGEST_NAME - 9]}-{distinct}"

@@ -8,11 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 from data.sample_reader import SampleReader
+from jobs.frozen_recipe import FOLDER as RECIPES
 from jobs.run_discovery import RunRef, check_stages, find_run
 from pipeline.errors import ConfigError
 from pipeline.host import this_host
 from pipeline.plan import TrainPlan
 from pipeline.recipe.schema import TrainStage
+from pipeline.replay.branch_run import is_unfinished_branch
 from pipeline.replay.logged_steps import Computation, computations, of_steps
 from pipeline.runs.run_folder import RunFolder
 
@@ -46,7 +48,7 @@ def _training_stages(run: RunRef) -> list[str]:
 
 
 def run_beside(folder: RunFolder, name: str) -> Path:
-    """The folder of another run beside the one of a stage.
+    """The folder of another run beside the one of a stage; what an interrupted replay left there is removed.
 
     Raises:
         ConfigError: the name cannot be that of a run, or is taken.
@@ -54,6 +56,8 @@ def run_beside(folder: RunFolder, name: str) -> Path:
     if not _NAME.fullmatch(name) or name in (".", ".."):
         raise ConfigError(f"--as {name}: the name of a run has letters, digits, dots, dashes and underscores")
     path = folder.path.parent.parent / name
+    if path.exists() and not (path / RECIPES / f"{name}.yaml").exists() and is_unfinished_branch(path, folder):
+        shutil.rmtree(path)
     if path.exists():
         raise ConfigError(f"--as {name}: {path} exists already; give the branch another name")
     return path

@@ -18,30 +18,35 @@ COLOURS = {"equal": "green", "rounding": "", "different": "red"}
 
 def show_replay(report: ReplayReport, out: Path, console: Console) -> None:
     """Print the steps, the inside of the first step of interest, and where the rest is."""
+    print_line(console, (f"{report.stage} of {report.run}", "bold"))
     console.print(_steps(report))
     interest = next((row for row in report.steps if row.step == report.first), None)
     for row in report.steps:
         _show_not_finite(row, console)
     if interest is not None and interest.samples:
         console.print()
-        console.print(_samples(interest))
+        which = f"the highest and the lowest losses, of {len(interest.samples):,} samples"
+        all_shown = len(interest.samples) <= 2 * _MOST_SAMPLES
+        print_line(console, (f"step {interest.step:,}: {'samples by loss' if all_shown else which}", "bold"))
+        console.print(_samples(interest.samples))
     if interest is not None and interest.blocks:
         console.print()
+        print_line(console, (f"step {interest.step:,}: norms of each block", "bold"))
         console.print(_blocks(interest))
     console.print()
     for remark in report.remarks:
         print_warning(console, remark)
-    if not (report.holds and not report.why_not_bits) and not report.holds:
-        print_warning(console, f"the log is not what was recomputed: {report.verdict}")
-    elif not any(row.applied is None for row in report.steps):
+    if report.holds:
         print_line(console, report.verdict)
+    else:
+        print_warning(console, f"the log is not what was recomputed: {report.verdict}")
     pictures = [row.picture for row in report.steps if row.picture]
     print_line(console, f"{out}: {', '.join(['replay.json', *pictures[:3]])}{', ...' if len(pictures) > 3 else ''}")
 
 
 def _steps(report: ReplayReport) -> Table:
     columns = ("step", "loss", "logged", "gradient norm", "logged", "learning rate", "logged", "")
-    table = make_table(*columns, right=columns[:-1], title=f"{report.stage} of {report.run}")
+    table = make_table(*columns, right=columns[:-1])
     rows = _some(report.steps)
     for before, row in zip((None, *rows), rows, strict=False):
         if before is not None and before.step + 1 < row.step:
@@ -95,39 +100,44 @@ def _show_not_finite(row: StepRow, console: Console) -> None:
         )
 
 
-def _samples(row: StepRow) -> Table:
-    title = f"step {row.step:,}: the samples with the highest and the lowest losses, of {len(row.samples):,}"
-    table = make_table(
-        "loss", "sample", "labels", "prediction", "probability", "of the label", "mixed with",
-        right=("loss", "probability", "of the label"), title=title,
-    )  # fmt: skip
-    order = sorted(row.samples, key=lambda one: (-_sortable(one.loss), one.position))
-    if len(order) > 2 * _MOST_SAMPLES:
-        for one in order[:_MOST_SAMPLES]:
-            table.add_row(*_sample(one))
+def _samples(samples: Sequence[SampleRow]) -> Table:
+    is_mixed = any(one.mixed_with for one in samples)
+    columns = ["loss", "sample", "labels", "prediction", "probability", "of the label"]
+    table = make_table(*columns, *(["mixed with"] if is_mixed else []), right=("loss", "probability", "of the label"))
+    order = sorted(samples, key=lambda one: (-_sortable(one.loss), one.position))
+    left_out = len(order) > 2 * _MOST_SAMPLES
+    for one in order[:_MOST_SAMPLES] if left_out else order:
+        table.add_row(*_sample(one, is_mixed))
+    if left_out:
         table.add_row("...")
-        order = order[-_MOST_SAMPLES:]
-    for one in order:
-        table.add_row(*_sample(one))
+        for one in order[-_MOST_SAMPLES:]:
+            table.add_row(*_sample(one, is_mixed))
     return table
 
 
-def _sample(one: SampleRow) -> list[str]:
+def _sample(one: SampleRow, is_mixed: bool) -> list[str]:
     texts = (one.name, ", ".join(one.labels), one.prediction)
+    mixed = "-" if one.mixed_with is None or one.weight is None else f"{1 - one.weight:.0%} {one.mixed_with}"
     return [
         short(one.loss),
         *(str(styled_text(text)) for text in texts),
         _share(one.probability),
         _share(one.label_probability),
-        "-" if one.mixed_with is None or one.weight is None else f"{1 - one.weight:.0%} {one.mixed_with}",
+        *([mixed] if is_mixed else []),
     ]
 
 
 def _blocks(row: StepRow) -> Table:
-    columns = ("weight", "gradient", "update", "output", "gradient of the output")
-    table = make_table("block", *columns, right=columns, title=f"step {row.step:,}: norms of each block")
-    for block in row.blocks:
-        values = (block.weight, block.gradient, block.update, block.output, block.output_gradient)
+    columns = {
+        "weight": [block.weight for block in row.blocks],
+        "gradient": [block.gradient for block in row.blocks],
+        "update": [block.update for block in row.blocks],
+        "output": [block.output for block in row.blocks],
+        "gradient of the output": [block.output_gradient for block in row.blocks],
+    }
+    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    table = make_table("block", *known, right=tuple(known))
+    for block, *values in zip(row.blocks, *known.values(), strict=True):
         table.add_row(block.name, *map(short, values))
     return table
 

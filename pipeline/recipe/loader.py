@@ -81,10 +81,7 @@ def overridden_stage(name: str, settings: Mapping[str, Any], overrides: Sequence
     try:
         return TrainStage.model_validate(_converted(document.values)["stages"][name], context=Path.cwd())
     except ValidationError as error:
-        problems = [
-            f"stages.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
-        ]
+        problems = _validation_messages(error, document, ("stages", name))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SeveralErrors(problems[0] + more, problems) from None
 
@@ -239,11 +236,11 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _validation_messages(error: ValidationError, document: _Document) -> list[str]:
-    """A message for each problem; one in `defaults` is found in every stage, and reported once."""
+def _validation_messages(error: ValidationError, document: _Document, within: KeyPath = ()) -> list[str]:
+    """A message for each problem of what is `within`; one in `defaults` is found in every stage, and reported once."""
     found: dict[tuple[str, str], str] = {}
     for problem in error.errors():
-        path = _key_path(problem["loc"])
+        path = (*within, *_key_path(problem["loc"]))
         dotted = ".".join(map(str, path))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import yaml
 
@@ -19,7 +19,7 @@ from pipeline.replay.step_replay import StepReplay
 from pipeline.runs.continuation import computed_with
 from pipeline.runs.event_log import Event
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.run_identity import BranchOrigin, establish_identity
+from pipeline.runs.run_identity import BranchOrigin, establish_identity, identity_of
 from pipeline.runs.settings_history import KEY, VERSION, SettingsHistory
 from pipeline.runs.stage_settings import stage_settings
 
@@ -32,6 +32,8 @@ class BranchRun:
     """Of the stage."""
     store: CheckpointStore
     run_id: str
+    lock: BinaryIO | None
+    """Of the leader, held until the branch is complete."""
 
     @classmethod
     def begin(
@@ -49,23 +51,24 @@ class BranchRun:
         Raises:
             ConfigError: the folder exists, or cannot be written.
         """
-        folder, run_id = RunFolder(path / recorded.name), ""
+        folder, run_id, lock = RunFolder(path / recorded.name), "", None
         if ranks.is_leader:
             refuse_existing_run(path)
             folder.create()
+            lock = folder.lock()
+            origin = BranchOrigin(recorded.run_id, str(recorded.folder.path.resolve()), plan.first_step)
+            run_id = establish_identity(folder.path, origin).id  # first: it says whose it is if this is interrupted
             content = stage_settings(plan, recorded.frozen.start_digest)
             if history.entries:
                 content[KEY] = to_json(SettingsHistory(VERSION, history.entries))
             write_atomically(folder.recipe, without_secrets(yaml.safe_dump(content, sort_keys=False, width=math.inf)))
-            origin = BranchOrigin(recorded.run_id, str(recorded.folder.path.resolve()), plan.first_step)
-            run_id = establish_identity(folder.path, origin).id
             folder.events.record(
                 Event.BRANCH, step=plan.first_step, of=origin.folder, run=origin.run, changed=list(recorded.branched)
             )
             now = computed_with(plan, ranks)
             folder.events.record(Event.RESUME, step=plan.first_step, ranks=ranks.world_size, computed_with=now)
         run_id = ranks.broadcast_text(0, run_id)
-        return cls(folder, checkpoint_store(folder, plan.stage), run_id)
+        return cls(folder, checkpoint_store(folder, plan.stage), run_id, lock)
 
     def save(self, replay: StepReplay) -> None:
         """Save where the branch stands.
@@ -74,6 +77,25 @@ class BranchRun:
             RunFailed, StorageDown: it cannot be saved.
         """
         replay.save(self.store, self.folder, self.run_id)
+
+    def close(self) -> None:
+        """Let other processes start the run."""
+        if self.lock:
+            self.lock.close()
+
+
+def is_unfinished_branch(path: Path, stage: RunFolder) -> bool:
+    """Whether `path` holds a branch of `stage` that no process is making any longer, and that was not completed.
+
+    Raises:
+        ConfigError: the record of its identity is damaged.
+    """
+    folder = RunFolder(path / stage.path.name)
+    found = identity_of(folder.path) if folder.path.is_dir() else None
+    is_branch = (
+        found is not None and found.branch_of is not None and found.branch_of.folder == str(stage.path.resolve())
+    )
+    return is_branch and not folder.held()
 
 
 def refuse_existing_run(path: Path) -> None:

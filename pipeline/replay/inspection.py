@@ -42,6 +42,8 @@ _EXPLANATIONS = {
 class Inspection:
     """The inside of one step."""
 
+    loss: float
+    """Of the step: the mean over the global batch, with the bits of the step's own; see `Observation.loss`."""
     samples: tuple[SampleRow, ...]
     """Of the whole global batch, by position."""
     outputs: tuple[float, ...]
@@ -77,7 +79,7 @@ def inspect_step(
     """
     names, micro = distinct_names(plan.classes), plan.stage.batch.micro_size
     first = ranks.rank * len(batches)
-    rows, extremes = list[SampleRow](), _Extremes()
+    rows, extremes, means = list[SampleRow](), _Extremes(), list[float]()
     not_finite, causes = list[NotFiniteRow](), list[CauseRow]()
     squares = torch.zeros(2, len(block_names(plan.stage.model.variant)), dtype=torch.float64, device=ranks.device)
     for turn, batch in enumerate(batches):
@@ -86,6 +88,7 @@ def inspect_step(
         mixing = mixing_settings(plan.stage).mixing(plan.stage.resolution, seed=plan.seed, step=step, number=number_)
         rows += _rows(seen, batch, number_, micro, names, mixing.weight if mixing else None)
         extremes.add(seen, number_ * micro)
+        means.append(seen.loss)
         norms = [[block.output, block.output_gradient or 0.0] for block in seen.blocks]
         squares += torch.tensor(norms, dtype=torch.float64, device=ranks.device).T.square()
         if seen.not_finite:
@@ -93,6 +96,7 @@ def inspect_step(
             if bisect:
                 causes.append(_cause_row(smallest_cause(model, batch, step, number_), number_))
     outputs, gradients = ranks.sum(squares).sqrt().tolist()
+    loss_sum = ranks.sum(torch.tensor(means, dtype=torch.float32, device=ranks.device).sum()).item()
     samples = _gathered(ranks, rows, SampleRow)
     found = _gathered(ranks, not_finite, NotFiniteRow), _gathered(ranks, causes, CauseRow)
     worst, best = _chosen(samples)
@@ -104,6 +108,7 @@ def inspect_step(
         for heading, positions in (("highest losses", worst), ("lowest losses", best))
     }
     return Inspection(
+        loss=loss_sum / plan.stage.batch.micro_batches,
         samples=tuple(samples),
         outputs=tuple(outputs),
         output_gradients=tuple(gradients) if backward else None,
@@ -164,12 +169,13 @@ def _rows(
             prediction=names[predicted],
             probability=number(probability),
             label_probability=number(of_label),
-            mixed_with=None if weight is None else _name(batch, len(batch.origins) - 1 - place),
-            weight=weight,
+            mixed_with=None if weight is None or partner == place else _name(batch, partner),
+            weight=None if partner == place else weight,
         )
         for place, (origin, labels, loss, predicted, probability, of_label) in enumerate(
             zip(batch.origins, batch.labels.tolist(), *(column.tolist() for column in columns), strict=True)
         )
+        for partner in [len(batch.origins) - 1 - place]
     ]
 
 

@@ -17,6 +17,7 @@ from pipeline.plan import TrainPlan, open_stage_dataset, train_plan
 from pipeline.recipe.loader import overridden_stage
 from pipeline.recipe.schema import Recipe, TrainStage
 from pipeline.runs.event_log import Event
+from pipeline.runs.extension import NO_AVERAGE
 from pipeline.runs.fixed_settings import why_fixed
 from pipeline.runs.frozen_stage import FrozenStage
 from pipeline.runs.run_folder import RunFolder, absolute_location
@@ -85,6 +86,23 @@ class RecordedStage:
             )
         return plan
 
+    def plans(self, first: int, until: int) -> tuple[TrainPlan, TrainPlan | None, SettingsHistory]:
+        """The plan of the stage, that of its branch, which leaves it after `first` steps, and the branch's history.
+
+        Raises:
+            ConfigError: the stage, or its branch, has no step after `first` or ends before `until`; or as for `plan`.
+            DataError, StorageDown: as for `plan`.
+        """
+        plan, history = self.plan(), self.branch_history(first)
+        branch = None if self.branch is None else self.plan(self.branch, history)
+        wanted = f"--step {first + 1:,}" + (f" --until {until:,}" if until > first + 1 else "")
+        if first >= plan.steps:
+            raise ConfigError(f"{wanted}: stage {self.name} has the steps 1 to {plan.steps:,}")
+        steps = (branch or plan).steps
+        if until > steps:
+            raise ConfigError(f"{wanted}: {'the branch of ' if branch else ''}stage {self.name} ends at step {steps:,}")
+        return plan, branch, history
+
     def branch_history(self, step: int) -> SettingsHistory:
         """The settings of the branch that leaves the run after `step` steps, before those of the branch."""
         changes = [*before(self.history.entries, step)]
@@ -147,6 +165,10 @@ def open_recorded_stage(
         ConfigError: no training stage has started there, its record is damaged, or a setting is wrong or cannot be
             another one while the stage is under way.
     """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key.endswith(("resources.ranks", "resources.nodes")):
+            raise ConfigError(f"{override}: a replay has all its ranks on this machine; give their number with --ranks")
     checkpoints, frozen = checkpointed_stage(folder), folder.frozen()
     if checkpoints is None or frozen is None:
         raise ConfigError(f"{folder.path}: no training stage has started here; name the run folder of one")
@@ -165,7 +187,10 @@ def open_recorded_stage(
     branched = changed_settings(there, new, may_change)
     for change in branched:
         if reason := why_fixed(change.partition(":")[0]):
-            raise ConfigError(f"{change}: not while the stage is under way, also not in a branch: {reason}")
+            why = reason.partition(": ")[2]
+            raise ConfigError(f"{change}: cannot be another one while the stage is under way, nor in a branch: {why}")
+    if step and (recorded.ema_decay is None) != (wanted.ema_decay is None):
+        raise ConfigError(NO_AVERAGE)
     return RecordedStage(
         folder,
         frozen,

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.files.json_records import parse_json, to_json
-from data.remote.storage import Storage
+from data.remote.storage import Storage, is_remote
 from pipeline.checkpoints.resume import open_verified
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointRemoved, ConfigError
 from pipeline.faults.preemption import EndProcess
 from pipeline.faults.watchdog import Watchdog
 from pipeline.initial_weights.start import fitted_start
@@ -18,6 +18,7 @@ from pipeline.plan import TrainPlan, check_ranks
 from pipeline.ranks.device_settings import prepare_devices
 from pipeline.ranks.distributed import Ranks, join_ranks, leave_ranks, name_lost_ranks
 from pipeline.ranks.rendezvous import read_rendezvous
+from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.replay.observation import ObservedModel
 from pipeline.replay.recorded_stage import RecordedStage
@@ -26,24 +27,35 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stage_settings import is_checkpoint_of
 from pipeline.weights import build_model, persistent_buffers
 
+_REMOVED = "removed since this command began, as the run has saved newer ones"
+
 
 @contextmanager
-def rank_of_replay(recorded: RecordedStage, out: Path, node: str, end: EndProcess) -> Iterator[tuple[Ranks, Watchdog]]:
+def rank_of_replay(
+    recorded: RecordedStage, out: Path, node: str, end: EndProcess, *, bisects: bool = False
+) -> Iterator[tuple[Ranks, Watchdog]]:
     """This process as a rank that computes as those of the recorded stage, under a watchdog; logs are in `out`."""
     stage = recorded.stage
     on_gpus = stage.resources.gpus_per_rank > 0
     found = read_rendezvous(os.environ)
     prepare_devices(gpus=on_gpus, deterministic=stage.deterministic)
-    # Looking into a step takes longer than the step, and the first one compiles.
-    patient = WatchdogSettings(setup_seconds=stage.watchdog.setup_seconds, least_seconds=stage.watchdog.setup_seconds)
-    log_file = RunFolder(out).log_file(found.rank)
-    with name_lost_ranks(), Watchdog(patient, found.rank, found.world_size, node, log_file, end) as watchdog:
+    log_file, limits = RunFolder(out).log_file(found.rank), patience(stage, bisects=bisects)
+    with name_lost_ranks(), Watchdog(limits, found.rank, found.world_size, node, log_file, end) as watchdog:
         ranks = join_ranks(stage.resources.threads_per_rank, gpus=on_gpus)
         watchdog.listen()
         check_ranks(stage, ranks.world_size, f"stage {recorded.name}: ")
         yield ranks, watchdog
         ranks.barrier()
     leave_ranks()
+
+
+def patience(stage: TrainStage, *, bisects: bool) -> WatchdogSettings:
+    """The limits of a replay: looking into a step takes longer than the step, and no section is like the one before.
+
+    A search for samples repeats each micro-batch for every second sample or more often, while the other ranks wait.
+    """
+    setup = stage.watchdog.setup_seconds
+    return WatchdogSettings(setup_seconds=setup, least_seconds=setup * (stage.batch.micro_size if bisects else 1))
 
 
 def begin_with(
@@ -53,6 +65,7 @@ def begin_with(
 
     Raises:
         ConfigError: none is intact.
+        CheckpointRemoved: the run has removed the checkpoint that was being read.
     """
     passed_over = list[str]()
     for position in range(ranks.broadcast(len(starts))):
@@ -61,10 +74,18 @@ def begin_with(
         try:
             begin(start)
         except ConfigError as error:
-            passed_over.append(str(error))
+            passed_over.append(f"{start.location}: {_REMOVED}" if _is_gone(start) else str(error))
             continue
+        except FileNotFoundError:
+            if not _is_gone(start):
+                raise
+            raise CheckpointRemoved(f"{start.location}: {_REMOVED}") from None
         return start, passed_over
     raise ConfigError(f"no state to recompute the step from is intact: {'; '.join(passed_over)}")
+
+
+def _is_gone(start: ReplayStart) -> bool:
+    return start.location is not None and not is_remote(start.location) and not Path(start.location).exists()
 
 
 def load_into(
@@ -81,8 +102,12 @@ def load_into(
         checkpoint = open_verified(start.location, ranks, storage, scratch)
         if not is_checkpoint_of(plan, checkpoint.manifest.facts):
             raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data")
-        model.load(checkpoint.parameters(), checkpoint.buffers())
-        checkpoint.close()
+        try:
+            model.load(checkpoint.parameters(), checkpoint.buffers())
+        except ValueError as error:
+            raise ConfigError(f"{checkpoint.location}: {error}; it holds another model's state") from None
+        finally:
+            checkpoint.close()
     elif (location := recorded.starting_weights()) is not None:
         beginning = build_model(plan)
         fitted_start(plan, location, recorded.folder, beginning, ranks, scratch).fill(beginning)

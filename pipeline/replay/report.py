@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from pipeline.replay.logged_steps import LoggedStep
 
@@ -13,6 +14,23 @@ Number = float | str
 def number(value: float) -> Number:
     """`value` as JSON can hold it."""
     return value if math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRow:
+    """What TensorBoard has of a step; None for what it has not."""
+
+    loss: Number | None
+    gradient_norm: Number | None
+    learning_rate: Number | None
+
+    @classmethod
+    def of(cls, logged: LoggedStep | None) -> Self | None:
+        """As JSON can hold it; None if nothing was logged."""
+        if logged is None:
+            return None
+        values = (logged.loss, logged.gradient_norm, logged.learning_rate)
+        return cls(*(None if value is None else number(value) for value in values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +52,7 @@ class SampleRow:
     label_probability: Number
     """Of the first label."""
     mixed_with: str | None = None
-    """The sample that MixUp or CutMix has mixed into it; None without."""
+    """The sample that MixUp or CutMix has mixed into it; None without, or if that is itself."""
     weight: float | None = None
     """Its own share then, of the targets."""
 
@@ -104,7 +122,7 @@ class StepRow:
     seconds: float
     branch: bool = False
     """Whether it was taken with other settings than the run's."""
-    logged: LoggedStep | None = None
+    logged: LoggedRow | None = None
     agreement: str | None = None
     """`equal`, `rounding` or `different`; None if it was not logged, or is one of a branch."""
     skipped: tuple[str, ...] = ()

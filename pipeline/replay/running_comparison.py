@@ -7,11 +7,11 @@ from pipeline.monitoring.event_reader import read_stage_events
 from pipeline.monitoring.norms import block_names
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
-from pipeline.replay.comparison import ComparedStep, compare
+from pipeline.replay.comparison import Agreement, ComparedStep, compare
 from pipeline.replay.inspection import Inspection
 from pipeline.replay.logged_steps import LoggedStep, computations, differences, logged_steps, of_steps
 from pipeline.replay.recorded_stage import RecordedStage
-from pipeline.replay.report import BlockRow, StepRow, number
+from pipeline.replay.report import BlockRow, LoggedRow, StepRow, number
 from pipeline.replay.start_points import ReplayStart
 from pipeline.replay.step_replay import ReplayedStep
 
@@ -41,11 +41,7 @@ class RunningComparison:
         """A recomputed step beside the logged one."""
         result, logged = replayed.result, self.logged.get(replayed.step)
         ours = LoggedStep(result.loss, result.gradient_norm, replayed.learning_rate)
-        agreement = None
-        if logged is not None and not is_branch:
-            bits = not self.why_not_bits
-            self.compared.append(compare(replayed.step, ours, logged, plan.stage.precision, bits=bits))
-            agreement = self.compared[-1].agreement
+        agreement = None if is_branch else self.agreement(replayed.step, ours, plan)
         row = StepRow(
             step=replayed.step,
             loss=number(result.loss),
@@ -54,7 +50,7 @@ class RunningComparison:
             applied=result.applied,
             seconds=round(replayed.seconds, 3),
             branch=is_branch,
-            logged=logged,
+            logged=LoggedRow.of(logged),
             agreement=agreement,
             skipped=replayed.skipped,
             blocks=tuple(
@@ -68,6 +64,14 @@ class RunningComparison:
             ),
         )
         return with_inspection(row, inspection, plan) if inspection else row
+
+    def agreement(self, step: int, ours: LoggedStep, plan: TrainPlan) -> Agreement | None:
+        """Compare what was recomputed of a step with what was logged; None if nothing was."""
+        logged = self.logged.get(step)
+        if logged is None:
+            return None
+        self.compared.append(compare(step, ours, logged, plan.stage.precision, bits=not self.why_not_bits))
+        return self.compared[-1].agreement
 
 
 def with_inspection(row: StepRow, inspection: Inspection, plan: TrainPlan) -> StepRow:

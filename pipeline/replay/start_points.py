@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.checkpoints.listing import CheckpointedStage
-from pipeline.checkpoints.manifest import RollBack, read_manifest
+from pipeline.checkpoints.manifest import RollBack, read_manifest, step_name
 from pipeline.errors import ConfigError
 from pipeline.runs.event_log import Event
 
@@ -68,6 +68,26 @@ def known_starts(stage: CheckpointedStage, before: int) -> list[ReplayStart]:
             f"{stage.folder.path}: step {before + 1:,} follows from a roll-back, and neither the checkpoint that it "
             "returned to nor a later one from before this step is left; replay a step from before the roll-back"
         )
+    return found
+
+
+def roll_backs_after(stage: CheckpointedStage, first: int, until: int) -> list[ReplayStart]:
+    """The states with which the run went on after roll-backs between `first` and `until` steps.
+
+    Raises:
+        ConfigError: the checkpoint that one of them returned to is gone; or as for `known_starts`.
+        StorageDown, StorageRefused: a remote store that cannot be read.
+    """
+    checkpoints, found = published(stage), list[ReplayStart]()
+    for back in sorted(recorded_roll_backs(stage, checkpoints), key=lambda back: back.at):
+        if not first < back.at < until:
+            continue
+        if back.to not in checkpoints:
+            raise ConfigError(
+                f"{stage.folder.path}: step {back.at + 1:,} follows from a roll-back to {step_name(back.to)}, which is "
+                f"gone; replay up to step {back.at:,}, or steps after a later checkpoint"
+            )
+        found.append(ReplayStart(back.at, checkpoints[back.to], back.to))
     return found
 
 

@@ -196,10 +196,11 @@ class StepReplay:
         """
         facts = run_facts(self.plan, run_id, computed_with(self.plan, self._ranks))
         samples = self.plan.samples_after(self.step)
-        live = self.state.live(facts, self.step, samples, 0, NonFiniteRecord(), classes=self.plan.classes)
+        counted = self._skipped, self._non_finite
+        live = self.state.live(facts, self.step, samples, *counted, classes=self.plan.classes)
         with (
             self._watchdog.section("save"),
-            Saver(store, folder, CheckpointSettings(keep_last=2), self._ranks) as saver,
+            Saver(store, folder, CheckpointSettings(keep_last=_KEPT), self._ranks) as saver,
         ):
             saver.save(live)
             saver.finish_or_retry()

@@ -26,7 +26,7 @@ from pipeline.runs.run_folder import RunFolder, run_folder, start_digest
 from pipeline.runs.settings_history import KEY, VERSION, SettingsChange, SettingsHistory, before
 from pipeline.runs.stage_settings import may_change, stage_settings
 
-_NO_AVERAGE = "ema_decay: a moving average cannot begin or end under way; add a stage with start_from"
+NO_AVERAGE = "ema_decay: a moving average cannot begin or end under way; add a stage with start_from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def extension(recipe: Recipe, name: str) -> Extension | None:
     where = f"stage {name}: --extend: "
     _refuse_fixed(new, where)
     if frozen.settings.get("ema_decay") is None or settings["ema_decay"] is None:
-        _refuse_fixed([change for change in new if change.startswith("ema_decay:")], where, _NO_AVERAGE)
+        _refuse_fixed([change for change in new if change.startswith("ema_decay:")], where, NO_AVERAGE)
     if folder.held():
         raise ConfigError(f"{where}{folder.path}: the stage is running; stop it first (Ctrl-C, or coatnet cancel)")
     step = _newest(recipe, name)

@@ -1,0 +1,171 @@
+"""Spikes that were made on purpose are found, and their samples named: wrong labels, overflows, steps rolled back."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from data.building.build import build_shards
+from models.registry import create_model
+from tests.conftest import write_pictures
+from tests.jobs.replay.replays import ON_TWO, agreements, contents, replayed
+from tests.pipeline.replay.brightness import detect_brightness
+from tests.support.command import coatnet
+from tests.support.recipes import curves, events, write_recipe
+
+pytestmark = pytest.mark.slow(seconds=30)
+WRONG = "dark/9999"
+"""Key of a bright picture with the label of a dark one."""
+BRIGHT = "bright/0007"
+"""Key of the only bright picture among dark ones."""
+
+
+def data_of(train: Path, shards: Path) -> dict[str, Any]:
+    """The section of a recipe."""
+    validation, crops = str(shards / "validation"), {"crop_area": [0.5, 1.0], "evaluation_crop": "whole"}
+    return {"train": str(train), "validation": validation, "lanes": 4, "workers": 1, **crops}
+
+
+def trained(recipe: Path, *settings: str, **variables: str) -> Path:
+    """The run folder of the pretraining."""
+    done = coatnet("train", recipe, "pretrain", *settings, **variables)
+    assert done.returncode == 0, done.stderr
+    return recipe.parent / "runs/test/pretrain"
+
+
+@pytest.fixture(scope="module")
+def mislabelled(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on shards with one wrong label."""
+    folder = tmp_path_factory.mktemp("mislabelled")
+    pictures = write_pictures(folder / "pictures", per_class=20)
+    shutil.copy(pictures / "bright/0003.jpg", pictures / f"{WRONG}.jpg")
+    build_shards(pictures, folder / "wrong", samples_per_shard=7)
+    model, batch = {"name": "coatnet_debug"}, {"global_size": 12, "micro_size": 6}
+    recipe = write_recipe(
+        folder, shards, resources=ON_TWO, data=data_of(folder / "wrong", shards), model=model, batch=batch
+    )
+    return trained(recipe, "pretrain.steps=25", "pretrain.checkpoint.keep_last=5")
+
+
+@pytest.fixture(scope="module")
+def spike(mislabelled: Path) -> dict[str, Any]:
+    """The step of the last epoch with that sample, of a replay of some of its steps."""
+    report = replayed(mislabelled.parent, "--step=16", "--until=24")
+    assert report["start"] == "step-00000015"
+    assert set(agreements(report).values()) == {"equal"}
+    with_it = [row for row in report["steps"] if any(one["key"] == WRONG for one in row["samples"])]
+    return {"folder": report["folder"], "rows": report["steps"], **with_it[-1]}
+
+
+def test_a_mislabelled_sample_has_the_highest_loss_and_is_named(spike: dict[str, Any]) -> None:
+    worst = max(spike["samples"], key=lambda one: one["loss"])
+    assert (worst["key"], worst["labels"], worst["prediction"]) == (WRONG, ["dark"], "bright")
+    assert worst["label_probability"] < 0.2
+    others = [one["loss"] for one in spike["samples"] if one["key"] != WRONG]
+    assert worst["loss"] > 2 * max(others)
+    assert spike["gradient_norm"] == max(row["gradient_norm"] for row in spike["rows"])
+
+
+def test_the_table_begins_with_it(mislabelled: Path, spike: dict[str, Any]) -> None:
+    done = coatnet("replay", mislabelled, f"--step={spike['step']}", "--ranks=2")
+    lines = done.stdout.splitlines()
+    table = lines[lines.index(f"step {spike['step']}: samples by loss") + 3 :]
+    assert f"/{WRONG} " in table[0]
+    assert "%" in table[1]
+    assert "equal to the bit" in done.stdout
+    assert all(len(line) <= 120 for line in lines if not line.startswith("/"))
+
+
+def test_the_picture_shows_it_first(spike: dict[str, Any]) -> None:
+    with Image.open(Path(spike["folder"]) / spike["picture"]) as picture:
+        first = np.asarray(picture)[60:140, 60:120]
+        second = np.asarray(picture)[60:140, 236:296]
+    assert first.mean() > 150  # a bright one
+    assert first.mean() > second.mean()
+
+
+def test_without_it_the_loss_is_small(mislabelled: Path, spike: dict[str, Any]) -> None:
+    step = spike["step"]
+    report = replayed(mislabelled.parent, f"--step={step}", f"--without={WRONG}", "--curves-only")
+    (row,) = [row for row in report["steps"] if row["step"] == step]
+    assert row["logged"]["loss"] == pytest.approx(spike["loss"])
+    assert row["loss"] < 0.6 * row["logged"]["loss"]
+    (skipped,) = row["skipped"]
+    assert f"/{WRONG}: " in skipped
+    assert "data.excluded_samples" in skipped
+
+
+@pytest.fixture(scope="module")
+def overflowing(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights, which hardly move, overflow with the one bright picture of its data."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    pictures = write_pictures(folder / "pictures", per_class=16)
+    draws = np.random.default_rng(1)
+    for file in [*pictures.glob("bright/*.jpg"), *pictures.glob("striped/*.jpg")]:
+        if file != pictures / f"{BRIGHT}.jpg":
+            Image.fromarray(draws.integers(0, 80, (24, 24, 3)).astype(np.uint8)).save(file, quality=90)
+    build_shards(pictures, folder / "dark", samples_per_shard=7)
+    model = create_model("coatnet_debug", num_classes=3, image_size=32, convolution_norm="layer", seed=0)
+    with torch.no_grad():
+        stem, _ = detect_brightness(model, threshold=0.8)
+        stem.conv2.weight.zero_()
+        stem.conv2.weight[:, :4].fill_(1e32)  # of the other channels, gradients would overflow with any picture
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "weights.safetensors"
+    )
+    options = {"name": "coatnet_debug", "convolution_norm": "layer"}
+    recipe = write_recipe(folder, shards, resources=ON_TWO, data=data_of(folder / "dark", shards), model=options)
+    still = ["pretrain.optimizer.peak_learning_rate=1e-12", "pretrain.start_from=./weights.safetensors"]
+    return trained(
+        recipe, "pretrain.steps=4", "pretrain.optimizer.warmup_steps=0", "pretrain.checkpoint.every_steps=2", *still
+    )
+
+
+def test_bisection_names_exactly_the_sample_that_makes_a_step_not_finite(overflowing: Path) -> None:
+    (entry,) = [entry for entry in events(overflowing) if entry["event"] == "not_finite"]
+    before = contents(overflowing)
+    report = replayed(overflowing.parent, f"--step={entry['step']}", "--bisect")
+    assert contents(overflowing) == before
+    (row,) = [row for row in report["steps"] if row["step"] == entry["step"]]
+    assert (row["applied"], row["agreement"], row["loss"]) == (False, "equal", "nan")
+    assert row["logged"]["loss"] == "nan"
+    (cause,) = row["causes"]
+    assert [name.partition("/")[2] for name in cause["samples"]] == [BRIGHT]
+    assert cause["explanation"] == "not finite because of these samples, none of which can be left out"
+    assert cause["module"] == "output of stem.conv2"
+    (found,) = row["not_finite"]
+    assert (found["kind"], found["name"]) == ("output", "stem.conv2")
+    assert found["samples"] == cause["samples"]
+    assert cause["samples"][0] in str(entry["samples_of_micro_batches"][str(cause["micro_batch"])])
+
+
+def test_without_that_sample_the_step_is_applied(overflowing: Path) -> None:
+    (entry,) = [entry for entry in events(overflowing) if entry["event"] == "not_finite"]
+    arguments = [f"--step={entry['step']}", "--bisect", f"--without={BRIGHT}", "--ranks=2"]
+    done = coatnet("replay", overflowing, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "not applied" not in done.stdout
+    assert "warning: --bisect: everything that was looked into is finite, so no sample is to blame" in done.stdout
+
+
+def test_steps_before_over_and_after_a_roll_back_are_equal_to_the_bit(shards: Path, tmp_path: Path) -> None:
+    broken = {"TEST_IMPORTS": "tests.support.not_finite", "TEST_STEPS_NOT_FINITE": "5 6 7"}
+    recipe = write_recipe(tmp_path, shards, resources=ON_TWO)
+    saves = "pretrain.checkpoint={every_steps: 2, keep_every: 2}"
+    run = trained(recipe, "pretrain.steps=10", saves, "non_finite.in_a_row=3", "non_finite.roll_backs=1", **broken)
+    (entry,) = [entry for entry in events(run) if entry["event"] == "roll_back"]
+    assert (entry["to"], entry["step"]) == (4, 8)
+    over = replayed(run.parent, "--step=5", "--until=10", "--curves-only", **broken)
+    assert agreements(over) == dict.fromkeys(range(5, 11), "equal")
+    assert [row["step"] for row in over["steps"] if not row["applied"]] == [6, 7, 8]
+    assert [row["loss"] for row in over["steps"]][1:4] == ["nan"] * 3
+    shutil.rmtree(run / "checkpoints/step-00000008")
+    after = replayed(run.parent, "--step=10", "--curves-only", **broken)
+    assert after["start"] == "step-00000004, to which the run was rolled back at step 8"
+    assert agreements(after) == {9: "equal", 10: "equal"}
+    assert curves(Path(after["folder"]))["train/loss"][10] == curves(run)["train/loss"][10]

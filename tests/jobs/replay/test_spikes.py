@@ -1,6 +1,7 @@
 """Spikes that were made on purpose are found, and their samples named: wrong labels, overflows, steps rolled back."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from data.building.build import build_shards
 from models.registry import create_model
 from tests.conftest import write_pictures
-from tests.jobs.replay.replays import ON_TWO, agreements, contents, replayed
+from tests.jobs.replay.replays import NO_VARIABLES, ON_TWO, agreements, contents, replayed
 from tests.pipeline.replay.brightness import detect_brightness
 from tests.support.command import coatnet
 from tests.support.recipes import curves, events, write_recipe
@@ -31,9 +32,9 @@ def data_of(train: Path, shards: Path) -> dict[str, Any]:
     return {"train": str(train), "validation": validation, "lanes": 4, "workers": 1, **crops}
 
 
-def trained(recipe: Path, *settings: str, **variables: str) -> Path:
+def trained(recipe: Path, *settings: str, variables: Mapping[str, str] = NO_VARIABLES) -> Path:
     """The run folder of the pretraining."""
-    done = coatnet("train", recipe, "pretrain", *settings, **variables)
+    done = coatnet("train", recipe, "pretrain", *settings, folder=None, fresh=False, **variables)
     assert done.returncode == 0, done.stderr
     return recipe.parent / "runs/test/pretrain"
 
@@ -157,15 +158,17 @@ def test_steps_before_over_and_after_a_roll_back_are_equal_to_the_bit(shards: Pa
     broken = {"TEST_IMPORTS": "tests.support.not_finite", "TEST_STEPS_NOT_FINITE": "5 6 7"}
     recipe = write_recipe(tmp_path, shards, resources=ON_TWO)
     saves = "pretrain.checkpoint={every_steps: 2, keep_every: 2}"
-    run = trained(recipe, "pretrain.steps=10", saves, "non_finite.in_a_row=3", "non_finite.roll_backs=1", **broken)
+    run = trained(
+        recipe, "pretrain.steps=10", saves, "non_finite.in_a_row=3", "non_finite.roll_backs=1", variables=broken
+    )
     (entry,) = [entry for entry in events(run) if entry["event"] == "roll_back"]
     assert (entry["to"], entry["step"]) == (4, 8)
-    over = replayed(run.parent, "--step=5", "--until=10", "--curves-only", **broken)
+    over = replayed(run.parent, "--step=5", "--until=10", "--curves-only", variables=broken)
     assert agreements(over) == dict.fromkeys(range(5, 11), "equal")
     assert [row["step"] for row in over["steps"] if not row["applied"]] == [6, 7, 8]
     assert [row["loss"] for row in over["steps"]][1:4] == ["nan"] * 3
     shutil.rmtree(run / "checkpoints/step-00000008")
-    after = replayed(run.parent, "--step=10", "--curves-only", **broken)
+    after = replayed(run.parent, "--step=10", "--curves-only", variables=broken)
     assert after["start"] == "step-00000004, to which the run was rolled back at step 8"
     assert agreements(after) == {9: "equal", 10: "equal"}
     assert curves(Path(after["folder"]))["train/loss"][10] == curves(run)["train/loss"][10]

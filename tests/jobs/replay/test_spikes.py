@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data.building.build import build_shards
+from models.coatnet import CoAtNet
 from models.registry import create_model
 from tests.conftest import write_pictures
 from tests.jobs.replay.replays import NO_VARIABLES, ON_TWO, agreements, contents, replayed
@@ -22,6 +23,8 @@ from tests.support.recipes import curves, events, write_recipe
 pytestmark = pytest.mark.slow(seconds=30)
 WRONG = "dark/9999"
 """Key of a bright picture with the label of a dark one."""
+BLACK = "dark/0005.jpg"
+"""The only black picture among bright ones."""
 BRIGHT = "bright/0007"
 """Key of the only bright picture among dark ones."""
 
@@ -37,6 +40,17 @@ def trained(recipe: Path, *settings: str, variables: Mapping[str, str] = NO_VARI
     done = coatnet("train", recipe, "pretrain", *settings, folder=None, fresh=False, **variables)
     assert done.returncode == 0, done.stderr
     return recipe.parent / "runs/test/pretrain"
+
+
+def still_recipe(folder: Path, shards: Path, model: CoAtNet, data: dict[str, Any]) -> list[Any]:
+    """What `trained` takes for four steps, one epoch, that hardly move the weights of `model`."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "weights.safetensors")
+    options = {"name": "coatnet_debug", "convolution_norm": "layer"}
+    recipe = write_recipe(folder, shards, resources=ON_TWO, data=data, model=options)
+    rates = ["pretrain.optimizer.peak_learning_rate=1e-12", "pretrain.optimizer.warmup_steps=0"]
+    saves = "pretrain.checkpoint.every_steps=2"
+    return [recipe, "pretrain.steps=4", *rates, saves, "pretrain.start_from=./weights.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +130,7 @@ def overflowing(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         stem, _ = detect_brightness(model, threshold=0.8)
         stem.conv2.weight.zero_()
         stem.conv2.weight[:, :4].fill_(1e32)  # of the other channels, gradients would overflow with any picture
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "weights.safetensors"
-    )
-    options = {"name": "coatnet_debug", "convolution_norm": "layer"}
-    recipe = write_recipe(folder, shards, resources=ON_TWO, data=data_of(folder / "dark", shards), model=options)
-    still = ["pretrain.optimizer.peak_learning_rate=1e-12", "pretrain.start_from=./weights.safetensors"]
-    return trained(
-        recipe, "pretrain.steps=4", "pretrain.optimizer.warmup_steps=0", "pretrain.checkpoint.every_steps=2", *still
-    )
+    return trained(*still_recipe(folder, shards, model, data_of(folder / "dark", shards)))
 
 
 def test_bisection_names_exactly_the_sample_that_makes_a_step_not_finite(overflowing: Path) -> None:
@@ -152,6 +158,31 @@ def test_without_that_sample_the_step_is_applied(overflowing: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not applied" not in done.stdout
     assert "warning: --bisect: everything that was looked into is finite, so no sample is to blame" in done.stdout
+
+
+def test_a_sample_with_an_enormous_gradient_and_a_usual_loss_is_named(shards: Path, tmp_path: Path) -> None:
+    """A black picture, which is the same in all channels for these weights: LayerNorm amplifies its gradient."""
+    pictures, draws = write_pictures(tmp_path / "pictures", per_class=16), np.random.default_rng(1)
+    for file in pictures.glob("*/*.jpg"):
+        pixels = draws.integers(150, 230, (24, 24, 3)) if file != pictures / BLACK else np.zeros((24, 24, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(file, quality=90)
+    build_shards(pictures, tmp_path / "bright", samples_per_shard=7)
+    model = create_model("coatnet_debug", num_classes=3, image_size=32, convolution_norm="layer", seed=0)
+    with torch.no_grad():
+        _, shortcut = detect_brightness(model, threshold=0.8)
+        shortcut.bias.zero_()
+    data = data_of(tmp_path / "bright", shards)
+    run = trained(*still_recipe(tmp_path, shards, model, data))
+    norms = curves(run)["train/gradient_norm"]
+    step = max(norms, key=lambda one: norms[one])
+    assert norms[step] > 10 * sorted(norms.values())[1]
+    report = replayed(run.parent, f"--step={step}")
+    (row,) = [row for row in report["steps"] if row["step"] == step]
+    largest = max(row["samples"], key=lambda one: one["gradient"])
+    assert largest["key"] == BLACK.removesuffix(".jpg")
+    assert largest["loss"] < 2 * row["loss"]
+    done = coatnet("replay", run, f"--step={step}", "--ranks=2")
+    assert f"the largest gradient at the stem is that of {largest['shard']}/{largest['key']}: " in done.stdout
 
 
 def test_steps_before_over_and_after_a_roll_back_are_equal_to_the_bit(shards: Path, tmp_path: Path) -> None:

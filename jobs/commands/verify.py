@@ -43,7 +43,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute random steps of a run from its checkpoints, and compare them with its log and its checkpoints.
+    """Recompute random steps of a run, and compare them with its log and its checkpoints.
 
     Exit code 78 if something differs.
     """

@@ -1,5 +1,6 @@
 """A replay on the screen: what was recomputed beside what was logged, and what is inside the step of interest."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from pipeline.replay.report import Number, ReplayReport, SampleRow, StepRow
 
 _MOST_STEPS = 40
 _MOST_SAMPLES = 8
+_STANDS_OUT = 10.0
+"""A sample is named whose gradient is so many times the median."""
 COLOURS = {"equal": "green", "rounding": "", "different": "red"}
 
 
@@ -29,6 +32,7 @@ def show_replay(report: ReplayReport, out: Path, console: Console) -> None:
         all_shown = len(interest.samples) <= 2 * _MOST_SAMPLES
         print_line(console, (f"step {interest.step:,}: {'samples by loss' if all_shown else which}", "bold"))
         console.print(_samples(interest.samples))
+        _show_largest_gradient(interest.samples, console)
     if interest is not None and interest.blocks:
         console.print()
         print_line(console, (f"step {interest.step:,}: norms of each block", "bold"))
@@ -100,26 +104,42 @@ def _show_not_finite(row: StepRow, console: Console) -> None:
         )
 
 
+def _show_largest_gradient(samples: Sequence[SampleRow], console: Console) -> None:
+    """Of a sample that stands out: its loss may be one of many."""
+    known = [(_sortable(one.gradient), one) for one in samples if one.gradient is not None]
+    if known:
+        largest, sample = max(known, key=lambda found: found[0])
+        median = statistics.median(value for value, _ in known)
+        if largest > _STANDS_OUT * median:
+            times = f"{largest / median:,.3g} times the median" if median and largest < float("inf") else "not finite"
+            print_line(console, f"the largest gradient at the stem is that of {sample.name}: {times} of the samples")
+
+
 def _samples(samples: Sequence[SampleRow]) -> Table:
     is_mixed = any(one.mixed_with for one in samples)
-    columns = ["loss", "sample", "labels", "prediction", "probability", "of the label"]
-    table = make_table(*columns, *(["mixed with"] if is_mixed else []), right=("loss", "probability", "of the label"))
+    has_gradients = any(one.gradient is not None for one in samples)
+    columns = ["loss", *(["gradient"] if has_gradients else [])]
+    columns += ["sample", "labels", "prediction", "probability", "of the label"]
+    table = make_table(
+        *columns, *(["mixed with"] if is_mixed else []), right=("loss", "gradient", "probability", "of the label")
+    )
     order = sorted(samples, key=lambda one: (-_sortable(one.loss), one.position))
     left_out = len(order) > 2 * _MOST_SAMPLES
     for one in order[:_MOST_SAMPLES] if left_out else order:
-        table.add_row(*_sample(one, is_mixed))
+        table.add_row(*_sample(one, has_gradients, is_mixed))
     if left_out:
         table.add_row("...")
         for one in order[-_MOST_SAMPLES:]:
-            table.add_row(*_sample(one, is_mixed))
+            table.add_row(*_sample(one, has_gradients, is_mixed))
     return table
 
 
-def _sample(one: SampleRow, is_mixed: bool) -> list[str]:
+def _sample(one: SampleRow, has_gradients: bool, is_mixed: bool) -> list[str]:
     texts = (one.name, ", ".join(one.labels), one.prediction)
     mixed = "-" if one.mixed_with is None or one.weight is None else f"{1 - one.weight:.0%} {one.mixed_with}"
     return [
         short(one.loss),
+        *([short(one.gradient)] if has_gradients else []),
         *(str(styled_text(text)) for text in texts),
         _share(one.probability),
         _share(one.label_probability),

@@ -56,8 +56,9 @@ TABLE: tuple[Row, ...] = (
         Row(setting, only_evaluates, _ONLY_EVALUATES)
         for setting in (
             "data.train", "data.label_map", "data.lanes", "data.shuffle_window", "data.crop", "data.crop_area",
-            "data.flip", "data.random_augment", "data.color_jitter", "data.random_erasing", "model.drop_path_rate",
-            "loss.label_smoothing", "log.every_steps", "log.samples", "log.histograms_every_steps",
+            "data.flip", "data.random_augment", "data.color_jitter", "data.random_erasing", "data.excluded_samples",
+            "model.drop_path_rate", "loss.label_smoothing", "log.every_steps", "log.samples",
+            "log.histograms_every_steps",
         )
     ),
     Row("data.crop_area", lambda f: f.stage.data.crop == "whole", "has no effect with data.crop: whole"),

@@ -157,6 +157,7 @@ def _rows(
     seen: Observation, batch: MicroBatch, number_: int, micro: int, names: Sequence[str], weight: float | None
 ) -> list[SampleRow]:
     """`weight` is that of each sample against its partner, the one at the mirrored place; None without mixing."""
+    gradients = [None] * len(batch.origins) if seen.sample_gradients is None else seen.sample_gradients.tolist()
     columns = (seen.losses, seen.predicted, seen.probabilities, seen.label_probabilities)
     return [
         SampleRow(
@@ -169,11 +170,12 @@ def _rows(
             prediction=names[predicted],
             probability=number(probability),
             label_probability=number(of_label),
+            gradient=None if gradient is None else number(gradient),
             mixed_with=None if weight is None or partner == place else _name(batch, partner),
             weight=None if partner == place else weight,
         )
-        for place, (origin, labels, loss, predicted, probability, of_label) in enumerate(
-            zip(batch.origins, batch.labels.tolist(), *(column.tolist() for column in columns), strict=True)
+        for place, (origin, labels, gradient, loss, predicted, probability, of_label) in enumerate(
+            zip(batch.origins, batch.labels.tolist(), gradients, *(column.tolist() for column in columns), strict=True)
         )
         for partner in [len(batch.origins) - 1 - place]
     ]

@@ -55,6 +55,10 @@ class Observation:
     """(m,) float32, of the predicted classes, by softmax or sigmoid as in the recipe's loss."""
     label_probabilities: Tensor
     """(m,) float32, of the first labelled class; nan for samples without a label."""
+    sample_gradients: Tensor | None
+    """(m,) float64, Euclidean norms of each sample's gradient where it arrives at the stem's output, of the mean loss:
+    a sample that moves the weights more than the others stands out, whatever its loss. Through BatchNorm and mixing it
+    also has a share in the losses of others. None without a backward."""
     images: Tensor
     """(m, S, S, 3) float32 on the device: normalized, erased and mixed, before the model's precision rounds them."""
     blocks: tuple[BlockNorms, ...]
@@ -113,7 +117,7 @@ class ObservedModel:
 
         Waits for the device once; something that is not finite is then found by computing all of it again.
         """
-        watch = Watch(_norm)
+        watch = Watch(_norm, by_sample="stem")
         images, losses, logits = self._compute(batch, step, number, watch, self._blocks, backward=backward)
         kind = self.plan.stage.loss.kind
         probabilities = logits.softmax(dim=1) if kind == "softmax" else logits.sigmoid()
@@ -121,6 +125,8 @@ class ObservedModel:
         labels = to_device(torch.from_numpy(batch.labels), self._device)[:, 0]
         of_label = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         per_sample = [losses, predicted, probabilities.gather(1, predicted[:, None])[:, 0], of_label]
+        of_samples = watch.sample_gradients
+        per_sample.append(torch.zeros_like(losses) if of_samples is None else of_samples)
         numbers = [losses.mean()[None], *per_sample, torch.stack([one.measure for one in watch.seen])]
         # The one place where it waits. Float64 holds float32 and the numbers of classes exactly.
         read = torch.cat([one.double() for one in numbers]).cpu()
@@ -134,6 +140,7 @@ class ObservedModel:
             predicted=columns[1].long(),
             probabilities=columns[2].float(),
             label_probabilities=torch.where(torch.from_numpy(batch.labels[:, 0]) < 0, math.nan, columns[3]).float(),
+            sample_gradients=None if of_samples is None else columns[4],
             images=images,
             blocks=self._block_norms(watch.seen, in_order, backward=backward),
             not_finite=not_finite,

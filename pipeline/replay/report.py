@@ -51,6 +51,9 @@ class SampleRow:
     """Of the prediction."""
     label_probability: Number
     """Of the first label."""
+    gradient: Number | None = None
+    """Euclidean norm of its gradient at the stem's output, of the mean loss of its micro-batch; None without a
+    backward."""
     mixed_with: str | None = None
     """The sample that MixUp or CutMix has mixed into it; None without, or if that is itself."""
     weight: float | None = None

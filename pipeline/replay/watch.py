@@ -30,11 +30,15 @@ class Watch:
 
     Args:
         measure: of a tensor of any shape and dtype, under `no_grad`.
+        by_sample: the module whose gradient of the output is also measured for each sample of the micro-batch.
     """
 
-    def __init__(self, measure: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, measure: Callable[[Tensor], Tensor], by_sample: str | None = None) -> None:
         self.seen: list[Seen] = []
         """In order of computation."""
+        self.sample_gradients: Tensor | None = None
+        """(m,) float64, Euclidean norms of the gradients of `by_sample`; None before a backward."""
+        self._by_sample = by_sample
         self._measure = measure
         self._in_backward = False
 
@@ -66,6 +70,12 @@ class Watch:
             return
         self.note(name, "output", output)
         output.register_hook(partial(self.note, name, "gradient"))  # type: ignore[no-untyped-call]
+        if name == self._by_sample:
+            output.register_hook(self._samples)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _samples(self, gradient: Tensor) -> None:
+        self.sample_gradients = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
 
     def _parameter(self, name: str, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None

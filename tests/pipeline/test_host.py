@@ -70,3 +70,11 @@ def test_in_a_container_whose_group_is_named_from_outside_the_visible_ones_count
     write(groups / "memory.events", "oom_kill 0\n")
     assert this_host(proc, groups).memory == 2 * GB
     assert out_of_memory_kills(proc, groups) == 0
+
+
+def test_the_processor_is_what_the_kernel_calls_it_and_the_architecture_where_it_has_no_name(proc: Path) -> None:
+    assert processor_name(proc) == platform.machine()
+    write(proc / "cpuinfo", "processor\t: 0\nBogoMIPS\t: 50.00\n")  # as on many machines with ARM
+    assert processor_name(proc) == platform.machine()
+    write(proc / "cpuinfo", "processor\t: 0\nmodel name\t:\nmodel name\t: AMD EPYC 9654: 96 cores\nmodel name\t: x\n")
+    assert processor_name(proc) == "AMD EPYC 9654: 96 cores"

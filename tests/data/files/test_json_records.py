@@ -1,11 +1,11 @@
 """Typed records from JSON: valid content is accepted, everything else is refused with the name of the field."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import pytest
 
-from data.files.json_records import parse_json
+from data.files.json_records import parse_json, to_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +72,12 @@ def test_lists_are_records_too() -> None:
 
 def test_strings_that_are_not_utf_8_keep_their_bytes() -> None:
     assert parse_json(list[str], '["\\udcff"]')[0].encode("utf-8", "surrogateescape") == b"\xff"
+
+
+def test_of_a_union_the_first_kind_that_takes_a_value_counts() -> None:
+    kind: Any = float | str | None
+    assert [to_record(kind, value) for value in (1, 0.5, "nan", None)] == [1.0, 0.5, "nan", None]
+    with pytest.raises(ValueError, match="must be a string, not True"):
+        to_record(kind, True)
+    with pytest.raises(ValueError, match="must be a string, not None"):
+        to_record(cast(Any, float | str), None)

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from tests.support.command import coatnet
 
 ON_TWO = {"ranks": 2, "gpus_per_rank": 0}
 """`resources` of the runs."""
+
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 def strict_json(text: str) -> Any:
@@ -20,9 +24,9 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def replayed(*arguments: str | Path, ranks: int = 2, **variables: str) -> dict[str, Any]:
+def replayed(*arguments: str | Path, ranks: int = 2, variables: Mapping[str, str] = NO_VARIABLES) -> dict[str, Any]:
     """What `coatnet replay ARGUMENTS --json` prints, which is what its folder holds as well."""
-    done = coatnet("replay", *arguments, f"--ranks={ranks}", "--json", **variables)
+    done = coatnet("replay", *arguments, f"--ranks={ranks}", "--json", folder=None, fresh=False, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = strict_json(done.stdout)
     assert strict_json((Path(report["folder"]) / "replay.json").read_text()) == {

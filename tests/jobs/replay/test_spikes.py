@@ -1,6 +1,7 @@
 """Spikes that were made on purpose are found, and their samples named: wrong labels, overflows, steps rolled back."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data.building.build import build_shards
+from models.coatnet import CoAtNet
 from models.registry import create_model
 from tests.conftest import write_pictures
-from tests.jobs.replay.replays import ON_TWO, agreements, contents, replayed
+from tests.jobs.replay.replays import NO_VARIABLES, ON_TWO, agreements, contents, replayed
 from tests.pipeline.replay.brightness import detect_brightness
 from tests.support.command import coatnet
 from tests.support.recipes import curves, events, write_recipe
@@ -21,6 +23,8 @@ from tests.support.recipes import curves, events, write_recipe
 pytestmark = pytest.mark.slow(seconds=30)
 WRONG = "dark/9999"
 """Key of a bright picture with the label of a dark one."""
+BLACK = "dark/0005.jpg"
+"""The only black picture among bright ones."""
 BRIGHT = "bright/0007"
 """Key of the only bright picture among dark ones."""
 
@@ -31,11 +35,22 @@ def data_of(train: Path, shards: Path) -> dict[str, Any]:
     return {"train": str(train), "validation": validation, "lanes": 4, "workers": 1, **crops}
 
 
-def trained(recipe: Path, *settings: str, **variables: str) -> Path:
+def trained(recipe: Path, *settings: str, variables: Mapping[str, str] = NO_VARIABLES) -> Path:
     """The run folder of the pretraining."""
-    done = coatnet("train", recipe, "pretrain", *settings, **variables)
+    done = coatnet("train", recipe, "pretrain", *settings, folder=None, fresh=False, **variables)
     assert done.returncode == 0, done.stderr
     return recipe.parent / "runs/test/pretrain"
+
+
+def still_recipe(folder: Path, shards: Path, model: CoAtNet, data: dict[str, Any]) -> list[Any]:
+    """What `trained` takes for four steps, one epoch, that hardly move the weights of `model`."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "weights.safetensors")
+    options = {"name": "coatnet_debug", "convolution_norm": "layer"}
+    recipe = write_recipe(folder, shards, resources=ON_TWO, data=data, model=options)
+    rates = ["pretrain.optimizer.peak_learning_rate=1e-12", "pretrain.optimizer.warmup_steps=0"]
+    saves = "pretrain.checkpoint.every_steps=2"
+    return [recipe, "pretrain.steps=4", *rates, saves, "pretrain.start_from=./weights.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +130,7 @@ def overflowing(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         stem, _ = detect_brightness(model, threshold=0.8)
         stem.conv2.weight.zero_()
         stem.conv2.weight[:, :4].fill_(1e32)  # of the other channels, gradients would overflow with any picture
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "weights.safetensors"
-    )
-    options = {"name": "coatnet_debug", "convolution_norm": "layer"}
-    recipe = write_recipe(folder, shards, resources=ON_TWO, data=data_of(folder / "dark", shards), model=options)
-    still = ["pretrain.optimizer.peak_learning_rate=1e-12", "pretrain.start_from=./weights.safetensors"]
-    return trained(
-        recipe, "pretrain.steps=4", "pretrain.optimizer.warmup_steps=0", "pretrain.checkpoint.every_steps=2", *still
-    )
+    return trained(*still_recipe(folder, shards, model, data_of(folder / "dark", shards)))
 
 
 def test_bisection_names_exactly_the_sample_that_makes_a_step_not_finite(overflowing: Path) -> None:
@@ -153,19 +160,46 @@ def test_without_that_sample_the_step_is_applied(overflowing: Path) -> None:
     assert "warning: --bisect: everything that was looked into is finite, so no sample is to blame" in done.stdout
 
 
+def test_a_sample_with_an_enormous_gradient_and_a_usual_loss_is_named(shards: Path, tmp_path: Path) -> None:
+    """A black picture, which is the same in all channels for these weights: LayerNorm amplifies its gradient."""
+    pictures, draws = write_pictures(tmp_path / "pictures", per_class=16), np.random.default_rng(1)
+    for file in pictures.glob("*/*.jpg"):
+        pixels = draws.integers(150, 230, (24, 24, 3)) if file != pictures / BLACK else np.zeros((24, 24, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(file, quality=90)
+    build_shards(pictures, tmp_path / "bright", samples_per_shard=7)
+    model = create_model("coatnet_debug", num_classes=3, image_size=32, convolution_norm="layer", seed=0)
+    with torch.no_grad():
+        _, shortcut = detect_brightness(model, threshold=0.8)
+        shortcut.bias.zero_()
+    data = data_of(tmp_path / "bright", shards)
+    run = trained(*still_recipe(tmp_path, shards, model, data))
+    norms = curves(run)["train/gradient_norm"]
+    step = max(norms, key=lambda one: norms[one])
+    assert norms[step] > 10 * sorted(norms.values())[1]
+    report = replayed(run.parent, f"--step={step}")
+    (row,) = [row for row in report["steps"] if row["step"] == step]
+    largest = max(row["samples"], key=lambda one: one["gradient"])
+    assert largest["key"] == BLACK.removesuffix(".jpg")
+    assert largest["loss"] < 2 * row["loss"]
+    done = coatnet("replay", run, f"--step={step}", "--ranks=2")
+    assert f"the largest gradient at the stem is that of {largest['shard']}/{largest['key']}: " in done.stdout
+
+
 def test_steps_before_over_and_after_a_roll_back_are_equal_to_the_bit(shards: Path, tmp_path: Path) -> None:
     broken = {"TEST_IMPORTS": "tests.support.not_finite", "TEST_STEPS_NOT_FINITE": "5 6 7"}
     recipe = write_recipe(tmp_path, shards, resources=ON_TWO)
     saves = "pretrain.checkpoint={every_steps: 2, keep_every: 2}"
-    run = trained(recipe, "pretrain.steps=10", saves, "non_finite.in_a_row=3", "non_finite.roll_backs=1", **broken)
+    run = trained(
+        recipe, "pretrain.steps=10", saves, "non_finite.in_a_row=3", "non_finite.roll_backs=1", variables=broken
+    )
     (entry,) = [entry for entry in events(run) if entry["event"] == "roll_back"]
     assert (entry["to"], entry["step"]) == (4, 8)
-    over = replayed(run.parent, "--step=5", "--until=10", "--curves-only", **broken)
+    over = replayed(run.parent, "--step=5", "--until=10", "--curves-only", variables=broken)
     assert agreements(over) == dict.fromkeys(range(5, 11), "equal")
     assert [row["step"] for row in over["steps"] if not row["applied"]] == [6, 7, 8]
     assert [row["loss"] for row in over["steps"]][1:4] == ["nan"] * 3
     shutil.rmtree(run / "checkpoints/step-00000008")
-    after = replayed(run.parent, "--step=10", "--curves-only", **broken)
+    after = replayed(run.parent, "--step=10", "--curves-only", variables=broken)
     assert after["start"] == "step-00000004, to which the run was rolled back at step 8"
     assert agreements(after) == {9: "equal", 10: "equal"}
     assert curves(Path(after["folder"]))["train/loss"][10] == curves(run)["train/loss"][10]

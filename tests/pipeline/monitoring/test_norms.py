@@ -8,7 +8,15 @@ from torch import nn
 
 from models.registry import create_model
 from models.variants import VARIANTS
-from pipeline.monitoring.norms import AdamWStep, stage_index, stage_names, weight_and_update_norms
+from pipeline.monitoring.norms import (
+    AdamWStep,
+    block_index,
+    block_names,
+    norms_by_part,
+    stage_index,
+    stage_names,
+    weight_and_update_norms,
+)
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.sections import OptimizerSettings
 from pipeline.zero.fragments import Fragment
@@ -94,6 +102,28 @@ def test_the_update_from_the_moments_is_the_difference_to_a_copy_from_before(ste
         assert found[f"weight_norm/{stage}"] == pytest.approx(norm, rel=1e-7)
         assert found[f"update_ratio/{stage}"] == pytest.approx(update / norm, rel=1e-5)
     assert len(found) == 2 * (len(names) + 1)
+
+
+def test_norms_of_any_division_of_the_model_are_those_of_its_parts() -> None:
+    step = AdamWStep(SETTINGS, 1e-3, 5, undecayed={"blocks.0.1"}, rate_scale={})
+    fragments = of_numbers(4, 30) + of_numbers(2, 50, "blocks.1") + of_numbers(1, 7, "head")
+    parts = ["head", "blocks.1", "nothing", "blocks.0"]
+    found = norms_by_part(fragments, len(parts), lambda name: parts.index(name.rpartition(".")[0]), step, ALONE)
+    for part, weight, update in zip(parts, *found, strict=True):
+        own = [fragment for fragment in fragments if fragment.parameter.startswith(f"{part}.")]
+        alone = weight_and_update_norms(own, VARIANTS["coatnet_debug"], step, ALONE)
+        assert weight == pytest.approx(alone["weight_norm/all"], rel=1e-12)
+        assert update == pytest.approx(alone["weight_norm/all"] * alone["update_ratio/all"], rel=1e-12)
+        assert (weight > 0) == (part != "nothing")
+
+
+def test_blocks_are_in_order_of_computation_and_every_parameter_is_in_one() -> None:
+    variant = VARIANTS["coatnet_0"]
+    names, index = block_names(variant), block_index(variant)
+    assert names == ("stem", *(f"blocks.{number}" for number in range(12)), "head")
+    assert names[index("stem.conv1.bias")] == "stem"
+    assert names[index("blocks.11.attention.qkv.bias")] == "blocks.11"
+    assert names[index("head.classifier.bias")] == "head"
 
 
 def test_before_the_first_step_nothing_has_moved() -> None:

@@ -54,7 +54,7 @@ EXAMPLES = [
         for setting in (
             "data.train=other", "data.label_map=map.yaml", "data.lanes=2", "data.shuffle_window=64", "data.crop=whole",
             "data.crop_area=[0.1, 1.0]", "data.flip=false", "data.random_augment={layers: 1, magnitude: 2}",
-            "data.color_jitter={hue: 0.1}", "data.random_erasing={probability: 0.2}",
+            "data.color_jitter={hue: 0.1}", "data.random_erasing={probability: 0.2}", "data.excluded_samples=[a.tar/b]",
             "model.drop_path_rate=0.1", "loss.label_smoothing=0.1", "log.every_steps=3", "log.samples=true",
             "log.histograms_every_steps=3",
         )

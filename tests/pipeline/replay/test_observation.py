@@ -121,6 +121,9 @@ def test_norms_and_probabilities_are_those_of_a_plain_forward_and_backward(
         assert block.output_gradient == norm(outputs[block.name].grad)
         of_parameters = [norm(parameter.grad) for parameter in model.get_submodule(block.name).parameters()]
         assert block.parameter_gradient == math.sqrt(math.fsum(one * one for one in of_parameters))
+    assert outputs["stem"].grad is not None
+    assert seen.sample_gradients is not None
+    assert seen.sample_gradients.tolist() == [norm(gradient) for gradient in outputs["stem"].grad]
 
 
 def test_probabilities_of_a_sigmoid_loss_are_for_each_class_and_a_sample_may_have_no_label(
@@ -169,6 +172,7 @@ def test_without_a_backward_the_forward_is_the_same_and_there_are_no_gradients(s
     assert torch.equal(whole.losses, forward.losses)
     assert [block.output for block in whole.blocks] == [block.output for block in forward.blocks]
     assert {(block.output_gradient, block.parameter_gradient) for block in forward.blocks} == {(None, None)}
+    assert forward.sample_gradients is None
     assert not observed.model.stem.norm.recorded.any()  # type: ignore[union-attr, operator]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,21 @@ def test_the_norm_of_the_gradient_is_that_of_deepspeed_to_float32_rounding(runs:
         finite = [(ours, theirs) for ours, theirs in norms if math.isfinite(ours) or math.isfinite(theirs)]
         assert all(ours == pytest.approx(theirs, rel=1e-6) for ours, theirs in finite)
         assert len(finite) == max(0, len(norms) - 2)  # without those of the steps that are spoiled by nan and inf
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", [".", "alone"], ids=["two-ranks", "one-rank"])
+def test_gradients_are_shown_once_each_before_clipping_and_nothing_changes(runs: Path, folder: str, case: str) -> None:
+    found = checked(runs, folder, case)
+    elements: Counter[str] = Counter()
+    for on_rank in found:
+        for parameter, count, _ in on_rank["gradients seen"]:
+            elements[parameter] += count
+        assert on_rank["after none"] == []  # that step was taken without being looked at
+    assert elements == found[0]["elements"]
+    norm = math.sqrt(math.fsum(square for on_rank in found for *_, square in on_rank["gradients seen"]))
+    assert norm == pytest.approx(found[0]["norm of them"], rel=1e-6)
+    assert norm > 1.0  # it is clipped to this
 
 
 @pytest.mark.parametrize("case", CASES)

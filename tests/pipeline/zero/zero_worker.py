@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partialmethod
 from pathlib import Path
@@ -116,7 +117,11 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     probe = torch.randn(3, 32, 32, 3, generator=torch.Generator().manual_seed(9)).to(engine.dtype)
 
     def step(
-        seed: int, spoiled_by: float | None = None, apply: bool = True, together: bool = True
+        seed: int,
+        spoiled_by: float | None = None,
+        apply: bool = True,
+        together: bool = True,
+        on_gradient: Callable[[str, Tensor], None] | None = None,
     ) -> tuple[float, Tensor]:
         with engine.micro_batches(2) if together else nullcontext():
             for number in range(2):
@@ -132,7 +137,7 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
         discard_recorded_statistics(engine.module)
         zero: Any = engine._zero
         theirs = zero.scaled_global_norm().item() if not getattr(zero, "compute_grad_norm", True) else None
-        norm = engine.step(torch.tensor(0.0 if apply else math.nan)).item()
+        norm = engine.step(torch.tensor(0.0 if apply else math.nan), on_gradient).item()
         if theirs is not None:
             norms_beside_deepspeed.append((norm, theirs))
         return norm, statistics
@@ -204,9 +209,17 @@ def check(planned: TrainPlan, folder: Path, ranks: Ranks) -> dict[str, Any]:
     found["raw alike without engine"] = torch.equal(before["logits"], without_engine("raw"))
     found["averaged alike without engine"] = torch.equal(averaged, without_engine("ema"))
 
+    gradients: list[tuple[str, int, float]] = []
+
+    def see(parameter: str, gradient: Tensor) -> None:
+        assert gradient.shape == (gradient.numel(),)
+        gradients.append((parameter, gradient.numel(), gradient.double().square().sum().item()))
+
     with Recorded() as recorded:
-        norm, statistics = step(2)
+        norm, statistics = step(2, on_gradient=see)
     after = snapshot()
+    found["gradients seen"], found["norm of them"] = gradients, norm
+    found["elements"] = {name: parameter.numel() for name, parameter in initial.items()}
     found["a step changes"] = len(differences(before, after))
     # Which blocks are recomputed is independent of the number of ranks, so one of the two is enough.
     for policy in ("none", "every_block", "mbconv", 2) if ranks.world_size > 1 else ("none",):

@@ -10,7 +10,7 @@ from rich.table import Table
 from data.text.counted import counted
 from jobs.console import make_table, print_line, print_warning
 from pipeline.monitoring.console import styled_text
-from pipeline.replay.report import Number, ReplayReport, SampleRow, StepRow
+from pipeline.replay.report import CauseRow, Number, ReplayReport, SampleRow, StepRow
 
 _MOST_STEPS = 40
 _MOST_SAMPLES = 8
@@ -94,14 +94,17 @@ def _show_not_finite(row: StepRow, console: Console) -> None:
             f"step {row.step:,}, micro-batch {found.micro_batch}: first the {found.kind} of {found.name}{of}{samples}",
         )
     for cause in row.causes:
-        where = f"; alone they reach the {cause.module} first" if cause.samples and cause.module else ""
-        which = f": {', '.join(cause.samples)}" if cause.samples else ""
-        print_line(
-            console,
-            ("cause: ", "red"),
-            f"step {row.step:,}, micro-batch {cause.micro_batch}: {cause.explanation}{which}{where} "
-            f"({counted(cause.trials, 'trial')})",
-        )
+        where = f"step {row.step:,}, micro-batch {cause.micro_batch}"
+        print_line(console, ("cause: ", "red"), f"{where}: {_cause(cause)} ({counted(cause.trials, 'trial')})")
+
+
+def _cause(cause: CauseRow) -> str:
+    if not cause.samples:
+        return cause.explanation
+    names, first = ", ".join(cause.samples), f", first the {cause.module}" if cause.module else ""
+    if len(cause.samples) == 1:
+        return f"{names} alone makes it not finite{first}"
+    return f"{names} together, none of which can be left out, make it not finite{first}"
 
 
 def _show_largest_gradient(samples: Sequence[SampleRow], console: Console) -> None:
@@ -110,9 +113,9 @@ def _show_largest_gradient(samples: Sequence[SampleRow], console: Console) -> No
     if known:
         largest, sample = max(known, key=lambda found: found[0])
         median = statistics.median(value for value, _ in known)
-        if largest > _STANDS_OUT * median:
-            times = f"{largest / median:,.3g} times the median" if median and largest < float("inf") else "not finite"
-            print_line(console, f"the largest gradient at the stem is that of {sample.name}: {times} of the samples")
+        if _STANDS_OUT * median < largest < float("inf"):
+            times = f"{largest / median:,.3g} times the median" if median else "the others have none"
+            print_line(console, f"the largest gradient at the stem is that of {sample.name}: {times}")
 
 
 def _samples(samples: Sequence[SampleRow]) -> Table:

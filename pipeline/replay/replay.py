@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -267,7 +267,7 @@ class _Replay:
             why_not_bits=tuple(comparison.why_not_bits),
             changed=recorded.changed,
             branched=recorded.branched,
-            verdict=_verdict_text(request, recorded, start, found),
+            verdict=_verdict_text(request, recorded, start, found, comparison.logged),
             holds=found.holds,
             remarks=tuple(_remarks(request, recorded, rows)),
             steps=tuple(rows),
@@ -277,12 +277,20 @@ class _Replay:
         return report
 
 
-def _verdict_text(request: ReplayRequest, recorded: RecordedStage, start: ReplayStart, found: Verdict) -> str:
+def _verdict_text(
+    request: ReplayRequest,
+    recorded: RecordedStage,
+    start: ReplayStart,
+    found: Verdict,
+    logged: Mapping[int, LoggedStep],
+) -> str:
     older = request.step - 1 - start.step
     if request.forward_only and older:
         return f"not compared with the log: the weights are {counted(older, 'step')} older than those of the step"
     if recorded.branch is None:
-        return found.text
+        following = next((step for step in sorted(logged) if step > request.until), None)
+        hint = f"; the next one that was is {following:,}" if not found.values and following else ""
+        return f"{found.text}{hint}"
     if not found.values:
         return "the steps of a branch have no log to be compared with, and none before it was recomputed"
     return f"before the branch: {found.text}"

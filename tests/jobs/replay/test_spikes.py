@@ -151,12 +151,21 @@ def test_bisection_names_exactly_the_sample_that_makes_a_step_not_finite(overflo
     assert cause["samples"][0] in str(entry["samples_of_micro_batches"][str(cause["micro_batch"])])
 
 
+def test_the_cause_is_said_in_one_line(overflowing: Path) -> None:
+    (entry,) = [entry for entry in events(overflowing) if entry["event"] == "not_finite"]
+    done = coatnet("replay", overflowing, f"--step={entry['step']}", "--bisect", "--ranks=2")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("cause: ")]
+    assert f"/{BRIGHT} alone makes it not finite, first the output of stem.conv2 (" in line
+    assert "the largest gradient" not in done.stdout  # it is not finite, as was said
+
+
 def test_without_that_sample_the_step_is_applied(overflowing: Path) -> None:
     (entry,) = [entry for entry in events(overflowing) if entry["event"] == "not_finite"]
     arguments = [f"--step={entry['step']}", "--bisect", f"--without={BRIGHT}", "--ranks=2"]
     done = coatnet("replay", overflowing, *arguments)
     assert done.returncode == 0, done.stderr
     assert "not applied" not in done.stdout
+    assert "not finite: " not in done.stdout
     assert "warning: --bisect: everything that was looked into is finite, so no sample is to blame" in done.stdout
 
 

@@ -115,7 +115,7 @@ def _run(files: Sequence[bytes], transform: TrainTransform, turns: Iterator[rang
 def _row(name: str, encoded: Encoded, originals: Encoded, timings: dict[tuple[str, str], Timing]) -> dict[str, Any]:
     images, bytes_ = len(encoded.files), sum(map(len, encoded.files))
     row: dict[str, Any] = {
-        "short side, quality, colour": name,
+        "encoding": name,
         "again": f"{sum(encoded.again) / images:.0%}",
         "KB": bytes_ / images / 1e3,
         "bytes": bytes_ / sum(map(len, originals.files)),
@@ -125,7 +125,7 @@ def _row(name: str, encoded: Encoded, originals: Encoded, timings: dict[tuple[st
         ratios = [b / a for a, b in zip(timing.seconds, base.seconds, strict=True)]
         row[f"{transform}/s"] = images / timing.median
         row[f"{transform}, speed"] = timing.speed_against(base)
-        row[f"{transform}, range"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        row[f"{transform}, range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"
     pairs = [(old, new) for old, new, again in zip(originals.files, encoded.files, encoded.again, strict=True) if again]
     for kind, decibels in _detail(pairs).items():
         row[f"{kind}, dB"] = float(np.mean(decibels)) if decibels else ""

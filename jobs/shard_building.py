@@ -117,8 +117,9 @@ def _encoded(report: "BuildReport") -> str:
     )
     if report.encoded_again == report.images:
         return line
-    why = "would not become smaller" if conversion.recompress else "need no change"
-    return f"{line}; the others {why} and keep their bytes"
+    if conversion.recompress:
+        return f"{line}; the others would not become smaller and keep their bytes"
+    return f"{line}; the others need no change and keep their bytes (--recompress encodes them as well)"
 
 
 def _described(kind: "KindCount") -> str:

@@ -97,7 +97,7 @@ def test_decoders(tmp_path: Path) -> None:
 def test_shard_encodings(tmp_path: Path) -> None:
     few = ["--limit", "3", "--short-sides", "256", "--qualities", "90", "--subsamplings", "4:2:0"]
     rows = run(tmp_path / "rows.json", "benchmarks.shard_encodings", *few)
-    assert [row["short side, quality, colour"] for row in rows] == [
+    assert [row["encoding"] for row in rows] == [
         "originals", "256, 90, 4:2:0", "384, 90, 4:2:0, larger alone",
     ]  # fmt: skip
     assert float(str(rows[1]["bytes"])) < 0.5 < float(str(rows[0]["bytes"]))

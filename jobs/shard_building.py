@@ -93,7 +93,12 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
     for kind in report.kinds:
         print_line(console, _described(kind))
     if report.shrunk:
-        print_line(console, f"{counted(report.shrunk, 'image')} shrunk to a short side of {report.short_side} pixels")
+        print_line(
+            console,
+            f"{counted(report.shrunk, 'image')} shrunk to a short side of {report.conversion.short_side} pixels",
+        )
+    if report.encoded_again:
+        print_line(console, _encoded(report))
     for line in lines(report.accounting):
         print_line(console, line)
     for folder, index in report.indexes.items():
@@ -102,6 +107,19 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
             f"{folder}: {counted(index.samples, 'image')} of {counted(len(index.classes), 'class', 'classes')} in "
             f"{counted(len(index.shards), 'shard')}, {index.bytes / 1e6:,.1f} MB",
         )
+
+
+def _encoded(report: "BuildReport") -> str:
+    conversion = report.conversion
+    line = (
+        f"{report.encoded_again:,} of {counted(report.images, 'image')} encoded again, as JPEGs of quality "
+        f"{conversion.quality} and {conversion.subsampling}"
+    )
+    if report.encoded_again == report.images:
+        return line
+    if conversion.recompress:
+        return f"{line}; the others would not become smaller and keep their bytes"
+    return f"{line}; the others need no change and keep their bytes (--recompress encodes them as well)"
 
 
 def _described(kind: "KindCount") -> str:

@@ -94,6 +94,16 @@ def test_decoders(tmp_path: Path) -> None:
     assert len(rows) == 16
 
 
+def test_shard_encodings(tmp_path: Path) -> None:
+    few = ["--limit", "3", "--short-sides", "256", "--qualities", "90", "--subsamplings", "4:2:0"]
+    rows = run(tmp_path / "rows.json", "benchmarks.shard_encodings", *few)
+    assert [row["encoding"] for row in rows] == [
+        "originals", "256, 90, 4:2:0", "384, 90, 4:2:0, larger alone",
+    ]  # fmt: skip
+    assert float(str(rows[1]["bytes"])) < 0.5 < float(str(rows[0]["bytes"]))
+    assert 20 < float(str(rows[1]["crop, 5 %"])) < float(str(rows[1]["crop, dB"])) < 60
+
+
 def test_loaders(tmp_path: Path) -> None:
     rows = run(
         tmp_path / "rows.json", "benchmarks.loader", "--limit", "8", "--copies", "8", "--batches", "2", "--workers", "1"

@@ -17,6 +17,7 @@ from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOp
 from data.building.build_record import source_state
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
+from data.building.jpeg_encoding import QUALITY, SUBSAMPLING, Subsampling, refuse_without_effect
 from data.building.layouts import open_source
 from data.building.merge import BuildContext, BuildProgress, BuildReport, merge_runs, refuse_broken, report
 from data.building.report import in_part, read_listing, save_listing
@@ -52,7 +53,9 @@ def build_shards(
     leave_out: Sequence[str] = (),
     convert: bool = False,
     short_side: int | None = None,
-    quality: int = 95,
+    quality: int = QUALITY,
+    subsampling: Subsampling = SUBSAMPLING,
+    recompress: bool = False,
     skip_broken: bool = False,
     part: tuple[int, int] | None = None,
     processes: int = 1,
@@ -77,7 +80,7 @@ def build_shards(
         labels: file with the labels of images that are not in class folders; see `read_label_file`.
         classes: location of a class list, if it is not that of the images; see `read_classes`.
         within, nested, leave_out: see `Selection`.
-        convert, short_side, quality: see `Conversion`.
+        convert, short_side, quality, subsampling, recompress: see `Conversion`.
         skip_broken: leave out images that do not decode, and the lost parts of damaged tars.
         part: (number, parts), number from 1: only read this part of the source; `merge_parts` does the rest.
         processes: number of processes that read, check and write; 1 is the calling process.
@@ -87,8 +90,8 @@ def build_shards(
 
     Raises:
         DataError: a source, label file or class list that cannot be used, a destination that exists, images that do not
-            decode (unless `skip_broken`), a class too small for the validation split, a full disk, or an unfinished
-            build with other options.
+            decode (unless `skip_broken`), a conversion that does not exist or whose quality has no effect, a class too
+            small for the validation split, a full disk, or an unfinished build with other options.
         StorageRefused, StorageDown: a remote source refuses access or does not answer.
     """
     destination = _local(destination)
@@ -100,7 +103,12 @@ def build_shards(
     if build_part and not 1 <= build_part.number <= build_part.parts:
         raise DataError(f"part {build_part}: parts are numbered from 1, as in 1/8 .. 8/8")
     selection = Selection(within, nested, tuple(leave_out))
-    reading = ReadOptions(seed, Conversion(convert, short_side, quality), selection, memory)
+    try:
+        conversion = Conversion(convert, short_side, quality, subsampling, recompress)
+        refuse_without_effect(quality, subsampling, conversion.encodes)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    reading = ReadOptions(seed, conversion, selection, memory)
     writing = WriteOptions(
         samples_per_shard,
         shard_bytes,
@@ -132,7 +140,7 @@ def build_shards(
             building.finish_part(build_part, runs)
         if not runs:  # more parts than batches
             accounting = in_part(images.accounting, None, elsewhere)
-            return BuildReport({}, 0, [], [], 0, None, accounting)
+            return BuildReport({}, 0, [], [], 0, 0, conversion, accounting)
         read = read_images([building.runs / name for name in runs])
         accounting = in_part(images.accounting, read, elsewhere)
         return report(read, shuffled(read)[0], read.broken, reading, {}, accounting)
@@ -267,7 +275,7 @@ def _refuse_existing(destination: Path, building: BuildFolder) -> None:
 
 
 def _refuse_full_disk(source: Source, building: BuildFolder, reading: ReadOptions) -> None:
-    if source.bytes is None or reading.conversion != Conversion(quality=reading.conversion.quality):
+    if source.bytes is None or reading.conversion.encodes:
         return
     present = sum(path.stat().st_size for path in building.path.rglob("*") if path.is_file())
     needed = 2 * source.bytes - present

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data.building.build_record import NOTHING_KNOWN, BuildRecord, SourceState, source_beside
+from data.building.build_record import LEFT_OUT, NOTHING_KNOWN, BuildRecord, SourceState, source_beside
 from data.building.class_folders import Selection
 from data.building.conversion import Conversion
 from data.building.source import SourceIndex
@@ -84,6 +84,7 @@ class BuildPlan:
         writing = asdict(self.writing)
         del writing["index"]  # its location is the source
         options = {"seed": self.reading.seed, **asdict(self.reading.conversion), **asdict(self.reading.selection)}
+        options = {name: value for name, value in options.items() if name not in LEFT_OUT or value != LEFT_OUT[name]}
         return BuildRecord(self.source, source_beside(self.source, destination), self.state, options | writing)
 
 

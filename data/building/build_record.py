@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.building.jpeg_encoding import QUALITY, SUBSAMPLING
 from data.errors import DataError
 from data.files.atomic_file import write_atomically
 from data.files.digest import json_sha256
@@ -20,8 +21,10 @@ from data.remote.storage import is_remote
 from data.remote.web_address import without_signature
 
 RECORD_NAME = "build.json"
-DEFAULTS: Mapping[str, Any] = {"quality": 95}
-"""Of options that a recipe does not have; the others are off."""
+DEFAULTS: Mapping[str, Any] = {"quality": QUALITY, "subsampling": SUBSAMPLING}
+"""Of options that a recipe may leave out; the others are off."""
+LEFT_OUT: Mapping[str, Any] = {"subsampling": SUBSAMPLING, "recompress": False}
+"""Options that a record has only if they differ from this; older builds did not have them."""
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -116,7 +119,7 @@ def differences(record: BuildRecord, folder: Path, source: str, options: Mapping
         lines.append(_difference("source", record.source, source))
     elif _content(now := source_state(source)) != _content(record.state) and _content(now) != _content(NOTHING_KNOWN):
         lines.append(f"source: {source} has changed since the shards were built ({_changes(record.state, now)})")
-    for name, built in record.options.items():
+    for name, built in {**LEFT_OUT, **record.options}.items():
         wanted = options.get(name, DEFAULTS.get(name))
         if (built or None) != (wanted or None) and not _without_effect(name, built, record.options):
             lines.append(_difference(name, built, wanted))
@@ -152,7 +155,8 @@ def _without_effect(name: str, built: Any, options: Mapping[str, Any]) -> bool:
     """Whether an option that differs makes no difference to the shards."""
     if name == "skip_broken":  # built without it, the source had no broken images
         return not built
-    return name == "quality" and not options.get("convert") and not options.get("short_side")
+    encodes = options.get("convert") or options.get("short_side") or options.get("recompress")
+    return name in ("quality", "subsampling") and not encodes
 
 
 def _difference(name: str, built: Any, wanted: Any) -> str:

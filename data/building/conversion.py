@@ -1,15 +1,17 @@
-"""The kind of an encoded image, and its conversion to an upright RGB JPEG, optionally shrunk."""
+"""The kind of an encoded image, and its conversion to an upright RGB JPEG, optionally shrunk or recompressed."""
 
 import io
 import warnings
 import zlib
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import get_args
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from data.building.jpeg_encoding import QUALITY, SUBSAMPLING, Subsampling
 from data.images.decode import MAX_PIXELS, DecodeError, Pixels, decode
 from data.images.jpeg import jpeg_frame
 from data.images.signatures import compression, image_format
@@ -73,8 +75,26 @@ class Conversion:
     """Encode other formats as RGB JPEG, of GIFs the first frame, and turn images with an EXIF rotation upright."""
     short_side: int | None = None
     """Shrink to this short side, in pixels, and turn all images with an EXIF rotation upright, small ones too."""
-    quality: int = 95
-    """Of newly encoded JPEGs; their colour keeps its full resolution (4:4:4)."""
+    quality: int = QUALITY
+    """Of newly encoded JPEGs."""
+    subsampling: Subsampling = SUBSAMPLING
+    """Of newly encoded JPEGs."""
+    recompress: bool = False
+    """Encode also what needs no other change, if that makes it smaller, and turn images with an EXIF rotation
+    upright."""
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < 1:
+            raise ValueError(f"a short side of {self.short_side} pixels; it must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality {self.quality}; it must be from 1 to 100")
+        if self.subsampling not in get_args(Subsampling):
+            raise ValueError(f"subsampling {self.subsampling!r}; it must be one of {', '.join(get_args(Subsampling))}")
+
+    @property
+    def encodes(self) -> bool:
+        """Whether there may be images that are encoded again."""
+        return self.convert or self.recompress or self.short_side is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +109,8 @@ class CheckedImage:
 def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
     """Decode an image to check that it is complete, and convert it if necessary.
 
-    The same bytes give the same bytes on every machine: Pillow resizes in integers, and libjpeg-turbo's accurate
-    cosine transform does not depend on the processor.
+    The same bytes give the same bytes on every machine: Pillow resizes in integers, and libjpeg-turbo's integer cosine
+    transforms do not depend on the processor.
 
     Raises:
         DecodeError: truncated, damaged or not an image.
@@ -108,8 +128,9 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
     kind |= packed
     short_side = conversion.short_side
     shrinks = short_side is not None and min(pixels.shape[:2]) > short_side
-    turns = short_side is not None and orientation in _UPRIGHT
-    if not shrinks and not turns and not (conversion.convert and kind & _REMOVED):
+    turns = (short_side is not None or conversion.recompress) and orientation in _UPRIGHT
+    changes = shrinks or turns or bool(conversion.convert and kind & _REMOVED)
+    if not changes and not conversion.recompress:
         return CheckedImage(encoded, extension, kind)
     image = Image.fromarray(pixels)
     if orientation in _UPRIGHT:
@@ -119,7 +140,10 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
         scale = short_side / min(image.size)
         width, height = (max(short_side, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return CheckedImage(_encode(np.asarray(image), conversion.quality), "jpg", kind | Kind.ENCODED_AGAIN)
+    again = _encode(np.asarray(image), conversion)
+    if not changes and len(again) >= len(encoded):
+        return CheckedImage(encoded, extension, kind)
+    return CheckedImage(again, "jpg", kind | Kind.ENCODED_AGAIN)
 
 
 def _unpacked(encoded: bytes) -> tuple[bytes, Kind]:
@@ -164,9 +188,13 @@ def _decode_other(encoded: bytes, name: str) -> tuple[Pixels, Kind]:
         raise DecodeError(f"damaged: {error or type(error).__name__}") from error
 
 
-def _encode(pixels: Pixels, quality: int) -> bytes:
+def _encode(pixels: Pixels, conversion: Conversion) -> bytes:
     encoded: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False
+        np.ascontiguousarray(pixels),
+        quality=conversion.quality,
+        colorspace="RGB",
+        colorsubsampling=conversion.subsampling.replace(":", ""),
+        fastdct=False,  # the accurate cosine transform from quality 96 on; simplejpeg 1.9 takes the fast one below
     )
     return encoded
 

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 
 from data.accounting import REPORT_NAME, Accounting
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
-from data.building.conversion import DIFFERENCES, Kind
-from data.building.report import SAME_NAME, account, remark_on_classes, remark_on_lost_classes, remark_on_validation
+from data.building.conversion import DIFFERENCES, Conversion, Kind
+from data.building.report import (
+    SAME_NAME,
+    account,
+    remark_on_classes,
+    remark_on_conversion,
+    remark_on_lost_classes,
+    remark_on_validation,
+)
 from data.building.shard_plan import (
     Images,
     Int32,
@@ -88,8 +95,10 @@ class BuildReport:
     left_out: list[BrokenInput]
     kinds: list[KindCount]
     shrunk: int
-    short_side: int | None
-    """The short side to which images were shrunk."""
+    encoded_again: int
+    """How many images were encoded again; the others have the bytes of the source."""
+    conversion: Conversion
+    """How they were to be converted."""
     accounting: Accounting
     """What became of every entry of the source."""
 
@@ -109,7 +118,8 @@ class BuildReport:
             for folder, index in self.indexes.items()
         ]
         kinds = [to_json(kind) for kind in self.kinds]
-        return {**to_json(self.accounting), "kinds": kinds, "shrunk": self.shrunk, "datasets": written}
+        counts = {"shrunk": self.shrunk, "encoded_again": self.encoded_again}
+        return {**to_json(self.accounting), "kinds": kinds, **counts, "datasets": written}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +159,7 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
     refuse_broken(left_out, len(images.rank) + len(images.broken), writing.skip_broken)
     accounting = account(listing, images, order, left_out, build.reading.selection.leave_out)
     accounting.check()
+    remark_on_conversion(accounting, build.reading.conversion, images.kind[order])
     classes, labels = _labels(images, writing, build.storage)
     remark_on_classes(accounting, classes, images, order, labels[order])
     if writing.classes is None and writing.index is None:
@@ -217,7 +228,9 @@ def report(
             first = [one_line(images.name(int(order[position]))) for position in found[:3]]
             kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
     shrunk = int(np.count_nonzero(kind & Kind.SHRUNK))
-    return BuildReport(indexes, len(order), left_out, kinds, shrunk, reading.conversion.short_side, accounting)
+    return BuildReport(
+        indexes, len(order), left_out, kinds, shrunk, int(np.count_nonzero(again)), reading.conversion, accounting
+    )
 
 
 def refuse_broken(broken: list[BrokenInput], images: int, skip_broken: bool) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.accounting import Accounting, listed
 from data.building.build_folder import BuildPart
 from data.building.class_folders import option
-from data.building.conversion import UNCONVERTED, Kind
+from data.building.conversion import UNCONVERTED, Conversion, Kind
+from data.building.jpeg_encoding import QUALITY, SUBSAMPLING
 from data.building.shard_plan import Images, Int32, Int64
 from data.building.source import BrokenInput
 from data.building.tar_members import LOST_LINK
@@ -112,6 +114,24 @@ def in_part(listing: Accounting, images: Images | None, elsewhere: int) -> Accou
     total.take(ELSEWHERE, elsewhere)
     total.check()
     return total
+
+
+def remark_on_conversion(accounting: Accounting, conversion: Conversion, kinds: NDArray[np.uint16]) -> None:
+    """A remark on options of a conversion that has encoded none of the images, whose `kinds` (n,) are given."""
+    if not conversion.encodes or np.any(kinds & Kind.ENCODED_AGAIN):
+        return
+    given = {
+        "--convert": conversion.convert,
+        f"--short-side {conversion.short_side}": conversion.short_side is not None,
+        "--recompress": conversion.recompress,
+        f"--quality {conversion.quality}": conversion.quality != QUALITY,
+        f"--subsampling {conversion.subsampling}": conversion.subsampling != SUBSAMPLING,
+    }
+    options = [option for option, is_given in given.items() if is_given]
+    fix = "" if conversion.recompress else "; --recompress encodes images that need no other change"
+    accounting.remark(
+        "nothing_encoded", f"no image was encoded again, so that nothing follows from {', '.join(options)}{fix}"
+    )
 
 
 def remark_on_classes(

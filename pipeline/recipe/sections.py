@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
+from data.building.jpeg_encoding import QUALITY, SUBSAMPLING, Subsampling, refuse_without_effect
 from models.options import BiasPlace, ConvolutionNorm, Gelu, Pooling, StridePlace
 from models.variants import Variant, find_variant
 from pipeline.recipe.locations import ImageName, Mount, PathOrUrl, ShardsPath
@@ -255,11 +256,24 @@ class ShardBuildSettings(Section):
     """Length to which larger images are shrunk, in pixels."""
     convert: bool = False
     """Whether images that are not upright RGB JPEGs are converted to that."""
+    # Left out of a frozen recipe at their defaults, so that jobs submitted without them have the command they had.
+    quality: Annotated[int, Field(ge=1, le=100, exclude_if=lambda quality: quality == QUALITY)] = QUALITY
+    """Of the images that are encoded again, as JPEGs."""
+    subsampling: Annotated[Subsampling, Field(exclude_if=lambda kind: kind == SUBSAMPLING)] = SUBSAMPLING
+    """The resolution of their colour."""
+    recompress: Annotated[bool, Field(exclude_if=lambda recompress: not recompress)] = False
+    """Whether all images are encoded again, unless that would not make them smaller."""
     skip_broken: bool = False
     """Whether images that do not decode are left out."""
     processes: PositiveInt = 1
     """Processes of each job that read, check and write."""
     resources: JobResources = JobResources()
+
+    @model_validator(mode="after")
+    def _quality_has_effect(self) -> Self:
+        encodes = self.convert or self.recompress or self.short_side is not None
+        refuse_without_effect(self.quality, self.subsampling, encodes)
+        return self
 
     @property
     def build_options(self) -> dict[str, Any]:

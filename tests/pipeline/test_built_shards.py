@@ -8,7 +8,7 @@ from shutil import copytree, rmtree
 import pytest
 
 from data.building.build import build_shards, merge_parts
-from data.building.build_record import DEFAULTS, RECORD_NAME, read_record
+from data.building.build_record import DEFAULTS, LEFT_OUT, RECORD_NAME, read_record
 from data.errors import DataError
 from pipeline.built_shards import check_built
 from pipeline.errors import ConfigError
@@ -50,6 +50,7 @@ def test_shards_as_the_recipe_describes_them_are_used(pictures: Path, shards: Pa
         ({"validation_per_class": 6}, "validation_per_class: the folder has 5, the recipe says 6"),
         ({"short_side": 256}, "short_side: the folder has none, the recipe says 256"),
         ({"convert": True}, "convert: the folder has false, the recipe says true"),
+        ({"recompress": True}, "recompress: the folder has false, the recipe says true"),
     ],
 )
 def test_a_setting_that_the_shards_were_not_built_with_is_refused(
@@ -94,8 +95,64 @@ def test_options_that_a_recipe_does_not_have_are_compared_with_their_defaults(pi
 
 def test_defaults_are_those_of_the_build() -> None:
     parameters = inspect.signature(build_shards).parameters
-    recorded = ("within", "nested", "leave_out", "quality", "shard_bytes", "validation_fraction", "classes", "labels")
+    recorded = (
+        "within", "nested", "leave_out", "quality", "subsampling", "recompress", "shard_bytes", "validation_fraction",
+        "classes", "labels",
+    )  # fmt: skip
     assert all((parameters[name].default or None) == DEFAULTS.get(name) for name in recorded)
+    assert all(parameters[name].default == value for name, value in LEFT_OUT.items())
+
+
+def test_shards_are_built_with_the_quality_and_subsampling_of_a_recipe_and_used_with_these_alone(
+    pictures: Path, tmp_path: Path
+) -> None:
+    encoding = {"short_side": 16, "quality": 90, "subsampling": "4:2:0"}
+    wanted = section(pictures, tmp_path / "new", **encoding)
+    build_shards(wanted.source, Path(wanted.folder), **wanted.build_options)
+    assert check_built(wanted) is None
+    with pytest.raises(ConfigError) as refused:
+        check_built(section(pictures, tmp_path / "new", short_side=16, recompress=True))
+    assert str(refused.value).splitlines()[1:-1] == [
+        "  subsampling: the folder has 4:2:0, the recipe says 4:4:4",
+        "  recompress: the folder has false, the recipe says true",
+        "  quality: the folder has 90, the recipe says 95",
+    ]
+    # Shards that are older than these options do not record them.
+    build_shards(pictures, tmp_path / "older", short_side=16, samples_per_shard=7, validation_per_class=5)
+    assert check_built(section(pictures, tmp_path / "older", short_side=16)) is None
+    with pytest.raises(ConfigError, match="subsampling: the folder has 4:4:4, the recipe says 4:2:0"):
+        check_built(section(pictures, tmp_path / "older", short_side=16, subsampling="4:2:0"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["short_side=16", "subsampling=4:1:1"], r"shards\.subsampling: .*'4:4:4', '4:2:2' or '4:2:0'"),
+        (["short_side=16", "quality=101"], r"shards\.quality: .*100"),
+        (
+            ["quality=90"],
+            r"shards: quality 90 and subsampling 4:4:4 are for images that are encoded again, and none is",
+        ),
+        (["subsampling=4:2:0"], r"shards: .* set one of these, or leave quality and subsampling out"),
+    ],
+)
+def test_a_recipe_with_an_encoding_that_cannot_be_is_refused(
+    settings: list[str], message: str, pictures: Path, shards: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path, shards)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(path, [f"shards.{setting}" for setting in (f"source={pictures}", "folder=new", *settings)])
+
+
+def test_subsampling_is_written_without_quotes(pictures: Path, shards: Path, tmp_path: Path) -> None:
+    """To some readers of YAML, 4:2:0 is a number to base 60."""
+    path = write_recipe(tmp_path, shards)
+    path.write_text(
+        f"{path.read_text()}\nshards: {{source: {pictures}, folder: new, short_side: 9, subsampling: 4:2:0}}\n"
+    )
+    found = load_recipe(path).shards
+    assert found is not None
+    assert found.build_options["subsampling"] == "4:2:0"
 
 
 def test_a_moved_project_has_the_same_source(place: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from data.building.jpeg_encoding import QUALITY, SUBSAMPLING, Subsampling
 from jobs.commands.arguments import AsJson, Processes
 from jobs.console import make_console
 from jobs.exit_codes import exit_on_error
@@ -78,7 +79,17 @@ def build(
             help="Shrink larger images to this short side, and turn all that are EXIF-rotated upright.",
         ),
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEGs that are encoded again.")] = 95,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Quality of the images that are encoded again, as JPEGs.")
+    ] = QUALITY,
+    subsampling: Annotated[
+        Subsampling,
+        typer.Option(help="Resolution of colour in the images that are encoded again; 4:2:0 decodes fastest."),
+    ] = SUBSAMPLING,
+    recompress: Annotated[
+        bool,
+        typer.Option("--recompress", help="Encode all images again, unless that would not make them smaller."),
+    ] = False,
     skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode.")] = False,
     part: Annotated[
         str | None,
@@ -107,6 +118,8 @@ def build(
             convert=convert,
             short_side=short_side,
             quality=quality,
+            subsampling=subsampling,
+            recompress=recompress,
             skip_broken=skip_broken,
             part=_part(part) if part is not None else None,
             processes=processes or processors(),

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -252,14 +253,33 @@ def interrupt(source: Path, destination: Path, **options: Any) -> None:
             {"short_side": 8, "quality": 90},
             r"\(conversion\.quality: 95 -> 90; conversion\.short_side: not given -> 8\)",
         ),
+        (
+            {"recompress": True, "subsampling": "4:2:0"},
+            r"\(conversion\.recompress: false -> true; conversion\.subsampling: \"4:4:4\" -> \"4:2:0\"\)",
+        ),
     ],
 )
 def test_other_options_do_not_continue_an_unfinished_build(
-    pictures: Path, tmp_path: Path, options: dict[str, int], message: str
+    pictures: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     interrupt(pictures, tmp_path / "out")
     with pytest.raises(DataError, match=message):
         build_shards(pictures, tmp_path / "out", **OPTIONS | options)
+
+
+def test_a_build_that_was_begun_before_there_was_subsampling_continues(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    interrupt(pictures, tmp_path / "out")
+    path = tmp_path / ".out.building" / "plan.json"
+    plan = json.loads(path.read_text())
+    for name in ("subsampling", "recompress"):
+        del plan["reading"]["conversion"][name]
+    path.write_text(json.dumps(plan))
+    kept = Counter[bool]()
+    build_shards(pictures, tmp_path / "out", progress=lambda progress: kept.update([progress.kept]), **OPTIONS)
+    assert kept[True] > 0
+    assert tree(tmp_path / "out") == whole
 
 
 def test_another_source_does_not_continue_an_unfinished_build(pictures: Path, tmp_path: Path) -> None:

@@ -35,10 +35,37 @@ def test_images_that_are_not_rgb_jpegs_are_named_and_converted_on_request(tmp_pa
         "1 image is PNG (dark/drawing.JPEG): 1 converted to upright RGB JPEGs",
         "1 image is grey (dark/0001.jpg): 1 converted to upright RGB JPEGs",
         "10 images shrunk to a short side of 16 pixels",
+        "10 of 10 images encoded again, as JPEGs of quality 95 and 4:4:4",
         "10 files found, all of them taken: 10 images",
         "small: 10 images of 3 classes in 1 shard, 0.0 MB",
     ]
     assert read_index(tmp_path / "small").image_fields == ("jpg",)
+
+
+@pytest.mark.slow
+def test_how_many_images_were_encoded_again_is_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "source", per_class=1)
+    Image.new("RGB", (40, 40)).save(tmp_path / "source" / "dark" / "large.jpg")
+    options = ["--short-side", "24", "--quality", "60", "--subsampling", "4:2:0"]
+    done = coatnet("shards", "build", "source", "some", *options, folder=tmp_path)
+    assert done.stdout.splitlines()[:2] == [
+        "1 image shrunk to a short side of 24 pixels",
+        "1 of 4 images encoded again, as JPEGs of quality 60 and 4:2:0; the others need no change and keep their bytes "
+        "(--recompress encodes them as well)",
+    ]
+    done = coatnet("shards", "build", "source", "all", *options, "--recompress", folder=tmp_path)
+    assert "4 of 4 images encoded again, as JPEGs of quality 60 and 4:2:0" in done.stdout.splitlines()
+    done = coatnet("shards", "build", "some", "none", "--short-side", "24", "--subsampling", "4:2:0", folder=tmp_path)
+    assert (
+        "no image was encoded again, so that nothing follows from --short-side 24, --subsampling 4:2:0" in done.stdout
+    )
+
+    refused = coatnet("shards", "build", "source", "out", "--subsampling", "4:2:0", folder=tmp_path)
+    assert (refused.returncode, (tmp_path / "out").exists()) == (78, False)
+    assert "quality 95 and subsampling 4:2:0 are for images that are encoded again, and none is" in refused.stderr
+    refused = coatnet("shards", "build", "source", "out", "--subsampling", "4:1:1", folder=tmp_path)
+    assert refused.returncode != 0
+    assert all(f"'{known}'" in refused.stderr for known in ("4:4:4", "4:2:2", "4:2:0"))
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_the_container_settings_reach_the_batch_script(path: Path) -> None:
 def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) -> None:
     settings = [
         "source=images", "folder=new", "seed=3", "samples_per_shard=10", "validation_per_class=2", "short_side=256",
-        "convert=true", "processes=4", "parts=3", "resources.partition=cpu", "resources.time_limit=0:30:00",
+        "convert=true", "quality=90", "subsampling=4:2:0", "recompress=true", "processes=4", "parts=3", "resources.partition=cpu", "resources.time_limit=0:30:00",
     ]  # fmt: skip
     recipe = load_recipe(path, [f"shards.{setting}" for setting in settings])
     commands = commands_of(recipe)
@@ -164,7 +164,8 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
     build, merge = commands["shards"], commands["shards merge"]
     assert build[build.index("build") :] == [
         "build", f"{path.parent}/images", f"{path.parent}/new", "--seed=3", "--samples-per-shard=10",
-        "--validation-per-class=2", "--short-side=256", "--convert", "--processes=4",
+        "--validation-per-class=2", "--short-side=256", "--convert", "--quality=90", "--subsampling=4:2:0",
+        "--recompress", "--processes=4",
     ]  # fmt: skip
     assert merge[merge.index("merge") :] == ["merge", f"{path.parent}/new", "--processes=4"]
     for command in (build, merge):
@@ -173,6 +174,11 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
     assert "--dependency=afterok:shards merge" in commands["pretrain"]
     alone = commands_of(load_recipe(path, ["shards.source=images", "shards.folder=new"]))
     assert list(alone) == ["shards", "pretrain", "finetune", "evaluate"]
+    build = alone["shards"]
+    assert build[build.index("build") :] == [
+        "build", f"{path.parent}/images", f"{path.parent}/new", "--seed=0", "--samples-per-shard=4096",
+        "--validation-per-class=0", "--processes=1",
+    ]  # fmt: skip
     (path.parent / "new").mkdir()
     assert as_script(chain_jobs(recipe, submission_folder(recipe), (recipe, submission_folder(recipe)))).startswith(
         "# shards: done\n# shards merge: done\njob1=$("

@@ -152,8 +152,7 @@ class _Replay:
                     progress.step(replayed)
                     results.add(comparison.row(replayed, replay.plan, inspection, is_branch=is_branch), inspection)
             if run:
-                run.save(replay)
-                run.close()
+                run.finish(replay)
         return self._report(start, passed_over, comparison, results.rows, run) if results else None
 
     def look(self, scratch: Path) -> ReplayReport | None:

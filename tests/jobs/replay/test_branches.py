@@ -113,6 +113,8 @@ def test_it_goes_on_as_a_run_to_the_weights_of_the_extended_one(
 ) -> None:
     other = run.parent / "other"
     assert branch["branch_run"] == str(other)
+    state = json.loads(coatnet("status", other, "--json").stdout)
+    assert "by coatnet replay after step 6" in str(state)
     recipe = other / "recipes/other.yaml"
     assert list(yaml.safe_load(recipe.read_text())["stages"]) == ["pretrain", "finetune", "evaluate"]
     done = coatnet("run", recipe, "finetune.steps=1")

@@ -62,7 +62,7 @@ def replay(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute steps of a run from its checkpoints, compare them with the log, and look into them."""
+    """Recompute any step of a run from its checkpoints, compare it with the log, and look into it."""
     with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
         from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
         from jobs.replay.target import FOLDER, named_samples, prepared_output, ranks_here, run_beside, stage_folder

@@ -10,6 +10,7 @@ import yaml
 from data.files.atomic_file import write_atomically
 from data.files.json_records import to_json
 from data.remote.web_address import without_secrets
+from pipeline.checkpoints.manifest import step_name
 from pipeline.checkpoints.store import CheckpointStore, checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.plan import TrainPlan
@@ -78,9 +79,16 @@ class BranchRun:
         """
         replay.save(self.store, self.folder, self.run_id)
 
-    def close(self) -> None:
-        """Let other processes start the run."""
+    def finish(self, replay: StepReplay) -> None:
+        """Save where the branch ends, say so in its event log, and let other processes go on with the run.
+
+        Raises:
+            RunFailed, StorageDown: as for `save`.
+        """
+        self.save(replay)
         if self.lock:
+            name = step_name(replay.step)
+            self.folder.events.record(Event.STOP, reason="coatnet replay", step=replay.step, checkpoint=name)
             self.lock.close()
 
 

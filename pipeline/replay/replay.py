@@ -23,6 +23,7 @@ from pipeline.replay.inspection import Inspection, inspect_step
 from pipeline.replay.logged_steps import LoggedStep
 from pipeline.replay.memory_advice import memory_advice, replay_out_of_memory
 from pipeline.replay.observation import ObservedModel
+from pipeline.replay.progress import Progress
 from pipeline.replay.recorded_stage import RecordedStage, check_training_shards, open_recorded_stage
 from pipeline.replay.replay_ranks import begin_with, load_into, rank_of_replay, scratch_folder
 from pipeline.replay.report import LoggedRow, ReplayReport, StepRow, number
@@ -129,6 +130,7 @@ class _Replay:
             run = BranchRun.begin(request.branch_run, recorded, branch, history, ranks)
         curves = run.folder.tensorboard if run else request.out
         model: ObservedModel | None = None
+        progress = Progress(request.until, self.say)
         with closing(replay), open_results(request.out, curves, start.step + 1, ranks, self.say) as results:
             while replay.step < request.until:
                 of_interest = replay.step >= first
@@ -147,10 +149,10 @@ class _Replay:
                     inspection = self._inspect(model, replay.plan, replayed.step - 1, replayed.result.batches)
                 if results:
                     is_branch = branch is not None and of_interest
+                    progress.step(replayed)
                     results.add(comparison.row(replayed, replay.plan, inspection, is_branch=is_branch), inspection)
             if run:
-                run.save(replay)
-                run.close()
+                run.finish(replay)
         return self._report(start, passed_over, comparison, results.rows, run) if results else None
 
     def look(self, scratch: Path) -> ReplayReport | None:

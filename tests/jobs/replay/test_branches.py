@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.commands.replay import _folder_name
 from pipeline.errors import ConfigError
 from pipeline.replay.recorded_stage import open_recorded_stage
+from pipeline.replay.replay import ReplayRequest, _remarks
+from pipeline.replay.report import SampleRow, StepRow
 from pipeline.runs.run_folder import RunFolder
 from tests.jobs.replay.replays import ON_TWO, agreements, contents, replayed
 from tests.support.command import coatnet
@@ -110,6 +113,8 @@ def test_it_goes_on_as_a_run_to_the_weights_of_the_extended_one(
 ) -> None:
     other = run.parent / "other"
     assert branch["branch_run"] == str(other)
+    state = json.loads(coatnet("status", other, "--json").stdout)
+    assert "by coatnet replay after step 6" in str(state)
     recipe = other / "recipes/other.yaml"
     assert list(yaml.safe_load(recipe.read_text())["stages"]) == ["pretrain", "finetune", "evaluate"]
     done = coatnet("run", recipe, "finetune.steps=1")
@@ -147,6 +152,25 @@ def test_a_branch_beside_settings_that_hold_throughout_follows_steps_as_they_wer
 def test_a_sample_that_no_step_has_is_named(run: Path) -> None:
     report = replayed(run, "pretrain", "--step=7", "--without=train-000000.tar/nothing", "--curves-only", ranks=1)
     assert report["remarks"] == ["--without train-000000.tar/nothing: none of the steps 7 to 7 has it"]
+
+
+def test_long_lists_of_settings_have_folders_of_their_own(branch: dict[str, Any]) -> None:
+    assert len(Path(branch["folder"]).name) == 120
+    long = [f"data.random_augment={{layers: 2, magnitude: {'1' * 100}}}"]
+    names = {_folder_name(5, 6, [*long, f"steps={steps}"], ()) for steps in (9, 10)}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {120}
+    assert _folder_name(5, 5, ["steps=9"], ("a.tar/b/c",)) == "step-00000005-steps=9-without-a.tar_b_c"
+
+
+def test_a_step_that_is_not_applied_with_everything_finite_is_explained(run: Path) -> None:
+    row = StepRow(5, 1.0, "inf", 1e-3, False, 0.1, samples=(SampleRow(0, 0, "a.tar", "k", (), 1.0, "", 1.0, 1.0),))
+    request = ReplayRequest(folder=run / "pretrain", step=5, until=5, out=run / "replays", bisect=True)
+    (remark,) = _remarks(request, open_recorded_stage(RunFolder(run / "pretrain")), [row])
+    assert remark.startswith(
+        "step 5: not applied, though everything that was looked into is finite: the norm of its gra"
+    )
+    assert "is inf" in remark
 
 
 @pytest.mark.parametrize(

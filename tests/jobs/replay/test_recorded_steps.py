@@ -91,6 +91,18 @@ def test_a_stage_that_starts_from_another_one_is_equal_to_the_bit(run: Path) -> 
     assert contents(run) == before
 
 
+def test_a_branch_of_a_stage_that_starts_from_another_one_goes_on_without_that_one(run: Path) -> None:
+    arguments = ["--step=2", "optimizer.weight_decay=0.5", "--as=tuned", "--curves-only", "--ranks=2"]
+    done = coatnet("replay", run, "finetune", *arguments)
+    assert done.returncode == 0, done.stderr
+    recipe = run.parent / "tuned/recipes/tuned.yaml"
+    assert done.stdout.endswith(f"the branch; it goes on with: coatnet run {recipe}\n")
+    done = coatnet("train", recipe, "finetune")
+    assert done.returncode == 0, done.stderr
+    assert "finetune  continues from checkpoint step-00000002" in done.stdout
+    assert list(curves(run.parent / "tuned/finetune")["train/loss"]) == [1, 2, 3]
+
+
 def test_another_number_of_ranks_is_within_rounding_and_says_why(run: Path) -> None:
     report = replayed(run, "pretrain", "--step=5", "--curves-only", ranks=1)
     assert report["why_not_bits"] == ["ranks: 2 then, 1 now", "micro-batches per rank: 2 then, 4 now"]
@@ -115,7 +127,7 @@ def test_the_forward_alone_equals_the_step_if_a_checkpoint_is_exactly_there(run:
 
 
 def test_the_forward_alone_says_how_old_its_weights_are(run: Path) -> None:
-    done = coatnet("replay", run, "pretrain", "--step=6", "--without-optimizer", "--ranks=1")
+    done = coatnet("replay", run, "pretrain", "--step=6", "--without-optimizer", "--ranks=1", fresh=True)
     assert done.returncode == 0, done.stderr
     assert (
         "looks at the forward of step 6 with the weights of step-00000003, 2 steps older than those of the step\n"

@@ -45,7 +45,7 @@ def replay(
         ),
     ] = False,
     curves_only: Annotated[
-        bool, typer.Option("--curves-only", help="Do not look into the steps: twice as fast.")
+        bool, typer.Option("--curves-only", help="Do not look into the steps: faster, and with less memory.")
     ] = False,
     bisect: Annotated[
         bool,

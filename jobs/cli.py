@@ -29,7 +29,7 @@ COMMANDS = {
     "logs": "Print the end of a job's log, or of rank 0's for a run without Slurm.",
     "cancel": "Cancel the jobs of a run or a sweep; running ranks save first if Slurm's KillWait allows.",
     "checkpoints": "List and verify the checkpoints of a run.",
-    "replay": "Recompute steps of a run from its checkpoints, compare them with the log, and look into them.",
+    "replay": "Recompute any step of a run from its checkpoints, compare it with the log, and look into it.",
     "verify": "Recompute random steps of a run, and compare them with its log and its checkpoints.",
     "predict": "Classify images with a trained model: the best classes of each, as a table, JSON, CSV or a picture.",
     "evaluate": "Evaluate a trained model on shards: accuracy, calibration, every class, confusion, mistakes.",

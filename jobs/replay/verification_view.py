@@ -7,6 +7,7 @@ from rich.console import Console
 from jobs.console import make_table, print_line, print_warning
 from jobs.replay.view import COLOURS, short
 from pipeline.monitoring.console import styled_text
+from pipeline.replay.logged_steps import TAGS
 from pipeline.replay.verification import REPORT, VerificationReport
 
 _RESULTS = {"equal": "equal to the bit", "rounding": "within rounding", "different": "different", None: ""}
@@ -17,11 +18,10 @@ def show_verification(report: VerificationReport, out: Path, console: Console) -
     columns = ("step", "loss", "logged", "gradient norm", "logged", "learning rate", "logged", "")
     table = make_table(*columns, right=columns[:-1], title=f"{report.stage} of {report.run}")
     for one in report.steps:
-        ours, theirs = one.replayed, one.logged
+        pairs = [(getattr(one.replayed, name), getattr(one.logged, name)) for name in TAGS]
         table.add_row(
             f"{one.step:,}",
-            *(short(value) for value in (ours.loss, theirs.loss, ours.gradient_norm, theirs.gradient_norm)),
-            *(short(value) for value in (ours.learning_rate, theirs.learning_rate)),
+            *(short(value) for pair in pairs for value in pair),
             styled_text((_RESULTS[one.agreement], COLOURS.get(one.agreement or "", ""))),
         )
     console.print(table)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
@@ -18,10 +19,11 @@ from pipeline.faults.preemption import EndProcess
 from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.event_reader import read_stage_events
 from pipeline.ranks.distributed import Ranks
-from pipeline.replay.comparison import ComparedStep, compare, verdict
+from pipeline.replay.comparison import Agreement, ComparedStep, compare, verdict
 from pipeline.replay.logged_steps import LoggedStep, computations, differences, logged_steps, of_steps
 from pipeline.replay.recorded_stage import RecordedStage, check_training_shards, open_recorded_stage
 from pipeline.replay.replay_ranks import rank_of_replay, scratch_folder
+from pipeline.replay.report import LoggedRow, Number, number
 from pipeline.replay.start_points import published, recorded_roll_backs
 from pipeline.replay.state_comparison import ComparedState, compare_state, own_weights
 from pipeline.replay.step_replay import StepReplay
@@ -50,6 +52,23 @@ class VerificationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifiedStep:
+    """A `ComparedStep` as JSON can hold it."""
+
+    step: int
+    replayed: LoggedRow | None
+    logged: LoggedRow | None
+    agreement: Agreement | None
+    difference: Number
+
+    @classmethod
+    def of(cls, one: ComparedStep) -> Self:
+        """As JSON can hold it."""
+        rows = LoggedRow.of(one.replayed), LoggedRow.of(one.logged)
+        return cls(one.step, *rows, one.agreement, number(one.difference))
+
+
+@dataclass(frozen=True, slots=True)
 class VerificationReport:
     """What was verified, and what came of it."""
 
@@ -62,7 +81,7 @@ class VerificationReport:
     within_reach: int
     recomputed: int
     why_not_bits: tuple[str, ...]
-    steps: tuple[ComparedStep, ...]
+    steps: tuple[VerifiedStep, ...]
     states: tuple[ComparedState, ...]
     problems: tuple[str, ...]
     """What does not hold; empty if the log and the checkpoints are what the recipe and the data lead to."""
@@ -244,7 +263,7 @@ class _Verification:
             within_reach=plan.within_reach,
             recomputed=plan.steps,
             why_not_bits=tuple(reasons),
-            steps=tuple(steps),
+            steps=tuple(map(VerifiedStep.of, steps)),
             states=tuple(states),
             problems=tuple(problems),
             remarks=tuple(remarks),

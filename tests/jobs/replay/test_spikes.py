@@ -1,5 +1,6 @@
 """Spikes that were made on purpose are found, and their samples named: wrong labels, overflows, steps rolled back."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,3 +213,10 @@ def test_steps_before_over_and_after_a_roll_back_are_equal_to_the_bit(shards: Pa
     assert after["start"] == "step-00000004, to which the run was rolled back at step 8"
     assert agreements(after) == {9: "equal", 10: "equal"}
     assert curves(Path(after["folder"]))["train/loss"][10] == curves(run)["train/loss"][10]
+    # A proof of the log does the same, and its report is JSON although some values are no numbers.
+    done = coatnet("verify", run.parent, "--within=10", "--json", **broken)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(constant))
+    assert {one["step"]: one["agreement"] for one in report["steps"]} == dict.fromkeys(range(1, 11), "equal")
+    assert [one["replayed"]["loss"] for one in report["steps"]][5:8] == ["nan"] * 3
+    assert [(one["step"], one["holds"]) for one in report["states"]] == [(2, True), (4, True), (10, True)]

@@ -14,7 +14,7 @@ from tests.support.recipes import scalars
 pytestmark = pytest.mark.slow(seconds=40)
 
 
-def test_the_demo_writes_its_images_builds_shards_runs_its_recipe_and_continues_when_called_again(
+def test_the_demo_writes_its_images_builds_shards_runs_its_recipe_continues_when_called_again_and_is_proved(
     tmp_path: Path,
 ) -> None:
     short = [
@@ -43,6 +43,10 @@ def test_the_demo_writes_its_images_builds_shards_runs_its_recipe_and_continues_
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") == 3
     assert "builds" not in again.stdout
+
+    proved = coatnet("verify", tmp_path / "demo/runs/demo", "finetune", "--sample=3")
+    assert proved.returncode == 0, proved.stderr
+    assert "the log holds" in proved.stdout
 
 
 def test_a_url_is_not_taken_for_a_local_folder(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from benchmarks import cores
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from pipeline.gpu_benchmark.measure import OPTIONAL
 from tests.support.command import start_program
@@ -160,3 +162,12 @@ def test_what_a_start_is_timed_at_exists() -> None:
     assert {"newest_intact", "build_engine"} <= in_train.keys()
     assert callable(in_train["TrainingRun"].take_step)
     assert callable(in_train["TrainingState"].load)
+
+
+def test_cores_of_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cores", "--recipe", "coatnet-0-in1k"])
+    cores.main()
+    table = capsys.readouterr().out.splitlines()[2:]
+    documented = (ROOT / "docs/benchmarks.md").read_text()
+    assert [row.split(" | ")[:2] for row in table] == [["| coatnet_0", "224"], ["| coatnet_0", "384"]]
+    assert table[0] in documented

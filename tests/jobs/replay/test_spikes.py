@@ -214,7 +214,7 @@ def test_steps_before_over_and_after_a_roll_back_are_equal_to_the_bit(shards: Pa
     assert agreements(after) == {9: "equal", 10: "equal"}
     assert curves(Path(after["folder"]))["train/loss"][10] == curves(run)["train/loss"][10]
     # A proof of the log does the same, and its report is JSON although some values are no numbers.
-    done = coatnet("verify", run.parent, "--within=10", "--json", **broken)
+    done = coatnet("verify", run.parent, "--within=10", "--json", folder=None, fresh=False, **broken)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(constant))
     assert {one["step"]: one["agreement"] for one in report["steps"]} == dict.fromkeys(range(1, 11), "equal")

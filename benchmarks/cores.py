@@ -3,8 +3,8 @@
     python -m benchmarks.cores                # the table of docs/benchmarks.md; two minutes
     python -m benchmarks.cores --gpu h200
 
-Images per second are the planner's estimate for the bundled recipes; cores are that times the measured processor time of
-an image, see `loader_milliseconds` in pipeline/planner/hardware.yaml.
+Images per second are the planner's estimate for the bundled recipes; cores are that times the measured processor time
+of an image, see `loader_milliseconds` in pipeline/planner/hardware.yaml.
 """
 
 import argparse

@@ -6,6 +6,7 @@ python -m benchmarks.decode --images DIR
 import argparse
 import importlib.util
 import io
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,10 @@ from benchmarks.pillow_transform import OPERATIONS as PILLOW_OPERATIONS
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import interleaved, machine, report
 from data.images.augment import TrainTransform, random_window, resize
-from data.images.decode import Pixels, decode
+from data.images.decode import Pixels, decode, decode_window
+from data.images.jpeg_region import RegionDecoder
 from data.images.random_augment import OPERATIONS, RandomAugment
+from data.images.turbojpeg import find_turbojpeg
 
 SIZE = 224
 AREA = (0.05, 1.0)
@@ -101,7 +104,8 @@ def _contestants() -> dict[str, Transform]:
         return np.asarray(pillow_transform(Image.open(io.BytesIO(file)).convert("RGB"), SIZE, (2, 15.0), rng))
 
     contestants: dict[str, Transform] = {
-        "ours: simplejpeg, strict; torch": lambda file, rng: ours(decode(file), rng),
+        "ours: whole, simplejpeg, strict; torch": _of_crops(ours, None),
+        "ours: down to the end of the crop, simplejpeg; torch": _of_crops(ours, RegionDecoder()),
         "simplejpeg, fast DCT and upsampling; torch": _with(_decode_fast, _resize),
         "simplejpeg, DCT scaling; torch": _with_scaling,
         "simplejpeg; OpenCV, area": _with(simplejpeg.decode_jpeg, _resize_area),
@@ -109,12 +113,24 @@ def _contestants() -> dict[str, Transform]:
         "OpenCV; OpenCV, area": _with(_decode_opencv, _resize_area),
         PILLOW: with_pillow,
         "ours, decoding alone": lambda file, rng: decode(file),
-        "ours, with RandAugment (2, 15)": lambda file, rng: augmented(decode(file), rng),
+        "ours, whole, with RandAugment (2, 15)": _of_crops(augmented, None),
+        "ours, down to the end of the crop, with RandAugment (2, 15)": _of_crops(augmented, RegionDecoder()),
         "Pillow, with RandAugment (2, 15)": with_pillow_and_augment,
     }
+    library = find_turbojpeg(os.environ)
+    if library:
+        contestants["ours: the crop alone, libturbojpeg; torch"] = _of_crops(ours, RegionDecoder(library))
+        contestants["ours, the crop alone, with RandAugment (2, 15)"] = _of_crops(augmented, RegionDecoder(library))
     if importlib.util.find_spec("turboloader"):
         contestants["turboloader, the crop alone; torch"] = _with_turboloader
     return contestants
+
+
+def _of_crops(transform: TrainTransform, regions: RegionDecoder | None) -> Transform:
+    def crop_and_view(file: bytes, rng: np.random.Generator) -> Pixels:
+        return transform.view(decode_window(file, partial(transform.window, rng=rng), regions), rng)
+
+    return crop_and_view
 
 
 def _with(decoder: Callable[[bytes], Pixels], resizer: Callable[[Pixels], Pixels]) -> Transform:

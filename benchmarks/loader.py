@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from data.building.build import build_shards
 from data.dataset import Dataset
 from data.images.augment import TrainTransform
 from data.images.decode import decode
+from data.images.jpeg_region import RegionDecoder, find_region_decoder
 from data.images.random_augment import RandomAugment
 from data.index import read_index
 from data.order import SampleOrder
@@ -62,7 +64,7 @@ def main() -> None:
         _write(folder, files, arguments.copies)
         print(
             f"{machine(torch.device('cpu'))}; {len(files)} JPEGs of {sum(map(len, files)) / len(files) / 1e3:.0f} KB, "
-            f"{arguments.workers} workers, batch {BATCH}"
+            f"{arguments.workers} workers, batch {BATCH}; JPEGs in ours by {find_region_decoder()}"
         )
         results: dict[str, list[dict[str, float]]] = {loader: [] for loader in LOADERS}
         for _, loader in itertools.product(range(arguments.rounds), LOADERS):
@@ -113,13 +115,15 @@ def _measure(batches: Iterator[object], count: int, warm_up: int) -> dict[str, f
     return {"images_per_cpu_second": count * BATCH / cpu, "images_per_second": count * BATCH / wall}
 
 
-def _ours(folder: Path, workers: int) -> Iterator[object]:
-    dataset = Dataset(read_index(folder / "shards"))
+def _ours(
+    folder: Path, workers: int, regions: RegionDecoder | None = None, crops_alone: bool = True
+) -> Iterator[object]:
+    dataset = Dataset(replace(read_index(folder / "shards"), images_decode=crops_alone))
     # Few samples make few lanes: about as many for each shard as a large run has.
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=0, batch=4 * BATCH, lanes=4, window=8192)
     return training_stream(
         dataset, order, TrainTransform(SIZE, random_augment=RandomAugment(LAYERS, MAGNITUDE)), RankShare(0, 1, BATCH),
-        first_step=0, workers=workers,
+        first_step=0, workers=workers, regions=regions,
     )  # fmt: skip
 
 
@@ -169,6 +173,8 @@ def _image_folder(folder: Path, workers: int) -> Iterator[object]:
 
 LOADERS: dict[str, Callable[[Path, int], Iterator[object]]] = {
     "ours": _ours,
+    "ours, without libturbojpeg": lambda folder, workers: _ours(folder, workers, RegionDecoder()),
+    "ours, whole pictures": lambda folder, workers: _ours(folder, workers, crops_alone=False),
     "webdataset, our transform": lambda folder, workers: _webdataset(folder, workers, _our_tensor),
     "webdataset, Pillow": lambda folder, workers: _webdataset(folder, workers, _pillow_tensor),
     "DataLoader over a folder, Pillow": _image_folder,

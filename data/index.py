@@ -97,6 +97,7 @@ class _IndexFile:
     classes: tuple[str, ...]
     shards: tuple[ShardEntry, ...]
     digest: str
+    images_decode: bool = False
     folder: str | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +137,8 @@ class ShardIndex:
     """Of `labels.npy` beside the index; None if there is none."""
     home: str = ""
     """Path or URL of the folder with the index; empty if that is `folder`."""
+    images_decode: bool = False
+    """Whether every image was decoded, whole and without an error, when the shards were built or indexed."""
 
     @property
     def samples(self) -> int:
@@ -154,6 +157,7 @@ class ShardIndex:
     def digest(self) -> str:
         """sha256 of everything but the location: copies of a dataset have the same digest.
 
+        `images_decode` is no part of it: where it holds, no picture is damaged, and what follows from it is speed.
         The query of a web address, such as a signature, belongs to the location.
         """
         content = self._content()
@@ -181,8 +185,9 @@ class ShardIndex:
 
     def write(self, storage: Storage = Storage()) -> None:  # noqa: B008 (immutable)
         """Publish the index atomically in its home."""
+        decode = {"images_decode": True} if self.images_decode else {}
         elsewhere = {"folder": self.folder} if self.home and self.home != self.folder else {}
-        text = json.dumps({**self._content(), "digest": self.digest, **elsewhere}, indent=1) + "\n"
+        text = json.dumps({**self._content(), "digest": self.digest, **decode, **elsewhere}, indent=1) + "\n"
         write_bytes(join(self.home or self.folder, FILE_NAME), text.encode(), storage)
 
 
@@ -292,6 +297,7 @@ def read_index(folder: str | Path, storage: Storage = Storage()) -> ShardIndex: 
         labels_per_sample=file.labels_per_sample,
         labels_sha256=file.labels_sha256,
         home=home,
+        images_decode=file.images_decode,
     )
     if index.digest != file.digest:
         raise DataError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from data.dataset import Dataset
 from data.errors import DataError
 from data.images.augment import EvaluationTransform, TrainTransform
-from data.images.decode import DecodeError, Pixels, decode
+from data.images.decode import DecodeError, Pixels, decode, decode_window
+from data.images.jpeg_region import RegionDecoder, find_region_decoder
 from data.images.random_erasing import ErasedRectangle
 from data.order import SampleOrder, Samples, evaluation_positions
 from data.ordered_results import results_in_order
@@ -20,6 +22,10 @@ from data.random_streams import RandomStream
 from data.remote.cache import Cache
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
+
+WHOLE_EVERY = 16
+"""In one of so many epochs, the whole of a picture is decoded, so that damage since the shards were indexed is found
+which its crops do not show. That costs a sixteenth of what decoding crops saves."""
 
 _MAX_TRIED = 200  # samples of a shard; if a tenth of them can be used, all of these are unusable once in 10^9 times
 
@@ -68,6 +74,9 @@ class MicroBatch:
     """Positions in the micro-batch and what to erase there once the images are normalized."""
 
 
+_View = Callable[[bytes], Pixels]
+"""An encoded image to network input, (S, S, 3) uint8; raises a DecodeError."""
+
 AllocatePixels = Callable[[tuple[int, ...]], Pixels]
 """Makes pixels with undefined values: (shape) -> uint8."""
 
@@ -96,21 +105,25 @@ def training_stream(
     cache: Cache | None = None,
     allocate: AllocatePixels = new_pixels,
     excluded: Container[str] = (),
+    regions: RegionDecoder | None = None,
 ) -> Generator[MicroBatch]:
     """One rank's endless micro-batches, starting with those of step `first_step`, in memory from `allocate`.
 
     The pixels of a sample depend on (seed, epoch, sample id) only. A sample that is unusable, or among the `excluded`
     ones (`shard/key`), is replaced by another one of its shard, drawn by the same three numbers, and reported in the
-    micro-batch.
+    micro-batch. Where the index says that every image decodes, the crop alone is decoded of a JPEG, by `regions` or
+    what `find_region_decoder` finds, and in one epoch of `WHOLE_EVERY` the whole.
 
     Raises:
-        DataError: shards are missing or damaged, or none of the samples drawn from a shard is usable.
+        DataError: shards are missing or damaged, none of the samples drawn from a shard is usable, or the environment
+            names a libturbojpeg that cannot be used.
         StorageDown: remote shards cannot be downloaded.
     """
     size = order.batch // share.world_size
     positions = range(share.rank * size, (share.rank + 1) * size, share.micro_batch)
     prefetched = prefetched_steps(len(positions), workers)
 
+    regions = (regions or find_region_decoder()) if dataset.index.images_decode else None
     concurrent_shards = order.shards_ahead(first_step, positions.start, positions.stop, prefetched + 1)[0]
 
     # Twice, since lanes do not reach their next windows together.
@@ -118,7 +131,7 @@ def training_stream(
 
         def load(step: int, start: int) -> MicroBatch:
             samples = order.at(step, start, start + share.micro_batch)
-            return _load_training(reader, samples, transform, order.seed, allocate, excluded)
+            return _load_training(reader, samples, transform, order.seed, allocate, excluded, regions)
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             step = first_step
@@ -154,6 +167,9 @@ def evaluation_stream(
     per_pass = share.micro_batch * share.world_size
     ids, weights = evaluation_positions(dataset.samples, *share)
 
+    def view(encoded: bytes) -> Pixels:
+        return transform(decode(encoded))
+
     with closing(SampleReader(dataset, cache)) as reader:
 
         def load(row: int) -> MicroBatch:
@@ -165,8 +181,7 @@ def evaluation_stream(
                 name = dataset.index.shards[shard].name
                 try:
                     number = int(sample - (ends[shard] - dataset.shard_samples[shard]))
-                    key, pixels, classes = _decoded(reader, shard, number)
-                    images[position] = transform(pixels)
+                    key, images[position], classes = _viewed(reader, shard, number, view)
                     labels[position, : len(classes)] = classes
                 except BrokenSample as error:
                     key = error.key
@@ -192,6 +207,7 @@ def _load_training(
     seed: int,
     allocate: AllocatePixels,
     excluded: Container[str],
+    regions: RegionDecoder | None,
 ) -> MicroBatch:
     size = len(samples.id)
     images = allocate((size, transform.size, transform.size, 3))
@@ -201,18 +217,33 @@ def _load_training(
     for position in range(size):
         shard, number = int(samples.shard[position]), int(samples.place[position])
         epoch, sample = int(samples.epoch[position]), int(samples.id[position])
+        view = partial(training_view, transform=transform, seed=seed, epoch=epoch, sample=sample, regions=regions)
         try:
-            key, pixels, classes = _decoded(reader, shard, number, excluded)
+            key, pixels, classes = _viewed(reader, shard, number, view, excluded)
         except BrokenSample as error:
             left_out, name = isinstance(error, _Excluded), reader.dataset.index.shards[shard].name
             skipped.append(SkippedSample(position, name, error.key, str(error), left_out))
             draw = RandomStream.REPLACEMENT.generator(seed, epoch, sample)
-            key, pixels, classes = _replacement(reader, shard, number, draw, error, excluded)
+            key, pixels, classes = _replacement(reader, shard, number, draw, error, view, excluded)
         labels[position, : len(classes)] = classes
-        images[position] = transform(pixels, RandomStream.AUGMENTATION.generator(seed, epoch, sample))
+        images[position] = pixels
         origins.append(SampleOrigin(epoch, sample, reader.dataset.index.shards[shard].name, key))
     erased = erased_rectangles(transform, seed, [(origin.epoch, origin.id) for origin in origins])
     return MicroBatch(images, labels, np.ones(size, np.float32), skipped, origins, erased)
+
+
+def training_view(
+    encoded: bytes, transform: TrainTransform, seed: int, epoch: int, sample: int, regions: RegionDecoder | None
+) -> Pixels:
+    """What training sees of an image, (S, S, 3) uint8, as sample `sample` of `epoch`; without `regions` from the whole.
+
+    Raises:
+        DecodeError: it is damaged or refused.
+    """
+    rng = RandomStream.AUGMENTATION.generator(seed, epoch, sample)
+    whole = (seed + epoch + sample) % WHOLE_EVERY == 0
+    crop = decode_window(encoded, partial(transform.window, rng=rng), None if whole else regions)
+    return transform.view(crop, rng)
 
 
 def erased_rectangles(
@@ -236,9 +267,10 @@ def _replacement(
     number: int,
     draw: np.random.Generator,
     broken: BrokenSample,
+    view: _View,
     excluded: Container[str],
 ) -> tuple[str, Pixels, tuple[int, ...]]:
-    """Key, pixels and classes of a usable sample of `shard` in place of the `broken` sample `number`.
+    """Key, view and classes of a usable sample of `shard` in place of the `broken` sample `number`.
 
     The other samples are tried in an order that is drawn: of a row of broken samples, each gets another replacement.
     """
@@ -247,7 +279,7 @@ def _replacement(
     others = others[others != number][: _MAX_TRIED - 1]
     for other in others.tolist():
         try:
-            return _decoded(reader, shard, other, excluded)
+            return _viewed(reader, shard, other, view, excluded)
         except BrokenSample as error:
             broken = error
     raise DataError(
@@ -256,13 +288,14 @@ def _replacement(
     )
 
 
-def _decoded(
-    reader: SampleReader, shard: int, number: int, excluded: Container[str] = ()
+def _viewed(
+    reader: SampleReader, shard: int, number: int, view: _View, excluded: Container[str] = ()
 ) -> tuple[str, Pixels, tuple[int, ...]]:
+    """Key, view and classes of sample `number` of `shard`."""
     sample = reader.read(shard, number)
     if excluded and f"{reader.dataset.index.shards[shard].name}/{sample.key}" in excluded:
         raise _Excluded(sample.key, "the recipe excludes it (data.excluded_samples)")
     try:
-        return sample.key, decode(sample.image), sample.labels
+        return sample.key, view(sample.image), sample.labels
     except DecodeError as error:
         raise BrokenSample(sample.key, str(error)) from None

@@ -14,6 +14,7 @@ from pipeline.initial_weights.start import checked_start, openable_start
 from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
+from pipeline.preflight.jpeg_decoder import assess_jpeg_decoder
 from pipeline.preflight.machine import Machine, assess_machine, this_machine
 from pipeline.preflight.memory import assess_memory
 from pipeline.preflight.network import assess_interface
@@ -72,6 +73,7 @@ def _all(
     yield from unused_shard_settings(written, slurm=slurm)
     if machine is not None:
         yield Finding("ok", "", f"this machine: {machine.text}")
+        yield from assess_jpeg_decoder()
     for name in stages:
         stage = recipe.stages[name]
         if machine is not None:

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 
 from data.errors import DataError
 from data.files.child_process import own_packages_first, python_module
-from data.images.decode import DecodeError, decode
+from data.images.decode import DecodeError, decode_window
+from data.images.jpeg_region import find_region_decoder
 from data.sample_reader import SampleReader
 from data.shard import BrokenSample
 from models.complexity import count_training_cost
@@ -74,7 +76,7 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
     """The time that one thread spends on a sample, by part: mean over the first `samples` usable samples of the run."""
     transform, spent, done = train_transform(plan), [0.0] * len(fields(LoaderCosts)), 0
     plain = replace(transform, random_augment=None, color_jitter=None, random_erasing=None)
-    order = plan.order
+    order, regions = plan.order, find_region_decoder() if plan.train.index.images_decode else None
     with closing(SampleReader(plan.train, plan.cache, open_shards=samples)) as reader:
         for step in range(-(-2 * samples // order.batch)):
             found = order.at(step, 0, order.batch)
@@ -86,11 +88,11 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
                 try:
                     sample = reader.read(shard, place)
                     marks.append(time.thread_time())
-                    pixels = decode(sample.image)
+                    pixels = decode_window(sample.image, partial(plain.window, rng=rng), regions)
                 except (BrokenSample, DecodeError):
                     continue
                 marks.append(time.thread_time())
-                pixels = plain(pixels, rng)
+                pixels = plain.view(pixels, rng)
                 marks.append(time.thread_time())
                 for augment in (transform.random_augment, transform.color_jitter):
                     if augment:

@@ -192,6 +192,7 @@ def merge_runs(build: BuildContext, runs: list[str], listing: Accounting) -> Bui
             shards=tuple(entries[path] for path in split.paths(building)),
             labels_per_sample=most,
             labels_sha256=sha256,
+            images_decode=True,  # or a build does not take them
         )
         final = build.destination / split.name
         indexes[final] = replace(index, folder=str(final), home=str(final))

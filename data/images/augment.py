@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from data.images.color_jitter import ColorJitter
 from data.images.decode import Pixels
+from data.images.jpeg_region import Window
 from data.images.random_augment import RandomAugment
 from data.images.random_erasing import RandomErasing
 
@@ -44,7 +45,7 @@ def center_crop_share(size: int) -> float:
     return (size / (size + 32)) ** 2
 
 
-def random_window(height: int, width: int, area: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
+def random_window(height: int, width: int, area: tuple[float, float], rng: np.random.Generator) -> Window:
     """Rows and columns of `area` (least, greatest) of an image, of aspect ratio 3/4 to 4/3 (Szegedy et al., 2014).
 
     After ten failed attempts, the largest centred window with a permitted ratio.
@@ -63,9 +64,7 @@ def random_window(height: int, width: int, area: tuple[float, float], rng: np.ra
     return slice(top, top + h), slice(left, left + w)
 
 
-def distorted_bounding_box(
-    height: int, width: int, area: tuple[float, float], rng: np.random.Generator
-) -> tuple[slice, slice]:
+def distorted_bounding_box(height: int, width: int, area: tuple[float, float], rng: np.random.Generator) -> Window:
     """Rows and columns of `area` (least, greatest) of an image, as by TensorFlow's `sample_distorted_bounding_box`.
 
     The aspect ratio is uniform in 0.75 to 1.33, and the height uniform between those that the least and the greatest
@@ -110,12 +109,19 @@ class TrainTransform:
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """(H, W, 3) -> (size, size, 3), both uint8."""
-        if self.crop != "whole":
-            height, width = pixels.shape[:2]
-            window = random_window if self.crop == "random" else distorted_bounding_box
-            rows, columns = window(height, width, self.crop_area, rng)
-            pixels = pixels[rows, columns]
-        pixels = resize(pixels, self.size)
+        rows, columns = self.window(pixels.shape[0], pixels.shape[1], rng)
+        return self.view(pixels[rows, columns], rng)
+
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        """The crop of an image of this size, in pixels; drawn first."""
+        if self.crop == "whole":
+            return slice(0, height), slice(0, width)
+        draw = random_window if self.crop == "random" else distorted_bounding_box
+        return draw(height, width, self.crop_area, rng)
+
+    def view(self, crop: Pixels, rng: np.random.Generator) -> Pixels:
+        """What is done with the crop, (H, W, 3) -> (size, size, 3), both uint8; drawn with the same generator."""
+        pixels = resize(crop, self.size)
         if self.flip and rng.random() < 0.5:
             pixels = np.asarray(cv2.flip(pixels, 1), np.uint8)  # many times faster than copying a mirrored view
         if self.random_augment:

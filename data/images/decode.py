@@ -1,19 +1,22 @@
 """Encoded images to pixels."""
 
 import io
+import re
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.images.jpeg import Pixels as Pixels
 from data.images.jpeg import jpeg_frame, jpeg_pixels
+from data.images.jpeg_region import RegionDecoder, Window, region_frame
 from data.images.signatures import compression, image_format
 from data.limits import SCANS
 
 # 256 MiB of RGB, the limit from which Pillow warns of decompression bombs; photographs are far smaller.
 MAX_PIXELS = 2**28 // 3
 
-_SCAN = b"\xff\xda"
+_SCAN = re.compile(rb"\xff\xda")  # several times as fast as bytes.count
 _CONVERTED = ("BMP", "GIF", "PPM", "TIFF")  # by a build
 
 
@@ -51,13 +54,30 @@ def decode(encoded: bytes) -> Pixels:
         raise DecodeError(f"damaged: {error or type(error).__name__}") from error
 
 
+def decode_window(encoded: bytes, choose: Callable[[int, int], Window], regions: RegionDecoder | None = None) -> Pixels:
+    """Pixels (H, W, 3) uint8 RGB of the window that `choose` takes of a height and a width, as by `decode`.
+
+    With `regions`, JPEGs are not read below the window, and some damage goes unseen: for images known to decode.
+
+    Raises:
+        DecodeError: as by `decode`, and nothing else but what `choose` raises.
+    """
+    frame = region_frame(encoded) if regions else None
+    if regions is None or frame is None or not 0 < frame.height * frame.width <= MAX_PIXELS:
+        pixels = decode(encoded)
+        return pixels[choose(*pixels.shape[:2])]
+    window = choose(frame.height, frame.width)
+    region = regions(encoded, frame, window)
+    return decode(encoded)[window] if region is None else region
+
+
 def _decode(encoded: bytes) -> Pixels:
     if not encoded:
         raise DecodeError("empty file")
     if encoded[:2] == b"\xff\xd8":
         height, width, components = jpeg_frame(encoded)
         _refuse_bomb(width, height)
-        scans = encoded.count(_SCAN)  # which is no part of a scan's data
+        scans = len(_SCAN.findall(encoded))  # which is no part of a scan's data
         if scans > SCANS:
             raise DecodeError(f"{scans:,} scans exceed the limit of {SCANS:,}")
         return jpeg_pixels(encoded, components)

@@ -31,7 +31,8 @@ Pixels = NDArray[np.uint8]
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of frame headers."""
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 # Bytes that libjpeg holds in its bit buffer at the end of a scan and does not count, twice if they are stuffed.
@@ -51,7 +52,7 @@ class _Segment(NamedTuple):
     marker: int
     start: int
     stop: int
-    """Of a scan, after its data."""
+    """Of a scan, after its data or its header."""
 
 
 def jpeg_frame(encoded: bytes) -> JpegFrame:
@@ -61,7 +62,7 @@ def jpeg_frame(encoded: bytes) -> JpegFrame:
         ValueError: its header cannot be read.
     """
     for marker, start, stop in segments(encoded):
-        if marker in _FRAMES and stop - start > 9:
+        if marker in FRAMES and stop - start > 9:
             height, width = (int.from_bytes(encoded[start + at : start + at + 2]) for at in (5, 7))
             return JpegFrame(height, width, encoded[start + 9])
     raise ValueError("it has no frame header")
@@ -101,8 +102,8 @@ def _strictly(encoded: bytes, components: int, strict: bool = True) -> Pixels:
     return np.array(Image.fromarray(ink, "CMYK").convert("RGB"))
 
 
-def segments(encoded: bytes) -> Iterator[_Segment]:
-    """The marker segments from SOI to EOI without the bytes between them."""
+def segments(encoded: bytes, with_data: bool = True) -> Iterator[_Segment]:
+    """The marker segments from SOI to EOI without the bytes between them; scans end with their data or header."""
     at = len(_SOI)
     while found := _MARKER.search(encoded, at):
         marker, start = encoded[found.start() + 1], found.start()
@@ -112,7 +113,7 @@ def segments(encoded: bytes) -> Iterator[_Segment]:
             return
         if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # those have no content
             stop += max(2, int.from_bytes(encoded[stop : stop + 2]))
-        if marker == 0xDA:
+        if marker == 0xDA and with_data:
             end = _END_OF_SCAN.search(encoded, stop)
             stop = end.start() if end else len(encoded)
         yield _Segment(marker, start, min(stop, len(encoded)))

@@ -118,6 +118,7 @@ def index_shards(
     overwrite: bool = False,
     skip_broken_shards: bool = False,
     mix_splits: bool = False,
+    decode_images: bool = False,
     scanning: ScanOptions = ScanOptions(),  # noqa: B008 (immutable)
 ) -> IndexingReport:
     """Index the shards that match `patterns` and publish `labels.npy`, `report.json` and `index.json`.
@@ -133,6 +134,7 @@ def index_shards(
         overwrite: replace an index of this version.
         skip_broken_shards: leave out shards that are damaged or have members but no samples.
         mix_splits: index shards of several splits, such as training and validation, as one dataset.
+        decode_images: decode every image, so that those that are damaged are known and training can decode crops alone.
         scanning: how the shards are read.
 
     Raises:
@@ -154,7 +156,7 @@ def index_shards(
     scans: list[ShardScan] = []
     broken: dict[str, str] = {}
     empty: list[str] = []
-    scanner = ShardScanner(files.folder, fields.image_fields, fields.label, scanning)
+    scanner = ShardScanner(files.folder, fields.image_fields, fields.label, scanning, decode_images)
     for scan in filter(None, scanner.scan_all(files.sizes.items())):
         damage = scan.damage
         if damage is None and not scan.entry.samples:
@@ -188,6 +190,7 @@ def index_shards(
         labels_per_sample=labels.shape[1],
         labels_sha256=sha256,
         home=home,
+        images_decode=decode_images and Problem.IMAGE_BROKEN not in problems.counts,
     )
     if not members.taken and not problems.samples:
         raise DataError(f"{files.folder}: all samples have a label that --ignore-label leaves out")

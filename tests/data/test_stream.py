@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -15,14 +17,21 @@ from data.dataset import Dataset
 from data.errors import DataError
 from data.images.augment import EvaluationTransform, TrainTransform
 from data.images.color_jitter import ColorJitter
+from data.images.decode import DecodeError
+from data.images.jpeg import Pixels
+from data.images.jpeg_region import RegionDecoder, RegionFrame, Window
 from data.images.random_augment import RandomAugment
 from data.images.random_erasing import RandomErasing
+from data.images.turbojpeg import TurboJpeg
 from data.index import read_index
+from data.indexing.index_shards import index_shards
 from data.order import SampleOrder
 from data.shard import Shard
-from data.stream import MicroBatch, RankShare, evaluation_stream, training_stream
+from data.stream import WHOLE_EVERY, MicroBatch, RankShare, evaluation_stream, training_stream, training_view
 from pipeline.training.images import erase
 from tests.conftest import with_broken_member
+from tests.support.libturbojpeg import libturbojpeg
+from tests.support.third_party import write_members
 
 
 def stream(
@@ -35,12 +44,13 @@ def stream(
     workers: int = 2,
     transform: TrainTransform | None = None,
     excluded: Collection[str] = (),
+    regions: RegionDecoder | None = None,
 ) -> Iterator[MicroBatch]:
     dataset = Dataset(read_index(folder))
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=5, batch=12, lanes=4, window=10)
     return training_stream(
         dataset, order, transform or TrainTransform(16), RankShare(rank, world_size, micro_batch),
-        first_step=first_step, workers=workers, excluded=excluded,
+        first_step=first_step, workers=workers, excluded=excluded, regions=regions,
     )  # fmt: skip
 
 
@@ -113,6 +123,81 @@ def test_micro_batches_record_the_ordered_and_the_used_samples(shards: Path, tmp
                 name = (origin.shard, origin.key)
                 usual = names.setdefault((origin.epoch, origin.id), name)
                 assert (usual == name) == (position not in broken)
+
+
+class WholePictures(RegionDecoder):
+    """Decodes no window: every picture is decoded whole."""
+
+    def __call__(self, encoded: bytes, frame: RegionFrame, window: Window) -> Pixels | None:
+        return None
+
+
+@pytest.mark.parametrize("crop", ["random", "distorted_bounding_box", "whole"])
+def test_decoding_crops_alone_changes_no_pixel(
+    shards: Path, crop: Literal["random", "distorted_bounding_box", "whole"]
+) -> None:
+    decoded = []
+
+    class Counting(RegionDecoder):
+        def __call__(self, encoded: bytes, frame: RegionFrame, window: Window) -> Pixels | None:
+            pixels = super().__call__(encoded, frame, window)
+            decoded.append(pixels is not None)
+            return pixels
+
+    transform = TrainTransform(
+        16,
+        crop,
+        random_augment=RandomAugment(2, 15.0),
+        color_jitter=ColorJitter(0.4, 0.4, 0.4, 0.1),
+        random_erasing=RandomErasing(0.5, "pixel", 2),
+    )
+    without, by_simplejpeg, by_libturbojpeg = (
+        erased_pixels_of(list(itertools.islice(stream(shards / "train", transform=transform, regions=regions), 64)))
+        for regions in (WholePictures(), Counting(), Counting(TurboJpeg(libturbojpeg())))
+    )
+    assert np.array_equal(without, by_simplejpeg)
+    assert np.array_equal(without, by_libturbojpeg)
+    assert sum(decoded) > len(decoded) / 3  # without libturbojpeg, some crops need the whole picture
+
+
+def tall_pictures(count: int) -> list[bytes]:
+    """JPEGs so narrow that all random windows are in their middle."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 400, 16, 3), np.uint8)
+    return [simplejpeg.encode_jpeg(one) for one in pixels]
+
+
+def garbled_below(encoded: bytes) -> bytes:
+    return encoded[:-500] + encoded[-480:]
+
+
+def test_damage_below_the_crops_is_found_in_one_epoch_of_sixteen() -> None:
+    (encoded,) = tall_pictures(1)
+    garbled, transform = garbled_below(encoded), TrainTransform(16)
+    for regions in (RegionDecoder(), RegionDecoder(TurboJpeg(libturbojpeg()))):
+        found = []
+        for epoch in range(3 * WHOLE_EVERY):
+            try:
+                view = training_view(garbled, transform, 7, epoch, 30, regions)
+            except DecodeError:
+                found.append(epoch)
+                continue
+            assert np.array_equal(view, training_view(encoded, transform, 7, epoch, 30, WholePictures()))
+        assert found == [11, 27, 43]  # 7 + epoch + 30 is a multiple of 16
+
+
+def test_pictures_that_an_index_did_not_decode_are_decoded_whole(tmp_path: Path) -> None:
+    encoded = tall_pictures(12)
+    encoded[0] = garbled_below(encoded[0])
+    members = [m for n, image in enumerate(encoded) for m in ((f"{n}.jpg", image), (f"{n}.cls", b"0"))]
+    write_members(tmp_path / "in.tar", members)
+
+    def epochs_without_it() -> list[int]:
+        return [n // 4 for n, batch in enumerate(itertools.islice(stream(tmp_path), 4 * WHOLE_EVERY)) if batch.skipped]
+
+    index = index_shards([str(tmp_path)]).index
+    assert epochs_without_it() == list(range(16))
+    replace(index, images_decode=True).write()
+    assert epochs_without_it() == [11]  # seed 5 + epoch 11 + id 0
 
 
 def test_labels_belong_to_their_images(shards: Path) -> None:

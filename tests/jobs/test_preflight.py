@@ -51,6 +51,28 @@ def test_a_valid_recipe_has_no_findings_but_a_line_for_each_check(shards: Path, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_decoder_of_jpegs_is_named_and_a_library_that_cannot_be_used_is_an_error(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COATNET_LIBTURBOJPEG", "")
+    assert the_finding(found(tmp_path, shards), "JPEGs of training: ").what == (
+        "JPEGs of training: decoded by simplejpeg, down to the end of the crop"
+    )
+    monkeypatch.setenv("COATNET_LIBTURBOJPEG", "/nowhere.so")
+    refused = the_finding(found(tmp_path, shards), "COATNET_LIBTURBOJPEG=/nowhere.so: it cannot be loaded")
+    assert (refused.level, refused.fix) == (
+        "error", "name a libturbojpeg.so of version 3 or later, or unset the variable"
+    )  # fmt: skip
+
+
+def test_images_that_no_index_has_decoded_are_remarked_on(shards: Path, tmp_path: Path) -> None:
+    folder = copytree(shards, tmp_path / "shards")
+    replace(read_index(folder / "train"), images_decode=False).write()
+    finding = the_finding(found(tmp_path, folder), "data.train: its images were not decoded when it was indexed")
+    assert (finding.level, finding.where) == ("ok", "pretrain")
+    assert finding.fix.startswith(f"to have it faster: coatnet shards index {folder / 'train'} --decode --overwrite")
+
+
 def test_a_centre_crop_says_what_it_cuts_away_and_is_doubtful_at_small_sizes(shards: Path, tmp_path: Path) -> None:
     crop = "data.evaluation_crop=center"
     (small,) = wrong(found(tmp_path, shards, crop))

@@ -63,6 +63,9 @@ def index(
         bool, typer.Option("--skip-broken-shards", help="Leave out shards that are not whole tars.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Also decode every image, so that training may decode crops alone.")
+    ] = False,
     as_json: AsJson = False,
     threads: Threads = 8,
     endpoint: Endpoint = None,
@@ -92,6 +95,7 @@ def index(
                 overwrite=overwrite,
                 skip_broken_shards=skip_broken_shards,
                 mix_splits=mix_splits,
+                decode_images=decode,
                 scanning=ScanOptions(storage, threads, begin, advance),
             )
         if as_json:

@@ -33,6 +33,7 @@ def test_index_has_counts_bytes_and_checksums(shards: Path) -> None:
     index = read_index(shards / "train")
     assert index.classes == CLASSES
     assert index.samples == 45
+    assert index.images_decode
     assert [shard.samples for shard in index.shards] == [7] * 6 + [3]
     for shard in index.shards:
         data = (shards / "train" / shard.name).read_bytes()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,21 @@ def test_an_index_is_replaced_on_request_or_if_its_version_is_older(tmp_path: Pa
     path.write_text('{"of": "another program"}')
     with pytest.raises(DataError, match="not an index of shards; choose another folder with --output"):
         indexed(tmp_path)
+
+
+def test_decoding_tells_whether_every_image_decodes(tmp_path: Path) -> None:
+    whole = write_shards(tmp_path / "whole", samples(6, lambda n: {"cls": n % 3}))
+    plain = index_shards([str(whole)])
+    assert not read_index(whole).images_decode
+    decoded = index_shards([str(whole)], decode_images=True, overwrite=True)
+    assert read_index(whole).images_decode
+    assert read_index(whole) == decoded.index == replace(plain.index, images_decode=True)
+    assert decoded.index.digest == plain.index.digest  # the same data
+    broken = samples(6, lambda n: {"cls": n % 3})
+    broken[4]["jpg"] = broken[4]["jpg"][:-30]
+    report = index_shards([str(write_shards(tmp_path / "broken", broken))], decode_images=True)
+    assert report.problems.counts == {Problem.IMAGE_BROKEN: 1}
+    assert not read_index(tmp_path / "broken").images_decode
 
 
 def test_an_unwritable_folder_is_reported_before_scanning(tmp_path: Path) -> None:

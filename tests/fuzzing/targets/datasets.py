@@ -26,7 +26,8 @@ from data.building.tar_members import DAMAGES, members, open_seekable, open_stre
 from data.classes.labels import LabelReader
 from data.dataset import Dataset, open_dataset
 from data.errors import DataError
-from data.images.decode import MAX_PIXELS, DecodeError, decode
+from data.images.decode import MAX_PIXELS, DecodeError, Pixels, decode, decode_window
+from data.images.jpeg_region import find_region_decoder
 from data.images.orientation import is_turned
 from data.index import (
     FILE_NAME,
@@ -296,11 +297,20 @@ def _images(folder: Path) -> Fuzz:
     turned, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 24)).save(turned, "JPEG", exif=exif)
-    seeds = [*_pictures(), turned.getvalue()]
+    seeds, regions = [*_pictures(), turned.getvalue()], find_region_decoder()
+
+    def window_of(content: bytes) -> Pixels | None:
+        try:
+            return decode_window(content, lambda height, width: (slice(0, -(-height // 2)), slice(0, width)), regions)
+        except DecodeError:
+            return None
 
     def read(content: bytes) -> None:
         is_turned(content)
+        window = window_of(content)
         pixels = decode(content)
+        if window is None or not np.array_equal(window, pixels[: -(-len(pixels) // 2)]):
+            raise SilentAcceptance("the upper half has other pixels than the whole")
         if (
             pixels.dtype != np.uint8
             or pixels.ndim != 3

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data.images.contact_sheet import sheet_size
+from data.index import read_index
 from tests.servers.s3 import S3Server
 from tests.support.command import coatnet
 from tests.support.paths import ROOT
@@ -42,7 +43,8 @@ def test_a_foreign_dataset_is_indexed_verified_and_shown(tmp_path: Path) -> None
         "in: 25 samples in 4 shards, 0.1 MB: all as in the index",
     ]
 
-    again = coatnet("shards", "index", "in/*.tar", "--overwrite", "--json", folder=tmp_path)
+    again = coatnet("shards", "index", "in/*.tar", "--overwrite", "--decode", "--json", folder=tmp_path)
+    assert read_index(tmp_path / "in").images_decode
     report = json.loads(again.stdout)
     assert report == json.loads((tmp_path / "in/report.json").read_text())
     assert (report["found"], report["datasets"][0]["images"], report["files"]["found"]) == (49, 25, 7)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.reading                                    tar headers; the order of three billion samples
 python -m benchmarks.reading --stream 100000                    memory and order of a stream of samples
-python -m benchmarks.reading --local FOLDER --remote URL        throughput of S3 against the local disk
+python -m benchmarks.reading --local FOLDER --remote URL        S3 against the local disk, with requests of a shard
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -24,18 +24,22 @@ import torch
 from webdataset import TarWriter
 
 from benchmarks.jpegs import sample_jpegs
-from benchmarks.timing import cpu_seconds, interleaved, machine, report
+from benchmarks.timing import interleaved, machine, report
 from data.building.build import build_shards
 from data.dataset import Dataset, open_dataset
 from data.images.augment import TrainTransform
 from data.images.random_augment import RandomAugment
 from data.order import SampleOrder
-from data.remote.cache import Cache
-from data.remote.storage import Storage
+from data.remote.cache import Cache, RequestedShard
+from data.remote.shard_download import download
+from data.remote.storage import Storage, open_filesystem
 from data.stream import MicroBatch, RankShare, training_stream
 from data.tar import read_tar
 
 CPU = torch.device("cpu")
+
+_HELD = 6
+"""Shards that the cache of `--remote` has room for: more than the reader needs at a time, fewer than there are."""
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def main() -> None:
         report("A stream", _stream(arguments.stream, arguments.images, arguments.workers), arguments.json)
     elif arguments.remote:
         rows = _remote(arguments.local, arguments.remote, arguments.rounds, arguments.seconds, arguments.workers)
-        report("Remote shards against local ones, after the first shard", rows, arguments.json)
+        report("Remote shards against local ones, each image downloaded once", rows, arguments.json)
     else:
         report("Headers of a tar of 4,000 samples", _headers(arguments.rounds), None)
         report(f"Positions among {arguments.samples:,} samples", _positions(arguments.samples), arguments.json)
@@ -130,8 +134,10 @@ def _positions(samples: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _training(dataset: Dataset, cache: Cache | None, micro_batch: int, workers: int) -> Generator[MicroBatch]:
-    order = SampleOrder(dataset.shard_samples, seed=0, batch=1024, lanes=16, window=512)
+def _training(
+    dataset: Dataset, cache: Cache | None, micro_batch: int, workers: int, lanes: int = 16, window: int = 512
+) -> Generator[MicroBatch]:
+    order = SampleOrder(dataset.shard_samples, seed=0, batch=64 * lanes, lanes=lanes, window=window)
     return training_stream(
         dataset, order, TrainTransform(224, random_augment=RandomAugment(2, 15.0)), RankShare(0, 1, micro_batch),
         first_step=0, workers=workers, cache=cache,
@@ -166,39 +172,98 @@ def _stream(samples: int, images: Path | None, workers: int) -> list[dict[str, A
     return rows
 
 
+class _Turn(NamedTuple):
+    """What one turn of a stream has taken."""
+
+    images_per_second: float
+    reader: float
+    """Seconds of processor time of this process for an image."""
+    downloader: float = 0.0
+    """Those of the downloader for as many bytes as an image has in its shard."""
+
+    @property
+    def images_per_cpu_second(self) -> float:
+        return 1 / (self.reader + self.downloader)
+
+
 def _remote(local: str, remote: str, rounds: int, seconds: float, workers: int) -> list[dict[str, Any]]:
-    """Images per second, in turns; the remote shards come through an empty cache in every round.
+    """Local and remote shards in turns; the remote ones come through a cache that is full, as in a long run.
 
     Processor time is that of the reader and its downloader, without the server, which runs elsewhere in a cluster.
     """
-    wall: dict[str, list[float]] = {"local": [], "remote": []}
-    processor: dict[str, list[float]] = {"local": [], "remote": []}
     datasets = {"local": open_dataset(local, Storage()), "remote": open_dataset(remote, Storage())}
+    turns: dict[str, list[_Turn]] = {kind: [] for kind in datasets}
     for _ in range(rounds):
         for kind, dataset in datasets.items():
-            with tempfile.TemporaryDirectory() as folder:
-                cache = Cache(Path(folder), 10**12, downloads=8) if kind == "remote" else None
-                with closing(_training(dataset, cache, 64, workers)) as stream:
-                    next(stream)
-                    began, cpu_began, images = time.monotonic(), cpu_seconds(), 0
-                    while time.monotonic() < began + seconds:
-                        images += len(next(stream).labels)
-                    wall[kind].append(images / (time.monotonic() - began))
-                    processor[kind].append(images / (cpu_seconds() - cpu_began))
-    return [
-        {
-            "shards": kind,
-            "images per second": statistics.median(wall[kind]),
-            "speed": _ratio(wall[kind], wall["local"]),
-            "images per CPU second": statistics.median(processor[kind]),
-            "speed by CPU": _ratio(processor[kind], processor["local"]),
-        }
-        for kind in datasets
-    ]
+            turns[kind].append(_turn(dataset, kind == "remote", seconds, workers))
+    requests = {"local": 0.0, "remote": _requests_of_a_shard(datasets["remote"])}
+    rows = []
+    for kind, found in turns.items():
+        wall, processor = (
+            sorted(getattr(own, name) / getattr(other, name) for own, other in zip(found, turns["local"], strict=True))
+            for name in ("images_per_second", "images_per_cpu_second")
+        )
+        rows.append(
+            {
+                "shards": kind,
+                "images per second": statistics.median(turn.images_per_second for turn in found),
+                "speed": statistics.median(wall),
+                "reader, ms an image": 1e3 * statistics.median(turn.reader for turn in found),
+                "downloader": 1e3 * statistics.median(turn.downloader for turn in found),
+                "images per CPU second": statistics.median(turn.images_per_cpu_second for turn in found),
+                "speed by CPU": statistics.median(processor),
+                "from": processor[0],
+                "to": processor[-1],
+                "requests a shard": requests[kind],
+            }
+        )
+    return rows
 
 
-def _ratio(found: list[float], reference: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(found, reference, strict=True))
+def _turn(dataset: Dataset, is_remote: bool, seconds: float, workers: int) -> _Turn:
+    bytes_of_set = sum(shard.bytes for shard in dataset.index.shards)
+    room = _HELD * bytes_of_set // len(dataset.index.shards)
+    until_full = _HELD * dataset.samples // len(dataset.index.shards)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(Path(folder), room, downloads=8) if is_remote else None
+        with closing(_training(dataset, cache, 64, workers, lanes=1, window=max(1, dataset.samples // 32))) as stream:
+            for _ in range(0, until_full, 64):
+                next(stream)
+            downloaders = psutil.Process().children()
+            began, reader, images = time.monotonic(), time.process_time(), 0
+            before = [_cpu_and_written(downloader) for downloader in downloaders]
+            while time.monotonic() < began + seconds:
+                images += len(next(stream).labels)
+            speed, reader = images / (time.monotonic() - began), (time.process_time() - reader) / images
+            after = [_cpu_and_written(downloader) for downloader in downloaders]
+    if not is_remote:
+        return _Turn(speed, reader)
+    (cpu, written), (cpu_before, written_before) = *after, *before
+    if written == written_before:
+        raise SystemExit("nothing was downloaded: measure for more --seconds, or with more shards")
+    per_image = bytes_of_set / dataset.samples
+    return _Turn(speed, reader, (cpu - cpu_before) / (written - written_before) * per_image)
+
+
+def _cpu_and_written(process: psutil.Process) -> tuple[float, int]:
+    """Seconds of processor time of a process, and bytes that it has written to files."""
+    return sum(process.cpu_times()[:2]), process.io_counters().write_chars
+
+
+def _requests_of_a_shard(dataset: Dataset) -> float:
+    """HTTP requests for each of the first shards of a dataset on S3, retries and questions for sizes included."""
+    shards = dataset.index.shards[:4]
+    files = open_filesystem(dataset.index.location(0), dataset.storage)[0]
+    files.connect()
+    sent: list[str] = []
+    files.s3.meta.events.register("before-send.s3", lambda request, **context: sent.append(request.method))
+    with tempfile.TemporaryDirectory() as folder:
+        for number, shard in enumerate(shards):
+            requested = RequestedShard(
+                dataset.index.location(number), shard.bytes, shard.sha256, dataset.storage, urgent=True
+            )
+            assert download(requested, Path(folder) / "shard")
+    return len(sent) / len(shards)
 
 
 if __name__ == "__main__":

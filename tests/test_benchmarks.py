@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cores
+from data.building.build import build_shards
 from jobs.bundled_recipes import bundled_recipes, load_recipe
 from pipeline.gpu_benchmark.measure import OPTIONAL
+from tests.conftest import write_pictures
+from tests.servers.s3 import S3Server
 from tests.support.command import start_program
 from tests.support.paths import ROOT
 
@@ -134,6 +137,16 @@ def test_reading(tmp_path: Path) -> None:
     assert [row["shards"] for row in rows] == [100, 303]
     rows = run(tmp_path / "rows.json", "benchmarks.reading", "--stream", "640")
     assert rows[-1]["samples"] == "640"
+
+
+def test_reading_from_s3(s3: S3Server, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", per_class=160)
+    build_shards(pictures, tmp_path / "shards", samples_per_shard=20)
+    places = ["--local", str(tmp_path / "shards"), "--remote", s3.put(tmp_path / "shards", "benchmark")]
+    local, remote = run(tmp_path / "rows.json", "benchmarks.reading", *places, "--seconds", "0.5")
+    assert (local["downloader"], local["requests a shard"]) == (0, 0)
+    assert remote["requests a shard"] == 1
+    assert float(str(remote["downloader"])) > 0
 
 
 def test_the_script_for_the_first_minutes_names_recipes_and_measurements_that_exist() -> None:

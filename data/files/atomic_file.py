@@ -19,7 +19,7 @@ def unfinished_path(path: Path) -> Path:
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 
-def open_no_link(path: Path, mode: Literal["ab", "rb+", "wb"]) -> BinaryIO:
+def open_no_link(path: Path, mode: Literal["ab", "rb+", "wb", "wb+"]) -> BinaryIO:
     """`open(path, mode)`, but not if `path` is a symbolic link or a pipe, which another user may have put there.
 
     Raises:

@@ -2,7 +2,10 @@
 body, would be waited for without end."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+Result = TypeVar("Result")
 
 LEAST_RATE = 1e5
 """Bytes per second below which a server counts as not answering."""
@@ -22,13 +25,22 @@ def answer(files: Any, method: str, *arguments: Any, seconds: float, **options: 
     """
     if not getattr(files, "async_impl", False):
         return getattr(files, method)(*arguments, **options)
+    return completed(files.loop, lambda: getattr(files, f"_{method}")(*arguments, **options), seconds)
+
+
+def completed(loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[Result]], seconds: float) -> Result:
+    """What `work` returns in the event loop of fsspec, which runs in another thread.
+
+    Raises:
+        ConnectionError: it has not returned within `seconds`.
+    """
     from fsspec.asyn import sync
 
-    async def within() -> Any:
-        return await asyncio.wait_for(getattr(files, f"_{method}")(*arguments, **options), seconds)
+    async def within() -> Result:
+        return await asyncio.wait_for(work(), seconds)
 
     try:
-        return sync(files.loop, within)
+        return cast(Result, sync(loop, within))
     except TimeoutError as error:
         reason = str(error) or str(error.__cause__ or "") or f"no complete answer in {seconds:.3g} s"
         raise ConnectionError(reason) from error

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.errors import DataError, StorageDown, may_pass
-from data.files.atomic_file import open_no_link, write_atomically
+from data.files.atomic_file import write_atomically
 from data.files.file_lock import is_at, try_lock
 from data.files.json_records import parse_json
 from data.files.regular_file import read_regular
+from data.remote.byte_stream import ObjectReplaced
 from data.remote.cache import (
     DISK_FULL,
     REQUEST_VERSION,
@@ -38,7 +39,7 @@ from data.remote.cache import (
 )
 from data.remote.downloader_process import STOP_SIGNALS, start_record
 from data.remote.held_shards import HeldShards
-from data.remote.storage import pieces
+from data.remote.shard_download import download
 from data.remote.web_address import without_secrets
 from data.text.printable import PrintableFormatter
 
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _POLL_INTERVAL = 0.05  # seconds between looks at the requests
 _CHECK_INTERVAL = 1.0  # seconds after which everything is looked at, even if no request has changed
+_BLOCK = 512  # bytes, by which `stat` counts those of a file
 _LOCK_ATTEMPTS = 20  # readers that look for a downloader hold its lock for an instant
 
 
@@ -154,9 +156,9 @@ class Downloader:
     def _disk_room(self) -> int:
         """Bytes that shards, complete and partial ones, can take on the disk."""
         partial = 0
-        for download in self._running.values():
+        for running in self._running.values():
             with suppress(FileNotFoundError):
-                partial += download.part.stat().st_size
+                partial += _BLOCK * running.part.stat().st_blocks  # ranges leave holes
         return self._cache.disk_room(self._held.bytes + partial)
 
     def _free_space_for(self, shard: RequestedShard) -> None:
@@ -249,16 +251,21 @@ class Downloader:
         try:
             if self._verify_earlier(shard):
                 return True
-            # A byte may flip on the way; if it happens twice, the source differs from what was indexed.
+            # A byte may flip on the way, and the same file be copied again; if it happens twice, the source differs
+            # from what was indexed.
             for attempt in (1, 2):
-                if download(shard, part):
-                    with suppress(FileNotFoundError):  # removed by a cleaner: it will be downloaded again
-                        part.replace(self._cache.shard_path(shard.sha256))
-                    return True
-                log.warning("%s: sha256 differs from the index, attempt %d", shard.location, attempt)
+                try:
+                    if download(shard, part):
+                        with suppress(FileNotFoundError):  # removed by a cleaner: it will be downloaded again
+                            part.replace(self._cache.shard_path(shard.sha256))
+                        return True
+                    wrong = f"its sha256 is not {shard.sha256[:16]}... as in the index"
+                except ObjectReplaced:
+                    wrong = "it was replaced meanwhile"
+                log.warning("%s: %s, attempt %d", shard.location, wrong, attempt)
             raise DataError(
-                f"shard {shard.location}: downloaded twice, and its sha256 is not {shard.sha256[:16]}... as in the "
-                "index; copy the shard again, or index the shards again with: coatnet shards index"
+                f"shard {shard.location}: downloaded twice, and {wrong}; copy the shard again, or index the shards "
+                "again with: coatnet shards index"
             )
         except Exception as error:
             log.exception("%s", shard.location)
@@ -293,18 +300,6 @@ class Downloader:
             write_atomically(self._cache.failure_path(shard.sha256), json.dumps(asdict(failure)))
         except OSError:
             log.exception("%s: its failure cannot be recorded, so it is tried again", shard.location)
-
-
-def download(shard: RequestedShard, part: Path) -> bool:
-    """Download the shard to `part` and flush it to the disk; False if its sha256 differs from the requested one."""
-    sha256 = hashlib.sha256()
-    with open_no_link(part, "wb") as file:
-        for piece in pieces(shard.location, shard.bytes, shard.storage):
-            sha256.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return sha256.hexdigest() == shard.sha256
 
 
 def main(folder: Path) -> None:

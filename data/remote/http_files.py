@@ -4,7 +4,7 @@ import asyncio
 import html
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urljoin
 
 import aiohttp
@@ -98,21 +98,34 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]
         return length
 
     async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        session = await self.set_session()
         first = start or 0
         if end is None:
             return (await self._whole_file(url, RECORD_BYTES))[first:]
-        headers = _VERBATIM | {"Range": f"bytes={first}-{end - 1}"}
-        async with session.get(self.encode_url(url), headers=headers) as response:
+        async with await self.open_range(url, first, end) as response:
+            return await _received(response, end - first)
+
+    async def open_range(self, url: str, start: int, end: int, *, or_whole: bool = False) -> aiohttp.ClientResponse:
+        """The answer to a request for the bytes `start` .. `end`, its body not yet received.
+
+        With `or_whole` it may be the whole file, which ends at `end`; its status is then not 206.
+        """
+        session = await self.set_session()
+        headers = _VERBATIM | {"Range": f"bytes={start}-{end - 1}"}
+        response = await session.get(self.encode_url(url), headers=headers)
+        try:
             self._raise_not_found_for_status(response, url)
             # A range that covers the file may be answered by the file.
-            if response.status == 206 or (first == 0 and _content_length(response.headers) == end):
-                return await _received(response, end - first)
-        raise StorageRefused(
-            f"{without_signature(url)}: the server ignores byte ranges (HTTP {response.status} instead of 206), which "
-            "reading shards needs; use a server that has them, such as nginx, or copy the files to a disk or an "
-            "object store"
-        )
+            is_whole = response.status != 206 and _content_length(response.headers) == end
+            if response.status == 206 or (is_whole and (start == 0 or or_whole)):
+                return cast(aiohttp.ClientResponse, response)
+            raise StorageRefused(
+                f"{without_signature(url)}: the server ignores byte ranges (HTTP {response.status} instead of 206), "
+                "which reading shards needs; use a server that has them, such as nginx, or copy the files to a disk or "
+                "an object store"
+            )
+        except BaseException:
+            response.release()
+            raise
 
     async def _whole_file(self, url: str, most: int) -> bytes:
         """The content of a file of at most `most` bytes.

@@ -274,10 +274,10 @@ def _told_size(files: Any, path: str, location: str, storage: Storage) -> int:
     return int(size)
 
 
-def pieces(location: str, size: int, storage: Storage) -> Iterator[bytes]:
-    """The `size` bytes of a remote file, in order; a failed piece is requested again by itself."""
-    for start in range(0, size, PIECE):
-        yield read_bytes(location, storage, start, min(start + PIECE, size))
+def pieces(location: str, size: int, storage: Storage, start: int = 0) -> Iterator[bytes]:
+    """The bytes of a remote file from `start` to `size`, in order; a failed piece is requested again by itself."""
+    for begin in range(start, size, PIECE):
+        yield read_bytes(location, storage, begin, min(begin + PIECE, size))
 
 
 def upload(
@@ -381,7 +381,7 @@ def _filesystem(scheme: str, storage: Storage, process: int) -> Any:
                 # Whole files are verified by the sha256 in the index.
                 "response_checksum_validation": "when_required",
                 "request_checksum_calculation": "when_required",
-                "max_pool_connections": 64,
+                "max_pool_connections": 256,  # several for each of the downloads, of which 64 may run
             },
         }
         if storage.requester_pays or os.environ.get("AWS_REQUEST_PAYER") == "requester":

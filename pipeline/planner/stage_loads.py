@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from data.order import lanes_read
-from data.remote.storage import PIECE, is_remote
+from data.remote.shard_download import shard_requests
+from data.remote.storage import is_remote
 from pipeline.checkpoints.retention import reasons_to_keep
 from pipeline.planner.datasets import PlannedDataset
 from pipeline.planner.failures.run_timing import SaveCost, save_cost
@@ -77,8 +78,8 @@ def shard_load(dataset: PlannedDataset, step: StepEstimate, cluster: Cluster, la
     """What the nodes download, if the shards are remote: a node downloads the shards of its ranks' lanes.
 
     Ranks take contiguous positions of the batch and a lane has as many of them, so nodes share lanes where there are
-    fewer lanes than nodes, and where a lane's positions end inside of a node's. A shard is downloaded whole, in range
-    requests of `PIECE` bytes.
+    fewer lanes than nodes, and where a lane's positions end inside of a node's. A shard is downloaded whole, in
+    one request or, if it is large, in ranges.
     """
     of_node = step.images // cluster.gpus * cluster.gpus_per_node
     times = lanes_read(step.images, lanes, of_node) / lanes
@@ -87,7 +88,7 @@ def shard_load(dataset: PlannedDataset, step: StepEstimate, cluster: Cluster, la
 
     def loads(images: float, size: float) -> tuple[float, float]:
         shards = times * images / in_shard
-        return times * images * size, shards * math.ceil(in_shard * size / PIECE)
+        return times * images * size, shards * shard_requests(math.ceil(in_shard * size))
 
     value, least, most = (
         loads(images.value, size.value), loads(images.least, size.least), loads(images.most, size.most)

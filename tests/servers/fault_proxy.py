@@ -63,6 +63,8 @@ class FaultProxy:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request."""
+        self.fields: list[dict[str, str]] = []
+        """The header of every request, its names in lower case."""
         self._under_way = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -103,6 +105,7 @@ class FaultProxy:
                 head, fields = await _head(client)
                 method, path, _ = head.split(" ", 2)
                 self.requests.append((method, path))
+                self.fields.append({name.lower(): value for name, value in fields})
                 if any(name.lower() == "expect" for name, _ in fields):  # not part of the signature
                     await _send(answer, b"HTTP/1.1 100 Continue\r\n\r\n")
                     fields = [(name, value) for name, value in fields if name.lower() != "expect"]

@@ -1,5 +1,6 @@
 """What a run asks of what its ranks share while it trains: shards, checkpoints, log lines."""
 
+from data.remote.shard_download import shard_requests
 from data.remote.storage import PIECE
 from pipeline.planner.failures.run_timing import pruning_seconds, publishing_seconds
 from pipeline.planner.scaling.load import Basis, Load, ScaledRun, lanes_of_nodes, lanes_of_ranks
@@ -113,10 +114,13 @@ def _node_downloads(run: ScaledRun, ranks: int) -> Load:
 
 
 def _gets(run: ScaledRun, ranks: int) -> Load:
-    demand = _bytes_per_second(run, ranks) * _amplification(run, ranks) / PIECE
+    size = run.samples * run.sample_bytes / run.shards
+    each = shard_requests(round(size))
+    demand = _bytes_per_second(run, ranks) * _amplification(run, ranks) / size * each
     return Load(
         "requests for shards", "step", demand, "GET requests", 1.0, run.known.limits.prefix_gets.value,
-        Basis.SIMULATED, "pieces of 16 MiB; law: as the bytes", "whole shards in large pieces, never single images",
+        Basis.SIMULATED, f"{each:,} for each shard of {size / 1e6:,.0f} MB; law: as the bytes",
+        "whole shards, in one request up to 128 MiB and else in ranges of 64 MiB, never single images",
     )  # fmt: skip
 
 

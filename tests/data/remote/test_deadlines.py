@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from data.errors import StorageDown
+from data.remote.byte_stream import byte_stream
 from data.remote.storage import (
     Storage,
     file_size,
@@ -58,12 +59,25 @@ HEAD = b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"
         (WHOLE, lambda place, storage: read_bytes(place, storage)),
         (HEAD, lambda place, storage: read_bytes(place, storage, 0, 1_000_000)),
         (HEAD, lambda place, storage: read_bytes(place, storage)),
+        (BODY, lambda place, storage: list(byte_stream(place, 0, 1_000_000, storage))),
+        (HEAD, lambda place, storage: list(byte_stream(place, 0, 1_000_000, storage))),
         (HEAD, lambda place, storage: file_size(place, storage)),
         (HEAD, lambda place, storage: list_files(place, storage)),
         (HEAD, lambda place, storage: write_bytes(place, b"x" * 1000, storage)),
         (HEAD, lambda place, storage: remove(place, storage)),
     ],
-    ids=["body of a range", "body", "head of a range", "head", "size", "list", "write", "remove"],
+    ids=[
+        "body of a range",
+        "body",
+        "head of a range",
+        "head",
+        "body of a stream",
+        "head of a stream",
+        "size",
+        "list",
+        "write",
+        "remove",
+    ],
 )
 def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, scheme: str, answer: tuple[bytes, bytes],

@@ -248,7 +248,11 @@ def test_laws_of_training() -> None:
     assert demand(remote, 512, shards) == 4096 / 0.5 * 1e5
     assert demand(remote, 4096, shards) == 8 * 4096 / (256 / 4096) * 1e5  # eight nodes share each lane
     assert demand(replace(remote, lanes=512), 4096, shards) == 4096 / (256 / 4096) * 1e5
-    assert demand(remote, 512, "requests for shards") == demand(remote, 512, shards) / 2**24
+    # 429 MB, in seven ranges of 64 MiB.
+    each = demand(remote, 512, shards) / (RUN.samples * RUN.sample_bytes / RUN.shards)
+    assert demand(remote, 512, "requests for shards") == pytest.approx(7 * each)
+    whole = replace(remote, shards=3_000_000)
+    assert demand(whole, 512, "requests for shards") == pytest.approx(demand(whole, 512, shards) / 1e8)
     assert demand(RUN, 64, "bytes of a save") == demand(RUN, 4096, "bytes of a save") == 24e9
     (published,) = (load for load in loads(remote, 4096) if load.name == "the leader's work for a save")
     seconds = publishing_seconds(4096, remote=True) + pruning_seconds(4096, 2, remote=True)

@@ -8,15 +8,16 @@ python -m benchmarks.reading --local FOLDER --remote URL        S3 against the l
 import argparse
 import hashlib
 import itertools
+import os
 import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import psutil
@@ -30,6 +31,7 @@ from data.dataset import Dataset, open_dataset
 from data.images.augment import TrainTransform
 from data.images.random_augment import RandomAugment
 from data.order import SampleOrder
+from data.remote.byte_stream import BUFFER, byte_stream
 from data.remote.cache import Cache, RequestedShard
 from data.remote.shard_download import download
 from data.remote.storage import Storage, open_filesystem
@@ -60,6 +62,7 @@ def main() -> None:
     if arguments.stream:
         report("A stream", _stream(arguments.stream, arguments.images, arguments.workers), arguments.json)
     elif arguments.remote:
+        report("Processor time of the parts of a download", _download_parts(arguments.remote, arguments.rounds), None)
         rows = _remote(arguments.local, arguments.remote, arguments.rounds, arguments.seconds, arguments.workers)
         report("Remote shards against local ones, each image downloaded once", rows, arguments.json)
     else:
@@ -252,18 +255,61 @@ def _cpu_and_written(process: psutil.Process) -> tuple[float, int]:
 
 def _requests_of_a_shard(dataset: Dataset) -> float:
     """HTTP requests for each of the first shards of a dataset on S3, retries and questions for sizes included."""
-    shards = dataset.index.shards[:4]
     files = open_filesystem(dataset.index.location(0), dataset.storage)[0]
     files.connect()
     sent: list[str] = []
     files.s3.meta.events.register("before-send.s3", lambda request, **context: sent.append(request.method))
+    numbers = range(min(4, len(dataset.index.shards)))
     with tempfile.TemporaryDirectory() as folder:
-        for number, shard in enumerate(shards):
-            requested = RequestedShard(
-                dataset.index.location(number), shard.bytes, shard.sha256, dataset.storage, urgent=True
-            )
-            assert download(requested, Path(folder) / "shard")
-    return len(sent) / len(shards)
+        for number in numbers:
+            assert download(_requested(dataset, number), Path(folder) / "shard")
+    return len(sent) / len(numbers)
+
+
+def _download_parts(remote: str, rounds: int) -> list[dict[str, Any]]:
+    """Of the first shard."""
+    dataset = open_dataset(remote, Storage())
+    shard = _requested(dataset, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        new, again = Path(folder) / "new", Path(folder) / "again"
+        assert download(shard, again)
+        content = memoryview(again.read_bytes())
+        pieces = [content[start : start + BUFFER] for start in range(0, len(content), BUFFER)]
+
+        def receive() -> None:
+            for _ in byte_stream(shard.location, 0, shard.bytes, shard.storage):
+                pass
+
+        def write(path: Path, mode: Literal["wb", "rb+"]) -> None:
+            if mode == "wb":
+                path.unlink(missing_ok=True)
+            with open(path, mode) as file:
+                for piece in pieces:
+                    file.write(piece)
+                os.fsync(file.fileno())
+
+        parts: dict[str, Callable[[], object]] = {
+            "receiving": receive,
+            "sha256": lambda: [hashlib.sha256(piece) for piece in pieces],
+            "writing a new file": partial(write, new, "wb"),
+            "writing over a file in memory": partial(write, again, "rb+"),
+            "the whole download": partial(download, shard, Path(folder) / "shard"),
+        }
+        timings = interleaved(parts, rounds=4 * rounds, device=CPU, clock=time.process_time)
+    return [
+        {
+            "part": name,
+            "ms a MB": 1e9 * timing.median / shard.bytes,
+            "from": 1e9 * min(timing.seconds) / shard.bytes,
+            "to": 1e9 * max(timing.seconds) / shard.bytes,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def _requested(dataset: Dataset, number: int) -> RequestedShard:
+    shard = dataset.index.shards[number]
+    return RequestedShard(dataset.index.location(number), shard.bytes, shard.sha256, dataset.storage, urgent=True)
 
 
 if __name__ == "__main__":

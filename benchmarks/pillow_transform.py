@@ -20,10 +20,13 @@ def pillow_transform(
     image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if augment:
-        layers, magnitude = augment
-        for number in rng.integers(len(_OPERATIONS), size=layers):
-            image = _OPERATIONS[number](image, magnitude / 10, rng)
+    return pillow_random_augment(image, *augment, rng) if augment else image
+
+
+def pillow_random_augment(image: PillowImage, layers: int, magnitude: float, rng: np.random.Generator) -> PillowImage:
+    """RandAugment of RGB images of 224 pixels and more."""
+    for number in rng.integers(len(_OPERATIONS), size=layers):
+        image = _OPERATIONS[number](image, magnitude / 10, rng)
     return image
 
 

@@ -5,9 +5,9 @@ timm is among the development dependencies; constraints.txt has the torchvision 
 
 from typing import Any
 
-import torch
 from torch import nn
 
+from benchmarks.torchvision_import import import_with_torchvision
 from models.coatnet import CoAtNet
 from models.timm_layout import timm_arguments, to_timm
 
@@ -18,14 +18,7 @@ def import_timm() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    if not torch.cuda.is_available():
-        # torchvision's compiled half needs CUDA; its import looks for the schemas of two operations defined there.
-        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
-
-    return timm
+    return import_with_torchvision("timm")
 
 
 def like_ours(model: CoAtNet, name: str, num_classes: int) -> nn.Module:

@@ -20,10 +20,12 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.slow(seconds=8)
 
 
-def run(path: Path, benchmark: str, *arguments: str, measures: bool = True) -> list[dict[str, object]]:
+def run(
+    path: Path, benchmark: str, *arguments: str, measures: bool = True, **variables: str
+) -> list[dict[str, object]]:
     options = (*arguments, *(("--rounds", "1", "--device", "cpu") if measures else ()), "--json", str(path))
     with tempfile.NamedTemporaryFile("ab") as output:
-        code = start_program(benchmark, *options, output=output).wait(600)
+        code = start_program(benchmark, *options, output=output, **variables).wait(600)
         assert code == 0, Path(output.name).read_text()
     rows: list[dict[str, object]] = json.loads(path.read_text())["rows"]
     return rows
@@ -110,11 +112,25 @@ def test_shard_encodings(tmp_path: Path) -> None:
 
 
 def test_loaders(tmp_path: Path) -> None:
-    rows = run(
-        tmp_path / "rows.json", "benchmarks.loader", "--limit", "8", "--copies", "8", "--batches", "2", "--workers", "1"
-    )
-    assert [row["loader"] for row in rows] == [
-        "ours", "ours, without libturbojpeg", "ours, whole pictures", "webdataset, our transform", "webdataset, Pillow", "DataLoader over a folder, Pillow",
+    tiny = ["--limit", "8", "--copies", "8", "--batches", "2", "--workers", "1", "--augment", "yes"]
+    # The others do not belong to the project.
+    names = [
+        "ours", "ours, without libturbojpeg", "ours, whole pictures", "webdataset, our transform", "webdataset, Pillow", "webdataset, OpenCV", "DataLoader over a folder, Pillow",
+    ]  # fmt: skip
+    rows = run(tmp_path / "rows.json", "benchmarks.loader", *tiny, "--loaders", *names)
+    assert [(row["loader"], row["RandAugment"]) for row in rows] == [
+        (name, "ours" if "our" in name else "Pillow") for name in names
+    ]
+    assert all(float(str(row[column])) > 0 for row in rows for column in list(row)[2:])
+
+
+def test_a_loader_that_cannot_be_imported_is_a_row_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "ffcv.py").write_text("raise ImportError('built for another Python')")
+    tiny = ["--limit", "2", "--copies", "32", "--batches", "1", "--workers", "1", "--augment", "no"]
+    path = f"{tmp_path}:{ROOT}"
+    rows = run(tmp_path / "rows.json", "benchmarks.loader", *tiny, "--loaders", "FFCV", PYTHONPATH=path)
+    assert [(row["loader"], row["RandAugment"]) for row in rows] == [
+        ("webdataset, Pillow", "no"), ("FFCV", "cannot be imported: built for another Python"),
     ]  # fmt: skip
 
 

@@ -191,8 +191,14 @@ def test_tensorboard_serves_the_curves_and_the_images(tensorboard: int) -> None:
 def test_every_chart_of_the_layout_finds_its_curves(tensorboard: int) -> None:
     runs = fetch(tensorboard, "scalars/tags")
     tags = {*runs["test/pretrain"], *runs["test/pretrain/validation"]}
-    # Only written on GPUs, or after failures.
-    tags |= {"train/mfu", "usage/device_allocated_gigabytes", "train/steps_not_applied"}
+    # Only written on GPUs, after failures, or with cross-checks.
+    tags |= {
+        "train/mfu",
+        "usage/device_allocated_gigabytes",
+        "train/steps_not_applied",
+        "verify/seconds",
+        "verify/passed",
+    }
     categories = fetch(tensorboard, "custom_scalars/layout")["category"]
     charts = {chart["title"]: chart["multiline"]["tag"] for category in categories for chart in category["chart"]}
     for title, patterns in charts.items():

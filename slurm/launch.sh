@@ -207,7 +207,11 @@ main() { # a function, so that bash has read all of it: the file may change duri
     # srun reports the highest code of all tasks, but most tasks fail only because another one did. The file has the cause.
     why="srun ended with $code"
     if [ -s "$COATNET_CAUSE_FILE" ]; then
-        { read -r cause && why=$(cat); } <"$COATNET_CAUSE_FILE"
+        { # by bash alone: at a time limit, Slurm's TERM ends the commands that it runs
+            read -r cause
+            IFS= read -r -d '' why
+        } <"$COATNET_CAUSE_FILE"
+        why=${why%$'\n'}
         code=$(whole_number "$cause" 1)
     elif [ "$code" = 1 ] || [ "$code" -gt 128 ]; then
         code=75 # a rank was killed, or a node failed

@@ -199,6 +199,7 @@ def _start(
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(group.count),
+                "LOCAL_WORLD_SIZE": str(group.count),
                 "OMP_NUM_THREADS": str(group.threads),
                 OUTCOME_FILE: f"{outcomes}/{rank}.json",
             }

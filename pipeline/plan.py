@@ -317,9 +317,14 @@ def training_need(stage: TrainStage, world_size: int, order: SampleOrder, shard_
     return order.greatest_need(
         shard_bytes,
         world_size,
-        int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes))),
+        ranks_per_node(stage, world_size),
         1 + prefetched_steps(stage.batch.micro_batches // world_size, stage.data.workers),
     )
+
+
+def ranks_per_node(stage: TrainStage, world_size: int) -> int:
+    """How many of `world_size` ranks share a node: as the launcher says, or otherwise the recipe."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", -(-world_size // stage.resources.nodes)))
 
 
 def check_start_classes(plan: Plan, start: Plan) -> None:

@@ -26,6 +26,15 @@ Extend = Annotated[
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help=RUN_HELP)]
+StartedStage = Annotated[
+    str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the only one")
+]
+ReplayRanks = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine.", show_default="the run's, if they fit")
+]
+ReplayFolder = Annotated[
+    Path | None, typer.Option(help="Folder for the results.", show_default="in `replays` of the run folder")
+]
 ModelLocation = Annotated[
     str,
     typer.Argument(

@@ -1,14 +1,12 @@
 """`coatnet replay`: any step of a run again, beside what was logged, and looked into."""
 
 import hashlib
-import os
 import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.commands.arguments import AsJson, RunPath, stage_and_changes
+from jobs.commands.arguments import AsJson, ReplayFolder, ReplayRanks, RunPath, StartedStage, stage_and_changes
 from jobs.exit_codes import STARTS_OVER, end_process, exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
@@ -18,9 +16,7 @@ _LONGEST_NAME = 120
 
 def replay(
     run: RunPath,
-    stage: Annotated[
-        str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the only one")
-    ] = None,
+    stage: StartedStage = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -54,18 +50,21 @@ def replay(
     as_run: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Make the branch a run of its own, which can go on.")
     ] = None,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine.", show_default="the run's, if they fit")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results.", show_default="in `replays` of the run folder")
-    ] = None,
+    ranks: ReplayRanks = None,
+    out: ReplayFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute any step of a run from its checkpoints, compare it with the log, and look into it."""
     with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
         from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
-        from jobs.replay.target import FOLDER, named_samples, prepared_output, ranks_here, run_beside, stage_folder
+        from jobs.replay.target import (
+            folder_of_ranks,
+            named_samples,
+            prepared_output,
+            ranks_here,
+            run_beside,
+            stage_folder,
+        )
         from pipeline.replay.memory_advice import memory_advice
         from pipeline.replay.recorded_stage import check_training_shards, open_recorded_stage
         from pipeline.runs.run_folder import RunFolder
@@ -76,6 +75,9 @@ def replay(
             raise ConfigError(f"--until {last}: is before --step {step}")
         if without_optimizer and (bisect or as_run or left_out or last > step):
             raise ConfigError("--without-optimizer looks at one forward; leave --until, --without, --bisect, --as out")
+        if curves_only and (bisect or without_optimizer):
+            other = "--bisect" if bisect else "--without-optimizer"
+            raise ConfigError(f"--curves-only looks into no step, and {other} does: leave one of them out")
         branch_run = run_beside(folder, as_run) if as_run and not is_rank() else None
         if not is_rank():
             recorded = open_recorded_stage(folder, changes, step=step - 1)
@@ -91,7 +93,7 @@ def replay(
                 raise ConfigError(f"{recorded.branched[0]}: --without-optimizer looks at the step as it was")
             count = ranks_here(recorded.stage, folder, step - 1, last, ranks)
             folder_out = prepared_output(
-                (out or folder.path / FOLDER / _folder_name(step, last, changes, left_out)).absolute()
+                (out or folder.replays / _folder_name(step, last, changes, left_out)).absolute()
             )
             options = [f"--step={step}", f"--until={last}", f"--ranks={count}", f"--out={folder_out}"]
             options += [f"--without={sample}" for sample in left_out] + ([f"--as={as_run}"] if as_run else [])
@@ -122,15 +124,11 @@ def replay(
         from jobs.replay.rank import replay_and_print
         from pipeline.replay.replay import ReplayRequest
 
-        if out is None:
-            raise ConfigError("--out is missing: ranks that are started by hand need the same folder for their results")
-        if ranks is not None and ranks != int(os.environ["WORLD_SIZE"]):
-            raise ConfigError(f"--ranks {ranks}: this process is one of {os.environ['WORLD_SIZE']} ranks; leave it out")
         request = ReplayRequest(
             folder=folder.path,
             step=step,
             until=last,
-            out=out,
+            out=folder_of_ranks(out, ranks),
             overrides=tuple(changes),
             without=left_out,
             look_inside=not curves_only,

@@ -1,14 +1,12 @@
 """`coatnet verify`: whether the log and the checkpoints of a run are what its recipe and its data lead to."""
 
-import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data.errors import EXIT_CONFIG
-from jobs.commands.arguments import AsJson, RunPath, stage_and_changes
+from jobs.commands.arguments import AsJson, ReplayFolder, ReplayRanks, RunPath, StartedStage, stage_and_changes
 from jobs.exit_codes import STARTS_OVER, end_process, exit_on_error
 from pipeline.errors import ConfigError
 from pipeline.faults.preemption import StopSignals
@@ -16,9 +14,7 @@ from pipeline.faults.preemption import StopSignals
 
 def verify(
     run: RunPath,
-    stage: Annotated[
-        str | None, typer.Argument(metavar="[STAGE]", help="A training stage.", show_default="the only one")
-    ] = None,
+    stage: StartedStage = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -35,12 +31,8 @@ def verify(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw: the same number draws the same steps.")] = 0,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine.", show_default="the run's, if they fit")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the result.", show_default="in `replays` of the run folder")
-    ] = None,
+    ranks: ReplayRanks = None,
+    out: ReplayFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute random steps of a run, and compare them with its log and its checkpoints.
@@ -49,7 +41,7 @@ def verify(
     """
     with StopSignals(end_process, STARTS_OVER) as signals, exit_on_error(STARTS_OVER, signals):
         from jobs.launch import RankGroup, die_with_launcher, is_rank, launch_group
-        from jobs.replay.target import FOLDER, prepared_output, ranks_here, stage_folder
+        from jobs.replay.target import folder_of_ranks, prepared_output, ranks_here, stage_folder
         from pipeline.runs.run_folder import RunFolder
 
         name, changes = stage_and_changes(stage, overrides)
@@ -62,7 +54,7 @@ def verify(
             if recorded.branch is not None:
                 raise ConfigError(f"{recorded.branched[0]}: a run is verified with its own settings")
             count = ranks_here(recorded.stage, folder, 0, sys.maxsize, ranks)
-            place = prepared_output((out or folder.path / FOLDER / "verification").absolute())
+            place = prepared_output((out or folder.replays / "verification").absolute())
             options = [f"--sample={sample}", f"--seed={seed}", f"--ranks={count}", f"--out={place}"]
             options += [f"--within={within}"] if within else []
             options += ["--json"] if as_json else []
@@ -78,11 +70,12 @@ def verify(
         from jobs.replay.rank import verify_and_print
         from pipeline.replay.verification import VerificationRequest
 
-        if out is None:
-            raise ConfigError("--out is missing: ranks that are started by hand need the same folder for their results")
-        if ranks is not None and ranks != int(os.environ["WORLD_SIZE"]):
-            raise ConfigError(f"--ranks {ranks}: this process is one of {os.environ['WORLD_SIZE']} ranks; leave it out")
         request = VerificationRequest(
-            folder=folder.path, out=out, sample=sample, within=within, seed=seed, overrides=tuple(changes)
+            folder=folder.path,
+            out=folder_of_ranks(out, ranks),
+            sample=sample,
+            within=within,
+            seed=seed,
+            overrides=tuple(changes),
         )
         verify_and_print(request, as_json=as_json)

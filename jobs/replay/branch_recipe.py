@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from data.files.atomic_file import write_atomically
-from jobs.console import make_console, print_line
+from jobs.console import make_console, print_line, print_warning
 from jobs.frozen_recipe import FOLDER, frozen_content, recipe_text
+from pipeline.monitoring.console import PrintableConsole
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.run_folder import RunFolder
 
@@ -17,21 +18,27 @@ def write_branch_recipe(path: Path, origin: RunFolder, *, as_json: bool) -> Path
     Args:
         path: `runs/NAME`.
         origin: the run folder of the stage that the branch has left.
-        as_json: whether nothing is to be said, as standard output is for a program.
+        as_json: whether standard output is for a program.
     """
     name, stage = path.name, origin.path.name
     frozen = RunFolder(path / stage).frozen()
     assert frozen is not None
     stages: dict[str, Any] = {stage: frozen.settings}
-    for other, settings in _recorded_stages(origin.path.parent).items():
+    recorded = _recorded_stages(origin.path.parent)
+    for other, settings in recorded.items():
         if settings.get("start_from") in stages and other not in stages:
             stages[other] = settings
     recipe = Recipe.model_validate({"name": name, "runs": str(path.parent), "seed": frozen.seed, "stages": stages})
     file = path / FOLDER / f"{name}.yaml"  # not beside the folders of stages, which it names
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, recipe_text(recipe))
+    if not recorded:
+        missing = f"{origin.path.parent / FOLDER} holds no readable recipe, so the branch has no stage after {stage}"
+        print_warning(PrintableConsole(stderr=True), missing)
     if not as_json:
-        print_line(make_console(), f"{path}: the branch; it goes on with: coatnet run {shlex.quote(str(file))}")
+        console = make_console()
+        print_line(console, f"{file}: the recipe of the branch, with the stages {', '.join(stages)}")
+        print_line(console, f"{path}: the branch; it goes on with: coatnet run {shlex.quote(str(file))}")
     return file
 
 

@@ -15,11 +15,9 @@ from pipeline.host import this_host
 from pipeline.plan import TrainPlan
 from pipeline.recipe.schema import TrainStage
 from pipeline.replay.branch_run import is_unfinished_branch
-from pipeline.replay.logged_steps import Computation, computations, of_steps
+from pipeline.replay.logged_steps import RunStart, run_starts, starts_of_steps
 from pipeline.runs.run_folder import RunFolder
 
-FOLDER = "replays"
-"""In the run folder of a stage, with a folder for each replay."""
 _MARKER = ".replay"
 _NAME = re.compile(r"[\w.\-]+")
 
@@ -81,13 +79,13 @@ def ranks_here(stage: TrainStage, folder: RunFolder, first: int, until: int, wan
                 f"{', '.join(divisors)}"
             )
         return wanted
-    past = of_steps(computations(folder.events.entries()), first, until)
+    past = starts_of_steps(run_starts(folder.events.entries()), first, until)
     before = past[-1].ranks if past else stage.resources.ranks
     most = min(before, _places(stage, past))
     return max(count for count in range(1, most + 1) if micro_batches % count == 0)
 
 
-def _places(stage: TrainStage, past: Sequence[Computation]) -> int:
+def _places(stage: TrainStage, past: Sequence[RunStart]) -> int:
     """Ranks that this machine can run at full speed."""
     if stage.resources.gpus_per_rank:
         from pipeline.ranks.gpus import visible_gpus  # torch
@@ -132,6 +130,19 @@ def named_samples(plan: TrainPlan, names: Sequence[str], first: int, until: int)
 def _begins_with_one_of(name: str, shards: set[str]) -> bool:
     parts = name.split("/")
     return any("/".join(parts[:count]) in shards for count in range(1, len(parts)))
+
+
+def folder_of_ranks(out: Path | None, ranks: int | None) -> Path:
+    """In a rank: the folder for its results, as `--out` says.
+
+    Raises:
+        ConfigError: it was started by hand, without the folder or with another number of ranks than `--ranks`.
+    """
+    if out is None:
+        raise ConfigError("--out is missing: ranks that are started by hand need the same folder for their results")
+    if ranks is not None and ranks != int(os.environ["WORLD_SIZE"]):
+        raise ConfigError(f"--ranks {ranks}: this process is one of {os.environ['WORLD_SIZE']} ranks; leave it out")
+    return out
 
 
 def prepared_output(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from data.text.counted import counted
 from pipeline.checkpoints.manifest import step_of
 from pipeline.cross_check.checksums import kind_of
 from pipeline.cross_check.cross_check import ValuesDiffer
-from pipeline.cross_check.devices import Device
+from pipeline.cross_check.devices import RankDevice
 from pipeline.cross_check.verdict import Verdict
 from pipeline.errors import MachineFaulty, RunFailed
 from pipeline.ranks.distributed import Ranks
@@ -19,7 +19,7 @@ _MOST_NAMED = 4  # values of a rank, or ranks, in a message; the event log has a
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class CheckContext:
     """What the message says besides who is wrong."""
 
     step: int
@@ -32,7 +32,7 @@ class Circumstances:
     """`verify.excluded_nodes`."""
 
 
-def accusation(differ: ValuesDiffer, now: Circumstances, folder: RunFolder, ranks: Ranks) -> MachineFaulty | RunFailed:
+def accusation(differ: ValuesDiffer, now: CheckContext, folder: RunFolder, ranks: Ranks) -> MachineFaulty | RunFailed:
     """Record who is wrong, and return the error of this start; all ranks call this, and get the same.
 
     Returns:
@@ -69,7 +69,7 @@ def _excluded_before(events: EventLog) -> set[str]:
     return {str(node) for found in nodes if isinstance(found, list) for node in found}
 
 
-def _facts(rank: int, device: Device, values: list[str]) -> dict[str, Any]:
+def _facts(rank: int, device: RankDevice, values: list[str]) -> dict[str, Any]:
     return {"rank": rank, "node": device.node, "device": device.name, "uuid": device.uuid, "values": values}
 
 
@@ -87,7 +87,7 @@ def _what(found: Verdict, world_size: int) -> str:
     return f"different values of the same micro-batch, and it cannot be told which are wrong, since {why}"
 
 
-def _since(now: Circumstances) -> str:
+def _since(now: CheckContext) -> str:
     """From where the run goes on, and what of that may be wrong."""
     if now.newest is None:
         return "The step was not applied, and the run starts over, as there is no checkpoint yet"
@@ -102,7 +102,7 @@ def _since(now: Circumstances) -> str:
     )
 
 
-def _how_to_go_on(nodes: Sequence[str], devices: Sequence[Device]) -> str:
+def _how_to_go_on(nodes: Sequence[str], devices: Sequence[RankDevice]) -> str:
     gpus = [device.uuid for device in devices if device.uuid]
     by_hand = f", or with fewer ranks and without {_some(gpus)} in CUDA_VISIBLE_DEVICES" if gpus else ""
     return (

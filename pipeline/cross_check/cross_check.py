@@ -16,7 +16,7 @@ from torch import Tensor
 from data.stream import MicroBatch
 from pipeline.cross_check.checksums import Checksums
 from pipeline.cross_check.computation import computed_beside
-from pipeline.cross_check.devices import Device, devices_of, refuse_different_devices
+from pipeline.cross_check.devices import RankDevice, devices_of, refuse_different_devices
 from pipeline.cross_check.exchange import from_next_rank, from_rank
 from pipeline.cross_check.verdict import Disagreement, Values, Verdict, verdict
 from pipeline.faults.watchdog import Watchdog
@@ -34,7 +34,7 @@ class ValuesDiffer(Exception):
         devices: of all ranks.
     """
 
-    def __init__(self, found: Verdict, names: tuple[str, ...], devices: list[Device]) -> None:
+    def __init__(self, found: Verdict, names: tuple[str, ...], devices: list[RankDevice]) -> None:
         super().__init__("two ranks computed different values of a micro-batch")
         self.found, self.names, self.devices = found, names, devices
 

@@ -13,7 +13,7 @@ from pipeline.ranks.gpus import gpu_uuid
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class RankDevice:
     """What a rank computes on."""
 
     node: str
@@ -29,17 +29,17 @@ class Device:
         return f"{self.node} ({', '.join(filter(None, (self.name, self.uuid)))})"
 
 
-def devices_of(ranks: Ranks, node: str) -> list[Device]:
+def devices_of(ranks: Ranks, node: str) -> list[RankDevice]:
     """The devices of all ranks, in their order; all ranks call this, each with the name of its `node`."""
     if ranks.device.type == "cuda":
         name = torch.cuda.get_device_name(ranks.device)
-        own = Device(node, name, gpu_uuid(ranks.device) or None, torch.__version__)
+        own = RankDevice(node, name, gpu_uuid(ranks.device) or None, torch.__version__)
     else:
-        own = Device(node, processor_name(), None, torch.__version__)
-    return [parse_json(Device, text) for text in ranks.gather_texts(json.dumps(asdict(own)))]
+        own = RankDevice(node, processor_name(), None, torch.__version__)
+    return [parse_json(RankDevice, text) for text in ranks.gather_texts(json.dumps(asdict(own)))]
 
 
-def refuse_different_devices(devices: list[Device]) -> None:
+def refuse_different_devices(devices: list[RankDevice]) -> None:
     """Refuse to compare the bits of devices that may compute others though they work.
 
     Raises:

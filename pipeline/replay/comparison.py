@@ -35,8 +35,8 @@ class ComparedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the comparison of some steps comes to."""
+class LogComparison:
+    """What the comparison of some steps with the log comes to."""
 
     bits_expected: bool
     """Whether the replay computed with the same as the run: then every value must be equal to the bit."""
@@ -83,11 +83,11 @@ def compare(step: int, replayed: LoggedStep, logged: LoggedStep, precision: Prec
     return ComparedStep(step, replayed, logged, worst, max((difference for _, difference in found), default=0.0))
 
 
-def verdict(compared: Iterable[ComparedStep], *, bits: bool) -> Verdict:
+def log_comparison(compared: Iterable[ComparedStep], *, bits: bool) -> LogComparison:
     """What the comparisons of steps come to."""
     steps = [one for one in compared if one.agreement is not None]
     values = [pair for one in steps for pair in _pairs(one)]
-    return Verdict(
+    return LogComparison(
         bits,
         len(values),
         sum(_is_equal(ours, theirs) for ours, theirs in values),

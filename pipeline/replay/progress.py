@@ -8,7 +8,7 @@ from pipeline.replay.step_replay import ReplayedStep
 _SECONDS = 30.0
 
 
-class Progress:
+class ReplayProgress:
     """Says which steps are done, at most once in half a minute.
 
     Args:

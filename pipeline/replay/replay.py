@@ -18,12 +18,12 @@ from pipeline.faults.watchdog import Watchdog
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
 from pipeline.replay.branch_run import BranchRun
-from pipeline.replay.comparison import Verdict, verdict
+from pipeline.replay.comparison import LogComparison, log_comparison
 from pipeline.replay.inspection import Inspection, inspect_step
 from pipeline.replay.logged_steps import LoggedStep
 from pipeline.replay.memory_advice import memory_advice, replay_out_of_memory
 from pipeline.replay.observation import ObservedModel
-from pipeline.replay.progress import Progress
+from pipeline.replay.progress import ReplayProgress
 from pipeline.replay.recorded_stage import RecordedStage, check_training_shards, open_recorded_stage
 from pipeline.replay.replay_ranks import begin_with, load_into, rank_of_replay, scratch_folder
 from pipeline.replay.report import LoggedRow, ReplayReport, StepRow, number
@@ -130,7 +130,7 @@ class _Replay:
             run = BranchRun.begin(request.branch_run, recorded, branch, history, ranks)
         curves = run.folder.tensorboard if run else request.out
         model: ObservedModel | None = None
-        progress = Progress(request.until, self.say)
+        progress = ReplayProgress(request.until, self.say)
         with closing(replay), open_results(request.out, curves, start.step + 1, ranks, self.say) as results:
             while replay.step < request.until:
                 of_interest = replay.step >= first
@@ -254,7 +254,7 @@ class _Replay:
         run: BranchRun | None,
     ) -> ReplayReport:
         request, recorded = self.request, self.recorded
-        found = verdict(comparison.compared, bits=not comparison.why_not_bits)
+        found = log_comparison(comparison.compared, bits=not comparison.why_not_bits)
         report = ReplayReport(
             run=recorded.folder.path.parent.name,
             stage=recorded.name,
@@ -271,7 +271,7 @@ class _Replay:
             branched=recorded.branched,
             verdict=_verdict_text(request, recorded, start, found, comparison.logged),
             holds=found.holds,
-            remarks=tuple(_remarks(request, recorded, rows)),
+            remarks=(*comparison.damage, *_remarks(request, recorded, rows)),
             steps=tuple(rows),
             branch_run=None if run is None else str(run.folder.path.parent),
         )
@@ -283,7 +283,7 @@ def _verdict_text(
     request: ReplayRequest,
     recorded: RecordedStage,
     start: ReplayStart,
-    found: Verdict,
+    found: LogComparison,
     logged: Mapping[int, LoggedStep],
 ) -> str:
     older = request.step - 1 - start.step

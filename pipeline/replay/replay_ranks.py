@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.files.json_records import parse_json, to_json
-from data.remote.storage import Storage, is_remote
-from pipeline.checkpoints.resume import open_verified
-from pipeline.errors import CheckpointRemoved, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.faults.preemption import EndProcess
 from pipeline.faults.watchdog import Watchdog
 from pipeline.initial_weights.start import fitted_start
@@ -22,12 +20,10 @@ from pipeline.recipe.schema import TrainStage
 from pipeline.recipe.sections import WatchdogSettings
 from pipeline.replay.observation import ObservedModel
 from pipeline.replay.recorded_stage import RecordedStage
+from pipeline.replay.run_checkpoint import REMOVED, is_removed, naming_removal, run_checkpoint
 from pipeline.replay.start_points import ReplayStart
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.stage_settings import is_checkpoint_of
 from pipeline.weights import build_model, persistent_buffers
-
-_REMOVED = "removed since this command began, as the run has saved newer ones"
 
 
 @contextmanager
@@ -72,20 +68,13 @@ def begin_with(
         text = json.dumps(to_json(starts[position])) if ranks.is_leader else ""
         start = parse_json(ReplayStart, ranks.broadcast_text(0, text))
         try:
-            begin(start)
+            with naming_removal(start.location):
+                begin(start)
         except ConfigError as error:
-            passed_over.append(f"{start.location}: {_REMOVED}" if _is_gone(start) else str(error))
+            passed_over.append(f"{start.location}: {REMOVED}" if is_removed(start.location) else str(error))
             continue
-        except FileNotFoundError:
-            if not _is_gone(start):
-                raise
-            raise CheckpointRemoved(f"{start.location}: {_REMOVED}") from None
         return start, passed_over
     raise ConfigError(f"no state to recompute the step from is intact: {'; '.join(passed_over)}")
-
-
-def _is_gone(start: ReplayStart) -> bool:
-    return start.location is not None and not is_remote(start.location) and not Path(start.location).exists()
 
 
 def load_into(
@@ -98,16 +87,11 @@ def load_into(
         StorageDown, StorageRefused: a remote store that cannot be read.
     """
     if start.location is not None:
-        storage = Storage(**plan.stage.data.storage.model_dump())
-        checkpoint = open_verified(start.location, ranks, storage, scratch)
-        if not is_checkpoint_of(plan, checkpoint.manifest.facts):
-            raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data")
-        try:
-            model.load(checkpoint.parameters(), checkpoint.buffers())
-        except ValueError as error:
-            raise ConfigError(f"{checkpoint.location}: {error}; it holds another model's state") from None
-        finally:
-            checkpoint.close()
+        with run_checkpoint(start.location, plan, ranks, scratch) as checkpoint:
+            try:
+                model.load(checkpoint.parameters(), checkpoint.buffers())
+            except ValueError as error:
+                raise ConfigError(f"{checkpoint.location}: {error}; it holds another model's state") from None
     elif (location := recorded.starting_weights()) is not None:
         beginning = build_model(plan)
         fitted_start(plan, location, recorded.folder, beginning, ranks, scratch).fill(beginning)

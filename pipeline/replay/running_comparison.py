@@ -9,7 +9,7 @@ from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
 from pipeline.replay.comparison import Agreement, ComparedStep, compare
 from pipeline.replay.inspection import Inspection
-from pipeline.replay.logged_steps import LoggedStep, computations, differences, logged_steps, of_steps
+from pipeline.replay.logged_steps import LoggedStep, logged_steps, why_not_equal
 from pipeline.replay.recorded_stage import RecordedStage
 from pipeline.replay.report import BlockRow, LoggedRow, StepRow, number
 from pipeline.replay.start_points import ReplayStart
@@ -25,15 +25,15 @@ class RunningComparison:
         self.now = now
         """What this replay computes with."""
         self.logged: dict[int, LoggedStep] = {}
+        self.damage: list[str] = []
+        """What of the log cannot be read."""
         self.why_not_bits: list[str] = []
         self.compared: list[ComparedStep] = []
         if ranks.is_leader:
-            self.logged = logged_steps(read_stage_events(recorded.folder))
-            past = of_steps(computations(recorded.folder.events.entries()), start.step, until)
-            reasons = [reason for one in past for reason in differences(one, ranks.world_size, now)]
-            self.why_not_bits = (
-                list(dict.fromkeys(reasons)) if past else ["the run has recorded no start of these steps"]
-            )
+            log = read_stage_events(recorded.folder)
+            self.logged, self.damage = logged_steps(log), log.problems
+            entries = recorded.folder.events.entries()
+            self.why_not_bits = why_not_equal(entries, start.step, until, ranks.world_size, now)
 
     def row(
         self, replayed: ReplayedStep, plan: TrainPlan, inspection: Inspection | None, *, is_branch: bool

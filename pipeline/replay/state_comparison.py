@@ -2,25 +2,36 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.checkpoint import Checkpoint
+from data.files.json_records import parse_json, to_json
+from pipeline.checkpoints.checkpoint import AVERAGED, Checkpoint
+from pipeline.checkpoints.host_copy import LiveState
+from pipeline.checkpoints.manifest import CheckpointFacts
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.schema import Precision
-from pipeline.training.training_state import TrainingState
-from pipeline.weights import persistent_buffers
+from pipeline.replay.report import Number, number
 from pipeline.zero.fragments import Fragment
 
 _NAMED = 5
-_OF_THE_WAY: dict[Precision, float] = {"fp32": 1e-3, "bf16_autocast": 0.1, "bf16": 0.1}
-"""Where bits are not expected to be equal: how far weights may be apart, as a share of the way that they have gone.
-
-AdamW divides gradients by their usual size: one that is nearly zero moves a weight by the learning rate to either side,
-whichever way it was rounded."""
+WEIGHTS = "master"
+"""Kind of state: the float32 weights."""
+_STATISTICS = "statistics"
+"""Kind of state: BatchNorm's, and their moving averages."""
+_COUNTS = ("samples", "optimizer_steps", "ema_updates")
+"""Of the manifest, which follow from the steps as well."""
+_APART: dict[Precision, float] = {"fp32": 1e-3, "bf16_autocast": 0.1, "bf16": 0.1}
+"""Where bits are not expected to be equal: how far states may be apart by rounding. Weights, as a share of the way that
+they have gone: AdamW divides gradients by their usual size, so that one that is nearly zero moves a weight by the
+learning rate to either side, whichever way it was rounded. Other kinds, as a share of their norm. docs/replay.md has
+measured ones."""
+_FACTORS = {"exp_avg": 5.0}
+"""First moments, the newest gradients above all, are farther apart than weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,73 +45,127 @@ class ComparedState:
     equal: int
     """Of them, those with equal bits."""
     different: tuple[str, ...]
-    """The first of the others, by kind and name."""
-    distance: float
-    """Of the weights from each other, as a share of the way that they have gone since the start of the replay."""
+    """The first of the others, by kind and name, after counts in the manifest that are not those of the replay."""
+    distances: Mapping[str, Number]
+    """How far they are apart, by kind: weights (`master`) as a share of the way that they have gone since the start of
+    the replay, others as a share of their norm."""
+    beyond_rounding: tuple[str, ...]
+    """Kinds that rounding does not explain; empty where bits are expected."""
     holds: bool
 
     @property
     def text(self) -> str:
         """The result, for a person."""
-        if self.equal == self.tensors:
+        if self.holds and self.equal == self.tensors:
             return f"equal to the bit: all {self.tensors} tensors"
-        more = ", ..." if self.tensors - self.equal > len(self.different) else ""
+        more = ", ..." if self.tensors - self.equal > _NAMED else ""
         which = "" if self.holds else f" (not {', '.join(self.different)}{more})"
-        kind = "within rounding" if self.holds else "different"
+        result = "within rounding" if self.holds else "different"
+        farther = [kind for kind in self.beyond_rounding if kind != WEIGHTS]
+        others = [f", {kind} {float(self.distances[kind]):.2g} of its norm" for kind in farther]
         return (
-            f"{kind}: {self.equal} of {self.tensors} tensors are equal to the bit{which}; the weights are "
-            f"{self.distance:.2g} of the way apart that they have gone"
+            f"{result}: {self.equal} of {self.tensors} tensors are equal to the bit{which}; the weights are "
+            f"{float(self.distances[WEIGHTS]):.2g} of the way apart that they have gone{''.join(others)}"
         )
 
 
+@dataclass(slots=True)
+class _Distance:
+    """Sums of squares, in float64."""
+
+    apart: float = 0.0
+    """Of the differences."""
+    whole: float = 0.0
+    """Of what they are a share of."""
+
+    def add(self, live: Tensor, saved: Tensor, origin: Tensor | None = None) -> None:
+        """Add a part of a tensor; `origin` is where its way began, None for its norm."""
+        self.apart += float((live.double() - saved.double()).square().sum())
+        self.whole += float((saved.double() - (0 if origin is None else origin.double())).square().sum())
+
+    @property
+    def share(self) -> float:
+        return math.sqrt(self.apart / self.whole) if self.whole else math.sqrt(self.apart)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one rank has compared."""
+
+    equal: dict[str, bool]
+    distances: dict[str, _Distance]
+
+
 def compare_state(
-    state: TrainingState, checkpoint: Checkpoint, began: Sequence[Tensor], ranks: Ranks, *, bits: bool
-) -> ComparedState:
-    """Compare on all ranks together; where `bits` are expected, nothing counts as rounding.
+    live: LiveState, checkpoint: Checkpoint, began: Sequence[Tensor], ranks: Ranks, *, bits: bool
+) -> ComparedState | None:
+    """Compare on all ranks together; the leader gets the result. Where `bits` are expected, nothing counts as rounding.
 
     Args:
-        state: the recomputed one.
+        live: the recomputed state.
         checkpoint: of the same step.
         began: `own_weights` when the replay began, to measure the way that the weights have gone.
         ranks: all of them.
+
+    Raises:
+        ConfigError: a file of the checkpoint is damaged, or another model's.
     """
-    facts = checkpoint.manifest.facts
-    tensors, unequal = dict[str, bool](), list[str]()
-    apart = way = 0.0
-    for fragment, first in zip(_own(state), began, strict=True):
-        for kind, live in fragment.tensors.items():
-            saved = checkpoint.read(fragment.parameter, kind, fragment.start, fragment.stop).to(live.device)
-            name = f"{kind} {fragment.parameter}"
-            tensors[name] = tensors.get(name, True) and _is_equal(live, saved)
-            if kind == "master":
-                apart += float((live.double() - saved.double()).square().sum())
-                way += float((saved.double().cpu() - first.double()).square().sum())
+    part = _Part({}, defaultdict(_Distance))
+    for fragment, origin in zip(_own(live.fragments), began, strict=True):
+        for kind, tensor in fragment.tensors.items():
+            saved = checkpoint.read(fragment.parameter, kind, fragment.start, fragment.stop)
+            own = tensor.detach().cpu()
+            part.equal[f"{kind} {fragment.parameter}"] = _is_equal(own, saved)
+            part.distances[kind].add(own, saved, origin if kind == WEIGHTS else None)
     if ranks.is_leader:
-        own, saved_buffers = persistent_buffers(state.engine.module), checkpoint.buffers()
-        tensors |= {f"statistics {name}": _is_equal(own[name], tensor) for name, tensor in saved_buffers.items()}
-    found: dict[str, bool] = {}
-    for text in ranks.gather_texts(json.dumps(tensors)):
-        for name, is_equal in json.loads(text).items():
-            found[name] = found.get(name, True) and is_equal
-    unequal = [name for name, is_equal in found.items() if not is_equal]
-    squares = ranks.sum(torch.tensor([apart, way], dtype=torch.float64, device=ranks.device)).tolist()
-    distance = math.sqrt(squares[0] / squares[1]) if squares[1] else math.sqrt(squares[0])
-    allowed = 0.0 if bits else _OF_THE_WAY[facts.run.precision]  # type: ignore[index]
-    holds = not unequal or (not bits and distance <= allowed)
+        saved_buffers = checkpoint.buffers()
+        saved_buffers |= {AVERAGED + name: tensor for name, tensor in checkpoint.buffers("ema").items()}
+        for name, buffer in live.buffers.items():
+            own, saved = buffer.detach().cpu(), saved_buffers[name]
+            part.equal[f"{_STATISTICS} {name}"] = _is_equal(own, saved)
+            part.distances[_STATISTICS].add(own, saved)
+    texts = ranks.gather_texts(json.dumps(to_json(part)))
+    if not ranks.is_leader:
+        return None
+    return _together([parse_json(_Part, text) for text in texts], live.facts, checkpoint, bits=bits)
+
+
+def _together(parts: Sequence[_Part], ours: CheckpointFacts, checkpoint: Checkpoint, *, bits: bool) -> ComparedState:
+    theirs = checkpoint.manifest.facts
+    equal, sums = dict[str, bool](), defaultdict[str, _Distance](_Distance)
+    for part in parts:
+        for name, is_equal in part.equal.items():
+            equal[name] = equal.get(name, True) and is_equal
+        for kind, found in part.distances.items():
+            sums[kind].apart += found.apart
+            sums[kind].whole += found.whole
+    distances = {kind: found.share for kind, found in sums.items()}
+    allowed = _APART[theirs.run.precision]  # type: ignore[index]
+    within = {kind: share <= allowed * _FACTORS.get(kind, 1.0) for kind, share in distances.items()}  # NaN is not
+    beyond = () if bits else tuple(kind for kind, is_within in within.items() if not is_within)
+    counts = [name for name in _COUNTS if getattr(ours, name) != getattr(theirs, name)]
+    unequal = [name for name, is_equal in equal.items() if not is_equal]
     return ComparedState(
-        facts.step, checkpoint.location, len(found), len(found) - len(unequal), tuple(unequal[:_NAMED]), distance, holds
+        theirs.step,
+        checkpoint.location,
+        len(equal),
+        len(equal) - len(unequal),
+        (*counts, *unequal[:_NAMED]),
+        {kind: number(share) for kind, share in distances.items()},
+        beyond,
+        holds=not counts and not (unequal if bits else beyond),
     )
 
 
-def own_weights(state: TrainingState) -> list[Tensor]:
+def own_weights(fragments: Sequence[Fragment]) -> list[Tensor]:
     """Copies on the host of the float32 weights that this rank holds, for `compare_state`."""
-    return [fragment.tensors["master"].detach().cpu().clone() for fragment in _own(state)]
+    return [fragment.tensors[WEIGHTS].detach().cpu().clone() for fragment in _own(fragments)]
 
 
-def _own(state: TrainingState) -> list[Fragment]:
-    return [fragment for fragment in state.fragments if fragment.saved_here]
+def _own(fragments: Sequence[Fragment]) -> list[Fragment]:
+    return [fragment for fragment in fragments if fragment.saved_here]
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:
     """Whether their bits are equal; NaN is equal to itself."""
-    return torch.equal(one.contiguous().view(torch.int32).cpu(), other.contiguous().view(torch.int32).cpu())
+    return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))

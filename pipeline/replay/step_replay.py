@@ -13,11 +13,11 @@ from torch import Tensor
 from data.remote.storage import Storage
 from data.stream import MicroBatch
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.host_copy import LiveState
 from pipeline.checkpoints.manifest import NonFiniteRecord, RollBack
 from pipeline.checkpoints.resume import open_verified
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import CheckpointStore
-from pipeline.errors import ConfigError
 from pipeline.faults.preemption import REASONS
 from pipeline.faults.watchdog import Watchdog
 from pipeline.initial_weights.start import fitted_start
@@ -26,10 +26,10 @@ from pipeline.monitoring.step_clock import StepClock
 from pipeline.plan import TrainPlan
 from pipeline.ranks.distributed import Ranks
 from pipeline.recipe.intervals import CheckpointSettings
+from pipeline.replay.run_checkpoint import run_checkpoint
 from pipeline.replay.start_points import ReplayStart
 from pipeline.runs.continuation import computed_with, run_facts
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.stage_settings import is_checkpoint_of
 from pipeline.training.step import StepContext, StepResult, take_step
 from pipeline.training.step_message import StepMessage
 from pipeline.training.training_batches import open_stream
@@ -80,13 +80,15 @@ class StepReplay:
         scratch: Path,
         starting_weights: Callable[[], str | None],
     ) -> None:
-        self._whole, self._folder, self._ranks, self._watchdog = plan, folder, ranks, watchdog
+        self._folder, self._ranks, self._watchdog = folder, ranks, watchdog
         self._scratch, self._starting_weights = scratch, starting_weights
         self._state: TrainingState | None = None
         self._reader: Generator[MicroBatch] | None = None
         self._skipped, self._non_finite = 0, NonFiniteRecord()
         self.step = 0
         """Steps taken."""
+        self.whole = plan
+        """Of the whole stage."""
         self.plan = plan
         """Of the next step."""
 
@@ -104,21 +106,15 @@ class StepReplay:
             StorageDown, StorageRefused: a remote store that cannot be read.
         """
         if start.location is None:
-            self._build(self._whole.at(0), 0)
+            self._build(self.whole.at(0), 0)
             return
-        storage = Storage(**self._whole.stage.data.storage.model_dump())
-        checkpoint = open_verified(start.location, self._ranks, storage, self._scratch)
-        try:
-            if not is_checkpoint_of(self._whole, checkpoint.manifest.facts):
-                raise ConfigError(f"{checkpoint.location}: a checkpoint of another recipe or of other data")
-            self._build(self._whole.at(start.step), start.step, checkpoint)
+        with run_checkpoint(start.location, self.whole, self._ranks, self._scratch) as checkpoint:
+            self._build(self.whole.at(start.step), start.step, checkpoint)
             facts = checkpoint.manifest.facts
             self._skipped, self._non_finite = facts.skipped_samples, facts.non_finite
             if start.saved_at != start.step:
                 roll_backs = (*facts.non_finite.roll_backs, RollBack(start.saved_at, start.step))
                 self._non_finite = replace(facts.non_finite, not_applied_in_a_row=0, roll_backs=roll_backs)
-        finally:
-            checkpoint.close()
 
     def take_step(self) -> ReplayedStep:
         """Take the next step.
@@ -171,8 +167,8 @@ class StepReplay:
 
     def change_settings_if_due(self) -> None:
         """Before a step: if the run took it with other settings than the one before, go on with these."""
-        if self.step == self.plan.until < self._whole.steps:
-            self.continue_with(self._whole)
+        if self.step == self.plan.until < self.whole.steps:
+            self.continue_with(self.whole)
 
     def continue_with(self, plan: TrainPlan) -> None:
         """Go on from here with the settings of `plan`, the plan of a whole stage.
@@ -182,11 +178,18 @@ class StepReplay:
         store = CheckpointStore(str(self._scratch / "checkpoints"), Storage(), self._scratch)
         self.save(store, RunFolder(self._scratch), None)
         checkpoint = open_verified(store.at(self.step), self._ranks)
-        self._whole = plan
+        self.whole = plan
         self._build(plan.at(self.step), self.step, checkpoint)
         self._ranks.barrier()
         if self._ranks.is_leader:
             store.remove(self.step)
+
+    def live(self, run_id: str | None = None) -> LiveState:
+        """The state as a checkpoint of run `run_id` would have it."""
+        facts = run_facts(self.plan, run_id, computed_with(self.plan, self._ranks))
+        samples = self.plan.samples_after(self.step)
+        counted = self._skipped, self._non_finite
+        return self.state.live(facts, self.step, samples, *counted, classes=self.plan.classes)
 
     def save(self, store: CheckpointStore, folder: RunFolder, run_id: str | None) -> None:
         """Save the state as a checkpoint of run `run_id`, whose event log in `folder` gets the entry.
@@ -194,10 +197,7 @@ class StepReplay:
         Raises:
             RunFailed, StorageDown: it cannot be saved.
         """
-        facts = run_facts(self.plan, run_id, computed_with(self.plan, self._ranks))
-        samples = self.plan.samples_after(self.step)
-        counted = self._skipped, self._non_finite
-        live = self.state.live(facts, self.step, samples, *counted, classes=self.plan.classes)
+        live = self.live(run_id)
         with (
             self._watchdog.section("save"),
             Saver(store, folder, CheckpointSettings(keep_last=_KEPT), self._ranks) as saver,

@@ -1,33 +1,30 @@
 """`coatnet verify` on one rank: random steps of a run recomputed, and compared with its log and its checkpoints."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from torch import Tensor
-
 from data.files.atomic_file import write_atomically
 from data.files.json_records import parse_json, to_json
-from data.remote.storage import Storage
 from data.text.counted import counted
-from pipeline.checkpoints.resume import open_verified
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointRemoved, ConfigError
 from pipeline.faults.preemption import EndProcess
 from pipeline.faults.watchdog import Watchdog
 from pipeline.monitoring.event_reader import read_stage_events
 from pipeline.ranks.distributed import Ranks
-from pipeline.replay.comparison import Agreement, ComparedStep, compare, verdict
-from pipeline.replay.logged_steps import LoggedStep, computations, differences, logged_steps, of_steps
+from pipeline.replay.comparison import Agreement, ComparedStep, compare, log_comparison
+from pipeline.replay.logged_steps import LoggedStep, logged_steps, why_not_equal
 from pipeline.replay.recorded_stage import RecordedStage, check_training_shards, open_recorded_stage
 from pipeline.replay.replay_ranks import rank_of_replay, scratch_folder
 from pipeline.replay.report import LoggedRow, Number, number
+from pipeline.replay.run_checkpoint import naming_removal, run_checkpoint
 from pipeline.replay.start_points import published, recorded_roll_backs
 from pipeline.replay.state_comparison import ComparedState, compare_state, own_weights
 from pipeline.replay.step_replay import StepReplay
-from pipeline.replay.verification_plan import KeptState, Stretch, VerificationPlan, verification_plan
+from pipeline.replay.verification_plan import Stretch, VerificationPlan, verification_plan
 from pipeline.runs.continuation import computed_with
 from pipeline.runs.run_folder import RunFolder
 
@@ -110,6 +107,7 @@ def verify_here(
         ConfigError: no such stage, data of another run, or nothing to verify.
         DataError: shards that cannot be read.
         StorageDown, StorageRefused: a remote store that cannot be read.
+        CheckpointRemoved: the run has removed a checkpoint while it was read, or all of them.
         LostRank, DeviceFailed: as for `name_lost_ranks`.
     """
     recorded = open_recorded_stage(RunFolder(request.folder), request.overrides)
@@ -117,6 +115,20 @@ def verify_here(
         raise ConfigError(f"{recorded.branched[0]}: a run is verified with its own settings")
     with rank_of_replay(recorded, request.out, node, end) as (ranks, watchdog), scratch_folder(request.out, ranks) as s:
         return _Verification(request, recorded, ranks, watchdog, say).run(s)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was compared so far; on the leader, but for counts and reasons."""
+
+    logged: dict[int, LoggedStep] = field(default_factory=dict)
+    steps: list[ComparedStep] = field(default_factory=list)
+    states: list[ComparedState] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    reasons: dict[str, None] = field(default_factory=dict)
+    """Why bits are not expected: each one once, in their order."""
+    recomputed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,35 +145,34 @@ class _Verification:
         """Recompute stretch after stretch; returns the report on the leader."""
         recorded, ranks = self.recorded, self.ranks
         plan = recorded.plan()
-        logged, agreed = dict[int, LoggedStep](), VerificationPlan((), 0, 0)
+        agreed, found = VerificationPlan((), 0, 0), _Found()
         if ranks.is_leader:
             check_training_shards(plan)
-            logged = logged_steps(read_stage_events(recorded.folder))
-            agreed = self._plan(logged, plan.stage.checkpoint.interval)
+            log = read_stage_events(recorded.folder)
+            found.logged, found.remarks = logged_steps(log), log.problems
+            agreed = self._plan(found.logged, plan.stage.checkpoint.interval)
             self._announce(agreed)
         agreed = parse_json(VerificationPlan, ranks.broadcast_text(0, json.dumps(to_json(agreed))))
-        now = computed_with(plan, ranks)
-        past = computations(recorded.folder.events.entries())
-        steps, states = list[ComparedStep](), list[ComparedState]()
-        problems, reasons, remarks = list[str](), list[str](), list[str]()
-        replay = StepReplay(plan, recorded.folder, ranks, self.watchdog, scratch, recorded.starting_weights)
-        with closing(replay):
+        now, entries = computed_with(plan, ranks), recorded.folder.events.entries()
+        with closing(
+            StepReplay(plan, recorded.folder, ranks, self.watchdog, scratch, recorded.starting_weights)
+        ) as replay:
             for stretch in agreed.stretches:
-                takers = of_steps(past, stretch.start.step, stretch.until)
-                why = [reason for one in takers for reason in differences(one, ranks.world_size, now)]
-                why = why if takers else ["the run has recorded no start of these steps"]
-                reasons += why
+                why = why_not_equal(entries, stretch.start.step, stretch.until, ranks.world_size, now)
+                found.reasons |= dict.fromkeys(why)
                 try:
-                    self._recompute(replay, stretch, logged, steps, states, bits=not why, scratch=scratch)
+                    self._recompute(replay, stretch, found, scratch, bits=not why)
                 except ConfigError as error:  # the same on all ranks
                     gone = self._removed(stretch) if ranks.is_leader else []
                     if gone:
-                        remarks.append(f"not verified, as the run has removed it meanwhile: {', '.join(gone)}")
+                        found.remarks.append(f"not verified, as the run has removed it meanwhile: {', '.join(gone)}")
                     else:
-                        problems.append(str(error))
+                        found.problems.append(str(error))
         if not ranks.is_leader:
             return None
-        return self._report(agreed, steps, states, problems, list(dict.fromkeys(reasons)), remarks)
+        if not (found.steps or found.states or found.problems):
+            raise CheckpointRemoved(f"{recorded.folder.path}: nothing was verified: {'; '.join(found.remarks)}")
+        return self._report(agreed, found)
 
     def _plan(self, logged: dict[int, LoggedStep], interval: int) -> VerificationPlan:
         stage, request = self.recorded.checkpoints, self.request
@@ -177,8 +188,9 @@ class _Verification:
         )
         if not found.stretches:
             raise ConfigError(
-                f"{self.recorded.folder.path}: none of its {counted(len(logged), 'logged step')} is within "
-                f"{within:,} steps after a kept checkpoint or the beginning; give more steps with --within"
+                f"{self.recorded.folder.path}: nothing to verify: {found.within_reach:,} of its "
+                f"{counted(len(logged), 'logged step')} are within {within:,} steps after a kept checkpoint or the "
+                f"beginning, and --sample {request.sample} draws from these; give more steps with --within"
             )
         return found
 
@@ -195,45 +207,35 @@ class _Verification:
                 f"{counted(far, 'logged step')} cannot be drawn, as no kept state is near; --within reaches farther"
             )
 
-    def _recompute(
-        self,
-        replay: StepReplay,
-        stretch: Stretch,
-        logged: dict[int, LoggedStep],
-        steps: list[ComparedStep],
-        states: list[ComparedState],
-        *,
-        bits: bool,
-        scratch: Path,
-    ) -> None:
+    def _recompute(self, replay: StepReplay, stretch: Stretch, found: _Found, scratch: Path, *, bits: bool) -> None:
         """Take the steps of `stretch`, and add what is compared.
 
         Raises:
             ConfigError: a checkpoint is damaged, or gone.
+            CheckpointRemoved: one is removed while it is read.
         """
-        replay.begin(stretch.start)
-        began = own_weights(replay.state)
+        with naming_removal(stretch.start.location):
+            replay.begin(stretch.start)
+        began = own_weights(replay.state.fragments)
         to_compare = {state.step: state for state in stretch.states}
         while replay.step < stretch.until:
             replay.change_settings_if_due()
             taken = replay.take_step()
+            found.recomputed += 1
             if taken.step in stretch.steps and self.ranks.is_leader:
                 ours = LoggedStep(taken.result.loss, taken.result.gradient_norm, taken.learning_rate)
                 precision = replay.plan.stage.precision
-                steps.append(compare(taken.step, ours, logged[taken.step], precision, bits=bits))
-            if state := to_compare.get(taken.step):
-                states.append(self._compare_state(replay, began, state, scratch, bits=bits))
-                self.say(f"{state.location.rpartition('/')[2]}: {states[-1].text}")
-
-    def _compare_state(
-        self, replay: StepReplay, began: Sequence[Tensor], state: KeptState, scratch: Path, *, bits: bool
-    ) -> ComparedState:
-        storage = Storage(**self.recorded.stage.data.storage.model_dump())
-        with self.watchdog.section("inspection"):
-            saved = open_verified(state.location, self.ranks, storage, scratch)
-            found = compare_state(replay.state, saved, began, self.ranks, bits=bits)
-            saved.close()
-        return found
+                found.steps.append(compare(taken.step, ours, found.logged[taken.step], precision, bits=bits))
+            if saved := to_compare.get(taken.step):
+                with (
+                    self.watchdog.section("inspection"),
+                    naming_removal(saved.location),
+                    run_checkpoint(saved.location, replay.whole, self.ranks, scratch) as checkpoint,
+                ):
+                    state = compare_state(replay.live(), checkpoint, began, self.ranks, bits=bits)
+                if state:
+                    found.states.append(state)
+                    self.say(f"{checkpoint.name}: {state.text}")
 
     def _removed(self, stretch: Stretch) -> list[str]:
         """The checkpoints of `stretch` that a run which goes on has removed meanwhile."""
@@ -241,19 +243,10 @@ class _Verification:
         states = [*((stretch.start.saved_at,) if stretch.start.location else ()), *(one.step for one in stretch.states)]
         return [f"step {step:,}" for step in states if step not in left]
 
-    def _report(
-        self,
-        plan: VerificationPlan,
-        steps: Sequence[ComparedStep],
-        states: Sequence[ComparedState],
-        problems: list[str],
-        reasons: Sequence[str],
-        remarks: Sequence[str],
-    ) -> VerificationReport:
-        found = verdict(steps, bits=not reasons)
-        if not found.holds:
-            problems.append(f"the log is not what was recomputed: {found.text}")
-        problems += [f"{one.location}: {one.text}" for one in states if not one.holds]
+    def _report(self, plan: VerificationPlan, found: _Found) -> VerificationReport:
+        of_log = log_comparison(found.steps, bits=not found.reasons)
+        problems = [] if of_log.holds else [f"the log is not what was recomputed: {of_log.text}"]
+        problems += [f"{one.location}: {one.text}" for one in found.states if not one.holds]
         report = VerificationReport(
             run=self.recorded.folder.path.parent.name,
             stage=self.recorded.name,
@@ -261,13 +254,13 @@ class _Verification:
             ranks=self.ranks.world_size,
             logged=plan.logged,
             within_reach=plan.within_reach,
-            recomputed=plan.steps,
-            why_not_bits=tuple(reasons),
-            steps=tuple(map(VerifiedStep.of, steps)),
-            states=tuple(states),
-            problems=tuple(problems),
-            remarks=tuple(remarks),
-            verdict=found.text,
+            recomputed=found.recomputed,
+            why_not_bits=tuple(found.reasons),
+            steps=tuple(map(VerifiedStep.of, found.steps)),
+            states=tuple(found.states),
+            problems=(*found.problems, *problems),
+            remarks=tuple(found.remarks),
+            verdict=of_log.text,
         )
         content = {"holds": report.holds, **to_json(report)}
         write_atomically(self.request.out / REPORT, json.dumps(content, indent=1) + "\n")

@@ -90,7 +90,8 @@ def verification_plan(
         ends = following is not None and following - first <= within and _follows(start, following, back)
         until = following if ends and following is not None else max(own, default=first)
         states = (KeptState(until, checkpoints[until]),) if ends else ()
-        stretches.append(Stretch(start, until, own, states))
+        if own or states:
+            stretches.append(Stretch(start, until, own, states))
     return VerificationPlan(tuple(stretches), len(steps), len(reachable))
 
 

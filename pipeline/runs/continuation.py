@@ -11,7 +11,7 @@ import torch
 
 from pipeline.checkpoints.manifest import CheckpointFacts, RunFacts
 from pipeline.host import processor_name
-from pipeline.plan import TrainPlan
+from pipeline.plan import TrainPlan, ranks_per_node
 from pipeline.ranks.distributed import Ranks
 from pipeline.runs.stage_settings import digests
 from pipeline.training.images import imagenet_preprocessing
@@ -46,8 +46,9 @@ def computed_with(plan: TrainPlan, ranks: Ranks) -> dict[str, str]:
         "deepspeed": metadata.version("deepspeed"),
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else "CPU",
     }
-    if on_gpu:
-        return found | {"deterministic": str(stage.deterministic).lower()}
+    if on_gpu:  # NCCL adds in another order across nodes than within one
+        per_node = str(ranks_per_node(stage, ranks.world_size))
+        return found | {"deterministic": str(stage.deterministic).lower(), "ranks per node": per_node}
     return found | {"processor": processor_name(), "resources.threads_per_rank": str(stage.resources.threads_per_rank)}
 
 

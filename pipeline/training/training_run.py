@@ -14,7 +14,7 @@ from pipeline.checkpoints.manifest import NonFiniteRecord, RunFacts
 from pipeline.checkpoints.resume import newest_intact
 from pipeline.checkpoints.saver import Saver
 from pipeline.checkpoints.store import checkpoint_store
-from pipeline.cross_check.accusation import Circumstances, accusation
+from pipeline.cross_check.accusation import CheckContext, accusation
 from pipeline.cross_check.cross_check import CrossChecks, ValuesDiffer
 from pipeline.cross_check.price import announcement, points, summary
 from pipeline.errors import MachineFaulty, Preempted, RunFailed
@@ -173,7 +173,7 @@ class TrainingRun:
             self.saver.finish()
         self.report_saves(stopping=True)
         last_passed, limit = self._cross_checks.last_passed, self.plan.stage.verify.excluded_nodes
-        now = Circumstances(self.step + 1, last_passed, self.saver.newest, limit)
+        now = CheckContext(self.step + 1, last_passed, self.saver.newest, limit)
         return accusation(differ, now, self.context.folder, self.context.ranks)
 
     def report_step(self, result: StepResult) -> None:

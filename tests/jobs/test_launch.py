@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from jobs.exit_codes import Outcome
-from jobs.launch import RankGroup, _kill, _outcome, _wait
+from jobs.launch import RankGroup, _kill, _outcome, _start, _wait
 from pipeline.faults.preemption import ReceivedSignals
 from pipeline.host import this_host
 from pipeline.runs.run_folder import RunFolder
@@ -69,6 +69,19 @@ def test_a_rank_that_could_not_report_its_outcome_is_quoted_from_its_log(tmp_pat
     group = RankGroup(2, 1, folder.log_file)
     outcome = _outcome([None, 1], tmp_path, group, ReceivedSignals(), "the same command continues")
     assert outcome.message == (f"rank 1 exited with 1: /data/x: No space left on device (log: {folder.log_file(1)})")
+
+
+def test_ranks_know_which_they_are_and_that_all_are_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+    program = f"import os; print(*(os.environ[name] for name in {names}), file=open(os.environ['RANK'], 'w'))"
+    monkeypatch.setattr("jobs.launch.python_module", lambda *command: [sys.executable, "-c", program])
+    monkeypatch.chdir(tmp_path)
+    processes: list[subprocess.Popen[bytes]] = []
+    _start(processes, [], RankGroup(2, 3, lambda rank: tmp_path / f"{rank}.log"), tmp_path, {})
+    assert [process.wait() for process in processes] == [0, 0]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["0 0 2 2 3\n", "1 1 2 2 3\n"]
 
 
 IGNORES_SIGTERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"

@@ -8,15 +8,15 @@ from typing import Any
 
 import pipeline.replay.step_replay
 
-_open = pipeline.replay.step_replay.open_verified  # type: ignore[attr-defined]
+_open = pipeline.replay.step_replay.run_checkpoint  # type: ignore[attr-defined]
 
 
-def _opened(location: Any, ranks: Any, *arguments: Any) -> Any:
-    if str(location).endswith("step-00000005"):
+def _opened(location: str, plan: Any, ranks: Any, scratch: Any) -> Any:
+    if location.endswith("step-00000005"):
         if ranks.is_leader:
             shutil.rmtree(location)
         ranks.barrier()
-    return _open(location, ranks, *arguments)
+    return _open(location, plan, ranks, scratch)
 
 
-pipeline.replay.step_replay.open_verified = _opened  # type: ignore[assignment, attr-defined]
+pipeline.replay.step_replay.run_checkpoint = _opened  # type: ignore[attr-defined]

@@ -97,6 +97,7 @@ def test_a_branch_of_a_stage_that_starts_from_another_one_goes_on_without_that_o
     assert done.returncode == 0, done.stderr
     recipe = run.parent / "tuned/recipes/tuned.yaml"
     assert done.stdout.endswith(f"the branch; it goes on with: coatnet run {recipe}\n")
+    assert f"{recipe}: the recipe of the branch, with the stages finetune, evaluate\n" in done.stdout
     done = coatnet("train", recipe, "finetune")
     assert done.returncode == 0, done.stderr
     assert "finetune  continues from checkpoint step-00000002" in done.stdout

@@ -60,6 +60,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
         (["pretrain", "--step=2", "--without=nobody"], "--without nobody: none of the steps 2 to 2 has a sample with this"),
         (["pretrain", "--step=2", "--without=other.tar/x/1"], "--without other.tar/x/1: none of the steps 2 to 2 has"),
         (["pretrain", "--step=2", "--without-optimizer", "--bisect"], "looks at one forward; leave --until, --without,"),
+        (["pretrain", "--step=2", "--curves-only", "--bisect"], "--curves-only looks into no step, and --bisect does: leave one of"),
+        (["pretrain", "--step=2", "--curves-only", "--without-optimizer"], "looks into no step, and --without-optimizer does"),
         (["pretrain", "--step=2", "--without-optimizer", BRANCH], "--without-optimizer looks at the step as it was"),
         (["pretrain", "--step=2", "optimizer.peak_rate=1"], "pretrain.optimizer.peak_rate; did you mean peak_learning_rate?"),
         (["pretrain", "--step=2", "batch.global_size=18"], "do not divide 18; set a multiple of 12, such as 24"),
@@ -126,6 +128,24 @@ def test_a_checkpoint_of_another_model_is_passed_over_by_a_forward(copy: Path) -
         (reason,) = report["passed_over"]
         assert str(checkpoints / "step-00000004") in reason
         assert "another model" in reason
+
+
+def test_damaged_records_of_the_log_are_named(copy: Path) -> None:
+    (file,) = (copy / "pretrain").glob("events.out.tfevents.*")
+    content = file.read_bytes()
+    damaged = content.index(b"train/loss")
+    file.write_bytes(content[:damaged] + b"T" + content[damaged + 1 :])
+    (remark,) = replayed(copy, "pretrain", "--step=6", "--curves-only")["remarks"]
+    assert remark == f"pretrain/{file.name}: 1 record damaged and left out"
+
+
+def test_a_branch_of_a_run_whose_recipes_are_gone_says_that_it_ends_with_its_stage(copy: Path) -> None:
+    shutil.rmtree(copy / "recipes")
+    done = coatnet("replay", copy, "pretrain", "--step=6", BRANCH, "--as=lone", "--curves-only", "--ranks=2")
+    assert done.returncode == 0, done.stderr
+    lone = copy.parent / "lone/recipes/lone.yaml"
+    assert f"{copy / 'recipes'} holds no readable recipe, so the branch has no stage after pretrain\n" in done.stderr
+    assert f"{lone}: the recipe of the branch, with the stages pretrain\n" in done.stdout
 
 
 def stopped(process: Process, signal_: signal.Signals) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pipeline.monitoring import charts
 from pipeline.monitoring.event_file import EventFile
@@ -43,14 +45,22 @@ def verified(run: Path, *options: str, code: int = 0) -> dict[str, Any]:
     return report
 
 
-def altered(checkpoint: Path) -> None:
-    """Add a little to one weight of a checkpoint, and make its manifest match."""
-    path = checkpoint / "rank-00000.safetensors"
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors["master.stem.conv1.weight"].view(-1)[0] += 1e-3
-    save_file(tensors, path)
+def changed(checkpoint: Path, file: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """`change` the tensors in a file of a checkpoint, and make its manifest match."""
+    with safe_open(checkpoint / file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, checkpoint / file)
     sign_again(checkpoint)
+
+
+def altered(checkpoint: Path) -> None:
+    """Add a little to one weight of a checkpoint."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["master.stem.conv1.weight"].view(-1)[0] += 1e-3
+
+    changed(checkpoint, "rank-00000.safetensors", change)
 
 
 def test_a_run_passes_and_every_logged_value_and_checkpoint_is_equal_to_the_bit(run: Path) -> None:
@@ -73,7 +83,11 @@ def test_on_another_number_of_ranks_it_passes_within_rounding_and_says_why(run: 
     report = verified(run, "--ranks=1")
     assert report["holds"]
     assert report["why_not_bits"] == ["ranks: 2 then, 1 now", "micro-batches per rank: 2 then, 4 now"]
-    assert 0 < report["states"][0]["distance"] < 1e-4
+    distances = report["states"][0]["distances"]
+    assert set(distances) == {"master", "exp_avg", "exp_avg_sq", "ema", "statistics"}
+    assert 0 < distances["master"] < 1e-4
+    assert all(0 < share < 1e-4 for share in distances.values())
+    assert report["states"][0]["beyond_rounding"] == []
 
 
 def test_an_altered_weight_of_the_last_checkpoint_is_found(run: Path) -> None:
@@ -91,6 +105,37 @@ def test_an_altered_weight_of_an_earlier_checkpoint_contradicts_the_log_after_it
     different = [one["step"] for one in report["steps"] if one["agreement"] == "different"]
     assert different == [6, 7, 8, 9, 10]
     assert [one["holds"] for one in report["states"]] == [False, False, True]
+
+
+def test_an_altered_moving_average_of_a_statistic_is_found(run: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        name = next(name for name in tensors if name.startswith("ema.") and name.endswith("running_mean"))
+        tensors[name].view(-1)[0] += 1e-3
+
+    changed(run / "checkpoints/step-00000012", "buffers.safetensors", change)
+    (problem,) = verified(run, "--sample=0", code=78)["problems"]
+    assert "equal to the bit (not statistics ema.blocks.0.depthwise_norm.running_mean); the weights are 0 of" in problem
+
+
+def test_an_altered_count_in_a_manifest_is_found(run: Path) -> None:
+    sign_again(run / "checkpoints/step-00000012", optimizer_steps=11)
+    (problem,) = verified(run, "--sample=0", code=78)["problems"]
+    assert "tensors are equal to the bit (not optimizer_steps)" in problem
+
+
+@pytest.mark.parametrize("kind", ["exp_avg", "exp_avg_sq", "ema"])
+def test_an_altered_kind_of_state_is_beyond_rounding_on_another_number_of_ranks(run: Path, kind: str) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.startswith(f"{kind}."):
+                tensor *= 1.05
+
+    for rank in range(2):
+        changed(run / "checkpoints/step-00000012", f"rank-{rank:05d}.safetensors", change)
+    report = verified(run, "--sample=0", "--ranks=1", code=78)
+    (problem,) = report["problems"]
+    assert problem.endswith(f", {kind} 0.048 of its norm")
+    assert report["states"][2]["beyond_rounding"] == [kind]
 
 
 def test_an_altered_loss_in_the_log_is_found(run: Path) -> None:
@@ -120,6 +165,38 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_not_a_problem(run: Path)
     report = json.loads(done.stdout)
     assert report["remarks"] == ["not verified, as the run has removed it meanwhile: step 5"]
     assert [one["step"] for one in report["states"]] == [5, 12]
+
+
+def test_a_checkpoint_that_the_run_removes_while_it_is_compared_asks_to_repeat_the_command(run: Path) -> None:
+    done = coatnet("verify", run, TEST_IMPORTS="tests.jobs.replay.removing_while_read")
+    assert done.returncode == 75, done.stderr
+    assert "step-00000010: removed since this command began, as the run has saved newer ones" in done.stderr
+
+
+def test_if_the_run_removes_all_that_was_to_be_verified_nothing_passes(run: Path) -> None:
+    arguments = ("verify", run, "--sample=1", "--within=2", "--seed=0")
+    for step in (10, 12):
+        shutil.rmtree(run / f"checkpoints/step-{step:08d}")
+    assert "recomputes 2 steps from 1 kept state," in coatnet(*arguments).stdout  # 6 and 7
+    done = coatnet(*arguments, TEST_IMPORTS="tests.jobs.replay.removing")
+    assert done.returncode == 75
+    assert "nothing was verified: not verified, as the run has removed it meanwhile: step 5" in done.stderr
+    assert "the log holds" not in done.stdout
+
+
+def test_damaged_records_of_the_log_are_named(run: Path) -> None:
+    (file,) = run.glob("events.out.tfevents.*")
+    content = file.read_bytes()
+    damaged = content.index(b"train/loss")
+    file.write_bytes(content[:damaged] + b"T" + content[damaged + 1 :])
+    (remark,) = verified(run)["remarks"]
+    assert remark.endswith(f"{file.name}: 1 record damaged and left out")
+
+
+def test_nothing_to_verify_is_an_error(run: Path) -> None:
+    done = coatnet("verify", run, "--sample=0", "--within=1")
+    assert done.returncode == 78
+    assert "nothing to verify: 3 of its 12 logged steps are within 1 steps after a kept checkpoint" in done.stderr
 
 
 def test_steps_that_are_far_from_a_checkpoint_are_counted_and_named(run: Path) -> None:

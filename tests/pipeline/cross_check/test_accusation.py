@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cross_check.accusation import Circumstances, accusation
+from pipeline.cross_check.accusation import CheckContext, accusation
 from pipeline.cross_check.cross_check import ValuesDiffer
-from pipeline.cross_check.devices import Device, refuse_different_devices
+from pipeline.cross_check.devices import RankDevice, refuse_different_devices
 from pipeline.cross_check.verdict import Verdict
 from pipeline.errors import ConfigError, MachineFaulty
 from pipeline.ranks.distributed import Ranks
@@ -16,7 +16,7 @@ from tests.support.recipes import events
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 NAMES = ("loss", "gradient of stem", *(f"gradient of blocks.{number}" for number in range(4)), "gradient of head")
-GPUS = [Device(f"node{rank // 2}", "NVIDIA H200", f"GPU-{rank}", "2.11") for rank in range(4)]
+GPUS = [RankDevice(f"node{rank // 2}", "NVIDIA H200", f"GPU-{rank}", "2.11") for rank in range(4)]
 
 
 def accuse(
@@ -27,7 +27,7 @@ def accuse(
     last_passed: int | None = 10,
     newest: str | None = "step-00000015",
 ) -> MachineFaulty:
-    now = Circumstances(step, last_passed, newest, excluded_nodes=2)
+    now = CheckContext(step, last_passed, newest, excluded_nodes=2)
     error = accusation(ValuesDiffer(found, NAMES, GPUS), now, run, ALONE)
     assert isinstance(error, MachineFaulty)
     return error
@@ -93,8 +93,8 @@ def test_devices_whose_bits_may_differ_are_not_compared() -> None:
         ConfigError,
         match=r"rank 4 on node9 computes on NVIDIA A100 with torch 2.11, and rank 0 on node0 on NVIDIA H200 .* leave verify out",
     ):
-        refuse_different_devices([*GPUS, Device("node9", "NVIDIA A100", "GPU-9", "2.11")])
+        refuse_different_devices([*GPUS, RankDevice("node9", "NVIDIA A100", "GPU-9", "2.11")])
     with pytest.raises(
         ConfigError, match=r"on NVIDIA H200 with torch 2.13, and rank 0 on node0 on NVIDIA H200 with torch 2.11"
     ):
-        refuse_different_devices([*GPUS, Device("node9", "NVIDIA H200", "GPU-9", "2.13")])
+        refuse_different_devices([*GPUS, RankDevice("node9", "NVIDIA H200", "GPU-9", "2.13")])

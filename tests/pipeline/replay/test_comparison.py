@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.recipe.schema import Precision
-from pipeline.replay.comparison import ROUNDING, ComparedStep, compare, verdict
+from pipeline.replay.comparison import ROUNDING, ComparedStep, compare, log_comparison
 from pipeline.replay.logged_steps import LoggedStep
 
 NAN, INF = math.nan, math.inf
@@ -69,24 +69,26 @@ def test_the_worst_value_of_a_step_counts_and_missing_ones_do_not() -> None:
 
 def test_a_verdict_counts_values_and_names_steps() -> None:
     equal, rounding, different = compared(1.0, 1.0), compared(1.0, 1.00001), compared(1.0, 2.0)
-    found = verdict([equal, equal], bits=True)
+    found = log_comparison([equal, equal], bits=True)
     assert (found.holds, found.text) == (True, "equal to the bit: all 2 logged values")
-    found = verdict([equal, rounding], bits=False)
+    found = log_comparison([equal, rounding], bits=False)
     assert found.holds
     assert found.text == (
         "within rounding: 1 of 2 logged values are equal to the bit, and the largest relative difference is 1e-05"
     )
-    found = verdict([equal, different], bits=False)
+    found = log_comparison([equal, different], bits=False)
     assert (found.holds, found.different) == (False, (3,))
     assert found.text.startswith("different at step 3: 1 of 2 logged values are equal to the bit, and the largest")
 
 
 def test_a_verdict_names_five_steps_at_most() -> None:
     steps = [compare(step, LoggedStep(loss=1.0), LoggedStep(loss=2.0), "fp32", bits=True) for step in range(1000, 1007)]
-    assert verdict(steps, bits=True).text.startswith("different at steps 1,000, 1,001, 1,002, 1,003, 1,004, ...: ")
+    assert log_comparison(steps, bits=True).text.startswith(
+        "different at steps 1,000, 1,001, 1,002, 1,003, 1,004, ...: "
+    )
 
 
 def test_without_logged_values_there_is_no_verdict() -> None:
-    found = verdict([compare(3, LoggedStep(loss=1.0), LoggedStep(), "fp32", bits=True)], bits=True)
+    found = log_comparison([compare(3, LoggedStep(loss=1.0), LoggedStep(), "fp32", bits=True)], bits=True)
     assert (found.holds, found.values) == (True, 0)
     assert found.text == "none of these steps was logged, so there is nothing to compare"

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.replay.progress import Progress
+from pipeline.replay.progress import ReplayProgress
 from pipeline.replay.step_replay import ReplayedStep
 from pipeline.training.step import StepResult
 from pipeline.training.step_message import StepMessage
@@ -16,7 +16,7 @@ def replayed(step: int) -> ReplayedStep:
 def test_progress_is_said_twice_a_minute_and_not_of_the_last_step() -> None:
     said: list[str] = []
     now = 100.0
-    progress = Progress(1004, said.append, lambda: now)
+    progress = ReplayProgress(1004, said.append, lambda: now)
     for step in range(1000, 1005):
         now += 20.0
         progress.step(replayed(step))

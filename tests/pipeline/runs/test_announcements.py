@@ -175,3 +175,8 @@ def test_a_start_on_gpus_says_what_its_results_promise(
     assert not [line for line in banner(plan, on_cpus, folder) if "deterministic" in line]
     assert computed_with(plan, on_gpus)["deterministic"] == str(deterministic).lower()
     assert "deterministic" not in computed_with(plan, on_cpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert computed_with(plan, on_gpus)["ranks per node"] == "1"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert computed_with(plan, on_gpus)["ranks per node"] == "2"
+    assert "ranks per node" not in computed_with(plan, on_cpus)

@@ -40,6 +40,7 @@ from data.tar import read_tar
 
 CPU = torch.device("cpu")
 
+_IN_MEMORY, _FROM_DISK, _REMOTE = "local, memory", "local, disk", "remote"
 _HELD = 6
 """Shards that the cache of `--remote` has room for: more than the reader needs at a time, fewer than there are."""
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEGs for --stream; generated ones if it is not given")
     parser.add_argument("--local", help="folder of shards")
     parser.add_argument("--remote", help="URL of the same shards")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each turn of --remote")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn of --remote, less than one epoch")
     parser.add_argument("--workers", type=int, default=2, help="reader threads of --stream and --remote")
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--json", type=Path)
@@ -178,6 +179,8 @@ def _stream(samples: int, images: Path | None, workers: int) -> list[dict[str, A
 class _Turn(NamedTuple):
     """What one turn of a stream has taken."""
 
+    images: int
+    """How many were read, before the time was taken as well."""
     images_per_second: float
     reader: float
     """Seconds of processor time of this process for an image."""
@@ -192,18 +195,29 @@ class _Turn(NamedTuple):
 def _remote(local: str, remote: str, rounds: int, seconds: float, workers: int) -> list[dict[str, Any]]:
     """Local and remote shards in turns; the remote ones come through a cache that is full, as in a long run.
 
-    Processor time is that of the reader and its downloader, without the server, which runs elsewhere in a cluster.
+    Local ones are read from memory, as a set can be that is smaller than it, and from the disk, with which the speed is
+    compared. Processor time is that of the reader and its downloader, without the server, which runs elsewhere in a
+    cluster.
     """
-    datasets = {"local": open_dataset(local, Storage()), "remote": open_dataset(remote, Storage())}
+    datasets = {
+        _IN_MEMORY: open_dataset(local, Storage()),
+        _FROM_DISK: open_dataset(local, Storage()),
+        _REMOTE: open_dataset(remote, Storage()),
+    }
     turns: dict[str, list[_Turn]] = {kind: [] for kind in datasets}
     for _ in range(rounds):
         for kind, dataset in datasets.items():
-            turns[kind].append(_turn(dataset, kind == "remote", seconds, workers))
-    requests = {"local": 0.0, "remote": _requests_of_a_shard(datasets["remote"])}
+            if kind == _FROM_DISK:
+                _drop_from_memory(Path(local))
+            turns[kind].append(_turn(dataset, kind == _REMOTE, seconds, workers))
+            if kind == _FROM_DISK and turns[kind][-1].images > dataset.samples:
+                raise SystemExit("some shards were read twice, and the second time from memory: fewer --seconds")
     rows = []
     for kind, found in turns.items():
         wall, processor = (
-            sorted(getattr(own, name) / getattr(other, name) for own, other in zip(found, turns["local"], strict=True))
+            sorted(
+                getattr(own, name) / getattr(other, name) for own, other in zip(found, turns[_FROM_DISK], strict=True)
+            )
             for name in ("images_per_second", "images_per_cpu_second")
         )
         rows.append(
@@ -217,10 +231,17 @@ def _remote(local: str, remote: str, rounds: int, seconds: float, workers: int) 
                 "speed by CPU": statistics.median(processor),
                 "from": processor[0],
                 "to": processor[-1],
-                "requests a shard": requests[kind],
+                "requests a shard": _requests_of_a_shard(datasets[kind]) if kind == _REMOTE else 0.0,
             }
         )
     return rows
+
+
+def _drop_from_memory(folder: Path) -> None:
+    """Have the next reads of the shards in `folder` come from the disk."""
+    for shard in folder.glob("*.tar"):
+        with open(shard, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _turn(dataset: Dataset, is_remote: bool, seconds: float, workers: int) -> _Turn:
@@ -230,8 +251,7 @@ def _turn(dataset: Dataset, is_remote: bool, seconds: float, workers: int) -> _T
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(Path(folder), room, downloads=8) if is_remote else None
         with closing(_training(dataset, cache, 64, workers, lanes=1, window=max(1, dataset.samples // 32))) as stream:
-            for _ in range(0, until_full, 64):
-                next(stream)
+            first = sum(len(next(stream).labels) for _ in range(0, until_full, 64))
             downloaders = psutil.Process().children()
             began, reader, images = time.monotonic(), time.process_time(), 0
             before = [_cpu_and_written(downloader) for downloader in downloaders]
@@ -240,12 +260,12 @@ def _turn(dataset: Dataset, is_remote: bool, seconds: float, workers: int) -> _T
             speed, reader = images / (time.monotonic() - began), (time.process_time() - reader) / images
             after = [_cpu_and_written(downloader) for downloader in downloaders]
     if not is_remote:
-        return _Turn(speed, reader)
+        return _Turn(first + images, speed, reader)
     (cpu, written), (cpu_before, written_before) = *after, *before
     if written == written_before:
         raise SystemExit("nothing was downloaded: measure for more --seconds, or with more shards")
     per_image = bytes_of_set / dataset.samples
-    return _Turn(speed, reader, (cpu - cpu_before) / (written - written_before) * per_image)
+    return _Turn(first + images, speed, reader, (cpu - cpu_before) / (written - written_before) * per_image)
 
 
 def _cpu_and_written(process: psutil.Process) -> tuple[float, int]:

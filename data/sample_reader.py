@@ -1,5 +1,6 @@
 """Random access to the samples of a dataset, whether its shards are on a local disk or in the node's cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +35,11 @@ class SampleReader:
 
     def __init__(self, dataset: Dataset, cache: Cache | None, open_shards: int = 64) -> None:
         self.dataset = dataset
-        self.cached: CachedShards | None = None
+        self._cached: CachedShards | None = None
         if is_remote(dataset.index.folder):
             if cache is None:
                 raise DataError(f"{dataset.index.folder}: remote shards are read through a cache; set data.cache")
-            self.cached = CachedShards(cache, dataset)
+            self._cached = CachedShards(cache, dataset)
         self._shards = OpenShards(self._open, allow_open_files(open_shards))
 
     def read(self, shard: int, number: int) -> LabelledSample:
@@ -63,15 +64,24 @@ class SampleReader:
         """
         return self._shards[shard].key(self.dataset.place(shard, number))
 
+    def request(self, now: Sequence[int], ahead: Sequence[int] = ()) -> None:
+        """Have remote shards downloaded, those that are read `now` first, and close all others.
+
+        An open file that the cache has evicted would go on taking space on the disk. Local shards are there anyway.
+        """
+        if self._cached:
+            self._shards.close_others({*now, *ahead})
+            self._cached.request(now, ahead)
+
     def stop(self) -> None:
         """End every wait for a shard with an error."""
-        if self.cached:
-            self.cached.stop()
+        if self._cached:
+            self._cached.stop()
 
     def close(self) -> None:
         """Release the cache."""
-        if self.cached:
-            self.cached.close()
+        if self._cached:
+            self._cached.close()
 
     def _encoded(self, shard: int, number: int) -> EncodedSample:
         return self._shards[shard].read(self.dataset.place(shard, number))
@@ -80,10 +90,10 @@ class SampleReader:
         index = self.dataset.index
         entry = index.shards[number]
         while True:
-            path = self.cached.path(number) if self.cached else Path(index.location(number))
+            path = self._cached.path(number) if self._cached else Path(index.location(number))
             try:
                 return Shard(path, index.image_fields, index.label.field, entry.samples)
             except FileNotFoundError:
-                if self.cached is None:
+                if self._cached is None:
                     raise DataError(f"shard {path}: it has been removed since the run started; copy it back") from None
                 # Evicted just now: it is downloaded again.

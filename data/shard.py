@@ -4,7 +4,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,3 +210,9 @@ class OpenShards:
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
+
+    def close_others(self, kept: Container[int]) -> None:
+        """Close all shards but the `kept` ones; those that are being read, when that is done."""
+        with self._lock:
+            for number in [number for number in self._open if number not in kept]:
+                del self._open[number]

@@ -136,10 +136,8 @@ def training_stream(
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             step = first_step
             while True:
-                if reader.cached:
-                    oldest = max(first_step, step - prefetched)
-                    now, ahead = order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest)
-                    reader.cached.request(now, ahead)
+                oldest = max(first_step, step - prefetched)
+                reader.request(*order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest))
                 for start in positions:
                     yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
                 step += 1
@@ -193,8 +191,7 @@ def evaluation_stream(
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):
-                if reader.cached:
-                    reader.cached.request(*evaluation_shards(dataset, row, per_pass, workers))
+                reader.request(*evaluation_shards(dataset, row, per_pass, workers))
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
         yield from results_in_order(tasks(), workers, reader.stop)

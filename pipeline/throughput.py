@@ -80,8 +80,7 @@ def time_parts(plan: TrainPlan, samples: int) -> LoaderCosts:
     with closing(SampleReader(plan.train, plan.cache, open_shards=samples)) as reader:
         for step in range(-(-2 * samples // order.batch)):
             found = order.at(step, 0, order.batch)
-            if reader.cached:
-                reader.cached.request(sorted(set(found.shard.tolist())), [])
+            reader.request(sorted(set(found.shard.tolist())))
             for shard, place in zip(found.shard.tolist(), found.place.tolist(), strict=True):
                 rng = np.random.default_rng(done)
                 marks = [time.thread_time()]

@@ -51,9 +51,8 @@ class ShardSamples:
 
     def prepare(self, first: int, last: int) -> None:
         """Have the shards of these samples downloaded, and then the next ones."""
-        if self._reader.cached:
-            begin, end = self._position(first), self._position(last - 1) + 1
-            self._reader.cached.request(self._shards[begin:end], self._shards[end : end + _AHEAD])
+        begin, end = self._position(first), self._position(last - 1) + 1
+        self._reader.request(self._shards[begin:end], self._shards[end : end + _AHEAD])
 
     def stop(self) -> None:
         """See `ImageSource.stop`."""

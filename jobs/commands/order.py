@@ -43,8 +43,7 @@ def order(
         first, last = (0, order.batch) if rank is None else (rank * share, (rank + 1) * share)
         samples = order.at(step, first, last)
         with closing(SampleReader(plan.train, plan.cache)) as reader:
-            if reader.cached:
-                reader.cached.request(sorted(set(samples.shard.tolist())), [])
+            reader.request(sorted(set(samples.shard.tolist())))
             rows = [
                 {
                     "rank": position // share,

@@ -110,8 +110,7 @@ def named_samples(plan: TrainPlan, names: Sequence[str], first: int, until: int)
             for step in range(first, until):
                 order = plan.at(step).order
                 samples = order.at(step, 0, order.batch)
-                if reader.cached:
-                    reader.cached.request(sorted(set(samples.shard.tolist())), [])
+                reader.request(sorted(set(samples.shard.tolist())))
                 for shard, place in zip(samples.shard.tolist(), samples.place.tolist(), strict=True):
                     key = reader.key(shard, place)
                     if key in alone:

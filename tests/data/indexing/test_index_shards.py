@@ -35,8 +35,7 @@ def read_back(folder: str, cache: Cache | None = None) -> dict[str, tuple[bytes,
     """Key -> image and labels, as a run reads them."""
     dataset = open_dataset(folder, Storage())
     reader = SampleReader(dataset, cache)
-    if reader.cached:
-        reader.cached.request(range(len(dataset.shard_samples)), [])
+    reader.request(range(len(dataset.shard_samples)))
     found = {}
     for shard, count in enumerate(dataset.shard_samples.tolist()):
         for number in range(count):

@@ -294,6 +294,23 @@ def test_a_shard_that_is_evicted_before_it_is_open_is_fetched_again(
         reader.close()
 
 
+def test_a_reader_closes_the_shards_that_it_no_longer_requests(shards: Path, tmp_path: Path) -> None:
+    """An evicted file that is open would go on taking space on the disk, beyond the cap."""
+    from data.index import read_index
+
+    with WebServer(shards / "train") as web, downloading(tmp_path / "cache") as cache:
+        local = read_index(shards / "train")
+        index = ShardIndex(web.url, local.classes, local.image_fields, local.label, local.shards)
+        dataset = Dataset(index, Storage(give_up_after=5))
+        reader = SampleReader(dataset, Cache(cache.folder, max(shard.bytes for shard in index.shards)))
+        for number in range(len(index.shards)):
+            reader.request([number])
+            reader.read(number, 0)
+            until(lambda number=number: stored(cache, dataset) == [number])  # type: ignore[misc]
+            assert _open_files(cache.folder / "shards") == [str(cache.shard_path(index.shards[number].sha256))]
+        reader.close()
+
+
 def test_files_that_vanish_while_a_downloader_starts_do_not_stop_it(
     remote: tuple[WebServer, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,3 +390,12 @@ def test_a_downloader_without_news_does_not_look_at_the_shards_it_holds(
     for _ in range(20):
         downloader.update()
     assert [path for path in looked if path.suffix == ".tar"] == []
+
+
+def _open_files(folder: Path) -> list[str]:
+    """What this process has open in `folder`; the names of removed files end with " (deleted)"."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(descriptor))
+    return [path for path in found if path.startswith(f"{folder}/")]

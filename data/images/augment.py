@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from data.images.color_jitter import ColorJitter
 from data.images.decode import Pixels
-from data.images.jpeg_region import Window
 from data.images.random_augment import RandomAugment
 from data.images.random_erasing import RandomErasing
+from data.images.region_frame import Window
 
 # The reader has its own threads, with which OpenCV's would compete. (torch resizes a single image in one thread.)
 cv2.setNumThreads(0)

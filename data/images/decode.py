@@ -9,7 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from data.images.jpeg import Pixels as Pixels
 from data.images.jpeg import jpeg_frame, jpeg_pixels
-from data.images.jpeg_region import RegionDecoder, Window, region_frame
+from data.images.jpeg_region import RegionDecoder
+from data.images.region_frame import Window, region_frame
 from data.images.signatures import compression, image_format
 from data.limits import SCANS
 

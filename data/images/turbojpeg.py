@@ -1,4 +1,7 @@
-"""libturbojpeg 3, which decodes a region of a JPEG, by ctypes: no package that is kept up offers it to Python."""
+"""libturbojpeg 3 by ctypes: it decodes a region of a JPEG, and codes one anew with restart markers without a loss.
+
+No package that is kept up offers these to Python.
+"""
 
 import ctypes
 import importlib.util
@@ -15,11 +18,21 @@ VARIABLE = "COATNET_LIBTURBOJPEG"
 """The environment variable that names the file of the library; empty, none is used."""
 
 # Of turbojpeg.h.
-_DECOMPRESS, _STOP_ON_WARNING, _RGB = 1, 0, 0
+_DECOMPRESS, _TRANSFORM = 1, 2
+_STOP_ON_WARNING, _RESTART_BLOCKS = 0, 18
+_RGB = 0
+_OPTIMIZE = 256
 
 
 class _Region(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+class _Transform(ctypes.Structure):
+    _fields_ = (
+        ("region", _Region), ("operation", ctypes.c_int), ("options", ctypes.c_int), ("data", ctypes.c_void_p),
+        ("filter", ctypes.c_void_p),
+    )  # fmt: skip
 
 
 class TurboJpeg:
@@ -35,7 +48,8 @@ class TurboJpeg:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        library = ctypes.CDLL(path)
+        # The short calls keep the interpreter's lock: to wait for it again takes longer than they do.
+        library, unlocked = ctypes.PyDLL(path), ctypes.CDLL(path)
         handle, encoded, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
         self._crop = library.tj3SetCroppingRegion
         self._crop.argtypes = [handle, _Region]
@@ -45,8 +59,14 @@ class TurboJpeg:
         self._set.argtypes = [handle, number, number]
         self._read_header = library.tj3DecompressHeader
         self._read_header.argtypes = [handle, encoded, size]
-        self._decompress = library.tj3Decompress8
+        self._decompress = unlocked.tj3Decompress8
         self._decompress.argtypes = [handle, encoded, size, handle, number, number]
+        self._transform = unlocked.tj3Transform
+        self._transform.argtypes = [
+            handle, encoded, size, number, ctypes.POINTER(handle), ctypes.POINTER(size), ctypes.POINTER(_Transform),
+        ]  # fmt: skip
+        self._free = library.tj3Free
+        self._free.argtypes, self._free.restype = [handle], None
         self._destroy = library.tj3Destroy
         self._destroy.argtypes, self._destroy.restype = [handle], None
 
@@ -70,6 +90,27 @@ class TurboJpeg:
         finally:
             self._destroy(handle)
         return None if failed else pixels
+
+    def recoded(self, encoded: bytes, interval: int) -> bytes | None:
+        """A JPEG of the same coefficients in one scan, with Huffman codes of its own, and everything else as it is.
+
+        After every `interval` MCUs comes a restart marker, or none if it is 0. None for any error or warning.
+        """
+        handle = self._new(_TRANSFORM)
+        if handle is None:
+            return None
+        content, size = ctypes.c_void_p(), ctypes.c_size_t()
+        wanted = _Transform(options=_OPTIMIZE)
+        try:
+            failed = (
+                self._set(handle, _STOP_ON_WARNING, 1)
+                or self._set(handle, _RESTART_BLOCKS, interval)
+                or self._transform(handle, encoded, len(encoded), 1, content, size, wanted)
+            )
+            return None if failed or not content.value else ctypes.string_at(content.value, size.value)
+        finally:
+            self._free(content)
+            self._destroy(handle)
 
 
 def find_turbojpeg(environment: Mapping[str, str]) -> TurboJpeg | None:

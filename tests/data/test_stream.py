@@ -19,9 +19,10 @@ from data.images.augment import EvaluationTransform, TrainTransform
 from data.images.color_jitter import ColorJitter
 from data.images.decode import DecodeError
 from data.images.jpeg import Pixels
-from data.images.jpeg_region import RegionDecoder, RegionFrame, Window
+from data.images.jpeg_region import RegionDecoder
 from data.images.random_augment import RandomAugment
 from data.images.random_erasing import RandomErasing
+from data.images.region_frame import RegionFrame, Window
 from data.images.turbojpeg import TurboJpeg
 from data.index import read_index
 from data.indexing.index_shards import index_shards

@@ -15,7 +15,8 @@ from data.errors import DataError
 from data.images import jpeg_region
 from data.images.decode import MAX_PIXELS, DecodeError, decode, decode_window
 from data.images.jpeg import Pixels
-from data.images.jpeg_region import RegionDecoder, RegionFrame, Window, find_region_decoder, region_frame
+from data.images.jpeg_region import RegionDecoder, find_region_decoder
+from data.images.region_frame import RegionFrame, Window, region_frame
 from data.images.turbojpeg import VARIABLE, TurboJpeg
 from tests.data.images.test_jpeg import BY_CJPEG, DAMAGED, FOUR_TO_ONE, HARMLESS, jpeg, padded, sampled
 from tests.support.libturbojpeg import libturbojpeg
@@ -111,7 +112,7 @@ def by_header(encoded: bytes, offset: int, value: int) -> bytes:
 
 WHOLE = {
     "progressive": saved(progressive=True),
-    "restart markers": saved(restart_marker_blocks=4),
+    "restart markers across rows": saved(restart_marker_blocks=4),
     "CMYK": saved("CMYK"),
     "4:4:1": sampled(FOUR_TO_ONE, 0x14, 0x11, 0x11),
     "grey of unusual factors": by_header(saved("L"), 11, 0x22),
@@ -239,7 +240,8 @@ SMALL = {kind: simplejpeg.encode_jpeg(picture(40, 52), colorsubsampling=kind) fo
 
 
 def test_a_frame_is_read_from_the_header() -> None:
-    assert region_frame(SMALL["420"]) == RegionFrame(40, 52, 2, 2, SMALL["420"].index(b"\xff\xc0") + 5)
+    data_at = SMALL["420"].index(SCAN) + 14
+    assert region_frame(SMALL["420"]) == RegionFrame(40, 52, 2, 2, SMALL["420"].index(b"\xff\xc0") + 5, data_at)
     assert region_frame(b"") is region_frame(b"\xff\xd8") is region_frame(SMALL["420"][:-2]) is None
 
 

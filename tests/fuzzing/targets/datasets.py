@@ -67,6 +67,7 @@ def _pictures() -> list[bytes]:
     colour = Image.fromarray(rng.integers(0, 255, (24, 20, 3), np.uint8))
     kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
         (colour, "JPEG", {}), (colour, "JPEG", {"progressive": True}), (colour, "JPEG", {"subsampling": 0}),
+        (colour, "JPEG", {"restart_marker_blocks": 1}), (colour, "JPEG", {"restart_marker_rows": 1, "subsampling": 0}),
         (colour.convert("L"), "JPEG", {}), (colour.convert("CMYK"), "JPEG", {}), (colour, "PNG", {}),
         (colour.convert("P"), "PNG", {"transparency": 3}), (colour.convert("RGBA"), "PNG", {}), (colour.convert("1"), "PNG", {}),
         (Image.fromarray(rng.integers(0, 65535, (9, 9), np.uint16)), "PNG", {}), (colour, "WEBP", {}),

@@ -1,12 +1,14 @@
 """What `coatnet shards build` makes of images with several sizes and encodings: bytes, decoding speed, and lost detail.
 
+Crops are decoded as in training.
+
 python -m benchmarks.shard_encodings --images DIR
 """
 
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, product
 from pathlib import Path
@@ -22,7 +24,8 @@ from benchmarks.timing import Timing, interleaved, machine, report
 from data.building.conversion import Conversion, Kind, check_image
 from data.building.jpeg_encoding import Subsampling
 from data.images.augment import TrainTransform, center_crop, random_window
-from data.images.decode import Pixels, decode
+from data.images.decode import Pixels, decode, decode_window
+from data.images.jpeg_region import RegionDecoder, find_region_decoder
 from data.images.random_augment import RandomAugment
 
 SIZE = 224
@@ -73,14 +76,19 @@ def main() -> None:
 def _conversions(
     short_sides: Sequence[int], qualities: Sequence[int], subsamplings: Sequence[Subsampling]
 ) -> dict[str, Conversion]:
-    """Every combination with `recompress`, and the recommended one also without it."""
+    """Every combination with `recompress`, the recommended one also without it, and some with restart markers."""
     found = {
         f"{side}, {quality}, {subsampling}": Conversion(
             short_side=side, quality=quality, subsampling=subsampling, recompress=True
         )
         for side, quality, subsampling in product(short_sides, qualities, subsamplings)
     }
-    return found | {"384, 90, 4:2:0, larger alone": Conversion(short_side=384, quality=90, subsampling="4:2:0")}
+    recommended = Conversion(short_side=384, quality=90, subsampling="4:2:0")
+    return found | {
+        "384, 90, 4:2:0, larger alone": recommended,
+        "384, 90, 4:2:0, restart markers": replace(recommended, recompress=True, restart_markers=True),
+        f"{_ORIGINALS}, restart markers": Conversion(restart_markers=True),
+    }
 
 
 def _encoded(files: Sequence[bytes], conversion: Conversion) -> Encoded:
@@ -93,8 +101,9 @@ def _timings(sets: dict[str, list[bytes]], rounds: int) -> dict[tuple[str, str],
     images = len(sets[_ORIGINALS])
     # Turns are short, so that other load on the machine affects all contestants alike.
     turns = [range(start, min(start + _TURN, images)) for start in range(0, images, _TURN)]
+    regions = find_region_decoder()
     contestants = {
-        f"{name}\n{transform}": partial(_run, files, _TRANSFORMS[transform], cycle(turns))
+        f"{name}\n{transform}": partial(_run, files, _TRANSFORMS[transform], regions, cycle(turns))
         for name, files in sets.items()
         for transform in _TRANSFORMS
     }
@@ -107,9 +116,10 @@ def _timings(sets: dict[str, list[bytes]], rounds: int) -> dict[tuple[str, str],
     return found
 
 
-def _run(files: Sequence[bytes], transform: TrainTransform, turns: Iterator[range]) -> None:
+def _run(files: Sequence[bytes], transform: TrainTransform, regions: RegionDecoder, turns: Iterator[range]) -> None:
     for number in next(turns):
-        transform(decode(files[number]), np.random.default_rng(number))
+        rng = np.random.default_rng(number)
+        transform.view(decode_window(files[number], partial(transform.window, rng=rng), regions), rng)
 
 
 def _row(name: str, encoded: Encoded, originals: Encoded, timings: dict[tuple[str, str], Timing]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
         table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=150).print(table)
+    Console(width=200).print(table)
     if path is not None:
         path.write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
 

@@ -99,6 +99,8 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
         )
     if report.encoded_again:
         print_line(console, _encoded(report))
+    if report.restart_markers:
+        print_line(console, _marked(report))
     for line in lines(report.accounting):
         print_line(console, line)
     for folder, index in report.indexes.items():
@@ -120,6 +122,13 @@ def _encoded(report: "BuildReport") -> str:
     if conversion.recompress:
         return f"{line}; the others would not become smaller and keep their bytes"
     return f"{line}; the others need no change and keep their bytes (--recompress encodes them as well)"
+
+
+def _marked(report: "BuildReport") -> str:
+    line = f"{report.restart_markers:,} of {counted(report.images, 'image')} given restart markers, without a loss"
+    if report.restart_markers == report.images:
+        return line
+    return f"{line}; the others have them, or are of kinds whose crops are not decoded alone"
 
 
 def _described(kind: "KindCount") -> str:

@@ -21,6 +21,7 @@ from data.building.jpeg_encoding import QUALITY, SUBSAMPLING, Subsampling, refus
 from data.building.layouts import open_source
 from data.building.merge import BuildContext, BuildProgress, BuildReport, merge_runs, refuse_broken, report
 from data.building.report import in_part, read_listing, save_listing
+from data.building.restart_markers import require_libturbojpeg
 from data.building.shard_plan import read_images, shuffled
 from data.building.sorted_runs import RunTable, RunTask, make_run, read_table, table_file
 from data.building.source import Source, batches
@@ -56,6 +57,7 @@ def build_shards(
     quality: int = QUALITY,
     subsampling: Subsampling = SUBSAMPLING,
     recompress: bool = False,
+    restart_markers: bool = False,
     skip_broken: bool = False,
     part: tuple[int, int] | None = None,
     processes: int = 1,
@@ -80,7 +82,7 @@ def build_shards(
         labels: file with the labels of images that are not in class folders; see `read_label_file`.
         classes: location of a class list, if it is not that of the images; see `read_classes`.
         within, nested, leave_out: see `Selection`.
-        convert, short_side, quality, subsampling, recompress: see `Conversion`.
+        convert, short_side, quality, subsampling, recompress, restart_markers: see `Conversion`.
         skip_broken: leave out images that do not decode, and the lost parts of damaged tars.
         part: (number, parts), number from 1: only read this part of the source; `merge_parts` does the rest.
         processes: number of processes that read, check and write; 1 is the calling process.
@@ -90,8 +92,9 @@ def build_shards(
 
     Raises:
         DataError: a source, label file or class list that cannot be used, a destination that exists, images that do not
-            decode (unless `skip_broken`), a conversion that does not exist or whose quality has no effect, a class too
-            small for the validation split, a full disk, or an unfinished build with other options.
+            decode (unless `skip_broken`), a conversion that does not exist, whose quality has no effect or for which
+            there is no libturbojpeg, a class too small for the validation split, a full disk, or an unfinished build
+            with other options.
         StorageRefused, StorageDown: a remote source refuses access or does not answer.
     """
     destination = _local(destination)
@@ -104,10 +107,12 @@ def build_shards(
         raise DataError(f"part {build_part}: parts are numbered from 1, as in 1/8 .. 8/8")
     selection = Selection(within, nested, tuple(leave_out))
     try:
-        conversion = Conversion(convert, short_side, quality, subsampling, recompress)
+        conversion = Conversion(convert, short_side, quality, subsampling, recompress, restart_markers)
         refuse_without_effect(quality, subsampling, conversion.encodes)
     except ValueError as error:
         raise DataError(str(error)) from None
+    if restart_markers:
+        require_libturbojpeg()
     reading = ReadOptions(seed, conversion, selection, memory)
     writing = WriteOptions(
         samples_per_shard,
@@ -140,7 +145,7 @@ def build_shards(
             building.finish_part(build_part, runs)
         if not runs:  # more parts than batches
             accounting = in_part(images.accounting, None, elsewhere)
-            return BuildReport({}, 0, [], [], 0, 0, conversion, accounting)
+            return BuildReport({}, 0, [], [], 0, 0, 0, conversion, accounting)
         read = read_images([building.runs / name for name in runs])
         accounting = in_part(images.accounting, read, elsewhere)
         return report(read, shuffled(read)[0], read.broken, reading, {}, accounting)

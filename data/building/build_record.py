@@ -23,7 +23,7 @@ from data.remote.web_address import without_signature
 RECORD_NAME = "build.json"
 DEFAULTS: Mapping[str, Any] = {"quality": QUALITY, "subsampling": SUBSAMPLING}
 """Of options that a recipe may leave out; the others are off."""
-LEFT_OUT: Mapping[str, Any] = {"subsampling": SUBSAMPLING, "recompress": False}
+LEFT_OUT: Mapping[str, Any] = {"subsampling": SUBSAMPLING, "recompress": False, "restart_markers": False}
 """Options that a record has only if they differ from this; older builds did not have them."""
 _SHOWN = 60  # characters of a value in a message
 

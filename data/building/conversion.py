@@ -12,6 +12,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from data.building.jpeg_encoding import QUALITY, SUBSAMPLING, Subsampling
+from data.building.restart_markers import with_restart_markers
 from data.images.decode import MAX_PIXELS, DecodeError, Pixels, decode
 from data.images.jpeg import jpeg_frame
 from data.images.signatures import compression, image_format
@@ -45,6 +46,7 @@ class Kind(IntFlag):
     TIFF = 512
     GZIPPED = 1024
     PPM = 2048
+    RESTART_MARKERS = 4096
 
 
 DIFFERENCES = {
@@ -82,6 +84,8 @@ class Conversion:
     recompress: bool = False
     """Encode also what needs no other change, if that makes it smaller, and turn images with an EXIF rotation
     upright."""
+    restart_markers: bool = False
+    """Give JPEGs restart markers, without a loss."""
 
     def __post_init__(self) -> None:
         if self.short_side is not None and self.short_side < 1:
@@ -110,11 +114,21 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
     """Decode an image to check that it is complete, and convert it if necessary.
 
     The same bytes give the same bytes on every machine: Pillow resizes in integers, and libjpeg-turbo's integer cosine
-    transforms do not depend on the processor.
+    transforms do not depend on the processor. (Restart markers come with Huffman codes by the machine's libturbojpeg.)
 
     Raises:
         DecodeError: truncated, damaged or not an image.
+        DataError: restart markers are wanted, and there is no libturbojpeg 3.
     """
+    checked, pixels = _converted(encoded, conversion)
+    if not conversion.restart_markers or checked.extension != "jpg":
+        return checked
+    marked = with_restart_markers(checked.encoded, decode(checked.encoded) if pixels is None else pixels)
+    return CheckedImage(marked, "jpg", checked.kind | Kind.RESTART_MARKERS) if marked else checked
+
+
+def _converted(encoded: bytes, conversion: Conversion) -> tuple[CheckedImage, Pixels | None]:
+    """The image as it is stored but for restart markers, and its pixels (H, W, 3) if it was not encoded again."""
     encoded, packed = _unpacked(encoded)
     name = image_format(encoded)
     if name in _CONVERTIBLE:
@@ -131,7 +145,7 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
     turns = (short_side is not None or conversion.recompress) and orientation in _UPRIGHT
     changes = shrinks or turns or bool(conversion.convert and kind & _REMOVED)
     if not changes and not conversion.recompress:
-        return CheckedImage(encoded, extension, kind)
+        return CheckedImage(encoded, extension, kind), pixels
     image = Image.fromarray(pixels)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
@@ -142,8 +156,8 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     again = _encode(np.asarray(image), conversion)
     if not changes and len(again) >= len(encoded):
-        return CheckedImage(encoded, extension, kind)
-    return CheckedImage(again, "jpg", kind | Kind.ENCODED_AGAIN)
+        return CheckedImage(encoded, extension, kind), pixels
+    return CheckedImage(again, "jpg", kind | Kind.ENCODED_AGAIN), None
 
 
 def _unpacked(encoded: bytes) -> tuple[bytes, Kind]:

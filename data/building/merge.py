@@ -96,7 +96,9 @@ class BuildReport:
     kinds: list[KindCount]
     shrunk: int
     encoded_again: int
-    """How many images were encoded again; the others have the bytes of the source."""
+    """How many images were encoded again; the others have the bytes of the source, apart from restart markers."""
+    restart_markers: int
+    """How many images were given restart markers."""
     conversion: Conversion
     """How they were to be converted."""
     accounting: Accounting
@@ -118,7 +120,11 @@ class BuildReport:
             for folder, index in self.indexes.items()
         ]
         kinds = [to_json(kind) for kind in self.kinds]
-        counts = {"shrunk": self.shrunk, "encoded_again": self.encoded_again}
+        counts = {
+            "shrunk": self.shrunk,
+            "encoded_again": self.encoded_again,
+            "restart_markers": self.restart_markers,
+        }
         return {**to_json(self.accounting), "kinds": kinds, **counts, "datasets": written}
 
 
@@ -228,9 +234,11 @@ def report(
         if found.size:
             first = [one_line(images.name(int(order[position]))) for position in found[:3]]
             kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
-    shrunk = int(np.count_nonzero(kind & Kind.SHRUNK))
+    shrunk, encoded_again, marked = (
+        int(np.count_nonzero(kind & bit)) for bit in (Kind.SHRUNK, Kind.ENCODED_AGAIN, Kind.RESTART_MARKERS)
+    )
     return BuildReport(
-        indexes, len(order), left_out, kinds, shrunk, int(np.count_nonzero(again)), reading.conversion, accounting
+        indexes, len(order), left_out, kinds, shrunk, encoded_again, marked, reading.conversion, accounting
     )
 
 

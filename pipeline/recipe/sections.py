@@ -263,6 +263,8 @@ class ShardBuildSettings(Section):
     """The resolution of their colour."""
     recompress: Annotated[bool, Field(exclude_if=lambda recompress: not recompress)] = False
     """Whether all images are encoded again, unless that would not make them smaller."""
+    restart_markers: Annotated[bool, Field(exclude_if=lambda restart_markers: not restart_markers)] = False
+    """Whether JPEGs are given restart markers, so that training decodes only what a crop needs."""
     skip_broken: bool = False
     """Whether images that do not decode are left out."""
     processes: PositiveInt = 1

@@ -51,6 +51,7 @@ def test_shards_as_the_recipe_describes_them_are_used(pictures: Path, shards: Pa
         ({"short_side": 256}, "short_side: the folder has none, the recipe says 256"),
         ({"convert": True}, "convert: the folder has false, the recipe says true"),
         ({"recompress": True}, "recompress: the folder has false, the recipe says true"),
+        ({"restart_markers": True}, "restart_markers: the folder has false, the recipe says true"),
     ],
 )
 def test_a_setting_that_the_shards_were_not_built_with_is_refused(
@@ -96,7 +97,7 @@ def test_options_that_a_recipe_does_not_have_are_compared_with_their_defaults(pi
 def test_defaults_are_those_of_the_build() -> None:
     parameters = inspect.signature(build_shards).parameters
     recorded = (
-        "within", "nested", "leave_out", "quality", "subsampling", "recompress", "shard_bytes", "validation_fraction",
+        "within", "nested", "leave_out", "quality", "subsampling", "recompress", "restart_markers", "shard_bytes", "validation_fraction",
         "classes", "labels",
     )  # fmt: skip
     assert all((parameters[name].default or None) == DEFAULTS.get(name) for name in recorded)

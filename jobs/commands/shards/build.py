@@ -90,6 +90,13 @@ def build(
         bool,
         typer.Option("--recompress", help="Encode all images again, unless that would not make them smaller."),
     ] = False,
+    restart_markers: Annotated[
+        bool,
+        typer.Option(
+            "--restart-markers",
+            help="Give JPEGs restart markers, without a loss, so that training decodes only what a crop needs.",
+        ),
+    ] = False,
     skip_broken: Annotated[bool, typer.Option(help="Leave out images that do not decode.")] = False,
     part: Annotated[
         str | None,
@@ -120,6 +127,7 @@ def build(
             quality=quality,
             subsampling=subsampling,
             recompress=recompress,
+            restart_markers=restart_markers,
             skip_broken=skip_broken,
             part=_part(part) if part is not None else None,
             processes=processes or processors(),

@@ -273,7 +273,7 @@ def test_a_build_that_was_begun_before_there_was_subsampling_continues(
     interrupt(pictures, tmp_path / "out")
     path = tmp_path / ".out.building" / "plan.json"
     plan = json.loads(path.read_text())
-    for name in ("subsampling", "recompress"):
+    for name in ("subsampling", "recompress", "restart_markers"):
         del plan["reading"]["conversion"][name]
     path.write_text(json.dumps(plan))
     kept = Counter[bool]()

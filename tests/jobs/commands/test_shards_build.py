@@ -11,6 +11,7 @@ from jobs.commands.shards.build import _bytes
 from pipeline.errors import ConfigError
 from tests.conftest import write_pictures
 from tests.support.command import coatnet
+from tests.support.libturbojpeg import libturbojpeg
 
 
 @pytest.mark.slow
@@ -55,6 +56,15 @@ def test_how_many_images_were_encoded_again_is_said(tmp_path: Path) -> None:
     ]
     done = coatnet("shards", "build", "source", "all", *options, "--recompress", folder=tmp_path)
     assert "4 of 4 images encoded again, as JPEGs of quality 60 and 4:2:0" in done.stdout.splitlines()
+    libturbojpeg()
+    done = coatnet("shards", "build", "source", "marked", "--restart-markers", folder=tmp_path)
+    assert done.stdout.splitlines()[0] == "4 of 4 images given restart markers, without a loss"
+    Image.new("RGB", (40, 40)).save(tmp_path / "source" / "dark" / "drawing.png")
+    done = coatnet("shards", "build", "source", "mixed", "--restart-markers", folder=tmp_path)
+    assert done.stdout.splitlines()[1] == (
+        "4 of 5 images given restart markers, without a loss; the others have them, or are of kinds whose crops are not "
+        "decoded alone"
+    )
     done = coatnet("shards", "build", "some", "none", "--short-side", "24", "--subsampling", "4:2:0", folder=tmp_path)
     assert (
         "no image was encoded again, so that nothing follows from --short-side 24, --subsampling 4:2:0" in done.stdout

@@ -156,7 +156,7 @@ def test_the_container_settings_reach_the_batch_script(path: Path) -> None:
 def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) -> None:
     settings = [
         "source=images", "folder=new", "seed=3", "samples_per_shard=10", "validation_per_class=2", "short_side=256",
-        "convert=true", "quality=90", "subsampling=4:2:0", "recompress=true", "processes=4", "parts=3", "resources.partition=cpu", "resources.time_limit=0:30:00",
+        "convert=true", "quality=90", "subsampling=4:2:0", "recompress=true", "restart_markers=true", "processes=4", "parts=3", "resources.partition=cpu", "resources.time_limit=0:30:00",
     ]  # fmt: skip
     recipe = load_recipe(path, [f"shards.{setting}" for setting in settings])
     commands = commands_of(recipe)
@@ -165,7 +165,7 @@ def test_the_options_of_shards_reach_the_command_that_builds_them(path: Path) ->
     assert build[build.index("build") :] == [
         "build", f"{path.parent}/images", f"{path.parent}/new", "--seed=3", "--samples-per-shard=10",
         "--validation-per-class=2", "--short-side=256", "--convert", "--quality=90", "--subsampling=4:2:0",
-        "--recompress", "--processes=4",
+        "--recompress", "--restart-markers", "--processes=4",
     ]  # fmt: skip
     assert merge[merge.index("merge") :] == ["merge", f"{path.parent}/new", "--processes=4"]
     for command in (build, merge):

@@ -1,6 +1,8 @@
 """Decode, random resized crop to 224 pixels and flip: libraries side by side, in images per second of processor time.
 
 python -m benchmarks.decode --images DIR
+python -m benchmarks.decode --images DIR --parts            where the time of ours goes
+python -m benchmarks.decode --images DIR --operations       the operations of RandAugment
 """
 
 import argparse
@@ -29,12 +31,15 @@ from data.images.augment import TrainTransform, random_window, resize
 from data.images.decode import Pixels, decode, decode_window
 from data.images.jpeg_region import RegionDecoder
 from data.images.random_augment import OPERATIONS, RandomAugment
+from data.images.region_frame import region_frame
 from data.images.turbojpeg import find_turbojpeg
+from data.random_streams import RandomStream
 
 SIZE = 224
 AREA = (0.05, 1.0)
 PILLOW = "Pillow"
 _TURN = 10  # images
+_ENTROPY = "of decoding: entropy decoding down to the end of the crop"
 Transform = Callable[[bytes, np.random.Generator], Pixels]
 
 
@@ -43,6 +48,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEGs; generated ones if it is not given")
     parser.add_argument("--limit", type=int, default=200, help="JPEGs at most")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", action="store_true", help="the parts of our transform instead")
     parser.add_argument("--operations", action="store_true", help="the operations of RandAugment instead")
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--json", type=Path)
@@ -50,7 +56,9 @@ def main() -> None:
     torch.set_num_threads(1)  # the reader's parallelism is between images
     files = sample_jpegs(arguments.images, arguments.limit)
     print(f"{machine(torch.device('cpu'))}; {len(files)} JPEGs of {sum(map(len, files)) / len(files) / 1e3:.0f} KB")
-    if arguments.operations:
+    if arguments.parts:
+        report("An image of ours", _parts(files, arguments.rounds), arguments.json)
+    elif arguments.operations:
         report("RandAugment at magnitude 15", _operations(files, arguments.rounds), arguments.json)
     else:
         report(f"Decode, crop to {SIZE}, flip", _decoders(files, arguments.rounds), arguments.json)
@@ -131,6 +139,36 @@ def _of_crops(transform: TrainTransform, regions: RegionDecoder | None) -> Trans
         return transform.view(decode_window(file, partial(transform.window, rng=rng), regions), rng)
 
     return crop_and_view
+
+
+def _parts(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of processor time of the parts of an image, in one thread and without reading it."""
+    library, transform, augment = find_turbojpeg(os.environ), TrainTransform(SIZE), RandomAugment(2, 15.0)
+    regions = RegionDecoder(library)
+    spent: dict[str, list[float]] = {}
+
+    def timed(part: str, run: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.thread_time()
+        result = run(*arguments)
+        spent.setdefault(part, []).append(time.thread_time() - began)
+        return result
+
+    for turn in range(2 + rounds):
+        if turn == 2:
+            spent.clear()
+        for number, file in enumerate(files):
+            rng = timed("random generator", RandomStream.AUGMENTATION.generator, 0, turn, number)
+            frame = timed("header, and where the data ends", region_frame, file)
+            if frame is None:  # always decoded whole
+                continue
+            window = timed("drawing the crop", transform.window, frame.height, frame.width, rng)
+            crop = timed("decoding the crop", regions, file, frame, window)
+            pixels = timed("resizing and flipping", transform.view, crop, rng)
+            timed("RandAugment (2, 15)", augment, pixels, rng)
+            if library and not frame.interval:
+                last = frame.rows_read(window[0].stop) - 1
+                timed(_ENTROPY, library.region, file, 0, last, frame.width, 1)
+    return [{"part": part, "ms": 1e3 * statistics.mean(seconds)} for part, seconds in spent.items()]
 
 
 def _with(decoder: Callable[[bytes], Pixels], resizer: Callable[[Pixels], Pixels]) -> Transform:

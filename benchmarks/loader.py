@@ -23,6 +23,7 @@ import torch
 from benchmarks.jpegs import sample_jpegs
 from benchmarks.loaders.contestants import BASELINE, CONTESTANTS, versions
 from benchmarks.loaders.measurement import measure
+from benchmarks.loaders.ours import SAMPLES_PER_SHARD
 from benchmarks.loaders.task import BATCH
 from benchmarks.timing import machine, report
 from data.building.build import build_shards
@@ -90,7 +91,7 @@ def _write(folder: Path, files: list[bytes], copies: int) -> None:
         (folder / "images" / str(number)).mkdir(parents=True)
     for number, (copy, file) in enumerate(itertools.product(range(copies), files)):
         (folder / "images" / str(number % 10) / f"{number}-{copy}.jpg").write_bytes(file)
-    build_shards(folder / "images", folder / "shards", samples_per_shard=200)
+    build_shards(folder / "images", folder / "shards", samples_per_shard=SAMPLES_PER_SHARD)
 
 
 def _in_own_process(arguments: argparse.Namespace, folder: Path, *options: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.gpu_benchmark.measure import OPTIONAL
 from tests.conftest import write_pictures
 from tests.servers.s3 import S3Server
 from tests.support.command import start_program
+from tests.support.libturbojpeg import libturbojpeg
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow(seconds=8)
@@ -102,20 +103,23 @@ def test_decoders(tmp_path: Path) -> None:
 
 
 def test_shard_encodings(tmp_path: Path) -> None:
+    libturbojpeg()
     few = ["--limit", "3", "--short-sides", "256", "--qualities", "90", "--subsamplings", "4:2:0"]
     rows = run(tmp_path / "rows.json", "benchmarks.shard_encodings", *few)
     assert [row["encoding"] for row in rows] == [
-        "originals", "256, 90, 4:2:0", "384, 90, 4:2:0, larger alone",
+        "originals", "256, 90, 4:2:0", "384, 90, 4:2:0, larger alone", "384, 90, 4:2:0, restart markers",
+        "originals, restart markers",
     ]  # fmt: skip
     assert float(str(rows[1]["bytes"])) < 0.5 < float(str(rows[0]["bytes"]))
     assert 20 < float(str(rows[1]["crop, 5 %"])) < float(str(rows[1]["crop, dB"])) < 60
 
 
 def test_loaders(tmp_path: Path) -> None:
+    libturbojpeg()
     tiny = ["--limit", "8", "--copies", "8", "--batches", "2", "--workers", "1", "--augment", "yes"]
     # The others do not belong to the project.
     names = [
-        "ours", "ours, without libturbojpeg", "ours, whole pictures", "webdataset, our transform", "webdataset, Pillow", "webdataset, OpenCV", "DataLoader over a folder, Pillow",
+        "ours", "ours, without libturbojpeg", "ours, restart markers", "ours, whole pictures", "webdataset, our transform", "webdataset, Pillow", "webdataset, OpenCV", "DataLoader over a folder, Pillow",
     ]  # fmt: skip
     rows = run(tmp_path / "rows.json", "benchmarks.loader", *tiny, "--loaders", *names)
     assert [(row["loader"], row["RandAugment"]) for row in rows] == [
@@ -159,8 +163,9 @@ def test_reading_from_s3(s3: S3Server, tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", per_class=160)
     build_shards(pictures, tmp_path / "shards", samples_per_shard=20)
     places = ["--local", str(tmp_path / "shards"), "--remote", s3.put(tmp_path / "shards", "benchmark")]
-    local, remote = run(tmp_path / "rows.json", "benchmarks.reading", *places, "--seconds", "0.5")
-    assert (local["downloader"], local["requests a shard"]) == (0, 0)
+    *both, remote = run(tmp_path / "rows.json", "benchmarks.reading", *places, "--seconds", "0.5")
+    for local in both:
+        assert (local["downloader"], local["requests a shard"]) == (0, 0)
     assert remote["requests a shard"] == 1
     assert float(str(remote["downloader"])) > 0
 

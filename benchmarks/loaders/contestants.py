@@ -20,7 +20,7 @@ class Contestant:
     package: str = "torch"
     """The distribution whose version is of interest."""
     optional: bool = False
-    """Whether the project does not depend on it."""
+    """Whether the project does not depend on it, or it has a `prepare`."""
 
     def load(self) -> Batches:
         """Import it.
@@ -47,6 +47,7 @@ BASELINE = "webdataset, Pillow"
 CONTESTANTS = {
     "ours": Contestant("ours", random_augment="ours"),
     "ours, without libturbojpeg": Contestant("ours", "batches_without_libturbojpeg", random_augment="ours"),
+    "ours, restart markers": Contestant("marked_shards", random_augment="ours", optional=True),
     "ours, whole pictures": Contestant("ours", "batches_of_whole_pictures", random_augment="ours"),
     "webdataset, our transform": Contestant(
         "webdataset_shards", "batches_with_our_transform", random_augment="ours", package="webdataset"

@@ -12,23 +12,25 @@ from data.index import read_index
 from data.order import SampleOrder
 from data.stream import RankShare, training_stream
 
+SAMPLES_PER_SHARD = 200
+
 
 def batches(folder: Path, workers: int, augmented: bool) -> Images:
-    return _batches(folder, workers, augmented)
+    return batches_of(folder / "shards", workers, augmented)
 
 
 def batches_without_libturbojpeg(folder: Path, workers: int, augmented: bool) -> Images:
-    return _batches(folder, workers, augmented, regions=RegionDecoder())
+    return batches_of(folder / "shards", workers, augmented, regions=RegionDecoder())
 
 
 def batches_of_whole_pictures(folder: Path, workers: int, augmented: bool) -> Images:
-    return _batches(folder, workers, augmented, crops_alone=False)
+    return batches_of(folder / "shards", workers, augmented, crops_alone=False)
 
 
-def _batches(
-    folder: Path, workers: int, augmented: bool, *, regions: RegionDecoder | None = None, crops_alone: bool = True
+def batches_of(
+    shards: Path, workers: int, augmented: bool, *, regions: RegionDecoder | None = None, crops_alone: bool = True
 ) -> Images:
-    dataset = Dataset(replace(read_index(folder / "shards"), images_decode=crops_alone))
+    dataset = Dataset(replace(read_index(shards), images_decode=crops_alone))
     # Few samples make few lanes: about as many for each shard as a large run has.
     order = SampleOrder(shard_samples=dataset.shard_samples, seed=0, batch=4 * BATCH, lanes=4, window=8192)
     stream = training_stream(

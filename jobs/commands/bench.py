@@ -176,5 +176,5 @@ def _show(found: LoaderBenchmark, console: Console) -> None:
             ("too little", "red"),
             f": {rate / found.demand:.0%} of what is needed. Reading would take "
             f"{found.demand / per_core:,.0f} cores: give the node more cores and data.workers, build shards that "
-            "decode faster (--short-side, --subsampling, --recompress), or turn off RandAugment",
+            "decode faster (--restart-markers, --short-side, --subsampling, --recompress), or turn off RandAugment",
         )

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ from tests.servers.slurm import SlurmCluster
 from tests.servers.slurm import obstacle as slurm_obstacle
 
 CLASSES = ("bright", "dark", "striped")
+
+
+def pytest_configure() -> None:
+    """Have programs that tests start act on SIGINT, which a shell script ignores in what it starts in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,6 +27,7 @@ from benchmarks.jpegs import sample_jpegs
 from benchmarks.pillow_transform import OPERATIONS as PILLOW_OPERATIONS
 from benchmarks.pillow_transform import pillow_transform
 from benchmarks.timing import interleaved, machine, report
+from data.building.restart_markers import with_restart_markers
 from data.images.augment import TrainTransform, random_window, resize
 from data.images.decode import Pixels, decode, decode_window
 from data.images.jpeg_region import RegionDecoder
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEGs; generated ones if it is not given")
     parser.add_argument("--limit", type=int, default=200, help="JPEGs at most")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--restart-markers", action="store_true", help="the same JPEGs with restart markers")
     parser.add_argument("--parts", action="store_true", help="the parts of our transform instead")
     parser.add_argument("--operations", action="store_true", help="the operations of RandAugment instead")
     parser.add_argument("--device", choices=["cpu"], default="cpu")
@@ -55,6 +57,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the reader's parallelism is between images
     files = sample_jpegs(arguments.images, arguments.limit)
+    if arguments.restart_markers:
+        files = [with_restart_markers(file, decode(file)) or file for file in files]
     print(f"{machine(torch.device('cpu'))}; {len(files)} JPEGs of {sum(map(len, files)) / len(files) / 1e3:.0f} KB")
     if arguments.parts:
         report("An image of ours", _parts(files, arguments.rounds), arguments.json)

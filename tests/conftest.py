@@ -31,9 +31,10 @@ CLASSES = ("bright", "dark", "striped")
 
 
 def pytest_configure() -> None:
-    """Have programs that tests start act on SIGINT, which a shell script ignores in what it starts in the background."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Have programs that tests start act on signals that `nohup`, and shell scripts for the background, ignore."""
+    for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -102,6 +102,15 @@ def test_decoders(tmp_path: Path) -> None:
     assert len(rows) == 16
 
 
+def test_the_parts_of_an_image(tmp_path: Path) -> None:
+    libturbojpeg()
+    few = ["--limit", "2", "--parts"]
+    plain = [row["part"] for row in run(tmp_path / "rows.json", "benchmarks.decode", *few)]
+    marked = [row["part"] for row in run(tmp_path / "rows.json", "benchmarks.decode", *few, "--restart-markers")]
+    assert plain == [*marked, "of decoding: entropy decoding down to the end of the crop"]
+    assert "decoding the crop" in marked
+
+
 def test_shard_encodings(tmp_path: Path) -> None:
     libturbojpeg()
     few = ["--limit", "3", "--short-sides", "256", "--qualities", "90", "--subsamplings", "4:2:0"]

@@ -58,7 +58,9 @@ def main() -> None:
     torch.set_num_threads(1)  # the reader's parallelism is between images
     files = sample_jpegs(arguments.images, arguments.limit)
     if arguments.restart_markers:
-        files = [with_restart_markers(file, decode(file)) or file for file in files]
+        marked = [with_restart_markers(file, decode(file)) for file in files]
+        files = [file for file in marked if file]
+        print(f"{len(marked) - len(files)} of {len(marked)} cannot have restart markers and are left out")
     print(f"{machine(torch.device('cpu'))}; {len(files)} JPEGs of {sum(map(len, files)) / len(files) / 1e3:.0f} KB")
     if arguments.parts:
         report("An image of ours", _parts(files, arguments.rounds), arguments.json)
@@ -150,6 +152,7 @@ def _parts(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
     library, transform, augment = find_turbojpeg(os.environ), TrainTransform(SIZE), RandomAugment(2, 15.0)
     regions = RegionDecoder(library)
     spent: dict[str, list[float]] = {}
+    wholes = set()
 
     def timed(part: str, run: Callable[..., Any], *arguments: Any) -> Any:
         began = time.thread_time()
@@ -163,15 +166,20 @@ def _parts(files: list[bytes], rounds: int) -> list[dict[str, Any]]:
         for number, file in enumerate(files):
             rng = timed("random generator", RandomStream.AUGMENTATION.generator, 0, turn, number)
             frame = timed("header, and where the data ends", region_frame, file)
-            if frame is None:  # always decoded whole
+            if frame is None:
+                wholes.add(number)
                 continue
             window = timed("drawing the crop", transform.window, frame.height, frame.width, rng)
             crop = timed("decoding the crop", regions, file, frame, window)
+            if crop is None:
+                wholes.add(number)
+                continue
             pixels = timed("resizing and flipping", transform.view, crop, rng)
             timed("RandAugment (2, 15)", augment, pixels, rng)
             if library and not frame.interval:
                 last = frame.rows_read(window[0].stop) - 1
                 timed(_ENTROPY, library.region, file, 0, last, frame.width, 1)
+    print(f"without {len(wholes)} of {len(files)} pictures, which are decoded whole")
     return [{"part": part, "ms": 1e3 * statistics.mean(seconds)} for part, seconds in spent.items()]
 
 

@@ -23,8 +23,7 @@ import torch
 from benchmarks.jpegs import sample_jpegs
 from benchmarks.loaders.contestants import BASELINE, CONTESTANTS, versions
 from benchmarks.loaders.measurement import measure
-from benchmarks.loaders.ours import SAMPLES_PER_SHARD
-from benchmarks.loaders.task import BATCH
+from benchmarks.loaders.task import BATCH, SAMPLES_PER_SHARD
 from benchmarks.timing import machine, report
 from data.building.build import build_shards
 

@@ -6,7 +6,6 @@ python -m benchmarks.shard_encodings --images DIR
 """
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +23,12 @@ from benchmarks.jpegs import sample_jpegs
 from benchmarks.timing import Timing, interleaved, machine, report
 from data.building.conversion import Conversion, Kind, check_image
 from data.building.jpeg_encoding import Subsampling
+from data.building.restart_markers import require_libturbojpeg
+from data.errors import DataError
 from data.images.augment import TrainTransform, center_crop, random_window
 from data.images.decode import Pixels, decode, decode_window
 from data.images.jpeg_region import RegionDecoder, find_region_decoder
 from data.images.random_augment import RandomAugment
-from data.images.turbojpeg import find_turbojpeg
 
 SIZE = 224
 AREA = (0.05, 1.0)
@@ -87,8 +87,10 @@ def _conversions(
     }
     recommended = Conversion(short_side=384, quality=90, subsampling="4:2:0")
     found["384, 90, 4:2:0, larger alone"] = recommended
-    if find_turbojpeg(os.environ) is None:
-        print("without restart markers, which need libturbojpeg 3")
+    try:
+        require_libturbojpeg()
+    except DataError as error:
+        print(f"without restart markers: {error}")
         return found
     return found | {
         "384, 90, 4:2:0, restart markers": replace(recommended, recompress=True, restart_markers=True),

@@ -35,8 +35,10 @@ class SampleReader:
 
     def __init__(self, dataset: Dataset, cache: Cache | None, open_shards: int = 64) -> None:
         self.dataset = dataset
+        self.is_remote = is_remote(dataset.index.folder)
+        """Whether its shards must be requested before they are read."""
         self._cached: CachedShards | None = None
-        if is_remote(dataset.index.folder):
+        if self.is_remote:
             if cache is None:
                 raise DataError(f"{dataset.index.folder}: remote shards are read through a cache; set data.cache")
             self._cached = CachedShards(cache, dataset)

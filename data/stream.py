@@ -136,8 +136,9 @@ def training_stream(
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             step = first_step
             while True:
-                oldest = max(first_step, step - prefetched)
-                reader.request(*order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest))
+                if reader.is_remote:
+                    oldest = max(first_step, step - prefetched)
+                    reader.request(*order.shards_ahead(oldest, positions.start, positions.stop, step + 1 - oldest))
                 for start in positions:
                     yield lambda step=step, start=start: load(step, start)  # type: ignore[misc]
                 step += 1
@@ -191,7 +192,8 @@ def evaluation_stream(
 
         def tasks() -> Iterator[Callable[[], MicroBatch]]:
             for row in range(len(ids)):
-                reader.request(*evaluation_shards(dataset, row, per_pass, workers))
+                if reader.is_remote:
+                    reader.request(*evaluation_shards(dataset, row, per_pass, workers))
                 yield lambda row=row: load(row)  # type: ignore[misc]
 
         yield from results_in_order(tasks(), workers, reader.stop)

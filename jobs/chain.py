@@ -24,8 +24,9 @@ from pipeline.checkpoints.saved import if_repeated
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import RunFailed
 from pipeline.faults.preemption import StopSignals
+from pipeline.model_check import check_model
 from pipeline.monitoring.console import styled_text
-from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, plan_stage
+from pipeline.plan import Plan, TrainPlan, check_start_classes, plan_stage
 from pipeline.preflight.stage_facts import Facts
 from pipeline.preflight.unused_settings import unused_settings
 from pipeline.recipe.schema import Recipe

@@ -11,7 +11,8 @@ from pipeline.checkpoints.lost import continues_alone
 from pipeline.checkpoints.store import checkpoint_store
 from pipeline.errors import ConfigError
 from pipeline.initial_weights.start import checked_start, openable_start
-from pipeline.plan import Plan, TrainPlan, check_model, check_start_classes, required_cache_bytes
+from pipeline.model_check import check_model
+from pipeline.plan import Plan, TrainPlan, check_start_classes, required_cache_bytes
 from pipeline.preflight.disk_space import assess_cache_space, assess_clock, assess_disk_space
 from pipeline.preflight.finding import Finding, Findings, finding_of_error
 from pipeline.preflight.jpeg_decoder import assess_jpeg_decoder

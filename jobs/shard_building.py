@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from data.accounting import lines
+from data.accounting import lines, listed
 from data.text.counted import counted
 from data.text.printable import one_line
 from jobs.console import print_json, print_line
@@ -99,7 +99,7 @@ def print_report(console: Console, report: "BuildReport", as_json: bool = False)
         )
     if report.encoded_again:
         print_line(console, _encoded(report))
-    if report.restart_markers:
+    if report.conversion.restart_markers:
         print_line(console, _marked(report))
     for line in lines(report.accounting):
         print_line(console, line)
@@ -125,10 +125,16 @@ def _encoded(report: "BuildReport") -> str:
 
 
 def _marked(report: "BuildReport") -> str:
-    line = f"{report.restart_markers:,} of {counted(report.images, 'image')} given restart markers, without a loss"
-    if report.restart_markers == report.images:
-        return line
-    return f"{line}; the others have them, or are of kinds whose crops are not decoded alone"
+    line = f"{report.marked:,} of {counted(report.images, 'image')} given restart markers, without a loss"
+    unmarked = report.unmarked
+    if there := report.images - report.marked - unmarked.count:
+        line += f"; {there:,} had them already"
+    if unmarked.count:
+        line += (
+            f"; {unmarked.count:,} cannot have them, being no JPEGs, of a kind whose crops are not decoded alone, or "
+            f"ones that libturbojpeg warns of ({listed(unmarked.first, count=unmarked.count)})"
+        )
+    return line
 
 
 def _described(kind: "KindCount") -> str:

@@ -23,9 +23,9 @@ from pipeline.compiler import check_compiler
 from pipeline.errors import ConfigError
 from pipeline.excluded_samples import check_excluded_samples
 from pipeline.fused_kernels import check_fused_depthwise
+from pipeline.model_check import check_model
 from pipeline.recipe.intervals import CheckpointSettings, EvaluationSettings
 from pipeline.recipe.schema import Recipe, Stage, TrainStage
-from pipeline.recipe.sections import ModelSettings
 from pipeline.runs.past_settings import recorded_history, stages_of_history
 from pipeline.runs.settings_history import SettingsHistory
 from pipeline.training.parts import Begun, continued_order, plan_part
@@ -373,33 +373,3 @@ def _check_cache_fits(cache: Cache, need: int, where: str) -> None:
                 f"those that running jobs read, and needs {need / 1e9:.1f}; use another disk, or reduce "
                 "data.shuffle_window"
             )
-
-
-def check_model(recipe: Recipe, stage: Stage, where: str) -> None:
-    """Check that the model exists, supports the resolution, and is that of the stage it starts from.
-
-    Raises:
-        ConfigError: one of these does not hold.
-    """
-    try:
-        variant = stage.model.variant
-    except ValueError as error:
-        raise ConfigError(f"{where}model: {error}") from None
-    if stage.resolution % variant.stride:
-        lower = max(variant.stride, stage.resolution // variant.stride * variant.stride)
-        raise ConfigError(
-            f"{where}resolution: {stage.resolution} is no multiple of {variant.stride}, as {stage.model.name} needs; "
-            f"{lower} is"
-        )
-    start = stage.start_stage
-    if start is not None and recipe.stages[start].model.variant != variant:
-        other = recipe.stages[start].model
-        raise ConfigError(
-            f"{where}model: {_described(stage.model)} cannot start from stage {start}, which trains "
-            f"{_described(other)}; use one model"
-        )
-
-
-def _described(model: ModelSettings) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in model.options.items())
-    return f"{model.name} ({options})" if options else model.name

@@ -20,7 +20,7 @@ class Contestant:
     package: str = "torch"
     """The distribution whose version is of interest."""
     optional: bool = False
-    """Whether the project does not depend on it, or it has a `prepare`."""
+    """Whether what it needs may be missing, since the project does not depend on it."""
 
     def load(self) -> Batches:
         """Import it.

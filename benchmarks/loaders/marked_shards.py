@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from benchmarks.loaders import ours
-from benchmarks.loaders.task import Images
+from benchmarks.loaders.task import SAMPLES_PER_SHARD, Images
 from data.building.build import build_shards
+from data.building.restart_markers import require_libturbojpeg
 from data.errors import DataError
 
 
@@ -12,14 +13,13 @@ def prepare(folder: Path) -> None:
     """Build the shards.
 
     Raises:
-        ImportError: there is no libturbojpeg 3.
+        ImportError: there is no libturbojpeg that writes the markers.
     """
     try:
-        build_shards(
-            folder / "images", folder / "marked", samples_per_shard=ours.SAMPLES_PER_SHARD, restart_markers=True
-        )
+        require_libturbojpeg()
     except DataError as error:
         raise ImportError(str(error)) from error
+    build_shards(folder / "images", folder / "marked", samples_per_shard=SAMPLES_PER_SHARD, restart_markers=True)
 
 
 def batches(folder: Path, workers: int, augmented: bool) -> Images:

@@ -12,8 +12,6 @@ from data.index import read_index
 from data.order import SampleOrder
 from data.stream import RankShare, training_stream
 
-SAMPLES_PER_SHARD = 200
-
 
 def batches(folder: Path, workers: int, augmented: bool) -> Images:
     return batches_of(folder / "shards", workers, augmented)

@@ -16,6 +16,7 @@ from data.images.decode import Pixels
 
 SIZE = 224
 BATCH = 64
+SAMPLES_PER_SHARD = 200
 LAYERS, MAGNITUDE = 2, 15.0
 AREA = (0.05, 1.0)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from data.accounting import LeftOut
 from data.building.build_folder import BuildFolder, BuildPart, BuildPlan, ReadOptions, WriteOptions
 from data.building.build_record import source_state
 from data.building.class_folders import Selection
@@ -145,7 +146,7 @@ def build_shards(
             building.finish_part(build_part, runs)
         if not runs:  # more parts than batches
             accounting = in_part(images.accounting, None, elsewhere)
-            return BuildReport({}, 0, [], [], 0, 0, 0, conversion, accounting)
+            return BuildReport({}, 0, [], [], 0, 0, 0, LeftOut(), conversion, accounting)
         read = read_images([building.runs / name for name in runs])
         accounting = in_part(images.accounting, read, elsewhere)
         return report(read, shuffled(read)[0], read.broken, reading, {}, accounting)

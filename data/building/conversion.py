@@ -3,7 +3,7 @@
 import io
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import get_args
 
@@ -46,7 +46,10 @@ class Kind(IntFlag):
     TIFF = 512
     GZIPPED = 1024
     PPM = 2048
-    RESTART_MARKERS = 4096
+    MARKED = 4096
+    """Given restart markers."""
+    UNMARKED = 8192
+    """Cannot have restart markers, which all were to have."""
 
 
 DIFFERENCES = {
@@ -118,13 +121,15 @@ def check_image(encoded: bytes, conversion: Conversion) -> CheckedImage:
 
     Raises:
         DecodeError: truncated, damaged or not an image.
-        DataError: restart markers are wanted, and there is no libturbojpeg 3.
+        DataError: restart markers are wanted, and there is no libturbojpeg that writes them.
     """
     checked, pixels = _converted(encoded, conversion)
-    if not conversion.restart_markers or checked.extension != "jpg":
+    if not conversion.restart_markers:
         return checked
     marked = with_restart_markers(checked.encoded, decode(checked.encoded) if pixels is None else pixels)
-    return CheckedImage(marked, "jpg", checked.kind | Kind.RESTART_MARKERS) if marked else checked
+    if marked is None:
+        return replace(checked, kind=checked.kind | Kind.UNMARKED)
+    return checked if marked == checked.encoded else CheckedImage(marked, "jpg", checked.kind | Kind.MARKED)
 
 
 def _converted(encoded: bytes, conversion: Conversion) -> tuple[CheckedImage, Pixels | None]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.accounting import REPORT_NAME, Accounting
+from data.accounting import FIRST_NAMES, REPORT_NAME, Accounting, LeftOut
 from data.building.build_folder import BuildFolder, ReadOptions, WriteOptions
 from data.building.conversion import DIFFERENCES, Conversion, Kind
 from data.building.report import (
@@ -97,8 +97,10 @@ class BuildReport:
     shrunk: int
     encoded_again: int
     """How many images were encoded again; the others have the bytes of the source, apart from restart markers."""
-    restart_markers: int
+    marked: int
     """How many images were given restart markers."""
+    unmarked: LeftOut
+    """Those that cannot have them, if they were asked for."""
     conversion: Conversion
     """How they were to be converted."""
     accounting: Accounting
@@ -123,7 +125,8 @@ class BuildReport:
         counts = {
             "shrunk": self.shrunk,
             "encoded_again": self.encoded_again,
-            "restart_markers": self.restart_markers,
+            "marked": self.marked,
+            "unmarked": to_json(self.unmarked),
         }
         return {**to_json(self.accounting), "kinds": kinds, **counts, "datasets": written}
 
@@ -229,16 +232,21 @@ def report(
     kind = images.kind[order]
     again = (kind & Kind.ENCODED_AGAIN) > 0
     kinds = []
+
+    def first(found: NDArray[np.intp]) -> list[str]:
+        return [one_line(images.name(int(order[position]))) for position in found[:FIRST_NAMES]]
+
     for bit, words in DIFFERENCES.items():
         found = np.flatnonzero(kind & bit)
         if found.size:
-            first = [one_line(images.name(int(order[position]))) for position in found[:3]]
-            kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first))
+            kinds.append(KindCount(words, int(found.size), int(again[found].sum()), first(found)))
     shrunk, encoded_again, marked = (
-        int(np.count_nonzero(kind & bit)) for bit in (Kind.SHRUNK, Kind.ENCODED_AGAIN, Kind.RESTART_MARKERS)
+        int(np.count_nonzero(kind & bit)) for bit in (Kind.SHRUNK, Kind.ENCODED_AGAIN, Kind.MARKED)
     )
+    without = np.flatnonzero(kind & Kind.UNMARKED)
+    unmarked = LeftOut(int(without.size), first(without))
     return BuildReport(
-        indexes, len(order), left_out, kinds, shrunk, encoded_again, marked, reading.conversion, accounting
+        indexes, len(order), left_out, kinds, shrunk, encoded_again, marked, unmarked, reading.conversion, accounting
     )
 
 

@@ -117,9 +117,7 @@ def in_part(listing: Accounting, images: Images | None, elsewhere: int) -> Accou
 
 
 def remark_on_conversion(accounting: Accounting, conversion: Conversion, kinds: NDArray[np.uint16]) -> None:
-    """A remark on options of a conversion that changed none of the images, whose `kinds` (n,) are given."""
-    if conversion.restart_markers and not np.any(kinds & Kind.RESTART_MARKERS):
-        accounting.remark("nothing_marked", "no image was given restart markers: all have them, or are of other kinds")
+    """A remark on options of a conversion that has encoded none of the images, whose `kinds` (n,) are given."""
     if not conversion.encodes or np.any(kinds & Kind.ENCODED_AGAIN):
         return
     given = {

@@ -4,6 +4,7 @@ import os
 from functools import cache
 
 import numpy as np
+import simplejpeg
 
 from data.errors import DataError
 from data.images.decode import DecodeError, Pixels, decode
@@ -25,21 +26,23 @@ def restart_interval(mcus: int) -> int:
 
 
 def with_restart_markers(encoded: bytes, pixels: Pixels) -> bytes | None:
-    """A JPEG with the same `pixels` and with restart markers.
+    """The same image with restart markers: itself if it has suitable ones, otherwise a JPEG with the same `pixels`.
 
-    None if it has suitable ones, or is of a kind whose crops are not decoded alone, such as CMYK. Of a progressive one
-    it makes a sequential one.
+    None for other formats, for kinds of JPEGs whose crops are not decoded alone, such as CMYK, and for those that
+    libturbojpeg warns of. Of a progressive JPEG it makes a sequential one.
 
     Raises:
-        DataError: there is no libturbojpeg 3.
+        DataError: there is no libturbojpeg that writes them.
     """
     library = _library()
     plain = region_frame(encoded)
     if plain is None:
         sequential = library.recoded(encoded, 0)
         plain = region_frame(sequential) if sequential else None
-    if plain is None or _is_divided(plain):
+    if plain is None:
         return None
+    if _is_divided(plain):
+        return encoded
     marked = library.recoded(encoded, restart_interval(plain.grid[1]))
     return marked if marked and _has_pixels(marked, pixels) else None
 
@@ -47,7 +50,7 @@ def with_restart_markers(encoded: bytes, pixels: Pixels) -> bytes | None:
 def require_libturbojpeg() -> None:
     """
     Raises:
-        DataError: there is no libturbojpeg 3, which writes restart markers.
+        DataError: there is no libturbojpeg that writes restart markers.
     """
     _library()
 
@@ -69,9 +72,17 @@ def _has_pixels(encoded: bytes, pixels: Pixels) -> bool:
 @cache
 def _library() -> TurboJpeg:
     library = find_turbojpeg(os.environ)
-    if library is None:
+    found = "which is not installed" if library is None else f"and {library.path} is older"
+    if library is None or not _writes_markers(library):
         raise DataError(
-            "restart markers are written by libturbojpeg 3, which is not installed: pip install pylibjxl, or name a "
-            f"libturbojpeg.so in {VARIABLE}"
+            f"restart markers are written by libturbojpeg from version 3.1 on, {found}: pip install pylibjxl, or name "
+            f"another libturbojpeg.so in {VARIABLE}"
         )
     return library
+
+
+def _writes_markers(library: TurboJpeg) -> bool:
+    """Version 3.0 ignores the interval."""
+    marked = library.recoded(simplejpeg.encode_jpeg(np.zeros((8, 16, 1), np.uint8), colorspace="GRAY"), 1)
+    frame = region_frame(marked) if marked else None
+    return frame is not None and frame.interval == 1

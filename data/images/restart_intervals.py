@@ -4,7 +4,6 @@ What is between two restart markers is decoded without anything before it. Where
 intervals, those that cover a window are a JPEG of a smaller size, whose pixels in the window are those of the whole.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from data.images.region_frame import EOI, RegionFrame, Window
 
-_FIRST_RESTART, _RESTARTS = 0xD0, 8
-"""The first restart marker, and how many there are, which follow one another in turn."""
+_RESTARTS = bytes(range(0xD0, 0xD8))
+"""The second bytes of the restart markers, which follow one another in turn."""
 
 
 class JpegPart(NamedTuple):
@@ -70,13 +69,10 @@ def _stops(encoded: bytes, frame: RegionFrame, count: int) -> NDArray[np.int64] 
     return np.asarray(at + (frame.data_at + 1), np.int64)
 
 
-@lru_cache(maxsize=256)
 def _numbers(count: int) -> NDArray[np.uint8]:
     """The second bytes of `count` markers, of which the last is the end of the image."""
-    numbers = (_FIRST_RESTART + np.arange(count) % _RESTARTS).astype(np.uint8)
-    numbers[-1] = EOI[1]
-    numbers.flags.writeable = False
-    return numbers
+    numbers = _RESTARTS * (count // len(_RESTARTS)) + _RESTARTS[: count % len(_RESTARTS)]
+    return np.frombuffer(numbers[:-1] + EOI[1:], np.uint8)
 
 
 def _moved(span: slice, by: int) -> slice:

@@ -36,7 +36,7 @@ class _Transform(ctypes.Structure):
 
 
 class TurboJpeg:
-    """The library in a file; threads may share it, and its calls release the interpreter's lock.
+    """The library in a file; threads may share it, and decoding and coding release the interpreter's lock.
 
     Args:
         path: of the file, or a name that the dynamic loader finds.

@@ -39,8 +39,9 @@ from pipeline.gpu_benchmark.measure import OPTIONAL, BenchmarkRequest, measure
 from pipeline.gpu_benchmark.record import GpuBenchmark
 from pipeline.gpu_benchmark.subject import MOST_ROUNDS, rounds_of
 from pipeline.gpu_benchmark.variants import EAGER, all_settings
+from pipeline.model_check import check_model
 from pipeline.monitoring.console import PrintableConsole
-from pipeline.plan import check_model, check_ranks, open_stage_dataset
+from pipeline.plan import check_ranks, open_stage_dataset
 from pipeline.ranks.gpus import has_gpu
 from pipeline.recipe.schema import Recipe, TrainStage
 

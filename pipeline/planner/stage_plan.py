@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from data.order import default_lanes
 from data.text.counted import counted
-from pipeline.plan import check_length, check_model, check_ranks, with_intervals
+from pipeline.model_check import check_model
+from pipeline.plan import check_length, check_ranks, with_intervals
 from pipeline.planner.alternatives import Alternative, Recommendation, alternatives, recommend
 from pipeline.planner.datasets import PlannedDataset
 from pipeline.planner.failures.run_timing import RunTiming

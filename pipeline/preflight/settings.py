@@ -7,7 +7,8 @@ import numpy as np
 from data.text.counted import counted
 from pipeline.compiler import check_compiler
 from pipeline.fused_kernels import check_fused_depthwise
-from pipeline.plan import check_model, check_ranks, sample_order
+from pipeline.model_check import check_model
+from pipeline.plan import check_ranks, sample_order
 from pipeline.preflight.finding import Findings
 from pipeline.recipe.schema import SMALL_IMAGES, Recipe, TrainStage
 from pipeline.runs.announcements import evaluation_view

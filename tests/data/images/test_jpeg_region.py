@@ -1,7 +1,6 @@
 """Windows of JPEGs: the pixels of the whole picture to the bit, by libturbojpeg and by simplejpeg; damage above is found."""
 
 import io
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,54 +15,19 @@ from data.images import jpeg_region
 from data.images.decode import MAX_PIXELS, DecodeError, decode, decode_window
 from data.images.jpeg import Pixels
 from data.images.jpeg_region import RegionDecoder, find_region_decoder
-from data.images.region_frame import RegionFrame, Window, region_frame
+from data.images.region_frame import RegionFrame, region_frame
 from data.images.turbojpeg import VARIABLE, TurboJpeg
 from tests.data.images.test_jpeg import BY_CJPEG, DAMAGED, FOUR_TO_ONE, HARMLESS, jpeg, padded, sampled
+from tests.data.images.windows import KINDS, Counting, check_agreement, check_every_span, chosen, picture
 from tests.support.libturbojpeg import libturbojpeg
 
-KINDS = ("444", "422", "440", "420", "411", "gray")
 SCAN, EOI = b"\xff\xda", b"\xff\xd9"
-
-
-class Counting(RegionDecoder):
-    """Counts the windows that it decodes, and those for which the whole picture is needed."""
-
-    def __init__(self, library: TurboJpeg | None) -> None:
-        super().__init__(library)
-        self.windows = self.wholes = 0
-
-    def __call__(self, encoded: bytes, frame: RegionFrame, window: Window) -> Pixels | None:
-        pixels = super().__call__(encoded, frame, window)
-        self.windows += pixels is not None
-        self.wholes += pixels is None
-        return pixels
-
-
-@pytest.fixture(params=["libturbojpeg", "simplejpeg"])
-def regions(request: pytest.FixtureRequest) -> Counting:
-    return Counting(TurboJpeg(libturbojpeg()) if request.param == "libturbojpeg" else None)
-
-
-def picture(height: int, width: int, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def chosen(window: Window) -> Callable[[int, int], Window]:
-    return lambda height, width: window
-
-
-def spans(length: int) -> Iterator[slice]:
-    """All of an axis."""
-    return (slice(start, stop) for start in range(length) for stop in range(start + 1, length + 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_span_of_rows_and_of_columns_has_the_pixels_of_the_whole(kind: str, regions: Counting) -> None:
     height, width = (37, 41) if kind != "411" else (19, 77)
-    encoded = simplejpeg.encode_jpeg(picture(height, width), colorsubsampling=kind)
-    whole = decode(encoded)
-    for window in (*((rows, slice(9, 30)) for rows in spans(height)), *((slice(3, 7), c) for c in spans(width))):
-        assert np.array_equal(decode_window(encoded, chosen(window), regions), whole[window]), window
+    check_every_span(simplejpeg.encode_jpeg(picture(height, width), colorsubsampling=kind), regions)
     assert regions.windows > 800
 
 
@@ -174,30 +138,12 @@ def test_codes_that_are_garbled_below_the_window_are_not_read(regions: Counting)
         decode_window(garbled, chosen(TOP))
 
 
-def flipped(encoded: bytes) -> Iterator[bytes]:
-    """The JPEG with bits of one byte of its data inverted, for each of them."""
-    for at in range(encoded.index(SCAN) + 14, len(encoded) - 2):
-        for bits in (0x10, 0xFF):
-            yield encoded[:at] + bytes((encoded[at] ^ bits,)) + encoded[at + 1 :]
-
-
 @pytest.mark.parametrize("kind", ["444", "420", "gray"])
 def test_both_decoders_agree_on_what_is_damaged_and_on_garbled_pixels(kind: str) -> None:
     encoded = simplejpeg.encode_jpeg(picture(4, 3).repeat(16, 0).repeat(15, 1), colorsubsampling=kind)
-    decoders = (RegionDecoder(TurboJpeg(libturbojpeg())), RegionDecoder())
-    windows = [(slice(0, 14), slice(3, 40)), (slice(17, 31), slice(30, 44)), (slice(5, 46), slice(0, 22)), (slice(50, 64), slice(9, 45))]  # fmt: skip
-    seen = {True: 0, False: 0}
-    for damaged in flipped(encoded):
-        for window in windows:
-            found = []
-            for decoder in decoders:
-                try:
-                    found.append(decode_window(damaged, chosen(window), decoder))
-                except DecodeError as error:
-                    found.append(np.frombuffer(str(error).encode(), np.uint8))
-            assert np.array_equal(found[0], found[1])
-            seen[found[0].ndim == 3] += 1
-    assert min(seen.values()) > 100
+    check_agreement(encoded, encoded.index(SCAN) + 14, [
+        (slice(0, 14), slice(3, 40)), (slice(17, 31), slice(30, 44)), (slice(5, 46), slice(0, 22)), (slice(50, 64), slice(9, 45)),
+    ])  # fmt: skip
 
 
 def test_images_above_the_pixel_limit_are_refused_by_their_header(regions: Counting) -> None:

@@ -62,9 +62,11 @@ def test_how_many_images_were_encoded_again_is_said(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "source" / "dark" / "drawing.png")
     done = coatnet("shards", "build", "source", "mixed", "--restart-markers", folder=tmp_path)
     assert done.stdout.splitlines()[1] == (
-        "4 of 5 images given restart markers, without a loss; the others have them, or are of kinds whose crops are not "
-        "decoded alone"
+        "4 of 5 images given restart markers, without a loss; 1 cannot have them, being no JPEGs, of a kind whose crops "
+        "are not decoded alone, or ones that libturbojpeg warns of (dark/drawing.png)"
     )
+    done = coatnet("shards", "build", "marked", "again", "--restart-markers", folder=tmp_path)
+    assert done.stdout.splitlines()[0] == "0 of 4 images given restart markers, without a loss; 4 had them already"
     done = coatnet("shards", "build", "some", "none", "--short-side", "24", "--subsampling", "4:2:0", folder=tmp_path)
     assert (
         "no image was encoded again, so that nothing follows from --short-side 24, --subsampling 4:2:0" in done.stdout
